@@ -1,0 +1,182 @@
+"""The grid of a comparison: which runs there are, what is checked before the first, what is written down."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from steppe import checkpoint, engine, machine, methods, records
+from steppe.compare.launch import Listen, launch
+from steppe.config import Run, Study
+from steppe.data.images import DataSet
+from steppe.errors import InputError, RunError
+
+COMPARISON = "compare.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the grid and its folder."""
+
+    run: Run
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """What the run is called while it trains."""
+        return f"{self.run.method} seed {self.run.seed}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        return (self.folder / engine.RESULT).exists()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A comparison about to run: its jobs, and the folder that will hold it."""
+
+    study: Study
+    out: Path
+    jobs: list[Job]
+
+    @property
+    def open(self) -> list[Job]:
+        """The jobs that are not finished, in order."""
+        return [job for job in self.jobs if not job.finished]
+
+
+def prepare(study: Study, out: Path, command: str, *, retry: bool = False) -> Grid:
+    """Check everything that can be checked before training, and write down what will run.
+
+    Loads each data set once (decoded images are cached for the workers), builds each model once and verifies
+    the checkpoints of unfinished runs. ``retry`` forgets the results of failed runs, so that they run again.
+
+    Raises:
+        InputError: A name, a size, an image or a checkpoint is not usable.
+        RunError: The folder cannot be written.
+    """
+    runs = study.runs()
+    jobs = [Job(run, out / "runs" / engine.digest(run)) for run in runs]
+    by_folder: dict[Path, str] = {}
+    for job in jobs:
+        twin = by_folder.setdefault(job.folder, job.name)
+        if twin != job.name:
+            raise InputError(f"methods {twin!r} and {job.name!r} are the same run; name one of them")
+    sets = _check(runs)
+    for job in jobs:
+        _check_saved(job, retry)
+    grid = Grid(study, out, jobs)
+    records.write_json(out / COMPARISON, _description(grid, sets, command))
+    return grid
+
+
+def run(grid: Grid, workers: int, listen: Listen[Job]) -> dict[Job, str]:
+    """Run what is not finished, ``workers`` runs at a time; return what went wrong, by job.
+
+    Runs that fail do not stop the others. Raises RunError if another process works on the same comparison.
+    """
+    with _alone(grid.out):
+        return launch(grid.open, workers, listen)
+
+
+def _check(runs: list[Run]) -> dict[str, DataSet]:
+    """Load every data set and try every distinct model on it."""
+    sets: dict[str, DataSet] = {}
+    seen: set[tuple[str, str, str]] = set()
+    for one in runs:
+        methods.parse(one.method)
+    for one in runs:
+        if one.dataset not in sets:
+            sets[one.dataset] = engine.load_data(one)
+        key = (one.dataset, one.model, one.method)
+        if key not in seen:
+            seen.add(key)
+            engine.check(one, sets[one.dataset])
+    return sets
+
+
+def _check_saved(job: Job, retry: bool) -> None:
+    """Refuse damaged checkpoints and results before any worker starts."""
+    result = job.folder / engine.RESULT
+    if result.exists():
+        try:
+            status = json.loads(result.read_text())["status"]
+        except (ValueError, KeyError):
+            raise InputError(f"{result} is damaged; delete it, and the run goes on from its checkpoint") from None
+        if retry and status == "failed":
+            for path in job.folder.iterdir():
+                path.unlink()
+    elif (job.folder / engine.CHECKPOINT).exists():
+        checkpoint.read(job.folder / engine.CHECKPOINT)
+
+
+def _description(grid: Grid, sets: dict[str, DataSet], command: str) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "environment": machine.environment(),
+        "study": asdict(grid.study),
+        "data": {name: _data_description(images) for name, images in sets.items()},
+        "runs": [
+            {
+                "digest": job.folder.name,
+                "method": job.run.method,
+                "model": job.run.model,
+                "dataset": job.run.dataset,
+                "seed": job.run.seed,
+            }
+            for job in grid.jobs
+        ],
+        "methods": {spec: _method_description(spec) for spec in grid.study.methods},
+    }
+
+
+def _data_description(images: DataSet) -> dict[str, Any]:
+    return {
+        "train": len(images.train.y),
+        "val": len(images.val.y),
+        "test": len(images.test.y),
+        "classes": len(images.classes),
+        "channels": images.channels,
+        "size": images.size,
+        "note": images.note,
+        "skipped": list(images.skipped),
+    }
+
+
+def _method_description(spec: str) -> dict[str, Any]:
+    method = methods.parse(spec)
+    names = [part.partition(":")[0] for part in spec.split("+")]
+    return {
+        "summary": " ".join(methods.summary(name) for name in names),
+        "resolved": repr(method),
+        "controls": list(method.controls),
+    }
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the comparison's lock; the system releases it when this process ends, however it ends."""
+    path = out / "compare.lock"
+    try:
+        lock = path.open("a")
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror}; choose a folder you can write with --out"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"another steppe compare is at work in {out}; wait for it, or choose another --out"
+            ) from None
+        yield

@@ -1,0 +1,90 @@
+"""What a person sees while runs go on: a live line per run on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from steppe import engine
+
+
+class Named(Protocol):
+    """A job with a name; equal jobs are one."""
+
+    @property
+    def name(self) -> str:
+        """What the run is called."""
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Display:
+    """Show the progress of ``total`` runs; a context manager whose ``listen`` is given to the launcher."""
+
+    def __init__(self, total: int, console: Console):
+        self.total, self.console = total, console
+        self.done = 0
+        self._tasks: dict[str, TaskID] = {}
+        self._tenths: dict[str, int] = {}
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=18),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._all = self._bars.add_task("all runs", total=total, text=f"0 of {total} done")
+
+    def __enter__(self) -> Display:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def listen(self, job: Named, news: engine.Progress | dict[str, Any] | str) -> None:
+        """Take in a run's progress, its result, or its error in words."""
+        if isinstance(news, engine.Progress):
+            self._progress(job.name, news)
+        else:
+            self._finish(job.name, news)
+
+    def _progress(self, name: str, p: engine.Progress) -> None:
+        text = (
+            f"epoch {p.epoch}  loss {p.loss:.3f}  acc {p.accuracy:.1%}  "
+            f"{p.images_per_second:,.0f} images/s  {duration(p.seconds_left)} left"
+        )
+        if self.console.is_terminal:
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(name, total=1.0, text="")
+            self._bars.update(self._tasks[name], completed=p.share, text=text)
+        elif p.val_accuracy is not None and int(p.share * 10) > self._tenths.get(name, -1):
+            self._tenths[name] = int(p.share * 10)
+            self.console.print(f"{name}: {p.share:4.0%}  {text}", soft_wrap=True, highlight=False)
+
+    def _finish(self, name: str, news: dict[str, Any] | str) -> None:
+        self.done += 1
+        task = self._tasks.pop(name, None)
+        if task is not None:
+            self._bars.remove_task(task)
+        self._bars.update(self._all, completed=self.done, text=f"{self.done} of {self.total} done")
+        if isinstance(news, str):
+            text = f"stopped: {news}"
+        elif news["status"] == "ok":
+            test = news["test"]["last"]["accuracy"]
+            text = f"test accuracy {test:.2%} after {news['epochs']} epochs, {duration(news['seconds'])}"
+        else:
+            text = f"failed: {news['message']}"
+        count = f"[{self.done}/{self.total}]"
+        self.console.print(f"{count} {name}: {text}", soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,232 @@
+"""What a run and a comparison are: frozen dataclasses that serve the API, the file and the flags alike.
+
+Every field is checked when the object is made, so an impossible configuration never reaches the data or the
+network. ``digest`` names a run: equal configurations share a folder, different ones never do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from steppe.errors import InputError
+
+Optimizer = Literal["adam", "adamw", "sgd"]
+Schedule = Literal["cosine", "constant"]
+Match = Literal["epochs", "gradients", "seconds"]
+Precision = Literal["fp32", "bf16"]
+Normalize = Literal["unit", "standard"]
+
+METHODS = ("plain", "repeat-step", "two-step", "gc", "agc", "sam", "sadt-v1", "sadt-v2", "sadt-v3")
+
+
+def _positive(name: str, value: float | None, least: float = 0.0, strict: bool = True) -> None:
+    if value is None:
+        return
+    if not math.isfinite(value) or value < least or (strict and value == least):
+        raise InputError(f"{name} is {value}; give a number {'above' if strict else 'of at least'} {least:g}")
+
+
+def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InputError(f"{name} is {value!r}; choose one of {', '.join(known)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """How the images of a data set are chosen, split, sized and augmented.
+
+    Attributes:
+        train: Images trained on, drawn class by class from the training images; all of them if not given.
+        val: Images held out of the training images for validation: a fraction below 1, or a count.
+        test: Test images used, drawn class by class; all of them if not given.
+        size: Side in pixels that images are resized to; the data set's own size if not given (digits: 24).
+        augment: What is done to each training batch, in this order: flip, crop, cutout, mixup, cutmix.
+        normalize: 'unit' gives values in [0, 1]; 'standard' subtracts the training images' mean per channel
+            and divides by their standard deviation.
+        split_seed: Seed of the split and of the subsets; the same for all runs of a comparison.
+        skip_corrupt: Leave unreadable images out instead of stopping before training.
+    """
+
+    train: int | None = None
+    val: float = 0.1
+    test: int | None = None
+    size: int | None = None
+    augment: tuple[str, ...] = ("cutmix",)
+    normalize: Normalize = "unit"
+    split_seed: int = 0
+    skip_corrupt: bool = False
+
+    def __post_init__(self) -> None:
+        _positive("data.train", self.train)
+        _positive("data.val", self.val)
+        _positive("data.test", self.test)
+        _positive("data.size", self.size, 8, strict=False)
+        _choice("data.normalize", self.normalize, get_args(Normalize))
+        if self.val >= 1 and self.val != int(self.val):
+            raise InputError(f"data.val is {self.val}; give a fraction below 1 or a whole number of images")
+        if len(set(self.augment)) != len(self.augment):
+            raise InputError(f"data.augment names a step twice: {', '.join(self.augment)}; name each once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """The user's own optimizer and its schedule.
+
+    Attributes:
+        name: adam, adamw or sgd.
+        lr: Initial learning rate.
+        momentum: Momentum of sgd; adam and adamw do not read it.
+        weight_decay: Weight decay, applied by the optimizer.
+        schedule: 'cosine' decays the rate to 0 over the run's budget, once per step; 'constant' keeps it.
+        clip: Largest global L2 norm of a gradient given to the optimizer; none if not given.
+    """
+
+    name: Optimizer = "adam"
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: Schedule = "cosine"
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        _choice("optim.name", self.name, get_args(Optimizer))
+        _choice("optim.schedule", self.schedule, get_args(Schedule))
+        _positive("optim.lr", self.lr, strict=False)
+        _positive("optim.weight_decay", self.weight_decay, strict=False)
+        _positive("optim.momentum", self.momentum, strict=False)
+        _positive("optim.clip", self.clip)
+        if self.momentum >= 1:
+            raise InputError(f"optim.momentum is {self.momentum}; give a number below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Common:
+    """What a run and a comparison share.
+
+    Attributes:
+        data: Split, size and augmentation of the images.
+        optim: Optimizer and schedule, the same for every method.
+        batch: Samples per batch.
+        epochs: Passes of plain training over the training images; the budget if match is not 'seconds'.
+        match: What is equal between methods: 'epochs' (passes over the data), 'gradients' (gradient
+            evaluations, as many as plain training takes in that many epochs) or 'seconds' (training time).
+        seconds: Training seconds per run when match is 'seconds'.
+        precision: fp32, or bf16 autocast with fp32 weights.
+        threads: Processor threads of one run; results are bit-identical only for equal counts.
+    """
+
+    data: Data = field(default_factory=Data)
+    optim: Optim = field(default_factory=Optim)
+    batch: int = 64
+    epochs: int = 12
+    match: Match = "epochs"
+    seconds: float | None = None
+    precision: Precision = "fp32"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        _positive("batch", self.batch)
+        _positive("epochs", self.epochs)
+        _positive("threads", self.threads)
+        _positive("seconds", self.seconds)
+        _choice("match", self.match, get_args(Match))
+        _choice("precision", self.precision, get_args(Precision))
+        if self.match == "seconds" and self.seconds is None:
+            raise InputError("match is 'seconds' but seconds is not given; add --seconds N")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(_Common):
+    """One training run.
+
+    Attributes:
+        method: Name with optional settings: sam, sam:rho=0.1, sadt-v1:sigma=0, sam+gc.
+        model: Name of the network.
+        dataset: Name of the data set, or name:PATH where its files are (folder:PATH, cifar10:PATH).
+        seed: Seed of initial weights, order of samples, augmentation, dropout and the method's noise.
+    """
+
+    method: str = "plain"
+    model: str = "simple-cnn"
+    dataset: str = "digits"
+    seed: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the configuration as plain data."""
+        return asdict(self)
+
+    def digest(self, resolved_method: str) -> str:
+        """Return the 12 hexadecimal digits that name this run.
+
+        ``resolved_method`` states every hyper-parameter, defaults included, so that ``sam`` and
+        ``sam:rho=0.05`` are one run and a changed default is another.
+        """
+        content = self.as_dict() | {"method": resolved_method}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(_Common):
+    """A comparison: methods x models x data sets x seeds.
+
+    Attributes:
+        methods: Methods compared, each a name with optional settings (sam:rho=0.1).
+        models: Networks.
+        datasets: Data sets, each a name or name:PATH.
+        seeds: One run of everything per seed; methods are paired by seed.
+    """
+
+    methods: tuple[str, ...] = METHODS
+    models: tuple[str, ...] = ("simple-cnn",)
+    datasets: tuple[str, ...] = ("digits",)
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("methods", "models", "datasets", "seeds"):
+            values = getattr(self, name)
+            if not values:
+                raise InputError(f"{name} is empty; name at least one")
+            if len(set(values)) != len(values):
+                raise InputError(f"{name} names one twice: {' '.join(map(str, values))}; name each once")
+
+    def runs(self) -> list[Run]:
+        """Return every run of the grid; all methods of one seed stand together."""
+        common = {k: getattr(self, k) for k in _Common.__dataclass_fields__}
+        return [
+            Run(method=method, model=model, dataset=dataset, seed=seed, **common)
+            for dataset in self.datasets
+            for model in self.models
+            for seed in self.seeds
+            for method in self.methods
+        ]
+
+
+def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
+    """Split ``name:key=value,key=value`` into the name and its settings (values read as JSON, else as text)."""
+    name, colon, rest = spec.partition(":")
+    settings: dict[str, Any] = {}
+    if colon and not rest:
+        raise InputError(f"method {spec!r} ends in a colon; write name:key=value or only the name")
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or not key or not value:
+            raise InputError(f"method {spec!r}: {part!r} is not key=value; write for example sam:rho=0.1")
+        try:
+            settings[key.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[key.strip()] = value.strip()
+    return name.strip(), settings
+
+
+def from_dict(content: Mapping[str, Any]) -> Run:
+    """Rebuild a run from ``as_dict``'s plain data."""
+    data = dict(content["data"])
+    data["augment"] = tuple(data["augment"])
+    rest = {k: v for k, v in content.items() if k not in ("data", "optim")}
+    return Run(data=Data(**data), optim=Optim(**content["optim"]), **rest)

@@ -1,0 +1,24 @@
+"""Loss functions that methods share; each is a pure function of tensors."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _log_probabilities(logits: Tensor, T: float) -> Tensor:
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return F.log_softmax(wide / T, dim=1)
+
+
+def kl(reference: Tensor, logits: Tensor, T: float = 1.0) -> Tensor:
+    r"""Return the mean Kullback-Leibler divergence :math:`\frac1B\sum_b D(p_b \| q_b)`.
+
+    :math:`p = \mathrm{softmax}(\text{reference}/T)` and :math:`q = \mathrm{softmax}(\text{logits}/T)`, both
+    (B, classes). No factor :math:`T^2` is applied. Computed from log-probabilities in at least float32, so
+    that large logits neither overflow nor give log 0. Gradients flow into whichever argument carries a graph.
+    """
+    log_p = _log_probabilities(reference, T)
+    log_q = _log_probabilities(logits, T)
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)

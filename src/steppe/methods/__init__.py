@@ -1,0 +1,77 @@
+"""The list of methods: one line each."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from functools import partial
+
+from steppe.config import parse_spec
+from steppe.errors import unknown
+from steppe.method import Method, On, make_checked
+from steppe.methods.agc import AGC
+from steppe.methods.gc import GC
+from steppe.methods.plain import Plain
+from steppe.methods.random_sam import RandomSAM
+from steppe.methods.repeat_step import RepeatStep
+from steppe.methods.sadt import SADT
+from steppe.methods.sam import SAM
+from steppe.methods.two_step import TwoStep
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "plain": Plain,
+    "repeat-step": RepeatStep,
+    "two-step": TwoStep,
+    "gc": GC,
+    "agc": AGC,
+    "sam": SAM,
+    "random-sam": RandomSAM,
+    "sadt-v1": partial(SADT, variant=1),
+    "sadt-v2": partial(SADT, variant=2),
+    "sadt-v3": partial(SADT, variant=3),
+}
+
+
+def names() -> list[str]:
+    """Return the names of all methods, in the order of the list."""
+    return list(METHODS)
+
+
+def make(name: str, **settings: object) -> Method:
+    """Make a method by name: ``make("sam", rho=0.1)``.
+
+    Raises InputError for an unknown name or setting, with the nearest known ones.
+    """
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return make_checked(METHODS[name], name, settings)
+
+
+def parse(spec: str) -> Method:
+    """Make a method from text: ``sam``, ``sam:rho=0.1``, or ``sam:rho=0.1+gc`` for a combination.
+
+    Raises InputError as `make` does, and for a pair that cannot be combined.
+    """
+    parts = []
+    for one in spec.split("+"):
+        name, settings = parse_spec(one)
+        parts.append(make(name, **settings))
+    method = parts[-1]
+    for rule in reversed(parts[:-1]):
+        method = On(rule, method)
+    return method
+
+
+def card(name: str) -> str:
+    """Return the card of a method: equation, paper, code, cost, limits, differences, values to start from."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    made = METHODS[name]
+    cls = made.func if isinstance(made, partial) else made
+    return inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "")
+
+
+def summary(name: str) -> str:
+    """Return the first sentence of a method's card."""
+    return card(name).splitlines()[0]

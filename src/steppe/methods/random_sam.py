@@ -1,0 +1,43 @@
+"""Random-direction SAM: the perturbation of SAM without its gradient, a control for SAM.
+
+    w <- U(w, grad L(w + e)),   e = rho u / |u|,   u ~ N(0, I)
+
+Paper    none: the usual ablation of SAM's ascent direction
+Code     none
+Cost     1 forward, 1 backward, 1 update
+Limits   rho = 0 is Plain
+Differs  the running statistics come from the perturbed pass, the only one there is
+Start    rho 0.05, as SAM
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from steppe import vec
+from steppe.batch import Batch
+from steppe.method import Method, descend, require
+from steppe.perturb import ascent
+from steppe.runtime import Out, Runtime
+
+
+@dataclass(frozen=True)
+class RandomSAM(Method):
+    """Minimise the loss at a random point at distance ``rho``."""
+
+    rho: float = 0.05
+
+    def check(self) -> None:
+        """Rho is a radius."""
+        require(self, "rho", self.rho >= 0, "a number of at least 0 (0.05 is usual)")
+
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+        """Look in a random direction, come back, descend."""
+        if self.rho == 0:
+            return descend(batch, rt)
+        with rt.at(ascent(vec.gaussian(rt.params, rt.rng), self.rho), clean=True):
+            out, g = rt.grad(rt.objective, batch)
+        rt.apply(g)
+        return out

@@ -1,0 +1,51 @@
+"""Networks by name: those of the SADT paper, and any of torchvision or timm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from steppe.errors import unknown
+from steppe.models.external import from_timm, from_torchvision
+from steppe.models.inception_resnet_sadt import inception_resnet_sadt
+from steppe.models.simple_cnn import simple_cnn
+from steppe.models.vgg_sadt import vgg16_sadt
+
+__all__ = ["build", "names"]
+
+MODELS: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "simple-cnn": simple_cnn,
+    "vgg16-sadt": vgg16_sadt,
+    "inception-resnet-sadt": inception_resnet_sadt,
+}
+
+
+def build(name: str, *, classes: int, channels: int, size: int) -> nn.Module:
+    """Build the network ``name`` with fresh weights, drawn from torch's global generator, in training mode.
+
+    Args:
+        name: One of ``names()``, or ``torchvision/NAME`` or ``timm/NAME`` for a network of those packages.
+        classes: Number of classes, 2 or more.
+        channels: Channels of the images, 1 or 3.
+        size: Height and width of the images in pixels.
+
+    Returns:
+        A module that maps (B, channels, size, size) to logits (B, classes).
+
+    Raises:
+        InputError: The name is unknown, its package is missing, or the network cannot take these images.
+    """
+    if name in MODELS:
+        return MODELS[name](classes, channels, size)
+    package, _, rest = name.partition("/")
+    if package == "torchvision":
+        return from_torchvision(rest, classes=classes, channels=channels, size=size)
+    if package == "timm":
+        return from_timm(rest, classes=classes, channels=channels, size=size)
+    raise unknown("model", name, MODELS, hint="(or torchvision/NAME, timm/NAME)")
+
+
+def names() -> list[str]:
+    """Return the names of the networks that come with the library, sorted."""
+    return sorted(MODELS)

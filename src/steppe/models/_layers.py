@@ -1,0 +1,73 @@
+"""Layers that start as those of Keras do, with its BatchNorm settings, and the checks all models share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from steppe.errors import InputError
+
+# Standard deviation of a unit normal cut off at two standard deviations: dividing by it makes the cut-off
+# distribution as wide as He initialisation asks for.
+_TRUNCATED_STD = 0.87962566103423978
+
+
+def check(model: str, classes: int, channels: int, size: int, least: int) -> None:
+    """Refuse what ``model`` cannot be built for.
+
+    Raises:
+        InputError: ``size`` is below ``least``, ``classes`` is below 2, or ``channels`` is not 1 or 3.
+    """
+    if classes < 2:
+        raise InputError(
+            f"{model} needs at least 2 classes, there are {classes}; give images of 2 or more classes"
+        )
+    if channels not in (1, 3):
+        raise InputError(
+            f"{model} needs images of 1 or 3 channels, these have {channels}; convert them to grey or RGB"
+        )
+    if size < least:
+        raise InputError(
+            f"{model} needs images of at least {least}x{least}, these are {size}x{size}; "
+            f"set data.size to {least} or more"
+        )
+
+
+@torch.no_grad()
+def he_normal_(weight: Tensor) -> None:
+    """Fill ``weight`` (out, in, ...) from a normal cut off at two deviations, to a variance of 2 / fan-in."""
+    fan_in = weight[0].numel()
+    std = math.sqrt(2 / fan_in) / _TRUNCATED_STD
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+def conv(inputs: int, outputs: int, *, same: bool, he: bool) -> nn.Conv2d:
+    """Return a 3x3 convolution with zero biases; He-normal weights if ``he``, else Glorot-uniform."""
+    layer = nn.Conv2d(inputs, outputs, 3, padding=1 if same else 0)
+    if he:
+        he_normal_(layer.weight)
+    else:
+        nn.init.xavier_uniform_(layer.weight)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def dense(inputs: int, outputs: int) -> nn.Linear:
+    """Return a fully connected layer with Glorot-uniform weights and zero biases."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def norm2d(width: int) -> nn.BatchNorm2d:
+    """Return BatchNorm over feature maps: moving averages keep 0.99 of their value, eps is 1e-3."""
+    return nn.BatchNorm2d(width, eps=1e-3, momentum=0.01)
+
+
+def norm1d(width: int) -> nn.BatchNorm1d:
+    """Return BatchNorm over units, with the settings of ``norm2d``."""
+    return nn.BatchNorm1d(width, eps=1e-3, momentum=0.01)

@@ -1,0 +1,86 @@
+"""Where a gradient is taken: perturbations of the weights as functions of weights, gradients and a generator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from steppe import vec
+from steppe.errors import InputError
+from steppe.vec import Vec
+
+SCOPES = ("all", "kernels", "last-conv", "last-dense", "last-bias", "tensor:INDEX")
+
+
+def ascent(grads: Vec, rho: float, eps: float = 1e-12) -> Vec:
+    r"""Return :math:`\epsilon = \rho\, g / (\lVert g\rVert_2 + \text{eps})`, the norm over all parameters.
+
+    The first-order maximiser of the loss in an L2 ball of radius rho (Foret et al., ICLR 2021, equation 2);
+    zero for a zero gradient.
+    """
+    return vec.scale(grads, rho / (vec.norm(grads) + eps))
+
+
+def unit_dims(param: Tensor, owner: nn.Module) -> tuple[int, ...] | None:
+    """Return the dimensions that one output unit spans, None if the tensor has no units (bias, norm, embedding).
+
+    Linear and convolution weights (out, in, ...) have a unit per entry of dimension 0, transposed
+    convolutions (in, out, ...) per entry of dimension 1.
+    """
+    if param.ndim <= 1 or isinstance(owner, nn.Embedding):
+        return None
+    transposed = isinstance(owner, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+    unit = 1 if transposed else 0
+    return tuple(d for d in range(param.ndim) if d != unit)
+
+
+def last_of(net: nn.Module, *kinds: type[nn.Module]) -> nn.Module | None:
+    """Return the last module of these kinds in the order of registration."""
+    found = [m for m in net.modules() if isinstance(m, kinds)]
+    return found[-1] if found else None
+
+
+def in_scope(net: nn.Module, params: Sequence[nn.Parameter], scope: str) -> list[bool]:
+    """Tell for each parameter whether ``scope`` takes it in.
+
+    'all'; 'kernels' (tensors of two or more dimensions); 'last-conv' and 'last-dense' (weight and bias of the
+    last convolution or linear layer, in order of registration); 'last-bias' (bias of the last linear layer);
+    'tensor:INDEX' (position among parameters and running statistics in order of registration, counters left
+    out: the order of a Keras weight list; an index that hits a running statistic takes in no parameter).
+
+    Raises InputError if the network has no such layer or no tensor of that index.
+    """
+    if scope == "all":
+        return [True] * len(params)
+    if scope == "kernels":
+        return [p.ndim > 1 for p in params]
+    if scope.startswith("tensor:"):
+        tensors = [(k, t) for k, t in net.state_dict(keep_vars=True).items() if t.is_floating_point()]
+        index = int(scope.removeprefix("tensor:"))
+        if index >= len(tensors):
+            raise InputError(f"scope {scope!r}: the network has {len(tensors)} tensors; give a smaller index")
+        return [p is tensors[index][1] for p in params]
+    if scope == "last-conv":
+        layer = last_of(net, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    else:
+        layer = last_of(net, nn.Linear)
+    if layer is None:
+        missing = "convolution" if scope == "last-conv" else "linear layer"
+        raise InputError(f"scope {scope!r}: the network has no {missing}; choose scope 'all' or 'kernels'")
+    taken = {id(layer.bias)} if scope == "last-bias" else {id(p) for p in layer.parameters()}
+    return [id(p) in taken for p in params]
+
+
+def unit_norms(t: Tensor, dims: tuple[int, ...] | None) -> Tensor:
+    """Return the L2 norm of each output unit, kept broadcastable; of the whole tensor where it has no units."""
+    if dims is None:
+        dims = tuple(range(t.ndim))
+    return torch.linalg.vector_norm(t, dim=dims, keepdim=True) if t.ndim else t.abs()
+
+
+def fan_in(t: Tensor, dims: tuple[int, ...]) -> int:
+    """Return how many weights one output unit has."""
+    return math.prod(t.shape[d] for d in dims)
