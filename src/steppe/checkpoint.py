@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from steppe.errors import InputError
-from steppe.records import write_bytes
+from steppe.records import write_text
 
 FORMAT = 1
 
@@ -46,7 +46,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}
     data = json.dumps(checkpoint.data, sort_keys=True)
     header = {"steppe": str(FORMAT), "data": data, "sha256": _checksum(tensors, data)}
-    write_bytes(path, save({k: v.clone() for k, v in tensors.items()}, header))
+    write_text(path, save({k: v.clone() for k, v in tensors.items()}, header))
 
 
 def read(path: Path) -> Checkpoint:

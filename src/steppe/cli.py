@@ -11,13 +11,16 @@ import sys
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import docstring_parser
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from steppe.config import Data, Optim, Run, Study
 from steppe.errors import InputError, RunError, unknown
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 EXAMPLES = {
     "compare": """examples:
@@ -149,7 +152,7 @@ def _compare_arguments(parser: ArgumentParser) -> None:
 def _compare(given: Namespace, command: str) -> int:
     from rich.console import Console
 
-    from steppe import compare, machine, report
+    from steppe import compare, machine
     from steppe.compare.live import Display
 
     study = _make(Study, given)
@@ -165,9 +168,7 @@ def _compare(given: Namespace, command: str) -> int:
     console.print(f"{len(todo)} runs, {min(jobs, max(len(todo), 1))} at a time{kept_text}", highlight=False)
     with Display(len(todo), console) as display:
         errors = compare.run(grid, jobs, display.listen)
-    page = report.write(grid.out)
-    console.print(*report.terminal(grid.out), sep="\n")
-    console.print(f"\nreport: {page}", highlight=False, soft_wrap=True)
+    _print_report(grid.out, console)
     for job, message in errors.items():
         print(f"steppe: {job.name}: {message}", file=sys.stderr)
     return 1 if errors else 0
@@ -209,13 +210,20 @@ def _report_arguments(parser: ArgumentParser) -> None:
 def _report(given: Namespace, command: str) -> int:
     from rich.console import Console
 
-    from steppe import report
-
-    folder = Path(given.folder)
-    page = report.write(folder)
-    Console().print(*report.terminal(folder), sep="\n")
-    print(f"\nreport: {page}")
+    _print_report(Path(given.folder), Console())
     return 0
+
+
+def _print_report(folder: Path, console: Console) -> None:
+    """Write a comparison's report and show its table and its reading."""
+    from steppe import records
+    from steppe.report import page, reading, rows, tables
+
+    written = page.write(folder)
+    table = rows.rows(records.load(folder))
+    console.print(tables.terminal(table))
+    console.print(f"\n{reading.sentence(table)}", highlight=False, markup=False)
+    console.print(f"\nreport: {written}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _list_arguments(parser: ArgumentParser) -> None:

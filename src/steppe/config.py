@@ -87,7 +87,7 @@ class Optim:
     """
 
     name: Optimizer = "adam"
-    lr: float = 1e-3
+    lr: float = 1e-4
     momentum: float = 0.9
     weight_decay: float = 0.0
     schedule: Schedule = "cosine"
@@ -122,8 +122,8 @@ class _Common:
 
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)
-    batch: int = 64
-    epochs: int = 12
+    batch: int = 32
+    epochs: int = 20
     match: Match = "epochs"
     seconds: float | None = None
     precision: Precision = "fp32"

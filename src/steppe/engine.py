@@ -325,6 +325,7 @@ def load_data(run: Run) -> DataSet:
 
 def _claim(folder: Path, run: Run) -> None:
     """Make the folder this run's own, or refuse one that is another's."""
+    records.make_folder(folder)
     path = folder / CONFIG
     content = run.as_dict() | {"resolved": repr(methods.parse(run.method))}
     if path.exists():

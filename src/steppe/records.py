@@ -34,9 +34,7 @@ class Record:
     Attributes:
         digest: Name of the run and of its folder.
         method: Label of the method: its row in the tables.
-        model: Name of the network.
-        dataset: Name of the data set.
-        seed: Methods are paired by it.
+        model, dataset, seed: What else it was run on; methods are paired by seed.
         metrics: One mapping per finished epoch; accuracies are fractions, ``gradients`` is cumulative.
         timing: One mapping per finished epoch; ``seconds`` is cumulative training time.
         result: Content of ``result.json``; None while the run is unfinished.
@@ -70,10 +68,8 @@ class Comparison:
 
     Attributes:
         folder: Where it was read from.
-        created: When it was started, ISO 8601.
-        command: The command that repeats it.
-        environment: Versions, processor and device.
-        study: The configuration.
+        created, command: When it was started (ISO 8601), and the command that repeats it.
+        environment, study: Versions, processor and device; the configuration.
         data: Per data set, the number of images in each part of the split.
         methods: Per label, in row order: ``summary``, ``resolved`` hyper-parameters, ``controls``.
         records: Every run of the grid, in grid order.
@@ -112,11 +108,21 @@ def load(folder: Path) -> Comparison:
         created, command = str(content["created"]), str(content["command"])
         environment, study = dict(content["environment"]), dict(content["study"])
         return Comparison(folder, created, command, environment, study, data, methods, records)
-    except InputError:
-        raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         what = f"has no {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
         raise InputError(f"{path} {what}; start the comparison in a new folder") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        RunError: The system refused.
+    """
+    with _writing(folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
 
 
 def append_line(path: Path, obj: Mapping[str, Any]) -> None:
@@ -188,8 +194,7 @@ def write_text(path: Path, content: str | bytes) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files that only their owner can read; a comparison is often shared.
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, 0o644)  # mkstemp's files are their owner's alone; a comparison is often shared
         os.replace(temporary, path)
 
 

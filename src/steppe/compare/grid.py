@@ -73,6 +73,7 @@ def prepare(study: Study, out: Path, command: str, *, retry: bool = False) -> Gr
     for job in jobs:
         _check_saved(job, retry)
     grid = Grid(study, out, jobs)
+    records.make_folder(out)
     records.write_json(out / COMPARISON, _description(grid, sets, command))
     return grid
 

@@ -1,0 +1,39 @@
+"""Data sets by name, split and ready for a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from steppe.config import Data
+from steppe.data import builtin, cifar, folder, split
+from steppe.data.images import DataSet, Images
+from steppe.data.loader import Loader, Normalizer, evaluation_batches
+from steppe.errors import InputError, unknown
+
+__all__ = ["DataSet", "Images", "Loader", "Normalizer", "evaluation_batches", "load", "names"]
+
+
+def names() -> list[str]:
+    """Return how data sets are named; PATH is where their files are."""
+    return ["digits", "cifar10:PATH", "cifar100:PATH", "folder:PATH", "synthetic"]
+
+
+def load(dataset: str, options: Data) -> DataSet:
+    """Return the data set ``name`` or ``name:PATH``, split as the options say.
+
+    Raises InputError for an unknown name, missing or damaged files, or an impossible split.
+    """
+    name, _, path = dataset.partition(":")
+    if name in ("digits", "synthetic"):
+        if path:
+            raise InputError(f"data set {dataset!r}: {name} has no files; write only {name!r}")
+        source = (builtin.digits if name == "digits" else builtin.synthetic)(options)
+    elif name in ("cifar10", "cifar100"):
+        source = cifar.load(name, path, options)
+    elif name == "folder":
+        if not path:
+            raise InputError("data set 'folder' needs its path; write folder:PATH")
+        source = folder.load(Path(path), options)
+    else:
+        raise unknown("data set", name, ["digits", "cifar10", "cifar100", "folder", "synthetic"])
+    return split.apply(dataset, source, options)

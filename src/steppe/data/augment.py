@@ -1,0 +1,108 @@
+"""Augmentation of whole batches: every function draws from the generator it is given, and from nothing else.
+
+All take and return images (B, C, H, W) and label probabilities (B, classes); the partner is a second batch of
+the same size for the steps that mix images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from steppe.errors import InputError, unknown
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images ``x`` (B, C, H, W) float32 and label probabilities ``y`` (B, classes)."""
+
+    x: Tensor
+    y: Tensor
+
+
+Step = Callable[[Sample, Sample, np.random.Generator], Sample]
+
+
+def flip(own: Sample, partner: Sample, rng: np.random.Generator) -> Sample:
+    """Mirror each image left to right with probability 1/2."""
+    mirrored = torch.from_numpy(rng.random(len(own.x)) < 0.5)
+    return Sample(torch.where(mirrored[:, None, None, None], own.x.flip(3), own.x), own.y)
+
+
+def crop(own: Sample, partner: Sample, rng: np.random.Generator) -> Sample:
+    """Pad an eighth of the side with zeros (4 pixels of 32) and cut each image out at a random place."""
+    count, _, h, w = own.x.shape
+    pad = h // 8
+    padded = F.pad(own.x, (pad,) * 4)
+    top, left = (torch.from_numpy(rng.integers(0, 2 * pad + 1, count)) for _ in range(2))
+    rows = top[:, None] + torch.arange(h)
+    columns = left[:, None] + torch.arange(w)
+    i = torch.arange(count)
+    return Sample(padded[i[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2), own.y)
+
+
+def cutout(own: Sample, partner: Sample, rng: np.random.Generator) -> Sample:
+    """Set a square of half the side to zero in each image with probability 1/2; it may stick out.
+
+    DeVries and Taylor, arXiv:1708.04552, with the size and probability of the RWP paper (16 of 32 pixels).
+    """
+    count, _, h, w = own.x.shape
+    inside = _boxes(rng.integers(0, h, count), rng.integers(0, w, count), np.full(count, h // 2), h, w)
+    hit = torch.from_numpy(rng.random(count) < 0.5)
+    return Sample(own.x.masked_fill((inside & hit[:, None, None])[:, None], 0.0), own.y)
+
+
+def mixup(own: Sample, partner: Sample, rng: np.random.Generator) -> Sample:
+    """Blend each image and label with its partner's, own share from Beta(1, 1).
+
+    Zhang et al., ICLR 2018, arXiv:1710.09412, with their alpha of 1 for CIFAR.
+    """
+    share = torch.from_numpy(rng.beta(1.0, 1.0, len(own.x)).astype(np.float32))
+    wide = share[:, None, None, None]
+    return Sample(wide * own.x + (1 - wide) * partner.x, share[:, None] * own.y + (1 - share[:, None]) * partner.y)
+
+
+def cutmix(own: Sample, partner: Sample, rng: np.random.Generator) -> Sample:
+    """Paste a box of the partner into each image; labels mix by the box's area. As in the SADT notebook.
+
+    Per image: lambda ~ Beta(0.25, 0.25), side floor(S sqrt(1 - lambda)), centre a uniform pixel, box from
+    centre - side // 2 to centre + side // 2 clipped to the image, an empty side counted as 1.
+    Yun et al., ICCV 2019, arXiv:1905.04899; there the partner is another image of the batch.
+    """
+    count, _, h, w = own.x.shape
+    side = np.floor(h * np.sqrt(1 - rng.beta(0.25, 0.25, count))).astype(int)
+    inside = _boxes(rng.integers(0, h, count), rng.integers(0, w, count), side, h, w, least=1)
+    share = 1 - inside.float().mean(dim=(1, 2))[:, None]
+    x = torch.where(inside[:, None], partner.x, own.x)
+    return Sample(x, share * own.y + (1 - share) * partner.y)
+
+
+STEPS: dict[str, Step] = {"flip": flip, "crop": crop, "cutout": cutout, "mixup": mixup, "cutmix": cutmix}
+MIXING = ("mixup", "cutmix")
+
+
+def chain(names: Sequence[str]) -> list[Step]:
+    """Return the steps of these names; raises InputError for an unknown one, or two that both mix labels."""
+    for name in names:
+        if name not in STEPS:
+            raise unknown("augmentation in data.augment", name, STEPS)
+    if all(name in names for name in MIXING):
+        raise InputError("data.augment has both mixup and cutmix; choose one of them")
+    return [STEPS[name] for name in names]
+
+
+def _boxes(row: np.ndarray, column: np.ndarray, side: np.ndarray, h: int, w: int, least: int = 0) -> Tensor:
+    """Return masks (B, h, w), true inside each square around its centre, clipped, at least ``least`` wide."""
+
+    def band(centre: np.ndarray, length: int) -> Tensor:
+        start = np.clip(centre - side // 2, 0, length)
+        end = np.maximum(np.clip(centre + side // 2, 0, length), start + least)
+        pixels = torch.arange(length)
+        return (pixels >= torch.from_numpy(start)[:, None]) & (pixels < torch.from_numpy(end)[:, None])
+
+    return band(row, h)[:, :, None] & band(column, w)[:, None, :]

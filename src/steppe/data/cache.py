@@ -1,0 +1,82 @@
+"""Decoded images kept between processes: written whole or not at all, read as memory maps, checked first."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from steppe.data.images import Images, Source
+
+_FORMAT = 1
+_log = logging.getLogger(__name__)
+
+
+def folder() -> Path:
+    """Return where decoded images are kept: STEPPE_CACHE, or steppe under XDG_CACHE_HOME or ~/.cache."""
+    own = os.environ.get("STEPPE_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steppe"
+
+
+def cached(key: Any, decode: Callable[[], Source]) -> Source:
+    """Return what ``decode`` gives, from the cache if it was decoded before under the same ``key``.
+
+    ``key`` is plain data that changes whenever the files do. A damaged entry is decoded anew; a cache that
+    cannot be written is done without.
+    """
+    name = hashlib.sha256(json.dumps([_FORMAT, key], sort_keys=True).encode()).hexdigest()[:24]
+    entry = folder() / "decoded" / name
+    if entry.is_dir():
+        try:
+            return _read(entry)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _log.warning("decoded images in %s are damaged (%s); decoding again", entry, error)
+            shutil.rmtree(entry, ignore_errors=True)
+    source = decode()
+    try:
+        _write(entry, source)
+    except OSError as error:
+        _log.info("decoded images are not kept: cannot write %s: %s", entry, error.strerror)
+    return source
+
+
+def _write(entry: Path, source: Source) -> None:
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".writing-"))
+    try:
+        for part in ("train", "test"):
+            images: Images = getattr(source, part)
+            np.save(temporary / f"{part}_x.npy", images.x.numpy())
+            np.save(temporary / f"{part}_y.npy", images.y.numpy())
+        about = {"classes": source.classes, "skipped": source.skipped, "note": source.note}
+        sizes = {f.name: f.stat().st_size for f in temporary.iterdir()}
+        (temporary / "about.json").write_text(json.dumps(about | {"sizes": sizes}))
+        os.replace(temporary, entry)
+    except OSError:
+        if not entry.is_dir():  # another process may have been first, with the same content
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read(entry: Path) -> Source:
+    about = json.loads((entry / "about.json").read_text())
+    for name, size in about["sizes"].items():
+        if (entry / name).stat().st_size != size:
+            raise ValueError(f"{name} has the wrong size")
+
+    def part(name: str) -> Images:
+        # copy-on-write: torch wants writable memory, and pages are only copied if somebody writes
+        x, y = (np.load(entry / f"{name}_{k}.npy", mmap_mode="c", allow_pickle=False) for k in "xy")
+        return Images(torch.from_numpy(x), torch.from_numpy(y))
+
+    return Source(part("train"), part("test"), tuple(about["classes"]), tuple(about["skipped"]), about["note"])

@@ -1,0 +1,108 @@
+"""Batches: training batches as a pure function of seed and epoch, evaluation batches in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from steppe.batch import Batch
+from steppe.data.augment import MIXING, Sample, chain
+from steppe.data.images import Images
+from steppe.errors import InputError
+
+_ORDER, _PARTNER, _AUGMENT = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """From uint8 pixels to what a network sees: (x / 255 - mean) / std per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, kind: str, train: Images) -> Normalizer:
+        """'unit' keeps [0, 1]; 'standard' takes mean and standard deviation of the training images."""
+        channels = train.x.shape[1]
+        if kind == "unit":
+            return cls((0.0,) * channels, (1.0,) * channels)
+        counts = torch.stack([torch.bincount(c.reshape(-1), minlength=256) for c in train.x.transpose(0, 1)])
+        share = counts.double() / counts.sum(1, keepdim=True)
+        value = torch.arange(256, dtype=torch.float64) / 255
+        mean = share @ value
+        std = ((share * (value - mean[:, None]) ** 2).sum(1)).sqrt().clamp(min=1e-6)
+        return cls(tuple(mean.tolist()), tuple(std.tolist()))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return (B, C, H, W) float32."""
+        unit = x.float().div_(255)
+        if not any(self.mean) and set(self.std) == {1.0}:
+            return unit
+        shape = (1, -1, 1, 1)
+        return unit.sub_(torch.tensor(self.mean).view(shape)).div_(torch.tensor(self.std).view(shape))
+
+
+class Loader:
+    """Shuffled, augmented training batches; ``epoch(k)`` gives the same bits whenever it is called.
+
+    Images are normalised, then augmented, so that zeros mean the mean colour under 'standard'. Labels are
+    class indices, or probabilities once a step mixes images. The partner of an image comes from a second,
+    independent order of the whole training set. A last batch of a single image is left out, because
+    BatchNorm cannot take it.
+
+    Raises InputError if the batch is larger than the training set, or an augmentation step is unknown.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        *,
+        classes: int,
+        batch: int,
+        augment: Sequence[str],
+        normalize: Normalizer,
+        seed: int,
+    ):
+        if batch > len(images):
+            raise InputError(
+                f"batch is {batch} and only {len(images)} images are trained on; give a smaller batch"
+            )
+        self.images, self.classes, self.batch = images, classes, batch
+        self.normalize, self.seed = normalize, seed
+        self.steps = chain(augment)
+        self.mixes = any(name in MIXING for name in augment)
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.images), self.batch)
+        return whole + (rest > 1 or (rest == 1 and self.batch == 1))
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Yield the batches of one epoch: x (B, C, H, W) float32, y, and index (B,) into the images."""
+        orders = [
+            torch.from_numpy(np.random.default_rng([self.seed, purpose, number]).permutation(len(self.images)))
+            for purpose in (_ORDER, _PARTNER)
+        ]
+        rng = np.random.default_rng([self.seed, _AUGMENT, number])
+        for i in range(len(self)):
+            index, partner = (order[i * self.batch : (i + 1) * self.batch] for order in orders)
+            own = self._sample(index)
+            other = self._sample(partner) if self.mixes else own
+            for step in self.steps:
+                own = step(own, other, rng)
+            yield Batch(own.x, own.y if self.mixes else self.images.y[index], index)
+
+    def _sample(self, index: Tensor) -> Sample:
+        y = self.images.y[index]
+        return Sample(self.normalize(self.images.x[index]), F.one_hot(y, self.classes).float())
+
+
+def evaluation_batches(images: Images, batch: int, normalize: Normalizer) -> Iterator[Batch]:
+    """Yield all images in order, normalised, not augmented."""
+    for start in range(0, len(images), batch):
+        stop = min(start + batch, len(images))
+        yield Batch(normalize(images.x[start:stop]), images.y[start:stop], torch.arange(start, stop))

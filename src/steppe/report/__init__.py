@@ -1,0 +1,1 @@
+"""Tables, figures and the page of a comparison: records in, files out, no torch."""

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+
+from steppe.errors import InputError
+from steppe.records import load
+from steppe.report import cost, figures
+from steppe.report.page import embedded, write
+from steppe.report.series import series
+from steppe.report.style import styles
+
+HOSTILE = "<script>alert(1)</script>"
+GROUP = ("digits", "simple-cnn")
+VOID = {"meta", "br", "input", "link", "img", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects elements and text, and checks that tags nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.stack: list[str] = []
+        self.scripts: list[str] = []
+        self.cells: list[str] = []
+        self.feed(text)
+        assert self.stack == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        if self.stack and self.stack[-1] == "script":
+            self.scripts.append(data)
+        self.cells.append(data)
+
+
+@pytest.fixture
+def page(full):
+    return write(full.path).read_text(encoding="utf-8")
+
+
+def test_everything_is_written(full):
+    path = write(full.path)
+    assert path == full.path / "report.html"
+    names = {p.name for p in full.path.iterdir()} - {"runs", "compare.json"}
+    assert names == {
+        "report.html", "table.csv", "table.md", "table.tex", "curves.svg", "curves.png", "cost.svg"
+    }  # fmt: skip
+    assert path.stat().st_size < 1_000_000
+    assert (full.path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_page_loads_nothing(page):
+    parsed = Page(page)
+    assert not re.search(r"https?:", page)
+    assert "@import" not in page
+    assert not [tag for tag, _ in parsed.elements if tag in ("link", "iframe", "img", "object", "embed", "base")]
+    for tag, attributes in parsed.elements:
+        assert "src" not in attributes
+        for name in ("href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith("#"), tag
+    assert all(target.startswith("#") for target in re.findall(r"url\((.*?)\)", page))
+
+
+def test_the_page_says_what_was_run(page):
+    text = " ".join(Page(page).cells)
+    for part in (
+        "loss is not finite at step 123 (epoch 4)",
+        "steppe compare --methods plain sam",
+        "1,294 training, 143 validation, 360 test",
+        "used exactly twice per run",
+        "its own gradient applied twice",
+        "two fresh gradients and two steps on the same batch",
+        "Sadt-V1(sigma=0.0001)",
+        "2.15.0",
+    ):
+        assert part in text
+
+
+def test_the_table_can_be_sorted_by_keyboard(page):
+    parsed = Page(page)
+    assert len([1 for tag, _ in parsed.elements if tag == "th"]) >= 10
+    assert page.count("<thead") == 1
+    assert all("<button" in head for head in re.findall(r"<th scope=\"col\".*?</th>", page))
+
+
+def test_equal_records_give_an_equal_page(full):
+    first = write(full.path).read_text(encoding="utf-8")
+    assert write(full.path).read_text(encoding="utf-8") == first
+
+
+def test_text_from_runs_is_inert(folder):
+    for label in ("plain", HOSTILE, "__proto__", "$x_1^{$", "_hidden"):
+        folder.method(label, summary=HOSTILE, resolved=f'"{HOSTILE}', controls=[HOSTILE])
+        for seed in range(2):
+            folder.run(label, seed, 0.9 + 0.01 * seed)
+    folder.run("plain", 2, None, "failed", HOSTILE + "\u202e\x1b[31m")
+    folder.compare["command"] = f"steppe {HOSTILE} </code>"
+    folder.compare["environment"] = {HOSTILE: HOSTILE}
+    folder.compare["data"]["digits"]["note"] = HOSTILE
+    folder.write()
+    text = write(folder.path).read_text(encoding="utf-8")
+    assert HOSTILE not in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    parsed = Page(text)
+    assert [a.get("type") for tag, a in parsed.elements if tag == "script"] == ["application/json", None]
+    assert not [name for _, a in parsed.elements for name in a if name.startswith("on")]
+    assert HOSTILE not in (folder.path / "curves.svg").read_text(encoding="utf-8")
+    assert HOSTILE not in (folder.path / "cost.svg").read_text(encoding="utf-8")
+
+
+def test_only_the_pages_own_script_may_run(page):
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page).group(1)
+    script = page.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+
+
+def test_embedded_json_cannot_end_its_element():
+    content = {"a": "</script><!--&"}
+    assert not set("<>&") & set(embedded(content))
+    assert json.loads(embedded(content)) == content
+
+
+def test_the_embedded_curves_are_the_mean_over_seeds(full, page):
+    data = json.loads(Page(page).scripts[0])
+    line = data["groups"][0][0]
+    runs = [r for r in load(full.path).records if r.method == "plain"]
+    expected = sum(100 * r.metrics[4]["val_accuracy"] for r in runs) / 3
+    assert line["y"]["val_accuracy"]["mean"][4] == pytest.approx(expected, rel=1e-4)
+    assert line["x"]["gradients"][-1] == 252
+    assert len(data["styles"]) == 9
+
+
+def test_many_methods_on_several_data_sets_stay_below_a_megabyte(folder):
+    for label in ["plain", *(f"m{i}" for i in range(14))]:
+        folder.method(label)
+        for dataset in ("digits", "other"):
+            for seed in range(2):
+                folder.run(label, seed, 0.9 + 0.001 * seed, dataset=dataset, epochs=300)
+    folder.write()
+    assert write(folder.path).stat().st_size < 1_000_000
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 2])
+def test_a_comparison_that_has_hardly_begun_has_a_page(folder, epochs):
+    folder.method("plain")
+    folder.run("plain", 0, None, "unfinished", epochs=epochs)
+    folder.write()
+    text = write(folder.path).read_text(encoding="utf-8")
+    assert "nothing to say yet" in text
+
+
+def test_missing_numbers_leave_gaps(folder):
+    folder.method("plain")
+    home = folder.run("plain", 0, 0.9)
+    folder.run("plain", 1, 0.92)
+    lines = [json.loads(x) for x in (home / "metrics.jsonl").read_text().splitlines()]
+    lines[2]["val_loss"] = None
+    (home / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    (home / "timing.jsonl").write_text("")
+    folder.write()
+    write(folder.path)
+
+
+def test_another_environment_is_pointed_out(full):
+    home = next((full.path / "runs").iterdir())
+    result = json.loads((home / "result.json").read_text())
+    result["environment"] = dict(result["environment"], torch="2.11.0", device="NVIDIA")
+    (home / "result.json").write_text(json.dumps(result))
+    assert "Not every run was made in the same environment: torch, device differ" in write(full.path).read_text()
+
+
+def test_a_folder_that_is_no_comparison_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no compare\.json"):
+        write(tmp_path)
+
+
+def test_curves_have_four_panels_and_a_line_per_method(full):
+    figure = figures.curves(load(full.path))
+    assert len(figure.axes) == 4
+    assert all(len(axes.lines) == 9 for axes in figure.axes)
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == list(full.compare["methods"])
+
+
+def test_figures_leave_no_global_state(full):
+    figures.svg(figures.accuracy_cost(load(full.path), "seconds"))
+    assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_no_two_methods_look_alike(full):
+    look = styles(load(full.path))
+    assert len({(s.light, s.dash, s.marker) for s in look.values()}) == 9
+    assert look["repeat-step"].dash
+    assert look["two-step"].dash
+    assert not look["plain"].dash
+
+
+def test_forty_methods_still_differ(folder):
+    for i in range(40):
+        folder.method(f"m{i}")
+    folder.write()
+    look = styles(load(folder.path))
+    assert len({(s.light, s.dash, s.marker) for s in look.values()}) >= 32
+
+
+def test_cost_labels_do_not_overlap(full):
+    placed = cost.layout(load(full.path), GROUP, "gradients", gap=0.05)
+    height = placed.y[1] - placed.y[0]
+    for column in {p.label_x for p in placed.points}:
+        ys = sorted(p.label_y for p in placed.points if p.label_x == column)
+        assert all(b - a >= 0.05 * height - 1e-9 for a, b in pairwise(ys))
+        assert placed.y[0] <= ys[0]
+        assert ys[-1] <= placed.y[1]
+
+
+def test_curves_stop_where_all_seeds_have_been(folder):
+    folder.method("plain")
+    folder.run("plain", 0, 0.9, epochs=12)
+    folder.run("plain", 1, 0.9, epochs=7)
+    folder.run("plain", 2, None, "unfinished", epochs=3)
+    folder.write()
+    (line,) = series(load(folder.path), GROUP)
+    assert (line.n, len(line.x["epochs"])) == (2, 7)
+    (thin,) = series(load(folder.path), GROUP, points=3)
+    assert thin.x["epochs"] == [1, 4, 7]
