@@ -18,15 +18,19 @@ SMALL = [
 ]  # fmt: skip
 
 
-def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "steppe", "compare", *SMALL, "--out", str(out), *more]
-    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def start(out: Path) -> subprocess.Popen[bytes]:
+    out.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "steppe", "compare", *SMALL, "--out", str(out)]
+    with (out / "errors.txt").open("wb") as errors:
+        return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=errors)
+
+
+def errors_of(out: Path) -> str:
+    return (out / "errors.txt").read_text()
 
 
 def finish(out: Path) -> None:
-    process = start(out)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors.decode()
+    assert start(out).wait(timeout=300) == 0, errors_of(out)
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -67,10 +71,10 @@ def test_killed_at_random_moments_and_started_again_it_ends_with_the_same_bits(k
             process = start(out)
             time.sleep(moments.uniform(0.2, 0.9) * took)
             if process.poll() is not None:
-                assert process.returncode == 0, process.stderr.read().decode()
+                assert process.returncode == 0, errors_of(out)
                 break
             os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            process.wait()
             done += 1
         finish(out)
         assert contents(out) == expected
@@ -92,9 +96,8 @@ def test_a_stop_by_ctrl_c_says_how_to_go_on(undisturbed, tmp_path):
     process = start(tmp_path)
     time.sleep(0.5 * took)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert b"go on with: steppe compare --methods plain sadt-v1 sam" in errors
-    assert errors.count(b"\n") == 1
+    assert process.wait(timeout=30) == 130
+    assert "go on with: steppe compare --methods plain sadt-v1 sam" in errors_of(tmp_path)
+    assert errors_of(tmp_path).count("\n") == 1
     finish(tmp_path)
     assert contents(tmp_path) == expected

@@ -4,13 +4,15 @@ import errno
 import json
 import math
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from steppe.errors import InputError, RunError
 from steppe.records import append_line, keep_lines, load, read_lines, write_json, write_text
 
-MINIMAL = {
+MINIMAL: dict[str, Any] = {
     "format": 1,
     "created": "2026-03-01",
     "command": "steppe compare",
@@ -22,14 +24,14 @@ MINIMAL = {
 }
 
 
-def refuse(number):
-    def refused(*_args, **_kwargs):
+def refuse(number: int) -> Any:
+    def refused(*_args: Any, **_kwargs: Any) -> Any:
         raise OSError(number, os.strerror(number))
 
     return refused
 
 
-def test_lines_come_back_as_written(tmp_path):
+def test_lines_come_back_as_written(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     append_line(path, {"epoch": 1, "loss": 0.5})
     append_line(path, {"epoch": 2, "loss": math.nan})
@@ -38,27 +40,27 @@ def test_lines_come_back_as_written(tmp_path):
 
 
 @pytest.mark.parametrize("torn", ['{"epoch": 2, "lo', '{"epoch": 2, "lo\n', "\x00\x00\x00"])
-def test_a_torn_last_line_is_ignored(tmp_path, torn):
+def test_a_torn_last_line_is_ignored(tmp_path: Path, torn: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"epoch": 1}\n' + torn)
     assert read_lines(path) == [{"epoch": 1}]
 
 
-def test_a_torn_last_line_is_cut_before_the_next(tmp_path):
+def test_a_torn_last_line_is_cut_before_the_next(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"epoch": 1}\n{"epo')
     append_line(path, {"epoch": 2})
     assert path.read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
 
 
-def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
+def test_a_damaged_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"epoch": 1}\n{"epo\n{"epoch": 3}\n')
     with pytest.raises(InputError, match="line 2 is damaged"):
         read_lines(path)
 
 
-def test_keeping_lines_cuts_the_rest(tmp_path):
+def test_keeping_lines_cuts_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for epoch in range(1, 5):
         append_line(path, {"epoch": epoch})
@@ -75,7 +77,7 @@ def test_keeping_lines_cuts_the_rest(tmp_path):
         keep_lines(path, 2)
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "result.json"
     write_json(path, {"seconds": 1.0})
     monkeypatch.setattr(os, "replace", refuse(errno.EIO))
@@ -86,7 +88,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("write", [write_json, append_line])
-def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch, write):
+def test_a_full_disk_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Any) -> None:
     path = tmp_path / "result.json"
     path.write_text('{"old": 1}\n')
     monkeypatch.setattr(os, "fsync", refuse(errno.ENOSPC))
@@ -99,20 +101,20 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch, write):
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_a_missing_folder_is_said_on_writing(tmp_path):
+def test_a_missing_folder_is_said_on_writing(tmp_path: Path) -> None:
     for write in (write_json, append_line):
         with pytest.raises(RunError, match="No such file or directory; make sure it can be written"):
             write(tmp_path / "absent" / "x.json", {})
 
 
-def test_text_and_bytes_are_written_as_given(tmp_path):
+def test_text_and_bytes_are_written_as_given(tmp_path: Path) -> None:
     write_text(tmp_path / "a", "μ\n")
     write_text(tmp_path / "b", b"\x89PNG")
     assert (tmp_path / "a").read_text(encoding="utf-8") == "μ\n"
     assert (tmp_path / "b").read_bytes() == b"\x89PNG"
 
 
-def test_a_run_without_result_is_unfinished(tmp_path):
+def test_a_run_without_result_is_unfinished(tmp_path: Path) -> None:
     write_json(tmp_path / "compare.json", MINIMAL)
     found = load(tmp_path)
     assert [(r.digest, r.status, r.message, r.metrics) for r in found.records] == [("0a", "unfinished", "", [])]
@@ -126,14 +128,14 @@ def test_a_run_without_result_is_unfinished(tmp_path):
         ({"status": "ok", "test": None}, "failed"),
     ],
 )
-def test_only_a_run_with_a_test_result_is_ok(tmp_path, result, status):
+def test_only_a_run_with_a_test_result_is_ok(tmp_path: Path, result: Any, status: str) -> None:
     write_json(tmp_path / "compare.json", MINIMAL)
     (tmp_path / "runs" / "0a").mkdir(parents=True)
     write_json(tmp_path / "runs" / "0a" / "result.json", result)
     assert load(tmp_path).records[0].status == status
 
 
-def test_a_missing_folder_or_file_names_the_way_out(tmp_path):
+def test_a_missing_folder_or_file_names_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no folder .*absent; give the folder"):
         load(tmp_path / "absent")
     with pytest.raises(InputError, match=r"has no compare\.json; give the folder"):
@@ -150,7 +152,7 @@ def test_a_missing_folder_or_file_names_the_way_out(tmp_path):
         ({"runs": [{"digest": "0a", "method": "plain"}]}, "has no 'model'"),
     ],
 )
-def test_a_damaged_compare_json_is_an_error_in_one_line(tmp_path, change, said):
+def test_a_damaged_compare_json_is_an_error_in_one_line(tmp_path: Path, change: Any, said: str) -> None:
     write_json(tmp_path / "compare.json", MINIMAL | change)
     with pytest.raises(InputError, match=said) as caught:
         load(tmp_path)
@@ -159,7 +161,7 @@ def test_a_damaged_compare_json_is_an_error_in_one_line(tmp_path, change, said):
 
 @pytest.mark.parametrize("name", ["compare.json", "runs/0a/result.json"])
 @pytest.mark.parametrize("content", ["", "{", "[1]", "\xff"])
-def test_a_file_that_is_not_json_is_named(tmp_path, name, content):
+def test_a_file_that_is_not_json_is_named(tmp_path: Path, name: str, content: str) -> None:
     write_json(tmp_path / "compare.json", MINIMAL)
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +170,7 @@ def test_a_file_that_is_not_json_is_named(tmp_path, name, content):
         load(tmp_path)
 
 
-def test_a_result_without_status_is_damaged(tmp_path):
+def test_a_result_without_status_is_damaged(tmp_path: Path) -> None:
     write_json(tmp_path / "compare.json", MINIMAL)
     (tmp_path / "runs" / "0a").mkdir(parents=True)
     write_json(tmp_path / "runs" / "0a" / "result.json", {})

@@ -84,10 +84,18 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 def unpack_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], data: Mapping[str, Any]
 ) -> None:
-    """Load what `pack_optimizer` gave."""
+    """Load what `pack_optimizer` gave, each tensor in the memory layout of its parameter.
+
+    Fused optimizers walk parameter and state side by side in memory, so equal values in another layout
+    would be other values to them.
+    """
+    params = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for name, value in [*tensors.items(), *data["plain"].items()]:
         index, key = name.split(".", 1)
+        param = params[int(index)]
+        if isinstance(value, Tensor) and value.shape == param.shape:
+            value = torch.empty_like(param, dtype=value.dtype).copy_(value)
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": data["groups"]})
 

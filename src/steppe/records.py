@@ -67,8 +67,7 @@ class Comparison:
     """A comparison as found on disk; the fields are those of ``compare.json`` and the runs read.
 
     Attributes:
-        folder: Where it was read from.
-        created, command: When it was started (ISO 8601), and the command that repeats it.
+        folder, created, command: Where it is, when it was started (ISO 8601), the command that repeats it.
         environment, study: Versions, processor and device; the configuration.
         data: Per data set, the number of images in each part of the split.
         methods: Per label, in row order: ``summary``, ``resolved`` hyper-parameters, ``controls``.
@@ -116,21 +115,13 @@ def load(folder: Path) -> Comparison:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it.
-
-    Raises:
-        RunError: The system refused.
-    """
+    """Make a folder and those above it; raises what ``write_text`` raises."""
     with _writing(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
 
 
 def append_line(path: Path, obj: Mapping[str, Any]) -> None:
-    """Add one JSON object as a line of its own; a torn line left by a killed process is cut off first.
-
-    Raises:
-        RunError: The system refused; the whole lines are as they were.
-    """
+    """Add one JSON object as a line, in place of a torn last line; raises what ``write_text`` raises."""
     line = _dumps(obj).encode() + b"\n"
     # Unbuffered: a buffer would try again at close, and put back what was just cut off.
     with _writing(path), open(path, "a+b", buffering=0) as file:
@@ -169,8 +160,7 @@ def keep_lines(path: Path, count: int) -> None:
     lines = (_read(path) or b"").splitlines(keepends=True)
     whole = [line for line in lines if line.endswith(b"\n")]
     if len(whole) < count:
-        what = f"{path} holds {len(whole)} of {count} epochs"
-        raise RunError(f"{what}; remove its folder and run the same command again")
+        raise RunError(f"{path} holds {len(whole)} of {count} epochs; remove its folder and run the command again")
     if len(lines) > count:
         write_text(path, b"".join(whole[:count]))
 
@@ -224,10 +214,8 @@ def _read(path: Path) -> bytes | None:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    text = _read(path)
-    content = None if text is None else _parse(text)
-    if text is None or content is not None:
-        return content
+    if (text := _read(path)) is None or (content := _parse(text)) is not None:
+        return None if text is None else content
     raise InputError(f"{path} is damaged: not a JSON object; remove it and run the command again")
 
 
@@ -257,5 +245,5 @@ def _writing(path: Path) -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         way_out = "free some space" if full else "make sure it can be written"
-        reason = error.strerror or str(error)
-        raise RunError(f"cannot write {path}: {reason}; {way_out} and run the same command again") from error
+        said = f"cannot write {path}: {error.strerror or error}"
+        raise RunError(f"{said}; {way_out} and run the same command again") from error

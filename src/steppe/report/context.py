@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from steppe.records import Comparison
 from steppe.report import cost, text
-from steppe.report.reading import CONTROLS
+from steppe.report.reading import CONTROLS, adjusted, remarks, sentences
 from steppe.report.rows import Row, Spread, all_controls, controls_of, groups
 from steppe.report.series import Series
 from steppe.report.style import outline, styles
@@ -45,6 +45,8 @@ def group(comparison: Comparison, name: tuple[str, str], table: list[Row], drawn
     limits = _limits([r.difference for r in table if r.difference])
     return {
         "name": plain_text(", ".join(name)),
+        "sentences": [minus(s) for s in sentences(table)],
+        "remarks": [minus(s) for s in (adjusted(table), *remarks(table)) if s],
         "rows": [_row(row, order.index(row.method), limits) for row in table],
         "has_controls": any(row.controls for row in table),
         "curves": [(order.index(line.method), plain_text(line.method)) for line in drawn],

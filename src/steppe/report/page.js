@@ -47,7 +47,7 @@
     });
   }
 
-  const W = 760, H = 430, LEFT = 46, RIGHT = 8, TOP = 12, BOTTOM = 44;
+  const LEFT = 46, RIGHT = 8, TOP = 12, BOTTOM = 44;
 
   function ticks(low, high, count) {
     const raw = (high - low) / count || 1;
@@ -73,7 +73,7 @@
     const readout = figure.querySelector(".readout");
     const keys = all(figure, ".key button");
     const hidden = new Set();
-    let view = null, at = null, strong = null;
+    let view = null, at = null, strong = null, W = 760, H = 430;
 
     const chosen = (name) => figure.querySelector(`input[data-name="${name}"]:checked`).value;
     const unit = () => (chosen("y").endsWith("accuracy") ? " %" : "");
@@ -95,6 +95,10 @@
       const shown = rows.filter((row) => !hidden.has(row.i));
       const points = (shown.length ? shown : rows).flatMap((row) => row.points);
       svg.replaceChildren();
+      // One unit is one pixel, so that text keeps its size on a narrow screen.
+      W = Math.max(300, Math.round(figure.querySelector(".stage").clientWidth) || 760);
+      H = W < 520 ? 310 : 430;
+      svg.setAttribute("viewBox", `0 0 ${W} ${H}`);
       if (!points.length) { view = null; return; }
       let [x0, x1] = [Math.min(...points.map((p) => p.x)), Math.max(...points.map((p) => p.x))];
       if (x1 === x0) { x0 -= 1; x1 += 1; }
@@ -103,7 +107,7 @@
       y0 -= margin; y1 += margin;
       const X = (v) => +(LEFT + ((v - x0) / (x1 - x0)) * (W - LEFT - RIGHT)).toFixed(1);
       const Y = (v) => +(H - BOTTOM - ((v - y0) / (y1 - y0)) * (H - TOP - BOTTOM)).toFixed(1);
-      const ys = ticks(y0, y1, 6), xs = ticks(x0, x1, 8);
+      const ys = ticks(y0, y1, 6), xs = ticks(x0, x1, W < 520 ? 5 : 8);
       for (const t of ys.found) {
         draw(svg, "line", { class: "grid", x1: LEFT, x2: W - RIGHT, y1: Y(t), y2: Y(t) });
         draw(svg, "text", { x: LEFT - 9, y: Y(t) + 4, "text-anchor": "end" }, ys.show(t));
@@ -139,19 +143,22 @@
       if (view && at !== null) {
         for (const row of view.shown) {
           const p = row.points.reduce((a, b) => (Math.abs(b.x - at) < Math.abs(a.x - at) ? b : a));
-          nearest.set(row.i, p);
+          // A method whose curve has ended before this point has no value here.
+          const ends = [row.points[0].x, row.points[row.points.length - 1].x];
+          const step = (ends[1] - ends[0]) / Math.max(1, row.points.length - 1);
+          if (Math.abs(p.x - at) <= 0.75 * step + 0.02 * (view.x1 - view.x0)) nearest.set(row.i, p);
         }
         const x = view.X(at);
         const layer = draw(svg, "g", { class: "hover" });
         draw(layer, "line", { class: "cursor", x1: x, x2: x, y1: TOP, y2: H - BOTTOM });
-        for (const row of view.shown) {
+        for (const row of view.shown.filter((r) => nearest.has(r.i))) {
           const p = nearest.get(row.i);
           const dot = draw(layer, "g", { class: `s${row.line.style}` });
           draw(dot, "circle", { class: "mark", cx: view.X(p.x), cy: view.Y(p.m), r: 4 });
         }
-        const axis = data.axes[chosen("x")].toLowerCase();
+        const axis = data.axes[chosen("x")];
         const shownAt = chosen("x") === "seconds" ? at.toFixed(1) : Math.round(at).toLocaleString("en");
-        readout.textContent = `${data.metrics[chosen("y")]} at ${shownAt} ${axis}: mean over seeds beside each name${unit() ? ", in percent" : ""}.`;
+        readout.textContent = `${axis}: ${shownAt}. Beside each name, its mean over seeds${unit() ? ", in percent" : ""}.`;
       } else {
         readout.textContent = "Point at the chart, or focus it and use the arrow keys, to read values. Bands: lowest to highest seed.";
       }
@@ -192,5 +199,10 @@
     });
     all(figure, "input").forEach((input) => input.addEventListener("change", () => { at = null; render(); }));
     render();
+    let seen = W;
+    new ResizeObserver(() => {
+      const now = figure.querySelector(".stage").clientWidth;
+      if (now && now !== seen) { seen = now; render(); }
+    }).observe(figure);
   }
 })();

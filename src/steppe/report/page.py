@@ -14,7 +14,6 @@ from markupsafe import Markup
 
 from steppe.records import Comparison, load, write_text
 from steppe.report import context, figures, tables
-from steppe.report.reading import adjusted, remarks, sentences
 from steppe.report.rows import Row, groups, rows
 from steppe.report.series import AXES, METRICS, Series, series
 from steppe.report.style import outline, styles
@@ -63,9 +62,7 @@ def html(comparison: Comparison, table: list[Row]) -> str:
     return environment.get_template("page.html.j2").render(
         **context.header(comparison),
         groups=[context.group(comparison, g, parts[g], drawn[g]) for g in found],
-        ledes=[[context.minus(s) for s in sentences(parts[g])] for g in found],
         several=len(found) > 1,
-        remarks=[*(adjusted(table_of) for table_of in parts.values()), *remarks(table)],
         failures=context.failures(comparison),
         fact_groups=context.facts(comparison),
         changed=context.changed(comparison),
