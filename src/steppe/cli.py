@@ -121,6 +121,8 @@ def _in_our_words(message: str, parser: ArgumentParser) -> InputError:
         if choices:
             wanted = "choose one of " + choices[1].replace("'", "")
         return InputError(f"{wrong[1]} is {value[1].strip()!r}; {wanted or 'give a value of its type'}")
+    if "is not iterable" in message:
+        return InputError("a list in the file is a single value; write for example methods: [plain, sam]")
     return InputError(" ".join((wrong[2] if wrong else message).split()))
 
 
@@ -222,7 +224,8 @@ def _print_report(folder: Path, console: Console) -> None:
     written = page.write(folder)
     table = rows.rows(records.load(folder))
     console.print(tables.terminal(table))
-    console.print(f"\n{reading.sentence(table)}", highlight=False, markup=False)
+    for text in (reading.sentence(table), *reading.remarks(table)):
+        console.print(f"\n{text}", highlight=False, markup=False)
     console.print(f"\nreport: {written}", highlight=False, markup=False, soft_wrap=True)
 
 
