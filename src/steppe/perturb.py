@@ -38,7 +38,10 @@ def unit_dims(param: Tensor, owner: nn.Module) -> tuple[int, ...] | None:
 
 
 def last_of(net: nn.Module, *kinds: type[nn.Module]) -> nn.Module | None:
-    """Return the last module of these kinds in the order of registration."""
+    """Return the last module of these kinds, None if there is none.
+
+    Last in the order of registration (of ``net.modules()``), which need not be the order of execution.
+    """
     found = [m for m in net.modules() if isinstance(m, kinds)]
     return found[-1] if found else None
 

@@ -29,8 +29,20 @@ def default(name: str) -> nn.Sequential:
     return net
 
 
-def test_names_lists_the_three_networks_sorted() -> None:
-    assert names() == sorted(LEAST)
+def test_names_lists_the_networks_sorted() -> None:
+    assert names() == sorted([*LEAST, "simple-cnn-3fc"])
+
+
+def test_the_simple_cnn_of_the_text_is_that_of_the_notebook_without_its_ten_units() -> None:
+    text, notebook = default("simple-cnn-3fc"), default("simple-cnn")
+    shapes = {k: v.shape for k, v in notebook.state_dict().items() if not k.startswith(("fc3", "head"))}
+    assert shapes == {k: v.shape for k, v in text.state_dict().items() if not k.startswith("head")}
+    assert text.head.weight.shape == (10, 64)
+    assert text.conv1.weight.abs().max() <= 27**-0.5  # PyTorch's own start: uniform within 1 / sqrt(fan-in)
+    assert text.conv1.bias.abs().max() > 0
+    assert text(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    with pytest.raises(InputError, match="simple-cnn-3fc needs images of at least 18x18"):
+        build("simple-cnn-3fc", classes=10, channels=3, size=17)
 
 
 @every_model

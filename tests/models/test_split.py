@@ -7,7 +7,16 @@ import torch
 from torch import nn
 
 from steppe.models import build, names
-from steppe.models.split import last_conv, last_dense, share, split_at
+from steppe.models.split import share, split_at
+from steppe.perturb import last_of
+
+
+def last_conv(net: nn.Module) -> nn.Module | None:
+    return last_of(net, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def last_dense(net: nn.Module) -> nn.Module | None:
+    return last_of(net, nn.Linear)
 
 
 def net_of(name: str) -> nn.Module:

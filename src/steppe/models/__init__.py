@@ -9,13 +9,14 @@ from torch import nn
 from steppe.errors import unknown
 from steppe.models.external import from_timm, from_torchvision
 from steppe.models.inception_resnet_sadt import inception_resnet_sadt
-from steppe.models.simple_cnn import simple_cnn
+from steppe.models.simple_cnn import simple_cnn, simple_cnn_3fc
 from steppe.models.vgg_sadt import vgg16_sadt
 
 __all__ = ["build", "names"]
 
 MODELS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "simple-cnn": simple_cnn,
+    "simple-cnn-3fc": simple_cnn_3fc,
     "vgg16-sadt": vgg16_sadt,
     "inception-resnet-sadt": inception_resnet_sadt,
 }

@@ -10,27 +10,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def last_conv(net: nn.Module) -> nn.Module | None:
-    """Return the last ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``, or None if there is none.
-
-    Last means registered last (the order of ``net.modules()``), which need not be the order of execution.
-    """
-    return _last(net, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-
-
-def last_dense(net: nn.Module) -> nn.Module | None:
-    """Return the last ``nn.Linear``, in the order of ``last_conv``, or None if there is none."""
-    return _last(net, (nn.Linear,))
-
-
-def _last(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> nn.Module | None:
-    found = None
-    for module in net.modules():
-        if isinstance(module, kinds):
-            found = module
-    return found
-
-
 def split_at(net: nn.Module, child: nn.Module) -> tuple[nn.Sequential, nn.Sequential] | None:
     """Cut ``net`` before the first of its parts that contains ``child``.
 
