@@ -30,23 +30,30 @@ def test_tensors_and_plain_data_come_back_exactly(tmp_path):
         assert saved.tensors[name].dtype == t.dtype
 
 
+def refusal(path) -> str:
+    try:
+        checkpoint.read(path)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 def test_every_flipped_byte_and_every_cut_is_noticed(tmp_path):
     path, _ = written(tmp_path)
-    sound, r = path.read_bytes(), random.Random(0)
+    sound, r, harmless = path.read_bytes(), random.Random(0), 0
     damaged = [sound[: r.randrange(len(sound))] for _ in range(60)]
     for _ in range(200):
         at = r.randrange(len(sound))
         damaged.append(sound[:at] + bytes([sound[at] ^ (1 << r.randrange(8))]) + sound[at + 1 :])
     for content in damaged:
         path.write_bytes(content)
-        try:
-            saved = checkpoint.read(path)
-        except InputError as error:
-            assert str(path) in str(error)
-            assert "delete it" in str(error)
-            assert "\n" not in str(error)
-        else:  # a flip that JSON does not see, in the spelling of the header's padding
-            assert saved.data == {"epoch": 3, "lr": 0.1 + 0.2}
+        message = refusal(path)
+        if message:
+            assert str(path) in message and "delete it" in message and "\n" not in message
+        else:  # a flip in the header's padding, which means the same to JSON
+            assert checkpoint.read(path).data == {"epoch": 3, "lr": 0.1 + 0.2}
+            harmless += 1
+    assert harmless < 5
 
 
 def test_a_pickle_is_no_checkpoint_and_runs_nothing(tmp_path):

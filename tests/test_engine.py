@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from steppe import InputError, RunError, checkpoint, engine, records
+from steppe import InputError, RunError, checkpoint, engine, records, trainer
 from steppe.config import Data, Optim, Run
 from steppe.data.images import DataSet
 
@@ -31,7 +31,7 @@ def fit(run: Run, out: Path, images: DataSet, listen=lambda _: None) -> tuple[di
 
 
 def lines(folder: Path) -> list[dict]:
-    return records.read_lines(folder / engine.METRICS)
+    return records.read_lines(folder / trainer.METRICS)
 
 
 def test_a_run_leaves_its_configuration_metrics_checkpoint_and_result(tmp_path, images):
@@ -58,13 +58,13 @@ def test_the_learning_rate_is_a_cosine_over_the_run(tmp_path, images):
 
 def test_the_test_images_are_read_twice_after_training(tmp_path, images, monkeypatch):
     seen = []
-    real = engine.evaluate
+    real = trainer.evaluate
 
     def spy(method, step, held, normalize):
         seen.append("test" if held is images.test else "val")
         return real(method, step, held, normalize)
 
-    monkeypatch.setattr(engine, "evaluate", spy)
+    monkeypatch.setattr(trainer, "evaluate", spy)
     fit(RUN, tmp_path, images)
     assert seen == ["val"] * 3 + ["test"] * 2
 

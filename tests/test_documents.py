@@ -1,0 +1,52 @@
+"""What the documents say, done: their code runs, their tables name what there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from steppe import models
+from steppe.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(name: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("block", blocks("README.md"))
+def test_the_readme_s_code_runs(block, capsys):
+    exec(compile(block, "README.md", "exec"), {})
+    assert "Passes(" in capsys.readouterr().out
+
+
+def test_the_readme_names_every_method_and_model():
+    text = (ROOT / "README.md").read_text()
+    assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", text, re.MULTILINE)) == set(METHODS)
+    assert all(f"`{name}`" in text for name in models.names())
+
+
+def test_contributing_shows_the_method_that_is_there():
+    shown = blocks("CONTRIBUTING.md")[0]
+    held = (ROOT / "src/steppe/methods/random_sam.py").read_text()
+    card, code = held.split("from __future__")[0], held[held.index("@dataclass") :]
+    assert shown == card + code
+    assert len(held.splitlines()) < 50
+    restated = blocks("CONTRIBUTING.md")[1]
+    assert restated in (ROOT / "tests/methods/test_restatements.py").read_text()
+
+
+def test_links_between_documents_lead_somewhere():
+    for document in ROOT.glob("*.md"):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
+            assert (ROOT / target).exists(), (document.name, target)
+
+
+def test_slow_tests_are_listed():
+    listed = (ROOT / "CONTRIBUTING.md").read_text()
+    for test in (ROOT / "tests").rglob("test_*.py"):
+        if test.name != Path(__file__).name and "mark.slow" in test.read_text():
+            assert f"`{test.relative_to(ROOT)}`" in listed
