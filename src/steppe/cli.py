@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
 import shlex
 import signal
@@ -152,15 +153,13 @@ def _compare_arguments(parser: ArgumentParser) -> None:
 
 
 def _compare(given: Namespace, command: str) -> int:
-    from rich.console import Console
-
     from steppe import compare, machine
     from steppe.compare.live import Display
 
     study = _make(Study, given)
     if given.jobs < 0:
         raise InputError(f"jobs is {given.jobs}; give 0 (as many as fit) or more")
-    console = Console()
+    console = _console()
     grid = compare.prepare(study, Path(given.out), command, retry=given.retry)
     todo = grid.open
     on_gpu = machine.device().type == "cuda"
@@ -183,8 +182,6 @@ def _train_arguments(parser: ArgumentParser) -> None:
 
 
 def _train(given: Namespace, command: str) -> int:
-    from rich.console import Console
-
     from steppe import engine, machine
     from steppe.compare.live import Display
 
@@ -198,7 +195,7 @@ def _train(given: Namespace, command: str) -> int:
     class One:
         name: str = f"{run.method} seed {run.seed}"
 
-    with Display(1, Console()) as display:
+    with Display(1, _console()) as display:
         result = engine.fit(run, folder, images, lambda news: display.listen(One(), news))
         display.listen(One(), result)
     print(f"records: {folder}")
@@ -210,10 +207,16 @@ def _report_arguments(parser: ArgumentParser) -> None:
 
 
 def _report(given: Namespace, command: str) -> int:
+    _print_report(Path(given.folder), _console())
+    return 0
+
+
+def _console() -> Console:
+    """Return where to print: as wide as the terminal, wide enough for the whole table in a log."""
     from rich.console import Console
 
-    _print_report(Path(given.folder), Console())
-    return 0
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+    return Console(width=wide)
 
 
 def _print_report(folder: Path, console: Console) -> None:

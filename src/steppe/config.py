@@ -123,7 +123,7 @@ class _Common:
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)
     batch: int = 32
-    epochs: int = 20
+    epochs: int = 16
     match: Match = "epochs"
     seconds: float | None = None
     precision: Precision = "fp32"

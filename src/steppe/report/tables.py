@@ -32,16 +32,17 @@ _COLUMNS = (
     _Column("method", lambda r: text.plain_text(r.method)),
     _Column("seeds", text.seeds),
     _Column("last epoch, %", lambda r: text.spread(r.last, r.decimals)),
-    _Column("best val., %", lambda r: text.spread(r.best, r.decimals), 3),
+    _Column("best val., %", lambda r: text.spread(r.best, r.decimals), 4),
     _Column("minus plain", lambda r: _marked(r.difference, r)),
-    _Column("passes", text.passes, 2),
+    _Column("passes", text.passes, 3),
+    _Column("seconds", lambda r: text.number(r.seconds, 1), 1),
     _Column("time", text.ratio),
-    _Column("peak MB", lambda r: text.number(r.memory, 0), 1),
+    _Column("peak MB", lambda r: text.number(r.memory, 0), 2),
 )
 
 
 def terminal(rows: list[Row]) -> RenderableType:
-    """Return the tables for a terminal; they fit its width by leaving out memory, passes, best epoch.
+    """Return the tables for a terminal; they fit its width by leaving out seconds, memory, passes, best epoch.
 
     Differences whose interval contains 0 are dim; those whose interval excludes it bear a star, so that
     piped text says the same.
@@ -145,7 +146,7 @@ class _Terminal:
 
         left_out: list[str] = []
         for title, group in _grouped(self.rows):
-            for least in range(4):
+            for least in range(5):
                 columns = [c for c in _COLUMNS if not 0 < c.left_out_first <= least]
                 table = _table(title, group, columns, plain)
                 if Measurement.get(console, options.update(width=1000), table).maximum <= options.max_width:
