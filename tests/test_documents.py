@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def test_contributing_shows_the_method_that_is_there():
     shown = blocks("CONTRIBUTING.md")[0]
     held = (ROOT / "src/steppe/methods/random_sam.py").read_text()
     card, code = held.split("from __future__")[0], held[held.index("@dataclass") :]
-    assert shown == card + code
+    assert [line for line in shown.splitlines() if line] == [line for line in (card + code).splitlines() if line]
     assert len(held.splitlines()) < 50
     restated = blocks("CONTRIBUTING.md")[1]
     assert restated in (ROOT / "tests/methods/test_restatements.py").read_text()
@@ -50,3 +51,10 @@ def test_slow_tests_are_listed():
     for test in (ROOT / "tests").rglob("test_*.py"):
         if test.name != Path(__file__).name and "mark.slow" in test.read_text():
             assert f"`{test.relative_to(ROOT)}`" in listed
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
+def test_every_example_runs_and_is_short(path, capsys):
+    runpy.run_path(str(path))
+    assert "Passes(" in capsys.readouterr().out
+    assert len(path.read_text().splitlines()) < 60
