@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import pytest
 
 from steppe import InputError, make
-from steppe.config import Data, Optim, Run, Study, from_dict, parse_spec
+from steppe.config import Data, Optim, Run, Study, parse_spec
 from steppe.methods import METHODS, parse
 
 
@@ -35,11 +34,6 @@ def test_impossible_values_are_one_line_with_the_field_and_the_remedy(make_it, m
     with pytest.raises(InputError, match=message) as caught:
         make_it()
     assert "\n" not in str(caught.value)
-
-
-def test_a_run_survives_json():
-    run = Run(method="sam:rho=0.1", data=Data(train=100, augment=("flip", "cutmix")), optim=Optim(clip=1.0))
-    assert from_dict(json.loads(json.dumps(run.as_dict()))) == run
 
 
 def test_the_digest_is_the_same_for_the_same_run_and_differs_for_every_field():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -222,11 +221,3 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
         except json.JSONDecodeError:
             settings[key.strip()] = value.strip()
     return name.strip(), settings
-
-
-def from_dict(content: Mapping[str, Any]) -> Run:
-    """Rebuild a run from ``as_dict``'s plain data."""
-    data = dict(content["data"])
-    data["augment"] = tuple(data["augment"])
-    rest = {k: v for k, v in content.items() if k not in ("data", "optim")}
-    return Run(data=Data(**data), optim=Optim(**content["optim"]), **rest)
