@@ -22,15 +22,11 @@ COMPARISON = "compare.json"
 
 @dataclass(frozen=True)
 class Job:
-    """One run of the grid and its folder."""
+    """One run of the grid, its folder, and what it is called while it trains."""
 
     run: Run
     folder: Path
-
-    @property
-    def name(self) -> str:
-        """What the run is called while it trains."""
-        return f"{self.run.method} seed {self.run.seed}"
+    name: str
 
     @property
     def finished(self) -> bool:
@@ -63,7 +59,7 @@ def prepare(study: Study, out: Path, command: str, *, retry: bool = False) -> Gr
         RunError: The folder cannot be written.
     """
     runs = study.runs()
-    jobs = [Job(run, out / "runs" / engine.digest(run)) for run in runs]
+    jobs = [Job(run, out / "runs" / engine.digest(run), _name(run, study)) for run in runs]
     by_folder: dict[Path, str] = {}
     for job in jobs:
         twin = by_folder.setdefault(job.folder, job.name)
@@ -85,6 +81,14 @@ def run(grid: Grid, workers: int, listen: Listen[Job]) -> dict[Job, str]:
     """
     with _alone(grid.out):
         return launch(grid.open, workers, listen)
+
+
+def _name(run: Run, study: Study) -> str:
+    """Return the shortest name that tells a run from the others of its study."""
+    parts = [run.method]
+    parts += [run.model] if len(study.models) > 1 else []
+    parts += [run.dataset] if len(study.datasets) > 1 else []
+    return " ".join([*parts, f"seed {run.seed}"])
 
 
 def _check(runs: list[Run]) -> dict[str, DataSet]:
