@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import small_net
 from hypothesis import given
 from hypothesis import strategies as st
+from small import small_net
 from torch import nn
 
 from steppe import InputError, vec

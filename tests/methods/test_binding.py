@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import adam, sgd, small_batch, small_net
+from small import adam, sgd, small_batch, small_net
 from torch import Tensor, nn
 
 import steppe

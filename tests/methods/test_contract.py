@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import adam, sgd, small_batch, small_net
+from small import adam, sgd, small_batch, small_net
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import small_batch, small_net
+from small import small_batch, small_net
 from torch import Tensor
 from torch.func import functional_call, grad
 

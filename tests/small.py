@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -32,16 +29,6 @@ def small_net(seed: int = 0, dtype: torch.dtype = torch.float32, dropout: float 
 def small_batch(seed: int = 1, count: int = 12, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(seed)
     return torch.randn(count, 2, 6, 6, generator=g, dtype=dtype), torch.randint(0, 5, (count,), generator=g)
-
-
-@pytest.fixture
-def new_net() -> Callable[..., nn.Sequential]:
-    return small_net
-
-
-@pytest.fixture
-def new_batch() -> Callable[..., tuple[Tensor, Tensor]]:
-    return small_batch
 
 
 def sgd(net: nn.Module, lr: float = 0.1) -> torch.optim.Optimizer:
