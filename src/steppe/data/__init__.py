@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from steppe.config import Data
@@ -18,8 +19,11 @@ def names() -> list[str]:
     return ["digits", "cifar10:PATH", "cifar100:PATH", "folder:PATH", "synthetic"]
 
 
-def load(dataset: str, options: Data) -> DataSet:
+def load(dataset: str, options: Data, *, progress: Callable[[int, int], None] | None = None) -> DataSet:
     """Return the data set ``name`` or ``name:PATH``, split as the options say.
+
+    ``progress`` hears how much is done of how much while images of a folder or archive are decoded, which
+    happens once; ``cifar10:download`` and ``cifar100:download`` fetch the published files.
 
     Raises InputError for an unknown name, missing or damaged files, or an impossible split.
     """
@@ -33,7 +37,7 @@ def load(dataset: str, options: Data) -> DataSet:
     elif name == "folder":
         if not path:
             raise InputError("data set 'folder' needs its path; write folder:PATH")
-        source = folder.load(Path(path), options)
+        source = folder.load(Path(path).expanduser(), options, progress)
     else:
         raise unknown("data set", name, ["digits", "cifar10", "cifar100", "folder", "synthetic"])
     return split.apply(dataset, source, options)

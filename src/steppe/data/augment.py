@@ -1,13 +1,14 @@
 """Augmentation of whole batches: every function draws from the generator it is given, and from nothing else.
 
-All take and return images (B, C, H, W) and label probabilities (B, classes); the partner is a second batch of
-the same size for the steps that mix images.
+All take and return images (B, C, H, W) in [0, 1], not standardised yet, and label probabilities (B, classes);
+the partner is a second batch of the same size for the steps that mix images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -35,26 +36,30 @@ def flip(own: Sample, partner: Sample, rng: np.random.Generator) -> Sample:
 
 
 def crop(own: Sample, partner: Sample, rng: np.random.Generator) -> Sample:
-    """Pad an eighth of the side with zeros (4 pixels of 32) and cut each image out at a random place."""
-    count, _, h, w = own.x.shape
+    """Pad an eighth of the side with black (4 pixels of 32) and cut each image out at a random place."""
+    count, channels, h, w = own.x.shape
     pad = h // 8
     padded = F.pad(own.x, (pad,) * 4)
     top, left = (torch.from_numpy(rng.integers(0, 2 * pad + 1, count)) for _ in range(2))
     rows = top[:, None] + torch.arange(h)
     columns = left[:, None] + torch.arange(w)
-    i = torch.arange(count)
-    return Sample(padded[i[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2), own.y)
+    flat = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).view(count, 1, -1).expand(-1, channels, -1)
+    return Sample(padded.flatten(2).gather(2, flat).view(own.x.shape), own.y)
 
 
-def cutout(own: Sample, partner: Sample, rng: np.random.Generator) -> Sample:
-    """Set a square of half the side to zero in each image with probability 1/2; it may stick out.
+def cutout(own: Sample, partner: Sample, rng: np.random.Generator, blank: Tensor | None = None) -> Sample:
+    """Blank a square of half the side in each image with probability 1/2; it may stick out.
+
+    ``blank`` (C,) is the colour set, zero if not given. With the mean colour, the square is zero once the image
+    is standardised, as where Cutout comes after normalisation.
 
     DeVries and Taylor, arXiv:1708.04552, with the size and probability of the RWP paper (16 of 32 pixels).
     """
     count, _, h, w = own.x.shape
     inside = _boxes(rng.integers(0, h, count), rng.integers(0, w, count), np.full(count, h // 2), h, w)
     hit = torch.from_numpy(rng.random(count) < 0.5)
-    return Sample(own.x.masked_fill((inside & hit[:, None, None])[:, None], 0.0), own.y)
+    fill = own.x.new_zeros(()) if blank is None else blank[:, None, None]
+    return Sample(torch.where((inside & hit[:, None, None])[:, None], fill, own.x), own.y)
 
 
 def mixup(own: Sample, partner: Sample, rng: np.random.Generator) -> Sample:
@@ -86,14 +91,17 @@ STEPS: dict[str, Step] = {"flip": flip, "crop": crop, "cutout": cutout, "mixup":
 MIXING = ("mixup", "cutmix")
 
 
-def chain(names: Sequence[str]) -> list[Step]:
-    """Return the steps of these names; raises InputError for an unknown one, or two that both mix labels."""
+def chain(names: Sequence[str], blank: Tensor | None = None) -> list[Step]:
+    """Return the steps of these names; ``blank`` (C,) is what cutout sets.
+
+    Raises InputError for an unknown one, or two that both mix labels.
+    """
     for name in names:
         if name not in STEPS:
             raise unknown("augmentation in data.augment", name, STEPS)
     if all(name in names for name in MIXING):
         raise InputError("data.augment has both mixup and cutmix; choose one of them")
-    return [STEPS[name] for name in names]
+    return [partial(cutout, blank=blank) if name == "cutout" else STEPS[name] for name in names]
 
 
 def _boxes(row: np.ndarray, column: np.ndarray, side: np.ndarray, h: int, w: int, least: int = 0) -> Tensor:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from steppe.data.images import Images, Source
+from steppe.data.images import Images, Source, check_labels
 
-_FORMAT = 1
+_FORMAT = 2
 _log = logging.getLogger(__name__)
 
 
@@ -38,7 +38,7 @@ def cached(key: Any, decode: Callable[[], Source]) -> Source:
     if entry.is_dir():
         try:
             return _read(entry)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
             _log.warning("decoded images in %s are damaged (%s); decoding again", entry, error)
             shutil.rmtree(entry, ignore_errors=True)
     source = decode()
@@ -77,6 +77,7 @@ def _read(entry: Path) -> Source:
     def part(name: str) -> Images:
         # copy-on-write: torch wants writable memory, and pages are only copied if somebody writes
         x, y = (np.load(entry / f"{name}_{k}.npy", mmap_mode="c", allow_pickle=False) for k in "xy")
+        check_labels(y, len(about["classes"]), f"{name}_y.npy")
         return Images(torch.from_numpy(x), torch.from_numpy(y))
 
     return Source(part("train"), part("test"), tuple(about["classes"]), tuple(about["skipped"]), about["note"])

@@ -6,7 +6,8 @@ import io
 import os
 import pickle
 import tarfile
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,10 @@ _ALLOWED = {
     ("_codecs", "encode"),
 }
 _FILES = {
-    "cifar10": (tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta", b"labels"),
-    "cifar100": (("train",), "test", "meta", b"fine_labels"),
+    "cifar10": (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"),
+    "cifar100": ("train", "test"),
 }
+_LABELS = {"cifar10": b"labels", "cifar100": b"fine_labels"}
 _COUNT = {"cifar10": 10, "cifar100": 100}
 
 
@@ -56,16 +58,15 @@ def load(name: str, path: str, options: Data) -> Source:
     if path == "download":
         _download(name, home)
         path = ""
-    root = Path(path) if path else home
+    root = Path(path).expanduser() if path else home
     if not root.exists():
         raise InputError(
             f"{name} is not in {root}; give {name}:PATH (a folder or archive of the published files) "
             f"or {name}:download"
         )
-    train_names, test_name, _, labels = _FILES[name]
-    train = [_part(root, n, name, labels) for n in train_names]
-    test = _part(root, test_name, name, labels)
-    train_x, train_y = (np.concatenate([part[k] for part in train]) for k in (0, 1))
+    parts = [_part(file, content, name) for file, content in _contents(root, name)]
+    test = parts.pop()
+    train_x, train_y = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
     return Source(
         Images(torch.from_numpy(resized(train_x, options.size)), torch.from_numpy(train_y)),
         Images(torch.from_numpy(resized(test[0], options.size)), torch.from_numpy(test[1])),
@@ -74,9 +75,8 @@ def load(name: str, path: str, options: Data) -> Source:
     )
 
 
-def _part(root: Path, part: str, name: str, labels: bytes) -> tuple[np.ndarray, np.ndarray]:
+def _part(file: str, content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Read one file of the data set: (x (N, 3, 32, 32) uint8, y (N,) int64)."""
-    file, content = _content(root, part, name)
     if file.endswith(".bin"):
         header = 1 if name == "cifar10" else 2
         flat = np.frombuffer(content, np.uint8)
@@ -87,38 +87,55 @@ def _part(root: Path, part: str, name: str, labels: bytes) -> tuple[np.ndarray, 
     else:
         try:
             held = _Plain(content, file).load()
-            x, y = np.asarray(held[b"data"], np.uint8), np.asarray(held[labels], np.int64)
+            x, y = np.asarray(held[b"data"]), np.asarray(held[_LABELS[name]], np.int64)
         except InputError:
             raise
         except Exception as error:  # a damaged pickle raises nearly anything
             raise InputError(f"{file} is damaged ({type(error).__name__}: {error}); get it again") from None
-    if x.ndim != 2 or x.shape[1] != 3072 or len(x) != len(y):
+    if x.dtype != np.uint8 or x.ndim != 2 or x.shape[1] != 3072 or y.shape != (len(x),):
         raise InputError(f"{file} does not hold 32x32 colour images with labels; get it again")
     check_labels(y, _COUNT[name], file)
     return np.ascontiguousarray(x.reshape(-1, 3, 32, 32)), y
 
 
-def _content(root: Path, part: str, name: str) -> tuple[str, bytes]:
-    """Find a file by its name, wherever it stands in the folder or archive."""
-    wanted = (part, part + ".bin")
-    if root.is_file():
-        try:
-            with tarfile.open(root) as archive:
-                for member in archive:
-                    if member.isfile() and Path(member.name).name in wanted:
-                        file = archive.extractfile(member)
-                        return member.name, file.read() if file else b""
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise InputError(f"archive {root} cannot be read ({error}); get it again") from None
-    else:
-        inner = "cifar-10-*" if name == "cifar10" else "cifar-100-*"
-        for folder in (root, *sorted(root.glob(inner))):
-            for file_name in wanted:
-                if (folder / file_name).is_file():
-                    return str(folder / file_name), (folder / file_name).read_bytes()
-    raise InputError(
-        f"{root} has no {part}; give the folder or archive of {name} as published, or {name}:download"
-    )
+def _contents(root: Path, name: str) -> list[tuple[str, bytes]]:
+    """Return (name, content) of each file of the data set, training files first, from a folder or archive.
+
+    The folder may hold the published folder or archive instead of the files, as one fetched into it does.
+    """
+    parts = _FILES[name]
+    inner = "cifar-10-*" if name == "cifar10" else "cifar-100-*"
+    found: dict[str, tuple[str, bytes]] = {}
+    try:
+        for place in (root, *sorted(root.glob(inner))):
+            found = _in_folder(place, parts) if place.is_dir() else _in_archive(place, parts)
+            if found:
+                break
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise InputError(f"{place} cannot be read ({error}); get it again") from None
+    for part in parts:
+        if part not in found:
+            raise InputError(
+                f"{root} has no {part}; give the folder or archive of {name} as published, or {name}:download"
+            )
+    return [found[part] for part in parts]
+
+
+def _in_folder(folder: Path, parts: Sequence[str]) -> dict[str, tuple[str, bytes]]:
+    files = {part: folder / end for part in parts for end in (part + ".bin", part) if (folder / end).is_file()}
+    return {part: (str(file), file.read_bytes()) for part, file in files.items()}
+
+
+def _in_archive(path: Path, parts: Sequence[str]) -> dict[str, tuple[str, bytes]]:
+    """Read the archive's files in one pass, whatever folder they stand in."""
+    found: dict[str, tuple[str, bytes]] = {}
+    with tarfile.open(path, "r|*") as archive:
+        for member in archive:
+            part = PurePosixPath(member.name).name.removesuffix(".bin")
+            if member.isfile() and part in parts:
+                file = archive.extractfile(member)
+                found.setdefault(part, (f"{path}: {member.name}", file.read() if file else b""))
+    return found
 
 
 def _download(name: str, home: Path) -> None:
@@ -126,4 +143,9 @@ def _download(name: str, home: Path) -> None:
         from torchvision import datasets
     except (ImportError, RuntimeError):  # a torchvision built for another torch raises RuntimeError
         raise InputError("downloading needs torchvision: pip install 'steppe[vision]'") from None
-    (datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100)(str(home), download=True)
+    try:
+        (datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100)(str(home), download=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError is a wrong checksum
+        raise InputError(
+            f"cannot download {name} into {home} ({error}); get it yourself and give {name}:PATH"
+        ) from None

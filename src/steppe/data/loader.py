@@ -40,22 +40,31 @@ class Normalizer:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return (B, C, H, W) float32."""
-        unit = x.float().div_(255)
+        return self.standardise(unit(x))
+
+    def standardise(self, x: Tensor) -> Tensor:
+        """Return images in [0, 1] as the network sees them; ``x`` itself is changed."""
         if not any(self.mean) and set(self.std) == {1.0}:
-            return unit
+            return x
         shape = (1, -1, 1, 1)
-        return unit.sub_(torch.tensor(self.mean).view(shape)).div_(torch.tensor(self.std).view(shape))
+        return x.sub_(torch.tensor(self.mean).view(shape)).div_(torch.tensor(self.std).view(shape))
+
+
+def unit(x: Tensor) -> Tensor:
+    """Return uint8 pixels as new float32 values in [0, 1]."""
+    return x.float().div_(255)
 
 
 class Loader:
     """Shuffled, augmented training batches; ``epoch(k)`` gives the same bits whenever it is called.
 
-    Images are normalised, then augmented, so that zeros mean the mean colour under 'standard'. Labels are
-    class indices, or probabilities once a step mixes images. The partner of an image comes from a second,
-    independent order of the whole training set. A last batch of a single image is left out, because
-    BatchNorm cannot take it.
+    Images are augmented in [0, 1], so that crop pads with black, and then standardised; cutout sets the mean
+    colour, zero afterwards (the order of the RWP paper's CIFAR recipe). Labels are class indices,
+    or probabilities once a step mixes images. The partner of an image comes from a second, independent order of
+    the whole training set. A last batch of a single image is left out, because BatchNorm cannot take it.
 
-    Raises InputError if the batch is larger than the training set, or an augmentation step is unknown.
+    Raises InputError if the batch is below 1 or larger than the training set, the seed is negative, or an
+    augmentation step is unknown.
     """
 
     def __init__(
@@ -68,18 +77,22 @@ class Loader:
         normalize: Normalizer,
         seed: int,
     ):
+        if batch < 1:
+            raise InputError(f"batch is {batch}; give at least 1")
         if batch > len(images):
             raise InputError(
                 f"batch is {batch} and only {len(images)} images are trained on; give a smaller batch"
             )
+        if seed < 0:
+            raise InputError(f"seed is {seed}; give 0 or a positive whole number")
         self.images, self.classes, self.batch = images, classes, batch
         self.normalize, self.seed = normalize, seed
-        self.steps = chain(augment)
+        self.steps = chain(augment, blank=torch.tensor(normalize.mean))
         self.mixes = any(name in MIXING for name in augment)
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.images), self.batch)
-        return whole + (rest > 1 or (rest == 1 and self.batch == 1))
+        return whole + (rest > 1)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of one epoch: x (B, C, H, W) float32, y, and index (B,) into the images."""
@@ -94,11 +107,11 @@ class Loader:
             other = self._sample(partner) if self.mixes else own
             for step in self.steps:
                 own = step(own, other, rng)
-            yield Batch(own.x, own.y if self.mixes else self.images.y[index], index)
+            yield Batch(self.normalize.standardise(own.x), own.y if self.mixes else self.images.y[index], index)
 
     def _sample(self, index: Tensor) -> Sample:
         y = self.images.y[index]
-        return Sample(self.normalize(self.images.x[index]), F.one_hot(y, self.classes).float())
+        return Sample(unit(self.images.x[index]), F.one_hot(y, self.classes).float())
 
 
 def evaluation_batches(images: Images, batch: int, normalize: Normalizer) -> Iterator[Batch]:

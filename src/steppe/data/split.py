@@ -28,15 +28,18 @@ def apply(name: str, source: Source, options: Data) -> DataSet:
 
     Raises InputError if there are not as many images as asked for, or a class would not be trained on.
     """
+    if options.split_seed < 0:
+        raise InputError(f"data.split_seed is {options.split_seed}; give 0 or a positive whole number")
     rng = np.random.default_rng([options.split_seed, 1])
     y = source.train.y.numpy()
     base = options.train if options.train is not None else len(y)
     val = max(1, round(options.val * base)) if options.val < 1 else int(options.val)
     wanted = val + (options.train if options.train is not None else 1)
     if wanted > len(y):
-        asked = f"data.train {options.train} and {val}" if options.train is not None else f"{val}"
+        train_part = f"data.train {options.train} and " if options.train is not None else ""
         raise InputError(
-            f"{asked} validation images are more than the {len(y)} training images of {name}; give fewer"
+            f"{train_part}data.val {options.val:g} ({val} images) ask for more than the {len(y)} training images "
+            f"of {name}, one of them at least to train on; give fewer"
         )
     held = stratified(y, val, rng)
     rest = np.setdiff1d(np.arange(len(y)), held)
@@ -47,11 +50,13 @@ def apply(name: str, source: Source, options: Data) -> DataSet:
             f"class {source.classes[missing[0]]!r} of {name} has no training image; "
             "raise data.train or lower data.val"
         )
-    test = source.test
+    images, test = source.train, source.test
+    tested = np.arange(len(test))
     if options.test is not None:
         if options.test > len(test):
             raise InputError(f"data.test is {options.test}; {name} has {len(test)} test images, give at most that")
         rng = np.random.default_rng([options.split_seed, 2])
-        test = test.take(stratified(test.y.numpy(), options.test, rng))
-    images = source.train
-    return DataSet(name, images.take(train), images.take(held), test, source.classes, source.skipped, source.note)
+        tested = stratified(test.y.numpy(), options.test, rng)
+    # take copies, so that nothing goes on reading the cache's files, which may be replaced
+    parts = (images.take(train), images.take(held), test.take(tested))
+    return DataSet(name, *parts, source.classes, source.skipped, source.note)

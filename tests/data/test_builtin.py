@@ -1,0 +1,44 @@
+"""Data sets without files, and names."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from steppe import InputError, data
+from steppe.config import Data
+
+
+def test_digits_are_the_real_ones_upscaled() -> None:
+    from sklearn.datasets import load_digits
+
+    held = data.load("digits", Data())
+    assert (held.channels, held.size, len(held.classes)) == (1, 24, 10)
+    assert len(held.train) + len(held.val) + len(held.test) == 1797
+    small = data.load("digits", Data(size=8))
+    raw = torch.from_numpy((load_digits().images * 255 / 16).round().astype(np.uint8))
+    everything = torch.cat([small.train.x, small.val.x, small.test.x])[:, 0]
+    assert torch.equal(everything.long().sum(dim=0), raw.long().sum(dim=0))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("folder", "write folder:PATH"),
+        ("folder:nowhere", "there is no nowhere"),
+        ("digitz", "unknown data set 'digitz'; did you mean 'digits'"),
+        ("digits:here", "digits has no files"),
+        ("cifar10:nowhere", "cifar10 is not in nowhere; give cifar10:PATH"),
+    ],
+)
+def test_unknown_names_and_missing_paths_are_one_line(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        data.load(name, Data())
+
+
+def test_synthetic_images_are_the_same_noise_every_time() -> None:
+    a, b = (data.load("synthetic", Data(train=50, test=20)) for _ in range(2))
+    assert a.train.x.shape == (50, 3, 32, 32)
+    assert torch.equal(a.train.x, b.train.x)
+    assert "accuracies mean nothing" in a.note
