@@ -1,4 +1,8 @@
-"""Real processes, really killed: what is started again ends with the bits of an undisturbed comparison."""
+"""Real processes, really killed: what is started again ends with the bits of an undisturbed comparison.
+
+The sleeps choose the moment of a kill, as a share of the undisturbed duration; nothing is waited for with them,
+so a wrong guess kills earlier or later and hides nothing.
+"""
 
 from __future__ import annotations
 
