@@ -1,8 +1,9 @@
 """steppe: train networks into flat minima, with any method in any training loop, and compare them fairly."""
 
 from steppe.batch import Batch
+from steppe.combine import On, When
 from steppe.errors import InputError, RunError
-from steppe.method import Method, On, Step
+from steppe.method import Method
 from steppe.methods import make, names
 from steppe.methods.agc import AGC
 from steppe.methods.gc import GC
@@ -13,6 +14,8 @@ from steppe.methods.sadt import SADT
 from steppe.methods.sam import SAM
 from steppe.methods.two_step import TwoStep
 from steppe.runtime import Out, Passes, Runtime
+from steppe.schedule import Cosine, Linear, Schedule, WithLR
+from steppe.step import Step
 
 __version__ = "0.1.0"
 
@@ -22,7 +25,9 @@ __all__ = [
     "SADT",
     "SAM",
     "Batch",
+    "Cosine",
     "InputError",
+    "Linear",
     "Method",
     "On",
     "Out",
@@ -32,8 +37,11 @@ __all__ = [
     "RepeatStep",
     "RunError",
     "Runtime",
+    "Schedule",
     "Step",
     "TwoStep",
+    "When",
+    "WithLR",
     "make",
     "names",
 ]

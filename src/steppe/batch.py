@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+
+from steppe.errors import InputError
+
+Inputs = Tensor | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Batch:
     """Samples that go through the network together.
 
-    ``x`` (B, ...) inputs; ``y`` (B,) class indices or (B, classes) probabilities; ``index`` (B,) the stable
-    position of each sample in its data set, None where unknown; ``extra`` tensors of B rows that travel with
-    the samples (the clean logits of an earlier pass, say) and are split and taken with them.
+    ``x`` (B, ...) inputs, or a mapping of such tensors by the names of the network's arguments; ``y`` (B,) class
+    indices, (B, classes) probabilities or whatever the loss takes, None where the network has its own loss;
+    ``index`` (B,) the stable position of each sample in its data set, None where unknown; ``extra`` tensors of
+    B rows that travel with the samples (the clean logits of an earlier pass, say) and are split with them.
     """
 
-    x: Tensor
-    y: Tensor
+    x: Any
+    y: Any = None
     index: Tensor | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.x)
+        return len(next(iter(self.x.values())) if isinstance(self.x, Mapping) else self.x)
 
-    def having(self, **extra: Tensor) -> Batch:
+    def parts(self) -> list[Batch]:
+        """Return the micro-batches that this batch was given in; itself, if in one."""
+        return [self]
+
+    def having(self, **extra: Any) -> Batch:
         """Return the same samples with these tensors (B, ...) travelling along."""
         return replace(self, extra={**self.extra, **extra})
 
     def take(self, rows: Tensor | slice) -> Batch:
         """Return the chosen rows (indices, a mask or a slice) of every part."""
-        return Batch(
-            self.x[rows],
-            self.y[rows],
-            None if self.index is None else self.index[rows],
-            {k: v[rows] for k, v in self.extra.items()},
-        )
+        return self._each(lambda t: t[rows])
 
     def split(self, size: int) -> Iterator[Batch]:
         """Yield consecutive batches of at most ``size`` samples."""
@@ -53,9 +58,123 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with every tensor on ``device``."""
-        return Batch(
-            self.x.to(device, non_blocking=True),
-            self.y.to(device, non_blocking=True),
-            None if self.index is None else self.index.to(device, non_blocking=True),
-            {k: v.to(device, non_blocking=True) for k, v in self.extra.items()},
+        return self._each(lambda t: t.to(device, non_blocking=True))
+
+    def _each(self, f: Callable[[Tensor], Tensor]) -> Batch:
+        x = {k: f(v) for k, v in self.x.items()} if isinstance(self.x, Mapping) else f(self.x)
+        y = f(self.y) if isinstance(self.y, Tensor) else self.y
+        index = None if self.index is None else f(self.index)
+        return Batch(x, y, index, {k: f(v) for k, v in self.extra.items()})
+
+
+class Accumulated(Batch):
+    """One batch given in micro-batches, whose shapes may differ beyond the first dimension (padded text).
+
+    ``x``, ``y``, ``index`` and ``extra`` are the parts' own, joined; they raise InputError where shapes differ.
+    """
+
+    def __init__(self, parts: Sequence[Batch]):
+        object.__setattr__(self, "_parts", list(parts))
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts())
+
+    def parts(self) -> list[Batch]:
+        """Return the micro-batches."""
+        return cast(list[Batch], self.__dict__["_parts"])
+
+    def having(self, **extra: Any) -> Batch:
+        """Return the same samples with these travelling along: tensors (B, ...), or one tensor per part."""
+        sizes = [len(part) for part in self.parts()]
+        pieces = {k: torch.split(v, sizes) if isinstance(v, Tensor) else v for k, v in extra.items()}
+        return Accumulated(
+            [part.having(**{k: v[i] for k, v in pieces.items()}) for i, part in enumerate(self.parts())]
         )
+
+    def take(self, rows: Tensor | slice) -> Batch:
+        """Return the chosen rows, each from the micro-batch it is in, in the order of the batch."""
+        chosen = torch.zeros(len(self), dtype=torch.bool)
+        chosen[rows if isinstance(rows, slice) else rows.cpu()] = True
+        pieces = zip(self.parts(), torch.split(chosen, [len(part) for part in self.parts()]), strict=True)
+        kept = [part.take(mask.nonzero()[:, 0]) for part, mask in pieces if mask.any()]
+        return kept[0] if len(kept) == 1 else Accumulated(kept)
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Yield batches of at most ``size`` samples, none across the border of two micro-batches."""
+        for part in self.parts():
+            yield from part.split(size)
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch with every tensor on ``device``."""
+        return Accumulated([part.to(device) for part in self.parts()])
+
+    @property
+    def x(self) -> Any:
+        """The inputs of all parts."""
+        return _join([part.x for part in self.parts()])
+
+    @property
+    def y(self) -> Any:
+        """The targets of all parts."""
+        return _join([part.y for part in self.parts()])
+
+    @property
+    def index(self) -> Tensor | None:
+        """The positions of all parts, None if one part has none."""
+        given = [part.index for part in self.parts()]
+        return None if any(i is None for i in given) else cast(Tensor, _join(given))
+
+    @property
+    def extra(self) -> Mapping[str, Tensor]:
+        """What travels with all parts."""
+        return {k: _join([part.extra[k] for part in self.parts()]) for k in self.parts()[0].extra}
+
+
+def as_batch(x: Any, y: Any = None) -> Batch:
+    """Return what a step was given as one batch: x and y, a Batch, a pair, a mapping, or a list of these.
+
+    A mapping is a batch of named inputs, its ``labels`` the targets. A list is one batch in micro-batches.
+
+    Raises InputError for anything else, and for an empty batch or list.
+    """
+    if y is not None:
+        batch = Batch(x, y)
+    elif isinstance(x, Batch):
+        batch = x
+    elif isinstance(x, list):
+        if not x:
+            raise InputError("the list of micro-batches is empty; give at least one")
+        parts = [as_batch(part) for part in x]
+        return parts[0] if len(parts) == 1 else Accumulated(parts)
+    elif isinstance(x, Mapping):
+        named = {k: v for k, v in x.items() if k != "labels"}
+        if not named:
+            raise InputError("the batch has no inputs; give a mapping of tensors by argument name")
+        batch = Batch(named, x.get("labels"))
+    elif isinstance(x, tuple) and len(x) == 2:
+        batch = Batch(x[0], x[1])
+    else:
+        raise InputError(
+            f"a step takes x and y, a Batch, a pair, a mapping, or a list of these; this is {type(x).__name__}"
+        )
+    if not len(batch):
+        raise InputError("the batch has no samples; leave empty batches out")
+    return batch
+
+
+def join_logits(parts: Sequence[Tensor]) -> Any:
+    """Return the parts' logits as one tensor, or as a list where their shapes differ beyond the batch."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(list(parts)) if len({p.shape[1:] for p in parts}) == 1 else list(parts)
+
+
+def _join(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, Mapping):
+        return {k: _join([v[k] for v in values]) for k in first}
+    if not isinstance(first, Tensor):
+        return first
+    if len({v.shape[1:] for v in values}) > 1:
+        raise InputError("these micro-batches have different shapes and cannot be joined; use batch.parts()")
+    return torch.cat(list(values))

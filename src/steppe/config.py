@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -212,7 +213,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     settings: dict[str, Any] = {}
     if colon and not rest:
         raise InputError(f"method {spec!r} ends in a colon; write name:key=value or only the name")
-    for part in filter(None, rest.split(",")):
+    for part in filter(None, re.split(r",(?![^(]*\))", rest)):
         key, equals, value = part.partition("=")
         if not equals or not key or not value:
             raise InputError(f"method {spec!r}: {part!r} is not key=value; write for example sam:rho=0.1")

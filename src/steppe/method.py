@@ -1,4 +1,4 @@
-"""The contract: what a method is, how two combine, and how one is bound to a model and an optimizer.
+"""The contract: what a method is, and how one is bound to a model and an optimizer.
 
 A method is a frozen record of its hyper-parameters. It says at most three things: what is minimised
 (``objective``), where its gradient is taken and how one update is made from it (``step``), and what is done
@@ -11,20 +11,22 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from steppe.batch import Batch
+from steppe.calling import call, logits_of
 from steppe.errors import InputError, unknown
-from steppe.runtime import Loss, NonFinite, Out, Passes, Runtime
+from steppe.ranks import Sync
+from steppe.runtime import Loss, Out, Runtime, Setup
+from steppe.schedule import Each, Schedule
+from steppe.step import Step
 from steppe.vec import Vec
-
-PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,7 @@ class Method:
 
     def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
         """Return what is minimised on a batch, with its graph."""
-        logits = rt.net(batch.x)
-        return Out(rt.loss(logits, batch.y), logits)
+        return rt.supervised(batch)
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
         """Make one update and return the output of the clean pass."""
@@ -69,63 +70,78 @@ class Method:
     def after(self, batch: Batch, out: Out, state: nn.Module, rt: Runtime) -> None:
         """Remember: called once after each step that was not skipped."""
 
-    def predict(self, net: nn.Module, state: nn.Module, x: Tensor) -> Tensor:
+    def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         """Return the logits of what is deployed and evaluated."""
-        logits: Tensor = net(x)
-        return logits
+        return logits_of(call(net, x))
 
     def bind(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        loss: Loss = F.cross_entropy,
+        loss: Loss | str = F.cross_entropy,
         clip: float | None = None,
         precision: str = "fp32",
+        scaler: GradScaler | None = None,
         transforms: Sequence[Method] = (),
         microbatch: int | None = None,
+        m: int | str | None = None,
+        sync: Sync = None,
+        weigh: Callable[[Batch], float] = len,
+        steps: int | None = None,
         seed: int = 0,
     ) -> Step:
         """Tie the method to a model and its optimizer; the result is called once per batch.
 
         Args:
-            model: The network; called as ``model(x)``, it returns logits (B, classes).
+            model: The network; called as ``model(x)``, or ``model(**x)`` where a batch is a mapping, it returns
+                logits (B, classes) or something with ``.logits``. It may be compiled, wrapped in DDP or
+                sharded by ``fully_shard``.
             optimizer: Your own optimizer over the model's parameters; it is neither wrapped nor copied, so
-                schedulers and checkpoints of it go on as before.
-            loss: ``loss(logits, y)``, the mean over the batch.
+                schedulers and checkpoints of it go on as before. A parameter group may have its own ``rho``.
+            loss: ``loss(logits, y)``, the mean over the batch; or 'model' if the model, given the targets,
+                returns its own loss.
             clip: Largest global L2 norm of the gradient given to the optimizer.
-            precision: 'fp32' (the model's own types) or 'bf16' (autocast).
+            precision: 'fp32' (the model's own types), 'bf16' or 'fp16' (autocast), or 'fp64' (checked).
+            scaler: The loss scale of 'fp16', if not a `torch.amp.GradScaler` of its own. The step calls it.
             transforms: Methods whose ``transform`` is applied after this one's, in order.
             microbatch: Samples per forward pass; larger batches go through in parts, exactly.
+            m: Samples that share a perturbation (m-sharpness): all of this process's if not given, a number, or
+                'micro' for those of each micro-batch. Only for methods with one update per step.
+            sync: Processes that share a perturbation: 'local' (each its own; the default, and the papers' way),
+                'global' (all), or how many. A sharded model knows only 'global', its default.
+            weigh: What a micro-batch counts in the mean: its samples, or for a loss that averages over
+                tokens, say, a function that counts them.
+            steps: How many steps the training has, for schedules that are given in shares of it.
             seed: Seed of the method's own noise.
 
         Raises:
             InputError: An argument is not usable.
         """
-        if precision not in PRECISIONS:
-            raise InputError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
         if clip is not None and not clip > 0:
             raise InputError(f"clip is {clip}; give a number above 0, or None")
         if microbatch is not None and microbatch < 1:
             raise InputError(f"microbatch is {microbatch}; give at least 1, or None")
-        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-        if precision == "bf16":
-            device = next(model.parameters()).device.type
-
-            def autocast() -> AbstractContextManager[Any]:
-                return torch.autocast(device, dtype=torch.bfloat16)
-
-        runtime = Runtime(
-            model,
-            optimizer,
+        if isinstance(loss, str) and loss != "model":
+            raise InputError(f"loss is {loss!r}; give a function, or 'model' if the model returns its own loss")
+        if m is not None:
+            if m != "micro" and (not isinstance(m, int) or isinstance(m, bool) or m < 1):
+                raise InputError(f"m is {m!r}; give a number of samples, 'micro', or None")
+            if sync not in (None, "local"):
+                raise InputError(f"m is {m!r} and sync is {sync!r}; samples or processes share, leave one out")
+        setup = Setup(
             loss,
-            transforms=[m.transform for m in (self, *transforms)],
+            transforms=[method.transform for method in (self, *transforms)],
             clip=clip,
-            autocast=autocast,
+            precision=precision,
+            scaler=scaler,
             microbatch=microbatch,
+            sync=sync,
+            weigh=weigh,
+            steps=steps,
             seed=seed,
         )
-        return Step(self, runtime)
+        return Step(self, model, optimizer, setup, m)
 
 
 def descend(batch: Batch, rt: Runtime) -> Out:
@@ -133,129 +149,6 @@ def descend(batch: Batch, rt: Runtime) -> Out:
     out, g = rt.grad(rt.objective, batch)
     rt.apply(g)
     return out
-
-
-class Step:
-    """A method at work: called once per batch, it makes one step and returns the clean pass's output."""
-
-    def __init__(self, method: Method, runtime: Runtime):
-        self.method = method
-        self.runtime = runtime
-        self.state = method.init(runtime.net)
-        self.state.to(runtime.params[0].device)
-        runtime.objective = lambda batch: method.objective(batch, self.state, runtime)
-
-    @property
-    def passes(self) -> Passes:
-        """Forward and backward passes and optimizer updates so far, counted."""
-        return self.runtime.passes
-
-    def __call__(self, x: Any, y: Tensor | None = None) -> Out:
-        """Make one step on ``(x, y)``, a `Batch`, a pair, or a list of these (micro-batches of one batch).
-
-        A list is one batch that goes through in parts: every pass of the method sees every part, so the
-        result is that of the whole batch. If the loss or a gradient is not finite in any pass, the weights
-        are as before that pass's update and ``out.skipped`` is True.
-        """
-        batch, microbatch = _as_batch(x, y)
-        rt, before = self.runtime, self.runtime.microbatch
-        if microbatch is not None:
-            rt.microbatch = microbatch
-        rt.begin(batch)
-        try:
-            out = self.method.step(batch, self.state, rt)
-        except NonFinite as signal:
-            out = signal.out
-            out.skipped = True
-            return out
-        finally:
-            rt.microbatch = before
-        self.method.after(batch, out, self.state, rt)
-        return out
-
-    def predict(self, x: Tensor) -> Tensor:
-        """Return the logits of what the method deploys."""
-        return self.method.predict(self.runtime.net, self.state, x)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what resume needs beside the model's and the optimizer's own state."""
-        return {
-            "method": repr(self.method),
-            "state": self.state.state_dict(),
-            "generators": {k: g.get_state() for k, g in self.runtime.generators().items()},
-            "passes": dict(vars(self.runtime.passes)),
-        }
-
-    def load_state_dict(self, content: Mapping[str, Any]) -> None:
-        """Go on from ``state_dict``'s content; raises InputError if it belongs to another method."""
-        if content["method"] != repr(self.method):
-            raise InputError(f"this state belongs to {content['method']}, not to {self.method!r}")
-        self.state.load_state_dict(content["state"])
-        for name, generator in self.runtime.generators().items():
-            generator.set_state(content["generators"][name].cpu())
-        for name, value in content["passes"].items():
-            setattr(self.runtime.passes, name, value)
-
-
-@dataclass(frozen=True)
-class On(Method):
-    """One method's step on another's objective: ``On(SAM(), MESA())``; gradient transforms of both apply.
-
-    ``rule`` says how an update is made, ``base`` what is minimised, remembered and deployed. If only one of
-    them changes the step, its step is taken; if both do, the pair is refused.
-
-    Raises InputError if both change the step, or both the objective.
-    """
-
-    rule: Method
-    base: Method
-
-    def check(self) -> None:
-        """Refuse pairs in which one method would silently lose its idea."""
-        for part in ("step", "objective"):
-            if _overrides(self.rule, part) and _overrides(self.base, part):
-                raise InputError(
-                    f"{_name(self.rule)} and {_name(self.base)} both define the {part}; "
-                    "combine methods that change different parts, such as sam+gc"
-                )
-
-    def _holder(self, part: str) -> Method:
-        return self.rule if _overrides(self.rule, part) else self.base
-
-    def build(self, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Build as the base does."""
-        return self.base.build(new_model)
-
-    def init(self, net: nn.Module) -> nn.Module:
-        """Remember what both remember."""
-        return nn.ModuleDict({"rule": self.rule.init(net), "base": self.base.init(net)})
-
-    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
-        """Minimise the objective of whichever method defines one."""
-        holder = self._holder("objective")
-        return holder.objective(batch, self._state(holder, state), rt)
-
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
-        """Step as whichever method defines a step."""
-        holder = self._holder("step")
-        return holder.step(batch, self._state(holder, state), rt)
-
-    def transform(self, grads: Vec, rt: Runtime) -> Vec:
-        """Apply the base's transform, then the rule's."""
-        return self.rule.transform(self.base.transform(grads, rt), rt)
-
-    def after(self, batch: Batch, out: Out, state: nn.Module, rt: Runtime) -> None:
-        """Let both remember."""
-        for part in (self.base, self.rule):
-            part.after(batch, out, self._state(part, state), rt)
-
-    def predict(self, net: nn.Module, state: nn.Module, x: Tensor) -> Tensor:
-        """Deploy what the one that defines a prediction deploys, the base by default."""
-        holder = self._holder("predict")
-        return holder.predict(net, self._state(holder, state), x)
-
-    def _state(self, part: Method, state: nn.Module) -> nn.Module:
-        return state.get_submodule("rule" if part is self.rule else "base")
 
 
 def check_fields(method: Method) -> None:
@@ -270,15 +163,18 @@ def check_fields(method: Method) -> None:
             or (inspect.isclass(a) and a not in (float, int) and isinstance(value, a))
             for a in allowed
         )
+        if not fits and Schedule in allowed and callable(value):
+            object.__setattr__(method, f.name, Each(value))
+            continue
         if not fits:
             wanted = " or ".join(getattr(a, "__name__", str(a)) for a in allowed)
-            raise InputError(f"{_name(method)}: {f.name} is {value!r}; give {wanted}")
+            raise InputError(f"{name_of(method)}: {f.name} is {value!r}; give {wanted}")
 
 
 def require(method: Method, field: str, holds: bool, remedy: str) -> None:
     """Raise InputError naming the field, its value and the remedy unless ``holds``."""
     if not holds:
-        raise InputError(f"{_name(method)}: {field} is {getattr(method, field)!r}; give {remedy}")
+        raise InputError(f"{name_of(method)}: {field} is {getattr(method, field)!r}; give {remedy}")
 
 
 def make_checked(cls: Callable[..., Method], name: str, settings: Mapping[str, Any]) -> Method:
@@ -290,35 +186,14 @@ def make_checked(cls: Callable[..., Method], name: str, settings: Mapping[str, A
     return cls(**settings)
 
 
-def _name(method: Method) -> str:
+def name_of(method: Method) -> str:
+    """Return the name that messages give a method."""
     return type(method).__name__
 
 
-def _overrides(method: Method, part: str) -> bool:
-    if isinstance(method, On):
-        return _overrides(method.rule, part) or _overrides(method.base, part)
+def overrides(method: Method, part: str) -> bool:
+    """Return whether a method, or one that it is made of, defines ``part`` itself."""
+    inner = [value for f in fields(method) if isinstance(value := getattr(method, f.name), Method)]
+    if inner:
+        return any(overrides(i, part) for i in inner)
     return getattr(type(method), part) is not getattr(Method, part)
-
-
-def _as_batch(x: Any, y: Tensor | None) -> tuple[Batch, int | None]:
-    """Return one batch and, for a list of micro-batches, the size of the largest."""
-    if y is not None:
-        return Batch(x, y), None
-    if isinstance(x, Batch):
-        return x, None
-    if isinstance(x, list):
-        if not x:
-            raise InputError("the list of micro-batches is empty; give at least one")
-        parts = [_as_batch(part, None)[0] for part in x]
-        return _joined(parts), max(len(p) for p in parts)
-    if isinstance(x, tuple) and len(x) == 2:
-        return Batch(x[0], x[1]), None
-    raise InputError(f"a step takes x and y, a Batch, a pair, or a list of these; this is {type(x).__name__}")
-
-
-def _joined(parts: list[Batch]) -> Batch:
-    index = None
-    if all(p.index is not None for p in parts):
-        index = torch.cat([p.index for p in parts if p.index is not None])
-    extra = {k: torch.cat([p.extra[k] for p in parts]) for k in parts[0].extra}
-    return Batch(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]), index, extra)

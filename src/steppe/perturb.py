@@ -15,12 +15,16 @@ from steppe.vec import Vec
 SCOPES = ("all", "kernels", "last-conv", "last-dense", "last-bias", "tensor:INDEX")
 
 
-def ascent(grads: Vec, rho: float, eps: float = 1e-12) -> Vec:
+def ascent(grads: Vec, rho: float | Sequence[float], eps: float = 1e-12) -> Vec:
     r"""Return :math:`\epsilon = \rho\, g / (\lVert g\rVert_2 + \text{eps})`, the norm over all parameters.
 
     The first-order maximiser of the loss in an L2 ball of radius rho (Foret et al., ICLR 2021, equation 2);
-    zero for a zero gradient.
+    zero for a zero gradient. With a radius per tensor, those of radius 0 stay where they are and have no part in
+    the norm.
     """
+    if isinstance(rho, Sequence):
+        moved = vec.only(grads, [r > 0 for r in rho])
+        return vec.scale(vec.scale(moved, rho), 1 / (vec.norm(moved) + eps))
     return vec.scale(grads, rho / (vec.norm(grads) + eps))
 
 

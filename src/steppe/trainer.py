@@ -25,7 +25,8 @@ from steppe.config import Run
 from steppe.data.images import DataSet, Images
 from steppe.data.loader import Loader, Normalizer, evaluation_batches
 from steppe.errors import InputError
-from steppe.method import Method, Step
+from steppe.method import Method
+from steppe.step import Step
 
 METRICS, TIMING, CHECKPOINT = "metrics.jsonl", "timing.jsonl", "checkpoint.safetensors"
 EVALUATION_BATCH = 500

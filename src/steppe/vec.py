@@ -1,17 +1,33 @@
 """Vectors in parameter space: one tensor per trainable parameter, None where a parameter has no part in it.
 
 A gradient, a perturbation and a direction are all a ``Vec``. None reads as zero, and stays None wherever the
-result is zero, so that an optimizer skips the parameters that plain training skips.
+result is zero, so that an optimizer skips the parameters that plain training skips. The tensors of a sharded
+model are DTensors: norms and inner products are over all shards, and noise is that of the unsharded model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Vec = list[Tensor | None]
+
+
+def sharded(t: Tensor) -> bool:
+    """Return whether a tensor is a DTensor: its class is imported, which takes long, only where there are any."""
+    return hasattr(t, "to_local")
+
+
+def _local(t: Tensor) -> Tensor:
+    local: Tensor = t.to_local() if sharded(t) else t  # type: ignore[attr-defined]
+    return local
+
+
+def _layout(t: Tensor) -> Any:
+    return (t.device_mesh, t.placements) if sharded(t) else None  # type: ignore[attr-defined]
 
 
 def _present(a: Sequence[Tensor | None]) -> list[Tensor]:
@@ -38,9 +54,13 @@ def norm(a: Vec) -> Tensor:
     tensors = _present(a)
     if not tensors:
         return torch.zeros(())
-    wide = [t if t.dtype in (torch.float32, torch.float64) else t.float() for t in tensors]
-    total: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(wide)))
-    return total
+    groups = _by_layout([t if t.dtype in (torch.float32, torch.float64) else t.float() for t in tensors])
+    norms = [torch.linalg.vector_norm(torch.stack(torch._foreach_norm(group))) for group in groups.values()]
+    if list(groups) == [None]:
+        only: Tensor = norms[0]
+        return only
+    squares = [_over_shards(n.square(), layout) for n, layout in zip(norms, groups, strict=True)]
+    return torch.stack(squares).sum().sqrt()
 
 
 def dot(a: Vec, b: Vec) -> Tensor:
@@ -48,12 +68,21 @@ def dot(a: Vec, b: Vec) -> Tensor:
     s, t = _pairs(a, b)
     if not s:
         return torch.zeros(())
-    return torch.stack([(p * q).sum() for p, q in zip(s, t, strict=True)]).sum()
+    groups = _by_layout([p * q for p, q in zip(s, t, strict=True)])
+    sums = [_over_shards(torch.stack([p.sum() for p in group]).sum(), k) for k, group in groups.items()]
+    return torch.stack(sums).sum()
 
 
-def scale(a: Vec, by: float | Tensor) -> Vec:
-    """Return ``by * a``."""
+def finite(a: Vec) -> Tensor:
+    """Return whether all that this process holds is finite, 0-dimensional."""
+    return torch.isfinite(norm(map_each(_local, a)))
+
+
+def scale(a: Vec, by: float | Tensor | Sequence[float]) -> Vec:
+    """Return ``by * a``; a sequence has one factor per tensor."""
     tensors = _present(a)
+    if isinstance(by, Sequence):
+        by = [f for f, t in zip(by, a, strict=True) if t is not None]
     scaled = iter(torch._foreach_mul(tensors, by)) if tensors else iter(())
     return [None if t is None else next(scaled) for t in a]
 
@@ -79,7 +108,35 @@ def only(a: Vec, where: Sequence[bool]) -> Vec:
 def gaussian(like: Sequence[Tensor], rng: torch.Generator, where: Sequence[bool] | None = None) -> Vec:
     """Return standard normal noise shaped like the given tensors, drawn in their order from ``rng`` alone."""
     keep = [True] * len(like) if where is None else where
-    return [
-        torch.randn(t.shape, generator=rng, dtype=t.dtype, device=t.device) if k else None
-        for t, k in zip(like, keep, strict=True)
-    ]
+    return [_gaussian(t, rng) if k else None for t, k in zip(like, keep, strict=True)]
+
+
+def _gaussian(like: Tensor, rng: torch.Generator) -> Tensor:
+    noise = torch.randn(like.shape, generator=rng, dtype=like.dtype, device=like.device)
+    if sharded(like):
+        from torch.distributed.tensor import distribute_tensor
+
+        # every rank draws the whole and keeps its shard: the noise does not depend on the number of ranks
+        mesh, placements = _layout(like)
+        return distribute_tensor(noise, mesh, placements, src_data_rank=None)
+    return noise
+
+
+def _by_layout(tensors: Sequence[Tensor]) -> dict[Any, list[Tensor]]:
+    """Return the local tensors grouped by how they are sharded, None for those that are not."""
+    groups: dict[Any, list[Tensor]] = {}
+    for t in tensors:
+        groups.setdefault(_layout(t), []).append(_local(t))
+    return groups
+
+
+def _over_shards(value: Tensor, layout: Any) -> Tensor:
+    """Return the sum of the shards' values."""
+    if layout is None:
+        return value
+    from torch.distributed.tensor import DTensor, Partial, Shard
+
+    mesh, placements = layout
+    summed = [Partial() if isinstance(p, Shard) else p for p in placements]
+    whole: Tensor = DTensor.from_local(value, mesh, summed).full_tensor()
+    return whole

@@ -7,9 +7,11 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
+from steppe import schedule
+from steppe.combine import On, When
 from steppe.config import parse_spec
 from steppe.errors import unknown
-from steppe.method import Method, On, make_checked
+from steppe.method import Method, make_checked
 from steppe.methods.agc import AGC
 from steppe.methods.gc import GC
 from steppe.methods.plain import Plain
@@ -41,11 +43,18 @@ def names() -> list[str]:
 def make(name: str, **settings: object) -> Method:
     """Make a method by name: ``make("sam", rho=0.1)``.
 
+    ``start``, ``stop`` and ``every`` say when it works (see `steppe.When`), and a schedule may be given as text,
+    ``rho="linear(0,0.1,0.5)"``.
+
     Raises InputError for an unknown name or setting, with the nearest known ones.
     """
     if name not in METHODS:
         raise unknown("method", name, METHODS)
-    return make_checked(METHODS[name], name, settings)
+    own = inspect.signature(METHODS[name]).parameters
+    read = {k: (isinstance(v, str) and schedule.parse(v)) or v for k, v in settings.items()}
+    window = {k: v for k, v in read.items() if k in ("start", "stop", "every") and k not in own}
+    method = make_checked(METHODS[name], name, {k: v for k, v in read.items() if k not in window})
+    return make_checked(partial(When, method), name, window) if window else method
 
 
 def parse(spec: str) -> Method:

@@ -21,23 +21,25 @@ from steppe.batch import Batch
 from steppe.method import Method, descend, require
 from steppe.perturb import ascent
 from steppe.runtime import Out, Runtime
+from steppe.schedule import Value, lowest
 
 
 @dataclass(frozen=True)
 class RandomSAM(Method):
     """Minimise the loss at a random point at distance ``rho``."""
 
-    rho: float = 0.05
+    rho: Value = 0.05
 
     def check(self) -> None:
         """Rho is a radius."""
-        require(self, "rho", self.rho >= 0, "a number of at least 0 (0.05 is usual)")
+        require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
         """Look in a random direction, come back, descend."""
-        if self.rho == 0:
+        rho = rt.setting("rho", self.rho)
+        if rho == 0:
             return descend(batch, rt)
-        with rt.at(ascent(vec.gaussian(rt.params, rt.rng), self.rho), clean=True):
+        with rt.at(ascent(vec.gaussian(rt.params, rt.rng), rho), clean=True):
             out, g = rt.grad(rt.objective, batch)
         rt.apply(g)
         return out

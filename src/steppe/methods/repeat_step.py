@@ -28,6 +28,5 @@ class RepeatStep(Method):
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
         """Update twice from one gradient."""
         out, g = rt.grad(rt.objective, batch)
-        rt.apply(g, keep=True)
-        rt.apply(g)
+        rt.apply(g, times=2)
         return out

@@ -95,11 +95,11 @@ class SADT(Method):
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
         """Update; look at the batch through the teachers; update with both gradients."""
         out, up = rt.grad(rt.objective, batch)
-        if self.updates == 2:
-            rt.apply(up, keep=True)
         if self.weight == 0:
-            rt.apply(up)
+            rt.apply(up, times=self.updates)
             return out
+        if self.updates == 2:
+            rt.apply(up, more=True)
         teachers = self._teachers(up, rt)
         masks = rt.draw_masks() if self.masks == "fresh" else None
         aux = self._distil(teachers, batch.having(clean=out.logits), masks, rt)
@@ -122,15 +122,17 @@ class SADT(Method):
                 ]
             offsets.append(noise)
         if self.variant == 3:
-            offsets = [vec.scale(vec.add(up, noise), self.ascent) for noise in offsets]
+            common = rt.shared(up)
+            offsets = [vec.scale(vec.add(common, noise), self.ascent) for noise in offsets]
         return offsets
 
     def _distil(self, teachers: list[Vec], batch: Batch, masks: int | None, rt: Runtime) -> Vec:
         """Return the sum of the teachers' gradients, sharing what lies below all of their perturbations."""
         conv = last_of(rt.net, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-        parts = rt.once("sadt parts", lambda: conv and split_at(rt.net, conv))
+        parts = rt.once("sadt parts", lambda: conv and rt.divisible and split_at(rt.net, conv))
+        sample = next(batch.split(2)).x
         if len(teachers) > 1 and parts and _within(teachers, parts[1], rt):
-            above = rt.once(("sadt share", batch.x.shape[1:]), lambda: share(rt.net, parts[1], batch.x[:2]))
+            above = rt.once(("sadt share", sample.shape[1:]), lambda: share(rt.net, parts[1], sample))
             objective = partial(self._through_branches, teachers, *parts, rt)
             with rt.aside(masks):
                 return rt.grad(objective, batch, work=1 + (len(teachers) - 1) * above)[1]
@@ -141,7 +143,7 @@ class SADT(Method):
         return total
 
     def _match(self, rt: Runtime, batch: Batch) -> Out:
-        return self._divergence(rt.net(batch.x), batch)
+        return self._divergence(rt.forward(batch.x), batch)
 
     def _divergence(self, logits: Tensor, batch: Batch) -> Out:
         clean = batch.extra["clean"]

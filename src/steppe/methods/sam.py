@@ -26,6 +26,7 @@ from steppe.batch import Batch
 from steppe.method import Method, descend, require
 from steppe.perturb import ascent
 from steppe.runtime import Out, Runtime
+from steppe.schedule import Value, lowest
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,19 @@ class SAM(Method):
 
     controls: ClassVar[tuple[str, ...]] = ("two-step",)
 
-    rho: float = 0.05
+    rho: Value = 0.05
 
     def check(self) -> None:
         """Rho is a radius."""
-        require(self, "rho", self.rho >= 0, "a number of at least 0 (0.05 is usual)")
+        require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
         """Climb, look, come back, descend."""
-        if self.rho == 0:
+        rho = rt.setting("rho", self.rho)
+        if rho == 0:
             return descend(batch, rt)
         out, g = rt.grad(rt.objective, batch)
-        with rt.at(ascent(g, self.rho)):
+        with rt.at(ascent(rt.shared(g), rho)):
             _, g = rt.grad(rt.objective, batch)
         rt.apply(g)
         return out

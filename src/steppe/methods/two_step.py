@@ -29,7 +29,7 @@ class TwoStep(Method):
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
         """Update, look again, update."""
         out, g = rt.grad(rt.objective, batch)
-        rt.apply(g)
+        rt.apply(g, more=True)
         with rt.aside(rt.draw_masks()):
             _, g = rt.grad(rt.objective, batch)
         rt.apply(g)

@@ -1,0 +1,67 @@
+"""How a model is called, whatever it is wrapped in, takes or returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from steppe.errors import InputError
+
+
+def unwrap(model: nn.Module) -> tuple[nn.Module, DistributedDataParallel | None]:
+    """Return the user's own network below torch.compile and DDP, and the DDP wrapper if there is one."""
+    replicas = None
+    while True:
+        if isinstance(model, DistributedDataParallel):
+            replicas, model = model, model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model, replicas
+
+
+def call(model: nn.Module, x: Any, y: Any = None) -> Any:
+    """Call a model on a tensor, ``model(x)``, or on named inputs, ``model(**x)``; with targets if given."""
+    if isinstance(x, Mapping):
+        return model(**x) if y is None else model(**x, labels=y)
+    return model(x) if y is None else model(x, y)
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the logits of what a model returned: a tensor, or their ``logits``; raises InputError without."""
+    if isinstance(output, Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise InputError(
+            f"the model returned {type(output).__name__} without logits; return a tensor or something "
+            "with .logits, or bind with loss='model' if it returns its own loss"
+        )
+    return logits
+
+
+def loss_of(output: Any) -> tuple[Tensor, Tensor]:
+    """Return the loss that a model returned itself, and its logits (empty if it gives none).
+
+    Accepted are a 0-dimensional tensor, something with ``loss`` (and ``logits``), a mapping of losses, which are
+    summed, and a tuple that starts with the loss.
+
+    Raises InputError for anything else.
+    """
+    loss, logits = output, None
+    if isinstance(output, tuple) and not hasattr(output, "loss"):
+        loss, logits = output[0], output[1] if len(output) > 1 else None
+    elif isinstance(output, Mapping) and "loss" not in output:
+        loss = sum(output.values())
+    elif not isinstance(output, Tensor):
+        named = output if isinstance(output, Mapping) else vars(output) if hasattr(output, "__dict__") else {}
+        loss, logits = named.get("loss"), named.get("logits")
+    if not isinstance(loss, Tensor) or loss.ndim:
+        raise InputError(
+            f"loss='model' needs a model that returns its loss; this one returned {type(output).__name__}. "
+            "Give the labels with the batch, or a loss function to bind"
+        )
+    return loss, logits if isinstance(logits, Tensor) else loss.detach().new_empty(0)

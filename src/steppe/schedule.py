@@ -1,0 +1,158 @@
+"""Hyper-parameters that change while training goes on."""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from steppe.errors import InputError
+
+
+@dataclass(frozen=True)
+class Now:
+    """Where training is: ``step`` counts from 0, ``total`` steps if known, the optimizer's learning rate."""
+
+    step: int
+    total: int | None
+    lr: float
+
+    def steps(self, amount: float, field: str) -> float:
+        """Return steps from steps or, below 1, from a share of the whole training.
+
+        Raises InputError for a share if the total is not known.
+        """
+        if amount >= 1 or amount == 0 or isinstance(amount, int):
+            return amount
+        if self.total is None:
+            raise InputError(
+                f"{field} is {amount:g}, a share of the training, and its length is unknown; "
+                "give whole steps, or bind with steps=..."
+            )
+        return amount * self.total
+
+
+class Schedule(ABC):
+    """A value as a function of where training is."""
+
+    @abstractmethod
+    def at(self, now: Now) -> float:
+        """Return the value."""
+
+
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """From ``start`` to ``end`` in equal steps over ``over`` steps (below 1: a share), then ``end``."""
+
+    start: float
+    end: float
+    over: float
+
+    def at(self, now: Now) -> float:
+        """Return start + (end - start) min(t / over, 1)."""
+        over = now.steps(self.over, "over")
+        return self.end if now.step >= over else self.start + (self.end - self.start) * now.step / over
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """From ``start`` to ``end`` along half a cosine over ``over`` steps (below 1: a share), then ``end``."""
+
+    start: float
+    end: float
+    over: float
+
+    def at(self, now: Now) -> float:
+        """Return end + (start - end) (1 + cos(pi t / over)) / 2."""
+        over = now.steps(self.over, "over")
+        if now.step >= over:
+            return self.end
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * now.step / over)) / 2
+
+
+@dataclass(frozen=True)
+class WithLR(Schedule):
+    """Tied to the learning rate of the optimizer's first group: ``low`` at ``lr_min``, ``high`` at ``lr_max``.
+
+    As GSAM schedules rho (Zhuang et al., ICLR 2022, algorithm 1):
+    low + (high - low) (lr - lr_min) / (lr_max - lr_min).
+    """
+
+    high: float
+    lr_max: float
+    low: float = 0.0
+    lr_min: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.lr_max > self.lr_min:
+            raise InputError(f"lr_max is {self.lr_max:g} and lr_min {self.lr_min:g}; give a larger lr_max")
+
+    def at(self, now: Now) -> float:
+        """Return the value at the present learning rate."""
+        return self.low + (self.high - self.low) * (now.lr - self.lr_min) / (self.lr_max - self.lr_min)
+
+
+@dataclass(frozen=True)
+class Each(Schedule):
+    """Any function of the step number, which counts from 0."""
+
+    function: Callable[[int], float]
+
+    def at(self, now: Now) -> float:
+        """Return function(t)."""
+        return float(self.function(now.step))
+
+    def __repr__(self) -> str:
+        return f"Each({getattr(self.function, '__qualname__', type(self.function).__name__)})"
+
+
+Value = float | Schedule
+NAMED: dict[str, Callable[..., Schedule]] = {"linear": Linear, "cosine": Cosine, "with-lr": WithLR}
+
+
+def value_at(value: Value, now: Now) -> float:
+    """Return a constant itself, a schedule's value now."""
+    return value.at(now) if isinstance(value, Schedule) else value
+
+
+def lowest(value: Value) -> float:
+    """Return the least that a value can be, infinity if nobody knows."""
+    if isinstance(value, Linear | Cosine):
+        return min(value.start, value.end)
+    if isinstance(value, WithLR):
+        return min(value.low, value.high)
+    return math.inf if isinstance(value, Schedule) else value
+
+
+def parse(text: str) -> Schedule | None:
+    """Return the schedule that ``linear(0,0.1,0.5)`` or the like describes, None if the text is none.
+
+    Raises InputError for a known name with wrong numbers.
+    """
+    match = re.fullmatch(r"([a-z-]+)\(([^()]*)\)", text.strip())
+    if not match or match[1] not in NAMED:
+        return None
+    try:
+        numbers = [int(n) if re.fullmatch(r"\s*\d+\s*", n) else float(n) for n in match[2].split(",")]
+        return NAMED[match[1]](*numbers)
+    except (ValueError, TypeError):
+        raise InputError(f"{text!r} is no schedule; write {_USAGE[match[1]]}") from None
+
+
+def text(value: Value) -> str:
+    """Return a value as a person writes it."""
+    if isinstance(value, Schedule):
+        if isinstance(value, Each):
+            return repr(value)
+        name = next(k for k, v in NAMED.items() if v is type(value))
+        return f"{name}({','.join(f'{n:g}' for n in vars(value).values())})"
+    return f"{value:g}"
+
+
+_USAGE = {
+    "linear": "linear(start,end,steps), steps below 1 a share of training",
+    "cosine": "cosine(start,end,steps), steps below 1 a share of training",
+    "with-lr": "with-lr(high,lr_max) or with-lr(high,lr_max,low,lr_min)",
+}
