@@ -169,10 +169,10 @@ class Shards(One):
 
     def begin(self, weight: float, parts: int) -> None:
         """Learn the weight of all; raises InputError on all if one has another number of micro-batches."""
-        mine = torch.tensor([weight, float(parts)], device=self.device)
-        every = torch.zeros(self.size * 2, device=self.device)
-        dist.all_gather_into_tensor(every, mine)
-        weights, counts = every.view(self.size, 2).cpu().unbind(1)
+        every = torch.zeros(self.size, 2, device=self.device)
+        every[self.rank] = torch.tensor([weight, float(parts)])
+        dist.all_reduce(every)
+        weights, counts = every.cpu().unbind(1)
         if len(set(counts.tolist())) > 1:
             raise InputError(
                 f"the processes were given {[int(c) for c in counts]} micro-batches; a sharded model needs "

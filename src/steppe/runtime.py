@@ -16,36 +16,25 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from steppe import streams, vec
+from steppe import parameters, streams, vec
 from steppe.batch import Batch, join_logits
 from steppe.calling import call, logits_of, loss_of, unwrap
+from steppe.course import Course, Group, NonFinite, Out
 from steppe.errors import InputError
 from steppe.precision import Precision, widened
 from steppe.ranks import Shards, Sync, ranks_of
 from steppe.schedule import Now, Value, value_at
-from steppe.undo import Undo
 from steppe.vec import Vec
 
 if TYPE_CHECKING:
     from torch.amp.grad_scaler import GradScaler
     from torch.optim import Optimizer
 
+__all__ = ["Loss", "Objective", "Out", "Passes", "Runtime", "Setup", "Transform"]
+
 T = TypeVar("T")
 Loss = Callable[[Tensor, Tensor], Tensor]
 Transform = Callable[[Vec, "Runtime"], Vec]
-
-
-@dataclass
-class Out:
-    """What a step gives back: mean ``loss`` () and ``logits`` (B, classes) of this process's clean pass.
-
-    ``skipped`` is True if a non-finite loss or gradient, on any process, undid the step. For micro-batches
-    whose logits differ in shape ``logits`` is a list, and it is empty for a model that returns only its loss.
-    """
-
-    loss: Tensor
-    logits: Any
-    skipped: bool = False
 
 
 Objective = Callable[[Batch], Out]
@@ -64,14 +53,6 @@ class Passes:
         """Return (forward, backward, updates) per step."""
         n = max(self.steps, 1)
         return self.forward / n, self.backward / n, self.updates / n
-
-
-class NonFinite(ArithmeticError):  # noqa: N818 - it is a signal from a pass to the step, never shown to a user
-    """A loss or a gradient is not finite, here or on another process; carries the clean pass's output."""
-
-    def __init__(self, out: Out):
-        super().__init__("non-finite loss or gradient")
-        self.out = out
 
 
 @dataclass(frozen=True)
@@ -102,23 +83,19 @@ class Runtime:
     def __init__(self, model: nn.Module, optimizer: Optimizer, setup: Setup):
         self.model, self.optimizer, self.setup = model, optimizer, setup
         self.net, wrapper = unwrap(model)
-        self.params = _trainable(optimizer)
+        self.params = parameters.trainable(optimizer)
         self.device = self.params[0].device
         self.precision = Precision(setup.precision, self.params[0], setup.scaler)
         self.ranks = ranks_of(self.net, wrapper, self.params, setup.sync)
         self.ranks.settle()
-        self.owners = _owners(self.net, self.params)
+        self.owners = parameters.owners(self.net, self.params)
         self.divisible = model in (self.net, wrapper) and not isinstance(self.ranks, Shards)
         self.rng = streams.generator(setup.seed, "noise", self.ranks.noise, self.device)
         self._mask_rng = streams.generator(setup.seed, "masks", self.ranks.rank, self.device)
         self.passes = Passes()
         self.objective: Objective = _unset
-        self._size, self._weight = 0, 0.0
-        self._first: Out | None = None
-        self._bad = self._good = torch.zeros((), dtype=torch.bool, device=self.device)
-        self._undo: Undo | None = None
-        self._buffers: list[Tensor] = []
-        self._group: _Group | None = None
+        self._good = torch.zeros((), dtype=torch.bool, device=self.device)
+        self.course = Course(self.net, 0, 0.0, self._good)
         self._aside = False
         self._clean_streams = streams.capture(self.device)
         self._memo: dict[Hashable, Any] = {}
@@ -156,7 +133,7 @@ class Runtime:
         self.count(forward=work * len(batch), backward=work * len(batch))
         mean = losses[0] if len(parts) == 1 else torch.stack(losses).sum()
         joined = Out(mean, join_logits(logits))
-        self._first = self._first or joined
+        self.course.first = self.course.first or joined
         self._judge(~(vec.finite(grads) & torch.isfinite(mean).to(self.device)))
         return joined, grads
 
@@ -165,9 +142,10 @@ class Runtime:
 
         One process, or ``sync='local'``, sends nothing and returns them as they are.
         """
-        if self._group is not None:
+        course = self.course
+        if course.group is not None:
             return grads
-        means, self._bad = self.ranks.nearby_mean(self.params, grads, self._weight, self._bad)
+        means, course.bad = self.ranks.nearby_mean(self.params, grads, course.weight, course.bad)
         return means
 
     @contextmanager
@@ -224,19 +202,20 @@ class Runtime:
 
         Raises `NonFinite` if any process met a non-finite value in this step.
         """
-        if self._group is not None:
-            self._group.collect(grads, one=times == 1 and not more)
+        course = self.course
+        if course.group is not None:
+            course.group.collect(grads, one=times == 1 and not more)
             return
-        grads, bad = self.ranks.mean(self.params, grads, self._weight, self._bad)
+        grads, bad = self.ranks.mean(self.params, grads, course.weight, course.bad)
         if not self.ranks.decides and bool(bad):
-            raise NonFinite(self._output())
+            raise NonFinite(course.output)
         given = grads
         for transform in self.setup.transforms:
             grads = transform(grads, self)
         if self.setup.clip is not None:
             grads = vec.scale(grads, (self.setup.clip / (vec.norm(grads) + 1e-6)).clamp(max=1.0))
-        if more and self._undo is None:
-            self._undo = Undo(self.params, self.optimizer)
+        if more:
+            course.will_go_on(self.params, self.optimizer)
         self.ranks.settle()
         for left in reversed(range(times)):
             # some optimizers write into what they are given
@@ -273,14 +252,7 @@ class Runtime:
 
         It may follow a schedule, and an optimizer's parameter group may have its own under the same name.
         """
-        common = value_at(value, self.now)
-        if not any(name in group for group in self.optimizer.param_groups):
-            return common
-        own = {
-            id(p): group[name] for group in self.optimizer.param_groups if name in group for p in group["params"]
-        }
-        values = [own.get(id(p), common) for p in self.params]
-        return values[0] if len(set(values)) == 1 else values
+        return parameters.per_group(self.optimizer, self.params, name, value_at(value, self.now))
 
     @property
     def now(self) -> Now:
@@ -312,7 +284,7 @@ class Runtime:
 
     def count(self, *, forward: float = 0.0, backward: float = 0.0) -> None:
         """Count samples that went through; kept in units of the step's batch."""
-        unit = self._size or 1
+        unit = self.course.size or 1
         self.passes.forward += forward / unit
         self.passes.backward += backward / unit
 
@@ -324,14 +296,14 @@ class Runtime:
 
     def begin(self, batch: Batch) -> None:
         """Start a step on this batch: the unit that passes are counted in."""
-        self._size, self._weight = len(batch), float(sum(map(self.setup.weigh, self._parts(batch))))
-        self._first, self._undo, self._group, self._bad = None, None, None, self._good
-        self._buffers = [b.detach().clone() for b in self.net.buffers()]
-        self.ranks.begin(self._weight, len(self._parts(batch)))
+        parts = self._parts(batch)
+        weight = float(sum(map(self.setup.weigh, parts)))
+        self.course = Course(self.net, len(batch), weight, self._good)
+        self.ranks.begin(weight, len(parts))
         self.ranks.settle()
-        present = _trainable(self.optimizer)
-        if len(present) != len(self.params) or any(a is not b for a, b in zip(present, self.params, strict=True)):
-            self.params, self.owners, self._memo = present, _owners(self.net, present), {}
+        present = parameters.trainable(self.optimizer)
+        if not parameters.same(present, self.params):
+            self.params, self.owners, self._memo = present, parameters.owners(self.net, present), {}
         self.passes.steps += 1
 
     def in_groups(self, groups: Sequence[Batch], step: Callable[[Batch], Out]) -> Out:
@@ -339,16 +311,13 @@ class Runtime:
 
         Raises InputError if the method makes more than one update per step.
         """
-        collected = self._group = _Group([None] * len(self.params))
+        collected = self.course.group = Group([None] * len(self.params))
         outs = []
-        try:
-            for group in groups:
-                collected.share = float(sum(map(self.setup.weigh, self._parts(group)))) / self._weight
-                collected.open = True
-                out = step(group)
-                outs.append(Out(out.loss * collected.share, out.logits))
-        finally:
-            self._group = None
+        for group in groups:
+            collected.begin(float(sum(map(self.setup.weigh, self._parts(group)))) / self.course.weight)
+            out = step(group)
+            outs.append(Out(out.loss * collected.share, out.logits))
+        self.course.group = None
         self.apply(collected.total)
         return Out(torch.stack([o.loss for o in outs]).sum(), join_logits([o.logits for o in outs]))
 
@@ -356,19 +325,14 @@ class Runtime:
         """End a step: undo it if it is skipped, tell the loss scale, agree on running statistics."""
         if skipped:
             self.abandon()
-        self._undo = None
+        self.course.close()
         self.precision.record(finite=not skipped)
         self.ranks.share_buffers(self.net)
 
     def abandon(self) -> None:
-        """Return weights, optimizer and running statistics to what they were when the step began."""
-        if self._undo is not None:
-            self._undo.back()
-        self._undo = None
+        """Make the step unhappen."""
+        self.course.back()
         self._clear()
-        with torch.no_grad():
-            for buffer, before in zip(self.net.buffers(), self._buffers, strict=True):
-                buffer.copy_(before)
 
     def _parts(self, batch: Batch) -> list[Batch]:
         size = self.setup.microbatch
@@ -377,48 +341,13 @@ class Runtime:
 
     def _judge(self, bad: Tensor) -> None:
         """Stop a step that is not finite, here and now where one process may decide, else when it updates."""
-        self._bad = self._bad | bad
+        self.course.bad = self.course.bad | bad
         if self.ranks.decides and self.ranks.any(bad):
-            raise NonFinite(self._output())
-
-    def _output(self) -> Out:
-        assert self._first is not None
-        return self._first
+            raise NonFinite(self.course.output)
 
     def _clear(self) -> None:
         for p in self.params:
             p.grad = None
-
-
-@dataclass
-class _Group:
-    """The sum of the groups' gradients, of one step without its update."""
-
-    total: Vec
-    share: float = 1.0
-    open: bool = True
-
-    def collect(self, grads: Vec, one: bool) -> None:
-        if not (one and self.open):
-            raise InputError("m needs a method with one update per step, and this one makes more; leave m out")
-        self.total, self.open = vec.add(self.total, vec.scale(grads, self.share)), False
-
-
-def _trainable(optimizer: Optimizer) -> list[nn.Parameter]:
-    """Return the optimizer's trainable parameters, each once, in its order."""
-    seen: dict[int, nn.Parameter] = {}
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if p.requires_grad:
-                seen.setdefault(id(p), p)
-    if not seen:
-        raise InputError("the optimizer holds no trainable parameter; give it model.parameters()")
-    return list(seen.values())
-
-
-def _owners(net: nn.Module, params: Sequence[nn.Parameter]) -> list[nn.Module]:
-    held = {id(p): m for m in net.modules() for p in m.parameters(recurse=False)}
-    return [held.get(id(p), net) for p in params]
 
 
 def _unset(batch: Batch) -> Out:

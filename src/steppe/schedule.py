@@ -137,6 +137,8 @@ def parse(text: str) -> Schedule | None:
     try:
         numbers = [int(n) if re.fullmatch(r"\s*\d+\s*", n) else float(n) for n in match[2].split(",")]
         return NAMED[match[1]](*numbers)
+    except InputError:
+        raise
     except (ValueError, TypeError):
         raise InputError(f"{text!r} is no schedule; write {_USAGE[match[1]]}") from None
 

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from steppe.batch import Batch, as_batch
+from steppe.course import NonFinite, Out
 from steppe.errors import InputError
-from steppe.runtime import NonFinite, Out, Passes, Runtime, Setup
+from steppe.ranks import Shards
+from steppe.runtime import Passes, Runtime, Setup
 
 if TYPE_CHECKING:
     from steppe.method import Method
@@ -30,6 +32,11 @@ class Step:
     ):
         self.method, self.m = method, m
         self.runtime = runtime = Runtime(model, optimizer, setup)
+        if m is not None and isinstance(runtime.ranks, Shards):
+            raise InputError(
+                f"m is {m!r} on a sharded model; its gradient exists only as the mean of all processes: "
+                "leave m out, or use DDP"
+            )
         self.state = method.init(runtime.net)
         self.state.to(runtime.device)
         runtime.objective = lambda batch: method.objective(batch, self.state, runtime)

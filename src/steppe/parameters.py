@@ -1,0 +1,48 @@
+"""Which parameters a method works on, which module holds each, and what their groups set for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from steppe.errors import InputError
+
+
+def trainable(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Return the optimizer's trainable parameters, each once, in its order; raises InputError if it has none."""
+    seen: dict[int, nn.Parameter] = {}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.requires_grad:
+                seen.setdefault(id(p), p)
+    if not seen:
+        raise InputError("the optimizer holds no trainable parameter; give it model.parameters()")
+    return list(seen.values())
+
+
+def same(a: Sequence[nn.Parameter], b: Sequence[nn.Parameter]) -> bool:
+    """Return whether these are the same parameters in the same order."""
+    return len(a) == len(b) and all(p is q for p, q in zip(a, b, strict=True))
+
+
+def owners(net: nn.Module, params: Sequence[nn.Parameter]) -> list[nn.Module]:
+    """Return the module that holds each parameter, the network itself for a stranger."""
+    held = {id(p): m for m in net.modules() for p in m.parameters(recurse=False)}
+    return [held.get(id(p), net) for p in params]
+
+
+def per_group(
+    optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter], name: str, common: float
+) -> float | list[float]:
+    """Return what the parameters' groups set under ``name``: one number if all agree, else one per parameter."""
+    own: dict[int, Any] = {}
+    for group in optimizer.param_groups:
+        if name in group:
+            own |= {id(p): group[name] for p in group["params"]}
+    if not own:
+        return common
+    values = [float(own.get(id(p), common)) for p in params]
+    return values[0] if len(set(values)) == 1 else values

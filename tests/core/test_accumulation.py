@@ -1,0 +1,186 @@
+"""Micro-batches: a list is one batch, and m says who shares a perturbation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small import sgd, small_batch, small_net
+from torch import Tensor, nn
+
+import steppe
+from steppe.methods import METHODS
+
+ONE_UPDATE = [n for n in METHODS if n not in ("repeat-step", "two-step") and not n.startswith("sadt")]
+
+
+def smooth_net(dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    """No BatchNorm, no dropout, no kinks: micro-batches must add up exactly."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 5)]
+    return nn.Sequential(*layers).to(dtype)
+
+
+def parts(x: Tensor, y: Tensor, *sizes: int) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(x.split(list(sizes)), y.split(list(sizes)), strict=True))
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_unequal_micro_batches_are_the_whole_batch(name, dtype):
+    nets = [smooth_net(dtype), smooth_net(dtype)]
+    steps = [steppe.make(name).bind(net, sgd(net)) for net in nets]
+    for k in range(5):
+        x, y = small_batch(seed=k, dtype=dtype)
+        whole, listed = steps[0](x, y), steps[1](parts(x, y, 5, 1, 6))
+        assert torch.allclose(whole.logits, listed.logits, atol=1e-5)
+        assert torch.allclose(whole.loss, listed.loss, atol=1e-6)
+    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert (a - b).abs().max() < (1e-6 if dtype == torch.float32 else 1e-14)
+    assert steps[0].passes == steps[1].passes
+
+
+def test_every_pass_replays_each_micro_batch_s_own_masks():
+    """At an infinitesimal rho both passes give the same logits only if mask by mask is repeated."""
+    seen = []
+
+    def loss(z: Tensor, y: Tensor) -> Tensor:
+        seen.append(z.detach())
+        return nn.functional.cross_entropy(z, y)
+
+    net = nn.Sequential(nn.Flatten(), nn.Linear(72, 30), nn.Dropout(0.5), nn.Linear(30, 5))
+    steppe.SAM(rho=1e-7).bind(net, sgd(net), loss=loss)(parts(*small_batch(), 5, 1, 6))
+    for clean, perturbed in zip(seen[:3], seen[3:], strict=True):
+        assert torch.allclose(clean, perturbed, atol=1e-4)
+    assert not torch.allclose(seen[0][:1], seen[1], atol=1e-2)
+
+
+def m_sharpness(net: nn.Sequential, batch: list[tuple[Tensor, Tensor]], rho: float) -> list[Tensor]:
+    """SAM's gradient with a perturbation per part, written out."""
+    total = [torch.zeros_like(p) for p in net.parameters()]
+    count = sum(len(x) for x, _ in batch)
+    for x, y in batch:
+        w = [p.detach().clone() for p in net.parameters()]
+        g = torch.autograd.grad(nn.functional.cross_entropy(net(x), y), list(net.parameters()))
+        length = sum((t**2).sum() for t in g).sqrt()
+        with torch.no_grad():
+            for p, t in zip(net.parameters(), g, strict=True):
+                p += rho * t / length
+        g = torch.autograd.grad(nn.functional.cross_entropy(net(x), y), list(net.parameters()))
+        with torch.no_grad():
+            for p, before, t, sum_ in zip(net.parameters(), w, g, total, strict=True):
+                p.copy_(before)
+                sum_ += t * len(x) / count
+    return total
+
+
+@pytest.mark.parametrize(
+    ("m", "given", "groups"),
+    [
+        (4, "whole", (4, 4, 4)),
+        (5, "whole", (5, 5, 2)),
+        ("micro", "listed", (3, 2, 7)),
+        (3, "listed", (3, 2, 3, 3, 1)),
+        (100, "whole", (12,)),
+        (None, "listed", (12,)),
+    ],
+)
+def test_m_samples_share_a_perturbation(m, given, groups):
+    x, y = small_batch(dtype=torch.float64)
+    net = smooth_net()
+    before = [p.detach().clone() for p in net.parameters()]
+    wanted = m_sharpness(smooth_net(), parts(x, y, *groups), rho=0.3)
+    step = steppe.SAM(rho=0.3).bind(net, torch.optim.SGD(net.parameters(), 1.0), m=m)
+    out = step(parts(x, y, 3, 2, 7) if given == "listed" else [(x, y)])
+    for p, w, g in zip(net.parameters(), before, wanted, strict=True):
+        assert torch.allclose(w - p, g, rtol=1e-10, atol=1e-12)
+    assert step.passes.per_step() == pytest.approx((2, 2, 1))
+    assert torch.allclose(out.loss, nn.functional.cross_entropy(smooth_net()(x), y))
+    assert len(out.logits) == 12
+
+
+@pytest.mark.parametrize("name", ONE_UPDATE)
+def test_m_of_the_whole_batch_changes_nothing(name):
+    nets = [small_net(), small_net()]
+    for net, m in zip(nets, (None, 12), strict=True):
+        torch.manual_seed(3)
+        steppe.make(name).bind(net, sgd(net), m=m)(*small_batch())
+    for a, b in zip(nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in ONE_UPDATE])
+def test_m_is_refused_where_a_step_has_two_updates(name):
+    net = small_net()
+    before = [p.detach().clone() for p in net.parameters()]
+    step = steppe.make(name).bind(net, sgd(net), m=4)
+    with pytest.raises(steppe.InputError, match="m needs a method with one update per step"):
+        step(*small_batch())
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("m", "sync"), [(0, None), ("all", None), (True, None), (2, "global"), ("micro", 2)])
+def test_impossible_m_is_refused(m, sync):
+    net = small_net()
+    with pytest.raises(steppe.InputError, match="m is "):
+        steppe.SAM().bind(net, sgd(net), m=m, sync=sync)
+
+
+def test_a_nan_in_one_group_undoes_the_whole_step():
+    net = small_net()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    x, y = small_batch()
+    x[-1] = float("nan")
+    assert steppe.SAM().bind(net, sgd(net), m=4)(x, y).skipped
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+
+
+class Tokens(nn.Module):
+    """A tiny tagger: (B, T) token numbers to (B, T, 4) logits; T differs from micro-batch to micro-batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Embedding(9, 6), nn.Linear(6, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        z: Tensor = self.head(torch.tanh(self.embed(ids)))
+        return z
+
+
+def token_loss(z: Tensor, y: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(z.flatten(0, 1), y.flatten(), ignore_index=-100)
+
+
+def test_ragged_micro_batches_weighed_by_their_tokens_are_the_padded_batch():
+    g = torch.Generator().manual_seed(0)
+    ids, y = torch.randint(0, 9, (5, 7), generator=g), torch.randint(0, 4, (5, 7), generator=g)
+    y[2:, 4:] = -100  # padding
+    ragged = [(ids[:2], y[:2]), (ids[2:, :4], y[2:, :4])]
+
+    def tokens(batch: steppe.Batch) -> int:
+        return int((batch.y != -100).sum())
+
+    nets = [Tokens().double(), Tokens().double()]
+    whole, listed = (steppe.SAM(rho=0.2).bind(n, sgd(n), loss=token_loss, weigh=tokens) for n in nets)
+    for _ in range(3):
+        a, b = whole(ids, y), listed(ragged)
+        assert torch.allclose(a.loss, b.loss, rtol=1e-12)
+    for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-10, atol=1e-12)
+    assert [len(z) for z in b.logits] == [2, 3]
+
+
+def test_sadt_distils_ragged_micro_batches_part_by_part():
+    ids = torch.randint(0, 9, (5, 7), generator=torch.Generator().manual_seed(0))
+    y = torch.zeros(5, 7, dtype=torch.long)
+    net = Tokens()
+    step = steppe.SADT(sigma=0.1).bind(net, sgd(net), loss=token_loss)
+    out = step([(ids[:2], y[:2]), (ids[2:, :4], y[2:, :4])])
+    assert not out.skipped
+    assert step.passes.per_step() == (2, 2, 2)
+
+
+def test_an_empty_batch_is_refused_by_name():
+    net = small_net()
+    with pytest.raises(steppe.InputError, match="no samples"):
+        steppe.SAM().bind(net, sgd(net))(torch.zeros(0, 2, 6, 6), torch.zeros(0, dtype=torch.long))

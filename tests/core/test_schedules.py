@@ -1,0 +1,170 @@
+"""What changes while training goes on: values, windows, and parameter groups with their own."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small import sgd, small_batch, small_net
+from torch import nn
+
+import steppe
+from steppe import schedule
+from steppe.schedule import Cosine, Each, Linear, Now, WithLR
+
+
+@given(st.floats(-10, 10), st.floats(-10, 10), st.integers(1, 1000), st.integers(0, 2000))
+def test_linear_and_cosine_start_and_end_where_they_say_and_stay_between(start, end, over, t):
+    for made in (Linear(start, end, over), Cosine(start, end, over)):
+        assert made.at(Now(0, None, 0.1)) == pytest.approx(start)
+        assert made.at(Now(over, None, 0.1)) == end
+        assert min(start, end) - 1e-9 <= made.at(Now(t, None, 0.1)) <= max(start, end) + 1e-9
+
+
+def test_values_in_the_middle():
+    assert Linear(0, 0.2, 10).at(Now(5, None, 0.1)) == pytest.approx(0.1)
+    assert Linear(0, 0.2, 0.5).at(Now(5, 20, 0.1)) == pytest.approx(0.1)
+    assert Cosine(1, 0, 4).at(Now(1, None, 0.1)) == pytest.approx((1 + math.sqrt(0.5)) / 2)
+    assert WithLR(0.2, 0.1, low=0.1, lr_min=0.02).at(Now(0, None, 0.06)) == pytest.approx(0.15)
+    assert WithLR(0.05, 0.1).at(Now(0, None, 0.025)) == pytest.approx(0.0125)
+    assert Each(lambda t: t * t).at(Now(3, None, 0.1)) == 9
+
+
+def radii(method: steppe.Method, steps: int = 6, total: int | None = None, lr: float = 0.1) -> list[float]:
+    """Return how far from its weights each step's second pass was, 0 where there was none."""
+    net = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr)
+    seen: list[list[torch.Tensor]] = []
+
+    def loss(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        seen.append([p.detach().clone() for p in net.parameters()])
+        return nn.functional.cross_entropy(z, y)
+
+    step = method.bind(net, optimizer, loss=loss, steps=total)
+    found = []
+    for t in range(steps):
+        optimizer.param_groups[0]["lr"] = lr / (t + 1)
+        seen.clear()
+        step(torch.randn(4, 3, generator=torch.Generator().manual_seed(t)), torch.tensor([0, 1, 0, 1]))
+        moved = [(a - b).square().sum() for a, b in zip(seen[0], seen[-1], strict=True)]
+        found.append(round(float(torch.stack(moved).sum().sqrt()), 5))
+    return found
+
+
+def test_rho_follows_a_schedule():
+    assert radii(steppe.SAM(rho=Linear(0.0, 0.4, 4))) == [0, 0.1, 0.2, 0.3, 0.4, 0.4]
+    assert radii(steppe.SAM(rho=Linear(0.4, 0.0, 0.5)), total=8) == [0.4, 0.3, 0.2, 0.1, 0, 0]
+    assert radii(steppe.SAM(rho=WithLR(0.6, lr_max=0.1))) == [0.6, 0.3, 0.2, 0.15, 0.12, 0.1]
+    assert radii(steppe.SAM(rho=lambda t: 0.1 * (t % 2))) == [0, 0.1, 0, 0.1, 0, 0.1]
+
+
+def test_a_window_says_when_a_method_works():
+    assert radii(steppe.When(steppe.SAM(rho=0.1), start=2, stop=4)) == [0, 0, 0.1, 0.1, 0, 0]
+    assert radii(steppe.When(steppe.SAM(rho=0.1), start=1, every=3)) == [0, 0.1, 0, 0, 0.1, 0]
+    assert radii(steppe.When(steppe.SAM(rho=0.1), start=0.5), total=6) == [0, 0, 0, 0.1, 0.1, 0.1]
+    assert radii(steppe.When(steppe.SAM(rho=0.1), stop=0.5), total=6) == [0.1, 0.1, 0.1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("name", steppe.names())
+def test_outside_its_window_a_method_is_plain_bit_for_bit(name):
+    nets = [small_net(), small_net()]
+    for net, method in zip(nets, (steppe.Plain(), steppe.make(name, start=100)), strict=True):
+        torch.manual_seed(3)
+        step = method.bind(net, sgd(net))
+        for k in range(3):
+            step(*small_batch(seed=k))
+        assert step.passes.per_step() == (1, 1, 1)
+    for a, b in zip(nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_window_with_all_steps_is_the_method_bit_for_bit():
+    nets = [small_net(), small_net()]
+    for net, method in zip(nets, (steppe.SADT(), steppe.When(steppe.SADT())), strict=True):
+        torch.manual_seed(3)
+        method.bind(net, sgd(net))(*small_batch())
+    for a, b in zip(nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_windows_combine_and_are_read_from_text():
+    method = steppe.methods.parse("sam:rho=linear(0,0.1,0.5),start=2,every=5+gc:stop=0.25")
+    assert method == steppe.On(
+        steppe.When(steppe.SAM(rho=Linear(0, 0.1, 0.5)), start=2, every=5), steppe.When(steppe.GC(), stop=0.25)
+    )
+    assert steppe.methods.parse("sam:rho=with-lr(0.1,0.05)").rho == WithLR(0.1, 0.05)
+    with pytest.raises(steppe.InputError, match="both define the step"):
+        steppe.methods.parse("sam:start=3+sadt-v1:stop=3")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("sam:rho=linear(0,0.1)", r"write linear\(start,end,steps\)"),
+        ("sam:rho=linear(0,x,3)", r"write linear\(start,end,steps\)"),
+        ("sam:rho=linear(-1,0.1,3)", "rho is Linear.*at least 0"),
+        ("sam:rho=ramp(0,1)", "rho is 'ramp\\(0,1\\)'; give float or Schedule"),
+        ("sam:rho=with-lr(1,0)", "lr_max is 0"),
+        ("sam:every=0", "every is 0; give at least 1"),
+        ("sam:start=-1", "start is -1"),
+        ("sam:start=0.5,stop=0.25", "stop is 0.25; give more than start, 0.5"),
+        ("sam:start=many", "start is 'many'; give float"),
+    ],
+)
+def test_schedules_that_mean_nothing_are_refused(spec, message):
+    with pytest.raises(steppe.InputError, match=message):
+        steppe.methods.parse(spec)
+
+
+def test_a_share_of_an_unknown_length_says_what_is_missing():
+    net = small_net()
+    before = net[0].weight.detach().clone()
+    step = steppe.make("sam", start=0.5).bind(net, sgd(net))
+    with pytest.raises(steppe.InputError, match=r"start is 0.5, a share of the training.*bind with steps="):
+        step(*small_batch())
+    assert torch.equal(before, net[0].weight)
+
+
+@pytest.mark.parametrize("text", ["linear(0,0.1,0.5)", "cosine(0.1,0,100)", "with-lr(0.1,0.05,0,0)"])
+def test_text_of_a_schedule_reads_back(text):
+    assert schedule.text(schedule.parse(text)) == text
+
+
+def grouped(net: nn.Sequential, rho: object) -> torch.optim.Optimizer:
+    own = {"params": net[0].parameters(), "rho": rho}
+    return torch.optim.SGD([own, {"params": net[2].parameters()}], 0.0)
+
+
+@pytest.mark.parametrize("own", [0.0, 0.2])
+def test_a_parameter_group_has_its_own_rho(own):
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    seen = []
+
+    def loss(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        seen.append([p.detach().clone() for p in net.parameters()])
+        return nn.functional.cross_entropy(z, y)
+
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+    steppe.SAM(rho=0.1).bind(net, grouped(net, own), loss=loss)(x, y)
+    g = torch.autograd.grad(nn.functional.cross_entropy(net(x), y), list(net.parameters()))
+    moved = [b - a for a, b in zip(*seen, strict=True)]
+    if own == 0.0:
+        assert not any(m.any() for m in moved[:2])  # untouched, and out of the norm
+        length = torch.stack([t.square().sum() for t in g[2:]]).sum().sqrt()
+        wanted = [torch.zeros_like(t) for t in g[:2]] + [0.1 * t / length for t in g[2:]]
+    else:
+        length = torch.stack([t.square().sum() for t in g]).sum().sqrt()
+        wanted = [own * t / length for t in g[:2]] + [0.1 * t / length for t in g[2:]]
+    for m, w in zip(moved, wanted, strict=True):
+        assert torch.allclose(m, w, atol=1e-6)
+
+
+def test_groups_that_are_all_untouched_are_plain_training():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD([{"params": net.parameters(), "rho": 0.0}], 0.1)
+    step = steppe.SAM(rho=0.1).bind(net, optimizer)
+    step(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
+    assert step.passes.per_step() == (1, 1, 1)
