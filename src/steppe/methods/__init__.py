@@ -72,6 +72,15 @@ def parse(spec: str) -> Method:
     return method
 
 
+def label(method: Method) -> str:
+    """Return the name under which a method is in the list, its class's if it is not."""
+    for name, made in METHODS.items():
+        cls, fixed = (made.func, made.keywords) if isinstance(made, partial) else (made, {})
+        if type(method) is cls and all(getattr(method, k) == v for k, v in fixed.items()):
+            return name
+    return type(method).__name__
+
+
 def card(name: str) -> str:
     """Return the card of a method: equation, paper, code, cost, limits, differences, values to start from."""
     if name not in METHODS:
