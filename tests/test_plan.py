@@ -23,8 +23,8 @@ def lines(spec: str, total: int = 20, per_epoch: int = 5) -> dict[str, str]:
 def test_every_part_and_every_moving_value_has_a_line():
     assert lines("sam:rho=linear(0,0.2,0.5),start=0.25,every=2+gc:stop=10") == {
         "learning rate": "0.1 at first, 0.055 halfway, 0.005 at last",
-        "sam": "steps 6-20, every 2nd (epochs 2-4), 8 in all; the others are plain",
-        "  rho": "linear(0,0.2,0.5): 0.1 at first, 0.2 halfway, 0.2 at last",
+        "sam": "steps 7-19, every 2nd (epochs 2-4), 7 in all; the others are plain",
+        "  rho": "linear(0,0.2,0.5): 0.12 at first, 0.2 halfway, 0.2 at last",
         "gc": "steps 1-10 (epochs 1-2), 10 in all; the others are plain",
     }
     assert lines("sadt-v2") == {

@@ -81,8 +81,8 @@ class When(Method):
     """A method that works from ``start`` to ``stop`` on every ``every``-th step; the others are plain steps.
 
     Steps count from 0 and ``stop`` is the first one without the method. ``start`` and ``stop`` below 1 are
-    shares of the training, whose length `bind` is then told. What the method remembers and deploys goes on
-    all the time.
+    shares of the training, whose length `bind` is then told. ``every`` counts from ``start``, or from step 0 if
+    that is a share. What the method remembers and deploys goes on all the time.
 
     Raises InputError if the window is empty or ``every`` below 1.
     """
@@ -105,10 +105,11 @@ class When(Method):
 
     def active(self, now: Now) -> bool:
         """Return whether this step is the method's."""
-        first = round(now.steps(self.start, "start"))
-        last = None if self.stop is None else round(now.steps(self.stop, "stop"))
-        within = now.step >= first and (last is None or now.step < last)
-        return within and (now.step - first) % self.every == 0
+        over = self.stop is not None and now.reached(self.stop, "stop")
+        if over or not now.reached(self.start, "start"):
+            return False
+        first = int(self.start) if self.start >= 1 else 0
+        return (now.step - first) % self.every == 0
 
     def build(self, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Build as the method does."""

@@ -35,10 +35,14 @@ class Method:
 
     Subclasses are frozen dataclasses whose fields are their hyper-parameters under the paper's symbols.
     ``controls`` names the methods that a comparison sets beside this one, because they share its cost but
-    not its idea.
+    not its idea. ``limit`` holds settings at which the method is plain training bit for bit, None if it has none
+    such. ``cost`` is what one step takes away from its limit, (forward passes, backward passes, updates), at
+    most, None if it varies.
     """
 
     controls: ClassVar[tuple[str, ...]] = ()
+    limit: ClassVar[Mapping[str, object] | None] = None
+    cost: ClassVar[tuple[float, float, int] | None] = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -88,7 +92,7 @@ class Method:
         m: int | str | None = None,
         sync: Sync = None,
         weigh: Callable[[Batch], float] = len,
-        steps: int | None = None,
+        steps: int | Callable[[], float] | None = None,
         seed: int = 0,
     ) -> Step:
         """Tie the method to a model and its optimizer; the result is called once per batch.
@@ -112,7 +116,8 @@ class Method:
                 'global' (all), or how many. A sharded model knows only 'global', its default.
             weigh: What a micro-batch counts in the mean: its samples, or for a loss that averages over
                 tokens, say, a function that counts them.
-            steps: How many steps the training has, for schedules that are given in shares of it.
+            steps: How many steps the training has, or a function that tells which share of it is done, for
+                schedules that are given in shares.
             seed: Seed of the method's own noise.
 
         Raises:

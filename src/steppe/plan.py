@@ -30,7 +30,7 @@ def phases(method: Method, total: int, lr_at: Callable[[float], float]) -> list[
     """Return when a method works in a training of ``total`` steps; ``lr_at(share)`` is the learning rate."""
     if not isinstance(method, When):
         return [Phase(1, total, 1)]
-    active = [t for t in range(total) if method.active(Now(t, total, lr_at(t / total)))]
+    active = [t for t in range(total) if method.active(Now(t, t / total, lr_at(t / total)))]
     return [Phase(active[0] + 1, active[-1] + 1, method.every)] if active else []
 
 
@@ -70,7 +70,7 @@ def _moving(
         if isinstance(value, Schedule):
 
             def at(t: int, value: Schedule = value) -> float:
-                return value_at(value, Now(t, total, lr_at(t / total)))
+                return value_at(value, Now(t, t / total, lr_at(t / total)))
 
             yield f.name, f"{text(value)}: {_course(at, phase.first - 1, phase.last)}"
 

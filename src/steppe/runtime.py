@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from steppe import parameters, streams, vec
 from steppe.batch import Batch, join_logits
 from steppe.calling import call, logits_of, loss_of, unwrap
-from steppe.course import Course, Group, NonFinite, Out
+from steppe.course import Course, NonFinite, Out
 from steppe.errors import InputError
 from steppe.precision import Precision, widened
 from steppe.ranks import Shards, Sync, ranks_of
@@ -67,7 +67,7 @@ class Setup:
     microbatch: int | None = None
     sync: Sync = None
     weigh: Callable[[Batch], float] = len
-    steps: int | None = None
+    steps: int | Callable[[], float] | None = None
     seed: int = 0
 
 
@@ -113,9 +113,9 @@ class Runtime:
         """
         if not self._aside:
             self._clean_streams = streams.capture(self.device)
-        self._clear()
-        parts = self._parts(batch)
-        whole, share = sum(map(self.setup.weigh, parts)), self.ranks.share()
+        self.clear()
+        parts = self.parts(batch)
+        whole, share = self.weight(batch), self.ranks.share()
         losses, logits = [], []
         for part in parts:
             weight = self.setup.weigh(part) / whole
@@ -129,7 +129,7 @@ class Runtime:
             # logits that are a view of a weight would change with it at the next update
             logits.append(out.logits.detach().clone() if out.logits._is_view() else out.logits.detach())
         grads = self.precision.unscaled([p.grad for p in self.params])
-        self._clear()
+        self.clear()
         self.count(forward=work * len(batch), backward=work * len(batch))
         mean = losses[0] if len(parts) == 1 else torch.stack(losses).sum()
         joined = Out(mean, join_logits(logits))
@@ -224,7 +224,7 @@ class Runtime:
                 p.grad = g
             self.optimizer.step()
             self.passes.updates += 1
-        self._clear()
+        self.clear()
 
     def forward(self, x: Any) -> Tensor:
         """Return the model's logits on a batch's inputs, with their graph."""
@@ -258,7 +258,10 @@ class Runtime:
     def now(self) -> Now:
         """Where training is."""
         lr = float(self.optimizer.param_groups[0]["lr"])
-        return Now(max(self.passes.steps - 1, 0), self.setup.steps, lr)
+        done = max(self.passes.steps - 1, 0)
+        length = self.setup.steps
+        share = length() if callable(length) else done / length if length else None
+        return Now(done, share, lr)
 
     # -- support -----------------------------------------------------------------------------------------
 
@@ -292,62 +295,37 @@ class Runtime:
         """Return the generators that resume needs, by name."""
         return {"noise": self.rng, "masks": self._mask_rng}
 
-    # -- the course of a step, for `steppe.step.Step` ----------------------------------------------------
-
     def begin(self, batch: Batch) -> None:
         """Start a step on this batch: the unit that passes are counted in."""
-        parts = self._parts(batch)
-        weight = float(sum(map(self.setup.weigh, parts)))
-        self.course = Course(self.net, len(batch), weight, self._good)
-        self.ranks.begin(weight, len(parts))
+        parts = self.parts(batch)
+        self.course = Course(self.net, len(batch), self.weight(batch), self._good)
+        self.ranks.begin(self.course.weight, len(parts))
         self.ranks.settle()
         present = parameters.trainable(self.optimizer)
         if not parameters.same(present, self.params):
             self.params, self.owners, self._memo = present, parameters.owners(self.net, present), {}
         self.passes.steps += 1
 
-    def in_groups(self, groups: Sequence[Batch], step: Callable[[Batch], Out]) -> Out:
-        """Take a step on each group up to its update, and make one update from their mean gradient.
-
-        Raises InputError if the method makes more than one update per step.
-        """
-        collected = self.course.group = Group([None] * len(self.params))
-        outs = []
-        for group in groups:
-            collected.begin(float(sum(map(self.setup.weigh, self._parts(group)))) / self.course.weight)
-            out = step(group)
-            outs.append(Out(out.loss * collected.share, out.logits))
-        self.course.group = None
-        self.apply(collected.total)
-        return Out(torch.stack([o.loss for o in outs]).sum(), join_logits([o.logits for o in outs]))
-
-    def end(self, skipped: bool) -> None:
-        """End a step: undo it if it is skipped, tell the loss scale, agree on running statistics."""
-        if skipped:
-            self.abandon()
-        self.course.close()
-        self.precision.record(finite=not skipped)
-        self.ranks.share_buffers(self.net)
-
-    def abandon(self) -> None:
-        """Make the step unhappen."""
-        self.course.back()
-        self._clear()
-
-    def _parts(self, batch: Batch) -> list[Batch]:
+    def parts(self, batch: Batch) -> list[Batch]:
+        """Return the micro-batches that a batch goes through in."""
         size = self.setup.microbatch
         parts = batch.parts()
         return parts if size is None else [piece for part in parts for piece in part.split(size)]
+
+    def weight(self, batch: Batch) -> float:
+        """Return what a batch counts in a mean: its samples, if the user did not say otherwise."""
+        return float(sum(map(self.setup.weigh, self.parts(batch))))
+
+    def clear(self) -> None:
+        """Leave no gradient behind."""
+        for p in self.params:
+            p.grad = None
 
     def _judge(self, bad: Tensor) -> None:
         """Stop a step that is not finite, here and now where one process may decide, else when it updates."""
         self.course.bad = self.course.bad | bad
         if self.ranks.decides and self.ranks.any(bad):
             raise NonFinite(self.course.output)
-
-    def _clear(self) -> None:
-        for p in self.params:
-            p.grad = None
 
 
 def _unset(batch: Batch) -> Out:

@@ -13,25 +13,37 @@ from steppe.errors import InputError
 
 @dataclass(frozen=True)
 class Now:
-    """Where training is: ``step`` counts from 0, ``total`` steps if known, the optimizer's learning rate."""
+    """Where training is: ``step`` counts from 0; ``share`` of it is done, None if nobody knows; the learning rate.
+
+    Amounts of training are whole numbers of steps or, below 1, shares of the whole.
+    """
 
     step: int
-    total: int | None
+    share: float | None
     lr: float
 
-    def steps(self, amount: float, field: str) -> float:
-        """Return steps from steps or, below 1, from a share of the whole training.
+    def reached(self, amount: float, field: str) -> bool:
+        """Return whether this much of the training is done; raises InputError for an unknown share."""
+        return self.step >= amount if _in_steps(amount) else self._share(amount, field) >= amount
 
-        Raises InputError for a share if the total is not known.
-        """
-        if amount >= 1 or amount == 0 or isinstance(amount, int):
-            return amount
-        if self.total is None:
+    def part_of(self, amount: float | None, field: str) -> float:
+        """Return which part of this amount is done, at most 1; None is the whole training."""
+        if amount is None:
+            return min(self._share(1.0, field), 1.0)
+        done = self.step if _in_steps(amount) else self._share(amount, field)
+        return 1.0 if done >= amount else done / amount
+
+    def _share(self, amount: float, field: str) -> float:
+        if self.share is None:
             raise InputError(
                 f"{field} is {amount:g}, a share of the training, and its length is unknown; "
                 "give whole steps, or bind with steps=..."
             )
-        return amount * self.total
+        return self.share
+
+
+def _in_steps(amount: float) -> bool:
+    return amount >= 1 or amount == 0 or isinstance(amount, int)
 
 
 class Schedule(ABC):
@@ -44,32 +56,32 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """From ``start`` to ``end`` in equal steps over ``over`` steps (below 1: a share), then ``end``."""
+    """From ``start`` to ``end`` in a straight line over ``over`` (by default the whole training), then ``end``."""
 
     start: float
     end: float
-    over: float
+    over: float | None = None
 
     def at(self, now: Now) -> float:
         """Return start + (end - start) min(t / over, 1)."""
-        over = now.steps(self.over, "over")
-        return self.end if now.step >= over else self.start + (self.end - self.start) * now.step / over
+        done = now.part_of(self.over, "over")
+        return self.end if done == 1 else self.start + (self.end - self.start) * done
 
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """From ``start`` to ``end`` along half a cosine over ``over`` steps (below 1: a share), then ``end``."""
+    """From ``start`` to ``end`` along half a cosine over ``over`` (by default all of training), then ``end``."""
 
     start: float
     end: float
-    over: float
+    over: float | None = None
 
     def at(self, now: Now) -> float:
         """Return end + (start - end) (1 + cos(pi t / over)) / 2."""
-        over = now.steps(self.over, "over")
-        if now.step >= over:
+        done = now.part_of(self.over, "over")
+        if done == 1:
             return self.end
-        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * now.step / over)) / 2
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * done)) / 2
 
 
 @dataclass(frozen=True)
@@ -149,12 +161,12 @@ def text(value: Value) -> str:
         if isinstance(value, Each):
             return repr(value)
         name = next(k for k, v in NAMED.items() if v is type(value))
-        return f"{name}({','.join(f'{n:g}' for n in vars(value).values())})"
+        return f"{name}({','.join(f'{n:g}' for n in vars(value).values() if n is not None)})"
     return f"{value:g}"
 
 
 _USAGE = {
-    "linear": "linear(start,end,steps), steps below 1 a share of training",
-    "cosine": "cosine(start,end,steps), steps below 1 a share of training",
+    "linear": "linear(start,end) or linear(start,end,steps), steps below 1 a share of training",
+    "cosine": "cosine(start,end) or cosine(start,end,steps), steps below 1 a share of training",
     "with-lr": "with-lr(high,lr_max) or with-lr(high,lr_max,low,lr_min)",
 }

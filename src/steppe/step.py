@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from steppe.batch import Batch, as_batch
-from steppe.course import NonFinite, Out
+from steppe.batch import Batch, as_batch, join_logits
+from steppe.course import Group, NonFinite, Out
 from steppe.errors import InputError
 from steppe.ranks import Shards
 from steppe.runtime import Passes, Runtime, Setup
@@ -64,23 +64,38 @@ class Step:
         rt, skipped = self.runtime, False
         rt.begin(batch)
         try:
-            out = self._step(batch)
+            out = self._in_groups(batch) if self.m else self.method.step(batch, self.state, rt)
         except NonFinite as signal:
             out, skipped = signal.out, True
+            self._take_back()
         except BaseException:
-            rt.abandon()
+            self._take_back()
             raise
-        rt.end(skipped)
+        rt.course.close()
+        rt.precision.record(finite=not skipped)
+        rt.ranks.share_buffers(rt.net)
         out.skipped = skipped
         if not skipped:
             self.method.after(batch, out, self.state, rt)
         return out
 
-    def _step(self, batch: Batch) -> Out:
-        if self.m is None:
-            return self.method.step(batch, self.state, self.runtime)
-        groups = batch.parts() if self.m == "micro" else list(batch.split(int(self.m)))
-        return self.runtime.in_groups(groups, lambda part: self.method.step(part, self.state, self.runtime))
+    def _in_groups(self, batch: Batch) -> Out:
+        """Step on each group up to its update, and make one update from their mean gradient."""
+        rt = self.runtime
+        groups = batch.parts() if self.m == "micro" else list(batch.split(int(self.m or 1)))
+        collected = rt.course.group = Group([None] * len(rt.params))
+        outs = []
+        for group in groups:
+            collected.begin(rt.weight(group) / rt.course.weight)
+            out = self.method.step(group, self.state, rt)
+            outs.append(Out(out.loss * collected.share, out.logits))
+        rt.course.group = None
+        rt.apply(collected.total)
+        return Out(torch.stack([o.loss for o in outs]).sum(), join_logits([o.logits for o in outs]))
+
+    def _take_back(self) -> None:
+        self.runtime.course.back()
+        self.runtime.clear()
 
     def predict(self, x: Any) -> Tensor:
         """Return the logits of what the method deploys."""

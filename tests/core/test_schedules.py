@@ -26,7 +26,8 @@ def test_linear_and_cosine_start_and_end_where_they_say_and_stay_between(start, 
 
 def test_values_in_the_middle():
     assert Linear(0, 0.2, 10).at(Now(5, None, 0.1)) == pytest.approx(0.1)
-    assert Linear(0, 0.2, 0.5).at(Now(5, 20, 0.1)) == pytest.approx(0.1)
+    assert Linear(0, 0.2, 0.5).at(Now(5, 0.25, 0.1)) == pytest.approx(0.1)
+    assert Linear(0, 0.2).at(Now(5, 0.25, 0.1)) == pytest.approx(0.05)
     assert Cosine(1, 0, 4).at(Now(1, None, 0.1)) == pytest.approx((1 + math.sqrt(0.5)) / 2)
     assert WithLR(0.2, 0.1, low=0.1, lr_min=0.02).at(Now(0, None, 0.06)) == pytest.approx(0.15)
     assert WithLR(0.05, 0.1).at(Now(0, None, 0.025)) == pytest.approx(0.0125)
@@ -103,8 +104,8 @@ def test_windows_combine_and_are_read_from_text():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("sam:rho=linear(0,0.1)", r"write linear\(start,end,steps\)"),
-        ("sam:rho=linear(0,x,3)", r"write linear\(start,end,steps\)"),
+        ("sam:rho=linear(0)", r"write linear\(start,end\)"),
+        ("sam:rho=linear(0,x,3)", r"write linear\(start,end\)"),
         ("sam:rho=linear(-1,0.1,3)", "rho is Linear.*at least 0"),
         ("sam:rho=ramp(0,1)", "rho is 'ramp\\(0,1\\)'; give float or Schedule"),
         ("sam:rho=with-lr(1,0)", "lr_max is 0"),
@@ -128,7 +129,22 @@ def test_a_share_of_an_unknown_length_says_what_is_missing():
     assert torch.equal(before, net[0].weight)
 
 
-@pytest.mark.parametrize("text", ["linear(0,0.1,0.5)", "cosine(0.1,0,100)", "with-lr(0.1,0.05,0,0)"])
+def test_a_share_may_be_told_by_a_function():
+    """As where a training ends after so many seconds or gradients, and nobody knows the steps."""
+    net, clock = nn.Linear(3, 2), [0.0]
+    method = steppe.When(steppe.TwoStep(), start=0.3, stop=0.9)
+    step = method.bind(net, torch.optim.SGD(net.parameters(), 0.1), steps=lambda: clock[0])
+    seen = []
+    for clock[0] in (0.0, 0.1, 0.4, 0.6, 0.9, 1.0):
+        before = step.passes.updates
+        step(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
+        seen.append(step.passes.updates - before)
+    assert seen == [1, 1, 2, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "text", ["linear(0,0.1)", "linear(0,0.1,0.5)", "cosine(0.1,0,100)", "with-lr(0.1,0.05,0,0)"]
+)
 def test_text_of_a_schedule_reads_back(text):
     assert schedule.text(schedule.parse(text)) == text
 
