@@ -29,7 +29,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("comapre", "unknown command 'comapre'; did you mean 'compare'?"),
+        ("comapre", "unknown command 'comapre'; did you mean 'compare'"),
         ("compare --metods plain", "unknown setting 'metods'; did you mean 'methods'"),
         ("compare --lr 1", "did you mean 'optim.lr'?"),
         ("compare --data.trian 1", "did you mean 'data.train'"),
@@ -90,6 +90,22 @@ def test_every_command_teaches_by_example(command, capsys):
         main([command, "--help"])
     assert stop.value.code == 0
     assert f"\n  steppe {command}" in capsys.readouterr().out
+
+
+def test_a_plan_says_when_what_is_active_and_trains_nothing(capsys, tmp_path):
+    spec = "sam:rho=linear(0,0.2,0.5),start=0.25,every=2+gc:stop=4"
+    plan = ["train", "--plan", "--method", spec, *SMALL, "--epochs", "4", "--out", str(tmp_path)]
+    assert main([*plan, "--optim.schedule", "constant"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "steps          16 steps, 4 an epoch",
+        "learning rate  0.0001",
+        "sam            steps 5-15, every 2nd (epochs 2-4), 6 in all; the others are plain",
+        "  rho          linear(0,0.2,0.5): 0.1 at first, 0.2 halfway, 0.2 at last",
+        "gc             steps 1-4 (epoch 1), 4 in all; the others are plain",
+    ]
+    assert main([*plan, "--match", "gradients"]) == 0
+    assert "what gradients allow is known at the end" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 def test_list_and_show_know_every_method(capsys):

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from steppe import InputError, make
-from steppe.config import Data, Optim, Run, Study, parse_spec
+from steppe.config import Data, Optim, Run, Study, essential, parse_spec
 from steppe.methods import METHODS, parse
 
 
@@ -26,6 +26,11 @@ from steppe.methods import METHODS, parse
         (lambda: Data(val=0), "data.val is 0"),
         (lambda: Data(size=4), "data.size is 4"),
         (lambda: Data(augment=("flip", "flip")), "name each once"),
+        (lambda: Run(precision="int8"), "choose one of fp32, bf16, fp16, fp64"),
+        (lambda: Run(microbatch=0), "microbatch is 0; give a number above 0"),
+        (lambda: Run(m=-1), "m is -1"),
+        (lambda: Run(parallel="fsdp"), "parallel is 'fsdp' and sync is 'local'.*add --sync global"),
+        (lambda: Run(m=4, sync="global"), "m is 4 and sync is 'global'"),
         (lambda: Study(methods=()), "methods is empty"),
         (lambda: Study(seeds=(1, 1)), "seeds names one twice"),
     ],
@@ -45,11 +50,24 @@ def test_the_digest_is_the_same_for_the_same_run_and_differs_for_every_field():
     changes = {
         "method": "sam:rho=0.1", "model": "m", "dataset": "d", "seed": 1, "batch": 3, "epochs": 3,
         "match": "seconds", "seconds": 2.0, "precision": "bf16", "threads": 2,
-        "data": Data(val=0.2), "optim": Optim(lr=0.3),
+        "data": Data(val=0.2), "optim": Optim(lr=0.3), "microbatch": 4, "m": 4, "sync": "global", "compile": True,
     }  # fmt: skip
-    assert set(changes) == {f.name for f in dataclasses.fields(Run)}
+    assert set(changes) | {"parallel"} == {f.name for f in dataclasses.fields(Run)}
     digests = [digest(dataclasses.replace(base, **{k: v})) for k, v in changes.items()]
     assert len({digest(base), *digests}) == len(changes) + 1
+
+
+def test_runs_of_before_keep_their_names():
+    """Comparisons on disk stay valid: settings that are younger count only where they are used."""
+    run = Run(method="sam", data=Data(train=200), optim=Optim(lr=1e-3))
+    assert run.digest("SAM(rho=0.05)") == "2b359c4093f2"
+    older = {k: v for k, v in run.as_dict().items() if k not in ("microbatch", "m", "sync", "parallel", "compile")}
+    assert essential(run.as_dict()) == older
+
+
+def test_how_a_network_is_shared_out_is_not_part_of_a_run_s_name():
+    replicas = Run(sync="global")
+    assert replicas.digest("") == dataclasses.replace(replicas, parallel="fsdp").digest("")
 
 
 def test_the_grid_has_every_combination_once():

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_steppe import tiny
 
-from steppe import InputError, RunError, checkpoint, engine, records, trainer
+from steppe import InputError, RunError, checkpoint, engine, models, records, trainer
 from steppe.config import Data, Optim, Run
 from steppe.data.images import DataSet
 
@@ -140,6 +141,133 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_failed_with_its_step(tmp_path
     assert json.loads((folder / "result.json").read_text())["status"] == "failed"
 
 
+def with_skips(monkeypatch, skips) -> None:
+    """Let the step of these numbers see a loss that is not finite, through the real step."""
+    real = trainer.Trainer._in_parts
+
+    def spoiled(self, batch, number):
+        batch = real(self, batch, number)
+        if self.steps in skips:
+            batch.x[0] = math.nan
+        return batch
+
+    monkeypatch.setattr(trainer.Trainer, "_in_parts", spoiled)
+
+
+def test_a_skipped_step_is_counted_and_training_goes_on(tmp_path, images, monkeypatch):
+    with_skips(monkeypatch, {1, 2, 5})
+    result, folder = fit(RUN, tmp_path, images)
+    assert result["status"] == "ok"
+    assert result["skipped"] == 3
+    assert [line["skipped"] for line in lines(folder)] == [2, 3, 3]
+    assert all(math.isfinite(line["train_loss"]) for line in lines(folder))
+
+
+def test_twenty_skipped_steps_in_a_row_end_the_run(tmp_path, images, monkeypatch):
+    """One sound step ends a row: the row that counts is the second one, and goes across epochs."""
+    run = dataclasses.replace(RUN, epochs=20)
+    with_skips(monkeypatch, set(range(80)) - {0, 15})
+    result, folder = fit(run, tmp_path, images)
+    assert result["status"] == "failed"
+    assert result["message"] == ("loss or gradient was not finite in 20 steps in a row, up to step 36 (epoch 9)")
+    assert result["skipped"] == 34
+    assert lines(folder)[1]["train_loss"] is None  # an epoch without a sound step has no mean
+
+
+def test_a_row_of_skipped_steps_goes_on_where_a_run_was_stopped(tmp_path, images, monkeypatch):
+    run = dataclasses.replace(RUN, epochs=20)
+    with_skips(monkeypatch, set(range(80)) - {0})
+    with pytest.raises(Stop):
+        fit(run, tmp_path, images, stop_at(3))
+    result, _ = fit(run, tmp_path, images)
+    assert "up to step 21 " in result["message"]
+
+
+def test_a_run_that_ends_in_skipped_steps_is_failed(tmp_path, images, monkeypatch):
+    with_skips(monkeypatch, set(range(7, 12)))
+    result, _ = fit(RUN, tmp_path, images)
+    assert result["status"] == "failed"
+    assert "not finite in 5 steps in a row, up to step 12" in result["message"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp64"])
+def test_a_run_in_another_precision_learns_and_goes_on_bit_for_bit(precision, tmp_path, images):
+    run = dataclasses.replace(RUN, precision=precision, method="sam", epochs=4)
+    result, folder = fit(run, tmp_path / "whole", images)
+    assert result["status"] == "ok"
+    assert lines(folder)[-1]["train_loss"] < lines(folder)[0]["train_loss"]
+    with pytest.raises(Stop):
+        fit(run, tmp_path / "parts", images, stop_at(2))
+    again, parts = fit(run, tmp_path / "parts", images)
+    assert again["test"] == result["test"]
+    assert lines(parts) == lines(folder)
+    saved = checkpoint.read(folder / engine.CHECKPOINT)
+    assert saved.data == checkpoint.read(parts / engine.CHECKPOINT).data | {"seconds": saved.data["seconds"]}
+    assert ("scale" in saved.data["scaler"]) == (precision == "fp16")
+    wide = torch.float64 if precision == "fp64" else torch.float32
+    assert all(t.dtype == wide for k, t in saved.part("net").items() if "num_batches" not in k)
+
+
+def test_the_loss_scale_is_resumed(tmp_path, images, monkeypatch):
+    """Three skips halve it three times; the part after the stop must know."""
+    with_skips(monkeypatch, {0, 1, 2})
+    run = dataclasses.replace(RUN, precision="fp16")
+    with pytest.raises(Stop):
+        fit(run, tmp_path, images, stop_at(2))
+    _, folder = fit(run, tmp_path, images)
+    assert checkpoint.read(folder / engine.CHECKPOINT).data["scaler"]["scale"] == 65536 / 8
+
+
+def test_microbatches_of_a_network_without_batchnorm_change_nothing(tmp_path, images, monkeypatch):
+    monkeypatch.setitem(models.MODELS, "tiny", tiny)
+    losses = []
+    for microbatch in (None, 7, 50):
+        run = dataclasses.replace(RUN, model="tiny", method="sam", microbatch=microbatch)
+        losses.append([line["train_loss"] for line in lines(fit(run, tmp_path, images)[1])])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert losses[2] == losses[0]
+
+
+def test_m_is_passed_on(tmp_path, images, monkeypatch):
+    monkeypatch.setitem(models.MODELS, "tiny", tiny)
+    run = dataclasses.replace(RUN, model="tiny", method="sam:rho=0.5")
+    whole, small = (fit(dataclasses.replace(run, m=m), tmp_path, images)[1] for m in (None, 10))
+    assert lines(whole)[-1]["train_loss"] != lines(small)[-1]["train_loss"]
+    with pytest.raises(InputError, match="one update per step"):
+        fit(dataclasses.replace(run, method="two-step", m=10), tmp_path, images)
+
+
+def test_a_share_of_the_training_in_a_schedule_is_a_share_of_its_steps(tmp_path, images):
+    """12 steps: rho grows over the first 6; every second step of the last 6 is SAM's, with two passes."""
+    run = dataclasses.replace(RUN, method="sam:rho=linear(0,0.1,0.5)")
+    assert fit(run, tmp_path, images)[0]["passes"]["backward"] == pytest.approx((1 + 11 * 2) / 12)
+    run = dataclasses.replace(RUN, method="sam:start=0.5,every=2")
+    assert fit(run, tmp_path, images)[0]["passes"]["backward"] == pytest.approx((12 + 3) / 12)
+
+
+def test_a_share_is_of_the_budget_whatever_that_counts(tmp_path, images):
+    """12 gradients: 6 plain steps spend the first half, 3 of SAM the second."""
+    run = dataclasses.replace(RUN, method="sam:start=0.5", match="gradients")
+    result = fit(run, tmp_path, images)[0]
+    assert result["steps"] == 9
+    assert result["passes"]["backward"] == pytest.approx(12 / 9)
+
+
+def test_what_was_written_before_there_were_these_settings_is_still_read(tmp_path, images):
+    with pytest.raises(Stop):
+        fit(RUN, tmp_path, images, stop_at(2))
+    folder = tmp_path / engine.digest(RUN)
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("microbatch", "m", "sync", "parallel", "compile"):
+        del config[name]
+    (folder / "config.json").write_text(json.dumps(config))
+    saved = checkpoint.read(folder / engine.CHECKPOINT)
+    older = {k: v for k, v in saved.data.items() if k not in ("scaler", "skipped_in_a_row")}
+    checkpoint.write(folder / engine.CHECKPOINT, checkpoint.Checkpoint(saved.tensors, older))
+    whole, _ = fit(RUN, tmp_path / "whole", images)
+    assert fit(RUN, tmp_path, images)[0]["test"] == whole["test"]
+
+
 def test_a_folder_of_another_configuration_is_refused(tmp_path, images):
     _, folder = fit(RUN, tmp_path, images)
     other = dataclasses.replace(RUN, seed=5)
@@ -212,6 +340,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, images):
         ({"batch": 500}, "batch is 500 and only 200 images"),
         ({"method": "sma"}, "unknown method 'sma'"),
         ({"model": "vgg16-sadt"}, "vgg16-sadt needs images of at least 32x32"),
+        ({"microbatch": 1}, "microbatch is 1 .* has BatchNorm"),
+        ({"m": 7}, "m is 7, which cuts 50 samples .* one is a single sample"),
     ],
 )
 def test_what_cannot_start_is_said_before_training(change, message, images):

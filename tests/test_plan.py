@@ -33,7 +33,7 @@ def test_every_part_and_every_moving_value_has_a_line():
     }
     assert lines("sam:start=30")["sam"] == "never: no step of 20 is in its window"
     assert lines("sam:rho=with-lr(1,0.1)")["  rho"] == "with-lr(1,0.1,0,0): 1 at first, 0.55 halfway, 0.05 at last"
-    assert lines("sam:start=19")["sam"].startswith("step 20 (epochs 4-4)")
+    assert lines("sam:start=19")["sam"].startswith("step 20 (epoch 4)")
 
 
 @settings(max_examples=25, deadline=None)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -18,7 +19,9 @@ from steppe.errors import InputError
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["cosine", "constant"]
 Match = Literal["epochs", "gradients", "seconds"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16", "fp64"]
+Sync = Literal["local", "global"]
+Parallel = Literal["ddp", "fsdp"]
 Normalize = Literal["unit", "standard"]
 
 METHODS = ("plain", "repeat-step", "two-step", "gc", "agc", "sam", "sadt-v1", "sadt-v2", "sadt-v3")
@@ -103,6 +106,12 @@ class Optim:
         if self.momentum >= 1:
             raise InputError(f"optim.momentum is {self.momentum}; give a number below 1")
 
+    def lr_at(self, share: float) -> float:
+        """Return the learning rate once this share of the budget is spent."""
+        if self.schedule == "constant":
+            return self.lr
+        return self.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Common:
@@ -111,13 +120,19 @@ class _Common:
     Attributes:
         data: Split, size and augmentation of the images.
         optim: Optimizer and schedule, the same for every method.
-        batch: Samples per batch.
+        batch: Samples per batch, of all processes together.
         epochs: Passes of plain training over the training images; the budget if match is not 'seconds'.
         match: What is equal between methods: 'epochs' (passes over the data), 'gradients' (gradient
             evaluations, as many as plain training takes in that many epochs) or 'seconds' (training time).
         seconds: Training seconds per run when match is 'seconds'.
-        precision: fp32, or bf16 autocast with fp32 weights.
-        threads: Processor threads of one run; results are bit-identical only for equal counts.
+        precision: fp32; bf16 or fp16 autocast with fp32 weights, fp16 with a loss scale; fp64 for images and
+            network in double precision.
+        threads: Processor threads of one process; results are bit-identical only for equal counts.
+        microbatch: Samples per forward pass of a process; its whole part of the batch if not given.
+        m: Samples that share a perturbation (m-sharpness); all of a process's part of the batch if not given.
+        sync: Which processes share a perturbation: 'local' (each has its own) or 'global' (all have one).
+        parallel: How several processes share the network: 'ddp' (a replica each) or 'fsdp' (a shard each).
+        compile: Compile the network with torch.compile.
     """
 
     data: Data = field(default_factory=Data)
@@ -128,6 +143,11 @@ class _Common:
     seconds: float | None = None
     precision: Precision = "fp32"
     threads: int = 1
+    microbatch: int | None = None
+    m: int | None = None
+    sync: Sync = "local"
+    parallel: Parallel = "ddp"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         _positive("batch", self.batch)
@@ -136,6 +156,17 @@ class _Common:
         _positive("seconds", self.seconds)
         _choice("match", self.match, get_args(Match))
         _choice("precision", self.precision, get_args(Precision))
+        _positive("microbatch", self.microbatch)
+        _positive("m", self.m)
+        _choice("sync", self.sync, get_args(Sync))
+        _choice("parallel", self.parallel, get_args(Parallel))
+        if self.parallel == "fsdp" and self.sync != "global":
+            raise InputError(
+                f"parallel is 'fsdp' and sync is {self.sync!r}; shards only know the gradient of all processes: "
+                "add --sync global"
+            )
+        if self.m is not None and self.sync != "local":
+            raise InputError(f"m is {self.m} and sync is {self.sync!r}; samples or processes share, leave one out")
         if self.match == "seconds" and self.seconds is None:
             raise InputError("match is 'seconds' but seconds is not given; add --seconds N")
 
@@ -166,7 +197,7 @@ class Run(_Common):
         ``resolved_method`` states every hyper-parameter, defaults included, so that ``sam`` and
         ``sam:rho=0.05`` are one run and a changed default is another.
         """
-        content = self.as_dict() | {"method": resolved_method}
+        content = essential(self.as_dict()) | {"method": resolved_method}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -205,6 +236,20 @@ class Study(_Common):
             for seed in self.seeds
             for method in self.methods
         ]
+
+
+# Settings younger than the first records: a run that does not use them keeps the name it had.
+_YOUNGER = ("microbatch", "m", "sync", "compile")
+
+
+def essential(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what tells one run's results from another's, of a configuration as plain data.
+
+    How a network is shared out among processes is not part of it, nor is how many there are: a run may go on
+    with another number of them.
+    """
+    defaults = {name: _Common.__dataclass_fields__[name].default for name in _YOUNGER}
+    return {k: v for k, v in config.items() if k != "parallel" and not (k in defaults and v == defaults[k])}
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:

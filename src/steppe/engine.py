@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from steppe import data, methods, records
-from steppe.config import Run
+from steppe import data, methods, records, team
+from steppe.config import Run, essential
 from steppe.data.images import DataSet
 from steppe.errors import InputError
-from steppe.trainer import CHECKPOINT, Failed, Listener, Progress, Trainer, derive, evaluate, new_loader, new_model
+from steppe.evaluation import evaluate
+from steppe.making import new_loader, new_model
+from steppe.plan import describe
+from steppe.saving import CHECKPOINT, derive
+from steppe.trainer import Failed, Listener, Progress, Trainer
 
 __all__ = [
     "CHECKPOINT",
@@ -39,41 +45,89 @@ def digest(run: Run) -> str:
 
 
 def check(run: Run, images: DataSet) -> None:
-    """Raise InputError if this run cannot start: its model does not take the images, its batch is too large."""
+    """Raise InputError if this run cannot start: its model does not take the images, its batch does not fit."""
     methods.parse(run.method)
     with torch.random.fork_rng():
-        new_model(run, images)
+        net = new_model(run, images)
     new_loader(run, images)
+    if any(isinstance(part, _BatchNorm) for part in net.modules()):
+        _check_parts(run, len(images.train))
+
+
+def plan(run: Run, images: DataSet) -> list[tuple[str, str]]:
+    """Return what a run will do and when: label and text of each line; see `steppe.plan.describe`.
+
+    Where the budget is not in epochs nobody knows the number of steps; then it is that of as many epochs.
+    """
+    per_epoch = len(new_loader(run, images))
+    total = run.epochs * per_epoch
+    counted = f"{total} steps, {per_epoch} an epoch"
+    if run.match != "epochs":
+        counted += f" (an example: what {run.match} allow is known at the end; shares are of that)"
+    return [("steps", counted), *describe(methods.parse(run.method), total, per_epoch, run.optim.lr_at)]
 
 
 def fit(run: Run, folder: Path, images: DataSet, listen: Listener = lambda _: None) -> dict[str, Any]:
     """Train one run in ``folder``, going on from its checkpoint if there is one, and return its result.
 
-    A finished run is returned as it is. A loss that is not finite ends the run with status 'failed'.
+    A finished run is returned as it is. Steps whose loss is not finite are skipped; too many of them in a row
+    end the run with status 'failed'. Where a process group exists (``torch.distributed``, as ``steppe train``
+    makes under torchrun) all its processes call this together and train the run together.
 
     Raises:
         InputError: The folder belongs to another configuration or its checkpoint is damaged.
-        RunError: The disk is full or cannot be written; what was saved before is intact.
+        RunError: The disk is full or cannot be written, or another process is gone; what was saved is intact.
     """
-    _claim(folder, run)
-    done = folder / RESULT
-    if done.exists():
-        return _read(done, "delete it, and the run goes on from its checkpoint")
-    with torch.random.fork_rng(), _threads(run.threads):
-        trainer = Trainer(run, folder, images)
-        trainer.resume()
-        try:
-            trainer.train(listen)
-            result = trainer.result()
-        except Failed as failure:
-            result = trainer.result(str(failure))
-    records.write_json(done, result)
-    return result
+    here = team.here()
+    with team.connected():
+        held = here.first(lambda: _begin(folder, run))
+        if held is not None:
+            return held
+        with torch.random.fork_rng(), _threads(run.threads):
+            trainer = Trainer(run, folder, images)
+            trainer.resume()
+            try:
+                trainer.train(listen)
+                result = trainer.result()
+            except Failed as failure:
+                result = trainer.result(str(failure))
+        here.first(lambda: records.write_json(folder / RESULT, result))
+        return result
 
 
 def load_data(run: Run) -> DataSet:
     """Return the images of a run."""
     return data.load(run.dataset, run.data)
+
+
+def _check_parts(run: Run, images: int) -> None:
+    """Refuse micro-batches and groups of a single sample, of which BatchNorm knows no variance."""
+    if run.m is None and run.microbatch is None:
+        return
+    size = team.here().size
+    wholes = [run.batch, *([rest] if (rest := images % run.batch) >= 2 * size else [])]
+    for count in {c for whole in wholes for c in (whole // size, math.ceil(whole / size))}:
+        if run.m is not None:
+            parts = {p for group in _cut(count, run.m) for p in _cut(group, run.microbatch)}
+        else:
+            parts = {count // math.ceil(count / (run.microbatch or count))}
+        if 1 in parts:
+            raise InputError(
+                f"microbatch is {run.microbatch} and m is {run.m}, which cuts {count} samples of a batch into "
+                f"parts of which one is a single sample, and {run.model} has BatchNorm; give other sizes"
+            )
+
+
+def _cut(count: int, size: int | None) -> set[int]:
+    """Return the sizes of the parts of ``count`` samples in parts of ``size``, the last one smaller."""
+    return {count} if size is None or size >= count else {size, count % size} - {0}
+
+
+def _begin(folder: Path, run: Run) -> dict[str, Any] | None:
+    """Claim the folder; return the result if the run is finished."""
+    _claim(folder, run)
+    done = folder / RESULT
+    return _read(done, "delete it, and the run goes on from its checkpoint") if done.exists() else None
 
 
 def _claim(folder: Path, run: Run) -> None:
@@ -99,7 +153,7 @@ def _read(path: Path, remedy: str) -> dict[str, Any]:
 
 def _plain(config: dict[str, Any]) -> Any:
     """Return a configuration as JSON sees it, without the method's spelling."""
-    return json.loads(json.dumps({k: v for k, v in config.items() if k != "method"}))
+    return json.loads(json.dumps({k: v for k, v in essential(config).items() if k != "method"}))
 
 
 @contextlib.contextmanager

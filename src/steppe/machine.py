@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from steppe import team
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
@@ -48,6 +50,12 @@ def peak_memory_mb() -> float:
     return peak / 2**10 if sys.platform == "linux" else peak / 2**20
 
 
+def forget_peak_memory() -> None:
+    """Measure the peak from here on, where the system can: on a GPU; a process on a processor keeps its own."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def environment() -> dict[str, Any]:
     """Return versions and hardware as plain data, for the record."""
     return {
@@ -59,6 +67,7 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "cores": cores(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "processes": team.here().size,
     }
 
 

@@ -44,7 +44,7 @@ def describe(method: Method, total: int, per_epoch: int, lr_at: Callable[[float]
             lines.append((label(inner), f"never: no step of {total} is in its window"))
             continue
         (phase,) = active
-        epochs = f"epochs {(phase.first - 1) // per_epoch + 1}-{(phase.last - 1) // per_epoch + 1}"
+        epochs = _span((phase.first - 1) // per_epoch + 1, (phase.last - 1) // per_epoch + 1)
         count = len(range(phase.first, phase.last + 1, phase.every))
         rest = "" if count == total else f", {count} in all; the others are plain"
         lines.append((label(inner), f"{phase} ({epochs}){rest}"))
@@ -86,3 +86,7 @@ def _course(value: Callable[[int], float], first: int, end: int) -> str:
 def _ordinal(n: int) -> str:
     ending = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
     return f"{n}{ending}"
+
+
+def _span(first: int, last: int) -> str:
+    return f"epoch {first}" if first == last else f"epochs {first}-{last}"

@@ -1,35 +1,36 @@
 """The loop of one run: train on each epoch's batches, validate, record, save, resume, and at the end test.
 
-Everything random is derived from the run's seed and the epoch, so a run killed at any moment and started
-again from its last checkpoint ends with the same bits. The test images are read twice, after training: with
-the last weights and with those of the best validation epoch. No method is named here.
+Everything random is derived from the run's seed, the epoch and the process, so a run killed at any moment and
+started again from its last checkpoint ends with the same bits. Several processes train one run together, each on
+its rows of every batch; what depends on a measurement is decided by the lead alone. The test images are read
+twice, after training: with the last weights and with those of the best validation epoch. No method is named here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from steppe import checkpoint, machine, methods, models, records
-from steppe.checkpoint import Checkpoint
+from steppe import machine, methods, records, team
+from steppe.batch import Accumulated, Batch
 from steppe.config import Run
-from steppe.data.images import DataSet, Images
-from steppe.data.loader import Loader, Normalizer, evaluation_batches
-from steppe.errors import InputError
-from steppe.method import Method
-from steppe.step import Step
+from steppe.data.images import DataSet
+from steppe.data.loader import Normalizer
+from steppe.evaluation import evaluate, on
+from steppe.making import new_loader, new_network, new_optimizer, spread
+from steppe.saving import Store, derive
 
-METRICS, TIMING, CHECKPOINT = "metrics.jsonl", "timing.jsonl", "checkpoint.safetensors"
-EVALUATION_BATCH = 500
+METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
+PATIENCE = 20  # skipped steps in a row after which a run has failed
 _SILENCE = 0.25  # seconds between two progress reports
 
 
@@ -49,13 +50,13 @@ class Progress:
 Listener = Callable[[Progress], None]
 
 
-class Failed(Exception):  # noqa: N818 - an outcome of training, caught in this file
+class Failed(Exception):  # noqa: N818 - an outcome of training, caught by the engine
     """Training cannot go on; the message goes into the table."""
 
 
 @dataclass
 class Trainer:
-    """The state of one run between two checkpoints."""
+    """The state of one run between two checkpoints; on several processes, the same on each."""
 
     run: Run
     folder: Path
@@ -63,31 +64,36 @@ class Trainer:
     epoch: int = 0
     seconds: float = 0.0
     skipped: int = 0
+    skipped_in_a_row: int = 0
     best: dict[str, Any] | None = None
     val: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         run = self.run
+        self.team = team.here()
         self.loader = new_loader(run, self.images)
         self.normalize = Normalizer.of(run.data.normalize, self.images.train)
         self.method = methods.parse(run.method)
-        torch.manual_seed(derive(run.seed, "init"))
-        net = self.method.build(lambda: new_model(run, self.images)).to(machine.device())
-        self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.net.train()
-        self.optimizer = _optimizer(run, self.net)
+        self.net = new_network(run, self.method, self.images)
+        model = spread(self.net, run.parallel)
+        self.optimizer = new_optimizer(run, self.net)
         self.step = self.method.bind(
-            self.net,
+            cast(nn.Module, torch.compile(model)) if run.compile else model,
             self.optimizer,
             clip=run.optim.clip,
             precision=run.precision,
+            microbatch=run.microbatch,
+            m=run.m,
+            sync=run.sync,
+            steps=run.epochs * len(self.loader) if run.match == "epochs" else lambda: self.share,
             seed=derive(run.seed, "method"),
         )
+        self.store = Store(self.folder, self.net, self.step, self.optimizer, run.seed)
 
     # -- training ----------------------------------------------------------------------------------------
 
     def train(self, listen: Listener) -> None:
-        """Train until the budget is spent; raises Failed if a loss is not finite."""
+        """Train until the budget is spent; raises Failed if training or validation ceases to be finite."""
         started, share_at_start = time.perf_counter(), self.share
         while self.share < 1:
             self.epoch += 1
@@ -98,37 +104,75 @@ class Trainer:
             improved = self.best is None or _rank(self.val) > _rank(self.best)
             if improved:
                 self.best = {"epoch": self.epoch, **self.val}
-            self._record(train)
+            self.team.first(partial(self._record, train))
             self._save(improved)
             listen(self._progress(train, started, share_at_start, self.val["accuracy"]))
 
     def _train_epoch(self, listen: Listener, started: float, share_at_start: float) -> dict[str, float]:
         """Train on each batch once, or until the budget is spent; return the epoch's means."""
-        torch.manual_seed(derive(self.run.seed, f"dropout {self.epoch}"))
-        device = self.step.runtime.params[0].device
+        own = f" rank {self.team.rank}" if self.team.rank else ""
+        torch.manual_seed(derive(self.run.seed, f"dropout {self.epoch}{own}"))
         loss, correct, count, spoke = 0.0, 0, 0, time.perf_counter()
         lr = self._set_lr()
         clock = time.perf_counter()
-        for batch in self.loader.epoch(self.epoch):
+        for number, batch in enumerate(self.loader.epoch(self.epoch)):
             lr = self._set_lr()
-            batch = batch.to(device)
-            x = _layout(batch.x)
-            out = self.step(type(batch)(x, batch.y, batch.index))
-            if out.skipped:
-                raise Failed(f"loss or gradient is not finite at step {self.steps} (epoch {self.epoch})")
-            target = batch.y.argmax(1) if batch.y.ndim > 1 else batch.y
-            loss += float(out.loss) * len(batch)
-            correct += int((out.logits.argmax(1) == target).sum())
-            count += len(batch)
+            batch = on(batch, self.step.runtime.params[0])
+            out = self.step(self._in_parts(batch, number))
+            self._count_skips(out.skipped)
+            if not out.skipped:
+                target = batch.y.argmax(1) if batch.y.ndim > 1 else batch.y
+                loss += float(out.loss) * len(batch)
+                correct += int((out.logits.argmax(1) == target).sum())
+                count += len(batch)
             now = time.perf_counter()
             self.seconds, clock = self.seconds + now - clock, now
+            self._agree()
             if now - spoke > _SILENCE:
                 spoke = now
-                means = {"train_loss": loss / count, "train_accuracy": correct / count}
-                listen(self._progress(means, started, share_at_start))
+                listen(self._progress(_means(loss, correct, count), started, share_at_start))
             if self.share >= 1:
                 break
-        return {"lr": lr, "train_loss": loss / count, "train_accuracy": correct / count}
+        if self.share >= 1 and self.skipped_in_a_row >= len(self.loader):
+            raise self._diverged()
+        return {"lr": lr, **_means(*self.team.sums(loss, correct, count))}
+
+    def _in_parts(self, batch: Batch, number: int) -> Batch:
+        """Return the batch in micro-batches of nearly equal size, as many on every process.
+
+        Cut to full size a last one could be a single sample, which BatchNorm cannot take, and processes whose
+        parts differ by one sample could differ in their number, which a sharded model cannot take. With ``m``
+        the groups come first, and the step cuts them.
+        """
+        size = self.run.microbatch
+        if size is None or self.run.m is not None:
+            return batch
+        whole = min(self.run.batch, len(self.images.train) - number * self.run.batch)
+        parts = min(math.ceil(math.ceil(whole / self.team.size) / size), len(batch))
+        edges = [i * len(batch) // parts for i in range(parts + 1)]
+        pieces = [batch.take(slice(a, b)) for a, b in pairwise(edges)]
+        return pieces[0] if len(pieces) == 1 else Accumulated(pieces)
+
+    def _count_skips(self, skipped: bool) -> None:
+        """Count a skipped step, which is how fp16 finds its loss scale; too many in a row are a failure."""
+        self.skipped += skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        if self.skipped_in_a_row >= PATIENCE:
+            raise self._diverged()
+
+    def _diverged(self) -> Failed:
+        return Failed(
+            f"loss or gradient was not finite in {self.skipped_in_a_row} steps in a row, up to step {self.steps} "
+            f"(epoch {self.epoch})"
+        )
+
+    def _agree(self) -> None:
+        """Take the lead's measurement where the budget depends on one, so that all processes stop together."""
+        if self.run.match == "seconds":
+            self.seconds = self.team.agreed(self.seconds)
+        elif self.run.match == "gradients":
+            # parts of batches of unequal size may add up differently in the last digit
+            self.step.passes.backward = self.team.agreed(self.step.passes.backward)
 
     @property
     def steps(self) -> int:
@@ -144,9 +188,7 @@ class Trainer:
         return spent / (self.run.epochs * len(self.loader))
 
     def _set_lr(self) -> float:
-        lr = self.run.optim.lr
-        if self.run.optim.schedule == "cosine":
-            lr *= 0.5 * (1 + math.cos(math.pi * min(self.share, 1)))
+        lr = self.run.optim.lr_at(self.share)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
@@ -174,73 +216,27 @@ class Trainer:
         times = {"epoch": self.epoch, "seconds": self.seconds, "images_per_second": rate}
         records.append_line(self.folder / TIMING, times)
 
-    def _weights(self) -> dict[str, torch.Tensor]:
-        net = checkpoint.prefixed("net", self.net.state_dict())
-        return net | checkpoint.prefixed("state", self.step.state.state_dict())
-
     def _save(self, improved: bool) -> None:
-        """Save the best weights, then the checkpoint that names them, then drop older best weights."""
-        assert self.best is not None
-        best = self.folder / _best_name(self.best["epoch"])
-        if improved:
-            checkpoint.write(best, Checkpoint(self._weights(), {"epoch": self.epoch}))
-        own = self.step.state_dict()
-        optimizer, optimizer_data = checkpoint.pack_optimizer(self.optimizer)
-        tensors = (
-            self._weights()
-            | checkpoint.prefixed("optimizer", optimizer)
-            | checkpoint.prefixed("generators", own["generators"])
-        )
-        content = {
-            "digest": self.folder.name,
-            "epoch": self.epoch,
-            "seconds": self.seconds,
-            "skipped": self.skipped,
-            "best": self.best,
-            "val": self.val,
-            "method": own["method"],
-            "passes": own["passes"],
-            "optimizer": optimizer_data,
-        }
-        checkpoint.write(self.folder / CHECKPOINT, Checkpoint(tensors, content))
-        for old in self.folder.glob(_best_name("*")):
-            if old != best:
-                old.unlink(missing_ok=True)
+        self.store.save({name: getattr(self, name) for name in _SAVED}, improved=improved)
 
     def resume(self) -> None:
         """Go on from the folder's checkpoint, if it has one, and forget what was recorded after it."""
-        path = self.folder / CHECKPOINT
-        if path.exists():
-            saved = checkpoint.read(path)
-            if saved.data["digest"] != self.folder.name:
-                raise InputError(
-                    f"checkpoint {path} belongs to run {saved.data['digest']}; delete it to start this run anew"
-                )
-            self._load_weights(saved)
-            checkpoint.unpack_optimizer(self.optimizer, saved.part("optimizer"), saved.data["optimizer"])
-            self.step.load_state_dict(
-                {
-                    "method": saved.data["method"],
-                    "state": saved.part("state"),
-                    "generators": saved.part("generators"),
-                    "passes": saved.data["passes"],
-                }
-            )
-            for name in ("epoch", "seconds", "skipped", "best", "val"):
-                setattr(self, name, saved.data[name])
+        saved = self.store.resume()
+        if saved is not None:
+            for name in _SAVED:
+                setattr(self, name, saved.get(name, 0))  # older checkpoints do not know of rows of skips
+        self.team.first(self._forget)
+
+    def _forget(self) -> None:
         for name in (METRICS, TIMING):
             records.keep_lines(self.folder / name, self.epoch)
-
-    def _load_weights(self, saved: Checkpoint) -> None:
-        self.net.load_state_dict(saved.part("net"))
-        self.step.state.load_state_dict(saved.part("state"))
 
     def result(self, message: str | None = None) -> dict[str, Any]:
         """Return the run's result: test accuracy at the last and at the best validation epoch, and its cost."""
         test = None
         if message is None and self.best is not None:
             last = evaluate(self.method, self.step, self.images.test, self.normalize)
-            self._load_weights(checkpoint.read(self.folder / _best_name(self.best["epoch"])))
+            self.store.load_best(self.best["epoch"])
             best = evaluate(self.method, self.step, self.images.test, self.normalize)
             test = {"last": last, "best": {"epoch": self.best["epoch"], **best}}
         forward, backward, updates = self.step.passes.per_step()
@@ -250,6 +246,7 @@ class Trainer:
             "message": message,
             "epochs": self.epoch,
             "steps": self.steps,
+            "skipped": self.skipped,
             "test": test,
             "val": {"last": self.val, "best": self.best},
             "passes": {"forward": forward, "backward": backward, "updates": updates},
@@ -260,59 +257,15 @@ class Trainer:
         }
 
 
-def evaluate(method: Method, step: Step, images: Images, normalize: Normalizer) -> dict[str, float]:
-    """Return accuracy (fraction) and mean cross-entropy over ``images`` of what the method deploys."""
-    net, device = step.runtime.net, step.runtime.params[0].device
-    net.eval()
-    correct, loss = 0, 0.0
-    with torch.no_grad():
-        for batch in evaluation_batches(images, EVALUATION_BATCH, normalize):
-            batch = batch.to(device)
-            logits = step.predict(_layout(batch.x)).float()
-            correct += int((logits.argmax(1) == batch.y).sum())
-            loss += float(F.cross_entropy(logits, batch.y, reduction="sum"))
-    net.train()
-    return {"accuracy": correct / len(images.y), "loss": loss / len(images.y)}
+_SAVED = ("epoch", "seconds", "skipped", "skipped_in_a_row", "best", "val")
 
 
-def derive(seed: int, purpose: str) -> int:
-    """Return a 62-bit seed for one purpose of a run; seeds of different purposes are unrelated."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:8], "big") >> 2
-
-
-def new_model(run: Run, images: DataSet) -> nn.Module:
-    """Return the run\'s freshly initialised network; draws from the global generator."""
-    return models.build(run.model, classes=len(images.classes), channels=images.channels, size=images.size)
-
-
-def new_loader(run: Run, images: DataSet) -> Loader:
-    """Return the run\'s training batches; raises InputError if a batch is larger than the training set."""
-    return Loader(
-        images.train,
-        classes=len(images.classes),
-        batch=run.batch,
-        augment=run.data.augment,
-        normalize=Normalizer.of(run.data.normalize, images.train),
-        seed=derive(run.seed, "data"),
-    )
-
-
-def _optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
-    o, params = run.optim, list(net.parameters())
-    if o.name == "sgd":
-        return torch.optim.SGD(params, o.lr, momentum=o.momentum, weight_decay=o.weight_decay, fused=True)
-    cls = torch.optim.Adam if o.name == "adam" else torch.optim.AdamW
-    return cls(params, o.lr, weight_decay=o.weight_decay, fused=True)
-
-
-def _layout(x: torch.Tensor) -> torch.Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
+def _means(loss: float, correct: float, count: float) -> dict[str, float]:
+    """Return the means of what was summed; not a number if every step was skipped."""
+    n = count or math.nan
+    return {"train_loss": loss / n, "train_accuracy": correct / n}
 
 
 def _rank(val: dict[str, Any]) -> tuple[float, float]:
     """Order validation results: by accuracy, ties by the lower loss."""
     return val["accuracy"], -val["loss"]
-
-
-def _best_name(epoch: int | str) -> str:
-    return f"best-{epoch}.safetensors"

@@ -232,3 +232,27 @@ def test_a_batch_below_one_and_a_negative_seed_are_one_line() -> None:
         loader(batch=0)
     with pytest.raises(InputError, match="seed is -1; give 0 or"):
         loader(seed=-1)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("augment", [(), ("flip", "crop", "cutout", "cutmix"), ("flip", "mixup")])
+def test_processes_that_share_batches_see_what_one_alone_sees(augment: tuple[str, ...], size: int) -> None:
+    """Every image with its own order, partner and augmentation, whatever process it falls to."""
+    alone = loader(augment, batch=7, count=34)
+    held = images(34)
+    options = {"classes": 4, "batch": 7, "augment": augment, "normalize": Normalizer.of("unit", held), "seed": 0}
+    team = [Loader(held, **options, rank=rank, size=size) for rank in range(size)]
+    for whole, *parts in zip(alone.epoch(2), *(one.epoch(2) for one in team), strict=True):
+        for name in ("x", "y", "index"):
+            assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
+        counts = [len(part) for part in parts]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_no_process_is_left_with_a_single_image() -> None:
+    held = images(23)
+    options = {"classes": 4, "augment": (), "normalize": Normalizer.of("unit", held), "seed": 0}
+    assert len(Loader(held, **options, batch=5)) == 5
+    assert len(Loader(held, **options, batch=5, size=2)) == 4  # three images are left over
+    with pytest.raises(InputError, match="batch is 5 on 3 processes; give at least 6"):
+        Loader(held, **options, batch=5, size=3)

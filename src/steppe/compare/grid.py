@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from steppe import checkpoint, engine, machine, methods, records
-from steppe.compare.launch import Listen, launch
+from steppe import engine, machine, methods, records, shards, team
+from steppe.compare.job import Listen
+from steppe.compare.launch import launch
+from steppe.compare.together import run_together
 from steppe.config import Run, Study
 from steppe.data.images import DataSet
 from steppe.errors import InputError, RunError
@@ -53,6 +55,7 @@ def prepare(study: Study, out: Path, command: str, *, retry: bool = False) -> Gr
 
     Loads each data set once (decoded images are cached for the workers), builds each model once and verifies
     the checkpoints of unfinished runs. ``retry`` forgets the results of failed runs, so that they run again.
+    The processes of a torchrun job call this together; the lead alone writes.
 
     Raises:
         InputError: A name, a size, an image or a checkpoint is not usable.
@@ -65,20 +68,32 @@ def prepare(study: Study, out: Path, command: str, *, retry: bool = False) -> Gr
         twin = by_folder.setdefault(job.folder, job.name)
         if twin != job.name:
             raise InputError(f"methods {twin!r} and {job.name!r} are the same run; name one of them")
-    sets = _check(runs)
-    for job in jobs:
-        _check_saved(job, retry)
+    here = team.here()
+    sets = here.in_turn(lambda: _check(runs))
     grid = Grid(study, out, jobs)
-    records.make_folder(out)
-    records.write_json(out / COMPARISON, _description(grid, sets, command))
+
+    def write_down() -> None:
+        for job in jobs:
+            _check_saved(job, retry)
+        records.make_folder(out)
+        records.write_json(out / COMPARISON, _description(grid, sets, command))
+
+    here.first(write_down)
     return grid
 
 
 def run(grid: Grid, workers: int, listen: Listen[Job]) -> dict[Job, str]:
     """Run what is not finished, ``workers`` runs at a time; return what went wrong, by job.
 
+    The processes of a torchrun job call this together and do one run after another, all of them on each.
     Runs that fail do not stop the others. Raises RunError if another process works on the same comparison.
     """
+    here = team.here()
+    if here.size > 1:
+        with here.held_by_lead(lambda: _alone(grid.out)):
+            # what is finished is read from disk, where the lead writes
+            chosen = here.first(lambda: [job.name for job in grid.open])
+            return run_together([job for job in grid.jobs if job.name in chosen], listen)
     with _alone(grid.out):
         return launch(grid.open, workers, listen)
 
@@ -119,7 +134,7 @@ def _check_saved(job: Job, retry: bool) -> None:
             for path in job.folder.iterdir():
                 path.unlink()
     elif (job.folder / engine.CHECKPOINT).exists():
-        checkpoint.read(job.folder / engine.CHECKPOINT)
+        shards.read(job.folder / engine.CHECKPOINT)
 
 
 def _description(grid: Grid, sets: dict[str, DataSet], command: str) -> dict[str, Any]:

@@ -3,41 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import multiprocessing
 import os
 import signal
-import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from steppe import engine, machine
+from steppe.compare.job import J, Listen, claimed
 from steppe.config import Run
 from steppe.engine import Progress
 from steppe.errors import InputError, RunError
-
-_LOCK_PATIENCE = 20.0  # seconds that a worker of a killed comparison may take to notice and leave its folder
-
-
-class Runnable(Protocol):
-    """What is launched: a run and the folder it happens in."""
-
-    @property
-    def run(self) -> Run:
-        """The configuration."""
-
-    @property
-    def folder(self) -> Path:
-        """Where its records are."""
-
-
-J = TypeVar("J", bound=Runnable)
-Listen = Callable[[J, Progress | dict[str, Any] | str], None]
 
 
 @dataclass
@@ -108,7 +89,7 @@ def _work(run: Run, folder: Path, pipe: Connection) -> None:
             os._exit(0)
 
     try:
-        with _claimed(folder):
+        with claimed(folder):
             tell(engine.fit(run, folder, engine.load_data(run), tell))
     except (InputError, RunError) as error:
         tell(str(error))
@@ -117,24 +98,3 @@ def _work(run: Run, folder: Path, pipe: Connection) -> None:
             (folder / "error.log").write_text(traceback.format_exc())
         first = str(error).splitlines()[0] if str(error) else ""
         tell(f"{type(error).__name__}: {first} (details in {folder / 'error.log'})")
-
-
-@contextlib.contextmanager
-def _claimed(folder: Path) -> Any:
-    """Hold the run's lock, so that no two processes ever train in one folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("a")
-    except OSError as error:
-        raise RunError(f"cannot write {folder}: {error.strerror}; free the folder and run again") from None
-    with lock:
-        until = time.monotonic() + _LOCK_PATIENCE
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise RunError(f"another process is at work in {folder}; wait for it to end") from None
-                time.sleep(0.1)
-        yield

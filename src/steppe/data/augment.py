@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,16 +27,53 @@ class Sample:
     y: Tensor
 
 
-Step = Callable[[Sample, Sample, np.random.Generator], Sample]
+class Draws(Protocol):
+    """What the steps need of a ``numpy.random.Generator``."""
+
+    def random(self, size: int, /) -> np.ndarray:
+        """Return uniform numbers in [0, 1)."""
+
+    def integers(self, low: int, high: int, size: int, /) -> np.ndarray:
+        """Return whole numbers from ``low`` to below ``high``."""
+
+    def beta(self, a: float, b: float, size: int, /) -> np.ndarray:
+        """Return numbers from Beta(a, b)."""
 
 
-def flip(own: Sample, partner: Sample, rng: np.random.Generator) -> Sample:
+@dataclass(frozen=True)
+class Rows:
+    """Draws for ``rows`` of a batch of ``whole`` images: what a generator gives these rows when it draws for all.
+
+    So the processes that share a batch augment each image as one process alone would.
+    """
+
+    rng: np.random.Generator
+    rows: slice
+    whole: int
+
+    def random(self, size: int, /) -> np.ndarray:
+        """Return uniform numbers in [0, 1)."""
+        return self.rng.random(self.whole)[self.rows]
+
+    def integers(self, low: int, high: int, size: int, /) -> np.ndarray:
+        """Return whole numbers from ``low`` to below ``high``."""
+        return self.rng.integers(low, high, self.whole)[self.rows]
+
+    def beta(self, a: float, b: float, size: int, /) -> np.ndarray:
+        """Return numbers from Beta(a, b)."""
+        return self.rng.beta(a, b, self.whole)[self.rows]
+
+
+Step = Callable[[Sample, Sample, Draws], Sample]
+
+
+def flip(own: Sample, partner: Sample, rng: Draws) -> Sample:
     """Mirror each image left to right with probability 1/2."""
     mirrored = torch.from_numpy(rng.random(len(own.x)) < 0.5)
     return Sample(torch.where(mirrored[:, None, None, None], own.x.flip(3), own.x), own.y)
 
 
-def crop(own: Sample, partner: Sample, rng: np.random.Generator) -> Sample:
+def crop(own: Sample, partner: Sample, rng: Draws) -> Sample:
     """Pad an eighth of the side with black (4 pixels of 32) and cut each image out at a random place."""
     count, channels, h, w = own.x.shape
     pad = h // 8
@@ -47,7 +85,7 @@ def crop(own: Sample, partner: Sample, rng: np.random.Generator) -> Sample:
     return Sample(padded.flatten(2).gather(2, flat).view(own.x.shape), own.y)
 
 
-def cutout(own: Sample, partner: Sample, rng: np.random.Generator, blank: Tensor | None = None) -> Sample:
+def cutout(own: Sample, partner: Sample, rng: Draws, blank: Tensor | None = None) -> Sample:
     """Blank a square of half the side in each image with probability 1/2; it may stick out.
 
     ``blank`` (C,) is the colour set, zero if not given. With the mean colour, the square is zero once the image
@@ -62,7 +100,7 @@ def cutout(own: Sample, partner: Sample, rng: np.random.Generator, blank: Tensor
     return Sample(torch.where((inside & hit[:, None, None])[:, None], fill, own.x), own.y)
 
 
-def mixup(own: Sample, partner: Sample, rng: np.random.Generator) -> Sample:
+def mixup(own: Sample, partner: Sample, rng: Draws) -> Sample:
     """Blend each image and label with its partner's, own share from Beta(1, 1).
 
     Zhang et al., ICLR 2018, arXiv:1710.09412, with their alpha of 1 for CIFAR.
@@ -72,7 +110,7 @@ def mixup(own: Sample, partner: Sample, rng: np.random.Generator) -> Sample:
     return Sample(wide * own.x + (1 - wide) * partner.x, share[:, None] * own.y + (1 - share[:, None]) * partner.y)
 
 
-def cutmix(own: Sample, partner: Sample, rng: np.random.Generator) -> Sample:
+def cutmix(own: Sample, partner: Sample, rng: Draws) -> Sample:
     """Paste a box of the partner into each image; labels mix by the box's area. As in the SADT notebook.
 
     Per image: lambda ~ Beta(0.25, 0.25), side floor(S sqrt(1 - lambda)), centre a uniform pixel, box from

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from steppe.batch import Batch
-from steppe.data.augment import MIXING, Sample, chain
+from steppe.data.augment import MIXING, Rows, Sample, chain
 from steppe.data.images import Images
 from steppe.errors import InputError
 
@@ -61,10 +61,14 @@ class Loader:
     Images are augmented in [0, 1], so that crop pads with black, and then standardised; cutout sets the mean
     colour, zero afterwards (the order of the RWP paper's CIFAR recipe). Labels are class indices,
     or probabilities once a step mixes images. The partner of an image comes from a second, independent order of
-    the whole training set. A last batch of a single image is left out, because BatchNorm cannot take it.
+    the whole training set.
 
-    Raises InputError if the batch is below 1 or larger than the training set, the seed is negative, or an
-    augmentation step is unknown.
+    Of several processes, each has its own Loader with its ``rank`` among ``size``: the batches are the same, and
+    each is given its rows of them. A last batch that would leave one of them a single image is left out, because
+    BatchNorm cannot take it.
+
+    Raises InputError if the batch is below 1, below 2 per process of several, or larger than the training set,
+    the seed is negative, or an augmentation step is unknown.
     """
 
     def __init__(
@@ -76,9 +80,15 @@ class Loader:
         augment: Sequence[str],
         normalize: Normalizer,
         seed: int,
+        rank: int = 0,
+        size: int = 1,
     ):
         if batch < 1:
             raise InputError(f"batch is {batch}; give at least 1")
+        if size > 1 and batch < 2 * size:
+            raise InputError(
+                f"batch is {batch} on {size} processes; give at least {2 * size}, or start fewer processes"
+            )
         if batch > len(images):
             raise InputError(
                 f"batch is {batch} and only {len(images)} images are trained on; give a smaller batch"
@@ -87,12 +97,17 @@ class Loader:
             raise InputError(f"seed is {seed}; give 0 or a positive whole number")
         self.images, self.classes, self.batch = images, classes, batch
         self.normalize, self.seed = normalize, seed
+        self.rank, self.size = rank, size
         self.steps = chain(augment, blank=torch.tensor(normalize.mean))
         self.mixes = any(name in MIXING for name in augment)
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.images), self.batch)
-        return whole + (rest > 1)
+        return whole + (rest >= 2 * self.size)
+
+    def rows(self, count: int) -> slice:
+        """Return which rows of a batch of ``count`` this process is given; parts differ by one at most."""
+        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of one epoch: x (B, C, H, W) float32, y, and index (B,) into the images."""
@@ -103,10 +118,13 @@ class Loader:
         rng = np.random.default_rng([self.seed, _AUGMENT, number])
         for i in range(len(self)):
             index, partner = (order[i * self.batch : (i + 1) * self.batch] for order in orders)
+            rows = self.rows(len(index))
+            draws = Rows(rng, rows, len(index))
+            index, partner = index[rows], partner[rows]
             own = self._sample(index)
             other = self._sample(partner) if self.mixes else own
             for step in self.steps:
-                own = step(own, other, rng)
+                own = step(own, other, draws)
             yield Batch(self.normalize.standardise(own.x), own.y if self.mixes else self.images.y[index], index)
 
     def _sample(self, index: Tensor) -> Sample:

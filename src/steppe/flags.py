@@ -1,0 +1,52 @@
+"""From configuration dataclasses to flags of the command line, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import docstring_parser
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+
+from steppe.config import Data, Optim
+
+
+def add_fields(parser: ArgumentParser, cls: type, prefix: str = "") -> None:
+    """Add a flag per field of a configuration dataclass, nested ones with a dot."""
+    hints, described = typing.get_type_hints(cls), _described(cls)
+    defaults = cls()
+    for f in dataclasses.fields(cls):
+        hint, default = hints[f.name], getattr(defaults, f.name)
+        if dataclasses.is_dataclass(hint):
+            add_fields(parser, typing.cast(type, hint), f"{prefix}{f.name}.")
+            continue
+        options: dict[str, Any] = {"default": default, "help": described.get(f.name, "")}
+        if typing.get_origin(hint) is tuple:
+            options |= {"type": typing.get_args(hint)[0], "nargs": "*", "default": list(default)}
+        elif hint is bool:
+            options |= {"action": ActionYesNo}
+        else:
+            options["type"] = hint
+        parser.add_argument(f"--{prefix}{f.name}", **options)
+
+
+def _described(cls: type) -> dict[str, str]:
+    """Return each field's description from the docstrings of the class and its bases."""
+    described: dict[str, str] = {}
+    for c in cls.__mro__:
+        for p in docstring_parser.parse(c.__doc__ or "").params:
+            described.setdefault(p.arg_name, " ".join((p.description or "").split()))
+    return described
+
+
+def make(cls: Callable[..., Any], given: Namespace) -> Any:
+    """Make the configuration that the flags and the file describe."""
+    values: dict[str, Any] = {}
+    for f in dataclasses.fields(typing.cast(Any, cls)):
+        value = given[f.name]
+        if f.name in ("data", "optim"):
+            value = make(Data if f.name == "data" else Optim, value)
+        values[f.name] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)

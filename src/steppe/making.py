@@ -1,0 +1,103 @@
+"""What a run is made of, from its configuration: network, training batches, optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from steppe import machine, models, team
+from steppe.config import Run
+from steppe.data.images import DataSet
+from steppe.data.loader import Loader, Normalizer
+from steppe.method import Method
+from steppe.saving import derive
+from steppe.vec import sharded
+
+_BIG = 0.05  # a part of a network that holds this share of its parameters is sharded on its own
+
+
+def new_model(run: Run, images: DataSet) -> nn.Module:
+    """Return the run's freshly initialised network; draws from the global generator."""
+    return models.build(run.model, classes=len(images.classes), channels=images.channels, size=images.size)
+
+
+def new_loader(run: Run, images: DataSet) -> Loader:
+    """Return this process's training batches; raises InputError if a batch is too large or too small."""
+    here = team.here()
+    return Loader(
+        images.train,
+        classes=len(images.classes),
+        batch=run.batch,
+        augment=run.data.augment,
+        normalize=Normalizer.of(run.data.normalize, images.train),
+        seed=derive(run.seed, "data"),
+        rank=here.rank,
+        size=here.size,
+    )
+
+
+def new_network(run: Run, method: Method, images: DataSet) -> nn.Module:
+    """Return what is trained, on its device and in its precision, not yet spread over processes."""
+    torch.manual_seed(derive(run.seed, "init"))
+    net = method.build(lambda: new_model(run, images)).to(machine.device())
+    if run.precision == "fp64":
+        net = net.double()
+    # FSDP2 takes no weights whose memory is in another order than their rows
+    if run.parallel == "ddp":
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net.train()
+    return net
+
+
+def new_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
+    """Return the run's optimizer over the network's parameters, which are shards where it is sharded."""
+    o, params = run.optim, list(net.parameters())
+    if o.name == "sgd":
+        # PyTorch has no fused SGD of shards
+        fused = not any(sharded(p) for p in params)
+        return torch.optim.SGD(params, o.lr, momentum=o.momentum, weight_decay=o.weight_decay, fused=fused)
+    cls = torch.optim.Adam if o.name == "adam" else torch.optim.AdamW
+    return cls(params, o.lr, weight_decay=o.weight_decay, fused=True)
+
+
+def spread(net: nn.Module, parallel: str) -> nn.Module:
+    """Return what the team's processes call in place of ``net``: a replica each (ddp), or a shard each (fsdp)."""
+    if team.here().size == 1:
+        return net
+    if parallel == "ddp":
+        device = next(net.parameters()).device
+        return DistributedDataParallel(net, device_ids=[device] if device.type == "cuda" else None)
+    from torch.distributed.fsdp import fully_shard
+
+    for part in _big_parts(net):
+        fully_shard(part)
+    fully_shard(net)
+    return net
+
+
+def _big_parts(net: nn.Module) -> list[nn.Module]:
+    """Return the parts that are worth gathering on their own, without those that share parameters."""
+    users: dict[int, int] = {}
+    found: list[nn.Module] = []
+    whole = sum(p.numel() for p in net.parameters())
+
+    def children(module: nn.Module) -> Iterator[nn.Module]:
+        for child in module.children():
+            if isinstance(child, nn.ModuleList | nn.ModuleDict):
+                yield from children(child)
+            else:
+                yield child
+
+    parts = list(children(net))
+    for part in parts:
+        for p in part.parameters():
+            users[id(p)] = users.get(id(p), 0) + 1
+    own = {id(p) for p in net.parameters(recurse=False)}
+    for part in parts:
+        alone = all(users[id(p)] == 1 and id(p) not in own for p in part.parameters())
+        if alone and sum(p.numel() for p in part.parameters()) >= _BIG * whole:
+            found.append(part)
+    return found
