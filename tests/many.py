@@ -297,3 +297,50 @@ def accumulated(rank: int, kind: str) -> list[Tensor]:
         x, y = (t[rows_of(rank, (7, 5))] for t in batch(k))
         step(list(zip(x.split(sizes), y.split(sizes), strict=True)))
     return values(net)
+
+
+def halved(rank: int, alpha: float) -> dict[str, Any]:
+    """Take one step of RWP by halves; return what moved, and this process's own gradient where it looked."""
+    net = smooth_net()
+    seen: list[list[Tensor]] = []
+
+    def loss(z: Tensor, y: Tensor) -> Tensor:
+        seen.append([p.detach().clone() for p in net.parameters()])
+        return nn.functional.cross_entropy(z, y)
+
+    optimizer = torch.optim.SGD(net.parameters(), 1.0)
+    method = steppe.RWP(alpha=alpha, gamma=0.1, halves=True)
+    step = method.bind(DistributedDataParallel(net), optimizer, loss=loss)
+    x, y = batch(rank, 4 + rank)
+    before = values(net)
+    step(x, y)
+    copy = smooth_net()
+    with torch.no_grad():
+        for p, there in zip(copy.parameters(), seen[0], strict=True):
+            p.copy_(there)
+    gradient = torch.autograd.grad(nn.functional.cross_entropy(copy(x), y), list(copy.parameters()))
+    moved = [a - b for a, b in zip(before, values(net), strict=True)]
+    return {"values": values(net), "moved": moved, "gradient": list(gradient)}
+
+
+def saf_store(rank: int) -> dict[str, int]:
+    """Train SAF on a data set that is shuffled over the processes anew in each epoch; check what it keeps."""
+    net = smooth_net()
+    x, y = batch(0, 30)
+    step = steppe.SAF(past=2, start=1).bind(DistributedDataParallel(net), sgd(net))
+    wrong = seen = 0
+    for epoch in range(4):
+        order = torch.randperm(30, generator=torch.Generator().manual_seed(epoch))
+        said: dict[int, Tensor] = {}
+        for start in range(0, 30, 10):
+            rows = order[start : start + 10]
+            with torch.no_grad():
+                said |= {int(i): z for i, z in zip(rows, net(x[rows]), strict=True)}
+            mine = rows[rows_of(rank, (6, 4))]
+            assert not step(steppe.Batch(x[mine], y[mine], mine)).skipped
+        store = step.state
+        for i, z in said.items():
+            kept = store.get_buffer("values")[i, epoch % 2]
+            wrong += int(not torch.allclose(kept, z, atol=1e-5)) + int(store.get_buffer("visits")[i] != epoch + 1)
+            seen += 1
+    return {"wrong": wrong, "seen": seen}

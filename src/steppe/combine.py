@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -67,7 +68,11 @@ class On(Method):
         for part in (self.base, self.rule):
             part.after(batch, out, self._state(part, state), rt)
 
-    def predict(self, net: nn.Module, state: nn.Module, x: Tensor) -> Tensor:
+    def footprint(self, samples: int, classes: int) -> int:
+        """Keep what both keep."""
+        return self.rule.footprint(samples, classes) + self.base.footprint(samples, classes)
+
+    def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         """Deploy what the one that defines a prediction deploys, the base by default."""
         holder = self._holder("predict")
         return holder.predict(net, self._state(holder, state), x)
@@ -135,6 +140,10 @@ class When(Method):
         """Let the method remember."""
         self.method.after(batch, out, state, rt)
 
-    def predict(self, net: nn.Module, state: nn.Module, x: Tensor) -> Tensor:
+    def footprint(self, samples: int, classes: int) -> int:
+        """Keep what the method keeps."""
+        return self.method.footprint(samples, classes)
+
+    def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         """Deploy what the method deploys."""
         return self.method.predict(net, state, x)

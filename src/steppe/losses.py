@@ -22,3 +22,10 @@ def kl(reference: Tensor, logits: Tensor, T: float = 1.0) -> Tensor:
     log_p = _log_probabilities(reference, T)
     log_q = _log_probabilities(logits, T)
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def kl_each(reference: Tensor, logits: Tensor, T: float = 1.0) -> Tensor:
+    """Return the divergence of each sample (B,), whose mean is `kl`."""
+    log_p = _log_probabilities(reference, T)
+    log_q = _log_probabilities(logits, T)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)

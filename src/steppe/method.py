@@ -37,12 +37,14 @@ class Method:
     ``controls`` names the methods that a comparison sets beside this one, because they share its cost but
     not its idea. ``limit`` holds settings at which the method is plain training bit for bit, None if it has none
     such. ``cost`` is what one step takes away from its limit, (forward passes, backward passes, updates), at
-    most, None if it varies.
+    most, None if it varies. ``local`` says what a method decides in each process on its own, so that several
+    processes do not give the result of one; empty if nothing.
     """
 
     controls: ClassVar[tuple[str, ...]] = ()
     limit: ClassVar[Mapping[str, object] | None] = None
     cost: ClassVar[tuple[float, float, int] | None] = None
+    local: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -73,6 +75,10 @@ class Method:
 
     def after(self, batch: Batch, out: Out, state: nn.Module, rt: Runtime) -> None:
         """Remember: called once after each step that was not skipped."""
+
+    def footprint(self, samples: int, classes: int) -> int:
+        """Return the memory in bytes that is kept per training sample between steps, in all."""
+        return 0
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         """Return the logits of what is deployed and evaluated."""

@@ -81,6 +81,43 @@ def in_scope(net: nn.Module, params: Sequence[nn.Parameter], scope: str) -> list
     return [id(p) in taken for p in params]
 
 
+def project(offset: Vec, rho: float | Sequence[float], norm: str) -> Vec:
+    """Return the nearest offset of length at most ``rho``: of the whole ('global') or of each 'tensor'.
+
+    With a radius per tensor, each tensor is held to its own share of the whole.
+    """
+    if norm == "tensor" or isinstance(rho, Sequence):
+        radii = rho if isinstance(rho, Sequence) else [rho] * len(offset)
+        return [_within(o, r) for o, r in zip(offset, radii, strict=True)]
+    return vec.scale(offset, (rho / (vec.norm(offset) + 1e-12)).clamp(max=1.0))
+
+
+def _within(offset: Tensor | None, rho: float) -> Tensor | None:
+    return None if offset is None else offset * (rho / (vec.norm([offset]) + 1e-12)).clamp(max=1.0)
+
+
+def is_weight(param: nn.Parameter, owner: nn.Module) -> bool:
+    """Return whether a module holds the parameter as a weight: linear, convolution, norm scale, embedding."""
+    return any(p is param and "weight" in name for name, p in owner.named_parameters(recurse=False))
+
+
+def filter_noise(
+    params: Sequence[nn.Parameter], owners: Sequence[nn.Module], gamma: float, rng: torch.Generator
+) -> Vec:
+    r"""Return filter-wise Gaussian noise: :math:`N(0, (\gamma\lVert w_k\rVert_2)^2)` for each element of unit k.
+
+    A unit is a filter of a convolution, a row of a matrix, or a whole bias or norm parameter (Bisla et al.,
+    AISTATS 2022; Li et al., RWP, section 3.2). The standard deviation is not divided by the unit's size. A unit
+    that is zero stays where it is.
+    """
+    noise = vec.gaussian(params, rng)
+    scaled: Vec = []
+    for n, p, owner in zip(noise, params, owners, strict=True):
+        dims = tuple(range(1, p.ndim)) if isinstance(owner, nn.Embedding) else unit_dims(p, owner)
+        scaled.append(None if n is None else n * (gamma * unit_norms(p.detach(), dims)))
+    return scaled
+
+
 def unit_norms(t: Tensor, dims: tuple[int, ...] | None) -> Tensor:
     """Return the L2 norm of each output unit, kept broadcastable; of the whole tensor where it has no units."""
     if dims is None:

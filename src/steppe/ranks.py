@@ -58,6 +58,14 @@ class One:
         """Return the mean over all processes, and whether any was bad."""
         return grads, bad
 
+    def gather(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return each tensor (B, ...) with the rows of all processes, in the order of their ranks."""
+        return tensors
+
+    def deal(self, hands: int) -> list[int]:
+        """Return how many processes have each part, dealt by rank; raises InputError if one has none."""
+        raise InputError(f"this method gives {hands} parts of its work to different processes; start it under DDP")
+
     def share_buffers(self, net: nn.Module) -> None:
         """Give all processes the same running statistics."""
 
@@ -130,6 +138,16 @@ class Replicas(One):
             means.append(torch.empty_like(p).copy_((value / total).view(p.shape)) if count else None)
         return means, any_bad
 
+    def gather(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Gather rows from all, who may have unequal numbers of them."""
+        return gathered(tensors, self.size, self.group)
+
+    def deal(self, hands: int) -> list[int]:
+        """Return how many processes have each part."""
+        if self.size < hands:
+            raise InputError(f"{hands} parts of the work and {self.size} process; start at least {hands}")
+        return [len(range(hand, self.size, hands)) for hand in range(hands)]
+
     def share_buffers(self, net: nn.Module) -> None:
         """Take the first process's running statistics, as DDP does before each forward pass."""
         if not self.wrapper.broadcast_buffers:
@@ -184,6 +202,10 @@ class Shards(One):
         """FSDP2 averages over processes; this makes it the mean over samples."""
         return self._share
 
+    def gather(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Gather rows from all."""
+        return gathered(tensors, self.size, None)
+
     def settle(self) -> None:
         """Drop gathered copies: FSDP2 keeps the root's after a forward pass without a backward one."""
         for module in self.modules:
@@ -194,6 +216,23 @@ class Shards(One):
         flag = bad.float().reshape(1).to(self.device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
+
+
+def gathered(tensors: Sequence[Tensor], size: int, group: Any) -> tuple[Tensor, ...]:
+    """Return each tensor with the rows of all processes of a group."""
+    device = tensors[-1].device
+    counts = torch.zeros(size, dtype=torch.long, device=device)
+    counts[dist.get_rank(group)] = len(tensors[0])
+    dist.all_reduce(counts, group=group)
+    lengths = counts.tolist()
+    found = []
+    for t in tensors:
+        padded = t.new_zeros(max(lengths), *t.shape[1:], device=device)
+        padded[: len(t)] = t.to(device)
+        every = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(every, padded, group=group)
+        found.append(torch.cat([rows[:n] for rows, n in zip(every, lengths, strict=True)]))
+    return tuple(found)
 
 
 def ranks_of(

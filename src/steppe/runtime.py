@@ -102,12 +102,16 @@ class Runtime:
 
     # -- verbs -------------------------------------------------------------------------------------------
 
-    def grad(self, objective: Objective, batch: Batch, *, work: float = 1.0) -> tuple[Out, Vec]:
+    def grad(
+        self, objective: Objective, batch: Batch, *, work: float = 1.0, where: Sequence[bool] | None = None
+    ) -> tuple[Out, Vec]:
         """Return the output and the mean gradient of ``objective`` over ``batch`` at the current weights.
 
         The batch goes through in micro-batches if the step has them; the result is their exact mean. Under
         DDP it is this process's mean, see `shared` and `apply`. The gradients are the caller's own. ``work``
         is the pass's cost in whole passes, for objectives that run part of the network more than once.
+        ``where`` restricts the gradient to some parameters, which saves the others' part of the backward pass
+        wherever that is possible (not in compiled or sharded models); it is counted as whole all the same.
 
         Raises `NonFinite` if the loss or a gradient is not finite, where that can be known at once.
         """
@@ -119,7 +123,7 @@ class Runtime:
         losses, logits = [], []
         for part in parts:
             weight = self.setup.weigh(part) / whole
-            with self.ranks.passing():
+            with self.ranks.passing(), self._only(where):
                 with self.precision.autocast():
                     out = objective(part)
                 factor = weight * share
@@ -129,6 +133,8 @@ class Runtime:
             # logits that are a view of a weight would change with it at the next update
             logits.append(out.logits.detach().clone() if out.logits._is_view() else out.logits.detach())
         grads = self.precision.unscaled([p.grad for p in self.params])
+        if where is not None:
+            grads = vec.only(grads, where)
         self.clear()
         self.count(forward=work * len(batch), backward=work * len(batch))
         mean = losses[0] if len(parts) == 1 else torch.stack(losses).sum()
@@ -146,6 +152,12 @@ class Runtime:
         if course.group is not None:
             return grads
         means, course.bad = self.ranks.nearby_mean(self.params, grads, course.weight, course.bad)
+        return means
+
+    def agreed(self, values: Vec) -> Vec:
+        """Return the mean over all processes whatever ``sync`` is: for what the method remembers."""
+        course = self.course
+        means, course.bad = self.ranks.mean(self.params, values, course.weight, course.bad)
         return means
 
     @contextmanager
@@ -193,12 +205,12 @@ class Runtime:
                 for (p, _), before in zip(moved, saved, strict=True):
                     p.copy_(before)
 
-    def apply(self, grads: Vec, *, times: int = 1, more: bool = False) -> None:
+    def apply(self, grads: Vec, *, times: int = 1, more: bool = False, weight: float | None = None) -> None:
         """Update: average over processes, transform, clip once, and let the optimizer make its step.
 
         ``times`` makes that many steps from the same gradient. ``more`` if the method goes on to further
         passes in this step: ``grads`` stay as they are, and the update is taken back if one of those passes
-        is not finite.
+        is not finite. ``weight`` is what this process's gradient counts in the mean, its samples by default.
 
         Raises `NonFinite` if any process met a non-finite value in this step.
         """
@@ -206,7 +218,8 @@ class Runtime:
         if course.group is not None:
             course.group.collect(grads, one=times == 1 and not more)
             return
-        grads, bad = self.ranks.mean(self.params, grads, course.weight, course.bad)
+        counts = course.weight if weight is None else weight
+        grads, bad = self.ranks.mean(self.params, grads, counts, course.bad)
         if not self.ranks.decides and bool(bad):
             raise NonFinite(course.output)
         given = grads
@@ -226,6 +239,39 @@ class Runtime:
             self.passes.updates += 1
         self.clear()
 
+    def shift(self, direction: Vec, by: float) -> None:
+        """Move the weights by ``by`` times the learning rate of their group times ``direction``."""
+        lr = parameters.per_group(self.optimizer, self.params, "lr", 0.0)
+        steps = vec.scale(direction, [by * v for v in lr] if isinstance(lr, list) else by * lr)
+        with torch.no_grad():
+            for p, d in zip(self.params, steps, strict=True):
+                if d is not None:
+                    p.add_(d)
+
+    def outputs(self, batch: Batch) -> list[Tensor]:
+        """Return the logits of each micro-batch at the current weights, without a graph."""
+        with torch.no_grad(), self.precision.autocast():
+            found = [self.forward(part.x) for part in self.parts(batch)]
+        self.count(forward=len(batch))
+        return found
+
+    def losses(self, outputs: Any, batch: Batch) -> Tensor:
+        """Return the user's loss of each sample (B,), from logits of the batch or of each of its micro-batches."""
+        logits = [outputs] if isinstance(outputs, Tensor) else outputs
+        parts = [batch] if isinstance(outputs, Tensor) else self.parts(batch)
+        with torch.no_grad():
+            return torch.cat([self._each_loss(z, part.y) for z, part in zip(logits, parts, strict=True)])
+
+    def _each_loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        def one(z: Tensor, target: Tensor) -> Tensor:
+            return self.loss(z[None], target[None])
+
+        try:
+            values: Tensor = torch.vmap(one)(logits, y)
+        except RuntimeError:  # a loss that looks at values cannot be mapped
+            values = torch.stack([one(z, target) for z, target in zip(logits, y, strict=True)])
+        return values
+
     def forward(self, x: Any) -> Tensor:
         """Return the model's logits on a batch's inputs, with their graph."""
         return logits_of(call(self.model, x))
@@ -244,7 +290,8 @@ class Runtime:
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the user's loss, in at least float32 whatever the precision of the pass."""
-        assert callable(self.setup.loss)
+        if not callable(self.setup.loss):
+            raise InputError("this method computes losses itself; bind it with a loss function, not loss='model'")
         return self.setup.loss(widened(logits), y)
 
     def setting(self, name: str, value: Value) -> float | list[float]:
@@ -320,6 +367,22 @@ class Runtime:
         """Leave no gradient behind."""
         for p in self.params:
             p.grad = None
+
+    @contextmanager
+    def _only(self, where: Sequence[bool] | None) -> Iterator[None]:
+        """Compute no gradient for the other parameters, where switching them off has no price."""
+        off = (
+            []
+            if where is None or not self.divisible
+            else [p for p, w in zip(self.params, where, strict=True) if not w]
+        )
+        for p in off:
+            p.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for p in off:
+                p.requires_grad_(True)
 
     def _judge(self, bad: Tensor) -> None:
         """Stop a step that is not finite, here and now where one process may decide, else when it updates."""

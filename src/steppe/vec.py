@@ -100,6 +100,31 @@ def add(a: Vec, b: Vec, by: float = 1.0) -> Vec:
     return out
 
 
+def lerp(a: Vec, b: Vec, weight: float) -> Vec:
+    """Return ``a + weight (b - a)``, which is ``a`` itself where ``a`` and ``b`` agree."""
+    return add(a, add(b, a, by=-1.0), by=weight)
+
+
+def each_unit(a: Vec, eps: float = 1e-12) -> Vec:
+    """Return each tensor at length 1, zero where it is zero."""
+    return map_each(lambda t: t / (norm([t]) + eps), a)
+
+
+def times(a: Vec, b: Vec) -> Vec:
+    """Return the elementwise product; None times something is None."""
+    return [None if s is None or t is None else s * t for s, t in zip(a, b, strict=True)]
+
+
+def reject(a: Vec, b: Vec) -> Vec:
+    r"""Return the part of ``a`` orthogonal to ``b``, :math:`a - \langle a,b\rangle b/\lVert b\rVert^2`.
+
+    It is ``a`` where ``b`` is zero.
+    """
+    length = norm(b)
+    along = dot(a, b) / (length.square() + torch.finfo(length.dtype).tiny)
+    return add(a, scale(b, -along))
+
+
 def only(a: Vec, where: Sequence[bool]) -> Vec:
     """Return ``a`` with None wherever ``where`` is False."""
     return [t if keep else None for t, keep in zip(a, where, strict=True)]
@@ -111,15 +136,24 @@ def gaussian(like: Sequence[Tensor], rng: torch.Generator, where: Sequence[bool]
     return [_gaussian(t, rng) if k else None for t, k in zip(like, keep, strict=True)]
 
 
-def _gaussian(like: Tensor, rng: torch.Generator) -> Tensor:
-    noise = torch.randn(like.shape, generator=rng, dtype=like.dtype, device=like.device)
-    if sharded(like):
-        from torch.distributed.tensor import distribute_tensor
+def bernoulli(like: Sequence[Tensor], probability: float, rng: torch.Generator) -> Vec:
+    """Return ones with this probability, else zeros, shaped like the given tensors, from ``rng`` alone."""
+    drawn = [torch.rand(t.shape, generator=rng, device=t.device) for t in like]
+    return [_shard((d < probability).to(t.dtype), t) for d, t in zip(drawn, like, strict=True)]
 
-        # every rank draws the whole and keeps its shard: the noise does not depend on the number of ranks
-        mesh, placements = _layout(like)
-        return distribute_tensor(noise, mesh, placements, src_data_rank=None)
-    return noise
+
+def _gaussian(like: Tensor, rng: torch.Generator) -> Tensor:
+    return _shard(torch.randn(like.shape, generator=rng, dtype=like.dtype, device=like.device), like)
+
+
+def _shard(whole: Tensor, like: Tensor) -> Tensor:
+    """Return this process's shard: every rank draws the whole, so noise does not depend on their number."""
+    if not sharded(like):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = _layout(like)
+    return distribute_tensor(whole, mesh, placements, src_data_rank=None)
 
 
 def _by_layout(tensors: Sequence[Tensor]) -> dict[Any, list[Tensor]]:

@@ -148,6 +148,9 @@ def test_counted_passes_are_those_of_the_card(name):
         step(*small_batch(seed=k))
     cost = next(line for line in card(name).splitlines() if line.startswith("Cost"))
     forward, backward, updates = map(int, re.findall(r"\d+", cost)[:3])
+    method = steppe.make(name)
+    other = re.search(rf"variant {getattr(method, 'variant', 0)}: (\d) forward, (\d) backward", cost)
+    assert method.cost == ((int(other[1]), int(other[2]), updates) if other else (forward, backward, updates))
     if name == "sadt-v2":
         assert 2 < step.passes.per_step()[0] < 3
         assert step.passes.per_step()[2] == 2

@@ -74,11 +74,14 @@ def parse(spec: str) -> Method:
 
 def label(method: Method) -> str:
     """Return the name under which a method is in the list, its class's if it is not."""
+    found = type(method).__name__
     for name, made in METHODS.items():
-        cls, fixed = (made.func, made.keywords) if isinstance(made, partial) else (made, {})
-        if type(method) is cls and all(getattr(method, k) == v for k, v in fixed.items()):
-            return name
-    return type(method).__name__
+        fixed = made.keywords if isinstance(made, partial) else {}
+        known: object = made.func if isinstance(made, partial) else made
+        # a later name that fixes more is the better one
+        if known is type(method) and all(getattr(method, k) == v for k, v in fixed.items()):
+            found = name
+    return found
 
 
 def card(name: str) -> str:

@@ -15,6 +15,7 @@ Start    clipping 0.01 (paper, batch 4096; up to 0.16 for small batches), eps 1e
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -28,6 +29,9 @@ from steppe.vec import Vec
 @dataclass(frozen=True)
 class AGC(Method):
     """Clip each unit's gradient to ``clipping`` times its weight norm, floored at ``eps``."""
+
+    limit: ClassVar = {"clipping": float("inf")}
+    cost: ClassVar = (1, 1, 1)
 
     clipping: float = 0.01
     eps: float = 1e-3

@@ -17,6 +17,7 @@ Start    nothing to set; conv_only = True leaves linear layers alone (authors' o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from steppe.method import Method
 from steppe.perturb import fan_in, unit_dims
@@ -27,6 +28,8 @@ from steppe.vec import Vec
 @dataclass(frozen=True)
 class GC(Method):
     """Centralise the gradient of each output unit; ``conv_only`` restricts it to convolutions."""
+
+    cost: ClassVar = (1, 1, 1)
 
     conv_only: bool = False
 

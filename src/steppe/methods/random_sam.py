@@ -13,6 +13,7 @@ Start    rho 0.05, as SAM
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -27,6 +28,9 @@ from steppe.schedule import Value, lowest
 @dataclass(frozen=True)
 class RandomSAM(Method):
     """Minimise the loss at a random point at distance ``rho``."""
+
+    limit: ClassVar = {"rho": 0.0}
+    cost: ClassVar = (1, 1, 1)
 
     rho: Value = 0.05
 

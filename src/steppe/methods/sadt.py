@@ -65,6 +65,7 @@ class SADT(Method):
     """
 
     controls: ClassVar[tuple[str, ...]] = ("repeat-step", "two-step")
+    limit: ClassVar = {"weight": 0.0, "updates": 1}
 
     variant: int = 1
     sigma: float | None = None
@@ -91,6 +92,8 @@ class SADT(Method):
         known = [s.removesuffix("*") for s in self._scopes()]
         plain = [(s.startswith("tensor:") and s[7:].isdigit()) or s in SCOPES[:-1] for s in known]
         require(self, "scope", bool(plain) and all(plain), "words of " + ", ".join(SCOPES))
+        passes = 1 + len(known)
+        object.__setattr__(self, "cost", (passes, passes, self.updates))
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
         """Update; look at the batch through the teachers; update with both gradients."""

@@ -1,13 +1,14 @@
 """Sharpness-aware minimisation: descend with the gradient taken at the worst point nearby.
 
     w <- U(w, grad L(w + e)),   e = rho g / |g|,   g = grad L(w)
+    several ascents:  e <- P(e + rho g_e / |g_e|),   g_e = grad L(w + e),   P the projection onto |e| <= rho
 
 Paper    Foret et al., ICLR 2021, arXiv:2010.01412, Algorithm 1
 Code     google-research/sam @ dae9904 (the authors', JAX); davda54/sam @ 3c3afdb (widely used, PyTorch)
 Cost     2 forward, 2 backward, 1 update
 Limits   rho = 0 is Plain
 Differs  1. weight decay is the optimizer's, at w; the authors put it into the loss, so also into the gradient
-            at w + e.
+            at w + e: decay = 0.001 does that (leave out the optimizer's then).
          2. both passes see the same dropout masks, as the authors' do; davda54's draws new ones.
          3. running statistics come from the clean pass only, as the authors' do; davda54's counts both.
          4. a zero gradient gives e = 0; the authors' code has no guard and gives NaN.
@@ -22,32 +23,61 @@ from typing import ClassVar
 
 from torch import nn
 
+from steppe import vec
 from steppe.batch import Batch
 from steppe.method import Method, descend, require
-from steppe.perturb import ascent
+from steppe.perturb import ascent, project
 from steppe.runtime import Out, Runtime
 from steppe.schedule import Value, lowest
+from steppe.vec import Vec
 
 
 @dataclass(frozen=True)
 class SAM(Method):
-    """Minimise the loss at the first-order worst point of a ball of radius ``rho``."""
+    """Minimise the loss at the first-order worst point of a ball of radius ``rho``.
+
+    ``ascents`` climbs that often; ``norm`` 'tensor' gives each tensor a ball of its own; ``decay`` adds
+    decay/2 |w|^2 to the loss of every pass.
+    """
 
     controls: ClassVar[tuple[str, ...]] = ("two-step",)
+    limit: ClassVar = {"rho": 0.0}
+    cost: ClassVar = (2, 2, 1)
 
     rho: Value = 0.05
+    ascents: int = 1
+    norm: str = "global"
+    decay: float = 0.0
 
     def check(self) -> None:
         """Rho is a radius."""
         require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
+        require(self, "ascents", self.ascents >= 1, "at least 1")
+        require(self, "norm", self.norm in ("global", "tensor"), "'global' or 'tensor'")
+        require(self, "decay", self.decay >= 0, "a number of at least 0")
+        object.__setattr__(self, "cost", (self.ascents + 1, self.ascents + 1, 1))
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
         """Climb, look, come back, descend."""
         rho = rt.setting("rho", self.rho)
-        if rho == 0:
+        if rho == 0 and not self.decay:
             return descend(batch, rt)
-        out, g = rt.grad(rt.objective, batch)
-        with rt.at(ascent(rt.shared(g), rho)):
-            _, g = rt.grad(rt.objective, batch)
+        out, g = self._gradient(batch, rt)
+        offset: Vec = [None] * len(g)
+        for _ in range(self.ascents if rho else 0):
+            climbed = vec.add(offset, self._climb(rt.shared(g), rho))
+            offset = climbed if self.ascents == 1 else project(climbed, rho, self.norm)
+            with rt.at(offset):
+                _, g = self._gradient(batch, rt)
         rt.apply(g)
         return out
+
+    def _gradient(self, batch: Batch, rt: Runtime) -> tuple[Out, Vec]:
+        out, g = rt.grad(rt.objective, batch)
+        if self.decay:
+            here: Vec = [p.detach() if t is not None else None for p, t in zip(rt.params, g, strict=True)]
+            g = vec.add(g, here, by=self.decay)
+        return out, g
+
+    def _climb(self, g: Vec, rho: float | list[float]) -> Vec:
+        return ascent(g, rho) if self.norm == "global" else vec.scale(vec.each_unit(g), rho)

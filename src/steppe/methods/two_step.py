@@ -14,6 +14,7 @@ Start    nothing to set
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -25,6 +26,8 @@ from steppe.runtime import Out, Runtime
 @dataclass(frozen=True)
 class TwoStep(Method):
     """Take two gradients and two updates on the same batch."""
+
+    cost: ClassVar = (2, 2, 2)
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
         """Update, look again, update."""

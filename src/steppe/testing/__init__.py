@@ -1,0 +1,100 @@
+"""The conformance suite: what must hold for any training method, checked from outside.
+
+    steppe.testing.check_method(MyMethod())
+
+The same from the command line: ``steppe conformance my_module:MyMethod``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+
+from steppe.errors import unknown
+from steppe.method import Method
+from steppe.testing.checks import CHECKS
+from steppe.testing.lab import Check, Lab
+from steppe.testing.outcome import Failed, NotApplicable, Result, Status
+from steppe.testing.processes import in_a_line
+from steppe.testing.subjects import OurMethod, Subject
+from steppe.testing.thirdparty import ThirdParty
+
+__all__ = ["CHECKS", "Lab", "OurMethod", "Result", "Subject", "ThirdParty", "check_method", "examine", "run"]
+
+Progress = Callable[[Subject, Check, Result | None], None]
+
+
+def check_method(method: Method, *, checks: Iterable[str] | None = None, device: str = "cpu") -> None:
+    """Check a method; ``checks`` names some of `CHECKS`, all if not given.
+
+    Scripts that check distributed invariants guard their main part with ``if __name__ == "__main__"``, because
+    the second process imports them.
+
+    Raises AssertionError with a table of what does not hold, InputError for an unknown check.
+    """
+    failures = [r for r in run([OurMethod(method)], checks=checks, device=device) if r.status == "fail"]
+    if failures:
+        lines = "\n".join(f"  {r.check:<14}{r.why}\n  {'':<14}({CHECKS[r.check].says})" for r in failures)
+        raise AssertionError(f"{method!r} fails {len(failures)} of its checks:\n{lines}")
+
+
+def run(
+    subjects: Sequence[Subject],
+    *,
+    checks: Iterable[str] | None = None,
+    device: str = "cpu",
+    timeout: float = 60.0,
+    progress: Progress = lambda subject, check, result: None,
+) -> list[Result]:
+    """Check every subject and return how each check ended, subject by subject.
+
+    ``device`` is where half precision, overflow and compilation are tried; the rest runs on the processor.
+    ``timeout`` limits one job of two processes, in seconds. ``progress`` hears of each check as it begins, with
+    None, and as it ends.
+
+    Raises InputError for an unknown check.
+    """
+    chosen = [find(name) for name in (CHECKS if checks is None else checks)]
+    results = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(), Lab(device, timeout) as lab:
+            for subject in subjects:
+                for check in chosen:
+                    progress(subject, check, None)
+                    result = examine(subject, check, lab)
+                    progress(subject, check, result)
+                    results.append(result)
+    finally:
+        torch.set_num_threads(threads)
+    return results
+
+
+def find(name: str) -> Check:
+    """Return the check of that name; raises InputError if nobody has it."""
+    if name not in CHECKS:
+        raise unknown("check", name, CHECKS)
+    return CHECKS[name]
+
+
+def examine(subject: Subject, check: Check, lab: Lab) -> Result:
+    """Run one check of one subject; whatever is raised in it is a failure of the subject."""
+    started, status, why = time.perf_counter(), "pass", ""
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            why = check.run(subject, lab) or ""
+    except Failed as failure:
+        status, why = "fail", str(failure)
+    except NotApplicable as reason:
+        status, why = "n/a", str(reason)
+    except Exception as error:
+        status, why = "fail", in_a_line(error)
+    ended: Status = "pass" if status == "pass" else "fail" if status == "fail" else "n/a"
+    return Result(subject.name, check.name, ended, why, time.perf_counter() - started)

@@ -1,0 +1,66 @@
+"""A compiled model: the same training as the eager one, and no compilation after the second step."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import cast
+
+import torch
+from torch import nn
+
+from steppe.testing import nets
+from steppe.testing.lab import Lab
+from steppe.testing.outcome import Failed
+from steppe.testing.subjects import Setup, Subject
+
+CLOSE = 1e-5
+COMPILERS = ("c++", "g++", "clang++")
+
+
+def compiled(subject: Subject, lab: Lab) -> str | None:
+    """Train the compiled and the eager network for five steps; count the graphs that are compiled."""
+    from torch._dynamo.utils import counters
+
+    backend = backend_for(lab.device)
+    if lab.compiled is None:
+        torch._dynamo.reset()
+        # one compilation serves all subjects, because they train the same module from the same weights
+        lab.compiled = cast(nn.Module, torch.compile(nets.smooth().to(lab.device), backend=backend))
+    shared = lab.compiled
+    try:
+        session = subject.start(lambda: _renewed(shared), Setup(wrap=lambda net: shared, device=lab.device))
+        eager = subject.start(nets.smooth, Setup(device=lab.device))
+        warm = 0
+        for k in range(5):
+            session.step(nets.batch(k))
+            eager.step(nets.batch(k))
+            if k == 1:
+                warm = counters["stats"]["unique_graphs"]
+        again = counters["stats"]["unique_graphs"] - warm
+        if again:
+            raise Failed(f"compiles {again} more times in steps 3 to 5")
+        off = nets.distance(nets.weights(eager.net), nets.weights(session.net))
+        if not off <= CLOSE:
+            raise Failed(f"after 5 steps the compiled model's weights are {off:.1e} from the eager one's")
+    except BaseException:
+        # what went wrong may have left graphs behind that hide it from the next subject
+        lab.compiled = None
+        raise
+    return None if backend == "inductor" else "with backend aot_eager: there is no C++ compiler"
+
+
+def _renewed(model: nn.Module) -> nn.Module:
+    """Return the network below a compiled model, as it was at first."""
+    net: nn.Module = model.get_submodule("_orig_mod")
+    net.load_state_dict(nets.smooth().state_dict())
+    for p in net.parameters():
+        p.requires_grad_(True)
+        p.grad = None
+    return net
+
+
+def backend_for(device: str) -> str:
+    """Return the compiler's backend: the default one where it can work."""
+    found = device != "cpu" or os.environ.get("CXX") or any(map(shutil.which, COMPILERS))
+    return "inductor" if found else "aot_eager"

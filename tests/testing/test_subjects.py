@@ -1,0 +1,120 @@
+"""What can be named, and what third-party optimizers get for what they do and leave open."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import thirdparties
+
+import steppe
+from steppe.methods import METHODS
+from steppe.testing import CHECKS, OurMethod, ThirdParty, check_method, examine
+from steppe.testing.naming import subjects_of
+
+EVERYTHING = set(CHECKS)
+
+
+def outcomes(subject, lab):
+    results = [examine(subject, check, lab) for check in CHECKS.values()]
+    return {s: {r.check: r.why for r in results if r.status == s} for s in ("pass", "fail", "n/a")}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_of_the_list_conforms(name, lab):
+    found = outcomes(OurMethod(steppe.make(name), name), lab)
+    assert not found["fail"]
+    assert set(found["n/a"]) <= {"reduces", "masks"}
+
+
+@pytest.mark.parametrize("spec", ["sam:rho=0.1", "sam+gc", "sadt-v1:preset=notebook", "sam:every=2"])
+def test_settings_and_combinations_conform(spec, lab):
+    [subject] = subjects_of([spec])
+    assert not outcomes(subject, lab)["fail"]
+
+
+def test_a_two_step_optimizer_fails_only_what_its_form_leaves_to_the_user(lab):
+    found = outcomes(ThirdParty(thirdparties.TwoStep), lab)
+    assert set(found["fail"]) == {"exception", "batch-norm", "random-stream", "overflow"}
+    assert set(found["n/a"]) == {"passes", "reference", "one-rank"}
+    assert "counted 2 forward, 2 backward, 1 updates" in found["n/a"]["passes"]
+
+
+def test_a_closure_optimizer_is_not_judged_where_torch_says_nothing(lab):
+    subject = ThirdParty(thirdparties.Closure, form="closure")
+    found = outcomes(subject, lab)
+    assert set(found["fail"]) == {"exception", "batch-norm", "random-stream"}
+    assert "GradScaler does not take closures" in found["n/a"]["fp16"]
+    assert set(found["n/a"]) == {
+        "passes",
+        "reference",
+        "fp16",
+        "overflow",
+        "clip-once",
+        "ddp-local",
+        "one-rank",
+    }
+
+
+def test_rebound_storage_and_lost_momentum_are_found(lab):
+    found = outcomes(ThirdParty(thirdparties.Rebinding), lab)["fail"]
+    assert "other memory" in found["restored"]
+    assert "from the undisturbed run" in found["resume"]
+    assert "fsdp2" in found
+
+
+def test_the_optimizers_of_torch_are_accepted_and_plain(lab):
+    [subject] = subjects_of(["torch.optim:SGD"])
+    for check in ("accumulation", "resume", "restored", "random-stream", "batch-norm"):
+        assert examine(subject, CHECKS[check], lab).status == "pass"
+
+
+@dataclass(frozen=True)
+class Careless(steppe.Method):
+    """Claims a pass that it does not make, and has a reference that is not its own."""
+
+    cost: ClassVar = (2, 1, 1)
+
+    @staticmethod
+    def reference(r, x, y):
+        r.update({k: 2 * g for k, g in r.gradient(r.w, x, y).items()})
+
+
+def test_check_method_raises_with_every_failure_and_what_it_means():
+    with pytest.raises(AssertionError) as failure:
+        check_method(Careless(), checks=["passes", "reference", "restored"])
+    text = str(failure.value)
+    assert "fails 2 of its checks" in text
+    assert "declares 2 forward, 1 backward, 1 updates per step and makes 1 forward" in text
+    assert "from its equation" in text
+    assert CHECKS["reference"].says in text
+    check_method(steppe.SAM(), checks=["passes", "reference", "restored"])
+
+
+def test_a_check_that_is_not_there_is_an_input_error():
+    with pytest.raises(steppe.InputError, match="unknown check 'clip'; did you mean 'clip-once'"):
+        check_method(steppe.SAM(), checks=["clip"])
+
+
+def test_a_class_that_cannot_be_sent_to_another_process_is_not_judged_there(lab):
+    class Local(steppe.SAM):
+        pass
+
+    result = examine(OurMethod(Local()), CHECKS["ddp-global"], lab)
+    assert (result.status, "define it in a module" in result.why) == ("n/a", True)
+
+
+def test_a_schedule_is_not_held_against_a_constant(lab):
+    subject = OurMethod(steppe.SAM(rho=steppe.Linear(0.0, 0.1, 10)))
+    found = outcomes(subject, lab)
+    assert not found["fail"]
+    assert {"reference", "passes"} <= set(found["n/a"])
+
+
+def test_the_package_does_not_import_its_tests():
+    code = "import sys, steppe; print([m for m in sys.modules if m.startswith('steppe.testing')])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
