@@ -13,28 +13,33 @@ from torch.nn.parallel import DistributedDataParallel
 
 import steppe
 
-on_gpu = torch.cuda.is_available()
-dist.init_process_group("nccl" if on_gpu else "gloo")
-rank, size = dist.get_rank(), dist.get_world_size()
-device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
 
-digits = load_digits()
-x = torch.tensor(digits.data, dtype=torch.float32, device=device) / 16
-y = torch.tensor(digits.target, device=device)
-train, test = slice(0, 1400), slice(1400, None)
+def main() -> None:
+    on_gpu = torch.cuda.is_available()
+    rank, size = dist.get_rank(), dist.get_world_size()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
 
-torch.manual_seed(0)
-model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)).to(device)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-step = steppe.SAM(rho=0.05).bind(DistributedDataParallel(model), optimizer, sync="global")
+    digits = load_digits()
+    x = torch.tensor(digits.data, dtype=torch.float32, device=device) / 16
+    y = torch.tensor(digits.target, device=device)
+    train, test = slice(0, 1400), slice(1400, None)
 
-for _ in range(10):
-    for rows in torch.randperm(1400).split(70):  # the same on all: they were seeded alike
-        mine = rows[rank::size]
-        step(x[train][mine], y[train][mine])
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    step = steppe.SAM(rho=0.05).bind(DistributedDataParallel(model), optimizer, sync="global")
 
-if rank == 0:
-    accuracy = (model(x[test]).argmax(1) == y[test]).float().mean()
-    print(f"{size} processes, test accuracy {accuracy:.1%}, {step.passes}")
-dist.barrier()
+    for _ in range(10):
+        for rows in torch.randperm(1400).split(70):  # the same on all: they were seeded alike
+            mine = rows[rank::size]
+            step(x[train][mine], y[train][mine])
+
+    if rank == 0:
+        accuracy = (model(x[test]).argmax(1) == y[test]).float().mean()
+        print(f"{size} processes, test accuracy {accuracy:.1%}, {step.passes}")
+
+
+dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+main()
+dist.barrier()  # no process may leave while another one still works
 dist.destroy_process_group()

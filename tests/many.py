@@ -109,7 +109,7 @@ def alone(spec: str, rho: float | None = None, **options: Any) -> list[Tensor]:
 
 
 def farthest(a: list[Tensor], b: list[Tensor]) -> float:
-    return max(float((s - t).abs().max()) for s, t in zip(a, b, strict=True))
+    return max(float((s - t).detach().abs().max()) for s, t in zip(a, b, strict=True))
 
 
 @contextmanager

@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from steppe.methods import METHODS
+
+# saf asks for the samples' indices and swa for the length of training; the conformance suite has them too
+BARE = [name for name in METHODS if name not in ("saf", "swa")]
+
 
 def small_net(seed: int = 0, dtype: torch.dtype = torch.float32, dropout: float = 0.3) -> nn.Sequential:
     """A Sequential with everything that goes wrong: convolution, BatchNorm, dropout, two linear layers."""

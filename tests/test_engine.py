@@ -208,6 +208,22 @@ def test_a_run_in_another_precision_learns_and_goes_on_bit_for_bit(precision, tm
     assert all(t.dtype == wide for k, t in saved.part("net").items() if "num_batches" not in k)
 
 
+@pytest.mark.parametrize(
+    "method", ["saf:past=1,T=2,lam=5", "sam+ema:decay=0.9", "looksam:k=3", "swa:start=0.4", "mesa:lam=5"]
+)
+def test_what_a_method_remembers_is_resumed_and_deployed_bit_for_bit(method, tmp_path, images):
+    run = dataclasses.replace(RUN, method=method, epochs=4)
+    result, folder = fit(run, tmp_path / "whole", images)
+    with pytest.raises(Stop):
+        fit(run, tmp_path / "parts", images, stop_at(3))
+    again, parts = fit(run, tmp_path / "parts", images)
+    assert again["test"] == result["test"]
+    assert lines(parts) == lines(folder)
+    a, b = (checkpoint.read(f / engine.CHECKPOINT).part("state") for f in (folder, parts))
+    assert len(a)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
 def test_the_loss_scale_is_resumed(tmp_path, images, monkeypatch):
     """Three skips halve it three times; the part after the stop must know."""
     with_skips(monkeypatch, {0, 1, 2})
@@ -336,7 +352,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, images):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": "vgg17"}, "unknown model 'vgg17'; did you mean 'vgg16-sadt'"),
+        ({"model": "vgg17"}, "unknown model 'vgg17'; did you mean"),
         ({"batch": 500}, "batch is 500 and only 200 images"),
         ({"method": "sma"}, "unknown method 'sma'"),
         ({"model": "vgg16-sadt"}, "vgg16-sadt needs images of at least 32x32"),

@@ -99,11 +99,6 @@ class Accumulated(Batch):
         kept = [part.take(mask.nonzero()[:, 0]) for part, mask in pieces if mask.any()]
         return kept[0] if len(kept) == 1 else Accumulated(kept)
 
-    def split(self, size: int) -> Iterator[Batch]:
-        """Yield batches of at most ``size`` samples, none across the border of two micro-batches."""
-        for part in self.parts():
-            yield from part.split(size)
-
     def to(self, device: torch.device) -> Batch:
         """Return the batch with every tensor on ``device``."""
         return Accumulated([part.to(device) for part in self.parts()])

@@ -77,9 +77,10 @@ class Course:
 
 @dataclass
 class Group:
-    """The mean of the groups' gradients of one step, each of them up to its update."""
+    """The mean of the groups' gradients of one step, each of them up to its update, and of what goes beside."""
 
     total: Vec
+    beside: Vec | None = None
     share: float = 1.0
     open: bool = True
 
@@ -87,11 +88,14 @@ class Group:
         """Start a group that has this share of the batch."""
         self.share, self.open = share, True
 
-    def collect(self, grads: Vec, one: bool) -> None:
+    def collect(self, grads: Vec, beside: Vec | None, one: bool) -> None:
         """Take in a group's gradient; raises InputError if its method makes more than one update."""
         if not (one and self.open):
             raise InputError("m needs a method with one update per step, and this one makes more; leave m out")
         self.total, self.open = vec.add(self.total, vec.scale(grads, self.share)), False
+        if beside is not None:
+            own = vec.scale(beside, self.share)
+            self.beside = own if self.beside is None else vec.add(self.beside, own)
 
 
 class Undo:

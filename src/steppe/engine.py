@@ -64,7 +64,24 @@ def plan(run: Run, images: DataSet) -> list[tuple[str, str]]:
     counted = f"{total} steps, {per_epoch} an epoch"
     if run.match != "epochs":
         counted += f" (an example: what {run.match} allow is known at the end; shares are of that)"
-    return [("steps", counted), *describe(methods.parse(run.method), total, per_epoch, run.optim.lr_at)]
+    lines = [("steps", counted), *describe(methods.parse(run.method), total, per_epoch, run.optim.lr_at)]
+    kept = footprint(run, images)
+    return [*lines, ("memory", f"{as_size(kept)} of past outputs")] if kept else lines
+
+
+def footprint(run: Run, images: DataSet) -> int:
+    """Return the bytes that the run's method keeps per training image between steps, in all."""
+    return methods.parse(run.method).footprint(len(images.train), len(images.classes))
+
+
+def as_size(count: int) -> str:
+    """Return a number of bytes as a person reads it."""
+    value, unit = float(count), "bytes"
+    for larger in ("KB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}" if unit != "bytes" else f"{count} bytes"
 
 
 def fit(run: Run, folder: Path, images: DataSet, listen: Listener = lambda _: None) -> dict[str, Any]:

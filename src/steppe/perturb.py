@@ -113,9 +113,20 @@ def filter_noise(
     noise = vec.gaussian(params, rng)
     scaled: Vec = []
     for n, p, owner in zip(noise, params, owners, strict=True):
-        dims = tuple(range(1, p.ndim)) if isinstance(owner, nn.Embedding) else unit_dims(p, owner)
-        scaled.append(None if n is None else n * (gamma * unit_norms(p.detach(), dims)))
+        scaled.append(None if n is None else n * (gamma * unit_norms(p.detach(), _filter_dims(p, owner))))
     return scaled
+
+
+def unit_sums(values: Vec, params: Sequence[nn.Parameter], owners: Sequence[nn.Module]) -> Vec:
+    """Return the sum of non-negative ``values`` over each unit of `filter_noise`, broadcastable to the parameter."""
+    return [
+        None if v is None else unit_norms(v.sqrt(), _filter_dims(p, owner)).square()
+        for v, p, owner in zip(values, params, owners, strict=True)
+    ]
+
+
+def _filter_dims(param: Tensor, owner: nn.Module) -> tuple[int, ...] | None:
+    return tuple(range(1, param.ndim)) if isinstance(owner, nn.Embedding) else unit_dims(param, owner)
 
 
 def unit_norms(t: Tensor, dims: tuple[int, ...] | None) -> Tensor:

@@ -153,14 +153,7 @@ class Replicas(One):
         if not self.wrapper.broadcast_buffers:
             return
         first = dist.get_global_rank(self.group, 0) if self.group is not None else 0
-        by_type: dict[torch.dtype, list[Tensor]] = {}
-        for buffer in net.buffers():
-            by_type.setdefault(buffer.dtype, []).append(buffer)
-        for buffers in by_type.values():
-            flat = torch.cat([b.detach().reshape(-1) for b in buffers])
-            dist.broadcast(flat, first, group=self.group)
-            for buffer, value in zip(buffers, torch.split(flat, [b.numel() for b in buffers]), strict=True):
-                buffer.detach().copy_(value.view(buffer.shape))
+        broadcast_buffers(net, first, self.group)
 
 
 class Shards(One):
@@ -211,11 +204,35 @@ class Shards(One):
         for module in self.modules:
             module.reshard()
 
+    def share_buffers(self, net: nn.Module) -> None:
+        """Take the first process's running statistics, as replicas do."""
+        broadcast_buffers(net, 0, None)
+
     def any(self, bad: Tensor) -> bool:
         """Return whether it holds anywhere."""
         flag = bad.float().reshape(1).to(self.device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
+
+
+def broadcast_buffers(net: nn.Module, first: int, group: Any) -> None:
+    """Give every process of a group the running statistics of process ``first``, in a message per precision."""
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for buffer in net.buffers():
+        by_type.setdefault(buffer.dtype, []).append(buffer)
+    for buffers in by_type.values():
+        flat = torch.cat([b.detach().reshape(-1) for b in buffers])
+        dist.broadcast(flat, first, group=group)
+        for buffer, value in zip(buffers, torch.split(flat, [b.numel() for b in buffers]), strict=True):
+            buffer.detach().copy_(value.view(buffer.shape))
+
+
+def reshard(net: nn.Module) -> None:
+    """Drop the gathered copies of a sharded network, so that its parameters are what it reads next."""
+    for module in net.modules():
+        drop: Any = getattr(module, "reshard", None)
+        if drop is not None:
+            drop()
 
 
 def gathered(tensors: Sequence[Tensor], size: int, group: Any) -> tuple[Tensor, ...]:

@@ -68,6 +68,7 @@ class Setup:
     sync: Sync = None
     weigh: Callable[[Batch], float] = len
     steps: int | Callable[[], float] | None = None
+    epoch: int | None = None
     seed: int = 0
 
 
@@ -155,8 +156,13 @@ class Runtime:
         return means
 
     def agreed(self, values: Vec) -> Vec:
-        """Return the mean over all processes whatever ``sync`` is: for what the method remembers."""
+        """Return the mean over all processes whatever ``sync`` is: for what the method remembers.
+
+        Raises InputError while groups of a batch have perturbations of their own: each would remember its own.
+        """
         course = self.course
+        if course.group is not None:
+            raise InputError("m needs a method that remembers no gradients, and this one does; leave m out")
         means, course.bad = self.ranks.mean(self.params, values, course.weight, course.bad)
         return means
 
@@ -205,23 +211,35 @@ class Runtime:
                 for (p, _), before in zip(moved, saved, strict=True):
                     p.copy_(before)
 
-    def apply(self, grads: Vec, *, times: int = 1, more: bool = False, weight: float | None = None) -> None:
+    def apply(
+        self,
+        grads: Vec,
+        *,
+        times: int = 1,
+        more: bool = False,
+        weight: float | None = None,
+        beside: Vec | None = None,
+    ) -> None:
         """Update: average over processes, transform, clip once, and let the optimizer make its step.
 
         ``times`` makes that many steps from the same gradient. ``more`` if the method goes on to further
         passes in this step: ``grads`` stay as they are, and the update is taken back if one of those passes
         is not finite. ``weight`` is what this process's gradient counts in the mean, its samples by default.
+        ``beside`` is averaged too, and added to the weights times the learning rate of their group, past the
+        optimizer and its moments, as decoupled weight decay is.
 
         Raises `NonFinite` if any process met a non-finite value in this step.
         """
         course = self.course
         if course.group is not None:
-            course.group.collect(grads, one=times == 1 and not more)
+            course.group.collect(grads, beside, one=times == 1 and not more)
             return
         counts = course.weight if weight is None else weight
         grads, bad = self.ranks.mean(self.params, grads, counts, course.bad)
         if not self.ranks.decides and bool(bad):
             raise NonFinite(course.output)
+        if beside is not None:
+            beside, _ = self.ranks.mean(self.params, beside, counts, course.bad)
         given = grads
         for transform in self.setup.transforms:
             grads = transform(grads, self)
@@ -237,22 +255,26 @@ class Runtime:
                 p.grad = g
             self.optimizer.step()
             self.passes.updates += 1
+        if beside is not None:
+            self._shift(beside)
         self.clear()
 
-    def shift(self, direction: Vec, by: float) -> None:
-        """Move the weights by ``by`` times the learning rate of their group times ``direction``."""
+    def _shift(self, direction: Vec) -> None:
         lr = parameters.per_group(self.optimizer, self.params, "lr", 0.0)
-        steps = vec.scale(direction, [by * v for v in lr] if isinstance(lr, list) else by * lr)
         with torch.no_grad():
-            for p, d in zip(self.params, steps, strict=True):
+            for p, d in zip(self.params, vec.scale(direction, lr), strict=True):
                 if d is not None:
                     p.add_(d)
 
     def outputs(self, batch: Batch) -> list[Tensor]:
-        """Return the logits of each micro-batch at the current weights, without a graph."""
+        """Return the logits of each micro-batch at the current weights, without a graph.
+
+        Raises `NonFinite` as `grad` does.
+        """
         with torch.no_grad(), self.precision.autocast():
             found = [self.forward(part.x) for part in self.parts(batch)]
         self.count(forward=len(batch))
+        self._judge(~vec.finite([*found]).to(self.device))
         return found
 
     def losses(self, outputs: Any, batch: Batch) -> Tensor:

@@ -20,6 +20,7 @@ from steppe import checkpoint, shards, team
 from steppe.checkpoint import Checkpoint
 from steppe.errors import InputError
 from steppe.step import Step
+from steppe.vec import sharded
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -103,10 +104,21 @@ class Store:
 
     def _load_weights(self, saved: Checkpoint) -> None:
         self.step.runtime.ranks.settle()
-        for name, target in self._weights().items():
-            if name not in saved.tensors:
-                raise InputError(f"the checkpoint in {self.folder} has no {name}; {checkpoint.REMEDY}")
-            checkpoint.fill(target, saved.tensors[name])
+        for name, target in checkpoint.prefixed("net", self.net.state_dict()).items():
+            checkpoint.fill(target, self._held(saved, name))
+        remembered = {}
+        for name, target in self.step.state.state_dict().items():
+            value = self._held(saved, f"state.{name}")
+            if sharded(target):
+                checkpoint.fill(target, value)
+            # what is remembered may have grown, so the state itself takes it in
+            remembered[name] = target if sharded(target) else value
+        self.step.state.load_state_dict(remembered)
+
+    def _held(self, saved: Checkpoint, name: str) -> Tensor:
+        if name not in saved.tensors:
+            raise InputError(f"the checkpoint in {self.folder} has no {name}; {checkpoint.REMEDY}")
+        return saved.tensors[name]
 
     def _numbers(self) -> dict[str, int]:
         """Return the number of each of this process's random streams; equal numbers are equal streams."""

@@ -90,7 +90,7 @@ class Step:
             out = self.method.step(group, self.state, rt)
             outs.append(Out(out.loss * collected.share, out.logits))
         rt.course.group = None
-        rt.apply(collected.total)
+        rt.apply(collected.total, beside=collected.beside)
         return Out(torch.stack([o.loss for o in outs]).sum(), join_logits([o.logits for o in outs]))
 
     def _take_back(self) -> None:

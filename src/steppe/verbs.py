@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -35,7 +36,7 @@ A run that was stopped goes on when the same command is given again.""",
     "report": """example:
   steppe report out                                        write the tables and the page anew""",
     "list": """examples:
-  steppe list                                              methods, each in a sentence
+  steppe list                                              methods: cost, memory, source, a sentence
   steppe list models""",
     "show": """example:
   steppe show sadt-v1                                      equation, paper, cost, differences, values to try""",
@@ -72,6 +73,8 @@ def _compare(given: Namespace, command: str) -> int:
     here = team.here()
     at_once = min(jobs, max(len(todo), 1)) if here.size == 1 else f"1 (on {here.size} processes)"
     console.print(f"{len(todo)} runs, {at_once} at a time{kept_text}", highlight=False)
+    for method, count in grid.memory.items():
+        _tell_memory(method, count, console)
     with Display(len(todo), console) as display:
         errors = compare.run(grid, jobs, display.listen)
     here.first(lambda: _print_report(grid.out, console))
@@ -108,11 +111,20 @@ def _train(given: Namespace, command: str) -> int:
         name: str = f"{run.method} seed {run.seed}"
 
     console = voice.console()
+    _tell_memory(run.method, engine.footprint(run, images), console)
     with Display(1, console) as display:
         result = engine.fit(run, folder, images, lambda news: display.listen(One(), news))
         display.listen(One(), result)
     console.print(f"records: {folder}", highlight=False, markup=False, soft_wrap=True)
     return 0 if result["status"] == "ok" else 1
+
+
+def _tell_memory(method: str, count: int, console: Console) -> None:
+    """Say what a method will keep per training image, if anything."""
+    from steppe.engine import as_size
+
+    if count:
+        console.print(f"{method} keeps {as_size(count)} of past outputs", highlight=False, markup=False)
 
 
 def _report_arguments(parser: ArgumentParser) -> None:
@@ -140,17 +152,18 @@ def _print_report(folder: Path, console: Console) -> None:
 def _list_arguments(parser: ArgumentParser) -> None:
     kinds = Literal["methods", "models", "datasets"]
     parser.add_argument("kind", type=kinds, nargs="?", default="methods", help="methods, models or datasets")
+    parser.add_argument("--json", action=ActionYesNo, default=False, help="print the list as JSON")
 
 
 def _list(given: Namespace, command: str) -> int:
-    from steppe import data, methods, models
+    from steppe import data, listing, methods, models
 
     if given.kind == "methods":
-        width = max(map(len, methods.names()))
-        for name in methods.names():
-            print(f"{name:<{width}}  {methods.summary(name)}")
+        rows = [methods.row(name) for name in methods.names()]
+        print(json.dumps([vars(r) for r in rows], indent=1) if given.json else listing.methods(rows))
     else:
-        print("\n".join((models if given.kind == "models" else data).names()))
+        names = (models if given.kind == "models" else data).names()
+        print(json.dumps(names) if given.json else "\n".join(names))
     return 0
 
 

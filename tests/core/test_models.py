@@ -7,14 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import adam, sgd, small_batch, small_net
+from small import BARE, adam, sgd, small_batch, small_net
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import steppe
-from steppe.methods import METHODS
 
-every_method = pytest.mark.parametrize("name", list(METHODS))
+every_method = pytest.mark.parametrize("name", BARE)
 
 
 def steps_of(method: steppe.Method, net: nn.Module, inner: nn.Module | None = None, count: int = 3, **options):
@@ -38,7 +37,8 @@ def test_a_compiled_model_is_the_eager_one_and_compiled_once(name):
         assert torch.allclose(a.loss, b.loss, atol=1e-6)
     for a, b in zip(eager.parameters(), inner.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
-    assert len(counted) == 1
+    # esam also makes a pass without a graph, and one on fewer samples
+    assert len(counted) == (3 if name == "esam" else 1)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
@@ -247,7 +247,7 @@ def test_undoing_a_step_returns_whatever_an_optimizer_keeps():
         assert torch.equal(state["momentum_buffer"], after["state"][index]["momentum_buffer"])
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n != "sadt-v2"])  # that one needs a convolution
+@pytest.mark.parametrize("name", [n for n in BARE if n != "sadt-v2"])  # that one needs a convolution
 def test_an_adapted_model_trains_its_adapters_only(name):
     peft = pytest.importorskip("peft")
     base = nn.Sequential(nn.Flatten(), nn.Linear(72, 16), nn.ReLU(), nn.Linear(16, 5))

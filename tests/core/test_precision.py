@@ -6,14 +6,13 @@ import copy
 
 import pytest
 import torch
-from small import adam, sgd, small_batch, small_net
+from small import BARE, adam, sgd, small_batch, small_net
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 import steppe
-from steppe.methods import METHODS
 
-every_method = pytest.mark.parametrize("name", list(METHODS))
+every_method = pytest.mark.parametrize("name", BARE)
 
 
 @every_method
@@ -50,7 +49,7 @@ def test_the_loss_scale_changes_nothing_that_a_method_does(name):
 
 
 def test_the_scale_grows_once_per_step_whatever_the_passes():
-    for name in METHODS:
+    for name in BARE:
         net = small_net()
         scaler = GradScaler("cpu", init_scale=4.0, growth_interval=3)
         step = steppe.make(name).bind(net, sgd(net), precision="fp16", scaler=scaler)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small import sgd, small_batch, small_net
+from small import BARE, sgd, small_batch, small_net
 from torch import nn
 
 import steppe
@@ -69,7 +69,7 @@ def test_a_window_says_when_a_method_works():
     assert radii(steppe.When(steppe.SAM(rho=0.1), stop=0.5), total=6) == [0.1, 0.1, 0.1, 0, 0, 0]
 
 
-@pytest.mark.parametrize("name", steppe.names())
+@pytest.mark.parametrize("name", BARE)
 def test_outside_its_window_a_method_is_plain_bit_for_bit(name):
     nets = [small_net(), small_net()]
     for net, method in zip(nets, (steppe.Plain(), steppe.make(name, start=100)), strict=True):

@@ -38,11 +38,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Grid:
-    """A comparison about to run: its jobs, and the folder that will hold it."""
+    """A comparison about to run: its jobs, the folder that will hold it, and what methods keep per run, in bytes."""
 
     study: Study
     out: Path
     jobs: list[Job]
+    memory: dict[str, int]
 
     @property
     def open(self) -> list[Job]:
@@ -70,7 +71,8 @@ def prepare(study: Study, out: Path, command: str, *, retry: bool = False) -> Gr
             raise InputError(f"methods {twin!r} and {job.name!r} are the same run; name one of them")
     here = team.here()
     sets = here.in_turn(lambda: _check(runs))
-    grid = Grid(study, out, jobs)
+    memory = {run.method: engine.footprint(run, sets[run.dataset]) for run in runs}
+    grid = Grid(study, out, jobs, memory)
 
     def write_down() -> None:
         for job in jobs:

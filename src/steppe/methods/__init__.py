@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from steppe import schedule
 from steppe.combine import On, When
 from steppe.config import parse_spec
 from steppe.errors import unknown
-from steppe.method import Method, make_checked
+from steppe.method import Method, make_checked, overrides
 from steppe.methods.agc import AGC
+from steppe.methods.arwp import ARWP
+from steppe.methods.asam import ASAM
+from steppe.methods.ema import EMA
+from steppe.methods.esam import ESAM
+from steppe.methods.friendly_sam import FriendlySAM
 from steppe.methods.gc import GC
+from steppe.methods.gsam import GSAM
+from steppe.methods.looksam import LookSAM
+from steppe.methods.lpf_sgd import LPFSGD
+from steppe.methods.mesa import MESA
+from steppe.methods.mixed_sam import MixedSAM
 from steppe.methods.plain import Plain
+from steppe.methods.r_sam import RSAM
 from steppe.methods.random_sam import RandomSAM
 from steppe.methods.repeat_step import RepeatStep
+from steppe.methods.rwp import RWP
 from steppe.methods.sadt import SADT
+from steppe.methods.saf import SAF
 from steppe.methods.sam import SAM
+from steppe.methods.swa import SWA
 from steppe.methods.two_step import TwoStep
+from steppe.methods.wsam import WSAM
 
 METHODS: dict[str, Callable[..., Method]] = {
     "plain": Plain,
@@ -29,6 +46,22 @@ METHODS: dict[str, Callable[..., Method]] = {
     "agc": AGC,
     "sam": SAM,
     "random-sam": RandomSAM,
+    "asam": ASAM,
+    "mixed-sam": MixedSAM,
+    "gsam": GSAM,
+    "esam": ESAM,
+    "looksam": LookSAM,
+    "look-layersam": partial(LookSAM, layerwise=True),
+    "friendly-sam": FriendlySAM,
+    "wsam": WSAM,
+    "r-sam": RSAM,
+    "rwp": RWP,
+    "arwp": ARWP,
+    "lpf-sgd": LPFSGD,
+    "saf": SAF,
+    "mesa": MESA,
+    "swa": SWA,
+    "ema": EMA,
     "sadt-v1": partial(SADT, variant=1),
     "sadt-v2": partial(SADT, variant=2),
     "sadt-v3": partial(SADT, variant=3),
@@ -96,3 +129,25 @@ def card(name: str) -> str:
 def summary(name: str) -> str:
     """Return the first sentence of a method's card."""
     return card(name).splitlines()[0]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method in a line: what a step costs at most (forward / backward / updates), keeps, and where it is from."""
+
+    name: str
+    cost: str
+    keeps: str
+    source: str
+    summary: str
+
+
+def row(name: str) -> Row:
+    """Return the line of a method in the list."""
+    method = make(name)
+    cost = "/".join(f"{n:g}" for n in method.cost) if method.cost else "varies"
+    per_sample, per_weight = method.footprint(1, 10) > 0, overrides(method, "init")
+    keeps = "outputs of each sample" if per_sample else "a vector of weights" if per_weight else "-"
+    paper = re.search(r"^Paper +(.*)$", card(name), re.MULTILINE)
+    dated = re.match(r"(?!none)(.*?\b(?:19|20)\d\d)\b", paper[1] if paper else "")
+    return Row(name, cost, keeps, dated[1] if dated else "-", summary(name))

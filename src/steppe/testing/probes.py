@@ -137,10 +137,15 @@ def watching(net: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Seen]
 
 @contextmanager
 def masks(net: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Record input and mask of each call of the first dropout layer."""
+    """Record input and mask of each call of the first dropout layer in training mode."""
     found: list[tuple[Tensor, Tensor]] = []
     layer = next(m for m in net.modules() if isinstance(m, nn.Dropout))
-    handle = layer.register_forward_hook(lambda m, given, output: found.append((given[0], output.detach() != 0)))
+
+    def drawn(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        if module.training:
+            found.append((given[0], output.detach() != 0))
+
+    handle = layer.register_forward_hook(drawn)
     try:
         yield found
     finally:
@@ -148,21 +153,20 @@ def masks(net: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
 
 
 @contextmanager
-def norms(net: nn.Module) -> Iterator[list[dict[str, Tensor]]]:
-    """Record, per call of the first BatchNorm layer, the running statistics that this call alone would give."""
-    found: list[dict[str, Tensor]] = []
+def norms(net: nn.Module) -> Iterator[list[tuple[int, dict[str, Tensor]]]]:
+    """Record, per call of the first BatchNorm layer, its samples and the running statistics that it alone gives."""
+    found: list[tuple[int, dict[str, Tensor]]] = []
     name, layer = next((k, m) for k, m in net.named_modules() if isinstance(m, nn.BatchNorm2d))
     before = nets.buffers(layer)
 
     def looked(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x, momentum = inputs[0].detach(), layer.momentum or 0.0
         mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=True)
-        found.append(
-            {
-                f"{name}.running_mean": before["running_mean"] * (1 - momentum) + momentum * mean,
-                f"{name}.running_var": before["running_var"] * (1 - momentum) + momentum * var,
-            }
-        )
+        alone = {
+            f"{name}.running_mean": before["running_mean"] * (1 - momentum) + momentum * mean,
+            f"{name}.running_var": before["running_var"] * (1 - momentum) + momentum * var,
+        }
+        found.append((len(x), alone))
 
     handle = layer.register_forward_pre_hook(looked)
     try:

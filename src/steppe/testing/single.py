@@ -13,7 +13,7 @@ from steppe.testing import nets, probes
 from steppe.testing.lab import Lab
 from steppe.testing.nets import Base, Make
 from steppe.testing.outcome import Failed, NotApplicable
-from steppe.testing.references import DECAY, LR, MOMENTUM, Reference
+from steppe.testing.reference import DECAY, LR, MOMENTUM, Reference
 from steppe.testing.subjects import OurSession, Session, Setup, Subject
 
 STEPS = 7  # enough to meet what happens every few steps
@@ -196,12 +196,14 @@ def batch_norm(subject: Subject, lab: Lab) -> None:
         session.step(nets.batch(0))
     ours = nets.buffers(session.net)
     for key, value in ours.items():
+        if "num_batches" in key and int(value) == len(calls) > 1 and sum(n for n, _ in calls) == 12:
+            raise NotApplicable(f"sees the batch in {len(calls)} parts, and counts each as micro-batches count")
         if "num_batches" in key and int(value) != 1:
             raise Failed(f"{key} is {int(value)} after one step")
     if nets.difference(ours, expected):
         # a method without a clean pass takes the statistics of its first one
-        clean = any(nets.distance(call, {k: expected[k] for k in call}) < 1e-6 for call in calls)
-        wanted = {k: v for k, v in expected.items() if "running" in k} if clean else calls[0]
+        clean = any(nets.distance(call, {k: expected[k] for k in call}) < 1e-6 for _, call in calls)
+        wanted = {k: v for k, v in expected.items() if "running" in k} if clean else calls[0][1]
         wrong = nets.distance(wanted, {k: ours[k] for k in wanted})
         if wrong > 1e-6:
             raise Failed(f"running statistics are {wrong:.1e} from those of the clean pass")

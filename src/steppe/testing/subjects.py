@@ -21,7 +21,8 @@ from steppe.schedule import Schedule
 from steppe.testing import nets
 from steppe.testing.nets import Base, Make
 from steppe.testing.outcome import NotApplicable
-from steppe.testing.references import REFERENCES, Step
+from steppe.testing.reference import Step
+from steppe.testing.references import REFERENCES
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -25,7 +25,8 @@ from steppe.errors import InputError
 from steppe.testing import nets
 from steppe.testing.nets import Make
 from steppe.testing.outcome import NotApplicable
-from steppe.testing.references import REFERENCES, Step
+from steppe.testing.reference import Step
+from steppe.testing.references import REFERENCES
 from steppe.testing.subjects import Session, Setup, Subject
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -1,0 +1,63 @@
+"""Low-pass filter SGD: descend with the loss smoothed by a Gaussian, sampled in parts of the batch.
+
+    w <- U(w, 1/M sum_i grad L_{B_i}(w + n_i)),   n_i ~ N(0, (gamma |w_k|)^2) per filter,   B = B_1 + ... + B_M
+
+Paper    Bisla et al., AISTATS 2022, arXiv:2201.08025, algorithm 1
+Code     devansh20la/LPF-SGD @ 378896c
+Cost     1 forward, 1 backward, 1 update
+Limits   gamma = 0 is Plain
+Differs  1. gamma is a constant unless scheduled; the paper's is gamma_0 (1 + alpha (1 - cos(pi t / T)) / 2), here
+            gamma = cosine(gamma_0,gamma_0 (1 + alpha)).
+         2. running statistics come from the noisy passes, the only ones there are, as in the authors' code.
+Start    M 8, gamma cosine(0.0005,0.008) (wide networks); M 1, gamma 0.002 (CIFAR) or 0.0005 (ImageNet) for ResNets
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from steppe import vec
+from steppe.batch import Batch, join_logits
+from steppe.method import Method, descend, require
+from steppe.perturb import filter_noise
+from steppe.runtime import Out, Runtime
+from steppe.schedule import Value, lowest
+from steppe.vec import Vec
+
+
+@dataclass(frozen=True)
+class LPFSGD(Method):
+    """Descend with the mean gradient of ``M`` parts of the batch, each at its own filter-wise noise ``gamma``."""
+
+    controls: ClassVar[tuple[str, ...]] = ("plain",)
+    limit: ClassVar = {"gamma": 0.0}
+    cost: ClassVar = (1, 1, 1)
+    local: ClassVar = "each part of a process's batch has noise of its own"
+
+    gamma: Value = 5e-4
+    M: int = 8
+
+    def check(self) -> None:
+        """Gamma is a relative size, M a count."""
+        require(self, "gamma", lowest(self.gamma) >= 0, "a number of at least 0 (0.0005 is usual)")
+        require(self, "M", self.M >= 1, "at least 1 (8 is usual)")
+
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+        """Take each part's gradient at its own noise; descend with their mean."""
+        gamma = rt.setting("gamma", self.gamma)
+        if gamma == 0:
+            return descend(batch, rt)
+        total: Vec = [None] * len(rt.params)
+        outs = []
+        for part in batch.split(-(-len(batch) // self.M)):
+            share = rt.weight(part) / rt.weight(batch)
+            with rt.at(vec.scale(filter_noise(rt.params, rt.owners, 1.0, rt.rng), gamma), clean=True):
+                out, g = rt.grad(rt.objective, part)
+            total = vec.add(total, vec.scale(g, share))
+            outs.append(Out(out.loss * share, out.logits))
+        rt.apply(total)
+        return Out(torch.stack([o.loss for o in outs]).sum(), join_logits([o.logits for o in outs]))
