@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test test-slow lint types format clean
+.PHONY: help demo test test-slow lint types format docs clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test-slow: $(READY)  ## The tests that take minutes
 format: $(READY)  ## Put the code in form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)  ## Write the methods' pages from their cards
+	$(BIN)/python docs/make_methods.py
 
 clean:  ## Remove the environment and the demo
 	rm -rf .venv out

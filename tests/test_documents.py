@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -29,6 +30,14 @@ def test_the_readme_names_every_method_and_model():
     text = (ROOT / "README.md").read_text()
     assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", text, re.MULTILINE)) == set(METHODS)
     assert all(f"`{name}`" in text for name in models.names())
+
+
+def test_the_methods_pages_are_those_of_their_cards():
+    spec = importlib.util.spec_from_file_location("make_methods", ROOT / "docs/make_methods.py")
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    held = {path.name: path.read_text() for path in (ROOT / "docs/methods").glob("*.md")}
+    assert held == maker.pages(), "run `make docs`"
 
 
 def test_contributing_shows_the_method_that_is_there():

@@ -4,22 +4,52 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from steppe.losses import kl_each
 from steppe.precision import widened
 
 FORMS = ("full", "half", "top:K")
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a network said about samples: logits (B, C), or the probabilities of ``classes``, both (B, K)."""
+
+    values: Tensor
+    classes: Tensor | None
+    T: float
+
+    def divergence(self, logits: Tensor) -> Tensor:
+        r"""Return :math:`KL(p\Vert q)` of each sample (B,) from present ``logits`` (B, C), both at temperature T.
+
+        With K classes known, the others count as one: :math:`\sum_k p_k\log(p_k/q_k) + p_r\log(p_r/q_r)`,
+        :math:`p_r = 1-\sum_k p_k`. Lumping makes a divergence smaller, never larger (the data-processing
+        inequality), and asks nothing of the classes that it knows nothing about.
+        """
+        values = self.values.to(logits.device)
+        if self.classes is None:
+            return kl_each(values, logits, self.T)
+        classes = self.classes.to(logits.device)
+        log_q = torch.log_softmax(widened(logits) / self.T, 1)
+        known = (torch.xlogy(values, values) - values * log_q.gather(1, classes)).sum(1)
+        if classes.shape[1] == logits.shape[1]:
+            return known
+        left = (1 - values.sum(1)).clamp(min=0)
+        log_left = log_q.scatter(1, classes, float("-inf")).logsumexp(1)
+        return known + torch.xlogy(left, left) - left * log_left
+
+
 class PastOutputs(nn.Module):
-    """Logits (N, C) of the last ``past`` visits to each sample, by its stable index, in the host's memory.
+    """Outputs of the last ``past`` visits to each sample, by its stable index, in the host's memory.
 
     A sample's visits count themselves, so epochs, their order, and who shuffles them need not be known. The form
-    'full' keeps the logits as they are (float32 at least), 'half' float16, 'top:K' the K largest probabilities at temperature
-    ``T`` in float16 and their classes in 16 bits, the rest of the probability spread evenly over the other classes.
+    'full' keeps logits in float32 (float64 where the first ones are and nothing was reserved), 'half' in float16,
+    'top:K' the K largest probabilities at temperature ``T`` in float16, and their classes in 16 bits.
 
     Buffers grow with the largest index seen; a checkpoint holds them.
     """
@@ -33,30 +63,31 @@ class PastOutputs(nn.Module):
         self.register_buffer("classes", torch.zeros(0, dtype=torch.int16))
         self.total = 0  # classes, known from the first outputs
 
-    def read(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what was said ``past`` visits ago as logits (B, C), and the visits so far (B,).
+    def reserve(self, samples: int, classes: int) -> None:
+        """Take the memory for so many samples at once, instead of as their indices come."""
+        self._know(torch.zeros(0, classes))
+        self._grow(samples, exactly=True)
 
-        Rows of samples with fewer visits than that mean nothing.
+    def read(self, index: Tensor) -> tuple[Said, Tensor]:
+        """Return what was said ``past`` visits ago about samples (B,), and their visits so far (B,).
+
+        What it says of samples with fewer visits than that means nothing.
         """
         index = index.cpu()
         self._grow(int(index.max()) + 1)
         visits = self.get_buffer("visits")[index]
         if not self.total:
-            return torch.zeros(len(index), 0), visits
+            return Said(torch.zeros(len(index), 0), None, self.T), visits
         slot = visits.long() % self.past
         values = widened(self.get_buffer("values")[index, slot])
-        if self.top is None:
-            return values, visits
-        left = (1 - values.sum(1, keepdim=True)).clamp(min=1e-6) / max(self.total - self.top, 1)
-        dense = left.expand(-1, self.total).clone()
-        classes = self.get_buffer("classes")[index, slot].long() & 0xFFFF
-        dense.scatter_(1, classes, values.clamp(min=1e-8))
-        return self.T * dense.log(), visits
+        classes = None if self.top is None else self.get_buffer("classes")[index, slot].long() & 0xFFFF
+        return Said(values, classes, self.T), visits
 
     def write(self, index: Tensor, logits: Tensor) -> None:
         """Take in a visit to each sample: ``logits`` (B, C)."""
         index, logits = index.cpu(), widened(logits.detach()).cpu()
-        self._grow(int(index.max()) + 1, logits)
+        self._know(logits)
+        self._grow(int(index.max()) + 1)
         visits = self.get_buffer("visits")
         slot = visits[index].long() % self.past
         values = self.get_buffer("values")
@@ -68,18 +99,21 @@ class PastOutputs(nn.Module):
             self.get_buffer("classes")[index, slot] = most.indices.to(torch.int16)
         visits[index] += 1
 
-    def _grow(self, count: int, logits: Tensor | None = None) -> None:
-        held = len(self.get_buffer("visits"))
-        if logits is not None and not self.total:
-            self.total = logits.shape[1]
+    def _know(self, logits: Tensor) -> None:
+        """Learn the number of classes and the precision from the first outputs."""
+        if not self.total:
+            held, self.total = len(self.get_buffer("visits")), logits.shape[1]
             self.top = None if self.top is None else min(self.top, self.total)
             width = self.top or self.total
             dtype = logits.dtype if self.form == "full" else torch.float16
             self.values = torch.zeros(held, self.past, width, dtype=dtype)
             if self.top is not None:
                 self.classes = torch.zeros(held, self.past, width, dtype=torch.int16)
+
+    def _grow(self, count: int, exactly: bool = False) -> None:
+        held = len(self.get_buffer("visits"))
         if count > held:
-            more = max(count, held + held // 2) - held
+            more = max(count, 0 if exactly else held + held // 2) - held
             for name in ("visits", "values", "classes"):
                 t = self.get_buffer(name)
                 if t.ndim > 1 or name == "visits":

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 from steppe.batch import Batch
 from steppe.errors import InputError
-from steppe.losses import kl_each
 from steppe.method import Method, require
 from steppe.past_outputs import FORMS, PastOutputs, size_in_bytes, top_of
 from steppe.runtime import Out, Runtime
@@ -70,6 +69,12 @@ class SAF(Method):
         """Return the memory in bytes that is kept between steps."""
         return size_in_bytes(samples, classes, self.past, self.store) if self.lam else 0
 
+    def reserve(self, state: nn.Module, samples: int, classes: int) -> None:
+        """Take the memory before training starts."""
+        assert isinstance(state, PastOutputs)
+        if self.lam:
+            state.reserve(samples, classes)
+
     def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
         """The loss plus the divergence from the past."""
         assert isinstance(state, PastOutputs)
@@ -80,7 +85,7 @@ class SAF(Method):
         old = visits >= self.past
         if not (old.any() and rt.now.reached(self.start, "start")):
             return out
-        each = kl_each(past.to(out.logits.device), out.logits, self.T)
+        each = past.divergence(out.logits)
         weight = self.lam * (self.T**2 if self.squared else 1.0)
         return Out(out.loss + weight * (each * old.to(each)).mean(), out.logits)
 

@@ -1,0 +1,108 @@
+"""Write a page per method, and their index, from the methods' cards: python docs/make_methods.py"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+from steppe import methods, schedule
+from steppe.methods import Row
+
+FOLDER = Path(__file__).parent / "methods"
+TITLES = {
+    "Paper": "Paper",
+    "Code": "Public code",
+    "Cost": "Cost per step",
+    "Limits": "At its limits",
+    "Differs": "What is different here",
+    "Start": "Where to start",
+}
+
+
+def sections(card: str) -> tuple[str, str, dict[str, str]]:
+    """Return what a card says before its first section, its equations, and its sections by name."""
+    names = "|".join(TITLES)
+    parts = re.split(rf"^({names}) +", card, flags=re.MULTILINE)
+    head, *rest = parts
+    equations = "\n".join(line[4:] for line in head.splitlines() if line.startswith("    "))
+    words = "\n".join(line for line in head.splitlines() if not line.startswith("    ")).strip()
+    return re.sub(r"\n{2,}", "\n\n", words), equations, dict(zip(rest[::2], rest[1::2], strict=True))
+
+
+def paragraph(text: str) -> str:
+    """Return a section's lines as Markdown, numbered points as a list."""
+    lines = [line.strip() for line in text.strip().splitlines()]
+    joined = " ".join(lines)
+    points = re.split(r"(?:^|(?<=[.;:]) )\d\. ", joined)
+    if len(points) == 1:
+        return joined
+    head = [points[0].strip()] if points[0].strip() else []
+    return "\n".join([*head, *(f"{i}. {point.strip()}" for i, point in enumerate(points[1:], 1))])
+
+
+def settings(name: str) -> str:
+    """Return a table of the method's settings and their defaults."""
+    method = methods.make(name)
+    rows = []
+    for f in dataclasses.fields(method):
+        value = getattr(method, f.name)
+        if isinstance(value, float | int | str | bool) or value is None or isinstance(value, schedule.Schedule):
+            shown = schedule.text(value) if isinstance(value, schedule.Schedule) else f"{value}"
+            rows.append(f"| `{f.name}` | `{shown}` |")
+    return "\n".join(["| setting | default |", "|---|---|", *rows]) if rows else "It has no settings."
+
+
+def page(name: str) -> str:
+    """Return a method's page."""
+    words, equations, found = sections(methods.card(name))
+    row = methods.row(name)
+    kept = "nothing" if row.keeps == "-" else row.keeps
+    blocks = [f"# {name}", words, f"```text\n{equations}\n```"]
+    first = [k for k in found if k not in ("Differs", "Start")]
+    blocks += [f"**{TITLES[k]}.** {paragraph(found[k])}" for k in first]
+    blocks += [f"It keeps {kept} from step to step.", "## Settings", settings(name)]
+    blocks += [f"## {TITLES[k]}\n\n{paragraph(v)}" for k, v in found.items() if k in ("Differs", "Start")]
+    blocks += [
+        "## Use",
+        f'```python\nimport steppe\n\nmethod = steppe.make("{name}")  # then method.bind(model, optimizer)\n```',
+        f"```sh\nsteppe compare --methods plain {' '.join([*beside(name), name])}\nsteppe conformance {name}\n```",
+        "[All methods](README.md)",
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def beside(name: str) -> list[str]:
+    """Return the controls that a comparison should have."""
+    return [c for c in methods.make(name).controls if c != "plain"]
+
+
+def index(rows: list[Row]) -> str:
+    """Return the list of all methods."""
+    lines = [f"| [{r.name}]({r.name}.md) | {r.cost} | {r.keeps} | {r.source} | {r.summary} |" for r in rows]
+    return "\n".join(
+        [
+            "# Methods",
+            "",
+            "Passes: forward / backward / updates per step, at most. [The map](../family.md) says what each adds.",
+            "",
+            "| method | passes | keeps | source | what it does |",
+            "|---|---|---|---|---|",
+            *lines,
+            "",
+        ]
+    )
+
+
+def pages() -> dict[str, str]:
+    """Return every file by its name."""
+    names = methods.names()
+    return {"README.md": index([methods.row(n) for n in names]), **{f"{n}.md": page(n) for n in names}}
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for old in FOLDER.glob("*.md"):
+        old.unlink()
+    for file, text in pages().items():
+        (FOLDER / file).write_text(text)
