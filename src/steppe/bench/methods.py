@@ -4,6 +4,9 @@ A time by itself says little about a method and much about the machine. So every
 in an order that rotates, and what is reported are the ratios within a repeat: median and spread. The floor
 of a method is what its counted passes cost in plain training: forward passes at the price of a forward pass,
 backward passes at the rest of a plain step.
+
+On a processor everything runs in one thread and time is the process's own, which others that want the processor
+too do not change, or not by much; on a GPU it is the clock's.
 """
 
 from __future__ import annotations
@@ -73,6 +76,17 @@ def methods_cost(
         if value < 1:
             raise InputError(f"{name} is {value}; give at least 1")
     names = [PLAIN, *(s for s in dict.fromkeys(specs) if s != PLAIN)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _measured(names, model, batch, size, steps, repeats, tell)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measured(
+    names: list[str], model: str, batch: int, size: int, steps: int, repeats: int, tell: Callable[[int], None]
+) -> list[Cost]:
     works = {name: _Work(name, model, batch, size) for name in names}
     timings: dict[str, list[float]] = {name: [] for name in (*names, FORWARD)}
     for name in names:
@@ -127,13 +141,12 @@ class _Work:
 
 
 def _seconds(work: Callable[[], None]) -> float:
-    _wait()
+    if not torch.cuda.is_available():
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+    torch.cuda.synchronize()
     start = time.perf_counter()
     work()
-    _wait()
+    torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
