@@ -79,15 +79,17 @@ def beside(name: str) -> list[str]:
 
 def index(rows: list[Row]) -> str:
     """Return the list of all methods."""
-    lines = [f"| [{r.name}]({r.name}.md) | {r.cost} | {r.keeps} | {r.source} | {r.summary} |" for r in rows]
+    cells = [(f"[{r.name}]({r.name}.md)", r.cost, r.keeps, r.source, r.status, r.summary) for r in rows]
+    lines = [f"| {' | '.join(line)} |" for line in cells]
     return "\n".join(
         [
             "# Methods",
             "",
-            "Passes: forward / backward / updates per step, at most. [The map](../family.md) says what each adds.",
+            "Passes: forward / backward / updates per step, at most; tried: see [results](../results).",
+            "[The map](../family.md) says what each adds to the one before.",
             "",
-            "| method | passes | keeps | source | what it does |",
-            "|---|---|---|---|---|",
+            "| method | passes | keeps | source | status | what it does |",
+            "|---|---|---|---|---|---|",
             *lines,
             "",
         ]
