@@ -19,6 +19,8 @@ from steppe.vec import Vec
 class Out:
     """What a step gives back: mean ``loss`` () and ``logits`` (B, classes) of this process's clean pass.
 
+    A method that cuts the batch (RWP with two batches) gives those of its first samples.
+
     ``skipped`` is True if a non-finite loss or gradient, on any process, undid the step. For micro-batches
     whose logits differ in shape ``logits`` is a list, and it is empty for a model that returns only its loss.
     """

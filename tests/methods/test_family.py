@@ -282,6 +282,25 @@ def test_rwp_with_two_batches_takes_a_gradient_of_each_half():
     assert len(out.logits) == 6
 
 
+@pytest.mark.parametrize("spec", ["rwp:batches=2", "rwp:batches=2,alpha=0", "esam", "lpf-sgd", "lpf-sgd:M=5"])
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 9])
+def test_methods_that_cut_a_batch_take_small_ones_through_batch_norm(spec, count):
+    net = small_net()
+    step = steppe.methods.parse(spec).bind(net, sgd(net))
+    assert not step(indexed(0, count)).skipped
+
+
+def test_rwp_with_two_batches_and_saf_keep_what_the_clean_half_said():
+    net = small_net()
+    step = steppe.methods.parse("rwp:batches=2+saf:past=1").bind(net, sgd(net))
+    for k in range(3):
+        out = step(indexed(k))
+    store = step.state["base"]
+    assert store.visits[:6].tolist() == [3] * 6
+    assert not store.visits[6:].any()
+    assert torch.equal(store.values[:6, 0], out.logits)
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_rwp_by_halves_of_the_processes_is_the_mean_of_clean_and_noisy(count):
     found = together(count, halved, 0.3)

@@ -15,6 +15,7 @@ Start    M 8, gamma cosine(0.0005,0.008) (wide networks); M 1, gamma 0.002 (CIFA
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -53,7 +54,10 @@ class LPFSGD(Method):
             return descend(batch, rt)
         total: Vec = [None] * len(rt.params)
         outs = []
-        for part in batch.split(-(-len(batch) // self.M)):
+        count = max(1, min(self.M, len(batch) // 2))  # BatchNorm takes no part of a single sample
+        edges = [i * len(batch) // count for i in range(count + 1)]
+        for a, b in pairwise(edges):
+            part = batch.take(slice(a, b))
             share = rt.weight(part) / rt.weight(batch)
             with rt.at(vec.scale(filter_noise(rt.params, rt.owners, 1.0, rt.rng), gamma), clean=True):
                 out, g = rt.grad(rt.objective, part)

@@ -63,13 +63,15 @@ class RWP(Method):
         """Take the clean and the noisy gradient; descend with their mean."""
         if self.halves:
             return self._by_process(batch, rt)
-        clean, other = batch.halves() if self.batches == 2 else (batch, batch)
+        # BatchNorm takes no half of a single sample
+        cut = self.batches == 2 and len(batch) >= 4
+        clean, other = batch.halves() if cut else (batch, batch)
         gamma = rt.setting("gamma", self.gamma)
         if self.alpha == 1 or (gamma == 0 and self.batches == 1):
             return descend(clean, rt)
         if self.alpha == 0:
             with rt.at(self._noise(gamma, rt), clean=True):
-                out, g = rt.grad(rt.objective, other)
+                out, g = rt.grad(rt.objective, clean)
             rt.apply(g)
             return out
         out, g = rt.grad(rt.objective, clean)

@@ -93,7 +93,8 @@ class SAF(Method):
         """Keep what was said, on all processes."""
         assert isinstance(state, PastOutputs)
         if self.lam:
-            state.write(*rt.ranks.gather(_index(batch), out.logits))
+            # a rule may give the objective's clean pass the first samples only
+            state.write(*rt.ranks.gather(_index(batch)[: len(out.logits)], out.logits))
 
 
 def _index(batch: Batch) -> Tensor:

@@ -165,11 +165,11 @@ def arwp(r: Reference, x: Tensor, y: Tensor) -> None:
 
 
 def lpf_sgd(r: Reference, x: Tensor, y: Tensor) -> None:
-    """Bisla et al., algorithm 1."""
-    size = -(-len(y) // r.given["M"])
+    """Bisla et al., algorithm 1; parts of nearly equal size, of two samples at least."""
+    parts = min(r.given["M"], len(y) // 2)
     total = times(r.w, 0.0)
-    for i in range(0, len(y), size):
-        part = slice(i, i + size)
+    for i in range(parts):
+        part = slice(i * len(y) // parts, (i + 1) * len(y) // parts)
         g = r.gradient(plus(r.w, filter_noise(r, r.given["gamma"])), x[part], y[part])
         total = plus(total, times(g, len(y[part]) / len(y)))
     r.update(total)
