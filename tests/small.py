@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from steppe.methods import METHODS
+from steppe.batch import Batch
+from steppe.method import Method, overrides
+from steppe.methods import METHODS, make
 
-# saf asks for the samples' indices and swa for the length of training; the conformance suite has them too
-BARE = [name for name in METHODS if name not in ("saf", "swa")]
+# saf asks for the samples' indices, swa for the length of training, others for a model that they build; the
+# conformance suite has them all
+BARE = [name for name in METHODS if name not in ("saf", "swa") and not overrides(make(name), "build")]
 
 
 def small_net(seed: int = 0, dtype: torch.dtype = torch.float32, dropout: float = 0.3) -> nn.Sequential:
@@ -42,3 +47,17 @@ def sgd(net: nn.Module, lr: float = 0.1) -> torch.optim.Optimizer:
 
 def adam(net: nn.Module, lr: float = 1e-2) -> torch.optim.Optimizer:
     return torch.optim.Adam(net.parameters(), lr)
+
+
+def indexed(k: int, count: int = 12) -> Batch:
+    x, y = small_batch(seed=k, count=count)
+    return Batch(x, y, torch.arange(count))
+
+
+def trained(method: Method, net: nn.Module | None = None, steps: int = 5, **options: Any) -> nn.Module:
+    net = small_net() if net is None else net
+    torch.manual_seed(7)
+    step = method.bind(net, sgd(net), steps=10, **options)
+    for k in range(steps):
+        step(indexed(k))
+    return net

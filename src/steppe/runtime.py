@@ -8,100 +8,24 @@ passes are counted; a non-finite value anywhere stops the step on every process 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from steppe import parameters, streams, vec
 from steppe.batch import Batch, join_logits
-from steppe.calling import call, logits_of, loss_of, unwrap
-from steppe.course import Course, NonFinite, Out
+from steppe.course import NonFinite, Out
 from steppe.errors import InputError
-from steppe.precision import Precision, widened
-from steppe.ranks import Shards, Sync, ranks_of
-from steppe.schedule import Now, Value, value_at
+from steppe.ground import Ground, Loss, Objective, Passes, Setup, Transform
 from steppe.vec import Vec
-
-if TYPE_CHECKING:
-    from torch.amp.grad_scaler import GradScaler
-    from torch.optim import Optimizer
 
 __all__ = ["Loss", "Objective", "Out", "Passes", "Runtime", "Setup", "Transform"]
 
-T = TypeVar("T")
-Loss = Callable[[Tensor, Tensor], Tensor]
-Transform = Callable[[Vec, "Runtime"], Vec]
 
-
-Objective = Callable[[Batch], Out]
-
-
-@dataclass
-class Passes:
-    """Counted work: forward and backward passes in units of the step's batch, and optimizer updates."""
-
-    forward: float = 0.0
-    backward: float = 0.0
-    updates: int = 0
-    steps: int = 0
-
-    def per_step(self) -> tuple[float, float, float]:
-        """Return (forward, backward, updates) per step."""
-        n = max(self.steps, 1)
-        return self.forward / n, self.backward / n, self.updates / n
-
-
-@dataclass(frozen=True)
-class Setup:
-    """How a method is bound; see `steppe.method.Method.bind`."""
-
-    loss: Loss | str
-    transforms: Sequence[Transform] = ()
-    clip: float | None = None
-    precision: str = "fp32"
-    scaler: GradScaler | None = None
-    microbatch: int | None = None
-    sync: Sync = None
-    weigh: Callable[[Batch], float] = len
-    steps: int | Callable[[], float] | None = None
-    epoch: int | None = None
-    seed: int = 0
-
-
-class Runtime:
-    """Everything one bound method works with.
-
-    ``net`` is the user's network below wrappers, for its structure; passes go through `forward` and
-    `supervised`. ``params`` are the optimizer's trainable parameters, each once, ``owners`` the modules that
-    hold them; ``rng`` draws the method's noise. ``divisible`` tells whether parts of ``net`` may be called on
-    their own, which a compiled or sharded model forbids.
-    """
-
-    def __init__(self, model: nn.Module, optimizer: Optimizer, setup: Setup):
-        self.model, self.optimizer, self.setup = model, optimizer, setup
-        self.net, wrapper = unwrap(model)
-        self.params = parameters.trainable(optimizer)
-        self.device = self.params[0].device
-        self.precision = Precision(setup.precision, self.params[0], setup.scaler)
-        self.ranks = ranks_of(self.net, wrapper, self.params, setup.sync)
-        self.ranks.settle()
-        self.owners = parameters.owners(self.net, self.params)
-        self.divisible = model in (self.net, wrapper) and not isinstance(self.ranks, Shards)
-        self.rng = streams.generator(setup.seed, "noise", self.ranks.noise, self.device)
-        self._mask_rng = streams.generator(setup.seed, "masks", self.ranks.rank, self.device)
-        self.passes = Passes()
-        self.objective: Objective = _unset
-        self._good = torch.zeros((), dtype=torch.bool, device=self.device)
-        self.course = Course(self.net, 0, 0.0, self._good)
-        self._aside = False
-        self._clean_streams = streams.capture(self.device)
-        self._memo: dict[Hashable, Any] = {}
-
-    # -- verbs -------------------------------------------------------------------------------------------
+class Runtime(Ground):
+    """Everything one bound method works with: the verbs, and what they stand on (see `steppe.ground.Ground`)."""
 
     def grad(
         self, objective: Objective, batch: Batch, *, work: float = 1.0, where: Sequence[bool] | None = None
@@ -116,7 +40,7 @@ class Runtime:
 
         Raises `NonFinite` if the loss or a gradient is not finite, where that can be known at once.
         """
-        if not self._aside:
+        if not self.looking:
             self._clean_streams = streams.capture(self.device)
         self.clear()
         parts = self.parts(batch)
@@ -174,8 +98,8 @@ class Runtime:
         (see `draw_masks`).
         """
         buffers = [(b, b.detach().clone()) for b in self.net.buffers()]
-        now, outer = streams.capture(self.device), self._aside
-        self._aside = True
+        now, outer = streams.capture(self.device), self.looking
+        self.looking = True
         try:
             if masks is None:
                 streams.restore(self._clean_streams, self.device)
@@ -183,7 +107,7 @@ class Runtime:
                 torch.manual_seed(masks)
             yield
         finally:
-            self._aside = outer
+            self.looking = outer
             streams.restore(now, self.device)
             with torch.no_grad():
                 for buffer, saved in buffers:
@@ -277,119 +201,6 @@ class Runtime:
         self._judge(~vec.finite([*found]).to(self.device))
         return found
 
-    def losses(self, outputs: Any, batch: Batch) -> Tensor:
-        """Return the user's loss of each sample (B,), from logits of the batch or of each of its micro-batches."""
-        logits = [outputs] if isinstance(outputs, Tensor) else outputs
-        parts = [batch] if isinstance(outputs, Tensor) else self.parts(batch)
-        with torch.no_grad():
-            return torch.cat([self._each_loss(z, part.y) for z, part in zip(logits, parts, strict=True)])
-
-    def _each_loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        def one(z: Tensor, target: Tensor) -> Tensor:
-            return self.loss(z[None], target[None])
-
-        try:
-            values: Tensor = torch.vmap(one)(logits, y)
-        except RuntimeError:  # a loss that looks at values cannot be mapped
-            values = torch.stack([one(z, target) for z, target in zip(logits, y, strict=True)])
-        return values
-
-    def forward(self, x: Any) -> Tensor:
-        """Return the model's logits on a batch's inputs, with their graph."""
-        return logits_of(call(self.model, x))
-
-    def supervised(self, batch: Batch) -> Out:
-        """Return the user's loss on a batch, with its graph."""
-        if self.setup.loss == "model":
-            return Out(*loss_of(call(self.model, batch.x, batch.y)))
-        if batch.y is None:
-            raise InputError(
-                "the batch has no targets; give y, a mapping with 'labels', or loss='model' "
-                "if the model returns its own loss"
-            )
-        logits = self.forward(batch.x)
-        return Out(self.loss(logits, batch.y), logits)
-
-    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Return the user's loss, in at least float32 whatever the precision of the pass."""
-        if not callable(self.setup.loss):
-            raise InputError("this method computes losses itself; bind it with a loss function, not loss='model'")
-        return self.setup.loss(widened(logits), y)
-
-    def setting(self, name: str, value: Value) -> float | list[float]:
-        """Return a hyper-parameter's value in this step: one number, or one per parameter.
-
-        It may follow a schedule, and an optimizer's parameter group may have its own under the same name.
-        """
-        return parameters.per_group(self.optimizer, self.params, name, value_at(value, self.now))
-
-    @property
-    def now(self) -> Now:
-        """Where training is."""
-        lr = float(self.optimizer.param_groups[0]["lr"])
-        done = max(self.passes.steps - 1, 0)
-        length = self.setup.steps
-        share = length() if callable(length) else done / length if length else None
-        return Now(done, share, lr)
-
-    # -- support -----------------------------------------------------------------------------------------
-
-    def draw_masks(self) -> int:
-        """Return a seed for fresh dropout masks, from the step's own generator."""
-        return int(torch.randint(2**62, (), generator=self._mask_rng, device=self._mask_rng.device))
-
-    @contextmanager
-    def rewound(self) -> Iterator[None]:
-        """Return the random streams to this point on leaving, so that what follows sees the same masks."""
-        states = streams.capture(self.device)
-        try:
-            yield
-        finally:
-            streams.restore(states, self.device)
-
-    def once(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return what ``make`` gave the first time: for facts about the network that do not change."""
-        if key not in self._memo:
-            self._memo[key] = make()
-        value: T = self._memo[key]
-        return value
-
-    def count(self, *, forward: float = 0.0, backward: float = 0.0) -> None:
-        """Count samples that went through; kept in units of the step's batch."""
-        unit = self.course.size or 1
-        self.passes.forward += forward / unit
-        self.passes.backward += backward / unit
-
-    def generators(self) -> dict[str, torch.Generator]:
-        """Return the generators that resume needs, by name."""
-        return {"noise": self.rng, "masks": self._mask_rng}
-
-    def begin(self, batch: Batch) -> None:
-        """Start a step on this batch: the unit that passes are counted in."""
-        parts = self.parts(batch)
-        self.course = Course(self.net, len(batch), self.weight(batch), self._good)
-        self.ranks.begin(self.course.weight, len(parts))
-        self.ranks.settle()
-        present = parameters.trainable(self.optimizer)
-        if not parameters.same(present, self.params):
-            self.params, self.owners, self._memo = present, parameters.owners(self.net, present), {}
-        self.passes.steps += 1
-
-    def parts(self, batch: Batch) -> list[Batch]:
-        """Return the micro-batches that a batch goes through in."""
-        size = self.setup.microbatch
-        parts = batch.parts()
-        return parts if size is None else [piece for part in parts for piece in part.split(size)]
-
-    def weight(self, batch: Batch) -> float:
-        """Return what a batch counts in a mean: its samples, if the user did not say otherwise."""
-        return float(sum(map(self.setup.weigh, self.parts(batch))))
-
-    def clear(self) -> None:
-        """Leave no gradient behind."""
-        for p in self.params:
-            p.grad = None
-
     @contextmanager
     def _only(self, where: Sequence[bool] | None) -> Iterator[None]:
         """Compute no gradient for the other parameters, where switching them off has no price."""
@@ -411,7 +222,3 @@ class Runtime:
         self.course.bad = self.course.bad | bad
         if self.ranks.decides and self.ranks.any(bad):
             raise NonFinite(self.course.output)
-
-
-def _unset(batch: Batch) -> Out:
-    raise RuntimeError("no objective yet: call the bound step, not the runtime")

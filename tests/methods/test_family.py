@@ -1,4 +1,4 @@
-"""What the relatives of SAM are to each other, what they remember, and what they save."""
+"""What the relatives of SAM are to each other, and what they save."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import copy
 
 import pytest
 import torch
-from many import farthest, halved, saf_store, together
-from small import sgd, small_batch, small_net
+from many import farthest, halved, together
+from small import indexed, sgd, small_batch, small_net, trained
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import steppe
-from steppe.past_outputs import PastOutputs, size_in_bytes
 
 CROSS: list[tuple[steppe.Method, steppe.Method]] = [
     (steppe.MixedSAM(alpha=0.0), steppe.SAM()),
@@ -39,20 +38,6 @@ CROSS: list[tuple[steppe.Method, steppe.Method]] = [
     (steppe.On(steppe.SAM(), steppe.EMA()), steppe.SAM()),
     (steppe.On(steppe.SAM(), steppe.MESA(lam=0.0)), steppe.SAM()),
 ]
-
-
-def indexed(k: int, count: int = 12) -> steppe.Batch:
-    x, y = small_batch(seed=k, count=count)
-    return steppe.Batch(x, y, torch.arange(count))
-
-
-def trained(method: steppe.Method, net: nn.Module | None = None, steps: int = 5, **options: object) -> nn.Module:
-    net = small_net() if net is None else net
-    torch.manual_seed(7)
-    step = method.bind(net, sgd(net), steps=10, **options)
-    for k in range(steps):
-        step(indexed(k))
-    return net
 
 
 @pytest.mark.parametrize(("method", "simpler"), CROSS, ids=lambda m: repr(m))
@@ -319,199 +304,6 @@ def test_rwp_by_halves_needs_processes():
     net = small_net()
     with pytest.raises(steppe.InputError, match="start it under DDP"):
         steppe.RWP(halves=True).bind(net, sgd(net))(indexed(0))
-
-
-# -- what is remembered ----------------------------------------------------------------------------------------
-
-
-def test_ema_is_the_mean_that_the_formula_says():
-    net = small_net()
-    step = steppe.EMA(decay=0.5).bind(net, sgd(net))
-    mean = net[0].weight.detach().clone()
-    running = net[1].running_mean.clone()
-    for t in range(6):
-        step(indexed(t))
-        d = min(0.5, (1 + t) / (10 + t))
-        mean = d * mean + (1 - d) * net[0].weight.detach()
-        running = d * running + (1 - d) * net[1].running_mean
-    average = averaged(step, net)
-    assert torch.allclose(average[0].weight, mean, atol=1e-6)
-    assert torch.allclose(average[1].running_mean, running, atol=1e-6)
-    assert int(average[1].num_batches_tracked) == 6  # integers are copied
-    x, _ = small_batch()
-    assert torch.equal(step.predict(x), average.eval()(x))
-
-
-def test_swa_is_the_plain_mean_of_what_it_was_told_to_take():
-    net = small_net()
-    step = steppe.SWA(start=0.5, every=2).bind(net, sgd(net), steps=10)
-    x, _ = small_batch()
-    taken = []
-    for t in range(10):
-        step(indexed(t))
-        if t in (6, 8):
-            taken.append(net[0].weight.detach().clone())
-        if t == 4:
-            net.eval()
-            assert torch.equal(step.predict(x), net(x))
-            net.train()
-    assert torch.allclose(averaged(step, net)[0].weight, torch.stack(taken).mean(0), atol=1e-7)
-
-
-def test_mesa_s_teacher_has_neither_dropout_nor_a_gradient():
-    net = small_net(dropout=0.5)
-    step = steppe.MESA(decay=0.9).bind(net, sgd(net))
-    for t in range(3):
-        step(indexed(t))
-    modes = []
-    net[-1].register_forward_hook(lambda module, x, y: modes.append((module.training, y.requires_grad)))
-    step(indexed(3))
-    assert modes == [(False, False), (True, True)]
-    assert all(module.training for module in net.modules())
-    assert not list(step.state.parameters())
-
-
-def test_autocast_does_not_keep_the_teacher_s_weights_for_the_student():
-    """It caches what it casts; the student's pass must not read the cast of the mean's weights."""
-    net = small_net(dropout=0.0)
-    step = steppe.MESA(decay=0.9).bind(net, sgd(net, lr=0.5), precision="bf16")
-    for t in range(3):
-        step(indexed(t))
-    x, _ = small_batch(seed=3)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        expected = copy.deepcopy(net)(x)
-    assert torch.equal(step(indexed(3)).logits, expected)
-
-
-def test_in_place_of_a_network_an_average_leaves_it_as_it_was():
-    net = small_net()
-    step = steppe.EMA(decay=0.5).bind(net, sgd(net))
-    step(indexed(0))
-    before, places = copy.deepcopy(net.state_dict()), [p.data_ptr() for p in net.parameters()]
-    with pytest.raises(RuntimeError, match="on purpose"), step.state.in_place_of(net):
-        assert not torch.equal(net[0].weight, before["0.weight"])
-        raise RuntimeError("on purpose")
-    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
-    assert [p.data_ptr() for p in net.parameters()] == places
-
-
-def averaged(step: steppe.Step, net: nn.Module) -> nn.Module:
-    with step.state.in_place_of(net):
-        return copy.deepcopy(net)
-
-
-def test_sam_and_mesa_look_at_the_same_objective():
-    net = small_net(dropout=0.0)
-    step = steppe.On(steppe.SAM(), steppe.MESA()).bind(net, sgd(net))
-    step(indexed(0))
-    assert step.passes.per_step() == (4, 2, 1)  # the teacher runs beside each of the two passes
-
-
-@pytest.mark.parametrize("form", ["full", "half", "top:3", "top:9"])
-def test_past_outputs_come_back_by_sample_and_visit(form):
-    store = PastOutputs(past=2, form=form, T=2.0)
-    g = torch.Generator().manual_seed(0)
-    said: dict[int, list[Tensor]] = {i: [] for i in range(20)}
-    for _ in range(5):
-        for index in torch.randperm(20, generator=g).split(6):
-            past, visits = store.read(index)
-            for row, i in enumerate(index.tolist()):
-                assert int(visits[row]) == len(said[i])
-                if len(said[i]) >= 2:
-                    if past.classes is None:
-                        assert torch.allclose(past.values[row], said[i][-2], atol=0 if form == "full" else 2e-3)
-                        continue
-                    most = torch.softmax(said[i][-2] / 2, 0).topk(int(form[4:]))
-                    assert torch.equal(past.classes[row], most.indices)
-                    assert torch.allclose(past.values[row], most.values, atol=1e-3)
-            logits = torch.randn(len(index), 9, generator=g)
-            store.write(index, logits)
-            for row, i in enumerate(index.tolist()):
-                said[i].append(logits[row])
-
-
-def test_the_divergence_from_some_classes_is_that_of_the_lumped_distributions():
-    store, g = PastOutputs(past=1, form="top:3", T=2.0), torch.Generator().manual_seed(2)
-    before, now = torch.randn(6, 9, generator=g), torch.randn(6, 9, generator=g).requires_grad_()
-    store.write(torch.arange(6), before)
-    said, _ = store.read(torch.arange(6))
-    found = said.divergence(now)
-    p, q = (torch.softmax(z.detach().double() / 2, 1) for z in (before, now))
-    top = p.topk(3).indices
-    p, q = (torch.cat([r.gather(1, top), 1 - r.gather(1, top).sum(1, keepdim=True)], 1) for r in (p, q))
-    assert torch.allclose(found.double(), (p * (p / q).log()).sum(1), atol=1e-3)
-    whole = steppe.losses.kl_each(before, now.detach(), 2.0)
-    assert (found.detach() <= whole + 1e-3).all()
-    # within the lump the gradient only scales: its ratios are those of the present probabilities
-    gradient = torch.autograd.grad(found.sum(), now)[0]
-    rest = torch.ones(6, 9, dtype=torch.bool).scatter(1, top, False)
-    share = gradient / torch.softmax(now.detach() / 2, 1)
-    assert all(torch.allclose(share[i][rest[i]], share[i][rest[i]][0].expand(6), atol=1e-4) for i in range(6))
-
-
-@pytest.mark.parametrize("form", ["full", "half", "top:3"])
-def test_reserved_memory_is_what_was_announced_from_the_start(form):
-    store = PastOutputs(past=3, form=form, T=5.0)
-    store.reserve(100, 10)
-    announced = size_in_bytes(100, 10, 3, form)
-    assert sum(b.numel() * b.element_size() for b in store.buffers()) == announced
-    for index in torch.randperm(100).split(7):
-        store.write(index, torch.randn(len(index), 10))
-    assert sum(b.numel() * b.element_size() for b in store.buffers()) == announced
-
-
-@pytest.mark.parametrize("form", ["full", "half", "top:3"])
-def test_the_memory_is_what_was_announced(form):
-    store = PastOutputs(past=3, form=form, T=5.0)
-    store.write(torch.arange(100), torch.randn(100, 10))
-    held = sum(b.numel() * b.element_size() for b in store.buffers())
-    assert held == size_in_bytes(100, 10, 3, form)
-    assert steppe.SAF(store=form).footprint(100, 10) == held
-
-
-@pytest.mark.parametrize("store", ["full", "half", "top:2"])
-def test_saf_resumes_bit_for_bit(store):
-    method = steppe.SAF(start=1, past=2, store=store)
-    straight = trained(method, steps=8)
-    first, second = small_net(), small_net(9)
-    torch.manual_seed(7)
-    optimizer = sgd(first)
-    step = method.bind(first, optimizer)
-    for k in range(4):
-        step(indexed(k))
-    again = sgd(second)
-    resumed = method.bind(second, again)
-    second.load_state_dict(first.state_dict())
-    again.load_state_dict(optimizer.state_dict())
-    resumed.load_state_dict(copy.deepcopy(step.state_dict()))
-    for k in range(4, 8):
-        resumed(indexed(k))
-    for s, t in zip(straight.state_dict().values(), second.state_dict().values(), strict=True):
-        assert torch.equal(s, t)
-
-
-def test_saf_keeps_what_the_network_said_of_each_sample_on_two_shuffled_processes():
-    for answer in together(2, saf_store):
-        assert answer["wrong"] == 0
-        assert answer["seen"] == 30 * 4
-
-
-def test_saf_leaves_mixed_batches_alone_if_told():
-    x, y = small_batch()
-    mixed = steppe.Batch(x, nn.functional.one_hot(y, 5).float(), torch.arange(12))
-    for choice, same in (("skip", True), ("accept", False)):
-        nets = [small_net(dropout=0.0), small_net(dropout=0.0)]
-        for net, method in zip(nets, (steppe.SAF(start=0, past=1, mixed=choice), steppe.Plain()), strict=True):
-            step = method.bind(net, sgd(net))
-            for _ in range(4):
-                step(mixed)
-        assert torch.equal(nets[0][0].weight, nets[1][0].weight) == same
-
-
-def test_saf_without_an_index_says_what_it_needs():
-    net = small_net()
-    with pytest.raises(steppe.InputError, match="give batches with an index"):
-        steppe.SAF().bind(net, sgd(net))(*small_batch())
 
 
 @pytest.mark.parametrize(
