@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test test-slow lint types format docs clean
+.PHONY: help demo test test-slow lint types format docs dist clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,5 +39,11 @@ format: $(READY)  ## Put the code in form
 docs: $(READY)  ## Write the methods' pages from their cards
 	$(BIN)/python docs/make_methods.py
 
+dist: $(READY)  ## Build and check the wheel and the source distribution, in dist
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dist]'
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
 clean:  ## Remove the environment and the demo
-	rm -rf .venv out
+	rm -rf .venv out dist

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 
@@ -22,6 +23,11 @@ from steppe.methods import METHODS, parse
         (lambda: Optim(lr=-1.0), "optim.lr is -1.0"),
         (lambda: Optim(name="adagrad"), "choose one of adam, adamw, sgd"),
         (lambda: Optim(momentum=1.0), "below 1"),
+        (lambda: Optim(momentum=0, nesterov=True), "optim.nesterov is True and optim.momentum 0; give a momentum"),
+        (lambda: Optim(warmup=3), "optim.warmup is 3; give a share from 0 to below 1"),
+        (lambda: Optim(label_smoothing=1), "optim.label_smoothing is 1; give a share"),
+        (lambda: Optim(min_lr=0.1, lr=0.01), "optim.min_lr is 0.1 and optim.lr 0.01; give at most that"),
+        (lambda: Optim(warmup_lr=-1.0), "optim.warmup_lr is -1.0"),
         (lambda: Data(val=1.5), "a fraction below 1 or a whole number"),
         (lambda: Data(val=0), "data.val is 0"),
         (lambda: Data(size=4), "data.size is 4"),
@@ -61,8 +67,27 @@ def test_runs_of_before_keep_their_names():
     """Comparisons on disk stay valid: settings that are younger count only where they are used."""
     run = Run(method="sam", data=Data(train=200), optim=Optim(lr=1e-3))
     assert run.digest("SAM(rho=0.05)") == "2b359c4093f2"
+    younger = {
+        "nesterov": True, "warmup": 0.1, "warmup_lr": 1e-5, "min_lr": 1e-5, "label_smoothing": 0.1,
+    }  # fmt: skip
     older = {k: v for k, v in run.as_dict().items() if k not in ("microbatch", "m", "sync", "parallel", "compile")}
+    older["optim"] = {k: v for k, v in older["optim"].items() if k not in younger}
+    older["data"] = {k: v for k, v in older["data"].items() if k not in ("views", "noise", "legacy_share")}
     assert essential(run.as_dict()) == older
+    assert essential(older) == older
+    others = [run, *(dataclasses.replace(run, optim=Optim(lr=1e-3, **{k: v})) for k, v in younger.items())]
+    assert len({one.digest("") for one in others}) == len(others)
+
+
+def test_the_learning_rate_rises_falls_and_ends_where_it_is_told_to():
+    optim = Optim(lr=0.4, warmup=0.25, warmup_lr=0.1, min_lr=0.05)
+    assert [optim.lr_at(s) for s in (0, 0.125, 0.25)] == pytest.approx(
+        [0.1, 0.25, 0.05 + 0.35 * (1 + 0.5**0.5) / 2]
+    )
+    assert [optim.lr_at(s) for s in (0.5, 1, 1.2)] == pytest.approx([0.225, 0.05, 0.05])
+    constant = dataclasses.replace(optim, schedule="constant")
+    assert [constant.lr_at(s) for s in (0, 0.2, 0.25, 1)] == pytest.approx([0.1, 0.34, 0.4, 0.4])
+    assert Optim(lr=0.3).lr_at(0.7) == 0.3 * 0.5 * (1 + math.cos(math.pi * 0.7))
 
 
 def test_how_a_network_is_shared_out_is_not_part_of_a_run_s_name():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from steppe import models
-from steppe.methods import METHODS, parse
+from steppe.methods import METHODS, parse, row
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,6 +38,12 @@ def test_the_methods_pages_are_those_of_their_cards():
     spec.loader.exec_module(maker)
     held = {path.name: path.read_text() for path in (ROOT / "docs/methods").glob("*.md")}
     assert held == maker.pages(), "run `make docs`"
+
+
+def test_what_is_listed_as_tried_has_a_row_in_the_results():
+    text = "\n".join(path.read_text() for path in (ROOT / "docs/results").glob("*.md"))
+    rows = set(re.findall(r"^\| ([a-z0-9-]+)(?::[^ ]*)? \|", text, re.MULTILINE))
+    assert {name for name in METHODS if row(name).status == "tried"} == rows & set(METHODS)
 
 
 def test_contributing_shows_the_method_that_is_there():

@@ -8,15 +8,22 @@ from steppe.methods import make, names
 from steppe.methods.agc import AGC
 from steppe.methods.arwp import ARWP
 from steppe.methods.asam import ASAM
+from steppe.methods.dml import DML
 from steppe.methods.ema import EMA
 from steppe.methods.esam import ESAM
+from steppe.methods.ffl import FFL
 from steppe.methods.friendly_sam import FriendlySAM
 from steppe.methods.gc import GC
 from steppe.methods.gsam import GSAM
+from steppe.methods.kdcl import KDCL
 from steppe.methods.looksam import LookSAM
 from steppe.methods.lpf_sgd import LPFSGD
 from steppe.methods.mesa import MESA
 from steppe.methods.mixed_sam import MixedSAM
+from steppe.methods.okddip import OKDDip
+from steppe.methods.okdph import OKDPH
+from steppe.methods.one import ONE
+from steppe.methods.pcl import PCL
 from steppe.methods.plain import Plain
 from steppe.methods.r_sam import RSAM
 from steppe.methods.random_sam import RandomSAM
@@ -38,12 +45,18 @@ __all__ = [
     "AGC",
     "ARWP",
     "ASAM",
+    "DML",
     "EMA",
     "ESAM",
+    "FFL",
     "GC",
     "GSAM",
+    "KDCL",
     "LPFSGD",
     "MESA",
+    "OKDPH",
+    "ONE",
+    "PCL",
     "RSAM",
     "RWP",
     "SADT",
@@ -59,6 +72,7 @@ __all__ = [
     "LookSAM",
     "Method",
     "MixedSAM",
+    "OKDDip",
     "On",
     "Out",
     "Passes",

@@ -14,6 +14,7 @@ from typing import NoReturn
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from steppe import voice
+from steppe.asking import as_flags
 from steppe.errors import InputError, RunError, unknown
 from steppe.verbs import COMMANDS, EXAMPLES, TEAMWORK
 
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code: 0, 1 (a run failed) or 2 (bad input)."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in argv
-    argv = [a for a in argv if a != "--debug"]
+    argv = as_flags([a for a in argv if a != "--debug"])
     signal.signal(signal.SIGTERM, _interrupt)
     with contextlib.ExitStack() as stack:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +38,16 @@ class On(Method):
                     f"{name_of(self.rule)} and {name_of(self.base)} both define the {part}; "
                     "combine methods that change different parts, such as sam+gc"
                 )
+        for said in ("local", "whole", "mixes"):
+            object.__setattr__(self, said, getattr(self.rule, said) or getattr(self.base, said))
 
     def _holder(self, part: str) -> Method:
         return self.rule if overrides(self.rule, part) else self.base
+
+    @property
+    def views(self) -> int:
+        """As many as the base takes."""
+        return self.base.views
 
     def build(self, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Build as the base does."""
@@ -72,10 +80,42 @@ class On(Method):
         """Keep what both keep."""
         return self.rule.footprint(samples, classes) + self.base.footprint(samples, classes)
 
+    def reserve(self, state: nn.Module, samples: int, classes: int) -> None:
+        """Take what both ask for."""
+        for part in (self.rule, self.base):
+            part.reserve(self._state(part, state), samples, classes)
+
+    def standing(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
+        """Put in the network's place what the rule does, else what the base does."""
+        part = self.rule if overrides(self.rule, "standing") else self.base
+        return part.standing(net, self._state(part, state))
+
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
-        """Deploy what the one that defines a prediction deploys, the base by default."""
-        holder = self._holder("predict")
-        return holder.predict(net, self._state(holder, state), x)
+        """Deploy what the one that defines a prediction deploys, the base by default.
+
+        If both do, that is what the base deploys of the weights that the rule puts in place.
+        """
+        holder, placed = self._deploying(net, state)
+        with placed:
+            return holder.predict(net, self._state(holder, state), x)
+
+    def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
+        """Report what the one that deploys reports."""
+        holder, placed = self._deploying(net, state)
+        with placed:
+            return holder.outputs(net, self._state(holder, state), x)
+
+    def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
+        """Deploy alone what is deployed."""
+        holder, placed = self._deploying(net, state)
+        with placed:
+            return holder.single(net, self._state(holder, state), new_model)
+
+    def _deploying(self, net: nn.Module, state: nn.Module) -> tuple[Method, AbstractContextManager[None]]:
+        both = all(overrides(part, "predict") for part in (self.rule, self.base))
+        if both and overrides(self.rule, "standing"):
+            return self.base, self.rule.standing(net, self._state(self.rule, state))
+        return self._holder("predict"), nullcontext()
 
     def _state(self, part: Method, state: nn.Module) -> nn.Module:
         return state.get_submodule("rule" if part is self.rule else "base")
@@ -106,7 +146,13 @@ class When(Method):
         require(self, "stop", self.stop is None or self.stop > 0, wanted)
         if units and self.stop is not None:
             require(self, "stop", self.stop > self.start, f"more than start, {self.start:g}")
-        object.__setattr__(self, "controls", self.method.controls)
+        for said in ("controls", "local", "whole", "mixes"):
+            object.__setattr__(self, said, getattr(self.method, said))
+        if overrides(self.method, "build"):
+            raise InputError(
+                f"{name_of(self.method)} builds what it trains and cannot work for a time only; "
+                "leave start, stop and every out"
+            )
 
     def active(self, now: Now) -> bool:
         """Return whether this step is the method's."""
@@ -115,6 +161,11 @@ class When(Method):
             return False
         first = int(self.start) if self.start >= 1 else 0
         return (now.step - first) % self.every == 0
+
+    @property
+    def views(self) -> int:
+        """As many as the method takes."""
+        return self.method.views
 
     def build(self, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Build as the method does."""
@@ -144,6 +195,22 @@ class When(Method):
         """Keep what the method keeps."""
         return self.method.footprint(samples, classes)
 
+    def reserve(self, state: nn.Module, samples: int, classes: int) -> None:
+        """Take what the method asks for."""
+        self.method.reserve(state, samples, classes)
+
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         """Deploy what the method deploys."""
         return self.method.predict(net, state, x)
+
+    def standing(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
+        """Put in the network's place what the method does."""
+        return self.method.standing(net, state)
+
+    def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
+        """Report what the method reports."""
+        return self.method.outputs(net, state, x)
+
+    def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
+        """Deploy alone what the method deploys."""
+        return self.method.single(net, state, new_model)

@@ -11,13 +11,13 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from steppe.errors import InputError
 
 Optimizer = Literal["adam", "adamw", "sgd"]
-Schedule = Literal["cosine", "constant"]
+Schedule = Literal["cosine", "constant", "step"]
 Match = Literal["epochs", "gradients", "seconds"]
 Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 Sync = Literal["local", "global"]
@@ -48,7 +48,15 @@ class Data:
         val: Images held out of the training images for validation: a fraction below 1, or a count.
         test: Test images used, drawn class by class; all of them if not given.
         size: Side in pixels that images are resized to; the data set's own size if not given (digits: 24).
-        augment: What is done to each training batch, in this order: flip, crop, cutout, mixup, cutmix.
+        augment: What is done to each training batch, in the order given: any of flip, crop, resized-crop, jitter,
+            cutout, mixup, cutmix.
+        views: Compositions that take the place of augment, one for each network of a method that trains several
+            (and for OKDPH's hybrid), or one for all: plain, crop-flip, crop-flip-rotate, crop-flip-cutout,
+            crop-randaugment, crop-autoaugment.
+        noise: Deviation of Gaussian noise on every normalised pixel, new in each epoch and view for training
+            images and always the same for an image that is validated or tested on; 1 is usual.
+        legacy_share: Share of each class that is trained on, chosen as the published lists of OKDPH were, with
+            repetitions (0.1 and 0.01 there); train chooses without them.
         normalize: 'unit' gives values in [0, 1]; 'standard' subtracts the training images' mean per channel
             and divides by their standard deviation.
         split_seed: Seed of the split and of the subsets; the same for all runs of a comparison.
@@ -63,6 +71,9 @@ class Data:
     normalize: Normalize = "unit"
     split_seed: int = 0
     skip_corrupt: bool = False
+    views: tuple[str, ...] = ()
+    noise: float = 0.0
+    legacy_share: float | None = None
 
     def __post_init__(self) -> None:
         _positive("data.train", self.train)
@@ -72,6 +83,13 @@ class Data:
         _choice("data.normalize", self.normalize, get_args(Normalize))
         if self.val >= 1 and self.val != int(self.val):
             raise InputError(f"data.val is {self.val}; give a fraction below 1 or a whole number of images")
+        _positive("data.noise", self.noise, strict=False)
+        _positive("data.legacy_share", self.legacy_share)
+        if self.legacy_share is not None and (self.legacy_share >= 1 or self.train is not None):
+            raise InputError(
+                f"data.legacy_share is {self.legacy_share} and data.train {self.train}; give a share below 1, "
+                "and only one of them"
+            )
         if len(set(self.augment)) != len(self.augment):
             raise InputError(f"data.augment names a step twice: {', '.join(self.augment)}; name each once")
 
@@ -84,8 +102,15 @@ class Optim:
         name: adam, adamw or sgd.
         lr: Initial learning rate.
         momentum: Momentum of sgd; adam and adamw do not read it.
+        nesterov: Nesterov's form of that momentum.
         weight_decay: Weight decay, applied by the optimizer.
-        schedule: 'cosine' decays the rate to 0 over the run's budget, once per step; 'constant' keeps it.
+        schedule: 'cosine' decays the rate to min_lr over the run's budget, once per step; 'constant' keeps it;
+            'step' takes a tenth of it at half and again at three quarters of the budget.
+        min_lr: Rate at which the cosine ends.
+        warmup: Share of the budget in which the rate rises in a straight line from warmup_lr to lr, in place of
+            the schedule's beginning.
+        warmup_lr: Rate at which the warm-up starts.
+        label_smoothing: Share of each target that is spread evenly over all classes in the training loss.
         clip: Largest global L2 norm of a gradient given to the optimizer; none if not given.
     """
 
@@ -95,6 +120,11 @@ class Optim:
     weight_decay: float = 0.0
     schedule: Schedule = "cosine"
     clip: float | None = None
+    nesterov: bool = False
+    warmup: float = 0.0
+    warmup_lr: float = 0.0
+    min_lr: float = 0.0
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         _choice("optim.name", self.name, get_args(Optimizer))
@@ -105,12 +135,31 @@ class Optim:
         _positive("optim.clip", self.clip)
         if self.momentum >= 1:
             raise InputError(f"optim.momentum is {self.momentum}; give a number below 1")
+        if self.nesterov and not self.momentum:
+            raise InputError("optim.nesterov is True and optim.momentum 0; give a momentum, 0.9 is usual")
+        for name in ("warmup", "label_smoothing"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise InputError(f"optim.{name} is {value}; give a share from 0 to below 1")
+        for name in ("warmup_lr", "min_lr"):
+            value = getattr(self, name)
+            _positive(f"optim.{name}", value, strict=False)
+            if value > self.lr:
+                raise InputError(f"optim.{name} is {value} and optim.lr {self.lr}; give at most that")
 
     def lr_at(self, share: float) -> float:
-        """Return the learning rate once this share of the budget is spent."""
+        """Return the learning rate once this share s of the budget is spent.
+
+        Up to s = warmup it is warmup_lr + (lr - warmup_lr) s / warmup, then lr, or with the cosine schedule
+        min_lr + (lr - min_lr) (1 + cos(pi s)) / 2.
+        """
+        if share < self.warmup:
+            return self.warmup_lr + (self.lr - self.warmup_lr) * share / self.warmup
         if self.schedule == "constant":
             return self.lr
-        return self.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1)))
+        if self.schedule == "step":
+            return self.lr * (1.0 if share < 0.5 else 0.1 if share < 0.75 else 0.01)
+        return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * min(share, 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +288,11 @@ class Study(_Common):
 
 
 # Settings younger than the first records: a run that does not use them keeps the name it had.
-_YOUNGER = ("microbatch", "m", "sync", "compile")
+_YOUNGER = {
+    "": ("microbatch", "m", "sync", "compile"),
+    "data": ("views", "noise", "legacy_share"),
+    "optim": ("nesterov", "warmup", "warmup_lr", "min_lr", "label_smoothing"),
+}
 
 
 def essential(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,8 +301,20 @@ def essential(config: Mapping[str, Any]) -> dict[str, Any]:
     How a network is shared out among processes is not part of it, nor is how many there are: a run may go on
     with another number of them.
     """
-    defaults = {name: _Common.__dataclass_fields__[name].default for name in _YOUNGER}
-    return {k: v for k, v in config.items() if k != "parallel" and not (k in defaults and v == defaults[k])}
+    used = _used(config, _Common, _YOUNGER[""])
+    parts = {"data": _used(config["data"], Data, _YOUNGER["data"])}
+    parts["optim"] = _used(config["optim"], Optim, _YOUNGER["optim"])
+    return {k: v for k, v in (used | parts).items() if k != "parallel"}
+
+
+def _used(config: Mapping[str, Any], cls: type, younger: tuple[str, ...]) -> dict[str, Any]:
+    defaults = {f.name: f.default for f in fields(cls) if f.name in younger}
+    # a list is a tuple that has been JSON
+    return {
+        k: v
+        for k, v in config.items()
+        if not (k in defaults and (tuple(v) if isinstance(v, list) else v) == defaults[k])
+    }
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:

@@ -46,10 +46,10 @@ def digest(run: Run) -> str:
 
 def check(run: Run, images: DataSet) -> None:
     """Raise InputError if this run cannot start: its model does not take the images, its batch does not fit."""
-    methods.parse(run.method)
+    method = methods.parse(run.method)
     with torch.random.fork_rng():
-        net = new_model(run, images)
-    new_loader(run, images)
+        net = method.build(lambda: new_model(run, images))
+    new_loader(run, images, method)
     if any(isinstance(part, _BatchNorm) for part in net.modules()):
         _check_parts(run, len(images.train))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,15 @@ def _described(cls: type) -> dict[str, str]:
         for p in docstring_parser.parse(c.__doc__ or "").params:
             described.setdefault(p.arg_name, " ".join((p.description or "").split()))
     return described
+
+
+def explicit(build: Callable[[ArgumentParser], None], cls: type, command: str) -> dict[str, Any]:
+    """Return the fields of a configuration that a command or its file states, nested ones with a dot."""
+    parser = ArgumentParser()
+    build(parser)
+    given = parser.parse_args(shlex.split(command)[2:], defaults=False)
+    names = {f.name for f in dataclasses.fields(cls)}
+    return {k: v for k, v in vars(given.as_flat()).items() if k.partition(".")[0] in names}
 
 
 def make(cls: Callable[..., Any], given: Namespace) -> Any:

@@ -40,8 +40,8 @@ def stores(rows: Sequence[StoreCost]) -> str:
         sizes = (f"{s.declared / 1e6:.1f}", f"{s.held / 1e6:.1f}", f"{s.write:.1f}", f"{s.read:.1f}")
         lines.append((s.form, *sizes, f"{s.kl_stored / s.kl:.1%}", f"{s.angle:.3f}"))
     return (
-        f"{_aligned(lines)}\n\nmilliseconds per batch of 1024; KL kept: the divergence from what is stored, in parts "
-        "of that from all outputs;\ndirection kept: cosine between the two gradients (made-up logits, T = 5)"
+        f"{_aligned(lines)}\n\nmilliseconds per batch of 1024; KL kept: the divergence from what is stored, in "
+        "parts of that from all outputs;\ndirection kept: cosine between the two gradients (made-up logits, T = 5)"
     )
 
 

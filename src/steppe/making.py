@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -12,7 +14,9 @@ from steppe import machine, models, team
 from steppe.config import Run
 from steppe.data.images import DataSet
 from steppe.data.loader import Loader, Normalizer
+from steppe.data.views import compositions
 from steppe.method import Method
+from steppe.runtime import Loss
 from steppe.saving import derive
 from steppe.vec import sharded
 
@@ -24,18 +28,22 @@ def new_model(run: Run, images: DataSet) -> nn.Module:
     return models.build(run.model, classes=len(images.classes), channels=images.channels, size=images.size)
 
 
-def new_loader(run: Run, images: DataSet) -> Loader:
-    """Return this process's training batches; raises InputError if a batch is too large or too small."""
+def new_loader(run: Run, images: DataSet, method: Method | None = None) -> Loader:
+    """Return this process's training batches, with as many views of each image as the method takes.
+
+    Raises InputError if a batch is too large or too small, or there are too few views.
+    """
     here = team.here()
     return Loader(
         images.train,
         classes=len(images.classes),
         batch=run.batch,
         augment=run.data.augment,
-        normalize=Normalizer.of(run.data.normalize, images.train),
+        normalize=Normalizer.of(run.data.normalize, images.train, run.data.noise),
         seed=derive(run.seed, "data"),
         rank=here.rank,
         size=here.size,
+        views=compositions(run.data.views, 1 if method is None else method.views),
     )
 
 
@@ -58,9 +66,17 @@ def new_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
     if o.name == "sgd":
         # PyTorch has no fused SGD of shards
         fused = not any(sharded(p) for p in params)
-        return torch.optim.SGD(params, o.lr, momentum=o.momentum, weight_decay=o.weight_decay, fused=fused)
+        return torch.optim.SGD(
+            params, o.lr, momentum=o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov, fused=fused
+        )
     cls = torch.optim.Adam if o.name == "adam" else torch.optim.AdamW
     return cls(params, o.lr, weight_decay=o.weight_decay, fused=True)
+
+
+def new_loss(run: Run) -> Loss:
+    """Return the training loss: cross-entropy, to targets of which a share is spread over all classes."""
+    smoothing = run.optim.label_smoothing
+    return partial(F.cross_entropy, label_smoothing=smoothing) if smoothing else F.cross_entropy
 
 
 def spread(net: nn.Module, parallel: str) -> nn.Module:

@@ -11,6 +11,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -38,17 +39,26 @@ class Method:
     not its idea. ``limit`` holds settings at which the method is plain training bit for bit, None if it has none
     such. ``cost`` is what one step takes away from its limit, (forward passes, backward passes, updates), at
     most, None if it varies. ``local`` says what a method decides in each process on its own, so that several
-    processes do not give the result of one; empty if nothing.
+    processes, or parts of a batch, may not give the result of one; empty if nothing. ``whole`` says why a method
+    cannot train a model that is sharded (FSDP2); empty if it can. ``mixes`` says what a step does to running
+    statistics beyond the pass's own; empty if nothing.
     """
 
     controls: ClassVar[tuple[str, ...]] = ()
     limit: ClassVar[Mapping[str, object] | None] = None
     cost: ClassVar[tuple[float, float, int] | None] = None
     local: ClassVar[str] = ""
+    whole: ClassVar[str] = ""
+    mixes: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         check_fields(self)
         self.check()
+
+    @property
+    def views(self) -> int:
+        """How many views of each image the method takes, if the loader gives several."""
+        return 1
 
     def check(self) -> None:
         """Raise InputError for hyper-parameters of the right type and impossible value."""
@@ -80,9 +90,27 @@ class Method:
         """Return the memory in bytes that is kept per training sample between steps, in all."""
         return 0
 
+    def reserve(self, state: nn.Module, samples: int, classes: int) -> None:
+        """Take the memory of `footprint` at once, before training starts; optional."""
+
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         """Return the logits of what is deployed and evaluated."""
         return logits_of(call(net, x))
+
+    def standing(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
+        """Return the context in which the network has the weights that are deployed in the place of its own."""
+        return nullcontext()
+
+    def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
+        """Return the logits of all that can be evaluated, by name; 'deployed' is what `predict` gives.
+
+        Networks that are peers are named 'network 1', 'network 2', ...; branches of one network 'branch 1', ...
+        """
+        return {"deployed": self.predict(net, state, x)}
+
+    def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
+        """Return what `predict` deploys as one plain network, made by ``new_model``, with the weights it has."""
+        return filled(new_model(), net.state_dict())
 
     def bind(
         self,
@@ -99,6 +127,7 @@ class Method:
         sync: Sync = None,
         weigh: Callable[[Batch], float] = len,
         steps: int | Callable[[], float] | None = None,
+        epoch: int | None = None,
         seed: int = 0,
     ) -> Step:
         """Tie the method to a model and its optimizer; the result is called once per batch.
@@ -124,6 +153,7 @@ class Method:
                 tokens, say, a function that counts them.
             steps: How many steps the training has, or a function that tells which share of it is done, for
                 schedules that are given in shares.
+            epoch: How many steps an epoch has, for what a method does every so many epochs.
             seed: Seed of the method's own noise.
 
         Raises:
@@ -133,6 +163,8 @@ class Method:
             raise InputError(f"clip is {clip}; give a number above 0, or None")
         if microbatch is not None and microbatch < 1:
             raise InputError(f"microbatch is {microbatch}; give at least 1, or None")
+        if epoch is not None and epoch < 1:
+            raise InputError(f"epoch is {epoch}; give the number of steps of an epoch, or None")
         if isinstance(loss, str) and loss != "model":
             raise InputError(f"loss is {loss!r}; give a function, or 'model' if the model returns its own loss")
         if m is not None:
@@ -150,9 +182,20 @@ class Method:
             sync=sync,
             weigh=weigh,
             steps=steps,
+            epoch=epoch,
             seed=seed,
         )
         return Step(self, model, optimizer, setup, m)
+
+
+def filled(plain: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Return the network with these weights and buffers; raises InputError if they are another network's."""
+    try:
+        plain.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"what is deployed is no {type(plain).__name__} alone ({reason})") from None
+    return plain
 
 
 def descend(batch: Batch, rt: Runtime) -> Out:

@@ -87,3 +87,8 @@ class Precision:
 def widened(t: Tensor) -> Tensor:
     """Return half-precision values as float32: losses are computed in at least that."""
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def exact(like: Tensor) -> AbstractContextManager[Any]:
+    """Return the context, within a pass, for what half precision is too coarse for: no autocast."""
+    return torch.autocast(like.device.type, enabled=False)

@@ -37,6 +37,8 @@ class Step:
                 f"m is {m!r} on a sharded model; its gradient exists only as the mean of all processes: "
                 "leave m out, or use DDP"
             )
+        if method.whole and isinstance(runtime.ranks, Shards):
+            raise InputError(f"{type(method).__name__} cannot train a sharded model: {method.whole}; use DDP")
         self.state = method.init(runtime.net)
         self.state.to(runtime.device)
         runtime.objective = lambda batch: method.objective(batch, self.state, runtime)

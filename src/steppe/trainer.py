@@ -26,7 +26,7 @@ from steppe.config import Run
 from steppe.data.images import DataSet
 from steppe.data.loader import Normalizer
 from steppe.evaluation import evaluate, on
-from steppe.making import new_loader, new_network, new_optimizer, spread
+from steppe.making import new_loader, new_loss, new_network, new_optimizer, spread
 from steppe.saving import Store, derive
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
@@ -66,28 +66,31 @@ class Trainer:
     skipped: int = 0
     skipped_in_a_row: int = 0
     best: dict[str, Any] | None = None
-    val: dict[str, float] = field(default_factory=dict)
+    val: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         run = self.run
         self.team = team.here()
-        self.loader = new_loader(run, self.images)
-        self.normalize = Normalizer.of(run.data.normalize, self.images.train)
+        self.normalize = Normalizer.of(run.data.normalize, self.images.train, run.data.noise)
         self.method = methods.parse(run.method)
+        self.loader = new_loader(run, self.images, self.method)
         self.net = new_network(run, self.method, self.images)
         model = spread(self.net, run.parallel)
         self.optimizer = new_optimizer(run, self.net)
         self.step = self.method.bind(
             cast(nn.Module, torch.compile(model)) if run.compile else model,
             self.optimizer,
+            loss=new_loss(run),
             clip=run.optim.clip,
             precision=run.precision,
             microbatch=run.microbatch,
             m=run.m,
             sync=run.sync,
             steps=run.epochs * len(self.loader) if run.match == "epochs" else lambda: self.share,
+            epoch=len(self.loader),
             seed=derive(run.seed, "method"),
         )
+        self.method.reserve(self.step.state, len(self.images.train), len(self.images.classes))
         self.store = Store(self.folder, self.net, self.step, self.optimizer, run.seed)
 
     # -- training ----------------------------------------------------------------------------------------
@@ -121,10 +124,11 @@ class Trainer:
             out = self.step(self._in_parts(batch, number))
             self._count_skips(out.skipped)
             if not out.skipped:
-                target = batch.y.argmax(1) if batch.y.ndim > 1 else batch.y
-                loss += float(out.loss) * len(batch)
+                seen = len(out.logits)  # half of the batch if the method's clean pass is over its first half
+                target = (batch.y.argmax(1) if batch.y.ndim > 1 else batch.y)[:seen]
+                loss += float(out.loss) * seen
                 correct += int((out.logits.argmax(1) == target).sum())
-                count += len(batch)
+                count += seen
             now = time.perf_counter()
             self.seconds, clock = self.seconds + now - clock, now
             self._agree()

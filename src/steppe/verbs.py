@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, Namespace
 
-from steppe import voice
+from steppe import listing, voice
+from steppe.asking import add_recipe, configured
 from steppe.config import Run, Study
 from steppe.errors import InputError
-from steppe.flags import add_fields, make
+from steppe.flags import add_fields
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,21 +26,44 @@ EXAMPLES = {
   steppe compare --datasets folder:photos --data.size 64 --models torchvision/resnet18
   steppe compare --match gradients                         equal numbers of gradient evaluations
   steppe compare --config study.yaml --seeds 0 1 2 3 4     a file, with one change
+  steppe compare recipe=rwp-table2 scale=0.02 --methods plain sam --batch 256 --epochs 20
 
 A comparison that was stopped goes on when the same command is given again; finished runs are kept.""",
     "train": """examples:
   steppe train --method sadt-v1 --dataset cifar10:PATH --epochs 30 --batch 256
   steppe train --method sam:rho=0.1+gc --seed 3
   steppe train --method "sam:rho=linear(0,0.1,0.5),start=0.1" --plan
+  steppe train recipe=rwp-table1:wrn-16-8-rwp scale=0.02 --method rwp --dataset cifar10:PATH
 
 A run that was stopped goes on when the same command is given again.""",
     "report": """example:
   steppe report out                                        write the tables and the page anew""",
     "list": """examples:
   steppe list                                              methods: cost, memory, source, a sentence
-  steppe list models""",
-    "show": """example:
-  steppe show sadt-v1                                      equation, paper, cost, differences, values to try""",
+  steppe list models
+  steppe list recipes                                      tables of papers whose settings --recipe takes""",
+    "show": """examples:
+  steppe show sadt-v1                                      equation, paper, cost, differences, values to try
+  steppe show rwp-table1                                   settings with their sources, published numbers""",
+    "bench": """examples:
+  steppe bench methods                                     every method's step as a multiple of plain's
+  steppe bench methods sam looksam:k=5 saf --model resnet18 --repeats 30
+  steppe bench store top:32                                SAF's memory for ImageNet, and what compression does""",
+    "diagnose": """examples:
+  steppe diagnose out                                      sharpness, landscapes, robustness of a comparison
+  steppe diagnose out/runs/0123456789ab --seconds 60       one run, with more images
+  steppe diagnose out --which best --on train --json
+
+What has been measured is kept; a diagnosis that was stopped goes on when the same command is given again.""",
+    "export": """examples:
+  steppe export out/runs/0123456789ab flat                 weights and a torch.export program of what is deployed
+  steppe export out/runs/0123456789ab flat --weights last --onnx""",
+    "tune": """examples:
+  steppe tune --method sam                                 rho, 20 trials, on the validation images of digits
+  steppe tune --method rwp --settings gamma alpha=0..1 --within 600 --seeds 2
+  steppe tune --method sam+gc --settings rho=0.01..1 --dataset cifar10:PATH --model resnet18 --epochs 30
+
+A search that was stopped goes on when the same command is given again; finished runs are kept.""",
     "conformance": """examples:
   steppe conformance                                       all methods, every check
   steppe conformance sam:rho=0.1 my_module:MyMethod        chosen ones, your own class among them
@@ -53,6 +77,7 @@ def _compare_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=str, default="out", help="folder of the comparison")
     parser.add_argument("--jobs", type=int, default=0, help="runs at a time; 0: as many as the cores carry")
     parser.add_argument("--retry", action=ActionYesNo, default=False, help="run failed runs again")
+    add_recipe(parser)
     add_fields(parser, Study)
 
 
@@ -60,7 +85,7 @@ def _compare(given: Namespace, command: str) -> int:
     from steppe import compare, machine, team
     from steppe.compare.live import Display
 
-    study = make(Study, given)
+    study = configured(_compare_arguments, Study, given, command)
     if given.jobs < 0:
         raise InputError(f"jobs is {given.jobs}; give 0 (as many as fit) or more")
     console = voice.console()
@@ -87,6 +112,7 @@ def _train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the settings below")
     parser.add_argument("--out", type=str, default="out", help="folder under which the run's own folder is made")
     parser.add_argument("--plan", action=ActionYesNo, default=False, help="say what would happen when, and stop")
+    add_recipe(parser)
     add_fields(parser, Run)
 
 
@@ -94,7 +120,7 @@ def _train(given: Namespace, command: str) -> int:
     from steppe import engine, machine, team
     from steppe.compare.live import Display
 
-    run = make(Run, given)
+    run = configured(_train_arguments, Run, given, command)
     machine.keep_freed_memory()
     images = team.here().in_turn(lambda: engine.load_data(run))
     engine.check(run, images)
@@ -150,17 +176,22 @@ def _print_report(folder: Path, console: Console) -> None:
 
 
 def _list_arguments(parser: ArgumentParser) -> None:
-    kinds = Literal["methods", "models", "datasets"]
-    parser.add_argument("kind", type=kinds, nargs="?", default="methods", help="methods, models or datasets")
+    kinds = Literal["methods", "models", "datasets", "recipes"]
+    parser.add_argument(
+        "kind", type=kinds, nargs="?", default="methods", help="methods, models, datasets or recipes"
+    )
     parser.add_argument("--json", action=ActionYesNo, default=False, help="print the list as JSON")
 
 
 def _list(given: Namespace, command: str) -> int:
-    from steppe import data, listing, methods, models
+    from steppe import data, methods, models, recipes
 
     if given.kind == "methods":
         rows = [methods.row(name) for name in methods.names()]
         print(json.dumps([vars(r) for r in rows], indent=1) if given.json else listing.methods(rows))
+    elif given.kind == "recipes":
+        titles = {name: recipes.load(name).title for name in recipes.names()}
+        print(json.dumps(titles, indent=1) if given.json else recipes.listing(titles))
     else:
         names = (models if given.kind == "models" else data).names()
         print(json.dumps(names) if given.json else "\n".join(names))
@@ -168,12 +199,15 @@ def _list(given: Namespace, command: str) -> int:
 
 
 def _show_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("method", type=str, help="a method's name; `steppe list` has them")
+    parser.add_argument("method", type=str, help="name of a method or a recipe; `steppe list` has them")
 
 
 def _show(given: Namespace, command: str) -> int:
-    from steppe import methods
+    from steppe import methods, recipes
 
+    if given.method in recipes.names():
+        print(recipes.card(recipes.load(given.method)))
+        return 0
     print(methods.card(given.method))
     print(f"\nSettings {methods.make(given.method)}")
     return 0
@@ -194,7 +228,111 @@ def _conformance(given: Namespace, command: str) -> int:
     return conformance(*wanted, command, voice.console())
 
 
+def _diagnose_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("folders", type=str, nargs="+", help="folders of comparisons, or of runs")
+    parser.add_argument("--seconds", type=float, default=12.0, help="time for each run; it sets how many images")
+    parser.add_argument("--which", type=Literal["last", "best"], default="last", help="last or best epoch")
+    parser.add_argument("--on", type=Literal["val", "train"], default="val", help="images: validation or training")
+    parser.add_argument(
+        "--corruptions", type=str, default=None, help="folder of CIFAR-10-C or -100-C; else made here"
+    )
+    parser.add_argument("--again", action=ActionYesNo, default=False, help="measure anew what has been measured")
+    parser.add_argument("--json", action=ActionYesNo, default=False, help="print what was found as JSON")
+
+
+def _diagnose(given: Namespace, command: str) -> int:
+    from steppe.diagnose import verb
+
+    asked = verb.Asked(given.seconds, given.which, given.on, given.again, given.corruptions)
+    return verb.run(given.folders, asked, given.json, voice.console())
+
+
+def _export_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, help="folder of a run")
+    parser.add_argument("out", type=str, help="folder that the network is written to")
+    parser.add_argument("--weights", type=Literal["best", "last"], default="best", help="of which epoch")
+    parser.add_argument("--onnx", action=ActionYesNo, default=False, help="write ONNX too")
+    parser.add_argument("--json", action=ActionYesNo, default=False, help="print the description as JSON")
+
+
+def _export(given: Namespace, command: str) -> int:
+    from steppe.export import export
+
+    out = Path(given.out)
+    content = export(Path(given.run), out, which=given.weights, onnx=given.onnx)
+    if given.json:
+        print(json.dumps(content, indent=1))
+        return 0
+    size = f"{content['model']}, {content['parameters']:,} parameters, epoch {content['epoch']}"
+    names = ", ".join(content["files"].values())
+    text = f"{size}; checked against what {content['method']} predicts\n{out}: {names}"
+    voice.console().print(text, highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
 TEAMWORK = ("compare", "train")  # verbs that the processes of a torchrun job do together
+
+
+def _bench_arguments(parser: ArgumentParser) -> None:
+    kinds = Literal["methods", "store"]
+    parser.add_argument("kind", type=kinds, nargs="?", default="methods", help="what is measured")
+    parser.add_argument(
+        "names", type=str, nargs="*", default=[], help="methods, or forms of the store; all if none"
+    )
+    parser.add_argument("--model", type=str, default="simple-cnn", help="methods: network")
+    parser.add_argument("--batch", type=int, default=64, help="methods: images per step")
+    parser.add_argument("--size", type=int, default=32, help="methods: side of the images in pixels")
+    parser.add_argument("--steps", type=int, default=5, help="methods: steps per timing")
+    parser.add_argument("--repeats", type=int, default=15, help="methods: timings of each")
+    parser.add_argument("--samples", type=int, default=1_281_167, help="store: size of the data set")
+    parser.add_argument("--classes", type=int, default=1000, help="store: number of classes")
+    parser.add_argument("--past", type=int, default=4, help="store: slots per sample")
+    parser.add_argument("--json", action=ActionYesNo, default=False, help="print the results as JSON")
+
+
+def _bench(given: Namespace, command: str) -> int:
+    from steppe import machine
+    from steppe.bench import verb
+
+    machine.keep_freed_memory()
+    console, where = voice.console(), machine.environment()
+    with console.status("starting") as status:
+        results, text = verb.measure(given.as_dict(), status.update)
+    if given.json:
+        print(json.dumps({"command": command, "environment": where, "results": results}, indent=1))
+    else:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"\n{command}\n{where['processor']}, {where['device']}, torch {where['torch']}", highlight=False
+        )
+    return 0
+
+
+def _tune_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the settings below")
+    parser.add_argument("--out", type=str, default="out/tune", help="folder of the search and its runs")
+    parser.add_argument(
+        "--settings", type=str, nargs="+", default=[], help="what is searched: NAME or NAME=LOW..HIGH"
+    )
+    parser.add_argument("--trials", type=int, default=20, help="values tried")
+    parser.add_argument("--within", type=float, default=None, help="seconds for everything; no limit if not given")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each trial, with as many seeds")
+    parser.add_argument("--confirm", type=int, default=3, help="fresh seeds of the best setting and of plain")
+    parser.add_argument(
+        "--pruner", type=Literal["median", "halving", "none"], default="median", help="what ends trials early"
+    )
+    parser.add_argument("--json", action=ActionYesNo, default=False, help="print the answer as JSON")
+    add_recipe(parser)
+    add_fields(parser, Run)
+
+
+def _tune(given: Namespace, command: str) -> int:
+    from steppe.tune import Budget, verb
+
+    asked = configured(_tune_arguments, Run, given, command)
+    budget = Budget(given.trials, given.within, given.seeds, given.confirm, given.pruner)
+    return verb.run(asked, given.settings, budget, Path(given.out), given.json, command, voice.console())
+
 
 Verb = tuple[Callable[[ArgumentParser], None], Callable[[Namespace, str], int], str]
 
@@ -202,7 +340,11 @@ COMMANDS: dict[str, Verb] = {
     "compare": (_compare_arguments, _compare, "Train methods side by side, fairly, and report."),
     "train": (_train_arguments, _train, "Train one run."),
     "report": (_report_arguments, _report, "Write the report of a comparison anew."),
-    "list": (_list_arguments, _list, "List methods, models or data sets."),
-    "show": (_show_arguments, _show, "Show a method's card."),
+    "list": (_list_arguments, _list, "List methods, models, data sets or recipes."),
+    "show": (_show_arguments, _show, "Show the card of a method or a recipe."),
+    "bench": (_bench_arguments, _bench, "Measure what methods cost, side by side."),
+    "tune": (_tune_arguments, _tune, "Choose a method's settings on the validation split, within a budget."),
+    "diagnose": (_diagnose_arguments, _diagnose, "Measure what was trained: sharpness, landscapes, robustness."),
+    "export": (_export_arguments, _export, "Write the one network that a run deploys as a plain module."),
     "conformance": (_conformance_arguments, _conformance, "Check what must hold for every method."),
 }

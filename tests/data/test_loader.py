@@ -194,7 +194,7 @@ def test_impossible_batches_are_one_line(augment: tuple[str, ...], batch: int, m
 
 
 def test_every_step_is_named() -> None:
-    assert list(STEPS) == ["flip", "crop", "cutout", "mixup", "cutmix"]
+    assert list(STEPS) == ["flip", "crop", "resized-crop", "jitter", "cutout", "mixup", "cutmix"]
 
 
 def test_crop_pads_with_black_and_cutout_blanks_to_zero_after_standardisation() -> None:
@@ -235,7 +235,9 @@ def test_a_batch_below_one_and_a_negative_seed_are_one_line() -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("augment", [(), ("flip", "crop", "cutout", "cutmix"), ("flip", "mixup")])
+@pytest.mark.parametrize(
+    "augment", [(), ("flip", "crop", "cutout", "cutmix"), ("flip", "mixup"), ("resized-crop", "jitter")]
+)
 def test_processes_that_share_batches_see_what_one_alone_sees(augment: tuple[str, ...], size: int) -> None:
     """Every image with its own order, partner and augmentation, whatever process it falls to."""
     alone = loader(augment, batch=7, count=34)

@@ -54,6 +54,46 @@ def test_with_inputs_refuses_a_network_whose_first_convolution_cannot_be_replace
         with_inputs(nn.Sequential(nn.Conv2d(3, 3, 1, groups=3)), 1)
 
 
+class _Timm(ModuleType):
+    """What is used of timm, with the weights of one network, or without a network to fetch them by."""
+
+    def __init__(self, offline: bool) -> None:
+        super().__init__("timm")
+        self.offline = offline
+
+    def list_models(self) -> list[str]:
+        return ["small"]
+
+    def create_model(self, name: str, pretrained: bool, num_classes: int, in_chans: int) -> nn.Module:
+        if pretrained and self.offline:
+            raise OSError("no route to host\nand more")
+        net = nn.Sequential(nn.Flatten(), nn.Linear(in_chans * 64, num_classes))
+        nn.init.constant_(net[1].weight, float(pretrained))
+        return net
+
+
+def test_a_timm_model_starts_from_published_weights_if_its_name_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib, "import_module", lambda _: _Timm(offline=False))
+    x = torch.ones(1, 3, 8, 8)
+    fresh, trained = (build(f"timm/small{how}", classes=2, channels=3, size=8) for how in ("", ":pretrained"))
+    assert (trained(x) - fresh(x)).detach()[0, 0].item() == pytest.approx(3 * 64, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm/small:pretrained", r"of 'timm/small:pretrained' cannot be had \(no route.*write timm/small$"),
+        ("timm/small:trained", "starts from 'trained'; write timm/small or timm/small:pretrained"),
+        ("timm/smal:pretrained", "unknown model 'timm/smal:pretrained'; did you mean 'timm/small'"),
+    ],
+)
+def test_weights_that_cannot_be_had_are_one_line(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib, "import_module", lambda _: _Timm(offline=True))
+    with pytest.raises(InputError, match=message) as caught:
+        build(name, classes=2, channels=3, size=8)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.vision
 @pytest.mark.parametrize("package", ["torchvision", "timm"])
 class TestInstalledPackage:

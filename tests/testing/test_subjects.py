@@ -28,8 +28,10 @@ def test_every_method_of_the_list_conforms(name, lab):
     found = outcomes(OurMethod(steppe.make(name), name), lab)
     assert not found["fail"]
     local = {"ddp-global", "fsdp2"} if METHODS[name]().local else set()
-    parts = {"batch-norm"} if name == "lpf-sgd" else set()
-    assert set(found["n/a"]) <= {"reduces", "masks"} | local | parts
+    parts = {"batch-norm"} if name == "lpf-sgd" or METHODS[name]().mixes else set()
+    norms = {"accumulation"} if name in ("one", "ffl") else set()  # with BatchNorm of their own, "local" too
+    whole = {"fsdp2"} if METHODS[name]().whole else set()
+    assert set(found["n/a"]) <= {"reduces", "masks"} | local | parts | norms | whole
 
 
 @pytest.mark.parametrize("spec", ["sam:rho=0.1", "sam+gc", "sadt-v1:preset=notebook", "sam:every=2"])

@@ -4,7 +4,7 @@
 
 The method replays the micro-batches of gradient accumulation in each of its passes; mixed precision, clipping, DDP
 and the number of epochs are what the arguments say. What the method remembers is saved with the checkpoints.
-Needs ``pip install transformers accelerate``.
+Needs ``pip install 'steppe[hf]'``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from steppe.step import Step
 try:
     from transformers import Trainer
 except ImportError as error:
-    raise InputError(f"{error}; pip install transformers accelerate") from None
+    raise InputError(f"{error}; pip install 'steppe[hf]'") from None
 
 STATE = "steppe.safetensors"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import permutations
 from typing import Protocol
 
 import numpy as np
@@ -66,6 +67,10 @@ class Rows:
 
 Step = Callable[[Sample, Sample, Draws], Sample]
 
+_TRIES, _AREA, _RATIO = 10, (0.08, 1.0), (3 / 4, 4 / 3)
+_GREY = (0.2989, 0.587, 0.114)
+_ORDERS = np.array(list(permutations(range(3))))
+
 
 def flip(own: Sample, partner: Sample, rng: Draws) -> Sample:
     """Mirror each image left to right with probability 1/2."""
@@ -83,6 +88,52 @@ def crop(own: Sample, partner: Sample, rng: Draws) -> Sample:
     columns = left[:, None] + torch.arange(w)
     flat = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).view(count, 1, -1).expand(-1, channels, -1)
     return Sample(padded.flatten(2).gather(2, flat).view(own.x.shape), own.y)
+
+
+def resized_crop(own: Sample, partner: Sample, rng: Draws) -> Sample:
+    """Cut a random box out of each image and stretch it to the image's size, bilinearly.
+
+    The box has an area uniform in 8 % to 100 % of the image's and a ratio of width to height log-uniform in 3/4 to
+    4/3, each side rounded to pixels; of ten such boxes the first that fits is taken, else the whole image; its
+    place is uniform. As torchvision's RandomResizedCrop, in the settings of PyTorch's ImageNet example.
+
+    Szegedy et al., CVPR 2015, arXiv:1409.4842, section 6.
+    """
+    count, _, h, w = own.x.shape
+    width, height = np.full(count, w), np.full(count, h)
+    found = np.zeros(count, bool)
+    for _ in range(_TRIES):
+        area = h * w * (_AREA[0] + (_AREA[1] - _AREA[0]) * rng.random(count))
+        ratio = np.exp(np.log(_RATIO[0]) + (np.log(_RATIO[1]) - np.log(_RATIO[0])) * rng.random(count))
+        box = np.rint(np.sqrt(area * ratio)).astype(int), np.rint(np.sqrt(area / ratio)).astype(int)
+        fits = (box[0] > 0) & (box[0] <= w) & (box[1] > 0) & (box[1] <= h) & ~found
+        width, height = np.where(fits, box[0], width), np.where(fits, box[1], height)
+        found |= fits
+    top, left = (np.floor(rng.random(count) * (room + 1)) for room in (h - height, w - width))
+    rows, columns = _stretched(top, height, h), _stretched(left, width, w)
+    grid = torch.stack([columns[:, None, :].expand(count, h, w), rows[:, :, None].expand(count, h, w)], dim=3)
+    return Sample(F.grid_sample(own.x, grid, padding_mode="border", align_corners=False), own.y)
+
+
+def jitter(own: Sample, partner: Sample, rng: Draws) -> Sample:
+    """Change brightness, contrast and saturation of each image, in random order, by factors in 0.6 to 1.4.
+
+    Each is x <- f x + (1 - f) t, cut off at 0 and 1, with its own uniform factor f and t black for brightness, the
+    image's mean grey for contrast, each pixel's grey for saturation (0.2989 R + 0.587 G + 0.114 B; images of one
+    channel are grey already). As torchvision's ColorJitter(0.4, 0.4, 0.4, 0), timm's default.
+    """
+    count = len(own.x)
+    order = torch.from_numpy(_ORDERS[rng.integers(0, len(_ORDERS), count)])
+    factors = torch.stack([torch.from_numpy(0.6 + 0.8 * rng.random(count)) for _ in range(3)], dim=1).float()
+    x = own.x
+    for kind in order.T:
+        f = factors.gather(1, kind[:, None])[:, :, None, None]
+        grey = x if x.shape[1] == 1 else (x * x.new_tensor(_GREY)[:, None, None]).sum(1, keepdim=True)
+        mean = grey.mean(dim=(2, 3), keepdim=True)
+        kind = kind[:, None, None, None]
+        target = torch.where(kind == 0, torch.zeros_like(mean), torch.where(kind == 1, mean, grey))
+        x = (f * x + (1 - f) * target).clamp(0, 1)
+    return Sample(x, own.y)
 
 
 def cutout(own: Sample, partner: Sample, rng: Draws, blank: Tensor | None = None) -> Sample:
@@ -125,7 +176,15 @@ def cutmix(own: Sample, partner: Sample, rng: Draws) -> Sample:
     return Sample(x, share * own.y + (1 - share) * partner.y)
 
 
-STEPS: dict[str, Step] = {"flip": flip, "crop": crop, "cutout": cutout, "mixup": mixup, "cutmix": cutmix}
+STEPS: dict[str, Step] = {
+    "flip": flip,
+    "crop": crop,
+    "resized-crop": resized_crop,
+    "jitter": jitter,
+    "cutout": cutout,
+    "mixup": mixup,
+    "cutmix": cutmix,
+}
 MIXING = ("mixup", "cutmix")
 
 
@@ -140,6 +199,17 @@ def chain(names: Sequence[str], blank: Tensor | None = None) -> list[Step]:
     if all(name in names for name in MIXING):
         raise InputError("data.augment has both mixup and cutmix; choose one of them")
     return [partial(cutout, blank=blank) if name == "cutout" else STEPS[name] for name in names]
+
+
+def _stretched(start: np.ndarray, length: np.ndarray, size: int) -> Tensor:
+    """Return where ``size`` pixels lie that ``length`` of them from ``start`` are stretched to, (B, size).
+
+    In the coordinates of ``grid_sample``, -1 to 1 from border to border. Nothing outside the box is read: its edge
+    pixels go on to its borders.
+    """
+    place = (np.arange(size) + 0.5) * (length / size)[:, None] - 0.5
+    inside = start[:, None] + np.clip(place, 0, length[:, None] - 1)
+    return torch.from_numpy(((2 * inside + 1) / size - 1).astype(np.float32))
 
 
 def _boxes(row: np.ndarray, column: np.ndarray, side: np.ndarray, h: int, w: int, least: int = 0) -> Tensor:

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from steppe.batch import Batch
-from steppe.data.augment import MIXING, Rows, Sample, chain
+from steppe.data.augment import MIXING, Rows, Sample, Step, chain
 from steppe.data.images import Images
+from steppe.data.limited import fixed_noise
 from steppe.errors import InputError
 
-_ORDER, _PARTNER, _AUGMENT = 1, 2, 3
+_ORDER, _PARTNER, _AUGMENT, _NOISE = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -24,23 +25,28 @@ class Normalizer:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    noise: float = 0.0
 
     @classmethod
-    def of(cls, kind: str, train: Images) -> Normalizer:
-        """'unit' keeps [0, 1]; 'standard' takes mean and standard deviation of the training images."""
+    def of(cls, kind: str, train: Images, noise: float = 0.0) -> Normalizer:
+        """'unit' keeps [0, 1]; 'standard' takes mean and standard deviation of the training images.
+
+        ``noise`` is the deviation of Gaussian noise on what comes out, see `steppe.data.limited.fixed_noise`.
+        """
         channels = train.x.shape[1]
         if kind == "unit":
-            return cls((0.0,) * channels, (1.0,) * channels)
+            return cls((0.0,) * channels, (1.0,) * channels, noise)
         counts = torch.stack([torch.bincount(c.reshape(-1), minlength=256) for c in train.x.transpose(0, 1)])
         share = counts.double() / counts.sum(1, keepdim=True)
         value = torch.arange(256, dtype=torch.float64) / 255
         mean = share @ value
         std = ((share * (value - mean[:, None]) ** 2).sum(1)).sqrt().clamp(min=1e-6)
-        return cls(tuple(mean.tolist()), tuple(std.tolist()))
+        return cls(tuple(mean.tolist()), tuple(std.tolist()), noise)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return (B, C, H, W) float32."""
-        return self.standardise(unit(x))
+        clean = self.standardise(unit(x))
+        return clean + self.noise * fixed_noise(x) if self.noise else clean
 
     def standardise(self, x: Tensor) -> Tensor:
         """Return images in [0, 1] as the network sees them; ``x`` itself is changed."""
@@ -61,7 +67,8 @@ class Loader:
     Images are augmented in [0, 1], so that crop pads with black, and then standardised; cutout sets the mean
     colour, zero afterwards (the order of the RWP paper's CIFAR recipe). Labels are class indices,
     or probabilities once a step mixes images. The partner of an image comes from a second, independent order of
-    the whole training set.
+    the whole training set. ``views`` are compositions of steps that take the place of ``augment``; the first gives
+    x, the others travel along as extra["view 2"] and so on.
 
     Of several processes, each has its own Loader with its ``rank`` among ``size``: the batches are the same, and
     each is given its rows of them. A last batch that would leave one of them a single image is left out, because
@@ -82,6 +89,7 @@ class Loader:
         seed: int,
         rank: int = 0,
         size: int = 1,
+        views: Sequence[Sequence[Step]] = (),
     ):
         if batch < 1:
             raise InputError(f"batch is {batch}; give at least 1")
@@ -98,8 +106,9 @@ class Loader:
         self.images, self.classes, self.batch = images, classes, batch
         self.normalize, self.seed = normalize, seed
         self.rank, self.size = rank, size
-        self.steps = chain(augment, blank=torch.tensor(normalize.mean))
-        self.mixes = any(name in MIXING for name in augment)
+        self.steps = list(views[0]) if views else chain(augment, blank=torch.tensor(normalize.mean))
+        self.further = views[1:]
+        self.mixes = not views and any(name in MIXING for name in augment)
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.images), self.batch)
@@ -125,7 +134,29 @@ class Loader:
             other = self._sample(partner) if self.mixes else own
             for step in self.steps:
                 own = step(own, other, draws)
-            yield Batch(self.normalize.standardise(own.x), own.y if self.mixes else self.images.y[index], index)
+            y = own.y if self.mixes else self.images.y[index]
+            x = self._finished(own.x, rows, draws.whole, number, i, 1)
+            yield Batch(x, y, index, self._further(index, rows, draws.whole, number, i))
+
+    def _finished(self, x: Tensor, rows: slice, whole: int, *place: int) -> Tensor:
+        """Return images as the network sees them, with noise of their own place if there is to be any."""
+        clean = self.normalize.standardise(x)
+        if not self.normalize.noise:
+            return clean
+        rng = np.random.default_rng([self.seed, _NOISE, *place])
+        drawn = rng.standard_normal((whole, *x.shape[1:]), np.float32)[rows]
+        return clean + self.normalize.noise * torch.from_numpy(drawn)
+
+    def _further(self, index: Tensor, rows: slice, whole: int, epoch: int, number: int) -> dict[str, Tensor]:
+        """Return the further views of a batch, each from random numbers of its own."""
+        found = {}
+        for view, steps in enumerate(self.further, 2):
+            draws = Rows(np.random.default_rng([self.seed, _AUGMENT, epoch, number, view]), rows, whole)
+            own = self._sample(index)
+            for step in steps:
+                own = step(own, own, draws)
+            found[f"view {view}"] = self._finished(own.x, rows, whole, epoch, number, view)
+        return found
 
     def _sample(self, index: Tensor) -> Sample:
         y = self.images.y[index]

@@ -6,6 +6,7 @@ import numpy as np
 
 from steppe.config import Data
 from steppe.data.images import DataSet, Source
+from steppe.data.limited import published
 from steppe.errors import InputError
 
 
@@ -41,9 +42,14 @@ def apply(name: str, source: Source, options: Data) -> DataSet:
             f"{train_part}data.val {options.val:g} ({val} images) ask for more than the {len(y)} training images "
             f"of {name}, one of them at least to train on; give fewer"
         )
-    held = stratified(y, val, rng)
-    rest = np.setdiff1d(np.arange(len(y)), held)
-    train = rest if options.train is None else rest[stratified(y[rest], options.train, rng)]
+    if options.legacy_share is not None:
+        train = published(y, options.legacy_share)
+        rest = np.setdiff1d(np.arange(len(y)), train)
+        held = rest[stratified(y[rest], min(val, len(rest)), rng)]
+    else:
+        held = stratified(y, val, rng)
+        rest = np.setdiff1d(np.arange(len(y)), held)
+        train = rest if options.train is None else rest[stratified(y[rest], options.train, rng)]
     missing = sorted(set(range(len(source.classes))) - set(y[train].tolist()))
     if missing:
         raise InputError(

@@ -17,15 +17,22 @@ from steppe.method import Method, make_checked, overrides
 from steppe.methods.agc import AGC
 from steppe.methods.arwp import ARWP
 from steppe.methods.asam import ASAM
+from steppe.methods.dml import DML
 from steppe.methods.ema import EMA
 from steppe.methods.esam import ESAM
+from steppe.methods.ffl import FFL
 from steppe.methods.friendly_sam import FriendlySAM
 from steppe.methods.gc import GC
 from steppe.methods.gsam import GSAM
+from steppe.methods.kdcl import KDCL
 from steppe.methods.looksam import LookSAM
 from steppe.methods.lpf_sgd import LPFSGD
 from steppe.methods.mesa import MESA
 from steppe.methods.mixed_sam import MixedSAM
+from steppe.methods.okddip import OKDDip
+from steppe.methods.okdph import OKDPH
+from steppe.methods.one import ONE
+from steppe.methods.pcl import PCL
 from steppe.methods.plain import Plain
 from steppe.methods.r_sam import RSAM
 from steppe.methods.random_sam import RandomSAM
@@ -62,6 +69,13 @@ METHODS: dict[str, Callable[..., Method]] = {
     "mesa": MESA,
     "swa": SWA,
     "ema": EMA,
+    "dml": DML,
+    "kdcl": KDCL,
+    "one": ONE,
+    "okddip": OKDDip,
+    "ffl": FFL,
+    "pcl": PCL,
+    "okdph": OKDPH,
     "sadt-v1": partial(SADT, variant=1),
     "sadt-v2": partial(SADT, variant=2),
     "sadt-v3": partial(SADT, variant=3),
@@ -133,12 +147,17 @@ def summary(name: str) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """A method in a line: what a step costs at most (forward / backward / updates), keeps, and where it is from."""
+    """A method in a line.
+
+    ``cost`` is what a step costs at most (forward / backward / updates), ``keeps`` what it remembers, ``status``
+    'tried' if docs/results has a trial of it, else 'checked': restated, and green in the conformance suite.
+    """
 
     name: str
     cost: str
     keeps: str
     source: str
+    status: str
     summary: str
 
 
@@ -150,4 +169,11 @@ def row(name: str) -> Row:
     keeps = "outputs of each sample" if per_sample else "a vector of weights" if per_weight else "-"
     paper = re.search(r"^Paper +(.*)$", card(name), re.MULTILINE)
     dated = re.match(r"(?!none)(.*?\b(?:19|20)\d\d)\b", paper[1] if paper else "")
-    return Row(name, cost, keeps, dated[1] if dated else "-", summary(name))
+    status = "tried" if name in _TRIED else "checked"
+    return Row(name, cost, keeps, dated[1] if dated else "-", status, summary(name))
+
+
+_TRIED = {
+    *("plain", "repeat-step", "two-step", "sam", "sadt-v1", "sadt-v2", "sadt-v3"),
+    *("asam", "gsam", "esam", "looksam", "saf", "mesa", "rwp"),
+}

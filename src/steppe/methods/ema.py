@@ -12,6 +12,8 @@ Start    decay 0.999 (small data) to 0.9998
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from steppe.average import Average
 from steppe.batch import Batch
 from steppe.calling import call, logits_of
-from steppe.method import Method, require
+from steppe.method import Method, filled, require
 from steppe.runtime import Out, Runtime
 
 
@@ -46,8 +48,17 @@ class EMA(Method):
         assert isinstance(state, Average)
         state.take_in(rt.net, 1 - min(self.decay, (1 + state.count) / (10 + state.count)))
 
+    def standing(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
+        """Put the mean in the network's place."""
+        assert isinstance(state, Average)
+        return state.in_place_of(net)
+
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         """Deploy the mean."""
-        assert isinstance(state, Average)
-        with state.in_place_of(net):
+        with self.standing(net, state):
             return logits_of(call(net, x))
+
+    def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
+        """Deploy the mean alone."""
+        with self.standing(net, state):
+            return filled(new_model(), net.state_dict())

@@ -13,7 +13,8 @@ Start    start 0.75, every = the steps of an epoch; combine it with any method: 
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from steppe.average import Average
 from steppe.batch import Batch
 from steppe.calling import call, logits_of
-from steppe.method import Method, require
+from steppe.method import Method, filled, require
 from steppe.runtime import Out, Runtime
 
 
@@ -51,8 +52,17 @@ class SWA(Method):
         if rt.now.reached(self.start, "start") and rt.now.step % self.every == 0:
             state.take_in(rt.net, 1 / (state.count + 1))
 
+    def standing(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
+        """Put the mean in the network's place."""
+        assert isinstance(state, Average)
+        return state.in_place_of(net) if state.count else nullcontext()
+
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         """Deploy the mean once there is one."""
-        assert isinstance(state, Average)
-        with state.in_place_of(net) if state.count else nullcontext():
+        with self.standing(net, state):
             return logits_of(call(net, x))
+
+    def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
+        """Deploy the mean alone."""
+        with self.standing(net, state):
+            return filled(new_model(), net.state_dict())

@@ -1,4 +1,4 @@
-"""Networks by name: those of the SADT paper, and any of torchvision or timm."""
+"""Networks by name: those of the SADT, RWP and OKDPH papers, and any of torchvision or timm."""
 
 from __future__ import annotations
 
@@ -9,8 +9,21 @@ from torch import nn
 from steppe.errors import unknown
 from steppe.models.external import from_timm, from_torchvision
 from steppe.models.inception_resnet_sadt import inception_resnet_sadt
+from steppe.models.okdph_networks import (
+    densenet40_12,
+    resnet32,
+    resnet32_okdph,
+    resnet110,
+    resnet110_okdph,
+    vgg16_okdph,
+    wrn20_8_okdph,
+)
+from steppe.models.resnet_cifar import resnet18, resnet_thin
 from steppe.models.simple_cnn import simple_cnn, simple_cnn_3fc
+from steppe.models.vgg_cifar import vgg16_bn
 from steppe.models.vgg_sadt import vgg16_sadt
+from steppe.models.vit_cifar import vit_cifar
+from steppe.models.wide_resnet import wrn_16_8, wrn_16_8_rwp, wrn_28_10, wrn_28_10_rwp
 
 __all__ = ["build", "names"]
 
@@ -19,6 +32,21 @@ MODELS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "simple-cnn-3fc": simple_cnn_3fc,
     "vgg16-sadt": vgg16_sadt,
     "inception-resnet-sadt": inception_resnet_sadt,
+    "resnet18": resnet18,
+    "resnet-thin": resnet_thin,
+    "vgg16-bn": vgg16_bn,
+    "wrn-16-8": wrn_16_8,
+    "wrn-28-10": wrn_28_10,
+    "wrn-16-8-rwp": wrn_16_8_rwp,
+    "wrn-28-10-rwp": wrn_28_10_rwp,
+    "vit-cifar": vit_cifar,
+    "resnet32": resnet32,
+    "resnet110": resnet110,
+    "resnet32-okdph": resnet32_okdph,
+    "resnet110-okdph": resnet110_okdph,
+    "vgg16-okdph": vgg16_okdph,
+    "densenet40-12": densenet40_12,
+    "wrn20-8-okdph": wrn20_8_okdph,
 }
 
 

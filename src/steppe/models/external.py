@@ -107,20 +107,33 @@ def from_torchvision(name: str, *, classes: int, channels: int, size: int) -> nn
 
 
 def from_timm(name: str, *, classes: int, channels: int, size: int) -> nn.Module:
-    """Build the timm model ``name``, in training mode; nothing is downloaded.
+    """Build the timm model ``name``, in training mode, with fresh weights; nothing is downloaded.
 
-    It maps images (B, channels, size, size) to logits (B, classes).
+    It maps images (B, channels, size, size) to logits (B, classes). ``name:pretrained`` starts from the weights
+    that timm publishes, fetched once into its own cache, with a fresh classifier.
 
     Raises:
-        InputError: timm cannot be imported, has no model ``name``, or ``name`` cannot take these images.
+        InputError: timm cannot be imported, has no model ``name``, ``name`` cannot take these images, or its
+            weights cannot be had.
     """
     model = f"timm/{name}"
     check(model, classes, channels, size, 1)
     timm = _package("timm", model)
     known = timm.list_models()
+    name, colon, start = name.partition(":")
+    if colon and start != "pretrained":
+        raise InputError(f"model {model!r} starts from {start!r}; write timm/{name} or timm/{name}:pretrained")
     # A name outside the list may be an address, and timm would fetch weights from it.
     if name not in known:
         raise unknown("model", model, [f"timm/{n}" for n in known])
-    net: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels)
+    try:
+        net: nn.Module = timm.create_model(name, pretrained=bool(colon), num_classes=classes, in_chans=channels)
+    except (OSError, RuntimeError) as error:
+        if not colon:
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"the weights of {model!r} cannot be had ({reason}); for fresh ones write timm/{name}"
+        ) from error
     _try(net, model, classes, channels, size)
     return net

@@ -21,7 +21,7 @@ from steppe.report.style import Style, styles
 from steppe.report.text import plain_text
 
 _PANELS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
-_INK, _FAINT = "#2b2f36", "#d9dce1"
+INK, FAINT = "#2b2f36", "#d9dce1"
 
 
 def curves(comparison: Comparison, points: int = 200) -> Figure:
@@ -43,12 +43,12 @@ def curves(comparison: Comparison, points: int = 200) -> Figure:
             for order, line in enumerate(drawn):
                 shown[line.method] = _draw(panel, line, metric, look[line.method], order)
             title = METRICS[metric] + (f"\n{', '.join(group)}" if len(found) > 1 else "")
-            _dress(panel, "Epoch", title + (", %" if metric.endswith("accuracy") else ""))
+            dress(panel, "Epoch", title + (", %" if metric.endswith("accuracy") else ""))
     ordered = [m for m in comparison.methods if m in shown]
     if ordered:
         legend = figure.legend(
             [shown[m] for m in ordered],
-            [_label(m) for m in ordered],
+            [label(m) for m in ordered],
             loc="outside right upper",
             frameon=False,
             handlelength=3.6,
@@ -72,7 +72,7 @@ def accuracy_cost(comparison: Comparison, cost: _cost.Cost = "gradients") -> Fig
     for panel, group in zip(figure.subplots(len(found), 1, squeeze=False).flat, found, strict=True):
         placed = _cost.layout(comparison, group, cost)
         title = "Test accuracy after the last epoch, %"
-        _dress(panel, _cost.TITLES[cost], title + (f"\n{', '.join(group)}" if len(found) > 1 else ""))
+        dress(panel, _cost.TITLES[cost], title + (f"\n{', '.join(group)}" if len(found) > 1 else ""))
         if placed is None:
             continue
         for point in placed.points:
@@ -88,7 +88,7 @@ def accuracy_cost(comparison: Comparison, cost: _cost.Cost = "gradients") -> Fig
             )
             ends = [point.x, point.label_x], [point.accuracy.mean, point.label_y]
             panel.plot(*ends, color=style.light, linewidth=0.5, alpha=0.6)
-            name = panel.text(point.label_x, point.label_y, f" {_label(point.method)}", va="center", fontsize=9)
+            name = panel.text(point.label_x, point.label_y, f" {label(point.method)}", va="center", fontsize=9)
             name.set(color=style.light, parse_math=False)
         panel.set(xlim=placed.x, ylim=placed.y, xticks=placed.x_ticks, yticks=placed.y_ticks)
     return figure
@@ -147,15 +147,16 @@ def _draw(panel: Axes, line: Series, metric: str, style: Style, order: int) -> L
     return drawn
 
 
-def _dress(panel: Axes, x: str, title: str) -> None:
-    panel.set_title(plain_lines(title), loc="left", fontsize=10.5, color=_INK, parse_math=False)
-    panel.set_xlabel(x, fontsize=9, color=_INK)
-    panel.tick_params(colors=_INK, labelsize=9, length=0)
-    panel.grid(color=_FAINT, linewidth=0.6)
+def dress(panel: Axes, x: str, title: str) -> None:
+    """Give a panel its title, the name of its horizontal axis and the report's look."""
+    panel.set_title(plain_lines(title), loc="left", fontsize=10.5, color=INK, parse_math=False)
+    panel.set_xlabel(x, fontsize=9, color=INK)
+    panel.tick_params(colors=INK, labelsize=9, length=0)
+    panel.grid(color=FAINT, linewidth=0.6)
     panel.set_axisbelow(True)
     for side, spine in panel.spines.items():
         spine.set_visible(side == "bottom")
-        spine.set_color(_FAINT)
+        spine.set_color(FAINT)
 
 
 def plain_lines(title: str) -> str:
@@ -163,7 +164,8 @@ def plain_lines(title: str) -> str:
     return "\n".join(plain_text(part) for part in title.split("\n"))
 
 
-def _label(method: str) -> str:
+def label(method: str) -> str:
+    """Return a method's name as a legend shows it."""
     # matplotlib leaves labels that begin with an underscore out of legends.
     shown = plain_text(method)
     return f" {shown}" if shown.startswith("_") else shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -29,7 +30,11 @@ def compiled(subject: Subject, lab: Lab) -> str | None:
         lab.compiled = cast(nn.Module, torch.compile(nets.smooth().to(lab.device), backend=backend))
     shared = lab.compiled
     try:
-        session = subject.start(lambda: _renewed(shared), Setup(wrap=lambda net: shared, device=lab.device))
+        if type(subject.build(nets.smooth)) is type(nets.smooth()):
+            setup = Setup(wrap=lambda net: shared, device=lab.device)
+            session = subject.start(lambda: _renewed(shared), setup)
+        else:
+            session = subject.start(nets.smooth, Setup(wrap=_compiler(backend), device=lab.device))
         eager = subject.start(nets.smooth, Setup(device=lab.device))
         warm = 0
         for k in range(5):
@@ -48,6 +53,14 @@ def compiled(subject: Subject, lab: Lab) -> str | None:
         lab.compiled = None
         raise
     return None if backend == "inductor" else "with backend aot_eager: there is no C++ compiler"
+
+
+def _compiler(backend: str) -> Callable[[nn.Module], nn.Module]:
+    def wrap(net: nn.Module) -> nn.Module:
+        torch._dynamo.reset()
+        return cast(nn.Module, torch.compile(net, backend=backend))
+
+    return wrap
 
 
 def _renewed(model: nn.Module) -> nn.Module:

@@ -30,7 +30,7 @@ def _follows(subject: Subject, lab: Lab, precision: str, scale: float) -> list[f
     """Compare a trajectory with that of fp32, and return the lengths of its perturbations."""
     exact, _ = _path(subject, lab, "fp32", 1.0)
     half, moves = _path(subject, lab, precision, scale)
-    travelled, off = nets.length(exact, nets.weights(nets.smooth())), nets.length(exact, half)
+    travelled, off = nets.length(exact, nets.weights(subject.build(nets.smooth))), nets.length(exact, half)
     if not off <= CLOSE * travelled:
         at = f" at loss scale {scale:g}" if precision == "fp16" else ""
         raise Failed(f"after 3 steps the weights are {off / travelled:.2g} of their way from those of fp32{at}")
@@ -61,8 +61,7 @@ def overflow(subject: Subject, lab: Lab) -> None:
 def _overflows(subject: Subject, lab: Lab, precision: str, kind: str, busy: Busiest, at: int) -> None:
     setup = Setup(base=nets.ADAM, precision=precision, scale=2.0**8, device=lab.device)
     session = subject.start(lambda: nets.small().append(probes.Trap(kind)), setup)
-    trap = session.net.get_submodule("12")
-    assert isinstance(trap, probes.Trap)
+    trap = probes.trap_in(session.net)
     where = f"in pass {at} ({precision})"
     for k in range(busy.step):
         session.step(nets.batch(k))

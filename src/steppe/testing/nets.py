@@ -73,6 +73,24 @@ class Awkward(nn.Module):
         return z
 
 
+def apart(make: Make) -> Make:
+    """Return ``make``, whose networks after the first start from other weights, for methods of several."""
+    made = 0
+
+    def another() -> nn.Module:
+        nonlocal made
+        net = make()
+        if made:
+            g = torch.Generator().manual_seed(made)
+            with torch.no_grad():
+                for p in net.parameters():
+                    p.add_(0.1 * torch.randn(p.shape, generator=g, dtype=p.dtype))
+        made += 1
+        return net
+
+    return another
+
+
 def data(seed: int, count: int = 12, dtype: torch.dtype = torch.float32) -> Pair:
     """Return images (count, 2, 6, 6) and classes (count,), the same for the same seed."""
     g = torch.Generator().manual_seed(seed)

@@ -48,6 +48,11 @@ class Trap(nn.Module):
         raise Trapped(f"in {self.kind}")
 
 
+def trap_in(net: nn.Module) -> Trap:
+    """Return the first trap of a network, or of the first of several."""
+    return next(m for m in net.modules() if isinstance(m, Trap))
+
+
 class Calls:
     """How often each layer with weights ran forward and backward, in whole batches, and updates."""
 

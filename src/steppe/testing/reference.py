@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from steppe.testing import nets
@@ -21,16 +21,18 @@ Weights = dict[str, Tensor]
 
 
 class Reference:
-    """Hand-written steps of one method on the small network without dropout.
+    """Hand-written steps of one method on the small network without dropout, or on several.
 
-    ``w`` holds the weights, ``given`` the method's settings, ``noise`` a generator that stands where the
-    method's own stands, ``memory`` what a method remembers from step to step.
+    ``w`` holds the weights, those that ``trained`` starts with if a method trains more than the network;
+    ``given`` the method's settings, ``noise`` a generator that stands where the method's own stands, ``memory``
+    what a method remembers from step to step.
     """
 
-    def __init__(self, given: Mapping[str, Any]) -> None:
+    def __init__(self, given: Mapping[str, Any], trained: nn.Module | None = None) -> None:
         self.given = given
         self.net = nets.small(dtype=torch.float64, dropout=0.0)
-        self.w: Weights = {k: v.detach().clone() for k, v in self.net.named_parameters()}
+        start = self.net if trained is None else trained
+        self.w: Weights = {k: v.detach().clone() for k, v in start.named_parameters()}
         self.velocity: Weights = {}
         self.noise = torch.Generator()
         self.memory: dict[str, Any] = {}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from steppe.testing.family import FAMILY
+from steppe.testing.peers import PEERS
 from steppe.testing.reference import Reference, Restated, Step, Weights, length, plus, times
 
 
@@ -116,4 +117,5 @@ REFERENCES: dict[str, Restated] = {
         {"preset": "notebook"},
     ),
     **FAMILY,
+    **PEERS,
 }

@@ -60,7 +60,7 @@ def reference(subject: Subject, lab: Lab) -> None:
     restated, given = subject.reference()
     base = Base(torch.optim.SGD, {"lr": LR, "momentum": MOMENTUM, "weight_decay": DECAY})
     session = subject.start(lambda: nets.small(dtype=torch.float64, dropout=0.0), Setup(base=base, seed=11))
-    by_hand = Reference(given)
+    by_hand = Reference(given, session.net)
     if isinstance(session, OurSession):
         by_hand.noise.set_state(session.noise())
     for k in range(2):
@@ -133,8 +133,7 @@ def exception(subject: Subject, lab: Lab) -> None:
             for k in range(busy.step):
                 session.step(nets.batch(k))
             before = _kept(session, subject.ours)
-            trap = session.net.get_submodule("12")
-            assert isinstance(trap, probes.Trap)
+            trap = probes.trap_in(session.net)
             trap.kind, trap.at = kind, trap.calls + at
             try:
                 session.step(nets.batch(busy.step))
@@ -161,13 +160,12 @@ class Busiest:
     before: int
 
 
-def busiest(subject: Subject) -> Busiest:
-    """Return which of a few steps has most passes, for methods that do not do the same in every step."""
+def busiest(subject: Subject, count: int = 12) -> Busiest:
+    """Return which of a few steps on ``count`` samples has most passes: some methods' steps differ."""
     session = subject.start(lambda: nets.small().append(probes.Trap()), Setup())
-    trap, counts = session.net.get_submodule("12"), [0]
-    assert isinstance(trap, probes.Trap)
+    trap, counts = probes.trap_in(session.net), [0]
     for k in range(STEPS):
-        session.step(nets.batch(k))
+        session.step(nets.batch(k, count))
         counts.append(trap.calls)
     made = [b - a for a, b in pairwise(counts)]
     step = max(range(1, len(made)), key=lambda k: made[k])
@@ -186,7 +184,9 @@ def _weights(kept: dict[str, Tensor], session: Session) -> dict[str, Tensor]:
 
 def batch_norm(subject: Subject, lab: Lab) -> None:
     """Compare running statistics with those of plain training after one step, and count over three."""
-    plain = nets.small()
+    if subject.mixes:
+        raise NotApplicable(subject.mixes)
+    plain = subject.build(nets.small)
     torch.manual_seed(7)
     plain(nets.data(0)[0])
     expected = nets.buffers(plain)
@@ -219,7 +219,7 @@ def random_stream(subject: Subject, lab: Lab) -> None:
     ends = []
     for who in (subject, None):
         session = who.start(nets.small, Setup()) if who else None
-        net = nets.small()
+        net = subject.build(nets.small)
         torch.manual_seed(7)
         for k in range(2):
             if session:
@@ -242,6 +242,8 @@ def accumulation(subject: Subject, lab: Lab) -> None:
         ends.append((size, nets.weights(session.net)))
     for size, end in ends[1:]:
         off = nets.distance(ends[0][1], end)
+        if off > 1e-9 and subject.local:
+            raise NotApplicable(f"parts of a batch are not the whole: {subject.local}")
         if off > 1e-9:
             raise Failed(f"after 3 steps, micro-batches of {size} end {off:.1e} from the whole batch")
 

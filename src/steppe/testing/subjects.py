@@ -105,6 +105,12 @@ class Subject(ABC):
     ours: bool
     cost: tuple[float, float, int] | None = None
     local: str = ""
+    whole: str = ""
+    mixes: str = ""
+
+    def build(self, make: Make) -> nn.Module:
+        """Return what it trains, of networks from ``make``."""
+        return make()
 
     @abstractmethod
     def start(self, make: Make, setup: Setup) -> Session:
@@ -132,10 +138,15 @@ class OurMethod(Subject):
         self.method = method
         self.name = name or label(method)
         self.cost, self.local = self._cost(), method.local
+        self.whole, self.mixes = method.whole, method.mixes
+
+    def build(self, make: Make) -> nn.Module:
+        """Let the method build, of networks that differ if it wants several."""
+        return self.method.build(nets.apart(make))
 
     def start(self, make: Make, setup: Setup) -> Session:
         """Bind the method."""
-        return OurSession(self.method, self.method.build(make), setup)
+        return OurSession(self.method, self.build(make), setup)
 
     def at_limit(self) -> Subject:
         """Return the method at its ``limit``."""

@@ -42,10 +42,10 @@ class Job:
 
 def train(rank: int, subject: Subject, job: Job) -> dict[str, Any]:
     """Do one process's part of a job, and return its weights after each step, which were skipped, its noise."""
-    trap = probes.Trap(at=job.at if job.bad == rank else 0)
     setup = Setup(wrap=_wrap(job.kind), sync=job.sync, m=job.m, base=nets.SGD)
     make = nets.small if job.norm else nets.smooth
-    session = subject.start(lambda: make().append(trap), setup)
+    session = subject.start(lambda: make().append(probes.Trap()), setup)
+    probes.trap_in(session.net).at = job.at if job.bad == rank else 0
     torch.manual_seed(rank)
     paths, skipped = [], []
     before = _noise(session)
@@ -65,7 +65,8 @@ def _wrap(kind: str) -> Callable[[nn.Module], nn.Module]:
 
     def shard(net: nn.Module) -> nn.Module:
         mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-        fully_shard(net.get_submodule("1"), mesh=mesh)
+        inner = next(m for name, m in net.named_modules() if name.split(".")[-1] == "1" and not list(m.children()))
+        fully_shard(inner, mesh=mesh)
         fully_shard(net, mesh=mesh)
         return net
 
@@ -121,6 +122,8 @@ def ddp_global(subject: Subject, lab: Lab) -> None:
 
 def fsdp2(subject: Subject, lab: Lab) -> None:
     """Shard everything: equal to one process."""
+    if subject.whole:
+        raise NotApplicable(subject.whole)
     _whole(subject, lab, "fsdp2", None)
 
 
@@ -139,9 +142,9 @@ def non_finite(subject: Subject, lab: Lab) -> None:
     """Let one process alone meet NaN, in every pass: both skip that step and go on together."""
     if not subject.ours:
         raise NotApplicable("an optimizer alone promises nothing for values that are not finite; see overflow")
-    busy = busiest(subject)
+    busy = busiest(subject, EVEN[1])
     steps = busy.step + 2
-    for kind in ("ddp", "fsdp2"):
+    for kind in ("ddp",) if subject.whole else ("ddp", "fsdp2"):
         for at in range(1, busy.passes + 1):
             answers = lab.pool.run(train, subject, Job(kind, EVEN, bad=1, at=busy.before + at, steps=steps))
             where = f"NaN on one of two processes in pass {at} ({kind})"

@@ -1,0 +1,133 @@
+"""Where to cut a network in two: what is before a module, what comes from it on, and where families are cut.
+
+Modules count as before the cut if they are registered before it, in it and in each module around it. That is the
+order in which nearly all networks use them.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+
+from torch import nn
+
+from steppe.errors import InputError, unknown
+
+
+def head_of(net: nn.Module) -> str:
+    """Return the path of the last dense layer; raises InputError without one."""
+    names: list[str] = [name for name, m in net.named_modules() if isinstance(m, nn.Linear)]
+    if not names:
+        raise InputError("the network has no dense layer, which its classifier must be; choose another network")
+    return names[-1]
+
+
+def width_of(module: nn.Module) -> int:
+    """Return how many channels a module takes, from the first layer in it that says so, 0 if none does."""
+    for layer in module.modules():
+        for name in ("in_channels", "in_features", "num_features", "num_channels"):
+            if isinstance(found := getattr(layer, name, None), int):
+                return found
+        shape = getattr(layer, "normalized_shape", None)
+        if shape:
+            return int(shape[-1])
+    return 0
+
+
+def default_split(net: nn.Module) -> str:
+    """Return where the last stage of the usual families begins.
+
+    A family of numbered stages or blocks (layer1 .. layer4, denseblock1, blocks.0, features.0) with most of the
+    network's parameters is looked for from outside in; the cut is before its last quarter: the last of three or
+    four stages, the last three of twelve blocks. A stage that holds the classifier itself is not cut off alone.
+
+    Raises InputError if there is no such family.
+    """
+    path, module = "", net
+    whole = _count(net)
+    head = head_of(net)
+    while True:
+        for names in _families(module):
+            members = [(n, module.get_submodule(n)) for n in names]
+            if 2 * sum(_count(m) for _, m in members) >= whole:
+                apart = [n for n, m in members if _count(m) and not f"{head}.".startswith(f"{_join(path, n)}.")]
+                at = 3 * len(members) // 4
+                late = [n for n in apart if names.index(n) >= at]
+                if len(apart) > 1:
+                    return _join(path, late[0] if late else apart[-1])
+        children = sorted(module.named_children(), key=lambda c: _count(c[1]))
+        if not children or not _count(children[-1][1]):
+            raise InputError(
+                f"split_at is not given, and {type(net).__name__} has no family of numbered parts to choose from; "
+                "name the module that branches begin with, such as 'layer4'"
+            )
+        path, module = _join(path, children[-1][0]), children[-1][1]
+
+
+def _families(module: nn.Module) -> list[list[str]]:
+    """Return the names of children that are one series, of three or more: by a common stem, or in a sequence."""
+    stems: dict[str, list[str]] = {}
+    for name, _ in module.named_children():
+        match = re.fullmatch(r"(.*?)(\d+)", name)
+        if match:
+            stems.setdefault(match[1], []).append(name)
+    found = sorted(stems.values(), key=lambda n: -sum(_count(module.get_submodule(k)) for k in n))
+    if isinstance(module, nn.Sequential | nn.ModuleList):
+        found.append([name for name, _ in module.named_children()])
+    return [names for names in found if len(names) > 2]
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def containers(path: str) -> list[str]:
+    """Return the paths of the modules around a module, the outermost, '', first."""
+    parts = path.split(".")
+    return [".".join(parts[:i]) for i in range(len(parts))]
+
+
+def around(net: nn.Module, path: str) -> tuple[list[str], list[str]]:
+    """Return the paths of the modules before the one at ``path``, and from it on, in order of registration."""
+    known = [name for name, _ in net.named_modules() if name]
+    if path not in known:
+        raise unknown("module for split_at", path, known)
+    before, after = [], [path]
+    for outer in containers(path):
+        inner = path[len(outer) + 1 if outer else 0 :].split(".")[0]
+        names = [n for n, m in net.get_submodule(outer)._modules.items() if m is not None]
+        at = names.index(inner)
+        before += [_join(outer, n) for n in names[:at]]
+        after += [_join(outer, n) for n in names[at + 1 :]]
+    return before, after
+
+
+def check(net: nn.Module, path: str, before: Sequence[str], after: Sequence[str]) -> None:
+    """Raise InputError if nothing with weights is before the cut, or weights are on both sides of it."""
+    own = {id(p) for name in before for p in net.get_submodule(name).parameters()}
+    if not own:
+        raise InputError(f"split_at is {path!r}, before which there are no weights; name a later module")
+    if any(id(p) in own for name in after for p in net.get_submodule(name).parameters()):
+        raise InputError(
+            f"split_at is {path!r}, and weights before it are used after it too; name an earlier module"
+        )
+
+
+def replace(net: nn.Module, path: str, by: nn.Module) -> None:
+    """Put another module in the place of one."""
+    outer, _, name = path.rpartition(".")
+    net.get_submodule(outer)._modules[name] = by
+
+
+def without(net: nn.Module, names: Sequence[str]) -> nn.Module:
+    """Return a copy of the network's outer modules around the very modules within, without those named."""
+    before, _ = around(net, names[0])
+    shared = {id(m): m for m in map(net.get_submodule, before)}
+    held = {id(p): p for p in net.parameters()}
+    gone = {id(net.get_submodule(name)): nn.Module() for name in names}
+    return copy.deepcopy(net, {**shared, **held, **gone})

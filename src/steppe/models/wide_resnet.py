@@ -1,0 +1,121 @@
+"""Wide residual networks, as the literature has them and as the RWP authors' code has them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Literal
+
+from torch import Tensor, nn
+
+from steppe.models._layers import check
+
+LEAST = 8
+
+
+class WideUnit(nn.Module):
+    """BatchNorm, ReLU and a 3x3 convolution, twice, beside a shortcut.
+
+    It maps (B, inputs, H, W) to (B, width, H / stride, W / stride). The shortcut is the identity; where the number
+    of channels changes it is a 1x1 convolution of the input after the first BatchNorm and ReLU.
+    """
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.shortcut = nn.Conv2d(inputs, width, 1, stride, bias=False) if inputs != width else None
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum of both ways."""
+        active = self.relu(self.bn1(x))
+        inner: Tensor = self.conv2(self.relu(self.bn2(self.conv1(active))))
+        return inner + (x if self.shortcut is None else self.shortcut(active))
+
+
+def _wide(classes: int, channels: int, units: int, factor: int) -> nn.Sequential:
+    """Return the network with ``units`` units in each of its three groups, as PyTorch starts it."""
+    parts: OrderedDict[str, nn.Module] = OrderedDict(conv=nn.Conv2d(channels, 16, 3, 1, 1, bias=False))
+    inputs = 16
+    for group, width in enumerate((16 * factor, 32 * factor, 64 * factor)):
+        for unit in range(units):
+            stride = 2 if group and not unit else 1
+            parts[f"unit{group + 1}_{unit + 1}"] = WideUnit(inputs, width, stride)
+            inputs = width
+    parts |= {"bn": nn.BatchNorm2d(inputs), "relu": nn.ReLU()}
+    parts |= {"mean": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "head": nn.Linear(inputs, classes)}
+    return nn.Sequential(parts)
+
+
+def _convolutions(net: nn.Module, mode: Literal["fan_in", "fan_out"]) -> None:
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
+
+
+def _literature(depth: int, factor: int, classes: int, channels: int, size: int) -> nn.Sequential:
+    check(f"wrn-{depth}-{factor}", classes, channels, size, LEAST)
+    net = _wide(classes, channels, (depth - 4) // 6, factor)
+    _convolutions(net, "fan_out")
+    nn.init.zeros_(net.get_parameter("head.bias"))
+    return net
+
+
+def _rwp(depth: int, factor: int, classes: int, channels: int, size: int) -> nn.Sequential:
+    check(f"wrn-{depth}-{factor}-rwp", classes, channels, size, LEAST)
+    net = _wide(classes, channels, (depth - 4) // 6 + 1, factor)
+    _convolutions(net, "fan_in")
+    for name in ("head.weight", "head.bias"):
+        nn.init.zeros_(net.get_parameter(name))
+    return net
+
+
+def wrn_16_8(classes: int, channels: int, size: int) -> nn.Sequential:
+    """Build WRN-16-8: three groups of two units, of 128, 256 and 512 filters.
+
+    Parts, start and errors are those of `wrn_28_10`. It has 10,961,370 parameters for 3 channels and 10 classes
+    (paper, table 5: 11.0 million).
+    """
+    return _literature(16, 8, classes, channels, size)
+
+
+def wrn_28_10(classes: int, channels: int, size: int) -> nn.Sequential:
+    """Build WRN-28-10: three groups of four units, of 160, 320 and 640 filters.
+
+    The parts are one flat ``nn.Sequential``: a 3x3 convolution of 16 filters; the units, the first of the second
+    and third group with stride 2; BatchNorm, ReLU, the mean over positions, the classifier. There is no dropout.
+    It maps images (B, channels, size, size) to logits (B, classes).
+
+    It has 36,479,194 parameters for 3 channels and 10 classes (paper, table 5: 36.5 million). Convolutions
+    start normal with variance 2 / fan-out, the classifier's bias at 0, the rest as PyTorch does.
+
+    Source: Zagoruyko and Komodakis, BMVC 2016, arXiv:1605.07146, section 2 and the authors' code.
+
+    Raises:
+        InputError: ``size`` is below 8, ``classes`` below 2, or ``channels`` is not 1 or 3.
+    """
+    return _literature(28, 10, classes, channels, size)
+
+
+def wrn_16_8_rwp(classes: int, channels: int, size: int) -> nn.Sequential:
+    """Build WRN-16-8 with one more unit in each group (three), as the RWP authors' code does.
+
+    Start and errors are those of `wrn_28_10_rwp`. It has 17,158,106 parameters for 3 channels and 10 classes.
+    """
+    return _rwp(16, 8, classes, channels, size)
+
+
+def wrn_28_10_rwp(classes: int, channels: int, size: int) -> nn.Sequential:
+    """Build WRN-28-10 with one more unit in each group (five), as the RWP authors' code does.
+
+    The parts are those of `wrn_28_10`. Convolutions start normal with variance 2 / fan-in, the classifier at 0, so
+    that the first outputs are 0. It has 46,160,474 parameters for 3 channels and 10 classes.
+
+    Source: nblt/RWP @ 6553ded, models/wide_resnet.py, which shares its form with davda54/sam.
+
+    Raises:
+        InputError: ``size`` is below 8, ``classes`` below 2, or ``channels`` is not 1 or 3.
+    """
+    return _rwp(28, 10, classes, channels, size)
