@@ -1,4 +1,4 @@
-"""What a bound method works with: the model and its parameters, counted passes, random streams, where training is."""
+"""What a bound method works with: model and parameters, counted passes, random streams, where training is."""
 
 from __future__ import annotations
 

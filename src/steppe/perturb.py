@@ -118,7 +118,7 @@ def filter_noise(
 
 
 def unit_sums(values: Vec, params: Sequence[nn.Parameter], owners: Sequence[nn.Module]) -> Vec:
-    """Return the sum of non-negative ``values`` over each unit of `filter_noise`, broadcastable to the parameter."""
+    """Return the sum of non-negative ``values`` over each unit of `filter_noise`, kept broadcastable."""
     return [
         None if v is None else unit_norms(v.sqrt(), _filter_dims(p, owner)).square()
         for v, p, owner in zip(values, params, owners, strict=True)

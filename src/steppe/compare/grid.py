@@ -38,7 +38,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Grid:
-    """A comparison about to run: its jobs, the folder that will hold it, and what methods keep per run, in bytes."""
+    """A comparison about to run: its jobs, the folder that will hold it, the bytes that methods keep per run."""
 
     study: Study
     out: Path

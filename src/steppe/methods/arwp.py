@@ -9,8 +9,8 @@ Cost     2 forward, 2 backward, 1 update
 Limits   alpha = 1 is Plain; eta = 0 is RWP
 Differs  1. alpha weighs the clean gradient, as in RWP's paper; the authors' lambda is 1 - alpha.
          2. both gradients are of the same batch; their script takes the next batch for the noisy one.
-         3. under data parallelism F is made of the mean noisy gradient, so that a checkpoint does not depend on who
-            wrote it.
+         3. under data parallelism F is made of the mean noisy gradient, so that a checkpoint does not depend on
+            who wrote it.
 Start    gamma 0.015, alpha 0.5, eta 0.1, beta 0.99 (CIFAR, authors' script)
 """
 

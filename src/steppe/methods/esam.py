@@ -10,8 +10,8 @@ Cost     3 forward, 2 backward, 1 update at most; with gamma: 2 + gamma forward,
 Limits   rho = 0 with gamma = 1 is Plain; beta = gamma = 1 is SAM
 Differs  1. S is made of whole tensors, each kept with probability beta (authors' code), which saves backward work;
             mask = 'element' is the paper's form: elements kept, the norm that of the whole gradient.
-         2. exactly max(2, floor(gamma |B|)) samples are kept, two because BatchNorm takes no single one; the authors'
-            code keeps one less than floor(gamma |B|), and none on ties.
+         2. exactly max(2, floor(gamma |B|)) samples are kept, two because BatchNorm takes no single one; the
+            authors' code keeps one less than floor(gamma |B|), and none on ties.
          3. at least one tensor is kept; dropout masks are replayed where the losses are compared; running
             statistics come from the first pass only, the authors' code counts all three.
          4. each process chooses among its own samples.

@@ -159,7 +159,7 @@ def masks(net: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
 
 @contextmanager
 def norms(net: nn.Module) -> Iterator[list[tuple[int, dict[str, Tensor]]]]:
-    """Record, per call of the first BatchNorm layer, its samples and the running statistics that it alone gives."""
+    """Record, per call of the first BatchNorm layer, its samples and the statistics that it alone gives."""
     found: list[tuple[int, dict[str, Tensor]]] = []
     name, layer = next((k, m) for k, m in net.named_modules() if isinstance(m, nn.BatchNorm2d))
     before = nets.buffers(layer)
