@@ -8,17 +8,20 @@ passes are counted; a non-finite value anywhere stops the step on every process 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from steppe import parameters, streams, vec
 from steppe.batch import Batch, join_logits
 from steppe.course import NonFinite, Out
 from steppe.errors import InputError
 from steppe.ground import Ground, Loss, Objective, Passes, Setup, Transform
+from steppe.ranks import One
 from steppe.vec import Vec
 
 __all__ = ["Loss", "Objective", "Out", "Passes", "Runtime", "Setup", "Transform"]
@@ -68,6 +71,56 @@ class Runtime(Ground):
         self._judge(~(vec.finite(grads) & torch.isfinite(mean).to(self.device)))
         return joined, grads
 
+    def grads(
+        self, objective: Objective, here: Batch, there: Batch, offset: Vec, *, masks: int | None = None
+    ) -> tuple[Out, Vec, Vec]:
+        """Return output and gradient at the weights, and the gradient at ``w + offset``; on a GPU side by side.
+
+        The weights stay where they are: the second pass runs on tensors of its own, on a second stream, and
+        leaves no trace (see `aside`). It is what `grad` and `at` give one after another.
+
+        Raises InputError for a model that is compiled, or shared by processes, and for micro-batches.
+        """
+        if not self.divisible or type(self.ranks) is not One or len(self.parts(here)) + len(self.parts(there)) > 2:
+            raise InputError("streams need a model that is neither compiled nor shared, and whole batches")
+        if not self.looking:
+            self._clean_streams = streams.capture(self.device)
+        self.clear()
+        moved = {id(p): p.detach() + (0 if o is None else o) for p, o in zip(self.params, offset, strict=True)}
+        side = _Side(self.device)
+        with self.precision.autocast():
+            clean = objective(here)
+        side.follow()
+        with side.running(), self._masks(masks), self._elsewhere(moved), self.precision.autocast():
+            noisy = objective(there)
+        self.precision.scaled(clean.loss).backward()  # type: ignore[no-untyped-call]
+        with side.running():
+            self.precision.scaled(noisy.loss).backward()  # type: ignore[no-untyped-call]
+        side.join()
+        found = [self.precision.unscaled([t.grad for t in ts]) for ts in (self.params, moved.values())]
+        self.clear()
+        self.count(forward=len(here) + len(there), backward=len(here) + len(there))
+        out = Out(clean.loss.detach(), clean.logits.detach())
+        self.course.first = self.course.first or out
+        losses = torch.isfinite(clean.loss.detach()) & torch.isfinite(noisy.loss.detach())
+        self._judge(~(vec.finite(found[0]) & vec.finite(found[1]) & losses.to(self.device)))
+        return out, found[0], found[1]
+
+    @contextmanager
+    def _elsewhere(self, moved: Mapping[int, Tensor]) -> Iterator[None]:
+        """Let the model run on these tensors in place of the parameters of the same identity."""
+        tensors = {
+            name: moved[id(p)].requires_grad_()
+            for name, p in self.net.named_parameters(remove_duplicate=False)
+            if id(p) in moved
+        }
+        buffers = {name: b.detach().clone() for name, b in self.net.named_buffers()}
+        model, self.model = self.model, _Elsewhere(self.net, {**buffers, **tensors})
+        try:
+            yield
+        finally:
+            self.model = model
+
     def shared(self, grads: Vec) -> Vec:
         """Return the mean of ``grads`` over the processes that share a perturbation (``sync``).
 
@@ -98,6 +151,17 @@ class Runtime(Ground):
         (see `draw_masks`).
         """
         buffers = [(b, b.detach().clone()) for b in self.net.buffers()]
+        try:
+            with self._masks(masks):
+                yield
+        finally:
+            with torch.no_grad():
+                for buffer, saved in buffers:
+                    buffer.copy_(saved)
+
+    @contextmanager
+    def _masks(self, masks: int | None) -> Iterator[None]:
+        """Draw the dropout masks of the last clean pass, or those of a seed; then go on where the streams were."""
         now, outer = streams.capture(self.device), self.looking
         self.looking = True
         try:
@@ -109,9 +173,6 @@ class Runtime(Ground):
         finally:
             self.looking = outer
             streams.restore(now, self.device)
-            with torch.no_grad():
-                for buffer, saved in buffers:
-                    buffer.copy_(saved)
 
     @contextmanager
     def at(self, offset: Vec, *, masks: int | None = None, clean: bool = False) -> Iterator[None]:
@@ -222,3 +283,37 @@ class Runtime(Ground):
         self.course.bad = self.course.bad | bad
         if self.ranks.decides and self.ranks.any(bad):
             raise NonFinite(self.course.output)
+
+
+class _Elsewhere(nn.Module):
+    """A network that runs on other tensors than its own."""
+
+    def __init__(self, net: nn.Module, tensors: dict[str, Tensor]):
+        super().__init__()
+        self.held = (net, tensors)  # in a tuple, so that it is no submodule
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        net, tensors = self.held
+        return functional_call(net, tensors, args, kwargs)
+
+
+class _Side:
+    """A second stream of a GPU beside the present one; nothing on a processor."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def running(self) -> AbstractContextManager[Any]:
+        """Return the context in which work goes to the second stream."""
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+    def follow(self) -> None:
+        """Let it wait for what has been written on the present stream."""
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
+
+    def join(self) -> None:
+        """Let the present stream wait for it."""
+        if self.stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)

@@ -286,6 +286,39 @@ def test_rwp_with_two_batches_and_saf_keep_what_the_clean_half_said():
     assert torch.equal(store.values[:6, 0], out.logits)
 
 
+@pytest.mark.parametrize("settings", [{}, {"batches": 2}, {"alpha": 0.3, "gamma": 0.2}], ids=str)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_rwp_with_both_gradients_at_once_is_the_same_bit_for_bit(settings, precision):
+    nets = [small_net(), small_net()]
+    for net, streams in zip(nets, (False, True), strict=True):
+        net.idle = nn.Parameter(torch.ones(3))
+        torch.manual_seed(7)
+        step = steppe.RWP(**settings, streams=streams).bind(net, sgd(net), precision=precision)
+        for k in range(3):
+            step(indexed(k))
+        assert step.passes.per_step() == ((1, 1, 1) if "batches" in settings else (2, 2, 1))
+        assert not any(p.grad is not None for p in net.parameters())
+    for s, t in zip(nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True):
+        assert torch.equal(s, t)
+
+
+def test_rwp_with_both_gradients_at_once_undoes_a_bad_pass_and_refuses_parts():
+    for bad in (1, 2):
+        net, calls = small_net(dropout=0.0), []
+
+        def loss(z: Tensor, y: Tensor, calls: list[int] = calls, bad: int = bad) -> Tensor:
+            calls.append(1)
+            return nn.functional.cross_entropy(z, y) * (float("nan") if len(calls) == bad else 1)
+
+        before = copy.deepcopy(net.state_dict())
+        step = steppe.RWP(streams=True).bind(net, sgd(net), loss=loss)
+        assert step(indexed(0)).skipped
+        assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+        assert not step(indexed(0)).skipped
+    with pytest.raises(steppe.InputError, match="whole batches"):
+        steppe.RWP(streams=True).bind(net, sgd(net), microbatch=4)(indexed(0))
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_rwp_by_halves_of_the_processes_is_the_mean_of_clean_and_noisy(count):
     found = together(count, halved, 0.3)
