@@ -10,30 +10,13 @@ from torch import Tensor, nn
 from steppe.batch import Batch
 from steppe.method import Method, overrides
 from steppe.methods import METHODS, make
+from steppe.testing.nets import small as small_net
+
+__all__ = ["BARE", "adam", "indexed", "sgd", "small_batch", "small_net", "trained"]
 
 # saf asks for the samples' indices, swa for the length of training, others for a model that they build; the
 # conformance suite has them all
 BARE = [name for name in METHODS if name not in ("saf", "swa") and not overrides(make(name), "build")]
-
-
-def small_net(seed: int = 0, dtype: torch.dtype = torch.float32, dropout: float = 0.3) -> nn.Sequential:
-    """A Sequential with everything that goes wrong: convolution, BatchNorm, dropout, two linear layers."""
-    torch.manual_seed(seed)
-    net = nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.Conv2d(4, 3, 3),
-        nn.BatchNorm2d(3),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Dropout(dropout),
-        nn.Linear(3 * 16, 8),
-        nn.ReLU(),
-        nn.Linear(8, 5),
-    )
-    return net.to(dtype)
 
 
 def small_batch(seed: int = 1, count: int = 12, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
