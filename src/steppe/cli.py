@@ -16,7 +16,8 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from steppe import voice
 from steppe.asking import as_flags
 from steppe.errors import InputError, RunError, unknown
-from steppe.verbs import COMMANDS, EXAMPLES, TEAMWORK
+from steppe.examples import EXAMPLES
+from steppe.verbs import COMMANDS, TEAMWORK
 
 
 class _Usage(Exception):  # noqa: N818 - carries the parser's words to where they are put into ours

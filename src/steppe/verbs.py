@@ -19,58 +19,6 @@ from steppe.flags import add_fields
 if TYPE_CHECKING:
     from rich.console import Console
 
-EXAMPLES = {
-    "compare": """examples:
-  steppe compare                                           the methods of the SADT paper on digits, 3 seeds
-  steppe compare --methods plain sam sam:rho=0.1 sadt-v1   choose methods, with settings
-  steppe compare --datasets folder:photos --data.size 64 --models torchvision/resnet18
-  steppe compare --match gradients                         equal numbers of gradient evaluations
-  steppe compare --config study.yaml --seeds 0 1 2 3 4     a file, with one change
-  steppe compare recipe=rwp-table2 scale=0.02 --methods plain sam --batch 256 --epochs 20
-
-A comparison that was stopped goes on when the same command is given again; finished runs are kept.""",
-    "train": """examples:
-  steppe train --method sadt-v1 --dataset cifar10:PATH --epochs 30 --batch 256
-  steppe train --method sam:rho=0.1+gc --seed 3
-  steppe train --method "sam:rho=linear(0,0.1,0.5),start=0.1" --plan
-  steppe train recipe=rwp-table1:wrn-16-8-rwp scale=0.02 --method rwp --dataset cifar10:PATH
-
-A run that was stopped goes on when the same command is given again.""",
-    "report": """example:
-  steppe report out                                        write the tables and the page anew""",
-    "list": """examples:
-  steppe list                                              methods: cost, memory, source, a sentence
-  steppe list models
-  steppe list recipes                                      tables of papers whose settings --recipe takes""",
-    "show": """examples:
-  steppe show sadt-v1                                      equation, paper, cost, differences, values to try
-  steppe show rwp-table1                                   settings with their sources, published numbers""",
-    "bench": """examples:
-  steppe bench methods                                     every method's step as a multiple of plain's
-  steppe bench methods sam looksam:k=5 saf --model resnet18 --repeats 30
-  steppe bench store top:32                                SAF's memory for ImageNet, and what compression does""",
-    "diagnose": """examples:
-  steppe diagnose out                                      sharpness, landscapes, robustness of a comparison
-  steppe diagnose out/runs/0123456789ab --seconds 60       one run, with more images
-  steppe diagnose out --which best --on train --json
-
-What has been measured is kept; a diagnosis that was stopped goes on when the same command is given again.""",
-    "export": """examples:
-  steppe export out/runs/0123456789ab flat                 weights and a torch.export program of what is deployed
-  steppe export out/runs/0123456789ab flat --weights last --onnx""",
-    "tune": """examples:
-  steppe tune --method sam                                 rho, 20 trials, on the validation images of digits
-  steppe tune --method rwp --settings gamma alpha=0..1 --within 600 --seeds 2
-  steppe tune --method sam+gc --settings rho=0.01..1 --dataset cifar10:PATH --model resnet18 --epochs 30
-
-A search that was stopped goes on when the same command is given again; finished runs are kept.""",
-    "conformance": """examples:
-  steppe conformance                                       all methods, every check
-  steppe conformance sam:rho=0.1 my_module:MyMethod        chosen ones, your own class among them
-  steppe conformance pytorch_optimizer:SAM                 a third party's optimizer
-  steppe conformance sam --checks fp16 overflow --device cuda""",
-}
-
 
 def _compare_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the settings below")
