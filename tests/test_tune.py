@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from scipy.stats import t as student
 
 import steppe
-from steppe import cli, engine, methods, verbs
+from steppe import cli, engine, examples, methods
 from steppe.compare.job import claimed
 from steppe.config import Data, Optim, Run
 
@@ -303,7 +303,9 @@ def test_the_guide_is_true(capsys):
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(compile(block, "tune.md", "exec"), {})
     assert capsys.readouterr().out.endswith(" 2\n")
-    commands = re.findall(r"^ *steppe (tune .*?)(?: +#.*| {3,}.*)?$", text + verbs.EXAMPLES["tune"], re.MULTILINE)
+    commands = re.findall(
+        r"^ *steppe (tune .*?)(?: +#.*| {3,}.*)?$", text + examples.EXAMPLES["tune"], re.MULTILINE
+    )
     assert len(commands) == 8
     for line in commands:
         assert cli.main([*line.split(), "--dataset", "folder:nowhere"]) == 2
