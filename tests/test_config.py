@@ -8,7 +8,7 @@ import math
 import pytest
 
 from steppe import InputError, make
-from steppe.config import Data, Optim, Run, Study, essential, parse_spec
+from steppe.config import Data, Optim, Run, Study, Watch, essential, parse_spec
 from steppe.methods import METHODS, parse
 
 
@@ -57,6 +57,7 @@ def test_the_digest_is_the_same_for_the_same_run_and_differs_for_every_field():
         "method": "sam:rho=0.1", "model": "m", "dataset": "d", "seed": 1, "batch": 3, "epochs": 3,
         "match": "seconds", "seconds": 2.0, "precision": "bf16", "threads": 2,
         "data": Data(val=0.2), "optim": Optim(lr=0.3), "microbatch": 4, "m": 4, "sync": "global", "compile": True,
+        "watch": Watch(test=True),
     }  # fmt: skip
     assert set(changes) | {"parallel"} == {f.name for f in dataclasses.fields(Run)}
     digests = [digest(dataclasses.replace(base, **{k: v})) for k, v in changes.items()]
@@ -70,7 +71,11 @@ def test_runs_of_before_keep_their_names():
     younger = {
         "nesterov": True, "warmup": 0.1, "warmup_lr": 1e-5, "min_lr": 1e-5, "label_smoothing": 0.1,
     }  # fmt: skip
-    older = {k: v for k, v in run.as_dict().items() if k not in ("microbatch", "m", "sync", "parallel", "compile")}
+    older = {
+        k: v
+        for k, v in run.as_dict().items()
+        if k not in ("microbatch", "m", "sync", "parallel", "compile", "watch")
+    }
     older["optim"] = {k: v for k, v in older["optim"].items() if k not in younger}
     older["data"] = {k: v for k, v in older["data"].items() if k not in ("views", "noise", "legacy_share")}
     assert essential(run.as_dict()) == older

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+from foreign import importable
 
 from steppe import InputError, methods, models, recipes
 from steppe.cli import main
@@ -179,11 +179,7 @@ def test_every_network_of_another_package_is_known_by_its_size():
 @pytest.mark.vision
 @pytest.mark.parametrize("model", PARAMETERS)
 def test_networks_of_other_packages_are_there_and_take_the_recipe_s_images(model):
-    package = model.partition("/")[0]
-    try:
-        importlib.import_module(package)
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"{package} cannot be imported: {error}")
+    importable(model.partition("/")[0])
     with torch.device("meta"):
         net = models.build(model, classes=1000, channels=3, size=224)
     assert sum(p.numel() for p in net.parameters()) == PARAMETERS[model]

@@ -12,11 +12,12 @@ from torch.func import functional_call
 from steppe.calling import call, logits_of
 from steppe.errors import InputError
 from steppe.peers import inputs_of, mean_of
+from steppe.several import Several
 
 Gradient = Literal["none", "chain", "full"]
 
 
-class Cohort(nn.Module):
+class Cohort(Several):
     """Networks side by side; called with one input for all, or with ``views``, one for each.
 
     The result is a tuple of logits (B, classes), in the order of ``networks``.
@@ -37,7 +38,7 @@ class Cohort(nn.Module):
         return tuple(logits_of(call(net, v)) for net, v in zip(self.networks, given, strict=True))
 
 
-class Hybridised(nn.Module):
+class Hybridised(Several):
     r"""Networks of one architecture, and the network whose weights are their mixture.
 
     The hybrid's weights are :math:`\theta_h = \sum_m r_m \theta_m`, those of the float buffers (running

@@ -11,8 +11,6 @@ from typing import Any
 import docstring_parser
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
-from steppe.config import Data, Optim
-
 
 def add_fields(parser: ArgumentParser, cls: type, prefix: str = "") -> None:
     """Add a flag per field of a configuration dataclass, nested ones with a dot."""
@@ -54,9 +52,10 @@ def explicit(build: Callable[[ArgumentParser], None], cls: type, command: str) -
 def make(cls: Callable[..., Any], given: Namespace) -> Any:
     """Make the configuration that the flags and the file describe."""
     values: dict[str, Any] = {}
+    hints = typing.get_type_hints(cls)
     for f in dataclasses.fields(typing.cast(Any, cls)):
         value = given[f.name]
-        if f.name in ("data", "optim"):
-            value = make(Data if f.name == "data" else Optim, value)
+        if dataclasses.is_dataclass(hints[f.name]):
+            value = make(hints[f.name], value)
         values[f.name] = tuple(value) if isinstance(value, list) else value
     return cls(**values)

@@ -18,6 +18,7 @@ from steppe.errors import InputError
 from steppe.precision import Precision, widened
 from steppe.ranks import Shards, Sync, ranks_of
 from steppe.schedule import Now, Value, value_at
+from steppe.several import Several
 
 if TYPE_CHECKING:
     from torch.amp.grad_scaler import GradScaler
@@ -31,7 +32,10 @@ Objective = Callable[[Batch], Out]
 
 @dataclass
 class Passes:
-    """Counted work: forward and backward passes in units of the step's batch, and optimizer updates."""
+    """Counted work: passes of one network, forward and backward, over the step's batch, and optimizer updates.
+
+    A pass of several networks at once counts as many; one of branches over one trunk by its multiply-adds.
+    """
 
     forward: float = 0.0
     backward: float = 0.0
@@ -67,7 +71,8 @@ class Ground:
     ``net`` is the user's network below wrappers, for its structure; passes go through `forward` and
     `supervised`. ``params`` are the optimizer's trainable parameters, each once, ``owners`` the modules that
     hold them; ``rng`` draws the method's noise. ``divisible`` tells whether parts of ``net`` may be called on
-    their own, which a compiled or sharded model forbids. ``looking``: a pass made now leaves no trace.
+    their own, which a compiled or sharded model forbids. ``looking``: a pass made now leaves no trace. ``worth``
+    is how many passes of one network a pass of the model counts as.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, setup: Setup):
@@ -83,6 +88,7 @@ class Ground:
         self.rng = streams.generator(setup.seed, "noise", self.ranks.noise, self.device)
         self._mask_rng = streams.generator(setup.seed, "masks", self.ranks.rank, self.device)
         self.passes = Passes()
+        self.worth = 1.0
         self.objective: Objective = _unset
         self._good = torch.zeros((), dtype=torch.bool, device=self.device)
         self.course = Course(self.net, 0, 0.0, self._good)
@@ -166,8 +172,8 @@ class Ground:
         return value
 
     def count(self, *, forward: float = 0.0, backward: float = 0.0) -> None:
-        """Count samples that went through; kept in units of the step's batch."""
-        unit = self.course.size or 1
+        """Count samples that went through the model; kept in passes of one network over the step's batch."""
+        unit = (self.course.size or 1) / self.worth
         self.passes.forward += forward / unit
         self.passes.backward += backward / unit
 
@@ -184,6 +190,9 @@ class Ground:
         present = parameters.trainable(self.optimizer)
         if not parameters.same(present, self.params):
             self.params, self.owners, self._memo = present, parameters.owners(self.net, present), {}
+        if isinstance(self.net, Several):
+            several, sample = self.net, next(parts[0].split(2))
+            self.worth = self.once("worth", lambda: several.worth(sample))
         self.passes.steps += 1
 
     def parts(self, batch: Batch) -> list[Batch]:

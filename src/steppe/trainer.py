@@ -2,8 +2,9 @@
 
 Everything random is derived from the run's seed, the epoch and the process, so a run killed at any moment and
 started again from its last checkpoint ends with the same bits. Several processes train one run together, each on
-its rows of every batch; what depends on a measurement is decided by the lead alone. The test images are read
-twice, after training: with the last weights and with those of the best validation epoch. No method is named here.
+its rows of every batch; what depends on a measurement is decided by the lead alone. The test images decide
+nothing: they are read after training, with the last weights and with those of the best validation epoch, and each
+epoch only if that is asked for. No method is named here.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from torch import nn
 from steppe import machine, methods, records, team
 from steppe.batch import Accumulated, Batch
 from steppe.config import Run
-from steppe.data.images import DataSet
+from steppe.data.images import DataSet, Images
 from steppe.data.loader import Normalizer
 from steppe.evaluation import evaluate, on
 from steppe.making import new_loader, new_loss, new_network, new_optimizer, spread
 from steppe.saving import Store, derive
+from steppe.watching import Watcher
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 PATIENCE = 20  # skipped steps in a row after which a run has failed
@@ -92,22 +94,26 @@ class Trainer:
         )
         self.method.reserve(self.step.state, len(self.images.train), len(self.images.classes))
         self.store = Store(self.folder, self.net, self.step, self.optimizer, run.seed)
+        self.watcher = Watcher(run, self.folder, self.images, self.method, self.net, self.step, self.normalize)
 
     # -- training ----------------------------------------------------------------------------------------
 
     def train(self, listen: Listener) -> None:
         """Train until the budget is spent; raises Failed if training or validation ceases to be finite."""
         started, share_at_start = time.perf_counter(), self.share
+        if not self.epoch:
+            self.watcher.begin()
         while self.share < 1:
             self.epoch += 1
             train = self._train_epoch(listen, started, share_at_start)
-            self.val = evaluate(self.method, self.step, self.images.val, self.normalize)
+            self.val = self._evaluated(self.images.val)
             if not math.isfinite(self.val["loss"]):
                 raise Failed(f"validation loss is not finite after step {self.steps} (epoch {self.epoch})")
             improved = self.best is None or _rank(self.val) > _rank(self.best)
             if improved:
                 self.best = {"epoch": self.epoch, **self.val}
-            self.team.first(partial(self._record, train))
+            seen = self._watched()
+            self.team.first(partial(self._record, train, seen))
             self._save(improved)
             listen(self._progress(train, started, share_at_start, self.val["accuracy"]))
 
@@ -208,13 +214,23 @@ class Trainer:
             self.epoch, min(self.share, 1), means["train_loss"], means["train_accuracy"], rate, left, val
         )
 
+    def _evaluated(self, images: Images) -> dict[str, Any]:
+        return evaluate(self.method, self.step, images, self.normalize)
+
+    def _watched(self) -> dict[str, Any]:
+        """Return what the run is asked to look at after an epoch; nothing of it reaches training."""
+        found: dict[str, Any] = {}
+        if self.run.watch.test:
+            found = {f"test_{k}": v for k, v in self._evaluated(self.images.test).items()}
+        return found | self.watcher.look(self.epoch, self.share >= 1)
+
     # -- record, save, resume ----------------------------------------------------------------------------
 
-    def _record(self, train: dict[str, float]) -> None:
+    def _record(self, train: dict[str, float], seen: dict[str, Any]) -> None:
         val = {f"val_{k}": v for k, v in self.val.items()}
         passes = self.step.passes
         counts = {"steps": passes.steps, "gradients": passes.backward, "skipped": self.skipped}
-        line = {"epoch": self.epoch, "progress": min(self.share, 1), **train, **val, **counts}
+        line = {"epoch": self.epoch, "progress": min(self.share, 1), **train, **val, **seen, **counts}
         records.append_line(self.folder / METRICS, line)
         rate = self.steps * self.run.batch / max(self.seconds, 1e-9)
         times = {"epoch": self.epoch, "seconds": self.seconds, "images_per_second": rate}
@@ -239,9 +255,9 @@ class Trainer:
         """Return the run's result: test accuracy at the last and at the best validation epoch, and its cost."""
         test = None
         if message is None and self.best is not None:
-            last = evaluate(self.method, self.step, self.images.test, self.normalize)
+            last = self._evaluated(self.images.test)
             self.store.load_best(self.best["epoch"])
-            best = evaluate(self.method, self.step, self.images.test, self.normalize)
+            best = self._evaluated(self.images.test)
             test = {"last": last, "best": {"epoch": self.best["epoch"], **best}}
         forward, backward, updates = self.step.passes.per_step()
         return {

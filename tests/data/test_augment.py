@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from foreign import importable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -123,16 +123,9 @@ def test_rows_of_a_batch_are_augmented_as_in_the_whole_batch(step) -> None:
     assert torch.equal(own.x, photos(11, 12).x)
 
 
-def need_torchvision() -> None:
-    try:
-        importlib.import_module("torchvision")
-    except (ImportError, RuntimeError) as error:  # one built for another torch raises RuntimeError
-        pytest.skip(f"torchvision cannot be imported: {error}")
-
-
 @pytest.mark.vision
 def test_boxes_are_spread_as_those_of_torchvision() -> None:
-    need_torchvision()
+    importable("torchvision")
     from torchvision.transforms import RandomResizedCrop
 
     size = 40
@@ -153,7 +146,7 @@ def test_boxes_are_spread_as_those_of_torchvision() -> None:
 
 @pytest.mark.vision
 def test_jitter_is_torchvision_s_three_adjustments() -> None:
-    need_torchvision()
+    importable("torchvision")
     from torchvision.transforms import functional as tf
 
     own = photos(12, 8)

@@ -5,19 +5,12 @@ from types import ModuleType
 
 import pytest
 import torch
+from foreign import importable
 from torch import nn
 
 from steppe.errors import InputError
 from steppe.models import build
 from steppe.models.external import with_inputs
-
-
-def need(package: str) -> None:
-    try:
-        importlib.import_module(package)
-    # A torchvision built for another torch raises RuntimeError, which pytest.importorskip lets through.
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"{package} cannot be imported: {error}")
 
 
 @pytest.mark.parametrize("error", [ModuleNotFoundError("No module named it"), RuntimeError("no operator\nat all")])
@@ -99,7 +92,7 @@ def test_weights_that_cannot_be_had_are_one_line(name: str, message: str, monkey
 class TestInstalledPackage:
     @pytest.fixture(autouse=True)
     def _installed(self, package: str) -> None:
-        need(package)
+        importable(package)
 
     @pytest.mark.parametrize("channels", [1, 3])
     def test_resnet18_has_the_channels_and_classes_asked_for(self, package: str, channels: int) -> None:
@@ -135,6 +128,6 @@ class TestInstalledPackage:
 
 @pytest.mark.vision
 def test_googlenet_gives_a_tensor_in_training_mode() -> None:
-    need("torchvision")
+    importable("torchvision")
     net = build("torchvision/googlenet", classes=3, channels=3, size=32)
     assert net(torch.rand(2, 3, 32, 32)).shape == (2, 3)

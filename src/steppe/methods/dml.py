@@ -6,7 +6,7 @@ z_l is what network l says about the batch, a constant in the gradient of networ
 
 Paper    Zhang et al., CVPR 2018, arXiv:1706.00384, equations 5 to 9
 Code     YingZhangDUT/Deep-Mutual-Learning @ 34a2058 (TensorFlow, re-identification only)
-Cost     1 forward, 1 backward, 1 update of each network
+Cost     2 forward, 2 backward, 1 update (one of each of ``networks``)
 Limits   networks = 1 is Plain; lam = 0 is Plain for each network
 Differs  1. all networks are updated at once from one forward pass each, as in OKDPH's code; in algorithm 1 of the
             paper each is updated before the next one looks, and the authors' code gives each another batch.
@@ -38,7 +38,7 @@ class DML(Method):
     """Train ``networks`` on the labels and, times ``lam``, towards each other at temperature ``T``."""
 
     limit: ClassVar = {"networks": 1}
-    cost: ClassVar = (1, 1, 1)
+    cost: ClassVar = (2, 2, 1)
 
     networks: int = 2
     lam: float = 1.0
@@ -47,6 +47,7 @@ class DML(Method):
     def check(self) -> None:
         """Networks is a number, lam a weight, T a temperature."""
         require(self, "networks", self.networks >= 1, "at least 1 (2 is usual)")
+        object.__setattr__(self, "cost", (self.networks, self.networks, 1))
         require(self, "lam", self.lam >= 0, "a number of at least 0 (1 is usual)")
         require(self, "T", self.T > 0, "a number above 0 (1 is usual)")
 

@@ -7,7 +7,7 @@ KL(a, b) stands for KL(softmax(a / T) || softmax(b / T)), a a constant; r = exp(
 
 Paper    Kim et al., ICPR 2020, arXiv:1904.09058, equations 3 to 8
 Code     Jangho-Kim/FFL-pytorch @ 546d478; tianlizhang/OKDPH @ a562089
-Cost     1 forward, 1 backward, 1 update (one trunk, ``branches`` branches, the fusion)
+Cost     2 forward, 2 backward, 1 update at most (``branches`` over one trunk), and the fusion
 Limits   branches = 1 is Plain
 Differs  1. one optimizer; the code has a second one for the fusion, with weight decay 1e-5 instead of 1e-4. Give
             the parameters of ``model.fusion`` a group of their own for that.
@@ -31,18 +31,18 @@ from torch import Tensor, nn
 from steppe.batch import Batch
 from steppe.branches import Branches, branch_outputs, build_branches
 from steppe.calling import call
+from steppe.headed import Headed
 from steppe.method import Method, filled, name_of, require
 from steppe.peers import expect, mean_of, ramp_up, towards
 from steppe.precision import exact
 from steppe.runtime import Out, Runtime
 
 
-class Fused(nn.Module):
+class Fused(Headed):
     """Branches and their fusion; called, it returns the branches' logits and last the fused classifier's."""
 
     def __init__(self, body: Branches):
-        super().__init__()
-        self.body = body
+        super().__init__(body)
         wide, width = body.size * body.width, body.width
         fusion = nn.Sequential(
             nn.Conv2d(wide, wide, 3, padding=1, groups=wide, bias=False),
@@ -57,11 +57,6 @@ class Fused(nn.Module):
         )
         self.fusion = fusion.to(next(body.parameters()))
 
-    @property
-    def size(self) -> int:
-        """How many branches there are."""
-        return self.body.size
-
     def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> tuple[Tensor, ...]:
         """Return the logits (B, classes) of each branch, and of the fused classifier."""
         said = self.body(x, views=views, **named)
@@ -75,7 +70,7 @@ class FFL(Method):
     """Train ``branches`` from ``split_at`` on and a fusion of their maps, at temperature ``T``."""
 
     limit: ClassVar = {"branches": 1}
-    cost: ClassVar = (1, 1, 1)
+    cost: ClassVar = (2, 2, 1)
     local: ClassVar = "its fusion has BatchNorm over the samples of one forward pass"
     whole: ClassVar = "its trunk ends in the middle of a pass, which sharding does not know"
 
@@ -87,6 +82,7 @@ class FFL(Method):
     def check(self) -> None:
         """Branches is a number, T a temperature, ramp a part of training."""
         require(self, "branches", self.branches >= 1, "at least 1 (2 is usual)")
+        object.__setattr__(self, "cost", (self.branches, self.branches, 1))
         require(self, "T", self.T > 0, "a number above 0 (3 is usual)")
         require(self, "ramp", self.ramp >= 0, "a number of steps, or a share of the training below 1")
 
@@ -120,7 +116,7 @@ class FFL(Method):
     def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Deploy trunk and first branch alone."""
         if isinstance(net, Fused):
-            return net.body.plain(0, new_model)
+            return net.plain(0, new_model)
         return filled(new_model(), net.state_dict())
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ The target is a constant in every gradient.
 
 Paper    Guo et al., CVPR 2020, section 3
 Code     none by the authors; tianlizhang/OKDPH @ a562089 has the mean, which is none of the paper's
-Cost     1 forward, 1 backward, 1 update of each network
+Cost     2 forward, 2 backward, 1 update (one of each of ``networks``)
 Limits   networks = 1 is Plain; lam = 0, ce = 1 is Plain for each network
 Differs  1. linear and general take the samples of one forward pass; the paper estimates the weights of general
             once an epoch on held-out data, and does not say over which samples it solves linear.
@@ -45,7 +45,7 @@ class KDCL(Method):
     """Train ``networks`` on the labels, times ``ce``, and towards their ``target``, times ``lam``."""
 
     limit: ClassVar = {"networks": 1}
-    cost: ClassVar = (1, 1, 1)
+    cost: ClassVar = (2, 2, 1)
 
     networks: int = 2
     target: str = "mean"
@@ -56,6 +56,7 @@ class KDCL(Method):
     def check(self) -> None:
         """Networks is a number, target a name, T a temperature, ce and lam are weights."""
         require(self, "networks", self.networks >= 1, "at least 1 (2 is usual)")
+        object.__setattr__(self, "cost", (self.networks, self.networks, 1))
         require(self, "target", self.target in TARGETS, " or ".join(map(repr, TARGETS)))
         require(self, "T", self.T > 0, "a number above 0 (4 is usual)")
         if self.target in ("linear", "general"):

@@ -8,7 +8,7 @@ r = exp(-5 (1 - t / ramp)^2) rises to 1. Q and K learn through the t_j alone, wh
 
 Paper    Chen et al., AAAI 2020, arXiv:1912.00350, equations 3 to 8
 Code     DefangChen/OKDDip-AAAI2020 @ c6a05de; tianlizhang/OKDPH @ a562089
-Cost     1 forward, 1 backward, 1 update (form 'branch': one trunk; 'network': whole networks)
+Cost     4 forward, 4 backward, 1 update at most (``branches`` over one trunk, or whole networks)
 Limits   branches = 1 is Plain
 Differs  1. as in the code, attention mixes logits, with no factor 1 / sqrt(d), and a peer attends to itself too;
             the paper mixes softened predictions.
@@ -33,13 +33,14 @@ from steppe.batch import Batch
 from steppe.branches import Branches, Whole, build_branches
 from steppe.calling import call, logits_of
 from steppe.errors import InputError
+from steppe.headed import Headed
 from steppe.method import Method, filled, name_of, require
 from steppe.peers import expect, fresh_networks, mean_of, ramp_up, towards
 from steppe.precision import exact, widened
 from steppe.runtime import Out, Runtime
 
 
-class Led(nn.Module):
+class Led(Headed):
     """Peers, a leader, and the attention between peers.
 
     Called, it returns the logits of the peers and the leader, and then, without gradient into those if they are to
@@ -47,8 +48,8 @@ class Led(nn.Module):
     """
 
     def __init__(self, body: Branches | Whole, factor: int, detach: bool):
-        super().__init__()
-        self.body, self.detach = body, detach
+        super().__init__(body)
+        self.detach = detach
         if body.width < factor:
             raise InputError(
                 f"factor is {factor} and the classifier takes {body.width} features; give a smaller one"
@@ -56,11 +57,6 @@ class Led(nn.Module):
         like = next(body.parameters())
         self.query = nn.Linear(body.width, body.width // factor, bias=False).to(like)
         self.key = nn.Linear(body.width, body.width // factor, bias=False).to(like)
-
-    @property
-    def size(self) -> int:
-        """How many peers there are, the leader counted."""
-        return self.body.size
 
     def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> tuple[Tensor, ...]:
         """Return logits (B, classes) of peers and leader, and the peers' targets."""
@@ -78,7 +74,7 @@ class OKDDip(Method):
     """Train ``branches`` - 1 peers and a leader, the branches of one network or whole networks (``form``)."""
 
     limit: ClassVar = {"branches": 1}
-    cost: ClassVar = (1, 1, 1)
+    cost: ClassVar = (4, 4, 1)
     whole: ClassVar = "its trunk ends in the middle of a pass, which sharding does not know"
 
     branches: int = 4
@@ -94,6 +90,7 @@ class OKDDip(Method):
         """Branches and factor are numbers, T a temperature, alpha a weight, ramp a part of training."""
         several = self.branches == 1 or self.branches >= 3
         require(self, "branches", several, "at least 3: two peers and the leader (4 is usual)")
+        object.__setattr__(self, "cost", (self.branches, self.branches, 1))
         require(self, "T", self.T > 0, "a number above 0 (3 is usual)")
         require(self, "alpha", self.alpha >= 0, "a number of at least 0 (1 is usual)")
         require(self, "ramp", self.ramp >= 0, "a number of steps, or a share of the training below 1")
@@ -137,7 +134,7 @@ class OKDDip(Method):
     def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Deploy the leader alone."""
         if isinstance(net, Led):
-            return net.body.plain(self.branches - 1, new_model)
+            return net.plain(self.branches - 1, new_model)
         return filled(new_model(), net.state_dict())
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:

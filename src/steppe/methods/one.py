@@ -7,7 +7,7 @@ r = exp(-5 (1 - t / ramp)^2) rises to 1 over the first ``ramp`` of training. In 
 
 Paper    Lan, Zhu and Gong, NeurIPS 2018, arXiv:1806.04606, equations 4 to 8
 Code     Lan1991Xu/ONE_NeurIPS2018 @ 54afde3; tianlizhang/OKDPH @ a562089
-Cost     1 forward, 1 backward, 1 update (one trunk, ``branches`` branches)
+Cost     3 forward, 3 backward, 1 update at most (``branches`` over one trunk)
 Limits   branches = 1 is Plain
 Differs  1. r rises with every step; the code holds it for each epoch.
          2. detach = False lets the KL's gradient into the ensemble, as OKDPH's code does.
@@ -30,18 +30,18 @@ from steppe.batch import Batch
 from steppe.branches import Branches, branch_outputs, build_branches
 from steppe.calling import call
 from steppe.errors import InputError
+from steppe.headed import Headed
 from steppe.method import Method, filled, name_of, require
 from steppe.peers import expect, ramp_up, towards
 from steppe.precision import widened
 from steppe.runtime import Out, Runtime
 
 
-class Gated(nn.Module):
+class Gated(Headed):
     """Branches and the gate that weighs them; called, it returns their logits and last the ensemble's."""
 
     def __init__(self, body: Branches):
-        super().__init__()
-        self.body = body
+        super().__init__(body)
         if not body.entry:
             raise InputError(
                 f"split_at is {body.split_at!r}, whose module does not say how many channels it takes; name one "
@@ -49,11 +49,6 @@ class Gated(nn.Module):
             )
         gate = nn.Sequential(nn.Linear(body.entry, body.size), nn.BatchNorm1d(body.size), nn.ReLU())
         self.gate = gate.to(next(body.parameters()))
-
-    @property
-    def size(self) -> int:
-        """How many branches there are."""
-        return self.body.size
 
     def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> tuple[Tensor, ...]:
         """Return the logits (B, classes) of each branch, and of the ensemble."""
@@ -73,7 +68,7 @@ class ONE(Method):
     """Train ``branches`` from ``split_at`` on, and pull each towards the gated ensemble at temperature ``T``."""
 
     limit: ClassVar = {"branches": 1}
-    cost: ClassVar = (1, 1, 1)
+    cost: ClassVar = (3, 3, 1)
     local: ClassVar = "its gate has BatchNorm over the samples of one forward pass"
     whole: ClassVar = "its trunk ends in the middle of a pass, which sharding does not know"
 
@@ -87,6 +82,7 @@ class ONE(Method):
     def check(self) -> None:
         """Branches is a number, T a temperature, alpha a weight, ramp a part of training."""
         require(self, "branches", self.branches >= 1, "at least 1 (3 is usual)")
+        object.__setattr__(self, "cost", (self.branches, self.branches, 1))
         require(self, "T", self.T > 0, "a number above 0 (3 is usual)")
         require(self, "alpha", self.alpha >= 0, "a number of at least 0 (1 is usual)")
         require(self, "ramp", self.ramp >= 0, "a number of steps, or a share of the training below 1")
@@ -122,7 +118,7 @@ class ONE(Method):
     def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Deploy trunk and first branch alone."""
         if isinstance(net, Gated):
-            return net.body.plain(0, new_model)
+            return net.plain(0, new_model)
         return filled(new_model(), net.state_dict())
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:

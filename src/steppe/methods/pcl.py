@@ -10,7 +10,7 @@ Branch j sees view j if the loader gives views; the trunk then runs once per vie
 Paper    Wu and Gong, AAAI 2021, arXiv:2006.04147, equations 2 to 8
 Code     shaoeric/Peer-Collaborative-Learning-for-Online-Knowledge-Distillation @ 6afb473 (not by the authors);
          tianlizhang/OKDPH @ a562089
-Cost     2 forward, 1 backward, 1 update (the mean's forward pass needs no gradient)
+Cost     6 forward, 3 backward, 1 update at most (``branches`` over one trunk; the mean needs no backward)
 Limits   branches = 1 is Plain
 Differs  1. r is the paper's; both codes divide by the weight instead of the ramp's length, which turns
             distillation off from epoch 3 to 80. It rises with every step.
@@ -35,23 +35,20 @@ from steppe.average import Average
 from steppe.batch import Batch
 from steppe.branches import Branches, branch_outputs, build_branches
 from steppe.calling import call
+from steppe.headed import Headed
 from steppe.method import Method, filled, name_of, require
 from steppe.peers import expect, ramp_up, towards, views_of
 from steppe.runtime import Out, Runtime
 
 
-class Joined(nn.Module):
+class Joined(Headed):
     """Branches and the classifier of their joined features; called, it returns the logits of all, its own last."""
 
-    def __init__(self, body: Branches):
-        super().__init__()
-        self.body = body
-        self.classifier = nn.Linear(body.size * body.width, body.classes).to(next(body.parameters()))
+    views = True
 
-    @property
-    def size(self) -> int:
-        """How many branches there are."""
-        return self.body.size
+    def __init__(self, body: Branches):
+        super().__init__(body)
+        self.classifier = nn.Linear(body.size * body.width, body.classes).to(next(body.parameters()))
 
     def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> tuple[Tensor, ...]:
         """Return the logits (B, classes) of each branch, and of the joint classifier."""
@@ -65,7 +62,7 @@ class PCL(Method):
     """Train ``branches`` from ``split_at`` on, their joint classifier, and a running mean of all."""
 
     limit: ClassVar = {"branches": 1}
-    cost: ClassVar = (2, 1, 1)
+    cost: ClassVar = (6, 3, 1)
     whole: ClassVar = "its trunk ends in the middle of a pass, which sharding does not know"
 
     branches: int = 3
@@ -77,6 +74,7 @@ class PCL(Method):
     def check(self) -> None:
         """Branches is a number, T a temperature, decay a share, ramp a part of training."""
         require(self, "branches", self.branches >= 1, "at least 1 (3 is usual)")
+        object.__setattr__(self, "cost", (2 * self.branches, self.branches, 1))
         require(self, "T", self.T > 0, "a number above 0 (3 is usual)")
         require(self, "decay", 0 <= self.decay < 1, "a number from 0 to below 1 (0.999 is usual)")
         require(self, "ramp", self.ramp >= 0, "a number of steps, or a share of the training below 1")
@@ -131,7 +129,7 @@ class PCL(Method):
         if not isinstance(net, Joined) or not isinstance(state, Average):
             return filled(new_model(), net.state_dict())
         with state.in_place_of(net):
-            return net.body.plain(0, new_model)
+            return net.plain(0, new_model)
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
         """Report the mean's branches and joint classifier, and the weights' own."""

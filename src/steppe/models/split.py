@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from steppe.calling import call
 
 
 def split_at(net: nn.Module, child: nn.Module) -> tuple[nn.Sequential, nn.Sequential] | None:
@@ -47,7 +50,7 @@ def _roots(part: nn.Module, inside: set[int]) -> Iterator[nn.Module]:
         yield from _roots(child, inside)
 
 
-def share(net: nn.Module, part: nn.Module, x: Tensor) -> float:
+def share(net: nn.Module, part: nn.Module, x: Any) -> float:
     """Return the fraction of the multiply-adds of ``net(x)`` that is spent in ``part``, from 0 to 1.
 
     Args:
@@ -59,8 +62,18 @@ def share(net: nn.Module, part: nn.Module, x: Tensor) -> float:
     Raises:
         ValueError: ``part`` has no module of ``net``.
     """
-    roots = list(_roots(part, {id(m) for m in net.modules()}))
-    if not roots and not (isinstance(part, nn.Sequential) and len(part) == 0):
+    total, spent = work(net, x, [part])
+    return spent / total if total else 0.0
+
+
+def work(net: nn.Module, x: Any, parts: Sequence[nn.Module] = ()) -> tuple[int, int]:
+    """Return the floating-point operations of matrix products in ``net(x)``: all, and those spent in ``parts``.
+
+    Arguments and errors are those of `share`.
+    """
+    inside = {id(m) for m in net.modules()}
+    roots = [root for part in parts for root in _roots(part, inside)]
+    if not roots and any(not (isinstance(part, nn.Sequential) and len(part) == 0) for part in parts):
         raise ValueError("part is no part of net")
     counter = FlopCounterMode(display=False)
     spent = depth = start = 0
@@ -78,17 +91,20 @@ def share(net: nn.Module, part: nn.Module, x: Tensor) -> float:
             spent += counter.get_total_flops() - start
 
     flags = [(module, module.training) for module in net.modules()]
-    handles = [h for r in roots for h in (r.register_forward_pre_hook(enter), r.register_forward_hook(leave))]
+    handles = [r.register_forward_pre_hook(enter) for r in roots]
+    # a trunk's pass ends with an exception
+    handles += [r.register_forward_hook(leave, always_call=True) for r in roots]
+    tensors = x.values() if isinstance(x, Mapping) else [x]
+    devices = {t.device for t in tensors if isinstance(t, Tensor) and t.is_cuda}
     try:
         # Set one by one: train() of a network with frozen layers may do more than set the flag.
         for module, _ in flags:
             module.training = False
-        with torch.random.fork_rng([x.device] if x.is_cuda else []), torch.no_grad(), counter:
-            net(x)
+        with torch.random.fork_rng(list(devices)), torch.no_grad(), counter:
+            call(net, x)
     finally:
         for module, training in flags:
             module.training = training
         for handle in handles:
             handle.remove()
-    total = counter.get_total_flops()
-    return spent / total if total else 0.0
+    return counter.get_total_flops(), spent

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from steppe.config import Data, Optim, Run, parse_spec
+from steppe.config import Data, Optim, Run, Watch, parse_spec
 from steppe.errors import InputError, unknown
 
 
@@ -57,11 +57,12 @@ class Choice:
 
     def run(self) -> Run:
         """Return the run; raises InputError for impossible values."""
-        parts: dict[str, dict[str, Any]] = {"": {}, "data": {}, "optim": {}}
+        parts: dict[str, dict[str, Any]] = {"": {}, "data": {}, "optim": {}, "watch": {}}
         for key, value in self.values.items():
             part, _, field = key.rpartition(".")
             parts[part][field] = tuple(value) if isinstance(value, list) else value
-        return Run(data=Data(**parts["data"]), optim=Optim(**parts["optim"]), **parts[""])
+        data, optim, watch = Data(**parts["data"]), Optim(**parts["optim"]), Watch(**parts["watch"])
+        return Run(data=data, optim=optim, watch=watch, **parts[""])
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -82,7 +85,7 @@ def passes(subject: Subject, lab: Lab) -> None:
         before = _counted(session)
         with probes.counting(session.networks(), session.optimizer, 12) as calls:
             session.step(nets.batch(k))
-        layers = (calls.forward, calls.backward, {"": float(calls.updates)})
+        layers = (_over_peers(calls.forward), _over_peers(calls.backward), {"": float(calls.updates)})
         most = [round(max(made.values()), 6) for made in layers]
         seen = (max(seen[0], most[0]), max(seen[1], most[1]), max(seen[2], int(most[2])))
         for name, made, now, then in zip(_KINDS, layers, _counted(session), before, strict=True):
@@ -96,6 +99,14 @@ def passes(subject: Subject, lab: Lab) -> None:
 
 
 _KINDS = ("forward", "backward", "updates")
+
+
+def _over_peers(made: Mapping[str, float]) -> dict[str, float]:
+    """Return the passes of each layer; those of the same layer in peers of one model count together."""
+    total: dict[str, float] = defaultdict(float)
+    for name, count in made.items():
+        total[re.sub(r"(^|\.)(networks|branches)\.\d+\.", r"\1\2.", name)] += count
+    return total
 
 
 def _counted(session: Session) -> tuple[float, float, int]:

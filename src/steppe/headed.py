@@ -1,0 +1,43 @@
+"""Branches or networks under something that joins what they say: a gate, a fusion, attention, a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from steppe.batch import Batch
+from steppe.branches import Branches, Whole
+from steppe.models.split import work
+from steppe.peers import views_of
+from steppe.several import Several
+
+
+class Headed(Several):
+    """``body`` and what a method puts on it; called, it returns the logits of the branches first.
+
+    ``views`` tells whether branches see views of their own, if the loader gives them.
+    """
+
+    views = False
+
+    def __init__(self, body: Branches | Whole):
+        super().__init__()
+        self.body = body
+
+    @property
+    def size(self) -> int:
+        """How many branches or networks there are."""
+        return self.body.size
+
+    def worth(self, batch: Batch) -> float:
+        """Return the multiply-adds of a pass of all, over those of trunk and first branch alone."""
+        if isinstance(self.body, Whole) or any(m._compiled_call_impl is not None for m in self.modules()):
+            return float(self.size)
+        given = views_of(batch, self.size) if self.views else batch.x
+        alone = work(self, batch.x, [self.body.trunk, self.body.branches[0]])[1]
+        return work(self, given)[0] / alone if alone else float(self.size)
+
+    def plain(self, number: int, new_model: Callable[[], nn.Module]) -> nn.Module:
+        """Return a network from ``new_model`` with the weights of one branch, and of the trunk under it."""
+        return self.body.plain(number, new_model)
