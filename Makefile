@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# apart from the rest: transformers imports torchvision, whose compiled part a torch for processors may not load
+VISION := .venv/vision
 
 .PHONY: help demo test test-slow lint types format docs dist clean
 
@@ -15,6 +17,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+$(VISION)/.ready: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps -c constraints.txt \
+		--target $(VISION) torchvision timm
+	@touch $@
+
 demo: $(READY)  ## Compare the methods of the SADT paper on the built-in digits; writes out/demo/report.html
 	$(BIN)/steppe compare --out out/demo
 
@@ -26,8 +33,9 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-test: lint types  ## Lint, types and tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow'
+test: lint types $(VISION)/.ready  ## Lint, types and tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow and not vision'
+	OMP_NUM_THREADS=1 PYTHONPATH=$(VISION) $(BIN)/pytest -n 2 -m 'vision and not slow'
 
 test-slow: $(READY)  ## The tests that take minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow

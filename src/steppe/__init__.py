@@ -9,6 +9,7 @@ from steppe.methods.agc import AGC
 from steppe.methods.arwp import ARWP
 from steppe.methods.asam import ASAM
 from steppe.methods.dml import DML
+from steppe.methods.dml_alternating import AlternatingDML
 from steppe.methods.ema import EMA
 from steppe.methods.esam import ESAM
 from steppe.methods.ffl import FFL
@@ -64,6 +65,7 @@ __all__ = [
     "SAM",
     "SWA",
     "WSAM",
+    "AlternatingDML",
     "Batch",
     "Cosine",
     "FriendlySAM",

@@ -32,6 +32,11 @@ class Cohort(Several):
         """How many networks there are."""
         return len(self.networks)
 
+    @property
+    def peers(self) -> nn.ModuleList:
+        """The networks."""
+        return self.networks
+
     def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> tuple[Tensor, ...]:
         """Return what each network says."""
         given = inputs_of(self.size, x, views, named)
@@ -53,6 +58,8 @@ class Hybridised(Several):
         super().__init__()
         self.networks = nn.ModuleList(networks)
         self.gradient = gradient
+        self.earlier: dict[str, Tensor] | None = None  # the hybrid that is to be fused, if not the present one
+        self.earlier_step = -1
         shapes = [{k: t.shape for k, t in net.state_dict().items() if hasattr(t, "shape")} for net in networks]
         if any(s != shapes[0] for s in shapes):
             raise InputError("hybrid weights need networks of one architecture, and these differ")
@@ -61,6 +68,11 @@ class Hybridised(Several):
     def size(self) -> int:
         """How many networks there are, the hybrid not counted."""
         return len(self.networks)
+
+    @property
+    def peers(self) -> nn.ModuleList:
+        """The networks."""
+        return self.networks
 
     def forward(
         self, x: Any = None, *, views: Sequence[Any] | None = None, mix: Tensor | None = None, **named: Any
@@ -99,9 +111,12 @@ class Hybridised(Several):
         return fixed + torch.stack([w - w.detach() for w in weights]).sum(0)
 
     @torch.no_grad()
-    def fuse(self, gamma: float, mix: Tensor | None = None) -> None:
-        """Move each network, and its float buffers, to gamma times the hybrid plus 1 - gamma times itself."""
-        centre = self.hybrid(mix)
+    def fuse(self, gamma: float, mix: Tensor | None = None, centre: dict[str, Tensor] | None = None) -> None:
+        """Move each network, and its float buffers, to gamma times the hybrid plus 1 - gamma times itself.
+
+        The hybrid is the present one of shares ``mix``, unless another ``centre`` is given.
+        """
+        centre = self.hybrid(mix) if centre is None else centre
         for net in self.networks:
             for name, t in {id(t): (name, t) for name, t in _slots(net)}.values():
                 if t.is_floating_point():

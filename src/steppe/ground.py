@@ -18,7 +18,7 @@ from steppe.errors import InputError
 from steppe.precision import Precision, widened
 from steppe.ranks import Shards, Sync, ranks_of
 from steppe.schedule import Now, Value, value_at
-from steppe.several import Several
+from steppe.several import Several, peer_of
 
 if TYPE_CHECKING:
     from torch.amp.grad_scaler import GradScaler
@@ -55,6 +55,7 @@ class Setup:
     loss: Loss | str
     transforms: Sequence[Transform] = ()
     clip: float | None = None
+    clip_each: bool = False
     precision: str = "fp32"
     scaler: GradScaler | None = None
     microbatch: int | None = None
@@ -86,7 +87,8 @@ class Ground:
         self.owners = parameters.owners(self.net, self.params)
         self.divisible = model in (self.net, wrapper) and not isinstance(self.ranks, Shards)
         self.rng = streams.generator(setup.seed, "noise", self.ranks.noise, self.device)
-        self._mask_rng = streams.generator(setup.seed, "masks", self.ranks.rank, self.device)
+        # a number drawn on a GPU would have to be waited for
+        self._mask_rng = streams.generator(setup.seed, "masks", self.ranks.rank, torch.device("cpu"))
         self.passes = Passes()
         self.worth = 1.0
         self.objective: Objective = _unset
@@ -141,6 +143,11 @@ class Ground:
         It may follow a schedule, and an optimizer's parameter group may have its own under the same name.
         """
         return parameters.per_group(self.optimizer, self.params, name, value_at(value, self.now))
+
+    @property
+    def peer(self) -> list[int]:
+        """For each parameter the number of the network or branch that it belongs to, from 1; 0 if to none alone."""
+        return self.once("peer", lambda: peer_of(self.net, self.params))
 
     @property
     def now(self) -> Now:

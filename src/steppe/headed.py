@@ -30,6 +30,11 @@ class Headed(Several):
         """How many branches or networks there are."""
         return self.body.size
 
+    @property
+    def peers(self) -> nn.ModuleList:
+        """The branches, or the networks."""
+        return self.body.networks if isinstance(self.body, Whole) else self.body.branches
+
     def worth(self, batch: Batch) -> float:
         """Return the multiply-adds of a pass of all, over those of trunk and first branch alone."""
         if isinstance(self.body, Whole) or any(m._compiled_call_impl is not None for m in self.modules()):

@@ -119,6 +119,7 @@ class Method:
         *,
         loss: Loss | str = F.cross_entropy,
         clip: float | None = None,
+        clip_each: bool = False,
         precision: str = "fp32",
         scaler: GradScaler | None = None,
         transforms: Sequence[Method] = (),
@@ -141,6 +142,8 @@ class Method:
             loss: ``loss(logits, y)``, the mean over the batch; or 'model' if the model, given the targets,
                 returns its own loss.
             clip: Largest global L2 norm of the gradient given to the optimizer.
+            clip_each: Clip the gradient of each network or branch of a cohort by its own norm, as if it had an
+                optimizer of its own; what they share is one more.
             precision: 'fp32' (the model's own types), 'bf16' or 'fp16' (autocast), or 'fp64' (checked).
             scaler: The loss scale of 'fp16', if not a `torch.amp.GradScaler` of its own. The step calls it.
             transforms: Methods whose ``transform`` is applied after this one's, in order.
@@ -176,6 +179,7 @@ class Method:
             loss,
             transforms=[method.transform for method in (self, *transforms)],
             clip=clip,
+            clip_each=clip_each,
             precision=precision,
             scaler=scaler,
             microbatch=microbatch,

@@ -106,8 +106,9 @@ def _at(scale: float, whole: C, dataset: str, given: Mapping[str, Any]) -> tuple
         return whole, []
     images, classes = team.here().in_turn(lambda: _sizes(dataset, whole.data))
     small = scaled(whole, images, scale, least=2 * classes, fixed=given)
+    left = small.data.train or round(images * _legacy(small) / _legacy(whole))
     text = (
-        f"scale {scale:g}: {small.data.train} of {images} training images, "
+        f"scale {scale:g}: {left} of {images} training images, "
         f"{small.epochs} of {whole.epochs} epochs, batches of {small.batch}"
     )
     return small, [text]
@@ -119,17 +120,26 @@ def scaled(whole: C, images: int, scale: float, *, least: int = 4, fixed: Collec
     Images and epochs are each multiplied by the square root of ``scale``, down to ``least`` images and one epoch.
     A batch of more than half of the images shrinks to that, so that an epoch has two. A last batch of fewer than 8
     images is left out: methods and processes share it, and BatchNorm takes no single one. What is ``fixed`` stays.
+    Images chosen by ``data.legacy_share`` go on being chosen so, by a smaller share.
     """
     part = math.sqrt(scale)
-    train = images if "data.train" in fixed else min(images, max(least, round(images * part)))
+    stays = {"data.train", "data.legacy_share"} & {*fixed}
+    train = images if stays else min(images, max(least, round(images * part)))
     epochs = whole.epochs if "epochs" in fixed else max(1, round(whole.epochs * part))
     batch = whole.batch if "batch" in fixed else min(whole.batch, train // 2)
     rest = train % batch
-    if rest < _SHARED and train - rest >= least and "data.train" not in fixed:
+    if rest < _SHARED and train - rest >= least and not stays:
         train -= rest
+    change: dict[str, Any] = {"train": train}
+    if whole.data.legacy_share is not None:
+        change = {"legacy_share": _legacy(whole) * train / images}
     return dataclasses.replace(
-        whole, data=dataclasses.replace(whole.data, train=train), epochs=epochs, batch=batch
+        whole, data=dataclasses.replace(whole.data, **change), epochs=epochs, batch=batch
     )
+
+
+def _legacy(whole: Run | Study) -> float:
+    return whole.data.legacy_share or 1.0
 
 
 def _sizes(dataset: str, options: Data) -> tuple[int, int]:

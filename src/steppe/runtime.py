@@ -220,8 +220,8 @@ class Runtime(Ground):
             course.group.collect(grads, beside, one=times == 1 and not more)
             return
         counts = course.weight if weight is None else weight
-        grads, bad = self.ranks.mean(self.params, grads, counts, course.bad)
-        if not self.ranks.decides and bool(bad):
+        grads, course.bad = self.ranks.mean(self.params, grads, counts, course.bad)
+        if self.ranks.stops(course.bad, more):
             raise NonFinite(course.output)
         if beside is not None:
             beside, _ = self.ranks.mean(self.params, beside, counts, course.bad)
@@ -229,7 +229,7 @@ class Runtime(Ground):
         for transform in self.setup.transforms:
             grads = transform(grads, self)
         if self.setup.clip is not None:
-            grads = vec.scale(grads, (self.setup.clip / (vec.norm(grads) + 1e-6)).clamp(max=1.0))
+            grads = vec.apart(self._clipped, grads, self.peer) if self.setup.clip_each else self._clipped(grads)
         if more:
             course.will_go_on(self.params, self.optimizer)
         self.ranks.settle()
@@ -243,6 +243,10 @@ class Runtime(Ground):
         if beside is not None:
             self._shift(beside)
         self.clear()
+
+    def _clipped(self, grads: Vec) -> Vec:
+        assert self.setup.clip is not None
+        return vec.scale(grads, (self.setup.clip / (vec.norm(grads) + 1e-6)).clamp(max=1.0))
 
     def _shift(self, direction: Vec) -> None:
         lr = parameters.per_group(self.optimizer, self.params, "lr", 0.0)

@@ -100,6 +100,12 @@ def add(a: Vec, b: Vec, by: float = 1.0) -> Vec:
     return out
 
 
+def apart(f: Callable[[Vec], Vec], a: Vec, group: Sequence[int]) -> Vec:
+    """Return ``f`` of each group's tensors by themselves, put together again."""
+    parts = [f(only(a, [g == one for g in group])) for one in sorted(set(group))]
+    return [next((t for t in each if t is not None), None) for each in zip(*parts, strict=True)]
+
+
 def lerp(a: Vec, b: Vec, weight: float) -> Vec:
     """Return ``a + weight (b - a)``, which is ``a`` itself where ``a`` and ``b`` agree."""
     return add(a, add(b, a, by=-1.0), by=weight)

@@ -130,6 +130,19 @@ def test_fusion_moves_weights_and_running_statistics_and_nothing_else():
             assert all(torch.equal(a, b) for a, b in zip(*(n.parameters() for n in net.networks), strict=True))
 
 
+@pytest.mark.parametrize("microbatch", [None, 5])
+def test_fusing_what_was_there_before_the_update_throws_it_away(microbatch):
+    method = steppe.OKDPH(gamma=1.0, every="1b", fuse="before", same_start=False)
+    net, step = bound(method, microbatch=microbatch)
+    centre = {k: v.clone() for k, v in net.hybrid().items()}
+    for k in range(2):
+        step(images(k))
+        for n in net.networks:
+            assert all(torch.equal(p, centre[name]) for name, p in n.named_parameters())
+            assert torch.equal(n.bn1.running_var, centre["bn1.running_var"])
+    assert net.earlier is None
+
+
 def test_fusions_fall_where_the_released_code_has_them():
     batches = steppe.OKDPH(every="5b")
     assert sum(batches.due(i, 391) for i in range(391)) == 79
@@ -181,8 +194,44 @@ def test_students_start_equal_or_not_as_asked():
         assert a.fc.weight.data_ptr() != b.fc.weight.data_ptr()
 
 
+SIX = """
+resnet32 resnet110 vgg16 densenet40-12 wrn20-8 resnet32-3 resnet32-4 vgg16-3 vgg16-4
+cifar10   0.8 0.8 0.3 0.8 0.8 0.8 0.8 0.8 0.3
+          0.8 0.8 0.3 0.8 0.8 0.8 0.8 0.8 0.3
+          0.5 0.5 1.0 0.5 0.5 0.5 0.5 0.5 1.0
+          1e  5b  1e  5b  1e  1e  5b  1e  1e
+cifar100  1.0 0.8 0.3 1.0 0.5 1.0 1.0 0.3 0.3
+          0.5 0.8 0.3 0.5 0.5 0.5 0.5 0.3 0.3
+          1.0 0.5 1.0 0.5 0.5 1.0 1.0 1.0 1.0
+          5b  5b  1e  5b  5b  5b  5b  3e  2e
+"""
+SEVEN = """
+cifar10-noisy  0.8 0.8 0.5 5b  0.3 0.3 1.0 1e  0.8 0.8 0.5 5b
+cifar10-10%    1.0 0.5 1.0 5b  0.3 0.3 1.0 1e  0.8 0.8 0.5 5b
+cifar10-1%     1.0 0.5 0.5 5b  0.3 0.3 1.0 1e  0.8 0.8 0.5 5b
+cifar100-noisy 1.0 0.0 0.5 5b  0.3 0.3 1.0 1e  1.0 0.5 0.5 5b
+cifar100-10%   0.5 0.5 1.0 5b  0.3 0.3 1.0 1e  1.0 0.5 0.5 5b
+cifar100-1%    1.0 0.5 0.5 5b  0.8 0.8 1.0 1e  0.8 0.8 0.5 5b
+"""
+
+
+def printed() -> dict[str, tuple[float, float, float, str]]:
+    """Return the supplement's tables 6 and 7, which are printed row by row, as entries by name."""
+    found = {}
+    nets, *lines = SIX.strip().splitlines()
+    for i in (0, 4):
+        data, *first = lines[i].split()
+        columns = zip(first, *(line.split() for line in lines[i + 1 : i + 4]), strict=True)
+        found |= {f"{data}-{net}": column for net, column in zip(nets.split(), columns, strict=True)}
+    for line in SEVEN.strip().splitlines():
+        name, *values = line.split()
+        for k, net in enumerate(("resnet32", "vgg16", "densenet40-12")):
+            found[f"{name}-{net}"] = tuple(values[4 * k : 4 * k + 4])
+    return {name: (float(o), float(b), float(g), every) for name, (o, b, g, every) in found.items()}
+
+
 def test_presets_are_the_supplement_s_tables():
-    assert len(PRESETS) == 36
+    assert printed() == PRESETS
     method = steppe.OKDPH(preset="cifar100-vgg16-3")
     assert (method.omega, method.beta, method.gamma, method.every) == (0.3, 0.3, 1.0, "3e")
     assert steppe.OKDPH(preset="cifar100-noisy-resnet32").beta == 0.0

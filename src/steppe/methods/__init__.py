@@ -18,6 +18,7 @@ from steppe.methods.agc import AGC
 from steppe.methods.arwp import ARWP
 from steppe.methods.asam import ASAM
 from steppe.methods.dml import DML
+from steppe.methods.dml_alternating import AlternatingDML
 from steppe.methods.ema import EMA
 from steppe.methods.esam import ESAM
 from steppe.methods.ffl import FFL
@@ -70,6 +71,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "swa": SWA,
     "ema": EMA,
     "dml": DML,
+    "dml-alternating": AlternatingDML,
     "kdcl": KDCL,
     "one": ONE,
     "okddip": OKDDip,

@@ -9,7 +9,8 @@ Code     YingZhangDUT/Deep-Mutual-Learning @ 34a2058 (TensorFlow, re-identificat
 Cost     2 forward, 2 backward, 1 update (one of each of ``networks``)
 Limits   networks = 1 is Plain; lam = 0 is Plain for each network
 Differs  1. all networks are updated at once from one forward pass each, as in OKDPH's code; in algorithm 1 of the
-            paper each is updated before the next one looks, and the authors' code gives each another batch.
+            paper each is updated before the next one looks (dml-alternating), and the authors' code gives each
+            another batch.
          2. the mean over peers is that of the paper's equation 8; the authors' code sums.
          3. networks see the same image unless the loader gives views; OKDPH's code gives each its own crop.
          4. deployed is the first network, the others are reported beside it; the papers report the best.
@@ -18,7 +19,7 @@ Start    networks 2, T 1, lam 1 (paper)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -71,14 +72,16 @@ class DML(Method):
         if self.networks == 1:
             return rt.supervised(batch)
         said = call(rt.model, views_of(batch, self.networks))
-        losses = []
-        for m, z in enumerate(said):
-            loss = rt.loss(z, batch.y)
-            if self.lam:
-                pulls = [towards(t.detach(), z, self.T) for k, t in enumerate(said) if k != m]
-                loss = loss + self.lam * torch.stack(pulls).mean()
-            losses.append(loss)
+        losses = [self.lesson(m, said, batch.y, rt) for m in range(self.networks)]
         return Out(torch.stack(losses).sum(), said[0])
+
+    def lesson(self, m: int, said: Sequence[Tensor], y: Tensor, rt: Runtime) -> Tensor:
+        """Return the loss of network ``m`` (from 0) and the others' pulls on it, from all their logits."""
+        loss = rt.loss(said[m], y)
+        if not self.lam:
+            return loss
+        pulls = [towards(t.detach(), said[m], self.T) for k, t in enumerate(said) if k != m]
+        return loss + self.lam * torch.stack(pulls).mean()
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         """Deploy the first network."""

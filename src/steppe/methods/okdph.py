@@ -13,8 +13,8 @@ Limits   networks = 1 is Plain; omega = 1, beta = 0, gamma = 0 is Plain for each
 Differs  1. gradient = 'chain' follows the equation: r_m times the hybrid's gradient. The code writes the hybrid
             into a module of its own, so its loss moves nobody: that is 'none', with which the tables were found.
             'full' gives each student the whole gradient.
-         2. fusion mixes the updated students; the code mixes those from before the update, which at gamma = 1
-            throws the update away, and evaluates before it fuses.
+         2. fusion mixes the updated students; fuse = 'before' mixes those from before the update, as the code
+            does, which at gamma = 1 throws the update away. The code also evaluates before it fuses.
          3. mixing = 'dirichlet' draws r once a step, equal on all processes; the code's version cannot run.
          4. running statistics are mixed like weights, other buffers and momentum are left alone (as the code).
          5. deployed is the first student or, with deploy = 'hybrid', the hybrid; the code reports the best of all.
@@ -67,6 +67,7 @@ class OKDPH(Method):
     T: float = 4.0
     mixing: str = "mean"
     gradient: str = "chain"
+    fuse: str = "after"
     deploy: str = "student"
     same_start: bool = True
     preset: str = ""
@@ -80,7 +81,6 @@ class OKDPH(Method):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         require(self, "networks", self.networks >= 1, "at least 1 (2 is usual)")
-        object.__setattr__(self, "cost", (self.networks + 1, self.networks + 1, 1))
         for name in ("omega", "gamma"):
             require(self, name, 0 <= getattr(self, name) <= 1, "a number from 0 to 1")
         require(self, "beta", _of(self.beta) >= 0, "a number of at least 0 (0.8 is usual)")
@@ -88,9 +88,12 @@ class OKDPH(Method):
         require(self, "T", self.T > 0, "a number above 0 (4 is usual)")
         require(self, "mixing", self.mixing in ("mean", "dirichlet"), "'mean' or 'dirichlet'")
         require(self, "gradient", self.gradient in ("none", "chain", "full"), "'chain', 'full' or 'none'")
+        require(self, "fuse", self.fuse in ("after", "before"), "'after' or 'before' (the update)")
         require(self, "deploy", self.deploy in ("student", "hybrid"), "'student' or 'hybrid'")
         mute = self.omega == 0 and self.gradient == "none" and self.networks > 1
         require(self, "omega", not mute, "above 0: with gradient 'none' nothing else learns from the labels")
+        more = self.gradient != "none" and self.omega != 1
+        object.__setattr__(self, "cost", (self.networks + 1, self.networks + more, 1))
 
     @property
     def views(self) -> int:
@@ -120,7 +123,9 @@ class OKDPH(Method):
         if self.networks == 1:
             return rt.supervised(batch)
         omega, beta = _of(self.omega), _of(self.beta)
-        self.due(rt.now.step, rt.setup.epoch)  # refuses before the first update what it cannot know after it
+        due = self.due(rt.now.step, rt.setup.epoch)  # refuses before the first update what it cannot know after it
+        if due and self.gamma and self.fuse == "before" and not rt.looking:
+            self._remember(rt)
         given = views_of(batch, self.networks + 1)
         inputs = given if isinstance(given, dict) else {"x": given}
         *students, hybrid = call(rt.model, {**inputs, "mix": self.shares(rt)})
@@ -139,7 +144,16 @@ class OKDPH(Method):
         """Fuse, if it is time."""
         if self.networks > 1 and self.gamma and self.due(rt.now.step, rt.setup.epoch):
             assert isinstance(rt.net, Hybridised)
-            rt.net.fuse(self.gamma, self.shares(rt))
+            rt.net.fuse(self.gamma, self.shares(rt), rt.net.earlier)
+            rt.net.earlier = None
+
+    def _remember(self, rt: Runtime) -> None:
+        """Keep the hybrid of before the step, at the first of its micro-batches."""
+        assert isinstance(rt.net, Hybridised)
+        if rt.net.earlier is None or rt.net.earlier_step != rt.now.step:
+            held = rt.net.hybrid(self.shares(rt))
+            rt.net.earlier = {name: t.detach().clone() for name, t in held.items()}
+            rt.net.earlier_step = rt.now.step
 
     def shares(self, rt: Runtime) -> Tensor:
         """Return this step's r (N,), on the processor: a function of seed and step, on which all passes agree."""

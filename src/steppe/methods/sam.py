@@ -36,8 +36,8 @@ from steppe.vec import Vec
 class SAM(Method):
     """Minimise the loss at the first-order worst point of a ball of radius ``rho``.
 
-    ``ascents`` climbs that often; ``norm`` 'tensor' gives each tensor a ball of its own; ``decay`` adds
-    decay/2 |w|^2 to the loss of every pass.
+    ``ascents`` climbs that often; ``norm`` 'tensor' gives each tensor a ball of its own, 'network' each network or
+    branch of a cohort; ``decay`` adds decay/2 |w|^2 to the loss of every pass.
     """
 
     controls: ClassVar[tuple[str, ...]] = ("two-step",)
@@ -53,7 +53,7 @@ class SAM(Method):
         """Rho is a radius."""
         require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
         require(self, "ascents", self.ascents >= 1, "at least 1")
-        require(self, "norm", self.norm in ("global", "tensor"), "'global' or 'tensor'")
+        require(self, "norm", self.norm in ("global", "network", "tensor"), "'global', 'network' or 'tensor'")
         require(self, "decay", self.decay >= 0, "a number of at least 0")
         object.__setattr__(self, "cost", (self.ascents + 1, self.ascents + 1, 1))
 
@@ -65,8 +65,8 @@ class SAM(Method):
         out, g = self._gradient(batch, rt)
         offset: Vec = [None] * len(g)
         for _ in range(self.ascents if rho else 0):
-            climbed = vec.add(offset, self._climb(rt.shared(g), rho))
-            offset = climbed if self.ascents == 1 else project(climbed, rho, self.norm)
+            climbed = vec.add(offset, self._climb(rt.shared(g), rho, rt))
+            offset = climbed if self.ascents == 1 else self._held(climbed, rho, rt)
             with rt.at(offset):
                 _, g = self._gradient(batch, rt)
         rt.apply(g)
@@ -79,5 +79,12 @@ class SAM(Method):
             g = vec.add(g, here, by=self.decay)
         return out, g
 
-    def _climb(self, g: Vec, rho: float | list[float]) -> Vec:
-        return ascent(g, rho) if self.norm == "global" else vec.scale(vec.each_unit(g), rho)
+    def _climb(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec:
+        if self.norm == "tensor":
+            return vec.scale(vec.each_unit(g), rho)
+        return vec.apart(lambda part: ascent(part, rho), g, rt.peer) if self.norm == "network" else ascent(g, rho)
+
+    def _held(self, offset: Vec, rho: float | list[float], rt: Runtime) -> Vec:
+        if self.norm == "network":
+            return vec.apart(lambda part: project(part, rho, "global"), offset, rt.peer)
+        return project(offset, rho, self.norm)

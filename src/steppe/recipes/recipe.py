@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -165,11 +165,25 @@ def load(name: str) -> Recipe:
     rows = tuple(tuple(row) for row in printed.pop("rows", ()))
     where = [Case(**_tuples(case)) for case in held.pop("where", [])]
     held["published"] = Published(**printed, rows=rows)
-    held["where"] = (*(base.where if base else ()), *where)
+    held["where"] = (*_fitting(base, held), *where)
     held["differs"] = (*(base.differs if base else ()), *held.pop("differs", []))
     for part in ("settings", "sources"):
         held[part] = {**(getattr(base, part) if base else {}), **held.pop(part, {})}
     return Recipe(name=name, **_tuples(held))
+
+
+def _fitting(base: Recipe | None, held: Mapping[str, Any]) -> Iterator[Case]:
+    """Yield what holds for some rows, data or models of another recipe and concerns this one."""
+    known = {*held["methods"], *map(_name, held["methods"].values())}
+    for case in base.where if base else ():
+        rows = tuple(row for row in case.rows if row in known)
+        spoken = {row: spec for row, spec in case.methods.items() if row in known}
+        about = all(
+            not named or {*named} & {*here}
+            for named, here in ((case.data, held["data"]), (case.models, held["models"]), (case.rows, rows))
+        )
+        if about and (spoken or case.settings):
+            yield dataclasses.replace(case, rows=rows, methods=spoken)
 
 
 def _tuples(held: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,19 +69,27 @@ def rise(r: Reference) -> float:
 
 def dml(r: Reference, x: Tensor, y: Tensor) -> None:
     """Zhang et al., CVPR 2018, equations 5 to 9, network by network."""
+    lessons = [_lesson(r, m, x, y) for m in range(r.given["networks"])]
+    r.update({key: g for lesson in lessons for key, g in lesson.items()})
+
+
+def dml_alternating(r: Reference, x: Tensor, y: Tensor) -> None:
+    """Zhang et al., CVPR 2018, algorithm 1."""
+    for m in range(r.given["networks"]):
+        r.update(_lesson(r, m, x, y))
+
+
+def _lesson(r: Reference, m: int, x: Tensor, y: Tensor) -> Weights:
+    """Return the gradient of network m against what the others say now."""
     each = networks(r, r.w)
-    said = [r.logits(w, x) for w in each]
-    lam, total = float(r.given["lam"]), Weights()
-    for m, own in enumerate(each):
-        peers = [z for k, z in enumerate(said) if k != m]
+    peers = [r.logits(w, x) for k, w in enumerate(each) if k != m]
 
-        def loss(w: Weights, peers: list[Tensor] = peers) -> Tensor:
-            z = r.logits(w, x)
-            pulls = torch.stack([pull(t, z, r.given["T"]) for t in peers])
-            return entropy(z, y) + lam * pulls.mean()
+    def loss(w: Weights) -> Tensor:
+        z = r.logits(w, x)
+        pulls = torch.stack([pull(t, z, r.given["T"]) for t in peers])
+        return entropy(z, y) + float(r.given["lam"]) * pulls.mean()
 
-        total |= {f"networks.{m}.{k}": g for k, g in grad(loss)(own).items()}
-    r.update(total)
+    return {f"networks.{m}.{k}": g for k, g in grad(loss)(each[m]).items()}
 
 
 def kdcl(r: Reference, x: Tensor, y: Tensor) -> None:
@@ -170,7 +178,8 @@ def okdph(r: Reference, x: Tensor, y: Tensor) -> None:
     r.memory["step"] = step + 1
     if step % int(g["every"][:-1]) == 0:
         each = networks(r, r.w)
-        hybrid = times(plus(*each), 1 / count)
+        if g["fuse"] == "after":
+            hybrid = times(plus(*each), 1 / count)
         for m, own in enumerate(each):
             moved = plus(times(own, 1 - g["gamma"]), times(hybrid, g["gamma"]))
             r.w |= {f"networks.{m}.{k}": v for k, v in moved.items()}
@@ -300,11 +309,15 @@ def _restated(
     return Restated(name, step, tuple(free.split()), settings)
 
 
-_OKDPH = "networks omega beta gamma every T deploy preset same_start gradient"
+_OKDPH = "networks omega beta gamma every T deploy preset same_start gradient fuse"
 _BRANCHED = "branches T ramp alpha detach factor decay split_at form"
 PEERS: dict[str, Restated] = {
     "dml": _restated(dml, "dml", "networks lam T"),
     "dml of three": _restated(dml, "dml", "networks lam T", networks=3, T=2.0, lam=0.7),
+    "dml-alternating": _restated(dml_alternating, "dml-alternating", "networks lam T"),
+    "dml-alternating of three": _restated(
+        dml_alternating, "dml-alternating", "networks lam T", networks=3, T=2.0, lam=0.7
+    ),
     "kdcl": _restated(kdcl, "kdcl", "networks target T ce lam"),
     **{
         f"kdcl {target}": _restated(kdcl, "kdcl", "networks target T ce lam", target=target)
@@ -318,6 +331,9 @@ PEERS: dict[str, Restated] = {
         )
         for gradient in ("none", "chain", "full")
     },
+    "okdph fused before": _restated(
+        okdph, "okdph", _OKDPH, same_start=False, every="2b", gamma=0.7, gradient="none", fuse="before"
+    ),
     "okdph of three": _restated(okdph, "okdph", _OKDPH, networks=3, same_start=False, every="3b"),
     "one": _restated(one, "one", _BRANCHED, split_at=CUT, **_START),
     "one attached": _restated(one, "one", _BRANCHED, split_at=CUT, detach=False, **_START),

@@ -54,8 +54,9 @@ class Reference:
         return g
 
     def update(self, g: Weights) -> None:
-        """Let SGD with momentum and weight decay make its step from gradient ``g``."""
-        for k, w in self.w.items():
+        """Let SGD with momentum and weight decay make its step from gradient ``g``, of all weights or some."""
+        for k in g:
+            w = self.w[k]
             d = g[k] + DECAY * w
             self.velocity[k] = MOMENTUM * self.velocity[k] + d if k in self.velocity else d
             self.w[k] = w - LR * self.velocity[k]
