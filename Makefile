@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 # apart from the rest: transformers imports torchvision, whose compiled part a torch for processors may not load
-VISION := .venv/vision
+APART := .venv/apart
 
 .PHONY: help demo test test-slow lint types format docs dist clean
 
@@ -17,9 +17,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-$(VISION)/.ready: $(READY)
+$(APART)/.ready: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps -c constraints.txt \
-		--target $(VISION) torchvision timm
+		--target $(APART) torchvision timm \
+		onnx onnxscript onnx_ir onnxruntime ml_dtypes protobuf flatbuffers
 	@touch $@
 
 demo: $(READY)  ## Compare the methods of the SADT paper on the built-in digits; writes out/demo/report.html
@@ -33,9 +34,9 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-test: lint types $(VISION)/.ready  ## Lint, types and tests
+test: lint types $(APART)/.ready  ## Lint, types and tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow and not vision'
-	OMP_NUM_THREADS=1 PYTHONPATH=$(VISION) $(BIN)/pytest -n 2 -m 'vision and not slow'
+	OMP_NUM_THREADS=1 PYTHONPATH=$(APART) $(BIN)/pytest -n 2 -m 'vision and not slow'
 
 test-slow: $(READY)  ## The tests that take minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 
 import pytest
 import torch
@@ -153,6 +154,25 @@ def test_what_is_exported_is_one_plain_network_that_predicts_the_same(method, we
     assert held == json.loads(json.dumps(described))
     assert held["parameters"] == sum(p.numel() for p in plain.parameters())
     assert held["epoch"] == (2 if weights == "last" else result["test"]["best"]["epoch"])
+
+
+@pytest.mark.vision
+@pytest.mark.parametrize("method", METHODS[:3])
+def test_another_runtime_gives_the_exported_network_s_outputs(method, tmp_path, images):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    _, folder = fit(dataclasses.replace(RUN, method=method, epochs=1), tmp_path, images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        export(folder, tmp_path / "flat", onnx=True)
+    plain = tiny(len(images.classes), images.channels, images.size)
+    plain.load_state_dict(load_file(tmp_path / "flat" / "model.safetensors"))
+    program = onnxruntime.InferenceSession(tmp_path / "flat" / "model.onnx", providers=["CPUExecutionProvider"])
+    for count in (1, 5):
+        x = torch.randn(count, 1, 12, 12)
+        (said,) = program.run(None, {program.get_inputs()[0].name: x.numpy()})
+        with torch.no_grad():
+            assert torch.allclose(torch.from_numpy(said), plain.eval()(x), atol=1e-5)
 
 
 def test_an_ensemble_is_no_single_network(tmp_path, images, monkeypatch):
