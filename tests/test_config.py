@@ -59,7 +59,7 @@ def test_the_digest_is_the_same_for_the_same_run_and_differs_for_every_field():
         "data": Data(val=0.2), "optim": Optim(lr=0.3), "microbatch": 4, "m": 4, "sync": "global", "compile": True,
         "watch": Watch(test=True),
     }  # fmt: skip
-    assert set(changes) | {"parallel"} == {f.name for f in dataclasses.fields(Run)}
+    assert set(changes) | {"parallel", "track", "workers"} == {f.name for f in dataclasses.fields(Run)}
     digests = [digest(dataclasses.replace(base, **{k: v})) for k, v in changes.items()]
     assert len({digest(base), *digests}) == len(changes) + 1
 
@@ -74,9 +74,9 @@ def test_runs_of_before_keep_their_names():
     older = {
         k: v
         for k, v in run.as_dict().items()
-        if k not in ("microbatch", "m", "sync", "parallel", "compile", "watch")
+        if k not in ("microbatch", "m", "sync", "parallel", "compile", "watch", "track", "workers")
     }
-    older["optim"] = {k: v for k, v in older["optim"].items() if k not in younger}
+    older["optim"] = {k: v for k, v in older["optim"].items() if k not in (*younger, "clip_each")}
     older["data"] = {k: v for k, v in older["data"].items() if k not in ("views", "noise", "legacy_share")}
     assert essential(run.as_dict()) == older
     assert essential(older) == older

@@ -20,7 +20,7 @@ NAMES = [
     "okdph-table4-noisy", "okdph-table5", "okdph-table6", "okdph-table7-1", "okdph-table7-10",
     "okdph-table7-noisy",
     "rwp-figure3", "rwp-figure7", "rwp-figure8", "rwp-table1", "rwp-table2", "rwp-table4", "rwp-table5",
-    "rwp-table7", "rwp-table8", "rwp-table9", "saf-table1",
+    "rwp-table7", "rwp-table8", "rwp-table9", "sadt-table1-2048", "sadt-table1-512", "saf-table1",
 ]  # fmt: skip
 every_recipe = pytest.mark.parametrize("name", NAMES)
 NESTED = (("data", Data), ("optim", Optim), ("watch", Watch))
@@ -71,7 +71,8 @@ def test_published_rows_are_rows_of_the_recipe_and_every_method_is_one(name):
     ("name", "count"),
     [("rwp-table1", 24), ("rwp-table2", 12), ("rwp-table4", 6), ("rwp-table5", 9), ("rwp-table7", 6),
      ("rwp-table8", 4), ("rwp-table9", 6), ("saf-table1", 23), ("okdph-table3", 80), ("okdph-table4-noisy", 12),
-     ("okdph-table4-10", 12), ("okdph-table4-1", 12), ("okdph-table5", 40)],
+     ("okdph-table4-10", 12), ("okdph-table4-1", 12), ("okdph-table5", 40),
+     ("sadt-table1-512", 21), ("sadt-table1-2048", 21)],
 )  # fmt: skip
 def test_no_cell_is_missing(name, count):
     assert len(recipes.load(name).published.rows) == count
@@ -95,6 +96,8 @@ def cell(name: str, *key: str) -> float:
         ("rwp-table7", "cifar10", "resnet18", "rwp-two", "rwp-same", 0.17),
         ("rwp-table9", "cifar10", "vit-cifar", "rwp", "plain", 1.56),
         ("rwp-table9", "cifar100", "vit-cifar", "rwp", "plain", 1.30),
+        ("sadt-table1-512", "cifar10", "simple-cnn", "sadt-v3", "plain", 2.9),
+        ("sadt-table1-2048", "cifar10", "inception-resnet-sadt", "sadt-v1", "plain", 4.7),
         # the supplement's text calls these relative gains 2.14 %, 2.36 % and 5.24 % points of accuracy
         ("okdph-table3", "cifar100", "vgg16-okdph", "okdph-2", "kdcl-2", 1.58),
         ("okdph-table3", "cifar100", "vgg16-okdph", "okdph-3", "pcl-3", 1.79),

@@ -64,7 +64,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 def tiny(name: str, data: str, model: str, row: str, places: dict[str, str]) -> Run:
     """The row on generated images: the recipe's own network if it is here and not an ImageNet one."""
     wanted = model if model in models.names() else "resnet-thin"
-    fixed = {"dataset": places[data], "batch": 4, "data.size": 32 if model in ("vgg16-bn", "vgg16-okdph") else 8, "method": row}
+    fixed = {"dataset": places[data], "batch": 4, "data.size": _SIZES.get(model, 8), "method": row}
     if recipes.load(name).settings.get("data.legacy_share"):
         fixed["data.legacy_share"] = 0.5  # a hundredth of these few is none
     if wanted != model:
@@ -74,10 +74,15 @@ def tiny(name: str, data: str, model: str, row: str, places: dict[str, str]) -> 
     return reproduce.run(f"{name}:{model}" if wanted == model else name, 1e-6, fixed)[0]
 
 
+_SIZES = {"vgg16-bn": 32, "vgg16-okdph": 32, "vgg16-sadt": 32, "inception-resnet-sadt": 32, "simple-cnn": 24}
+
+
 def slow(name: str, data: str, model: str, row: str) -> bool:
     """Whether this row takes long and another one like it does not."""
     if model == "wrn-28-10-rwp":
         return (name, data, row) != ("rwp-table1", "cifar100", "rwp")
+    if name.startswith("sadt"):
+        return (data, model) != ("cifar10", "simple-cnn") or row not in ("agc", "sadt-v2")
     if name.startswith("okdph"):
         first = (data, model) == (recipes.load(name).data[0], recipes.load(name).models[0])
         return not first or (row != "okdph-2" and (name, row) != ("okdph-table4-10", "pcl-2"))
@@ -109,7 +114,7 @@ def test_every_row_trains(name, data, model, row, places, tmp_path):
 def test_every_recipe_runs_from_the_command_to_its_result(name, places, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     held = recipes.load(name)
-    size = "32" if held.models[0] in ("vgg16-bn", "vgg16-okdph") else "8"
+    size = str(_SIZES.get(held.models[0], 8))
     words = [f"recipe={name}:{list(held.methods)[-1]}", "scale=1e-6", "--dataset", places[held.data[0]]]
     few = "20" if held.data[0] != "cifar100" else "120"
     part = ("--data.legacy_share", "0.5") if "data.legacy_share" in held.settings else ("--data.train", few)

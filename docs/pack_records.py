@@ -1,0 +1,60 @@
+"""Pack a comparison's folder into a file of docs/records: python docs/pack_records.py FOLDER NAME
+
+What was asked for, and of each run its accuracies and counted passes: what the ledger is made from. Paths and
+times of the machine are left out; times mean nothing where other work ran.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from steppe import records
+
+FOLDER = Path(__file__).parent / "records"
+
+
+def packed(folder: Path) -> dict[str, Any]:
+    """Return a comparison's finished runs as plain data; accuracies are percent."""
+    held = records.load(folder)
+    command = held.command.partition(" --out ")[0]
+    return {
+        "command": command,
+        "torch": held.environment.get("torch"),
+        "device": held.environment.get("device"),
+        "images": {name: {k: about.get(k) for k in ("train", "val", "test")} for name, about in held.data.items()},
+        "controls": {name: about.get("controls") or [] for name, about in held.methods.items()},
+        "runs": [_run(record) for record in held.records if record.status == "ok"],
+    }
+
+
+def _run(record: records.Record) -> dict[str, Any]:
+    assert record.result is not None
+    test, passes = record.result["test"], record.result["passes"]
+    one = {
+        "method": record.method,
+        "model": record.model,
+        "dataset": record.dataset,
+        "seed": record.seed,
+        "epochs": record.result["epochs"],
+        "steps": record.result["steps"],
+        "last": _percent(test["last"]["accuracy"]),
+        "best_val": _percent(test["best"]["accuracy"]),
+        "passes": [round(passes[k], 4) for k in ("forward", "backward", "updates")],
+    }
+    outputs = {k: _percent(v["accuracy"]) for k, v in test["last"].get("outputs", {}).items()}
+    best = [line["test_accuracy"] for line in record.metrics if "test_accuracy" in line]
+    best += [v["accuracy"] for line in record.metrics for v in line.get("test_outputs", {}).values()]
+    return one | ({"outputs": outputs} if outputs else {}) | ({"best_of_all": _percent(max(best))} if best else {})
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 4)
+
+
+if __name__ == "__main__":
+    target = FOLDER / f"{sys.argv[2]}.json"
+    target.write_text(json.dumps(packed(Path(sys.argv[1])), indent=1) + "\n")
+    print(target)
