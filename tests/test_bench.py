@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from torch import nn
 
 from steppe import InputError, bench
+from steppe.bench import params
+from steppe.bench.scaling import exponent
 from steppe.cli import main
 from steppe.past_outputs import size_in_bytes
 
@@ -63,7 +67,16 @@ def test_a_table_is_shown_with_the_command_and_the_machine(capsys):
         ("methods --batch 0", "batch is 0"),
         ("store top:0", "form is 'top:0'"),
         ("store --samples 0", "samples is 0"),
-        ("data", "kind is 'data'"),
+        ("speed", "kind is 'speed'"),
+        ("params sma", "unknown method 'sma'"),
+        ("params sadt-v1", "runs its network for more than its objective; use `steppe bench methods`"),
+        ("params --repeats 0", "repeats is 0"),
+        ("data crop+flop", "unknown augmentation in data.augment 'flop'"),
+        ("data --size 0", "size is 0"),
+        ("models resnt32", "unknown model 'resnt32'"),
+        ("models --steps 0", "steps is 0"),
+        ("end-to-end blur", "unknown augmentation in data.augment 'blur'"),
+        ("scaling depth", "unknown axis 'depth'"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(arguments, message, capsys):
@@ -76,3 +89,66 @@ def test_what_cannot_be_measured_is_one_line(arguments, message, capsys):
 def test_numbers_are_checked_before_anything_is_built():
     with pytest.raises(InputError, match="repeats is 0"):
         bench.methods_cost(["sam"], repeats=0)
+
+
+def test_work_on_parameters_is_that_of_a_step_and_stands_beside_the_loops_in_use(capsys):
+    assert main(["bench", "params", "sam", "ema", "--model", "resnet32", *QUICK, "--json"]) == 0
+    plain, sam, ema = json.loads(capsys.readouterr().out)["results"]
+    assert (plain["method"], sam["method"], ema["method"]) == ("plain", "sam", "ema")
+    assert plain["of_plain"]["median"] == 1.0
+    assert sam["of_plain"]["median"] > 1.2 and ema["of_plain"]["median"] > 1.0
+    assert ema["loop"] is None and sam["loop"]["low"] <= sam["loop"]["median"] <= sam["loop"]["high"]
+    assert main(["bench", "params", *QUICK, "--model", "resnet32"]) == 0
+    assert "loop, fused" in capsys.readouterr().out
+
+
+def test_the_loop_that_sam_is_timed_against_makes_sam_s_update():
+    """The competitor does the work: after three steps both have moved the weights alike."""
+    grads, ends = None, []
+    for kind in ("ours", "loop"):
+        torch.manual_seed(0)
+        net = nn.Linear(5, 3)
+        if grads is None:
+            grads = params.given_gradients(list(net.parameters()))
+        once = params.ours("sam", net) if kind == "ours" else params.loop("sam", net, fused=True)
+        for _ in range(3):
+            once()
+        ends.append([p.detach().clone() for p in net.parameters()])
+    start = nn.Linear(5, 3)
+    for ours, loop in zip(*ends, strict=True):
+        assert torch.allclose(ours, loop, rtol=0, atol=1e-9)
+    assert not torch.equal(ends[0][0], start.weight)
+
+
+def test_data_models_and_the_whole_pipeline_are_measured_against_their_first(capsys):
+    for kind, names, first in (
+        ("data", ["crop+flip", "cutmix"], "none"),
+        ("models", ["simple-cnn", "cifar10-fast"], "simple-cnn"),
+        ("end-to-end", ["crop+flip+cutmix"], "a batch in memory"),
+    ):
+        assert main(["bench", kind, *names, *QUICK, "--json"]) == 0
+        results = json.loads(capsys.readouterr().out)["results"]
+        what = [r.get("what") or r["steps"] for r in results]
+        assert what[0] == first
+        assert [n for n in names if n != first] == [w for w in what if w in names and w != first]
+        ratios = [r.get("of_first") or r["of_none"] for r in results]
+        assert ratios[0] == {"median": 1.0, "low": 1.0, "high": 1.0}
+        assert all(0 < r["low"] <= r["median"] <= r["high"] for r in ratios)
+    assert main(["bench", "end-to-end", *QUICK]) == 0
+    assert "plain PyTorch, the same batch" in capsys.readouterr().out
+
+
+def test_the_fitted_exponent_is_that_of_a_power_law():
+    sizes = [3, 30, 300]
+    assert exponent(sizes, [2.0 * s**1.5 for s in sizes]) == pytest.approx(1.5)
+    assert exponent(sizes, [5.0, 5.0, 5.0]) == pytest.approx(0.0)
+
+
+def test_cost_grows_with_records_as_it_should_and_not_with_the_data_set():
+    seen: list[str] = []
+    data, runs = bench.scaling(["data", "runs"], steps=1, repeats=3, largest=2, tell=seen.append)
+    assert seen == ["data", "runs"]
+    assert data.sizes == (2_000, 20_000) and runs.sizes == (10, 100)
+    assert data.ratios[0] == runs.ratios[0] == 1.0
+    assert -0.3 < data.exponent < 0.4
+    assert 0.6 < runs.exponent < 1.4

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from steppe.copies import Copies, put
 from steppe.ranks import reshard
 
 
@@ -21,31 +22,33 @@ class Average(nn.Module):
     def __init__(self, net: nn.Module):
         super().__init__()
         self.count = 0
+        self._copies = Copies()
         for i, t in enumerate(_tensors(net)):
-            self.register_buffer(str(i), t.clone(memory_format=torch.preserve_format))
+            self.register_buffer(str(i), t.detach().clone(memory_format=torch.preserve_format))
 
     def take_in(self, net: nn.Module, weight: float) -> None:
         """Move to ``(1 - weight) average + weight net``."""
-        pairs = list(zip(self.buffers(), _tensors(net), strict=True))
         with torch.no_grad():
-            floats = [(a, b) for a, b in pairs if a.is_floating_point()]
-            torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], weight)
-            for a, b in pairs:
-                if not a.is_floating_point():
-                    a.copy_(b)
+            pairs = list(zip(self._buffers.values(), _tensors(net), strict=True))
+            for kind in (True, False):
+                own = [a for a, _ in pairs if a is not None and a.is_floating_point() is kind]
+                given = [b for _, b in pairs if b.is_floating_point() is kind]
+                if own and kind:
+                    torch._foreach_lerp_(own, given, weight)
+                elif own:
+                    torch._foreach_copy_(own, given)
         self.count += 1
 
     @contextmanager
     def in_place_of(self, net: nn.Module) -> Iterator[None]:
         """Let the network be the average, in evaluation mode; on leaving it is bit for bit what it was."""
-        present = _tensors(net)
+        present, copies = _tensors(net), self._copies
         training = [module for module in net.modules() if module.training]
         reshard(net)
         with torch.no_grad():
-            kept = [t.clone(memory_format=torch.preserve_format) for t in present]
+            kept = copies.make(present)
             try:
-                for t, a in zip(present, self.buffers(), strict=True):
-                    t.copy_(a)
+                put(present, list(self.buffers()))
                 for module in training:
                     module.training = False
                 # autocast keeps what it has cast, and would go on with the other weights
@@ -54,8 +57,8 @@ class Average(nn.Module):
             finally:
                 torch.clear_autocast_cache()
                 reshard(net)
-                for t, before in zip(present, kept, strict=True):
-                    t.copy_(before)
+                put(present, kept)
+                copies.give_back(kept)
                 for module in training:
                     module.training = True
 
@@ -69,4 +72,4 @@ class Average(nn.Module):
 
 
 def _tensors(net: nn.Module) -> list[Tensor]:
-    return [t.detach() for t in (*net.parameters(), *net.buffers())]
+    return [*net.parameters(), *net.buffers()]

@@ -60,6 +60,10 @@ class Batch:
         """Return the batch with every tensor on ``device``."""
         return self._each(lambda t: t.to(device, non_blocking=True))
 
+    def pin_memory(self) -> Batch:
+        """Return the batch in memory that a GPU can read while other work goes on."""
+        return self._each(lambda t: t.pin_memory())
+
     def _each(self, f: Callable[[Tensor], Tensor]) -> Batch:
         x = {k: f(v) for k, v in self.x.items()} if isinstance(self.x, Mapping) else f(self.x)
         y = f(self.y) if isinstance(self.y, Tensor) else self.y

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from steppe import vec
+from steppe.copies import Copies, put
 from steppe.errors import InputError
 from steppe.vec import Vec
 
@@ -46,12 +47,12 @@ class Course:
     groups of samples have perturbations of their own.
     """
 
-    def __init__(self, net: nn.Module, size: int, weight: float, bad: Tensor):
-        self.net, self.size, self.weight, self.bad = net, size, weight, bad
+    def __init__(self, buffers: list[Tensor], copies: Copies, size: int, weight: float, bad: Tensor):
+        self.size, self.weight, self.bad = size, weight, bad
         self.first: Out | None = None
         self.group: Group | None = None
         self._undo: Undo | None = None
-        self._buffers = [b.detach().clone() for b in net.buffers()]
+        self._buffers, self._copies, self._before = buffers, copies, copies.make(buffers)
 
     @property
     def output(self) -> Out:
@@ -68,13 +69,12 @@ class Course:
         """Return weights, optimizer and running statistics to what they were when the step began."""
         if self._undo is not None:
             self._undo.back()
-        with torch.no_grad():
-            for buffer, before in zip(self.net.buffers(), self._buffers, strict=True):
-                buffer.copy_(before)
+        put(self._buffers, self._before)
 
     def close(self) -> None:
         """Let go of what was kept for the way back."""
-        self._undo, self._buffers = None, []
+        self._copies.give_back(self._before)
+        self._undo, self._buffers, self._before = None, [], []
 
 
 @dataclass

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from steppe import parameters, streams
 from steppe.batch import Batch
 from steppe.calling import call, logits_of, loss_of, unwrap
+from steppe.copies import Copies
 from steppe.course import Course, Out
 from steppe.errors import InputError
 from steppe.precision import Precision, widened
@@ -92,11 +93,17 @@ class Ground:
         self.passes = Passes()
         self.worth = 1.0
         self.objective: Objective = _unset
+        self._memo: dict[Hashable, Any] = {}
         self._good = torch.zeros((), dtype=torch.bool, device=self.device)
-        self.course = Course(self.net, 0, 0.0, self._good)
+        self.weight_copies, self.buffer_copies = Copies(), Copies()
+        self.course = Course(self.buffers(), self.buffer_copies, 0, 0.0, self._good)
         self.looking = False
         self._clean_streams = streams.capture(self.device)
-        self._memo: dict[Hashable, Any] = {}
+
+    def buffers(self) -> list[Tensor]:
+        """Return the network's buffers; looking for the modules that have any takes longer than all else here."""
+        homes = self.once("buffers", lambda: [m._buffers for m in self.net.modules() if m._buffers])
+        return [b for home in homes for b in home.values() if b is not None]
 
     def losses(self, outputs: Any, batch: Batch) -> Tensor:
         """Return the user's loss of each sample (B,), from logits of the batch or of each of its micro-batches."""
@@ -146,7 +153,7 @@ class Ground:
 
     @property
     def peer(self) -> list[int]:
-        """For each parameter the number of the network or branch that it belongs to, from 1; 0 if to none alone."""
+        """For each parameter the number of its network or branch, from 1; 0 if it belongs to none alone."""
         return self.once("peer", lambda: peer_of(self.net, self.params))
 
     @property
@@ -190,13 +197,13 @@ class Ground:
 
     def begin(self, batch: Batch) -> None:
         """Start a step on this batch: the unit that passes are counted in."""
-        parts = self.parts(batch)
-        self.course = Course(self.net, len(batch), self.weight(batch), self._good)
-        self.ranks.begin(self.course.weight, len(parts))
-        self.ranks.settle()
         present = parameters.trainable(self.optimizer)
         if not parameters.same(present, self.params):
             self.params, self.owners, self._memo = present, parameters.owners(self.net, present), {}
+        parts = self.parts(batch)
+        self.course = Course(self.buffers(), self.buffer_copies, len(batch), self.weight(batch), self._good)
+        self.ranks.begin(self.course.weight, len(parts))
+        self.ranks.settle()
         if isinstance(self.net, Several):
             several, sample = self.net, next(parts[0].split(2))
             self.worth = self.once("worth", lambda: several.worth(sample))

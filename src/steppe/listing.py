@@ -15,7 +15,7 @@ def methods(rows: Sequence[Row]) -> str:
     head = ("method", "passes", "keeps", "source", "status", "what it does")
     lines = [head, *((r.name, r.cost, r.keeps, r.source, r.status, r.summary) for r in rows)]
     return (
-        f"{_aligned(lines)}\n\npasses: forward / backward / updates per step, at most; "
+        f"{aligned(lines)}\n\npasses: forward / backward / updates per step, at most; "
         "checked: restated and conforming; tried: with a trial in docs/results"
     )
 
@@ -30,7 +30,7 @@ def costs(rows: Sequence[Cost]) -> str:
         lines.append(
             (c.method, passes, f"{c.ratio:.3f}", spread, f"{c.floor:.3f}", above, f"{c.milliseconds:.1f}")
         )
-    return f"{_aligned(lines)}\n\nfloor: what its counted passes cost in plain training, in steps of plain"
+    return f"{aligned(lines)}\n\nfloor: what its counted passes cost in plain training, in steps of plain"
 
 
 def stores(rows: Sequence[StoreCost]) -> str:
@@ -40,12 +40,12 @@ def stores(rows: Sequence[StoreCost]) -> str:
         sizes = (f"{s.declared / 1e6:.1f}", f"{s.held / 1e6:.1f}", f"{s.write:.1f}", f"{s.read:.1f}")
         lines.append((s.form, *sizes, f"{s.kl_stored / s.kl:.1%}", f"{s.angle:.3f}"))
     return (
-        f"{_aligned(lines)}\n\nmilliseconds per batch of 1024; KL kept: the divergence from what is stored, in "
+        f"{aligned(lines)}\n\nmilliseconds per batch of 1024; KL kept: the divergence from what is stored, in "
         "parts of that from all outputs;\ndirection kept: cosine between the two gradients (made-up logits, T = 5)"
     )
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
+def aligned(lines: Sequence[Sequence[str]]) -> str:
     """Return lines of cells in columns; the last column is as long as it is."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]) - 1)]
     return "\n".join(

@@ -13,11 +13,7 @@ from steppe.errors import InputError
 
 def trainable(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     """Return the optimizer's trainable parameters, each once, in its order; raises InputError if it has none."""
-    seen: dict[int, nn.Parameter] = {}
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if p.requires_grad:
-                seen.setdefault(id(p), p)
+    seen = {id(p): p for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
     if not seen:
         raise InputError("the optimizer holds no trainable parameter; give it model.parameters()")
     return list(seen.values())

@@ -111,10 +111,8 @@ def filter_noise(
     that is zero stays where it is.
     """
     noise = vec.gaussian(params, rng)
-    scaled: Vec = []
-    for n, p, owner in zip(noise, params, owners, strict=True):
-        scaled.append(None if n is None else n * (gamma * unit_norms(p.detach(), _filter_dims(p, owner))))
-    return scaled
+    norms: Vec = [unit_norms(p.detach(), _filter_dims(p, o)) for p, o in zip(params, owners, strict=True)]
+    return vec.times(noise, vec.scale(norms, gamma))
 
 
 def unit_sums(values: Vec, params: Sequence[nn.Parameter], owners: Sequence[nn.Module]) -> Vec:

@@ -29,11 +29,21 @@ class One:
 
     rank = 0
     size = 1
-    decides = True  # whether a non-finite value in a pass can be acted on at once
+    decides = True  # whether a non-finite value in a pass is acted on at once
     noise = 0  # which noise this process draws: equal numbers draw equal noise
+
+    def __init__(self, decides: bool = True):
+        self.decides = decides
 
     def begin(self, weight: float, parts: int) -> None:
         """Start a step on ``parts`` micro-batches that weigh this much."""
+
+    def stops(self, bad: Tensor, more: bool) -> bool:
+        """Return whether an update must not be made, where that was not decided in the passes before it.
+
+        An update that more passes of the step follow can be made: it is taken back at the next one.
+        """
+        return not self.decides and not more and bool(bad)
 
     def passing(self) -> AbstractContextManager[Any]:
         """Return the context that a pass runs in."""
@@ -101,6 +111,10 @@ class Replicas(One):
         """Let DDP be silent: its own all-reduce would mix replicas in the middle of a method."""
         silent: AbstractContextManager[Any] = self.wrapper.no_sync()
         return silent
+
+    def stops(self, bad: Tensor, more: bool) -> bool:
+        """Return what the message about the mean gradient says."""
+        return bool(bad)
 
     def any(self, bad: Tensor) -> bool:
         """Refuse: one process cannot know."""
@@ -266,4 +280,5 @@ def ranks_of(
     known = sync in (None, "local", "global") or (isinstance(sync, int) and sync >= 1)
     if not known or isinstance(sync, bool):
         raise InputError(f"sync is {sync!r}; give 'local', 'global' or how many processes share a perturbation")
-    return One()
+    # asking a GPU what a value is means to wait for it, so there it is asked once in a step
+    return One(decides=params[0].device.type == "cpu")

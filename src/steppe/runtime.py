@@ -18,6 +18,7 @@ from torch.func import functional_call
 
 from steppe import parameters, streams, vec
 from steppe.batch import Batch, join_logits
+from steppe.copies import put
 from steppe.course import NonFinite, Out
 from steppe.errors import InputError
 from steppe.ground import Ground, Loss, Objective, Passes, Setup, Transform
@@ -63,6 +64,7 @@ class Runtime(Ground):
         grads = self.precision.unscaled([p.grad for p in self.params])
         if where is not None:
             grads = vec.only(grads, where)
+        grads = vec.Measured(grads)
         self.clear()
         self.count(forward=work * len(batch), backward=work * len(batch))
         mean = losses[0] if len(parts) == 1 else torch.stack(losses).sum()
@@ -150,14 +152,14 @@ class Runtime(Ground):
         Dropout masks are those of the last clean pass, or fresh ones from the seed ``masks``
         (see `draw_masks`).
         """
-        buffers = [(b, b.detach().clone()) for b in self.net.buffers()]
+        buffers = self.buffers()
+        saved = self.buffer_copies.make(buffers)
         try:
             with self._masks(masks):
                 yield
         finally:
-            with torch.no_grad():
-                for buffer, saved in buffers:
-                    buffer.copy_(saved)
+            put(buffers, saved)
+            self.buffer_copies.give_back(saved)
 
     @contextmanager
     def _masks(self, masks: int | None) -> Iterator[None]:
@@ -182,19 +184,18 @@ class Runtime(Ground):
         running statistics and random draws count. Restored by copy into the same storage: adding and
         subtracting drifts, and rebinding ``.data`` breaks everything that holds the storage.
         """
-        moved = [(p, o) for p, o in zip(self.params, offset, strict=True) if o is not None]
+        moved = [p for p, o in zip(self.params, offset, strict=True) if o is not None]
         with nullcontext() if clean else self.aside(masks), torch.no_grad():
-            saved = [p.detach().clone() for p, _ in moved]
+            saved = self.weight_copies.make(moved)
             try:
                 self.ranks.settle()
-                for p, o in moved:
-                    p.add_(o)
+                vec.move(moved, [o for o in offset if o is not None])
                 with torch.enable_grad():
                     yield
             finally:
                 self.ranks.settle()
-                for (p, _), before in zip(moved, saved, strict=True):
-                    p.copy_(before)
+                put(moved, saved)
+                self.weight_copies.give_back(saved)
 
     def apply(
         self,

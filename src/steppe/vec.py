@@ -7,11 +7,12 @@ model are DTensors: norms and inner products are over all shards, and noise is t
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Vec = list[Tensor | None]
 
@@ -19,6 +20,38 @@ Vec = list[Tensor | None]
 def sharded(t: Tensor) -> bool:
     """Return whether a tensor is a DTensor: its class is imported, which takes long, only where there are any."""
     return hasattr(t, "to_local")
+
+
+_PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
+
+
+def any_sharded(tensors: Sequence[Tensor | None]) -> bool:
+    """Return whether one of the tensors is a DTensor."""
+    return not _PLAIN.issuperset(map(type, tensors)) and any(t is not None and sharded(t) for t in tensors)
+
+
+class Measured(list[Tensor | None]):
+    """A vector that remembers its norm, for as long as its tensors are the same ones and have not been written to.
+
+    A step needs the norm of a gradient to know that it is finite, and most methods need it again.
+    """
+
+    def __init__(self, a: Vec):
+        super().__init__(a)
+        self._held = tuple(a)
+        self._written = [t._version for t in _present(a)]
+        self._norm: Tensor | None = None
+
+    @property
+    def known(self) -> Tensor | None:
+        """The norm, if it was measured and still holds."""
+        same = len(self) == len(self._held) and all(map(operator.is_, self, self._held))
+        return self._norm if same and self._written == [t._version for t in _present(self)] else None
+
+    def measure(self) -> Tensor:
+        """Return the norm, and remember it."""
+        self._norm = _norm(self)
+        return self._norm
 
 
 def _local(t: Tensor) -> Tensor:
@@ -51,14 +84,20 @@ def clone(a: Vec) -> Vec:
 
 def norm(a: Vec) -> Tensor:
     r"""Return the global L2 norm :math:`\sqrt{\sum_i a_i^2}`, 0-dimensional, accumulated in at least float32."""
+    known = a.known if isinstance(a, Measured) else None
+    return _norm(a) if known is None else known
+
+
+def _norm(a: Vec) -> Tensor:
     tensors = _present(a)
     if not tensors:
         return torch.zeros(())
-    groups = _by_layout([t if t.dtype in (torch.float32, torch.float64) else t.float() for t in tensors])
+    wide = [t if t.dtype in (torch.float32, torch.float64) else t.float() for t in tensors]
+    if not any_sharded(wide):
+        whole: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(wide)))
+        return whole
+    groups = _by_layout(wide)
     norms = [torch.linalg.vector_norm(torch.stack(torch._foreach_norm(group))) for group in groups.values()]
-    if list(groups) == [None]:
-        only: Tensor = norms[0]
-        return only
     squares = [_over_shards(n.square(), layout) for n, layout in zip(norms, groups, strict=True)]
     return torch.stack(squares).sum().sqrt()
 
@@ -75,7 +114,9 @@ def dot(a: Vec, b: Vec) -> Tensor:
 
 def finite(a: Vec) -> Tensor:
     """Return whether all that this process holds is finite, 0-dimensional."""
-    return torch.isfinite(norm(map_each(_local, a)))
+    if any_sharded(a):
+        return torch.isfinite(_norm(map_each(_local, a)))
+    return torch.isfinite(a.measure() if isinstance(a, Measured) else _norm(a))
 
 
 def scale(a: Vec, by: float | Tensor | Sequence[float]) -> Vec:
@@ -88,15 +129,17 @@ def scale(a: Vec, by: float | Tensor | Sequence[float]) -> Vec:
 
 
 def add(a: Vec, b: Vec, by: float = 1.0) -> Vec:
-    """Return ``a + by * b``; None plus something is something."""
+    """Return ``a + by * b``; None plus something is something, itself where there is nothing to do."""
     s, t = _pairs(a, b)
-    summed = iter(torch._foreach_add(s, t, alpha=by)) if s else iter(())
+    summed = iter(torch._foreach_add(s, t, alpha=by) if s else ())
+    alone = [q for p, q in zip(a, b, strict=True) if p is None and q is not None]
+    scaled = iter(alone if by == 1 or not alone else torch._foreach_mul(alone, by))
     out: Vec = []
     for p, q in zip(a, b, strict=True):
-        if p is not None and q is not None:
-            out.append(next(summed))
+        if p is None:
+            out.append(None if q is None else next(scaled))
         else:
-            out.append(p if q is None else q * by)
+            out.append(p if q is None else next(summed))
     return out
 
 
@@ -104,6 +147,16 @@ def apart(f: Callable[[Vec], Vec], a: Vec, group: Sequence[int]) -> Vec:
     """Return ``f`` of each group's tensors by themselves, put together again."""
     parts = [f(only(a, [g == one for g in group])) for one in sorted(set(group))]
     return [next((t for t in each if t is not None), None) for each in zip(*parts, strict=True)]
+
+
+def move(tensors: Sequence[Tensor], by: Sequence[Tensor]) -> None:
+    """Add to each tensor in place."""
+    with torch.no_grad():
+        if any_sharded(tensors):
+            for t, o in zip(tensors, by, strict=True):
+                t.add_(o)
+        elif tensors:
+            torch._foreach_add_(list(tensors), list(by))
 
 
 def lerp(a: Vec, b: Vec, weight: float) -> Vec:
@@ -118,7 +171,12 @@ def each_unit(a: Vec, eps: float = 1e-12) -> Vec:
 
 def times(a: Vec, b: Vec) -> Vec:
     """Return the elementwise product; None times something is None."""
-    return [None if s is None or t is None else s * t for s, t in zip(a, b, strict=True)]
+    s, t = _pairs(a, b)
+    if any_sharded(s):
+        products = iter([p * q for p, q in zip(s, t, strict=True)])
+    else:
+        products = iter(torch._foreach_mul(s, t) if s else ())
+    return [None if p is None or q is None else next(products) for p, q in zip(a, b, strict=True)]
 
 
 def reject(a: Vec, b: Vec) -> Vec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ import pytest
 import torch
 from data.photos import classes_of_photos, count, load, picture, tar_of
 from PIL import Image
+from rich.console import Console
 
 from steppe import InputError
+from steppe.compare.live import Decoding
 from steppe.data import cache, folder
+from steppe.data.images import Images
 
 
 def test_every_kind_of_image_is_read_as_rgb(tmp_path: Path) -> None:
@@ -161,6 +165,52 @@ def test_nothing_read_from_the_cache_hangs_on_its_files(tmp_path: Path) -> None:
     assert torch.equal(held.test.x, before)
 
 
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every data set counts as a large one."""
+    monkeypatch.setattr(cache, "SMALL", 0)
+
+
+def test_images_are_mapped_from_the_cache_and_outlive_its_entry(tmp_path: Path, large: None) -> None:
+    """Parts share the file, and removing or replacing it changes nothing."""
+    root = classes_of_photos(tmp_path / "photos")
+    for held in (load(root), load(root)):  # decoded now, and found in the cache
+        file = next(Path(os.environ["STEPPE_CACHE"]).rglob("train_x.npy"))
+        assert held.train.file == held.val.file == file
+        assert held.train.pixels.data_ptr() == held.val.pixels.data_ptr()
+        assert any(line.endswith(str(file)) for line in Path("/proc/self/maps").read_text().splitlines())
+    before = held.train.x
+    np.save(file.with_suffix(".new.npy"), np.zeros_like(np.load(file)))
+    os.replace(file.with_suffix(".new.npy"), file)
+    assert torch.equal(held.train.x, before) and bool(before.any())
+    file.unlink()
+    assert torch.equal(held.train.x, before)
+
+
+def test_mapped_images_behave_as_copied_ones(tmp_path: Path, large: None) -> None:
+    root = classes_of_photos(tmp_path / "photos")
+    held = load(root).train
+    copied = Images(held.x, held.y)
+    index = torch.tensor([5, 0, 3, 3])
+    for view, whole in ((held, copied), (held.take(index.numpy()), copied.take(index.numpy()))):
+        assert view.file is not None and whole.file is None
+        assert torch.equal(view.x, whole.x) and torch.equal(view.y, whole.y)
+        assert torch.equal(view.at(torch.tensor([2, 1])), whole.x[[2, 1]])
+        assert torch.equal(view.at(slice(1, 3)), whole.x[1:3])
+        part, whole_part = view.part(slice(1, 4)), whole.part(slice(1, 4))
+        assert len(part) == 3 and torch.equal(part.x, whole_part.x) and torch.equal(part.y, whole_part.y)
+        assert torch.equal(part.take(np.array([2])).x, whole.x[3:4])
+
+
+def test_a_mapped_set_travels_to_another_process_as_its_file_s_name(tmp_path: Path, large: None) -> None:
+    root = classes_of_photos(tmp_path / "photos", per_class=200)
+    held = load(root).train
+    content = pickle.dumps(held)
+    assert len(content) < held.x.numel() / 10
+    again = pickle.loads(content)
+    assert torch.equal(again.x, held.x) and torch.equal(again.y, held.y)
+
+
 def test_an_unwritable_cache_is_told_at_the_level_of_information(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -185,6 +235,21 @@ def test_progress_counts_images_of_a_folder_and_bytes_of_an_archive(tmp_path: Pa
         again = len(heard)
         load(path, progress=lambda done, of, heard=heard: heard.append((done, of)))
         assert len(heard) == again  # from the cache there is nothing to wait for
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_person_sees_how_far_decoding_is_and_nothing_where_there_is_nothing_to_do(
+    tmp_path: Path, terminal: bool
+) -> None:
+    root = classes_of_photos(tmp_path / "photos")
+    said = io.StringIO()
+    console = Console(file=said, force_terminal=terminal, width=80)
+    for _ in range(2):
+        with Decoding(console, pause=0.0) as progress:
+            load(root, progress=progress)
+    text = said.getvalue()
+    assert "decoding images" in text and "100%" in text
+    assert text.count("50%") == 1 or terminal
 
 
 def test_the_cache_lies_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

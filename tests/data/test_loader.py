@@ -14,9 +14,10 @@ from torch import Tensor
 
 from steppe import InputError
 from steppe.batch import Batch
-from steppe.data.augment import STEPS, Sample, crop, cutmix, cutout, flip, mixup
+from steppe.data.augment import Sample, crop, cutmix, cutout, flip, mixup
 from steppe.data.images import Images
 from steppe.data.loader import Loader, Normalizer, evaluation_batches
+from steppe.data.steps import STEPS
 
 
 def images(count: int = 23, size: int = 8, channels: int = 3) -> Images:
@@ -194,7 +195,8 @@ def test_impossible_batches_are_one_line(augment: tuple[str, ...], batch: int, m
 
 
 def test_every_step_is_named() -> None:
-    assert list(STEPS) == ["flip", "crop", "resized-crop", "jitter", "cutout", "mixup", "cutmix"]
+    named = ["flip", "crop", "resized-crop", "jitter", "cutout", "rotate", "randaugment", "mixup", "cutmix"]
+    assert list(STEPS) == named
 
 
 def test_crop_pads_with_black_and_cutout_blanks_to_zero_after_standardisation() -> None:

@@ -1,6 +1,24 @@
-"""What things cost, measured on this machine: a method's step, a store of past outputs."""
+"""What things cost, measured on this machine: steps, parameters, data, networks, stores, and how cost grows."""
 
+from steppe.bench.data import DataCost, data_cost
 from steppe.bench.methods import Cost, methods_cost
+from steppe.bench.params import ParamsCost, params_cost
+from steppe.bench.scaling import Growth, scaling
 from steppe.bench.store import StoreCost, store_cost
+from steppe.bench.training import TrainingCost, end_to_end_cost, models_cost
 
-__all__ = ["Cost", "StoreCost", "methods_cost", "store_cost"]
+__all__ = [
+    "Cost",
+    "DataCost",
+    "Growth",
+    "ParamsCost",
+    "StoreCost",
+    "TrainingCost",
+    "data_cost",
+    "end_to_end_cost",
+    "methods_cost",
+    "models_cost",
+    "params_cost",
+    "scaling",
+    "store_cost",
+]

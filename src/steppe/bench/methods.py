@@ -1,20 +1,15 @@
 """What a step costs: methods side by side in one process, as ratios to plain training and to their own floor.
 
-A time by itself says little about a method and much about the machine. So every repeat times each method once,
-in an order that rotates, and what is reported are the ratios within a repeat: median and spread. The floor
-of a method is what its counted passes cost in plain training: forward passes at the price of a forward pass,
-backward passes at the rest of a plain step.
-
-On a processor everything runs in one thread and time is the process's own, which others that want the processor
-too do not change, or not by much; on a GPU it is the clock's.
+The floor of a method is what its counted passes cost in plain training: forward passes at the price of a forward
+pass, backward passes at the rest of a plain step. How they are timed: `steppe.bench.clock`.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from statistics import median, quantiles
+from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -22,6 +17,7 @@ from torch import nn
 
 from steppe import machine, methods, models
 from steppe.batch import Batch
+from steppe.bench.clock import alternating, one_thread, per_step, spread
 from steppe.errors import InputError
 from steppe.step import Step
 
@@ -76,39 +72,29 @@ def methods_cost(
         if value < 1:
             raise InputError(f"{name} is {value}; give at least 1")
     names = [PLAIN, *(s for s in dict.fromkeys(specs) if s != PLAIN)]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return _measured(names, model, batch, size, steps, repeats, tell)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _measured(
     names: list[str], model: str, batch: int, size: int, steps: int, repeats: int, tell: Callable[[int], None]
 ) -> list[Cost]:
     works = {name: _Work(name, model, batch, size) for name in names}
-    timings: dict[str, list[float]] = {name: [] for name in (*names, FORWARD)}
-    for name in names:
-        works[name].run(2 * steps)
-    for repeat in range(repeats):
-        turn = repeat % len(names)
-        for name in names[turn:] + names[:turn]:
-            timings[name].append(works[name].timed(steps))
-        timings[FORWARD].append(works[PLAIN].timed_forward(steps))
-        tell(repeat + 1)
-    share = median(f / p for f, p in zip(timings[FORWARD], timings[PLAIN], strict=True))
+    for work in works.values():
+        per_step(work.once, 2 * steps)
+    timed: dict[str, Callable[[], float]] = {n: partial(per_step, work.once, steps) for n, work in works.items()}
+    timed[FORWARD] = partial(per_step, works[PLAIN].forward, steps)
+    timings = alternating(timed, repeats, tell)
+    share = spread(timings[FORWARD], timings[PLAIN]).median
     return [_cost(name, works[name].step, timings, share) for name in names]
 
 
 def _cost(name: str, step: Step, timings: dict[str, list[float]], share: float) -> Cost:
-    ratios = [t / p for t, p in zip(timings[name], timings[PLAIN], strict=True)]
-    low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+    ratio = spread(timings[name], timings[PLAIN])
     forward, backward, updates = step.passes.per_step()
     floor = share * forward + (1 - share) * backward
-    middle = median(ratios)
-    times = median(timings[name]) * 1000
-    return Cost(name, middle, low, high, floor, middle / floor, forward, backward, updates, times)
+    over, times = ratio.median / floor, median(timings[name]) * 1000
+    return Cost(name, ratio.median, ratio.low, ratio.high, floor, over, forward, backward, updates, times)
 
 
 class _Work:
@@ -124,29 +110,11 @@ class _Work:
         optimizer = torch.optim.SGD(self.net.parameters(), 1e-4, momentum=0.9, fused=True)
         self.step = methods.parse(spec).bind(self.net, optimizer, steps=10**6)
 
-    def run(self, steps: int) -> None:
-        for _ in range(steps):
-            self.step(self.batch)
+    def once(self) -> None:
+        """Make a step."""
+        self.step(self.batch)
 
-    def timed(self, steps: int) -> float:
-        return _seconds(lambda: self.run(steps)) / steps
-
-    def timed_forward(self, steps: int) -> float:
-        def forward() -> None:
-            with torch.no_grad():
-                for _ in range(steps):
-                    self.net(self.batch.x)
-
-        return _seconds(forward) / steps
-
-
-def _seconds(work: Callable[[], None]) -> float:
-    if not torch.cuda.is_available():
-        start = time.process_time()
-        work()
-        return time.process_time() - start
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
+    def forward(self) -> None:
+        """Make a forward pass."""
+        with torch.no_grad():
+            self.net(self.batch.x)

@@ -6,26 +6,89 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from steppe import listing, methods
+from steppe.bench import tables
+from steppe.bench.data import USUAL, data_cost
 from steppe.bench.methods import methods_cost
+from steppe.bench.params import params_cost
+from steppe.bench.scaling import AXES, scaling
 from steppe.bench.store import store_cost
+from steppe.bench.training import USUAL_CHAINS, USUAL_MODELS, end_to_end_cost, models_cost
+
+Tell = Callable[[str], None]
+Found = tuple[list[dict[str, Any]], str]
 
 
-def measure(given: Mapping[str, Any], tell: Callable[[str], None]) -> tuple[list[dict[str, Any]], str]:
+def measure(given: Mapping[str, Any], tell: Tell) -> Found:
     """Measure what the arguments ask for; return results as plain data, and as a table.
 
     Raises InputError for a number or a name that is not usable.
     """
-    if given["kind"] == "store":
-        wanted = {k: given[k] for k in ("samples", "classes", "past")}
-        stores = []
-        for form in given["names"] or ("top:32", "top:48"):
-            tell(form)
-            stores.append(store_cost(form, **wanted))
-        return [s.as_dict() for s in stores], listing.stores(stores)
-    wanted = {k: given[k] for k in ("model", "batch", "size", "steps", "repeats")}
+    found, text = _KINDS[given["kind"]](given, tell)
+    return [one.as_dict() for one in found], text
+
+
+def _methods(given: Mapping[str, Any], tell: Tell) -> tuple[list[Any], str]:
     costs = methods_cost(
-        given["names"] or methods.names(),
-        **wanted,
-        tell=lambda done: tell(f"repeat {done} of {given['repeats']}"),
+        given["names"] or methods.names(), **_some(given, "model", "batch", "size"), **_timing(given, tell)
     )
-    return [c.as_dict() for c in costs], listing.costs(costs)
+    return costs, listing.costs(costs)
+
+
+def _store(given: Mapping[str, Any], tell: Tell) -> tuple[list[Any], str]:
+    stores = []
+    for form in given["names"] or ("top:32", "top:48"):
+        tell(form)
+        stores.append(store_cost(form, **_some(given, "samples", "classes", "past")))
+    return stores, listing.stores(stores)
+
+
+def _params(given: Mapping[str, Any], tell: Tell) -> tuple[list[Any], str]:
+    model = given["model"] if given["model"] != "simple-cnn" else "resnet110"
+    costs = params_cost(given["names"] or ("sam", "rwp", "gsam", "ema"), model=model, **_timing(given, tell))
+    return costs, tables.params(costs, model)
+
+
+def _data(given: Mapping[str, Any], tell: Tell) -> tuple[list[Any], str]:
+    costs = data_cost(given["names"] or USUAL, **_some(given, "batch", "size"), **_timing(given, tell))
+    return costs, tables.data(costs)
+
+
+def _models(given: Mapping[str, Any], tell: Tell) -> tuple[list[Any], str]:
+    wanted = {**_some(given, "batch", "size"), **_timing(given, tell)}
+    costs = models_cost(given["names"] or USUAL_MODELS, **wanted)
+    return costs, tables.training(costs, "model")
+
+
+def _end_to_end(given: Mapping[str, Any], tell: Tell) -> tuple[list[Any], str]:
+    wanted = {**_some(given, "model", "batch", "size"), **_timing(given, tell)}
+    costs = end_to_end_cost(given["names"] or USUAL_CHAINS, **wanted)
+    return costs, tables.training(costs, "batches")
+
+
+def _scaling(given: Mapping[str, Any], tell: Tell) -> tuple[list[Any], str]:
+    grown = scaling(given["names"] or AXES, **_some(given, "steps", "repeats"), tell=tell)
+    return grown, tables.scaling(grown)
+
+
+def _some(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: given[name] for name in names}
+
+
+def _timing(given: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+    repeats = given["repeats"]
+    return {
+        "steps": given["steps"],
+        "repeats": repeats,
+        "tell": lambda done: tell(f"repeat {done} of {repeats}"),
+    }
+
+
+_KINDS: dict[str, Callable[[Mapping[str, Any], Tell], tuple[list[Any], str]]] = {
+    "methods": _methods,
+    "store": _store,
+    "params": _params,
+    "data": _data,
+    "models": _models,
+    "end-to-end": _end_to_end,
+    "scaling": _scaling,
+}

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
-import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from steppe import engine, machine, methods, records, shards, team
+from steppe.compare.far import Cluster
 from steppe.compare.job import Listen
-from steppe.compare.launch import launch
+from steppe.compare.launchers import run_on
 from steppe.compare.together import run_together
 from steppe.config import Run, Study
 from steppe.data.images import DataSet
@@ -51,12 +52,20 @@ class Grid:
         return [job for job in self.jobs if not job.finished]
 
 
-def prepare(study: Study, out: Path, command: str, *, retry: bool = False) -> Grid:
+def prepare(
+    study: Study,
+    out: Path,
+    command: str,
+    *,
+    retry: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Grid:
     """Check everything that can be checked before training, and write down what will run.
 
     Loads each data set once (decoded images are cached for the workers), builds each model once and verifies
     the checkpoints of unfinished runs. ``retry`` forgets the results of failed runs, so that they run again.
-    The processes of a torchrun job call this together; the lead alone writes.
+    ``progress`` hears how far images are decoded. The processes of a torchrun job call this together; the lead
+    alone writes.
 
     Raises:
         InputError: A name, a size, an image or a checkpoint is not usable.
@@ -70,7 +79,7 @@ def prepare(study: Study, out: Path, command: str, *, retry: bool = False) -> Gr
         if twin != job.name:
             raise InputError(f"methods {twin!r} and {job.name!r} are the same run; name one of them")
     here = team.here()
-    sets = here.in_turn(lambda: _check(runs))
+    sets = here.in_turn(lambda: _check(runs, progress))
     memory = {run.method: engine.footprint(run, sets[run.dataset]) for run in runs}
     grid = Grid(study, out, jobs, memory)
 
@@ -84,20 +93,27 @@ def prepare(study: Study, out: Path, command: str, *, retry: bool = False) -> Gr
     return grid
 
 
-def run(grid: Grid, workers: int, listen: Listen[Job]) -> dict[Job, str]:
+def run(grid: Grid, workers: int, listen: Listen[Job], cluster: Cluster | None = None) -> dict[Job, str]:
     """Run what is not finished, ``workers`` runs at a time; return what went wrong, by job.
 
-    The processes of a torchrun job call this together and do one run after another, all of them on each.
-    Runs that fail do not stop the others. Raises RunError if another process works on the same comparison.
+    On this machine, or on a ``cluster`` (see `steppe.compare.launchers`). A run whose worker is killed is taken up
+    by another. The processes of a torchrun job call this together and do one run after another, all of them on
+    each. Runs that fail do not stop the others.
+
+    Raises:
+        InputError: A cluster is given under torchrun.
+        RunError: Another process works on the same comparison, or there is no such cluster.
     """
     here = team.here()
+    if here.size > 1 and cluster is not None:
+        raise InputError(f"a cluster is given and there are {here.size} processes; start it without torchrun")
     if here.size > 1:
         with here.held_by_lead(lambda: _alone(grid.out)):
             # what is finished is read from disk, where the lead writes
             chosen = here.first(lambda: [job.name for job in grid.open])
             return run_together([job for job in grid.jobs if job.name in chosen], listen)
     with _alone(grid.out):
-        return launch(grid.open, workers, listen)
+        return run_on(cluster, grid.open, workers, listen)
 
 
 def _name(run: Run, study: Study) -> str:
@@ -108,7 +124,7 @@ def _name(run: Run, study: Study) -> str:
     return " ".join([*parts, f"seed {run.seed}"])
 
 
-def _check(runs: list[Run]) -> dict[str, DataSet]:
+def _check(runs: list[Run], progress: Callable[[int, int], None] | None) -> dict[str, DataSet]:
     """Load every data set and try every distinct model on it."""
     sets: dict[str, DataSet] = {}
     seen: set[tuple[str, str, str]] = set()
@@ -116,7 +132,7 @@ def _check(runs: list[Run]) -> dict[str, DataSet]:
         methods.parse(one.method)
     for one in runs:
         if one.dataset not in sets:
-            sets[one.dataset] = engine.load_data(one)
+            sets[one.dataset] = engine.load_data(one, progress)
         key = (one.dataset, one.model, one.method)
         if key not in seen:
             seen.add(key)
@@ -128,13 +144,11 @@ def _check_saved(job: Job, retry: bool) -> None:
     """Refuse damaged checkpoints and results before any worker starts."""
     result = job.folder / engine.RESULT
     if result.exists():
-        try:
-            status = json.loads(result.read_text())["status"]
-        except (ValueError, KeyError):
-            raise InputError(f"{result} is damaged; delete it, and the run goes on from its checkpoint") from None
-        if retry and status == "failed":
-            for path in job.folder.iterdir():
-                path.unlink()
+        content = records.read_json(result, "delete it, and the run goes on from its checkpoint")
+        if "status" not in content:
+            raise InputError(f"{result} is damaged; delete it, and the run goes on from its checkpoint")
+        if retry and content["status"] == "failed":
+            shutil.rmtree(job.folder)
     elif (job.folder / engine.CHECKPOINT).exists():
         shards.read(job.folder / engine.CHECKPOINT)
 

@@ -13,7 +13,7 @@ from steppe.config import Run
 from steppe.engine import Progress
 from steppe.errors import RunError
 
-_LOCK_PATIENCE = 20.0  # seconds that a worker of a killed comparison may take to notice and leave its folder
+PATIENCE = 20.0  # seconds that a worker of a killed comparison may take to notice and leave its folder
 
 
 class Runnable(Protocol):
@@ -33,15 +33,19 @@ Listen = Callable[[J, Progress | dict[str, Any] | str], None]
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Hold the run's lock, so that no two processes ever train in one folder."""
+def claimed(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
+    """Hold the run's lock, so that no two processes ever train in one folder.
+
+    The system releases it when the process ends, however it ends. Raises RunError if another process still holds
+    it after ``patience`` seconds, or the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("a")
     except OSError as error:
         raise RunError(f"cannot write {folder}: {error.strerror}; free the folder and run again") from None
     with lock:
-        until = time.monotonic() + _LOCK_PATIENCE
+        until = time.monotonic() + patience
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

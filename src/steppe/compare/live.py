@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 from steppe import engine
 
@@ -88,3 +89,41 @@ class Display:
             text = f"failed: {news['message']}"
         count = f"[{self.done}/{self.total}]"
         self.console.print(f"{count} {name}: {text}", soft_wrap=True, highlight=False, markup=False)
+
+
+class Decoding:
+    """Show how far the images of a data set are decoded, which happens once; silent where they were before.
+
+    A context manager that is called with what is done and of how much. In a log it speaks every ``pause`` seconds.
+    """
+
+    def __init__(self, console: Console, pause: float = 5.0):
+        self.console, self.pause = console, pause
+        self._spoke = time.monotonic()
+        self._bar = Progress(
+            TextColumn("decoding images"),
+            BarColumn(bar_width=30),
+            TaskProgressColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Decoding:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that so much of all is done."""
+        if self._task is None:
+            self._task = self._bar.add_task("", total=total)
+        self._bar.update(self._task, completed=done, total=total)
+        if not self.console.is_terminal and time.monotonic() - self._spoke > self.pause:
+            self._spoke = time.monotonic()
+            self.console.print(f"decoding images: {done / max(total, 1):.0%}", highlight=False)

@@ -6,9 +6,8 @@ the partner is a second batch of the same size for the steps that mix images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import permutations
 from typing import Protocol
 
@@ -16,8 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from steppe.errors import InputError, unknown
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,34 @@ class Rows:
     def beta(self, a: float, b: float, size: int, /) -> np.ndarray:
         """Return numbers from Beta(a, b)."""
         return self.rng.beta(a, b, self.whole)[self.rows]
+
+
+class Noted:
+    """Draws that remember what was asked of them: the name and the arguments before the size.
+
+    No step's draws depend on what was drawn, so what one image asks for is what any number of them asks for.
+    """
+
+    def __init__(self, rng: np.random.Generator):
+        self.rng = rng
+        self.calls: list[tuple[str, tuple[float, ...]]] = []
+
+    def random(self, size: int, /) -> np.ndarray:
+        """Return uniform numbers in [0, 1)."""
+        return self._asked("random", (), size)
+
+    def integers(self, low: int, high: int, size: int, /) -> np.ndarray:
+        """Return whole numbers from ``low`` to below ``high``."""
+        return self._asked("integers", (low, high), size)
+
+    def beta(self, a: float, b: float, size: int, /) -> np.ndarray:
+        """Return numbers from Beta(a, b)."""
+        return self._asked("beta", (a, b), size)
+
+    def _asked(self, name: str, arguments: tuple[float, ...], size: int) -> np.ndarray:
+        self.calls.append((name, arguments))
+        drawn: np.ndarray = getattr(self.rng, name)(*arguments, size)
+        return drawn
 
 
 Step = Callable[[Sample, Sample, Draws], Sample]
@@ -174,31 +199,6 @@ def cutmix(own: Sample, partner: Sample, rng: Draws) -> Sample:
     share = 1 - inside.float().mean(dim=(1, 2))[:, None]
     x = torch.where(inside[:, None], partner.x, own.x)
     return Sample(x, share * own.y + (1 - share) * partner.y)
-
-
-STEPS: dict[str, Step] = {
-    "flip": flip,
-    "crop": crop,
-    "resized-crop": resized_crop,
-    "jitter": jitter,
-    "cutout": cutout,
-    "mixup": mixup,
-    "cutmix": cutmix,
-}
-MIXING = ("mixup", "cutmix")
-
-
-def chain(names: Sequence[str], blank: Tensor | None = None) -> list[Step]:
-    """Return the steps of these names; ``blank`` (C,) is what cutout sets.
-
-    Raises InputError for an unknown one, or two that both mix labels.
-    """
-    for name in names:
-        if name not in STEPS:
-            raise unknown("augmentation in data.augment", name, STEPS)
-    if all(name in names for name in MIXING):
-        raise InputError("data.augment has both mixup and cutmix; choose one of them")
-    return [partial(cutout, blank=blank) if name == "cutout" else STEPS[name] for name in names]
 
 
 def _stretched(start: np.ndarray, length: np.ndarray, size: int) -> Tensor:

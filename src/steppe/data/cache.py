@@ -1,4 +1,4 @@
-"""Decoded images kept between processes: written whole or not at all, read as memory maps, checked first."""
+"""Decoded images kept between processes: written whole or not at all, checked first, mapped where they are big."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import torch
 from steppe.data.images import Images, Source, check_labels
 
 _FORMAT = 2
+SMALL = 2**26  # bytes below which images are read at once, and do not depend on their file any more
 _log = logging.getLogger(__name__)
 
 
@@ -44,9 +45,10 @@ def cached(key: Any, decode: Callable[[], Source]) -> Source:
     source = decode()
     try:
         _write(entry, source)
+        return _read(entry)
     except OSError as error:
         _log.info("decoded images are not kept: cannot write %s: %s", entry, error.strerror)
-    return source
+        return source
 
 
 def _write(entry: Path, source: Source) -> None:
@@ -75,9 +77,11 @@ def _read(entry: Path) -> Source:
             raise ValueError(f"{name} has the wrong size")
 
     def part(name: str) -> Images:
-        # copy-on-write: torch wants writable memory, and pages are only copied if somebody writes
-        x, y = (np.load(entry / f"{name}_{k}.npy", mmap_mode="c", allow_pickle=False) for k in "xy")
+        y = np.load(entry / f"{name}_y.npy", allow_pickle=False)
         check_labels(y, len(about["classes"]), f"{name}_y.npy")
-        return Images(torch.from_numpy(x), torch.from_numpy(y))
+        file = entry / f"{name}_x.npy"
+        if file.stat().st_size < SMALL:
+            return Images(torch.from_numpy(np.load(file, allow_pickle=False)), torch.from_numpy(y))
+        return Images.mapped(file, torch.from_numpy(y))
 
     return Source(part("train"), part("test"), tuple(about["classes"]), tuple(about["skipped"]), about["note"])

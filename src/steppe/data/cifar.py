@@ -29,6 +29,7 @@ _FILES = {
     "cifar10": (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"),
     "cifar100": ("train", "test"),
 }
+_INNER = {"cifar10": "cifar-10-*", "cifar100": "cifar-100-*"}
 _LABELS = {"cifar10": b"labels", "cifar100": b"fine_labels"}
 _COUNT = {"cifar10": 10, "cifar100": 100}
 
@@ -64,6 +65,11 @@ def load(name: str, path: str, options: Data) -> Source:
             f"{name} is not in {root}; give {name}:PATH (a folder or archive of the published files) "
             f"or {name}:download"
         )
+    key = [name, str(root.resolve()), _stamp(root, name), options.size]
+    return cache.cached(key, lambda: _read(root, name, options))
+
+
+def _read(root: Path, name: str, options: Data) -> Source:
     parts = [_part(file, content, name) for file, content in _contents(root, name)]
     test = parts.pop()
     train_x, train_y = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
@@ -98,16 +104,22 @@ def _part(file: str, content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]
     return np.ascontiguousarray(x.reshape(-1, 3, 32, 32)), y
 
 
+def _stamp(root: Path, name: str) -> list[list[Any]]:
+    """Return plain data that changes whenever the files do."""
+    places = [root, *sorted(root.glob(_INNER[name]))]
+    files = [f for place in places for f in ([place] if place.is_file() else sorted(place.iterdir()))]
+    return [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
+
+
 def _contents(root: Path, name: str) -> list[tuple[str, bytes]]:
     """Return (name, content) of each file of the data set, training files first, from a folder or archive.
 
     The folder may hold the published folder or archive instead of the files, as one fetched into it does.
     """
     parts = _FILES[name]
-    inner = "cifar-10-*" if name == "cifar10" else "cifar-100-*"
     found: dict[str, tuple[str, bytes]] = {}
     try:
-        for place in (root, *sorted(root.glob(inner))):
+        for place in (root, *sorted(root.glob(_INNER[name]))):
             found = _in_folder(place, parts) if place.is_dir() else _in_archive(place, parts)
             if found:
                 break

@@ -6,6 +6,7 @@ attack has nowhere to write. Links, devices and names that climb out are passed 
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import tarfile
@@ -22,7 +23,13 @@ from PIL import Image, UnidentifiedImageError
 from steppe.errors import InputError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+# what those names stand for: Pillow goes by content, and would run other programs for some kinds
+_KINDS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_LARGEST = 2**28  # bytes of an image file; a file or archive may claim any number
 _CHUNK = 1024  # encoded images held in memory at a time
+_GROUP = (
+    32  # images that a thread takes at a time: handing them over singly costs more than a small one's decoding
+)
 
 Progress = Callable[[int, int], None]
 
@@ -56,7 +63,7 @@ class Files:
         names, self.folders = listing(self.path)
         for i, name in enumerate(names, 1):
             try:
-                content: bytes | OSError = (self.path / name).read_bytes()
+                content: bytes | OSError = _content(self.path / name)
             except OSError as error:
                 content = error
             yield name, content
@@ -75,11 +82,19 @@ class Files:
                     if member.isdir() or member.isfile():
                         self.folders.update(above if member.isdir() else above[1:])
                     if member.isfile() and _is_image(inner.name):
+                        if member.size > _LARGEST:
+                            raise ValueError(f"{inner} is {member.size} bytes, more than any image")
                         file = archive.extractfile(member)
                         yield str(inner), file.read() if file else b""
                     self.progress(raw.tell(), total)
         except (tarfile.TarError, EOFError, OSError, ValueError) as error:
             raise InputError(f"archive {self.path} cannot be read ({error}); make it anew") from None
+
+
+def _content(path: Path) -> bytes:
+    if path.stat().st_size > _LARGEST:
+        raise OSError(errno.EFBIG, "more bytes than any image has")
+    return path.read_bytes()
 
 
 class _Whole(tarfile.TarInfo):
@@ -127,16 +142,21 @@ def decode(files: Files, size: int | None) -> list[Decoded]:
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")
         while chunk := list(islice(remaining, _CHUNK)):
-            for one in pool.map(lambda file: _decode_one(file[0], file[1], size), chunk):
-                by_name[one.name] = one
+            groups = [chunk[i : i + _GROUP] for i in range(0, len(chunk), _GROUP)]
+            for found in pool.map(lambda group: _decode_each(group, size), groups):
+                by_name.update((one.name, one) for one in found)
     return [by_name[name] for name in sorted(by_name)]
+
+
+def _decode_each(files: list[tuple[str, bytes | OSError]], size: int | None) -> list[Decoded]:
+    return [_decode_one(name, content, size) for name, content in files]
 
 
 def _decode_one(name: str, content: bytes | OSError, size: int | None) -> Decoded:
     if isinstance(content, OSError):
         return Decoded(name, None, content.strerror or type(content).__name__)
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=_KINDS) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
                 return Decoded(name, None, "far too many pixels")
             return Decoded(name, _pixels(image, size))

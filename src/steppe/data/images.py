@@ -1,8 +1,10 @@
-"""Labelled images in memory, and a data set's three parts."""
+"""Labelled images, in memory or mapped from a file, and a data set's three parts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,25 +16,62 @@ from steppe.errors import InputError
 
 @dataclass(frozen=True)
 class Images:
-    """Images ``x`` (N, C, H, W) uint8 and their classes ``y`` (N,) int64.
+    """Images and their classes ``y`` (N,) int64; images are ``pixels`` (M, C, H, W) uint8, or ``rows`` of them.
+
+    ``file`` is what the pixels are mapped from, if they are: then all processes that map it share them, they are
+    read as they are needed, and a part of the images is only a list of rows.
 
     Raises InputError if shapes or types do not fit.
     """
 
-    x: Tensor
+    pixels: Tensor
     y: Tensor
+    rows: Tensor | None = None
+    file: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.x.ndim != 4 or self.x.dtype != torch.uint8 or self.y.shape != (len(self.x),):
-            raise InputError(f"images are {tuple(self.x.shape)} {self.x.dtype}; give (N, C, H, W) uint8 and (N,)")
+        count = len(self.pixels) if self.rows is None else len(self.rows)
+        if self.pixels.ndim != 4 or self.pixels.dtype != torch.uint8 or self.y.shape != (count,):
+            raise InputError(
+                f"images are {tuple(self.pixels.shape)} {self.pixels.dtype}; give (N, C, H, W) uint8 and (N,)"
+            )
 
     def __len__(self) -> int:
         return len(self.y)
 
+    @property
+    def x(self) -> Tensor:
+        """All images (N, C, H, W) uint8; a copy where they are rows of others."""
+        return self.pixels if self.rows is None else self.pixels[self.rows]
+
+    def at(self, index: Tensor | slice) -> Tensor:
+        """Return the images at these positions (B, C, H, W), and read no others."""
+        return self.pixels[index if self.rows is None else self.rows[index]]
+
+    def part(self, rows: slice) -> Images:
+        """Return consecutive images; nothing is copied."""
+        if self.rows is None:
+            return Images(self.pixels[rows], self.y[rows])
+        return Images(self.pixels, self.y[rows], self.rows[rows], self.file)
+
     def take(self, rows: np.ndarray) -> Images:
-        """Return the chosen images, copied."""
+        """Return the chosen images: copied, unless they are mapped from a file."""
         index = torch.from_numpy(np.ascontiguousarray(rows))
-        return Images(self.x[index], self.y[index])
+        if self.file is None:
+            return Images(self.at(index), self.y[index])
+        return Images(self.pixels, self.y[index], index if self.rows is None else self.rows[index], self.file)
+
+    @classmethod
+    def mapped(cls, file: Path, y: Tensor, rows: Tensor | None = None) -> Images:
+        """Return the images of a .npy file, which is mapped; raises OSError or ValueError if it is damaged."""
+        # copy-on-write: torch wants writable memory, and pages are only copied if somebody writes
+        return cls(torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False)), y, rows, file)
+
+    def __reduce__(self) -> Any:
+        # another process maps the file itself; pickled, all of it would be copied
+        if self.file is not None:
+            return Images.mapped, (self.file, self.y, self.rows)
+        return Images, (self.pixels, self.y, self.rows)
 
 
 @dataclass(frozen=True)
@@ -53,12 +92,12 @@ class DataSet:
     @property
     def channels(self) -> int:
         """Channels of every image: 1 or 3."""
-        return int(self.train.x.shape[1])
+        return int(self.train.pixels.shape[1])
 
     @property
     def size(self) -> int:
         """Side of every image in pixels."""
-        return int(self.train.x.shape[2])
+        return int(self.train.pixels.shape[2])
 
 
 @dataclass(frozen=True)

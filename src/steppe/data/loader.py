@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from steppe.batch import Batch
-from steppe.data.augment import MIXING, Rows, Sample, Step, chain
+from steppe.data.augment import Noted, Rows, Sample, Step
 from steppe.data.images import Images
 from steppe.data.limited import fixed_noise
+from steppe.data.steps import MIXING, chain
 from steppe.errors import InputError
 
 _ORDER, _PARTNER, _AUGMENT, _NOISE = 1, 2, 3, 4
+_CHUNK = 4096  # images read at a time for their mean
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,13 @@ class Normalizer:
 
         ``noise`` is the deviation of Gaussian noise on what comes out, see `steppe.data.limited.fixed_noise`.
         """
-        channels = train.x.shape[1]
+        channels = train.pixels.shape[1]
         if kind == "unit":
             return cls((0.0,) * channels, (1.0,) * channels, noise)
-        counts = torch.stack([torch.bincount(c.reshape(-1), minlength=256) for c in train.x.transpose(0, 1)])
+        counts = torch.zeros(channels, 256, dtype=torch.long)
+        for start in range(0, len(train), _CHUNK):
+            for c, values in enumerate(train.at(slice(start, start + _CHUNK)).transpose(0, 1)):
+                counts[c] += torch.bincount(values.reshape(-1), minlength=256)
         share = counts.double() / counts.sum(1, keepdim=True)
         value = torch.arange(256, dtype=torch.float64) / 255
         mean = share @ value
@@ -109,6 +114,7 @@ class Loader:
         self.steps = list(views[0]) if views else chain(augment, blank=torch.tensor(normalize.mean))
         self.further = views[1:]
         self.mixes = not views and any(name in MIXING for name in augment)
+        self._drawn: list[tuple[str, tuple[float, ...]]] | None = None
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.images), self.batch)
@@ -118,8 +124,11 @@ class Loader:
         """Return which rows of a batch of ``count`` this process is given; parts differ by one at most."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """Yield the batches of one epoch: x (B, C, H, W) float32, y, and index (B,) into the images."""
+    def epoch(self, number: int, first: int = 0, stride: int = 1) -> Iterator[Batch]:
+        """Yield the batches of one epoch: x (B, C, H, W) float32, y, and index (B,) into the images.
+
+        Of all batches only every ``stride``-th, from ``first`` on; they are the same as among all.
+        """
         orders = [
             torch.from_numpy(np.random.default_rng([self.seed, purpose, number]).permutation(len(self.images)))
             for purpose in (_ORDER, _PARTNER)
@@ -127,16 +136,34 @@ class Loader:
         rng = np.random.default_rng([self.seed, _AUGMENT, number])
         for i in range(len(self)):
             index, partner = (order[i * self.batch : (i + 1) * self.batch] for order in orders)
-            rows = self.rows(len(index))
-            draws = Rows(rng, rows, len(index))
-            index, partner = index[rows], partner[rows]
-            own = self._sample(index)
-            other = self._sample(partner) if self.mixes else own
+            if i % stride == first:
+                yield self._batch(index, partner, rng, number, i)
+            else:
+                self._pass_over(rng, len(index))
+
+    def _batch(self, index: Tensor, partner: Tensor, rng: np.random.Generator, number: int, i: int) -> Batch:
+        """Return the i-th batch of an epoch, of these images and partners."""
+        rows = self.rows(len(index))
+        draws = Rows(rng, rows, len(index))
+        index, partner = index[rows], partner[rows]
+        own = self._sample(index)
+        other = self._sample(partner) if self.mixes else own
+        for step in self.steps:
+            own = step(own, other, draws)
+        y = own.y if self.mixes else self.images.y[index]
+        x = self._finished(own.x, rows, draws.whole, number, i, 1)
+        return Batch(x, y, index, self._further(index, rows, draws.whole, number, i))
+
+    def _pass_over(self, rng: np.random.Generator, count: int) -> None:
+        """Draw what a batch of so many images draws, and touch none of them."""
+        if self._drawn is None:
+            noted = Noted(np.random.default_rng(0))
+            one = self._sample(torch.zeros(1, dtype=torch.long))
             for step in self.steps:
-                own = step(own, other, draws)
-            y = own.y if self.mixes else self.images.y[index]
-            x = self._finished(own.x, rows, draws.whole, number, i, 1)
-            yield Batch(x, y, index, self._further(index, rows, draws.whole, number, i))
+                step(one, one, noted)
+            self._drawn = noted.calls
+        for name, arguments in self._drawn:
+            getattr(rng, name)(*arguments, count)
 
     def _finished(self, x: Tensor, rows: slice, whole: int, *place: int) -> Tensor:
         """Return images as the network sees them, with noise of their own place if there is to be any."""
@@ -160,11 +187,11 @@ class Loader:
 
     def _sample(self, index: Tensor) -> Sample:
         y = self.images.y[index]
-        return Sample(unit(self.images.x[index]), F.one_hot(y, self.classes).float())
+        return Sample(unit(self.images.at(index)), F.one_hot(y, self.classes).float())
 
 
 def evaluation_batches(images: Images, batch: int, normalize: Normalizer) -> Iterator[Batch]:
     """Yield all images in order, normalised, not augmented."""
     for start in range(0, len(images), batch):
         stop = min(start + batch, len(images))
-        yield Batch(normalize(images.x[start:stop]), images.y[start:stop], torch.arange(start, stop))
+        yield Batch(normalize(images.at(slice(start, stop))), images.y[start:stop], torch.arange(start, stop))

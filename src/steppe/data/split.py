@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from steppe.config import Data
-from steppe.data.images import DataSet, Source
+from steppe.data.images import DataSet, Images, Source
 from steppe.data.limited import published
 from steppe.errors import InputError
 
@@ -22,6 +22,13 @@ def stratified(y: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarra
         quota[i] += 1
     picks = [rng.permutation(np.flatnonzero(y == label))[:q] for label, q in zip(labels, quota, strict=True)]
     return np.sort(np.concatenate(picks)) if picks else np.empty(0, int)
+
+
+def subset(images: Images, count: int) -> Images:
+    """Return ``count`` images, classes in proportion, the same every time; all if there are no more."""
+    if count >= len(images):
+        return images
+    return images.take(stratified(images.y.numpy(), count, np.random.default_rng(0)))
 
 
 def apply(name: str, source: Source, options: Data) -> DataSet:
@@ -63,6 +70,5 @@ def apply(name: str, source: Source, options: Data) -> DataSet:
             raise InputError(f"data.test is {options.test}; {name} has {len(test)} test images, give at most that")
         rng = np.random.default_rng([options.split_seed, 2])
         tested = stratified(test.y.numpy(), options.test, rng)
-    # take copies, so that nothing goes on reading the cache's files, which may be replaced
     parts = (images.take(train), images.take(held), test.take(tested))
     return DataSet(name, *parts, source.classes, source.skipped, source.note)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from steppe.errors import unknown
+from steppe.models.cifar10_fast import cifar10_fast, learn, learns
 from steppe.models.external import from_timm, from_torchvision
 from steppe.models.inception_resnet_sadt import inception_resnet_sadt
 from steppe.models.okdph_networks import (
@@ -25,13 +26,14 @@ from steppe.models.vgg_sadt import vgg16_sadt
 from steppe.models.vit_cifar import vit_cifar
 from steppe.models.wide_resnet import wrn_16_8, wrn_16_8_rwp, wrn_28_10, wrn_28_10_rwp
 
-__all__ = ["build", "names"]
+__all__ = ["build", "learn", "learns", "names"]
 
 MODELS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "simple-cnn": simple_cnn,
     "simple-cnn-3fc": simple_cnn_3fc,
     "vgg16-sadt": vgg16_sadt,
     "inception-resnet-sadt": inception_resnet_sadt,
+    "cifar10-fast": cifar10_fast,
     "resnet18": resnet18,
     "resnet-thin": resnet_thin,
     "vgg16-bn": vgg16_bn,

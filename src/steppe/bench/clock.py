@@ -1,0 +1,82 @@
+"""How things are timed against each other: in turns, in one process, as ratios within a repeat.
+
+A time by itself says little about what is measured and much about the machine. So every repeat times each thing
+once, in an order that rotates, and what is reported is the ratio within a repeat: median and quartiles.
+
+On a processor everything runs in one thread and time is the process's own, which others that want the processor
+too do not change, or not by much; on a GPU it is the clock's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median, quantiles
+
+import torch
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A ratio over repeats: its median and quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread(times: Sequence[float], base: Sequence[float]) -> Spread:
+    """Return how many times as long as ``base``, repeat by repeat."""
+    ratios = [t / b for t, b in zip(times, base, strict=True)]
+    low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+    return Spread(median(ratios), low, high)
+
+
+def alternating(
+    works: Mapping[str, Callable[[], float]], repeats: int, tell: Callable[[int], None] = lambda repeat: None
+) -> dict[str, list[float]]:
+    """Return the times of each work, which says itself how long it took, a repeat at a time in rotating order."""
+    names = list(works)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for repeat in range(repeats):
+        turn = repeat % len(names)
+        for name in names[turn:] + names[:turn]:
+            times[name].append(works[name]())
+        tell(repeat + 1)
+    return times
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Return how long the work takes: processor time of this process, or until the GPU is done."""
+    if not torch.cuda.is_available():
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def per_step(step: Callable[[], object], steps: int) -> float:
+    """Return how long one of so many steps takes."""
+
+    def work() -> None:
+        for _ in range(steps):
+            step()
+
+    return seconds(work) / steps
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch work in one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,91 @@
+"""What a batch costs before it reaches the network: each augmentation beside batches without any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+
+from steppe.batch import Batch
+from steppe.bench.clock import Spread, alternating, one_thread, per_step, spread
+from steppe.data.images import Images
+from steppe.data.loader import Loader, Normalizer
+from steppe.data.steps import STEPS
+from steppe.errors import InputError
+
+NONE = "none"
+USUAL = (*STEPS, "crop+flip+cutmix")
+
+
+@dataclass(frozen=True)
+class DataCost:
+    """The price of a batch with these steps: of one without, and by itself in milliseconds."""
+
+    steps: str
+    of_none: Spread
+    milliseconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+
+def data_cost(
+    chains: Sequence[str] = USUAL,
+    *,
+    batch: int = 128,
+    size: int = 32,
+    steps: int = 5,
+    repeats: int = 15,
+    tell: Callable[[int], None] = lambda repeat: None,
+) -> list[DataCost]:
+    """Return what batches of random images cost to make.
+
+    Args:
+        chains: Steps of ``data.augment``, joined by '+'.
+        batch: Images per batch.
+        size: Side of the images in pixels.
+        steps: Batches per timing.
+        repeats: Timings of each.
+        tell: Called with the number of each finished repeat.
+
+    Raises:
+        InputError: A number is below 1, or a step does not exist.
+    """
+    for name, value in {"batch": batch, "size": size, "steps": steps, "repeats": repeats}.items():
+        if value < 1:
+            raise InputError(f"{name} is {value}; give at least 1")
+    images = random_images(20 * batch, size)
+    works = {name: endless(images, name, batch) for name in dict.fromkeys([NONE, *chains])}
+    with one_thread():
+        for work in works.values():
+            next(work)
+        timed = {name: partial(per_step, partial(next, work), steps) for name, work in works.items()}
+        times = alternating(timed, repeats, tell)
+    return [DataCost(name, spread(t, times[NONE]), 1000 * median(t)) for name, t in times.items()]
+
+
+def random_images(count: int, size: int) -> Images:
+    """Return noise of 10 classes."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (count, 3, size, size), generator=g, dtype=torch.uint8)
+    return Images(x, torch.arange(count) % 10)
+
+
+def endless(images: Images, chain: str, batch: int) -> Iterator[Batch]:
+    """Yield training batches, epoch after epoch; raises InputError for an unknown step."""
+    augment = [] if chain == NONE else chain.split("+")
+    normalize = Normalizer.of("unit", images)
+    loader = Loader(images, classes=10, batch=batch, augment=augment, normalize=normalize, seed=0)
+
+    def batches() -> Iterator[Batch]:
+        number = 0
+        while True:
+            yield from loader.epoch(number)
+            number += 1
+
+    return batches()

@@ -1,0 +1,201 @@
+"""What a step costs beside its passes: all that is done to parameters, with gradients given, not computed.
+
+Beside a method stands, where there is one, the usual loop in its place: for SAM a norm, a copy, a move and a way
+back per tensor, one tensor after the other, with the base optimizer of PyTorch's default or a fused one. All are
+driven by the same gradients and timed in turns, see `steppe.bench.clock`. The loops neither look whether gradients
+are finite nor keep running statistics and random streams for the second pass; a step of ours does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steppe import methods, models
+from steppe.batch import Batch
+from steppe.bench.clock import Spread, alternating, one_thread, per_step, spread
+from steppe.course import Out
+from steppe.errors import InputError
+from steppe.vec import Vec
+
+_CLASSES, _ROWS = 10, 8
+
+
+@dataclass(frozen=True)
+class ParamsCost:
+    """Parameter-side time of a step: of plain's, and how many times as long the usual loop takes, if there is one.
+
+    ``loop`` has the optimizer's default implementation, ``loop_fused`` the fused one that ours has.
+    """
+
+    method: str
+    of_plain: Spread
+    loop: Spread | None
+    loop_fused: Spread | None
+    milliseconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+
+def params_cost(
+    specs: Sequence[str] = ("plain", "sam"),
+    *,
+    model: str = "resnet110",
+    steps: int = 5,
+    repeats: int = 15,
+    tell: Callable[[int], None] = lambda repeat: None,
+) -> list[ParamsCost]:
+    """Return what a step of each method costs beside its passes.
+
+    Args:
+        specs: Methods, as on the command line; those whose gradients are all of the step's objective.
+        model: Name of the model whose parameters they work on.
+        steps: Steps per timing.
+        repeats: Timings of each.
+        tell: Called with the number of each finished repeat.
+
+    Raises:
+        InputError: A number is below 1, a name is unknown, or a method runs the network on its own account.
+    """
+    for name, value in {"steps": steps, "repeats": repeats}.items():
+        if value < 1:
+            raise InputError(f"{name} is {value}; give at least 1")
+    names = list(dict.fromkeys(["plain", *specs]))
+    works: dict[str, Callable[[], None]] = {}
+    for name in names:
+        works[name] = ours(name, _network(model))
+        if name in LOOPS:
+            works[f"{name} loop"] = loop(name, _network(model), fused=False)
+            works[f"{name} loop fused"] = loop(name, _network(model), fused=True)
+
+    with one_thread():
+        for work in works.values():
+            work()
+            work()
+        times = alternating({name: partial(per_step, work, steps) for name, work in works.items()}, repeats, tell)
+    return [
+        ParamsCost(
+            name,
+            spread(times[name], times["plain"]),
+            spread(times[f"{name} loop"], times[name]) if name in LOOPS else None,
+            spread(times[f"{name} loop fused"], times[name]) if name in LOOPS else None,
+            1000 * median(times[name]),
+        )
+        for name in names
+    ]
+
+
+class _Given(Tensor):
+    """A loss whose backward pass is given: it puts gradients in their places."""
+
+    params: Sequence[nn.Parameter]
+    grads: Sequence[Tensor]
+
+    def backward(self, *_: Any, **__: Any) -> None:
+        _place(self.params, self.grads)
+
+
+class _Idle(nn.Module):
+    """A network that has parameters and is never run."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise InputError("this method runs its network for more than its objective; use `steppe bench methods`")
+
+
+def ours(spec: str, network: nn.Module) -> Callable[[], None]:
+    """Return a step of a method on a network's parameters, whose gradients are given."""
+    net = _Idle(network)
+    step = methods.parse(spec).bind(net, _sgd(net, fused=True), steps=10**6, epoch=100)
+    loss = torch.zeros(()).as_subclass(_Given)
+    loss.params, loss.grads = step.runtime.params, given_gradients(step.runtime.params)
+    logits = torch.zeros(_ROWS, _CLASSES)
+    step.runtime.objective = lambda batch: Out(loss, logits[: len(batch)])
+    batch = Batch(torch.zeros(_ROWS, 1), torch.arange(_ROWS) % _CLASSES, torch.arange(_ROWS))
+
+    def once() -> None:
+        step(batch)
+
+    return once
+
+
+def loop(name: str, network: nn.Module, *, fused: bool) -> Callable[[], None]:
+    """Return a step of the usual loop for this method on a network's parameters, on the same gradients."""
+    params = list(network.parameters())
+    return LOOPS[name](params, given_gradients(params), _sgd(network, fused))
+
+
+def _plain_loop(
+    params: Sequence[nn.Parameter], grads: Sequence[Tensor], base: torch.optim.Optimizer
+) -> Callable[[], None]:
+    def once() -> None:
+        _place(params, grads)
+        base.step()
+        base.zero_grad()
+
+    return once
+
+
+def _sam_loop(
+    params: Sequence[nn.Parameter], grads: Sequence[Tensor], base: torch.optim.Optimizer
+) -> Callable[[], None]:
+    """SAM one tensor after the other, what was there kept beside it.
+
+    As in the loops in use: times one where an adaptive form has its scaling, in the norm and in the move.
+    """
+    held: dict[nn.Parameter, Tensor] = {}
+
+    def once() -> None:
+        _place(params, grads)
+        with torch.no_grad():
+            norms = [(1.0 * p.grad).norm(2) for p in params if p.grad is not None]
+            scale = 0.05 / (torch.stack(norms).norm(2) + 1e-12)
+            for p in params:
+                if p.grad is not None:
+                    held[p] = p.data.clone()
+                    p.add_(1.0 * p.grad * scale)
+        base.zero_grad()
+        _place(params, grads)
+        for p in params:
+            p.data = held[p]
+        base.step()
+        base.zero_grad()
+
+    return once
+
+
+LOOPS = {"plain": _plain_loop, "sam": _sam_loop}
+
+
+def _place(params: Sequence[nn.Parameter], grads: Sequence[Tensor]) -> None:
+    for p, g in zip(params, grads, strict=True):
+        p.grad = g
+
+
+def _network(model: str) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return models.build(model, classes=_CLASSES, channels=3, size=32)
+
+
+def given_gradients(params: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Return the gradients that every contestant is given."""
+    g = torch.Generator().manual_seed(0)
+    drawn: Vec = [torch.randn(p.shape, generator=g) * 1e-3 for p in params]
+    return [d.to(p.device) for d, p in zip(drawn, params, strict=True) if d is not None]
+
+
+def _sgd(net: nn.Module, fused: bool) -> torch.optim.Optimizer:
+    kind = {"fused": True} if fused else {}
+    return torch.optim.SGD(net.parameters(), 1e-4, momentum=0.9, **kind)

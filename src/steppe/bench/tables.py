@@ -1,0 +1,51 @@
+"""Tables of what was measured, for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from steppe.bench.clock import Spread
+from steppe.bench.data import DataCost
+from steppe.bench.params import ParamsCost
+from steppe.bench.scaling import Growth
+from steppe.bench.training import TrainingCost
+from steppe.listing import aligned
+
+
+def params(costs: Sequence[ParamsCost], model: str) -> str:
+    """Return a line per method."""
+    lines = [("method", "of plain", "quartiles", "loop", "quartiles", "loop, fused", "quartiles", "ms")]
+    for c in costs:
+        cells = (cell for s in (c.of_plain, c.loop, c.loop_fused) for cell in _cells(s))
+        lines.append((c.method, *cells, f"{c.milliseconds:.2f}"))  # type: ignore[arg-type]
+    return (
+        f"{aligned(lines)}\n\nwork on the parameters of {model} alone, gradients given; loop: time of the usual "
+        "loop over tensors over ours,\nits optimizer in the default form and in the fused form that ours has"
+    )
+
+
+def data(costs: Sequence[DataCost]) -> str:
+    """Return a line per chain of augmentation."""
+    lines = [("steps", "of none", "quartiles", "ms")]
+    lines += [(c.steps, *_cells(c.of_none), f"{c.milliseconds:.2f}") for c in costs]
+    return f"{aligned(lines)}\n\ntime to make a batch, as a multiple of one that is only read and scaled"
+
+
+def training(costs: Sequence[TrainingCost], what: str) -> str:
+    """Return a line per network, or per way that batches come about."""
+    lines = [(what, f"of {costs[0].what}", "quartiles", "parameters", "ms")]
+    lines += [(c.what, *_cells(c.of_first), f"{c.parameters:,}", f"{c.milliseconds:.1f}") for c in costs]
+    return f"{aligned(lines)}\n\ntime of a step of plain training"
+
+
+def scaling(grown: Sequence[Growth]) -> str:
+    """Return a line per axis."""
+    lines = [("axis", "sizes", "time over the first", "exponent")]
+    for g in grown:
+        sizes, ratios = ", ".join(f"{s:,}" for s in g.sizes), ", ".join(f"{r:.2f}" for r in g.ratios)
+        lines.append((g.axis, sizes, ratios, f"{g.exponent:.2f}"))
+    return f"{aligned(lines)}\n\nexponent: of the power of the size that time grows with; 1 is proportional"
+
+
+def _cells(s: Spread | None) -> tuple[str, str]:
+    return ("", "") if s is None else (f"{s.median:.3f}", f"{s.low:.3f}-{s.high:.3f}")
