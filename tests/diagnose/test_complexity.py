@@ -9,7 +9,7 @@ import torch
 from bowl import bowl, curved, signs
 from scipy.stats import norm
 
-from steppe.diagnose.complexity import bearable_noise, complexity, gaussian_divergence
+from steppe.diagnose.complexity import EPSILON, bearable_noise, complexity, gaussian_divergence, magnitude_aware
 from steppe.errors import InputError
 
 W = torch.tensor([0.7, -1.3, 0.4, 2.0], dtype=torch.float64)
@@ -33,6 +33,23 @@ def test_measures_of_hand_values():
     assert complexity(bowl(curved(4), W), 0.5, 100).start is None
 
 
+def test_noise_in_proportion_to_the_weights_is_borne_in_proportion():
+    # the sign of a weight of any size turns as often: a tenth where sigma = 1 / 1.28
+    for size in (0.5, 30.0):
+        found = bearable_noise(signs(size, 1), noise="magnitude", draws=1500, steps=9)
+        assert found == pytest.approx(1 / -norm.ppf(0.1), rel=0.1)
+
+
+def test_the_magnitude_aware_measure_of_hand_values():
+    moved = [W[:3], None, W[3:]]
+    mean = float((W**2).mean())
+    expected = sum(0.25 * math.log((EPSILON**2 + 1.25 * mean) / (EPSILON**2 + 0.25 * float(w) ** 2)) for w in W)
+    assert magnitude_aware(moved, 0.5, 60) == pytest.approx(expected + math.log(120) + 10)
+    # weights that moved alike leave the constants and what is due to the noise itself
+    alike = magnitude_aware([torch.full((8,), 5.0, dtype=torch.float64)], 2.0, 60)
+    assert alike == pytest.approx(2 * math.log(5 / 4) + math.log(30) + 10, rel=1e-6)
+
+
 def test_the_divergence_is_that_of_torch():
     parts = [W[:1].reshape(1, 1), None, W[1:]]
     q, p = torch.distributions.Normal(W, 0.3), torch.distributions.Normal(torch.zeros(4).double(), 2.0)
@@ -46,6 +63,8 @@ def test_the_divergence_is_that_of_torch():
     [
         (lambda: bearable_noise(signs(1.0), 0.0), "drop is 0.0; give a number between 0 and 1"),
         (lambda: bearable_noise(signs(1.0), draws=0), "draws is 0 and steps is 15"),
+        (lambda: bearable_noise(signs(1.0), noise="pink"), "noise is 'pink'; choose isotropic or magnitude"),
+        (lambda: magnitude_aware([W], 0.0, 5), "sigma is 0.0; give a number above 0"),
         (lambda: complexity(signs(1.0), 0.0, 5), "sigma is 0.0; give a number above 0"),
         (lambda: complexity(signs(1.0), 1.0, 0), "samples is 0"),
         (lambda: gaussian_divergence([W], 0.0, 1.0), "deviations are 0.0 and 1.0"),

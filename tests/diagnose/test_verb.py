@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
@@ -17,10 +19,10 @@ from steppe import engine, methods, shards
 from steppe.cli import main
 from steppe.compare import prepare
 from steppe.config import Data, Optim, Study
-from steppe.diagnose import measure, runs, verb
 from steppe.diagnose.corruptions import STANDARD
-from steppe.diagnose.ends import Extent, NotAlike, ends
-from steppe.diagnose.measure import Settings
+from steppe.examine import measure, runs, together, verb
+from steppe.examine.ends import Extent, NotAlike, ends
+from steppe.examine.measure import Settings
 from steppe.making import new_network
 from steppe.records import Record
 from steppe.report.diagnosis_reading import CAUTION, digits
@@ -28,7 +30,10 @@ from steppe.report.diagnosis_rows import MEASURES, Diagnosed, DiagnosisRow, agre
 from steppe.report.rows import Spread
 
 SPECS = ("plain", "ema:decay=0.9", "swa:start=0.5", "dml")
-QUICK = {"rho": 0.1, "steps": 2, "pairs": 1, "line": 3, "plane": 3, "top": 1, "products": 2, "probes": 1}
+QUICK = {
+    "rho": 0.1, "steps": 2, "pairs": 1, "line": 3, "plane": 3, "top": 1, "products": 2, "probes": 1, "lanczos": 2,
+    "trained": 30, "draws": 1, "halvings": 3,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +48,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verb, "affordable", lambda trained, images, seconds: Settings(len(images), **QUICK))
-    monkeypatch.setattr(verb, "Extent", lambda samples: Extent(samples, side=3, path=3))
+    monkeypatch.setattr(
+        verb, "affordable", lambda trained, images, *_, bounds: Settings(len(images), **QUICK, bounds=bounds)
+    )
+    monkeypatch.setattr(together, "Extent", lambda samples: Extent(samples, side=3, path=3))
     # all 15 are tested one by one; here a few are enough
     monkeypatch.setattr(measure, "FAMILIES", {"weather": ("fog",), "digital": ("contrast", "pixelate")})
     monkeypatch.setattr(measure, "STANDARD", ("fog", "contrast", "pixelate"))
@@ -121,7 +128,7 @@ def test_a_comparison_is_measured_drawn_and_kept(folder, quick, capsys, monkeypa
         lambda trained, *rest: measured.append(trained.run.method) or measure.diagnose(trained, *rest),
     )
     # what was stopped goes on with the same images, whatever the machine would allow now
-    monkeypatch.setattr(verb, "affordable", lambda *_: pytest.fail("the settings are known"))
+    monkeypatch.setattr(verb, "affordable", lambda *_, **__: pytest.fail("the settings are known"))
     assert main(["diagnose", str(folder), "--json"]) == 0
     given = json.loads(capsys.readouterr().out)
     assert measured == ["dml"]
@@ -183,13 +190,29 @@ class _Page(HTMLParser):
         self.loads += [v for k, v in attrs if k in ("src", "href") and v and not v.startswith("#")]
 
 
+def _plane(home: Path) -> list[float]:
+    return [v for line in content(home)["plane"]["loss"] for v in line]
+
+
 def test_the_page_has_every_figure_and_loads_nothing(folder, quick):
     assert main(["diagnose", str(folder)]) == 0
     text = (folder / "diagnosis.html").read_text()
     page = _Page()
     page.feed(text)
-    assert page.tags.count("svg") == len(list(folder.glob("diagnosis-*.svg"))) == 6
-    assert not page.loads and "script" not in page.tags
+    assert page.tags.count("svg") == len(list(folder.glob("diagnosis-*.svg"))) == 7
+    # one script, its own, which the policy names by its digest; and the numbers that it draws
+    assert not page.loads and page.tags.count("script") == 2
+    script = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode()
+    assert len(script) == 1 and f"script-src 'sha256-{digest}'" in text
+    (numbers,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    (drawn,) = json.loads(numbers)
+    assert page.tags.count("canvas") == len(drawn["surfaces"]) == len(SPECS)
+    for surface, home in zip(drawn["surfaces"], homes(folder).values(), strict=True):
+        held = content(home)["plane"]
+        assert surface["at"] == held["at"]
+        np.testing.assert_allclose(surface["loss"], held["loss"], rtol=1e-4)
+    assert drawn["scale"]["low"] == min(v for home in homes(folder).values() for v in _plane(home))
     assert CAUTION.split(";")[0] in text
     for spec, home in homes(folder).items():
         row = re.search(rf'<tr><th scope="row" class="left">{spec}</th>(.*?)</tr>', text, re.DOTALL)
@@ -208,6 +231,23 @@ def test_one_run_alone_on_training_images(folder, quick, capsys):
     found = content(home)
     assert (found["which"], found["part"], found["settings"]["samples"]) == ("best", "training", 60)
     assert found["epoch"] == json.loads((home / "result.json").read_text())["val"]["best"]["epoch"]
+
+
+def test_noise_norms_and_their_start_are_the_run_s(folder, quick):
+    assert main(["diagnose", str(folder)]) == 0
+    for home in homes(folder).values():
+        found = content(home)["complexity"]
+        assert "bounds" not in found
+        trained = runs.load(home)
+        moved = sum(
+            float((p.detach().double() - trained.start[n].double()).square().sum())
+            for n, p in trained.model.named_parameters()
+        )
+        assert found["norms"]["distance"] == pytest.approx(moved**0.5, rel=1e-6)
+        density = content(home)["hessian"]["density"]
+        assert sum(density["weights"]) == pytest.approx(1)
+    text = (folder / "diagnosis.html").read_text()
+    assert "Noise that is borne, norms</h3>" in text and "vacuous</td>" not in text
 
 
 def test_published_files_are_measured_beside_the_test_images(folder, quick, tmp_path, capsys):
@@ -249,8 +289,10 @@ def test_differences_to_plain_are_paired_by_seed():
 def test_the_budget_sets_the_images(folder):
     trained = runs.load(homes(folder)["plain"])
     many = trained.images.train
-    few, more = (measure.affordable(trained, many, seconds).samples for seconds in (1e-6, 1e6))
-    assert (few, more) == (32, 60)
+    few, more = (measure.affordable(trained, many, seconds) for seconds in (1e-6, 1e6))
+    assert (few.samples, few.trained, more.samples, more.trained) == (32, 32, 60, 60)
+    # bounds take their time from everything else
+    assert Settings(1, bounds=True).passes[0] - Settings(1).passes[0] == 11 * 30
     chosen = measure.subset(many, 50)
     assert len(chosen) == 50 and torch.equal(chosen.x, measure.subset(many, 50).x)
     assert chosen.y.bincount().max() - chosen.y.bincount().min() <= 1
@@ -314,3 +356,19 @@ def test_agreement_of_hand_values():
     assert agreement([row(1, 2), row(2, 3)], MEASURES[2]) is None
     assert agreement([row(1, 2), row(2, 2), row(3, 2)], MEASURES[2]) is None
     assert agreement([row(1, 2), row(2, 3), row(3, None)], MEASURES[2]) is None
+
+
+def test_bounds_are_made_where_they_are_asked_for(folder, quick, capsys, monkeypatch):
+    monkeypatch.setattr(measure, "DRAWS", 2)
+    assert main(["diagnose", str(folder), "--bounds"]) == 0
+    said = capsys.readouterr().out
+    # two draws say next to nothing: with a union bound over 11 scales everything is vacuous
+    for spec, home in homes(folder).items():
+        found = content(home)
+        assert [b["kind"] for b in found["complexity"]["bounds"]] == ["mcallester", "seeger", "catoni"]
+        for bound in found["complexity"]["bounds"]:
+            assert bound["vacuous"] and bound["value"] >= 1 and bound["samples"] == 30
+            assert f"{spec} seed 0, {bound['kind']}: vacuous (sigma" in said
+    text = (folder / "diagnosis.html").read_text()
+    assert text.count("<td>vacuous</td>") == 3 * len(SPECS)
+    assert "McAllester, %" in text and "which says nothing" in text

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
+
+import torch
 
 from steppe import vec
 from steppe.diagnose.pac_bayes import gibbs_error
@@ -16,6 +19,7 @@ from steppe.diagnose.surface import Surface
 from steppe.errors import InputError
 from steppe.vec import Vec
 
+EPSILON = 1e-3  # least noise on a weight where it is in proportion to it
 _LARGEST = 2.0  # noise is searched for up to here, as the published code does
 
 
@@ -24,9 +28,11 @@ class Complexity:
     r"""Sharpness-form measures of one network.
 
     Attributes:
-        sigma: The largest noise it bears, see `bearable_noise`. flatness: :math:`1/\sigma^2`. origin:
-        :math:`\lVert w\rVert^2/(4\sigma^2) + \ln(n/\sigma) + 10`, for a prior around 0. start: The same with
-        :math:`\lVert w-w_0\rVert^2`, for a prior around the initial weights; None without them.
+        sigma: The largest noise it bears, see `bearable_noise`.
+        flatness: :math:`1/\sigma^2`.
+        origin: :math:`\lVert w\rVert^2/(4\sigma^2) + \ln(n/\sigma) + 10`, for a prior around 0.
+        start: The same with :math:`\lVert w-w_0\rVert^2`, for a prior around the initial weights; None without
+            them.
     """
 
     sigma: float
@@ -36,31 +42,73 @@ class Complexity:
 
 
 def bearable_noise(
-    surface: Surface, drop: float = 0.1, *, draws: int = 10, steps: int = 15, seed: int = 0
+    surface: Surface,
+    drop: float = 0.1,
+    *,
+    noise: Literal["isotropic", "magnitude"] = "isotropic",
+    draws: int = 10,
+    steps: int = 15,
+    seed: int = 0,
 ) -> float:
     r"""Return the largest :math:`\sigma \le 2` whose noise changes the error by ``drop`` at most.
 
-    The change is :math:`|E_u[\mathrm{err}(w+\sigma u)] - \mathrm{err}(w)|`, over ``draws`` networks with the same
-    noise at all scales; found by ``steps`` bisections, so to :math:`2^{1-\text{steps}}` (Jiang et al., ICLR 2020,
-    appendix).
+    The change is :math:`|E_u[\mathrm{err}(w+u)] - \mathrm{err}(w)|`, over ``draws`` networks with the same draws
+    at all scales: :math:`u \sim N(0, \sigma^2 I)`, or with 'magnitude' :math:`u_i \sim N(0, \sigma^2 w_i^2 +
+    \epsilon^2)`, :math:`\epsilon = 10^{-3}`. Found by ``steps`` bisections, so to :math:`2^{1-\text{steps}}`; 0
+    where even less noise is too much (Jiang et al., ICLR 2020, appendix).
 
-    Raises InputError if ``drop`` is not between 0 and 1, draws or steps are below 1, or targets are no classes.
+    Raises InputError if ``drop`` is not between 0 and 1, draws or steps are below 1, there is no such noise, or
+    targets are no classes.
     """
     if not 0 < drop < 1:
         raise InputError(f"drop is {drop}; give a number between 0 and 1")
     if draws < 1 or steps < 1:
         raise InputError(f"draws is {draws} and steps is {steps}; give at least 1 of each")
+    if noise not in ("isotropic", "magnitude"):
+        raise InputError(f"noise is {noise!r}; choose isotropic or magnitude")
     here = gibbs_error(surface, 0.0, 1)
+
+    def bears(sigma: float) -> bool:
+        if noise == "isotropic":
+            return abs(gibbs_error(surface, sigma, draws, seed) - here) <= drop
+        rng = torch.Generator(device=surface.params[0].device).manual_seed(seed)
+        scale: Vec = [(sigma**2 * p.detach() ** 2 + EPSILON**2).sqrt() for p in surface.params]
+        errors = []
+        for _ in range(draws):
+            with surface.at(vec.times(vec.gaussian(surface.params, rng), scale)):
+                errors.append(1 - (surface.value().accuracy or 0.0))
+        return abs(math.fsum(errors) / draws - here) <= drop
+
     low, high = 0.0, _LARGEST
-    if abs(gibbs_error(surface, high, draws, seed) - here) <= drop:
+    if bears(high):
         return high
     for _ in range(steps):
         middle = (low + high) / 2
-        if abs(gibbs_error(surface, middle, draws, seed) - here) <= drop:
+        if bears(middle):
             low = middle
         else:
             high = middle
     return low
+
+
+def magnitude_aware(moved: Vec, sigma: float, samples: int) -> float:
+    r"""Return the measure of noise in proportion to the weights, in nats, of ``moved`` = w - w_0 (or w).
+
+    .. math:: \tfrac14\sum_i \ln\frac{\epsilon^2 + (\sigma^2+1)\lVert w-w_0\rVert^2/P}
+        {\epsilon^2 + \sigma^2 (w_i-w_{0,i})^2} + \ln\frac n\sigma + 10
+
+    with :math:`\epsilon = 10^{-3}`, P weights, n ``samples``, and :math:`\sigma` what `bearable_noise` finds with
+    noise 'magnitude' (Jiang et al., ICLR 2020, appendix).
+
+    Raises InputError if ``sigma`` is not above 0 or ``samples`` below 1.
+    """
+    _check(sigma, samples)
+    parts = [t.double() for t in moved if t is not None]
+    count = sum(t.numel() for t in parts)
+    mean = sum(float(t.square().sum()) for t in parts) / count
+    top = math.log(EPSILON**2 + (sigma**2 + 1) * mean)
+    below = sum(float(torch.log(EPSILON**2 + sigma**2 * t.square()).sum()) for t in parts)
+    return 0.25 * (count * top - below) + math.log(samples / sigma) + 10
 
 
 def complexity(surface: Surface, sigma: float, samples: int, start: Vec | None = None) -> Complexity:
@@ -70,10 +118,7 @@ def complexity(surface: Surface, sigma: float, samples: int, start: Vec | None =
 
     Raises InputError if ``sigma`` is not above 0 or ``samples`` below 1.
     """
-    if not sigma > 0:
-        raise InputError(f"sigma is {sigma}; give a number above 0")
-    if samples < 1:
-        raise InputError(f"samples is {samples}; give at least 1")
+    _check(sigma, samples)
     weights = vec.clone([*surface.params])
 
     def nats(moved: Vec) -> float:
@@ -98,3 +143,10 @@ def gaussian_divergence(moved: Vec, posterior: float, prior: float) -> float:
     count = sum(t.numel() for t in moved if t is not None)
     each = math.log(prior / posterior) + posterior**2 / (2 * prior**2) - 0.5
     return count * each + float(vec.norm(moved).double()) ** 2 / (2 * prior**2)
+
+
+def _check(sigma: float, samples: int) -> None:
+    if not sigma > 0:
+        raise InputError(f"sigma is {sigma}; give a number above 0")
+    if samples < 1:
+        raise InputError(f"samples is {samples}; give at least 1")

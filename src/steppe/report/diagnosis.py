@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,23 @@ from rich.table import Table
 from rich.text import Text
 
 from steppe.records import Comparison, load, write_text
-from steppe.report import context, diagnosis_figures, figures
-from steppe.report.diagnosis_reading import CAUTION, about_ends, cell, differences, reading, tau
+from steppe.report import context, diagnosis_figures, diagnosis_paths, diagnosis_surfaces, figures
+from steppe.report.diagnosis_complexity import complexity
+from steppe.report.diagnosis_reading import (
+    ABOUT_EPOCHS,
+    CAUTION,
+    about_ends,
+    about_paths,
+    cell,
+    differences,
+    reading,
+    tau,
+)
 from steppe.report.diagnosis_rows import (
     ACCURACY,
+    ENDS,
     MEASURES,
+    PATHS,
     SHARPNESS,
     Diagnosed,
     DiagnosisRow,
@@ -26,11 +40,12 @@ from steppe.report.diagnosis_rows import (
     agreement,
     diagnosed,
     diagnosis_rows,
-    ends,
     named,
+    together,
 )
+from steppe.report.page import embedded
 from steppe.report.rows import Spread, groups
-from steppe.report.text import plain_text
+from steppe.report.text import minus, plain_text
 
 _HERE = Path(__file__).parent
 
@@ -44,7 +59,8 @@ def write(folder: Path) -> Path:
     """
     comparison = load(folder)
     runs = diagnosed(comparison)
-    sections = []
+    sections: list[dict[str, Any]] = []
+    surfaces: list[dict[str, Any]] = []
     for number, group in enumerate(groups(comparison)):
         rows = diagnosis_rows(comparison, group, runs)
         if not rows:
@@ -52,18 +68,23 @@ def write(folder: Path) -> Path:
         drawn = _figures(comparison, group, rows)
         for name, figure, _ in drawn:
             figures.save(figure, comparison.folder / f"diagnosis-{name}{number or ''}.svg")
-        sections.append(_section(group, rows, drawn))
+        surfaces.append(diagnosis_surfaces.surfaces(rows))
+        sections.append(_section(group, rows, drawn) | {"number": len(sections)})
     page = comparison.folder / "diagnosis.html"
     environment = Environment(
         loader=FileSystemLoader(_HERE, encoding="utf-8"), autoescape=True, undefined=StrictUndefined
     )
+    script = (_HERE / "diagnosis.js").read_text(encoding="utf-8")
     html = environment.get_template("diagnosis.html.j2").render(
         **context.header(comparison),
         sections=sections,
         several=len(sections) > 1,
         css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         caution=CAUTION,
-        minus=context.minus,
+        minus=minus,
+        script=Markup(script),
+        script_hash=Markup(base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()),
+        data=embedded(surfaces),
     )
     write_text(page, html)
     return page
@@ -136,7 +157,10 @@ def _section(
         "taus": [agreement(rows, m) if m is not ACCURACY else None for m in MEASURES],
         "reading": reading(rows),
         "differences": differences(rows),
-        "figures": [(Markup(figures.inline(f)), plain_text(about)) for _, f, about in drawn],
+        "figures": [(name, Markup(figures.inline(f)), plain_text(about)) for name, f, about in drawn],
+        "surfaces": diagnosis_surfaces.names(rows),
+        "scale": diagnosis_surfaces.scale_said(rows),
+        "complexity": complexity(rows),
     }
 
 
@@ -173,13 +197,27 @@ def _figures(
             "those of CIFAR-10-C and compare with no published number.",
         ),
         (
+            "spectrum",
+            diagnosis_figures.spectra(comparison, rows),
+            f"How the Hessian's eigenvalues are spread, estimated by {found['settings']['lanczos']} steps of the "
+            "Lanczos iteration from one random vector, each mass drawn as a Gaussian of a hundredth of the axis; "
+            "mean over seeds, on a logarithmic scale. The tall peak is the many directions in which nothing "
+            "bends; a flatter network ends further left.",
+        ),
+        (
             "filters",
             diagnosis_figures.filters(comparison, rows),
             "How the norms of filters are distributed, all seeds together. The RWP paper reads a narrower "
             "distribution as filters that are used more evenly.",
         ),
     ]
-    together = ends(comparison, group)
-    if together is not None:
-        drawn.insert(2, ("ends", diagnosis_figures.ends(comparison, together), about_ends(together)))
+    over = diagnosis_paths.over_epochs(comparison, rows)
+    if over is not None:
+        drawn.insert(2, ("epochs", over, ABOUT_EPOCHS))
+    ways = together(comparison, group, PATHS)
+    if ways is not None:
+        drawn.insert(2, ("paths", diagnosis_paths.trajectories(comparison, ways), about_paths(ways)))
+    places = together(comparison, group, ENDS)
+    if places is not None:
+        drawn.insert(2, ("ends", diagnosis_paths.ends(comparison, places), about_ends(places)))
     return drawn

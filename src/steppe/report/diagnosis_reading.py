@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from steppe.report import context, text
+from steppe.report import text
 from steppe.report.diagnosis_rows import (
     CORRUPTED,
     SHARPNESS,
@@ -30,10 +30,42 @@ CAUTION = (
 )
 
 
+ABOUT_EPOCHS = (
+    "How sharp the network that a method deploys was while it trained: the rise of the loss at the end of one "
+    "gradient step of length 0.05, on the same training images for all, not augmented; mean over seeds, band from "
+    "the lowest to the highest. A network that has learnt nothing yet is flat: read it beside the loss."
+)
+
+
+def about_paths(found: dict[str, Any]) -> str:
+    """Return what the figure of the trajectories shows, and what it does not."""
+    off = [r for track in found["tracks"] for r in track["residuals"]]
+    lowest = min(found["tracks"], key=lambda track: _known(track["own"][-1]))
+    said = (
+        f"The weights of seed {found['seed']}'s runs while they trained, all from one start, in the plane of the "
+        "first two principal components of all that were kept: a dot each, the last one large. Every point of the "
+        "ground is evaluated on the plane, BatchNorm's statistics, if there are any, estimated anew there on "
+        f"{found['extent']['statistics']} training images. The weights themselves are {min(off):.2g} to "
+        f"{max(off):.2g} away from the plane, so the shade under a dot is not its own loss. With its own weights "
+        f"and statistics {plain_text(lowest['name'])} ends lowest, at {_known(lowest['own'][-1]):.3g} nats."
+    )
+    names = [track["name"] for track in found["tracks"] if track["name"] != track["method"]]
+    if names:
+        said += f" Further networks of one run, drawn like its first: {', '.join(map(plain_text, names))}."
+    if found["elsewhere"]:
+        said += f" Began elsewhere and not drawn: {', '.join(map(plain_text, found['elsewhere']))}."
+    return said
+
+
+def _known(value: float | None) -> float:
+    """Return a loss as written in JSON, where none stands for one that was not finite."""
+    return math.inf if value is None else value
+
+
 def about_ends(found: dict[str, Any]) -> str:
     """Return what the figure of the ends shows, and what it does not."""
     start, *own = found["residuals"]
-    walls = {name: path["barrier"] for name, path in found["paths"].items()}
+    walls = {name: _known(path["barrier"]) for name, path in found["paths"].items()}
     highest = max(walls, key=lambda name: walls[name])
     return (
         f"Where the runs of seed {found['seed']} ended, in the plane of the first two principal components of "
@@ -68,8 +100,8 @@ def _difference(value: Difference | None) -> dict[str, Any] | None:
     known = value.low is not None and value.high is not None
     shown = f"[{digits(value.low or 0.0, 2)}, {digits(value.high or 0.0, 2)}]" if known else ""
     return {
-        "mean": context.minus(digits(value.mean, 2, sign=True)),
-        "interval": context.minus(shown),
+        "mean": text.minus(digits(value.mean, 2, sign=True)),
+        "interval": text.minus(shown),
         "strong": value.separates,
     }
 
@@ -125,9 +157,9 @@ def cell(measure: Measure, value: Spread | None) -> tuple[str, str]:
     places = measure.decimals
     shown = digits(value.mean, 3) if places is None else f"{value.mean:,.{places}f}"
     if not value.std:
-        return context.minus(shown), ""
+        return text.minus(shown), ""
     std = digits(value.std, 2) if places is None else f"{value.std:.{places}f}"
-    return context.minus(shown), f"± {std}"
+    return text.minus(shown), f"± {std}"
 
 
 def digits(value: float, count: int, *, sign: bool = False) -> str:
@@ -141,4 +173,4 @@ def digits(value: float, count: int, *, sign: bool = False) -> str:
 
 def tau(value: Agreement | None) -> str:
     """Return a rank correlation and its p-value as text; nothing where there is none."""
-    return "" if value is None else context.minus(f"tau {value.tau:+.2f}, p {value.p:.2g}")
+    return "" if value is None else text.minus(f"tau {value.tau:+.2f}, p {value.p:.2g}")

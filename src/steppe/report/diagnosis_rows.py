@@ -14,7 +14,7 @@ from steppe.records import Comparison, Record
 from steppe.report.rows import BASELINE, Spread, chosen
 from steppe.stats import Difference, mean_std, paired_difference
 
-DIAGNOSIS, ENDS = "diagnosis.json", "diagnosis-ends.json"
+DIAGNOSIS, ENDS, PATHS = "diagnosis.json", "diagnosis-ends.json", "diagnosis-paths.json"
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ SHARPNESS = (
     ),
     Measure(
         "Along a line",
-        "Mean rise over the random line drawn below.",
+        "Mean rise over the random line drawn above.",
         _line_rise,
     ),
     Measure(
@@ -154,12 +154,12 @@ def diagnosed(comparison: Comparison) -> list[Diagnosed]:
     return found
 
 
-def ends(comparison: Comparison, group: tuple[str, str]) -> dict[str, Any] | None:
-    """Return where the runs of one seed ended, seen from each other; None where that was not measured.
+def together(comparison: Comparison, group: tuple[str, str], file: str) -> dict[str, Any] | None:
+    """Return where the runs of one seed ended (``file`` ENDS) or how they went (PATHS); None if not measured.
 
     Raises InputError if the file is damaged.
     """
-    path = comparison.folder / ENDS
+    path = comparison.folder / file
     if not path.exists():
         return None
     try:
@@ -176,7 +176,7 @@ def diagnosis_rows(comparison: Comparison, group: tuple[str, str], runs: list[Di
         digests = {r.digest for r in chosen(comparison, group, method)}
         own = [run for run in runs if run.record.digest in digests]
         if own:
-            rows.append(DiagnosisRow(method, own, {m.name: _spread(own, m) for m in MEASURES}))
+            rows.append(DiagnosisRow(method, own, {m.name: spread(own, m) for m in MEASURES}))
     return rows
 
 
@@ -212,6 +212,7 @@ def named(text: str, settings: Mapping[str, Any]) -> str:
     return text.format(**settings, adaptive=10 * settings["rho"])
 
 
-def _spread(runs: list[Diagnosed], measure: Measure) -> Spread | None:
+def spread(runs: list[Diagnosed], measure: Measure) -> Spread | None:
+    """Return mean and deviation of a measure over runs; None if none has it."""
     values = [v for run in runs if (v := measure.of(run)) is not None]
     return Spread(*mean_std(values), len(values)) if values else None

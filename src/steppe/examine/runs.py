@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import typing
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from steppe import engine, methods, shards
+from steppe import engine, methods, records, shards
+from steppe.batch import Batch
 from steppe.checkpoint import Checkpoint, fill
 from steppe.config import Run
 from steppe.data.images import DataSet, Images
@@ -21,6 +21,7 @@ from steppe.errors import InputError
 from steppe.evaluation import BATCH, on
 from steppe.making import new_model, new_network
 from steppe.method import Method, overrides
+from steppe.watching import DEPLOYED, networks
 
 Which = Literal["last", "best"]
 
@@ -46,24 +47,27 @@ class Trained:
 
     def surface(self, images: Images) -> Surface:
         """Return the cross-entropy surface over these images, normalised as in training and not augmented."""
-        normalize = Normalizer.of(self.run.data.normalize, self.images.train)
+        return Surface(self.model, self.batches(images))
+
+    def batches(self, images: Images) -> list[Batch]:
+        """Return these images as the network takes them."""
         like = next(self.model.parameters())
-        return Surface(self.model, [on(batch, like) for batch in evaluation_batches(images, BATCH, normalize)])
+        return [on(batch, like) for batch in evaluation_batches(images, BATCH, _normalizer(self.run, self.images))]
 
 
 def read_run(folder: Path) -> Run:
     """Return a run's configuration from its folder; raises InputError for none, or a setting that is unknown."""
     path = folder / engine.CONFIG
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(
-            f"{folder} has no {engine.CONFIG}; give the folder of a run, or of a comparison"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}; give the folder of a run") from None
+    if not path.exists():
+        raise InputError(f"{folder} has no {engine.CONFIG}; give the folder of a run, or of a comparison")
+    content = records.read_json(path, "give the folder of a run")
     content.pop("resolved", None)
-    made: Run = _made(Run, content, path)
+    try:
+        made: Run = _made(Run, content, path)
+    except InputError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error}); give the folder of a run") from None
     return made
 
 
@@ -76,9 +80,7 @@ def load(folder: Path, which: Which = "last", images: DataSet | None = None) -> 
     """
     run = read_run(folder)
     data = engine.load_data(run) if images is None else images
-    method = methods.parse(run.method)
-    with torch.random.fork_rng():
-        net = new_network(run, method, data)
+    method, net = _built(run, data)
     begun = {k: v.detach().clone() for k, v in net.state_dict().items()}
     state = method.init(net)
     saved = shards.read(_weights_file(folder, which))
@@ -89,11 +91,35 @@ def load(folder: Path, which: Which = "last", images: DataSet | None = None) -> 
         alone = _alone(method, net, state, run, data)
         return Trained(folder, run, data, alone, int(saved.data["epoch"]), first)
     _fill(net, state, saved, folder)
-    normalize = Normalizer.of(run.data.normalize, data.train)
-    few = next(evaluation_batches(data.val, 2, normalize))
+    few = next(evaluation_batches(data.val, 2, _normalizer(run, data)))
     model, prefix = deployed(method, net, state, on(few, next(net.parameters())).x)
     start = {k.removeprefix(prefix): v for k, v in begun.items() if k.startswith(prefix)}
     return Trained(folder, run, data, model, int(saved.data["epoch"]), start)
+
+
+def networks_of(folder: Path, which: Which, data: DataSet) -> dict[str, dict[str, Tensor]]:
+    """Return the weights and buffers of each of a run's several networks or branches, by name; none if it has one.
+
+    Raises what `load` raises.
+    """
+    run = read_run(folder)
+    method, net = _built(run, data)
+    state = method.init(net)
+    _fill(net, state, shards.read(_weights_file(folder, which)), folder)
+    with torch.random.fork_rng():
+        found = networks(method, net, state, lambda: new_model(run, data))
+    like = next(net.parameters())
+    return {name: one.to(like).state_dict() for name, one in found.items() if name != DEPLOYED}
+
+
+def _built(run: Run, data: DataSet) -> tuple[Method, nn.Module]:
+    method = methods.parse(run.method)
+    with torch.random.fork_rng():
+        return method, new_network(run, method, data)
+
+
+def _normalizer(run: Run, data: DataSet) -> Normalizer:
+    return Normalizer.of(run.data.normalize, data.train, run.data.noise)
 
 
 def _alone(method: Method, net: nn.Module, state: nn.Module, run: Run, data: DataSet) -> nn.Module:

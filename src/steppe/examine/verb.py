@@ -10,19 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from steppe import engine, machine, records
 from steppe.data.images import DataSet, Images
-from steppe.diagnose.ends import Extent, NotAlike, ends
-from steppe.diagnose.measure import Corrupted, Settings, affordable, diagnose
-from steppe.diagnose.runs import Which, load, read_run
+from steppe.diagnose.pac_bayes import Bound
 from steppe.errors import InputError
+from steppe.examine import middle, together
+from steppe.examine.measure import FORMAT, Corrupted, Settings, affordable, diagnose
+from steppe.examine.runs import Which, load, read_run
 from steppe.records import Record
 from steppe.report import diagnosis
-from steppe.report.diagnosis_rows import DIAGNOSIS, ENDS, Diagnosed
-from steppe.report.rows import BASELINE
+from steppe.report.diagnosis_rows import DIAGNOSIS, Diagnosed
 
 PARTS = ("val", "train")
 
@@ -37,6 +36,8 @@ class Asked:
         part: 'val' or 'train': the images.
         again: Whether what is known is measured anew.
         corruptions: Folder of the published corrupted images; generated if None.
+        bounds: Whether PAC-Bayes bounds are made too.
+        between: Folder that the loss between the runs' networks is written to, in place of all else.
     """
 
     seconds: float
@@ -44,13 +45,16 @@ class Asked:
     part: str
     again: bool
     corruptions: str | None = None
+    bounds: bool = False
+    between: str | None = None
 
     @property
     def about(self) -> dict[str, Any]:
         """Return what a diagnosis says of how it was asked for."""
         official = None if self.corruptions is None else Path(self.corruptions).resolve().name
         part = {"val": "validation", "train": "training"}[self.part]
-        return {"which": self.which, "part": part, "seconds": self.seconds, "corruptions": official}
+        asked = {"which": self.which, "part": part, "seconds": self.seconds, "corruptions": official}
+        return {"format": FORMAT, **asked, "bounds": self.bounds}
 
 
 def run(folders: Sequence[str], asked: Asked, as_json: bool, console: Console) -> int:
@@ -64,15 +68,24 @@ def run(folders: Sequence[str], asked: Asked, as_json: bool, console: Console) -
         raise InputError(f"seconds is {asked.seconds}; give a number above 0")
     comparisons = [Path(f) for f in folders if (Path(f) / "compare.json").exists()]
     homes = [Path(f) for f in folders if Path(f) not in comparisons]
-    for folder in comparisons:
-        homes += _finished(folder)
     watching = Console(stderr=True) if as_json else console
     machine.keep_freed_memory()
+    if asked.between is not None:
+        if comparisons:
+            raise InputError(f"{comparisons[0]} is a comparison; with --between give 2 or 3 of its runs")
+        return _between(homes, asked, Path(asked.between), as_json, watching)
+    for folder in comparisons:
+        homes += _finished(folder)
     found = _all(list(dict.fromkeys(homes)), asked, watching)
     if as_json:
         print(json.dumps({str(home): content for home, content in found.items()}, indent=1))
+    for home, content in () if as_json else found.items():
+        for held in content["complexity"].get("bounds", ()):
+            config, bound = read_run(home), Bound(**{k: v for k, v in held.items() if k != "vacuous"})
+            console.print(f"{config.method} seed {config.seed}, {bound}", highlight=False, markup=False)
     for folder in comparisons:
-        _ends(folder, found, asked, watching)
+        with watching.status("starting") as status:
+            together.write(folder, found, asked.about, asked.part, asked.again, status.update)
         page = diagnosis.write(folder)
         if not as_json:
             for table in diagnosis.terminal(folder):
@@ -82,6 +95,25 @@ def run(folders: Sequence[str], asked: Asked, as_json: bool, console: Console) -
         console.print(diagnosis.one([Diagnosed(_record(home), content) for home, content in found.items()]))
         for home in found:
             console.print(f"diagnosis: {home / DIAGNOSIS}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def _between(homes: list[Path], asked: Asked, out: Path, as_json: bool, console: Console) -> int:
+    """Write the loss between networks, on as many images as there is time for, and say the barriers' heights."""
+    with console.status("starting") as status, together.threads(read_run(homes[0]).threads):
+        first = load(homes[0], asked.which)
+        samples = affordable(first, getattr(first.images, asked.part), asked.seconds).samples
+        picture = middle.write(homes, asked.which, asked.part, samples, out, status.update)
+    found = json.loads((out / middle.MIDDLE).read_text())
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return 0
+    for way in found["segments"]:
+        line = f"{way['from']} to {way['to']}: barrier {way['barrier']:.3g} nats"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if found["triangle"]:
+        console.print(f"between all three: barrier {found['triangle']['barrier']:.3g} nats", highlight=False)
+    console.print(f"{picture}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -111,11 +143,11 @@ def _all(homes: list[Path], asked: Asked, console: Console) -> dict[Path, dict[s
                 continue
             if data not in sets:
                 sets = {data: engine.load_data(config)}
-            with _threads(config.threads):
+            with together.threads(config.threads):
                 trained = load(home, asked.which, sets[data])
                 images: Images = getattr(sets[data], asked.part)
                 if alike not in chosen:
-                    chosen[alike] = affordable(trained, images, asked.seconds)
+                    chosen[alike] = affordable(trained, images, asked.seconds, bounds=asked.bounds)
                 left = (time.monotonic() - began) / worked * (len(homes) - number) if worked else None
                 say = _teller(status.update, f"{config.method} seed {config.seed}", number, len(homes), left)
                 made = diagnose(trained, images, chosen[alike], corrupted, say)
@@ -126,43 +158,6 @@ def _all(homes: list[Path], asked: Asked, console: Console) -> dict[Path, dict[s
             line = f"[{number + 1}/{len(homes)}] {config.method} seed {config.seed}: {made['took']:.1f} s"
             console.print(line, highlight=False, markup=False)
     return found
-
-
-def _ends(folder: Path, found: dict[Path, dict[str, Any]], asked: Asked, console: Console) -> None:
-    """Write where the runs of one seed ended, for each data set and network of a comparison that has two such."""
-    path = folder / ENDS
-    held: dict[str, Any] = {}
-    if path.exists() and not asked.again:
-        # a damaged one is made anew
-        with contextlib.suppress(ValueError):
-            held = json.loads(path.read_text())
-    made: dict[str, Any] = {}
-    groups: dict[tuple[str, str, int], list[Record]] = {}
-    for record in records.load(folder).records:
-        if record.status == "ok":
-            groups.setdefault((record.dataset, record.model, record.seed), []).append(record)
-    with console.status("starting") as status:
-        for (dataset, model, _), runs in groups.items():
-            name = f"{dataset}, {model}"
-            if name in made or len(runs) < 2:
-                continue
-            # plain training first: the paths lead from it
-            runs = sorted(runs, key=lambda r: r.method != BASELINE)
-            digests = [r.digest for r in runs]
-            samples = found[folder / "runs" / digests[0]]["settings"]["samples"]
-            about = {**asked.about, "samples": samples, "runs": digests}
-            if held.get(name, {}).get("about") == about:
-                made[name] = held[name]
-                continue
-            config = read_run(folder / "runs" / digests[0])
-            images = engine.load_data(config)
-            with _threads(config.threads):
-                trained = {r.method: load(folder / "runs" / r.digest, asked.which, images) for r in runs}
-                with contextlib.suppress(NotAlike):
-                    made[name] = ends(trained, getattr(images, asked.part), Extent(samples), status.update)
-                    made[name]["about"] = about
-    if made != held:
-        records.write_json(path, made)
 
 
 def _alike(home: Path) -> str:
@@ -206,16 +201,6 @@ def _teller(
 def _record(home: Path) -> Record:
     config = read_run(home)
     path = home / engine.RESULT
-    result = json.loads(path.read_text()) if path.exists() else None
+    result = records.read_result(path)
     metrics = records.read_lines(home / "metrics.jsonl")
     return Record(home.name, config.method, config.model, config.dataset, config.seed, metrics, [], result)
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

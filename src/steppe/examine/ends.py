@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from steppe.data.images import Images
-from steppe.data.loader import Normalizer, evaluation_batches
-from steppe.diagnose.directions import State, principal_plane
+from steppe.data.split import subset
+from steppe.diagnose.directions import Plane, State, principal_plane
 from steppe.diagnose.landscape import barrier, between, grid, on_plane, segment
-from steppe.diagnose.measure import subset
-from steppe.diagnose.runs import Trained
 from steppe.errors import InputError
-from steppe.evaluation import on
+from steppe.examine.runs import Trained
 
 
 class NotAlike(InputError):  # noqa: N818 - says what is the case
@@ -46,14 +45,19 @@ class Extent:
 
 
 def ends(
-    trained: Mapping[str, Trained], images: Images, extent: Extent, say: Callable[[str], None]
+    trained: Mapping[str, Trained],
+    images: Images,
+    extent: Extent,
+    say: Callable[[str], None],
+    points: Path | None = None,
 ) -> dict[str, Any]:
     """Return the plane through the start and the ends of runs of one seed, and the loss along the way to each.
 
     The plane is spanned by the first two principal components of the common start and all ends; no end lies
     exactly on it, so each one's own loss and its distance from the plane are told too. Paths are straight, from
     the first run to each of the others, with the barrier on the way. At every point BatchNorm's statistics are
-    estimated anew on training images: those of a network's own would be wrong between networks.
+    estimated anew on training images: those of a network's own would be wrong between networks. ``points`` is a
+    file that each point of the plane is added to; what it already has is not computed again.
 
     Raises NotAlike if there are fewer than two runs of one start and architecture.
     """
@@ -66,15 +70,14 @@ def ends(
     surface = first.surface(chosen)
     states: list[State] = [first.start]
     states += [{k: v.detach().clone() for k, v in trained[n].model.state_dict().items()} for n in alike]
-    normalize = Normalizer.of(first.run.data.normalize, first.images.train)
-    some = subset(first.images.train, extent.statistics)
-    statistics = [on(b, surface.params[0]) for b in evaluation_batches(some, len(some), normalize)]
-    say("the plane through all ends")
+    statistics = first.batches(subset(first.images.train, extent.statistics))
     plane = principal_plane(surface, states)
-    low, high = plane.places.min(0), plane.places.max(0)
-    rim = extent.margin * np.maximum(high - low, 0.25 * (high - low).max())
-    xs, ys = (np.linspace(low[i] - rim[i], high[i] + rim[i], extent.side).tolist() for i in (0, 1))
-    spots = on_plane(surface, plane, states, grid(xs, ys), statistics=statistics)
+    xs, ys = window(plane, extent)
+
+    def told(done: int, count: int) -> None:
+        say(f"loss on the plane through all ends, point {done} of {count}")
+
+    spots = on_plane(surface, plane, states, grid(xs, ys), statistics=statistics, path=points, progress=told)
     losses = [s.loss for s in spots]
     found: dict[str, Any] = {
         "extent": asdict(extent),
@@ -94,6 +97,14 @@ def ends(
         way = between(surface, [states[1], state], segment(extent.path), statistics=statistics)
         found["paths"][name] = {"loss": [s.loss for s in way], "barrier": barrier(way)}
     return found
+
+
+def window(plane: Plane, extent: Extent) -> tuple[list[float], list[float]]:
+    """Return the coordinates of a grid on the plane that shows all checkpoints with a margin around them."""
+    low, high = plane.places.min(0), plane.places.max(0)
+    rim = extent.margin * np.maximum(high - low, 0.25 * (high - low).max())
+    xs, ys = (np.linspace(low[i] - rim[i], high[i] + rim[i], extent.side).tolist() for i in (0, 1))
+    return xs, ys
 
 
 def _same_start(a: Trained, b: Trained) -> bool:

@@ -13,18 +13,24 @@ import numpy as np
 import torch
 
 from steppe import vec
-from steppe.data.images import Images, resized
-from steppe.data.split import stratified
+from steppe.data.images import Images
+from steppe.data.split import subset
 from steppe.diagnose import hessian, sharpness
 from steppe.diagnose.calibration import calibration, margins
-from steppe.diagnose.corruptions import FAMILIES, SEVERITIES, STANDARD, Robustness, corrupt, read_official
-from steppe.diagnose.directions import random_direction
+from steppe.diagnose.complexity import bearable_noise, complexity, magnitude_aware
+from steppe.diagnose.corruptions import FAMILIES, SEVERITIES, STANDARD, Robustness, corrupt
+from steppe.diagnose.directions import parameter_names, random_direction
 from steppe.diagnose.filters import filter_norms
 from steppe.diagnose.landscape import grid, slice_along, width
-from steppe.diagnose.runs import Trained
+from steppe.diagnose.norms import norms
+from steppe.diagnose.pac_bayes import SIGMAS, bounds
+from steppe.diagnose.published import read_published
 from steppe.errors import InputError
+from steppe.examine.runs import Trained
+from steppe.vec import Vec
 
-FORMAT = 1
+FORMAT = 2
+DRAWS = 30  # networks drawn per sigma of a PAC-Bayes bound
 Say = Callable[[str], None]
 
 
@@ -46,6 +52,11 @@ class Settings:
         top: Eigenvalues.
         products: Hessian-vector products spent on them, about.
         probes: Hessian-vector products spent on the trace.
+        lanczos: Hessian-vector products spent on the spectral density.
+        trained: Training images that noise is borne, margins taken and bounds made on.
+        draws: Networks drawn per scale of the noise that a network bears.
+        halvings: Bisections in search of that scale.
+        bounds: Whether PAC-Bayes bounds are made.
         seed: Of every random direction and corruption.
     """
 
@@ -62,6 +73,11 @@ class Settings:
     top: int = 2
     products: int = 30
     probes: int = 10
+    lanczos: int = 16
+    trained: int = 1
+    draws: int = 3
+    halvings: int = 11
+    bounds: bool = False
     seed: int = 0
 
     @property
@@ -69,15 +85,19 @@ class Settings:
         """Return the cost in forward passes and in Hessian-vector products, a gradient counted as three passes."""
         cells = 1 + len(STANDARD) * len(SEVERITIES)
         ascents = 3 * 4 + 4 * self.steps
-        forward = self.line + self.plane**2 + cells + ascents + 2 * (2 * self.pairs + 1)
-        return forward, 1.3 * self.products + self.top + self.probes
+        borne = 2 * (1 + (self.halvings + 1) * self.draws)
+        drawn = len(SIGMAS) * DRAWS if self.bounds else 0
+        forward = self.line + self.plane**2 + cells + ascents + 2 * (2 * self.pairs + 1) + borne + drawn
+        return forward, 1.3 * self.products + self.top + self.probes + self.lanczos
 
 
-def affordable(trained: Trained, images: Images, seconds: float, least: int = 32) -> Settings:
-    """Return the settings whose cost is about ``seconds``: as many samples as that allows.
+def affordable(
+    trained: Trained, images: Images, seconds: float, *, bounds: bool = False, least: int = 32
+) -> Settings:
+    """Return the settings whose cost is about ``seconds``: as many samples as that allows, at most all.
 
     A forward pass and a Hessian-vector product are timed on a few images. Never fewer samples than ``least``,
-    whatever the budget.
+    whatever the budget. ``bounds`` tells whether PAC-Bayes bounds are made too.
 
     Raises InputError if ``seconds`` is not above 0.
     """
@@ -87,21 +107,22 @@ def affordable(trained: Trained, images: Images, seconds: float, least: int = 32
     surface = trained.surface(few)
     direction = vec.gaussian(surface.params, torch.Generator(surface.params[0].device).manual_seed(0))
     surface.curvature(direction)
-    start = time.perf_counter()
-    surface.value()
-    middle = time.perf_counter()
-    surface.curvature(direction)
-    forward, product = middle - start, time.perf_counter() - middle
-    spent = Settings(1).passes
+    forward, product = (_quickest(look) for look in (surface.value, lambda: surface.curvature(direction)))
+    spent = Settings(1, bounds=bounds).passes
     per_image = (forward * spent[0] + product * spent[1]) / len(few)
-    return Settings(min(len(images), max(least, int(seconds / per_image))))
+    count = max(least, int(seconds / per_image))
+    train = len(trained.images.train)
+    return Settings(min(len(images), count), trained=min(train, count), bounds=bounds)
 
 
-def subset(images: Images, count: int) -> Images:
-    """Return ``count`` images, classes in proportion, the same every time."""
-    if count >= len(images):
-        return images
-    return images.take(stratified(images.y.numpy(), count, np.random.default_rng(0)))
+def _quickest(look: Callable[[], Any], times: int = 3) -> float:
+    """Return the least of a few durations in seconds: what else the machine does only ever adds to one."""
+    found = []
+    for _ in range(times):
+        start = time.perf_counter()
+        look()
+        found.append(time.perf_counter() - start)
+    return min(found)
 
 
 class Corrupted:
@@ -132,22 +153,10 @@ class Corrupted:
                 cells = {(c, s): corrupt(chosen, c, s, seed) for c, s in wanted}
             else:
                 clean = subset(trained.images.test, len(chosen))
-                cells = {
-                    (c, s): _fitted(read_official(self.official, c, s, len(chosen)), trained) for c, s in wanted
-                }
+                kind = (trained.images.classes, side, trained.images.channels, len(clean))
+                cells = {(c, s): read_published(self.official, c, s, *kind) for c, s in wanted}
             self._held = {key: (clean, cells)}
         return self._held[key]
-
-
-def _fitted(images: Images, trained: Trained) -> Images:
-    """Return published images at the size the network was trained on; raises InputError for another kind."""
-    channels, classes = trained.images.channels, len(trained.images.classes)
-    if images.x.shape[1] != channels or int(images.y.max()) >= classes:
-        raise InputError(
-            f"the corrupted images have {images.x.shape[1]} channels and class {int(images.y.max())}; "
-            f"{trained.run.dataset} has {channels} and {classes} classes: give the files of the same data set"
-        )
-    return Images(torch.from_numpy(resized(images.x.numpy(), trained.images.size)), images.y)
 
 
 def diagnose(
@@ -174,7 +183,12 @@ def diagnose(
     }
     say("Hessian")
     values = hessian.eigenvalues(surface, s.top, tolerance=1e-2, products=s.products, seed=s.seed)
-    found["hessian"] = {**asdict(values), "trace": asdict(hessian.trace(surface, s.probes, s.seed))}
+    density = hessian.density(surface, s.lanczos, 1, s.seed)
+    found["hessian"] = {
+        **asdict(values),
+        "trace": asdict(hessian.trace(surface, s.probes, s.seed)),
+        "density": {"nodes": density.nodes.tolist(), "weights": density.weights.tolist()},
+    }
     say("landscape")
     a, b = (random_direction(surface, s.seed + i) for i in (1, 2))
     along = np.linspace(-s.reach, s.reach, s.line).tolist()
@@ -191,19 +205,47 @@ def diagnose(
     losses = [p.loss for p in plane]
     found["plane"] = {"at": side, "loss": [losses[i : i + s.plane] for i in range(0, len(losses), s.plane)]}
     say("filters and calibration")
-    norms = filter_norms(trained.model)
+    filters = filter_norms(trained.model)
     found["filters"] = {
-        "quantiles": np.quantile(norms.norms, np.linspace(0, 1, 401)).tolist(),
-        "variation": norms.variation,
+        "quantiles": np.quantile(filters.norms, np.linspace(0, 1, 401)).tolist(),
+        "variation": filters.variation,
     }
     logits, y = surface.outputs(), chosen.y
     found["calibration"] = asdict(calibration(logits, y))
     found["margins"] = np.quantile(margins(logits, y, of="probabilities"), [0.1, 0.25, 0.5, 0.75, 0.9]).tolist()
+    found["complexity"] = _complexity(trained, s, say)
     say("corruptions")
     clean, versions = corrupted.of(trained, chosen, s.seed)
     cells = {cell: _accuracy(trained, version) for cell, version in versions.items()}
     found["robustness"] = _summary(Robustness(corrupted.origin, _accuracy(trained, clean), cells))
     found["took"] = time.perf_counter() - began
+    return found
+
+
+def _complexity(trained: Trained, s: Settings, say: Say) -> dict[str, Any]:
+    """Return how much noise the network bears on training images, its norms, and bounds if they are asked for."""
+    surface = trained.surface(subset(trained.images.train, s.trained))
+    names = parameter_names(surface)
+    known = all(name in trained.start for name in names)
+    start: Vec | None = None
+    if known:
+        start = [trained.start[name].to(p) for name, p in zip(names, surface.params, strict=True)]
+    count = len(trained.images.train)
+    found: dict[str, Any] = {"norms": asdict(norms(surface, count, start, seed=s.seed))}
+    weights = vec.clone([*surface.params])
+    moved = weights if start is None else vec.add(weights, start, by=-1.0)
+    say("noise that is borne")
+    options: dict[str, Any] = {"draws": s.draws, "steps": s.halvings, "seed": s.seed}
+    sigma = bearable_noise(surface, **options)
+    relative = bearable_noise(surface, noise="magnitude", **options)
+    found["isotropic"] = asdict(complexity(surface, sigma, count, start)) if sigma else None
+    found["magnitude"] = (
+        {"sigma": relative, "start": magnitude_aware(moved, relative, count)} if relative else None
+    )
+    if s.bounds:
+        say("PAC-Bayes bounds")
+        made = bounds(surface, start, draws=DRAWS, seed=s.seed)
+        found["bounds"] = [asdict(bound) | {"vacuous": bound.vacuous} for bound in made]
     return found
 
 
