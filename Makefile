@@ -5,10 +5,10 @@ READY := .venv/.ready
 # apart from the rest: transformers imports torchvision, whose compiled part a torch for processors may not load
 APART := .venv/apart
 
-.PHONY: help demo test test-slow lint types format docs dist clean
+.PHONY: help demo test test-slow lint types faults faults-short format docs site versions dist clean
 
 help:  ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -41,6 +41,12 @@ test: lint types $(APART)/.ready  ## Lint, types and tests
 test-slow: $(READY)  ## The tests that take minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
 
+faults: $(READY)  ## Break it on purpose, all of it: 40 minutes; writes docs/reliability.md
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m faults --write
+
+faults-short: $(READY)  ## Break it on purpose, a few of each
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m faults --short
+
 format: $(READY)  ## Put the code in form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -48,11 +54,17 @@ format: $(READY)  ## Put the code in form
 docs: $(READY)  ## Write the methods' pages from their cards
 	$(BIN)/python docs/make_methods.py
 
+site: $(READY)  ## Build the documentation's site, in site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+versions:  ## Test with the oldest and the newest torch, each in an environment of its own
+	PYTHON=$(PYTHON) tests/versions.sh
+
 dist: $(READY)  ## Build and check the wheel and the source distribution, in dist
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dist]'
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 
-clean:  ## Remove the environment and the demo
-	rm -rf .venv out dist
+clean:  ## Remove the environments, the demo and what was built
+	rm -rf .venv .versions out dist site

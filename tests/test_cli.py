@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,48 @@ def test_a_file_with_a_wrong_key_or_value_is_one_line(capsys, tmp_path):
     ]:
         path.write_text(text)
         assert message in refused(capsys, "compare", "--config", str(path), "--out", str(tmp_path / "out"))
+
+
+LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [{', '.join(9 * [f'*{a}'])}]\n" for a, b in pairwise("abcdefghi"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"batch: " + b"9" * 5000, "parsing it fails"),
+        ("batch: 3".encode("utf-16"), "parsing it fails"),
+        (b"data: null", "data is None in"),
+        (b"data: [1, 2]", "data is [1, 2] in"),
+        (b"track:\n  val: [1, 2]\n  x: 1\n", "track"),
+        (LAUGHS.encode(), "it has more than 10000 values"),
+        (b"data: &a [*a]", "a value holds itself"),
+        (b"data: " + b"[" * 3000, "it is too deep"),
+        (b"- 1", "holds no settings"),
+        (b"", "it is empty"),
+        (b"method: !!python/object/apply:os.system ['touch attacked']", "parsing it fails"),
+    ],
+    ids=["long", "utf-16", "null", "list", "track", "laughs", "itself", "deep", "items", "empty", "program"],
+)
+def test_a_file_made_to_confuse_is_one_line(content, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("study.yaml").write_bytes(content)
+    assert message in refused(capsys, "train", "--plan", "--config", "study.yaml")
+    assert [p.name for p in tmp_path.iterdir()] == ["study.yaml"]
+
+
+def test_a_file_that_names_a_value_twice_is_read(capsys, tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("batch: &n 50\noptim: {lr: 0.1}\ndata: {train: 200, test: *n}\n")
+    assert main(["train", "--plan", "--config", str(path)]) == 0
+    assert "16 steps" not in capsys.readouterr().err
+
+
+def test_too_little_memory_is_one_line(capsys, monkeypatch):
+    def too_much(*_: object) -> None:
+        raise MemoryError("9 TiB")
+
+    monkeypatch.setattr("steppe.engine.load_data", too_much)
+    assert "there is not enough memory (9 TiB)" in refused(capsys, "train", "--plan")
 
 
 def test_an_unwritable_place_is_one_line(capsys, tmp_path):

@@ -311,6 +311,43 @@ def test_a_truncated_checkpoint_is_refused_and_kept(tmp_path, images):
     assert path.exists()
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda t, d: (t, {}),
+        lambda t, d: (t, d | {"epoch": "many"}),
+        lambda t, d: (t, d | {"passes": "x"}),
+        lambda t, d: (t, d | {"optimizer": d["optimizer"] | {"groups": []}}),
+        lambda t, d: (t | {"optimizer.99999.x": torch.ones(2)}, d),
+        lambda t, d: (t | {"generators.noise": torch.zeros(3, dtype=torch.uint8)}, d),
+        lambda t, d: (t, d | {"shards": 3}),
+    ],
+    ids=["empty", "epoch", "passes", "groups", "state", "stream", "shards"],
+)
+def test_a_sound_checkpoint_that_fits_no_run_is_one_line(wrong, tmp_path, images):
+    """Whoever wrote it could make the checksum too."""
+    with pytest.raises(Stop):
+        fit(RUN, tmp_path, images, stop_at(2))
+    path = tmp_path / engine.digest(RUN) / engine.CHECKPOINT
+    saved = checkpoint.read(path)
+    checkpoint.write(path, checkpoint.Checkpoint(*wrong(dict(saved.tensors), saved.data)))
+    with pytest.raises(InputError, match=f"{path}.*; delete it to start this run from its beginning"):
+        fit(RUN, tmp_path, images)
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", '{"status": "ok"}'])
+def test_a_result_or_configuration_that_is_none_is_named(content, tmp_path, images):
+    folder = tmp_path / engine.digest(RUN)
+    folder.mkdir()
+    (folder / engine.CONFIG).write_text(content)
+    with pytest.raises(InputError, match="config.json is damaged.*; delete the folder"):
+        fit(RUN, tmp_path, images)
+    (folder / engine.CONFIG).unlink()
+    (folder / engine.RESULT).write_text(content)
+    with pytest.raises(InputError, match="result.json is damaged.*; delete it, and the run goes on"):
+        fit(RUN, tmp_path, images)
+
+
 def stop_at(epoch: int):
     def listen(progress: engine.Progress) -> None:
         if progress.epoch == epoch:

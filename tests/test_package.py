@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -12,6 +13,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from steppe.config import TRACKERS
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -31,12 +34,20 @@ from steppe import cli, methods, models
 def adapter(name):
     __import__(f"steppe.adapters.{{name}}")
 
+def tracked(name):
+    from steppe import tracking
+    tracking.available([name])
+
 for act in (
     lambda: models.build("torchvision/resnet18", classes=2, channels=3, size=32),
     lambda: models.build("timm/resnet18", classes=2, channels=3, size=32),
+    lambda: adapter("timm"),
     lambda: adapter("hugging_face"),
     lambda: adapter("lightning"),
     lambda: __import__("steppe.tune"),
+    lambda: tracked("tensorboard"),
+    lambda: tracked("wandb"),
+    lambda: tracked("mlflow"),
 ):
     try:
         act()
@@ -50,17 +61,45 @@ print(cli.main(["list"]), cli.main(["tune", "--method", "sam"]))
 
 def test_a_missing_extra_is_named_with_the_command_that_installs_it():
     blocked = {"torchvision", "timm", "transformers", "accelerate", "peft", "lightning", "torchmetrics", "optuna"}
+    blocked |= {"tensorboard", "wandb", "mlflow", "ray", "submitit", "onnx", "onnxscript", "mkdocs"}
     code = BLOCKED.format(blocked=sorted(blocked))
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
-    for line, extra in zip(said, ("vision", "vision", "hf", "lightning", "tune"), strict=False):
+    named = ("vision", "vision", "vision", "hf", "lightning", "tune", "tensorboard", "wandb", "mlflow")
+    for line, extra in zip(said, named, strict=False):
         assert f"pip install 'steppe[{extra}]'" in line, line
         assert extra in PROJECT["optional-dependencies"]
     assert said[-1] == "0 2"
     assert "sam" in done.stdout
     assert "No module named 'optuna'; pip install 'steppe[tune]'" in done.stderr
+
+
+def test_the_core_needs_torch_and_numpy_and_a_second():
+    """Everything else is imported where it is used."""
+    others = {one.partition(">")[0].replace("-", "_").lower() for one in PROJECT["dependencies"]}
+    others = others - {"torch", "numpy"} | {"sklearn", "PIL", "yaml"}
+    code = (
+        BLOCKED.partition("import steppe\n")[0].format(blocked=sorted(others))
+        + "import time, torch\nstart = time.perf_counter()\nimport steppe\nprint(time.perf_counter() - start)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    best = 9.0
+    for _ in range(3):  # the machine may be at work elsewhere
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        best = min(best, float(done.stdout))
+        if best < 1:
+            break
+    assert best < 1
+
+
+def test_every_extra_that_an_error_names_is_there():
+    text = "\n".join(path.read_text() for path in (ROOT / "src/steppe").rglob("*.py"))
+    named = set(re.findall(r"pip install 'steppe\[(\w+)\]'", text)) | set(TRACKERS)
+    assert named <= set(PROJECT["optional-dependencies"])
+    assert {"vision", "hf", "lightning", "tune", "onnx", "cluster"} <= named
 
 
 def test_the_extras_hold_what_their_code_imports():
@@ -70,6 +109,8 @@ def test_the_extras_hold_what_their_code_imports():
     assert named["hf"] == {"transformers", "accelerate", "peft"}
     assert named["lightning"] == {"lightning"}
     assert named["tune"] == {"optuna"}
+    assert named["onnx"] == {"onnx", "onnxscript"}
+    assert all(named[tracker] == {tracker} for tracker in TRACKERS)
     assert named["tune"] <= named["dev"]
     # CI tests with the versions of constraints.txt
     pinned = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
@@ -83,7 +124,8 @@ def test_the_wheel_is_whole_and_works_on_its_own(tmp_path):
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     assert len(list((tmp_path / "dist").glob("*.tar.gz"))) == 1
     names = set(zipfile.ZipFile(wheel).namelist())
-    data = {"py.typed", "report/page.html.j2", "report/page.css", "report/page.js", "report/diagnosis.html.j2"}
+    data = {"py.typed", "report/page.html.j2", "report/page.css", "report/diagnosis.html.j2"}
+    data |= {"report/script/curves.js", "report/parts/results.html.j2"}
     data |= {f"recipes/{path.name}" for path in (ROOT / "src/steppe/recipes").glob("*.yaml")}
     assert {f"steppe/{name}" for name in data} <= names
     assert {f"steppe/{p.relative_to(ROOT / 'src/steppe')}" for p in (ROOT / "src/steppe").rglob("*.py")} <= names

@@ -16,6 +16,7 @@ from steppe.cli import main
 from steppe.config import Data, Optim, Run, Watch
 
 NAMES = [
+    "cifar10-fast",
     "okdph-figure1", "okdph-figures2-5", "okdph-imagenet", "okdph-table3", "okdph-table4-1", "okdph-table4-10",
     "okdph-table4-noisy", "okdph-table5", "okdph-table6", "okdph-table7-1", "okdph-table7-10",
     "okdph-table7-noisy",
@@ -24,7 +25,8 @@ NAMES = [
 ]  # fmt: skip
 every_recipe = pytest.mark.parametrize("name", NAMES)
 NESTED = (("data", Data), ("optim", Optim), ("watch", Watch))
-FIELDS = {f.name for f in dataclasses.fields(Run)} - {"data", "optim", "watch", "method", "model", "dataset", "seed"}
+FIELDS = {f.name for f in dataclasses.fields(Run)} - {"method", "model", "dataset", "seed"}
+FIELDS -= {name for name, _ in NESTED}
 FIELDS |= {f"{part}.{f.name}" for part, cls in NESTED for f in dataclasses.fields(cls)}
 
 

@@ -74,7 +74,14 @@ def tiny(name: str, data: str, model: str, row: str, places: dict[str, str]) -> 
     return reproduce.run(f"{name}:{model}" if wanted == model else name, 1e-6, fixed)[0]
 
 
-_SIZES = {"vgg16-bn": 32, "vgg16-okdph": 32, "vgg16-sadt": 32, "inception-resnet-sadt": 32, "simple-cnn": 24}
+_SIZES = {
+    "cifar10-fast": 12,
+    "vgg16-bn": 32,
+    "vgg16-okdph": 32,
+    "vgg16-sadt": 32,
+    "inception-resnet-sadt": 32,
+    "simple-cnn": 24,
+}
 
 
 def slow(name: str, data: str, model: str, row: str) -> bool:

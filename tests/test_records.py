@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from steppe import records
 from steppe.errors import InputError, RunError
 from steppe.records import append_line, keep_lines, load, read_lines, write_json, write_text
 
@@ -176,3 +177,35 @@ def test_a_result_without_status_is_damaged(tmp_path: Path) -> None:
     write_json(tmp_path / "runs" / "0a" / "result.json", {})
     with pytest.raises(InputError, match="has no status"):
         load(tmp_path)
+
+
+NO_OBJECTS = {
+    "deep": b"[" * 100_000,
+    "list": b"[]",
+    "bytes": b"\xff",
+    "none": b"",
+    "long": b"[%b]" % (b"9" * 5000),
+}
+
+
+@pytest.mark.parametrize("content", NO_OBJECTS.values(), ids=NO_OBJECTS)
+def test_what_is_no_json_object_is_named_with_the_remedy(content, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"{path} is damaged: not a JSON object; do this"):
+        records.read_json(path, "do this")
+    path.unlink()
+    with pytest.raises(InputError, match="x.json is missing; do this"):
+        records.read_json(path, "do this")
+
+
+@pytest.mark.parametrize(("key", "value"), [("status", 3), ("epochs", "many"), ("test", 0.9), ("environment", [])])
+def test_a_result_whose_values_are_of_another_kind_is_damaged(key, value, tmp_path):
+    path = tmp_path / "result.json"
+    sound = {"status": "ok", "message": None, "epochs": 3, "test": {"last": {"accuracy": 0.5}}}
+    records.write_json(path, sound)
+    assert records.read_result(path) == sound
+    records.write_json(path, sound | {key: value})
+    with pytest.raises(InputError, match=f"is damaged: {key} is"):
+        records.read_result(path)
+    assert records.read_result(tmp_path / "none.json") is None

@@ -87,6 +87,8 @@ def opened(path: Path) -> tuple[Checkpoint, str]:
         data = header["data"]
         checksum = _checksum(tensors, data)
         content, expected = json.loads(data), header["sha256"]
+        if not isinstance(content, dict):
+            raise ValueError("its data is no object")
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"checkpoint {path} is damaged ({reason}); {REMEDY}") from None

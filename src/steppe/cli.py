@@ -47,6 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             voice.complain(f"error: {' '.join(str(error).split())}")
             return 2
+        except MemoryError as error:
+            if debug:
+                raise
+            more = f" ({error})" if str(error) else ""
+            voice.complain(f"error: there is not enough memory{more}; ask for less, or free some")
+            return 2
         except KeyboardInterrupt:
             voice.complain(f"stopped; go on with: {shlex.join(['steppe', *argv])}")
             return 130
@@ -76,6 +82,12 @@ def _run(argv: list[str]) -> int:
         given = parser.parse_args(argv)
     except _Usage as usage:
         raise _in_our_words(str(usage), subs.get(argv[0], parser)) from None
+    except InputError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        # the parser fails in its own ways on values of shapes that it does not foresee
+        said = next(iter(str(error).splitlines()), "")[:200]
+        raise InputError(f"the settings cannot be understood ({said}); --help lists them") from error
     return COMMANDS[given.subcommand][1](given[given.subcommand], shlex.join(["steppe", *argv]))
 
 

@@ -23,6 +23,7 @@ Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 Sync = Literal["local", "global"]
 Parallel = Literal["ddp", "fsdp"]
 Normalize = Literal["unit", "standard"]
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 METHODS = ("plain", "repeat-step", "two-step", "gc", "agc", "sam", "sadt-v1", "sadt-v2", "sadt-v3")
 
@@ -49,7 +50,7 @@ class Data:
         test: Test images used, drawn class by class; all of them if not given.
         size: Side in pixels that images are resized to; the data set's own size if not given (digits: 24).
         augment: What is done to each training batch, in the order given: any of flip, crop, resized-crop, jitter,
-            cutout, mixup, cutmix.
+            cutout, rotate, randaugment, mixup, cutmix.
         views: Compositions that take the place of augment, one for each network of a method that trains several
             (and for OKDPH's hybrid), or one for all: plain, crop-flip, crop-flip-rotate, crop-flip-cutout,
             crop-randaugment, crop-autoaugment.
@@ -112,6 +113,7 @@ class Optim:
         warmup_lr: Rate at which the warm-up starts.
         label_smoothing: Share of each target that is spread evenly over all classes in the training loss.
         clip: Largest global L2 norm of a gradient given to the optimizer; none if not given.
+        clip_each: Clip each network or branch of a method of several by its own norm.
     """
 
     name: Optimizer = "adam"
@@ -125,6 +127,7 @@ class Optim:
     warmup_lr: float = 0.0
     min_lr: float = 0.0
     label_smoothing: float = 0.0
+    clip_each: bool = False
 
     def __post_init__(self) -> None:
         _choice("optim.name", self.name, get_args(Optimizer))
@@ -133,6 +136,8 @@ class Optim:
         _positive("optim.weight_decay", self.weight_decay, strict=False)
         _positive("optim.momentum", self.momentum, strict=False)
         _positive("optim.clip", self.clip)
+        if self.clip_each and self.clip is None:
+            raise InputError("optim.clip_each is True and optim.clip is not given; give the largest norm")
         if self.momentum >= 1:
             raise InputError(f"optim.momentum is {self.momentum}; give a number below 1")
         if self.nesterov and not self.momentum:
@@ -208,6 +213,8 @@ class _Common:
         parallel: How several processes share the network: 'ddp' (a replica each) or 'fsdp' (a shard each).
         compile: Compile the network with torch.compile.
         watch: What is looked at while a run trains.
+        track: Where the records are shown as well: any of tensorboard, wandb, mlflow.
+        workers: Processes that make the batches of a run ahead of time; with 0 it makes them itself.
     """
 
     data: Data = field(default_factory=Data)
@@ -224,6 +231,8 @@ class _Common:
     parallel: Parallel = "ddp"
     compile: bool = False
     watch: Watch = field(default_factory=Watch)
+    track: tuple[str, ...] = ()
+    workers: int = 0
 
     def __post_init__(self) -> None:
         _positive("batch", self.batch)
@@ -234,8 +243,11 @@ class _Common:
         _choice("precision", self.precision, get_args(Precision))
         _positive("microbatch", self.microbatch)
         _positive("m", self.m)
+        _positive("workers", self.workers, strict=False)
         _choice("sync", self.sync, get_args(Sync))
         _choice("parallel", self.parallel, get_args(Parallel))
+        for one in self.track:
+            _choice("track", one, TRACKERS)
         if self.parallel == "fsdp" and self.sync != "global":
             raise InputError(
                 f"parallel is 'fsdp' and sync is {self.sync!r}; shards only know the gradient of all processes: "
@@ -318,21 +330,24 @@ class Study(_Common):
 _YOUNGER = {
     "": ("microbatch", "m", "sync", "compile"),
     "data": ("views", "noise", "legacy_share"),
-    "optim": ("nesterov", "warmup", "warmup_lr", "min_lr", "label_smoothing"),
+    "optim": ("nesterov", "warmup", "warmup_lr", "min_lr", "label_smoothing", "clip_each"),
 }
+
+# What changes no number of a run; what is watched comes in only where it is asked for.
+_NO_RESULT = ("parallel", "watch", "track", "workers")
 
 
 def essential(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what tells one run's results from another's, of a configuration as plain data.
 
     How a network is shared out among processes is not part of it, nor is how many there are: a run may go on
-    with another number of them.
+    with another number of them. Nor is where its records are shown, or who makes its batches.
     """
     used = _used(config, _Common, _YOUNGER[""])
     parts = {"data": _used(config["data"], Data, _YOUNGER["data"])}
     parts["optim"] = _used(config["optim"], Optim, _YOUNGER["optim"])
     watch = _used(config.get("watch", {}), Watch, tuple(Watch.__dataclass_fields__))
-    rest = {k: v for k, v in (used | parts).items() if k not in ("parallel", "watch")}
+    rest = {k: v for k, v in (used | parts).items() if k not in _NO_RESULT}
     return rest | ({"watch": watch} if watch else {})
 
 

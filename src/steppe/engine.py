@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from steppe import data, methods, records, team
+from steppe import data, methods, records, team, tracking
 from steppe.config import Run, essential
 from steppe.data.images import DataSet
 from steppe.errors import InputError
@@ -46,6 +47,7 @@ def digest(run: Run) -> str:
 
 def check(run: Run, images: DataSet) -> None:
     """Raise InputError if this run cannot start: its model does not take the images, its batch does not fit."""
+    tracking.available(run.track)
     method = methods.parse(run.method)
     with torch.random.fork_rng():
         net = method.build(lambda: new_model(run, images))
@@ -100,21 +102,28 @@ def fit(run: Run, folder: Path, images: DataSet, listen: Listener = lambda _: No
         held = here.first(lambda: _begin(folder, run))
         if held is not None:
             return held
-        with torch.random.fork_rng(), _threads(run.threads):
+        with torch.random.fork_rng(), _threads(run.threads), _followed(run, folder) as trackers:
             trainer = Trainer(run, folder, images)
             trainer.resume()
+
+            def hear(news: Progress) -> None:
+                if news.val_accuracy is not None:
+                    trackers.follow()
+                listen(news)
+
             try:
-                trainer.train(listen)
+                trainer.train(hear)
                 result = trainer.result()
             except Failed as failure:
                 result = trainer.result(str(failure))
-        here.first(lambda: records.write_json(folder / RESULT, result))
+            here.first(lambda: records.write_json(folder / RESULT, result))
+            trackers.finish(result)
         return result
 
 
-def load_data(run: Run) -> DataSet:
-    """Return the images of a run."""
-    return data.load(run.dataset, run.data)
+def load_data(run: Run, progress: Callable[[int, int], None] | None = None) -> DataSet:
+    """Return the images of a run; ``progress`` as in `steppe.data.load`."""
+    return data.load(run.dataset, run.data, progress=progress)
 
 
 def _check_parts(run: Run, images: int) -> None:
@@ -144,7 +153,8 @@ def _begin(folder: Path, run: Run) -> dict[str, Any] | None:
     """Claim the folder; return the result if the run is finished."""
     _claim(folder, run)
     done = folder / RESULT
-    return _read(done, "delete it, and the run goes on from its checkpoint") if done.exists() else None
+    remedy = "delete it, and the run goes on from its checkpoint"
+    return _read(done, ("status", "message", "test", "epochs", "seconds"), remedy) if done.exists() else None
 
 
 def _claim(folder: Path, run: Run) -> None:
@@ -153,24 +163,34 @@ def _claim(folder: Path, run: Run) -> None:
     path = folder / CONFIG
     content = run.as_dict() | {"resolved": repr(methods.parse(run.method))}
     if path.exists():
-        held = _read(path, f"delete the folder {folder} to start this run anew")
+        remedy = f"delete the folder {folder} to start this run anew"
+        held = _read(path, ("resolved", "data", "optim"), remedy)
+        if not all(isinstance(held[part], dict) for part in ("data", "optim")):
+            raise InputError(f"{path} is damaged: data and optim are no settings; {remedy}")
         if held["resolved"] != content["resolved"] or _plain(held) != _plain(content):
             raise InputError(f"folder {folder} belongs to another configuration; choose another folder")
     else:
         records.write_json(path, content)
 
 
-def _read(path: Path, remedy: str) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except ValueError:
-        raise InputError(f"{path} is damaged; {remedy}") from None
+def _read(path: Path, needed: Iterable[str], remedy: str) -> dict[str, Any]:
+    """Return the object in a file; raises InputError if it is none, or lacks one of the ``needed`` keys."""
+    content = records.read_json(path, remedy)
+    missing = [key for key in needed if key not in content]
+    if missing:
+        raise InputError(f"{path} is damaged: it has no {missing[0]}; {remedy}")
     return content
 
 
 def _plain(config: dict[str, Any]) -> Any:
     """Return a configuration as JSON sees it, without the method's spelling."""
     return json.loads(json.dumps({k: v for k, v in essential(config).items() if k != "method"}))
+
+
+def _followed(run: Run, folder: Path) -> AbstractContextManager[tracking.Following]:
+    """Let the run's trackers follow what the lead records."""
+    about = tracking.About(f"{run.method} seed {run.seed}", folder.name, run.as_dict())
+    return tracking.following(run.track if team.here().lead else (), folder, about)
 
 
 @contextlib.contextmanager

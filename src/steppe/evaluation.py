@@ -32,7 +32,7 @@ def evaluate(method: Method, step: Step, images: Images, normalize: Normalizer) 
     """
     here, net, like = team.here(), step.runtime.net, step.runtime.params[0]
     rows = here.rows(len(images))
-    own = Images(images.x[rows], images.y[rows])
+    own = images.part(rows)
     here.share_buffers(net)
     net.eval()
     sums: dict[str, float] = {}
@@ -43,7 +43,7 @@ def evaluate(method: Method, step: Step, images: Images, normalize: Normalizer) 
                 sums[name] = sums.get(name, 0.0) + value
         # a sharded network is gathered by all processes at once, also by one that has nothing left to look at
         for _ in range(_passes(here.size, len(images)) - math.ceil(len(own) / BATCH)):
-            one = on(Batch(normalize(images.x[:1]), images.y[:1]), like)
+            one = on(Batch(normalize(images.at(slice(0, 1))), images.y[:1]), like)
             for name in _counted(method.outputs(net, step.state, one.x), one.y):
                 sums.setdefault(name, 0.0)
     net.train()

@@ -9,6 +9,8 @@ EXAMPLES = {
   steppe compare --datasets folder:photos --data.size 64 --models torchvision/resnet18
   steppe compare --match gradients                         equal numbers of gradient evaluations
   steppe compare --config study.yaml --seeds 0 1 2 3 4     a file, with one change
+  steppe compare --watch.sharpness 1 --watch.weights 2     sharpness per epoch, trajectories
+  steppe compare --launcher slurm:partition=gpu,gpus_per_node=1   jobs of Slurm; ray:gpus=0.5 for a Ray cluster
   steppe compare recipe=rwp-table2 scale=0.02 --methods plain sam --batch 256 --epochs 20
 
 A comparison that was stopped goes on when the same command is given again; finished runs are kept.""",
@@ -19,8 +21,10 @@ A comparison that was stopped goes on when the same command is given again; fini
   steppe train recipe=rwp-table1:wrn-16-8-rwp scale=0.02 --method rwp --dataset cifar10:PATH
 
 A run that was stopped goes on when the same command is given again.""",
-    "report": """example:
-  steppe report out                                        write the tables and the page anew""",
+    "report": """examples:
+  steppe report out                                        write the tables and the page anew
+  steppe report --live out                                 a page that follows the runs of `steppe compare`
+  steppe report --live out --port 8123                     at an address that stays""",
     "list": """examples:
   steppe list                                              methods: cost, memory, source, a sentence
   steppe list models
@@ -31,11 +35,17 @@ A run that was stopped goes on when the same command is given again.""",
     "bench": """examples:
   steppe bench methods                                     every method's step as a multiple of plain's
   steppe bench methods sam looksam:k=5 saf --model resnet18 --repeats 30
+  steppe bench params sam rwp                              work on parameters alone, beside the usual loops
+  steppe bench data crop+flip cutmix                       what augmentation costs
+  steppe bench end-to-end --model resnet18                 the whole pipeline beside a batch in memory
+  steppe bench scaling                                     how cost grows with parameters, data, classes, runs
   steppe bench store top:32                                SAF's memory for ImageNet, and what compression does""",
     "diagnose": """examples:
   steppe diagnose out                                      sharpness, landscapes, robustness of a comparison
   steppe diagnose out/runs/0123456789ab --seconds 60       one run, with more images
   steppe diagnose out --which best --on train --json
+  steppe diagnose out --bounds                             PAC-Bayes bounds too
+  steppe diagnose out/runs/A out/runs/B --between way      the loss between two networks
 
 What has been measured is kept; a diagnosis that was stopped goes on when the same command is given again.""",
     "export": """examples:

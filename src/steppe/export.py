@@ -22,9 +22,9 @@ from steppe import engine, methods
 from steppe.config import Run
 from steppe.data.images import DataSet
 from steppe.data.loader import Normalizer, evaluation_batches
-from steppe.diagnose.runs import read_run
 from steppe.errors import InputError
 from steppe.evaluation import on
+from steppe.examine.runs import read_run
 from steppe.making import new_model, new_network, new_optimizer
 from steppe.method import Method
 from steppe.records import make_folder, write_json
@@ -46,7 +46,7 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
         RunError: ``out`` cannot be written.
     """
     if onnx and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
-        raise InputError("onnx is not installed; run pip install onnx onnxscript, or leave --onnx out")
+        raise InputError("onnx is not installed; pip install 'steppe[onnx]', or leave --onnx out")
     run = read_run(folder)
     images = engine.load_data(run)
     method = methods.parse(run.method)

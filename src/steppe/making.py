@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 
@@ -20,12 +21,20 @@ from steppe.runtime import Loss
 from steppe.saving import derive
 from steppe.vec import sharded
 
+_SEEN = 5000  # images that layers learn from before training
 _BIG = 0.05  # a part of a network that holds this share of its parameters is sharded on its own
 
 
 def new_model(run: Run, images: DataSet) -> nn.Module:
-    """Return the run's freshly initialised network; draws from the global generator."""
-    return models.build(run.model, classes=len(images.classes), channels=images.channels, size=images.size)
+    """Return the run's freshly initialised network; draws from the global generator.
+
+    Layers that learn from images before training see some of the training images, as the network will see them.
+    """
+    net = models.build(run.model, classes=len(images.classes), channels=images.channels, size=images.size)
+    if models.learns(net):
+        rows = torch.arange(0, len(images.train), math.ceil(len(images.train) / _SEEN))
+        models.learn(net, Normalizer.of(run.data.normalize, images.train)(images.train.at(rows)))
+    return net
 
 
 def new_loader(run: Run, images: DataSet, method: Method | None = None) -> Loader:

@@ -25,6 +25,12 @@ from steppe.errors import InputError, RunError
 
 FORMAT = 1
 Status = Literal["ok", "failed", "unfinished"]
+_NUMBER = (int, float)
+_RESULT: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("status", "message"), (str,)),
+    **dict.fromkeys(("epochs", "steps", "skipped", "seconds", "peak_memory_mb", "parameters"), _NUMBER),
+    **dict.fromkeys(("test", "val", "passes", "environment"), (dict,)),
+}
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,9 @@ def load(folder: Path) -> Comparison:
     try:
         methods = {label: dict(about) for label, about in content["methods"].items()}
         records = [_record(folder, run, methods) for run in content["runs"]]
+        digests = [record.digest for record in records]
+        if len(set(digests)) < len(digests):
+            raise ValueError("it names a run twice")
         data = {name: dict(about) for name, about in content["data"].items()}
         created, command = str(content["created"]), str(content["command"])
         environment, study = dict(content["environment"]), dict(content["study"])
@@ -151,6 +160,32 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [content for content in objects if content is not None]
 
 
+def read_json(path: Path, remedy: str = "remove it and run the command again") -> dict[str, Any]:
+    """Return the object in a JSON file; raises InputError if it is missing, cannot be read or holds no object."""
+    content = _read_json(path, remedy)
+    if content is None:
+        raise InputError(f"{path} is missing; {remedy}")
+    return content
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """Return a run's result, None if there is no such file.
+
+    Raises:
+        InputError: The file cannot be read, or a value in it is not of the kind that a run writes.
+    """
+    content = _read_json(path)
+    if content is None:
+        return None
+    if "status" not in content:
+        raise InputError(f"{path} has no status; remove its folder and run the command again")
+    for key, kinds in _RESULT.items():
+        if not isinstance(content.get(key), (*kinds, type(None))):
+            given = f"{content[key]!r:.40}"
+            raise InputError(f"{path} is damaged: {key} is {given}; remove its folder and run the command again")
+    return content
+
+
 def keep_lines(path: Path, count: int) -> None:
     """Cut a ``.jsonl`` file to its first ``count`` lines, all at once; a missing file counts as empty.
 
@@ -196,9 +231,7 @@ def _record(folder: Path, run: Mapping[str, Any], methods: Mapping[str, Any]) ->
     if method not in methods:
         raise ValueError(f"run {digest} is of method {method!r}, which is not listed")
     home = folder / "runs" / digest
-    result = _read_json(home / "result.json")
-    if result is not None and "status" not in result:
-        raise InputError(f"{home}/result.json has no status; remove its folder and run the command again")
+    result = read_result(home / "result.json")
     model, dataset, seed = str(run["model"]), str(run["dataset"]), int(run["seed"])
     metrics, timing = read_lines(home / "metrics.jsonl"), read_lines(home / "timing.jsonl")
     return Record(digest, method, model, dataset, seed, metrics, timing, result)
@@ -213,14 +246,15 @@ def _read(path: Path) -> bytes | None:
         raise InputError(f"cannot read {path}: {error.strerror}; make sure it can be read") from error
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path, remedy: str = "remove it and run the command again") -> dict[str, Any] | None:
     if (text := _read(path)) is None or (content := _parse(text)) is not None:
         return None if text is None else content
-    raise InputError(f"{path} is damaged: not a JSON object; remove it and run the command again")
+    raise InputError(f"{path} is damaged: not a JSON object; {remedy}")
 
 
 def _parse(text: bytes) -> dict[str, Any] | None:
-    with contextlib.suppress(ValueError):
+    # RecursionError: brackets in brackets, deeper than any record
+    with contextlib.suppress(ValueError, RecursionError):
         content = json.loads(text, parse_constant=lambda _: None)
         return content if isinstance(content, dict) else None
     return None

@@ -133,9 +133,7 @@ def scaled(whole: C, images: int, scale: float, *, least: int = 4, fixed: Collec
     change: dict[str, Any] = {"train": train}
     if whole.data.legacy_share is not None:
         change = {"legacy_share": _legacy(whole) * train / images}
-    return dataclasses.replace(
-        whole, data=dataclasses.replace(whole.data, **change), epochs=epochs, batch=batch
-    )
+    return dataclasses.replace(whole, data=dataclasses.replace(whole.data, **change), epochs=epochs, batch=batch)
 
 
 def _legacy(whole: Run | Study) -> float:

@@ -81,22 +81,36 @@ class Store:
 
     def _resume(self, path: Path) -> dict[str, Any]:
         saved = shards.read(path)
-        if saved.data["digest"] != self.folder.name:
+        try:
+            self._take(saved, path)
+        except InputError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            # sound as a file, and made by another program or version
+            reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+            raise InputError(f"checkpoint {path} does not fit this run ({reason}); {checkpoint.REMEDY}") from error
+        return saved.data
+
+    def _take(self, saved: Checkpoint, path: Path) -> None:
+        data = saved.data
+        if data["digest"] != self.folder.name:
             raise InputError(
-                f"checkpoint {path} belongs to run {saved.data['digest']}; delete it to start this run anew"
+                f"checkpoint {path} belongs to run {data['digest']}; delete it to start this run anew"
             )
+        counts = data["epoch"], data["best"]["epoch"]
+        if not all(isinstance(count, int) and count >= 1 for count in counts):
+            raise ValueError(f"epochs {counts[0]!r} and {counts[1]!r}")
         self._load_weights(saved)
-        checkpoint.unpack_optimizer(self.optimizer, saved.part("optimizer"), saved.data["optimizer"])
+        checkpoint.unpack_optimizer(self.optimizer, saved.part("optimizer"), data["optimizer"])
         self.step.load_state_dict(
             {
-                "method": saved.data["method"],
+                "method": data["method"],
                 "state": self.step.state.state_dict(),
                 "generators": self._own_streams(saved),
-                "passes": saved.data["passes"],
-                "scaler": saved.data.get("scaler", {}),
+                "passes": data["passes"],
+                "scaler": data.get("scaler", {}),
             }
         )
-        return saved.data
 
     def _weights(self) -> dict[str, Tensor]:
         net = checkpoint.prefixed("net", self.net.state_dict())
@@ -141,7 +155,7 @@ class Store:
                 states[name] = saved.tensors[held]
             else:
                 seed = derive(self.seed, f"{name} {number} from step {saved.data['passes']['steps']}")
-                device = self.step.runtime.device
+                device = self.step.runtime.generators()[name].device
                 states[name] = torch.Generator(device=device).manual_seed(seed).get_state()
         return states
 

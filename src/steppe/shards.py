@@ -55,6 +55,8 @@ def read(path: Path) -> Checkpoint:
     index, _ = checkpoint.opened(path)
     if "shards" not in index.data:
         return index
+    if not isinstance(index.data["shards"], dict):
+        raise InputError(f"checkpoint {path} is damaged (its shards have no names); {checkpoint.REMEDY}")
     parts = []
     for name, expected in index.data["shards"].items():
         # the name becomes a path: a damaged or hostile index must not reach outside its folder

@@ -24,6 +24,7 @@ from torch import nn
 from steppe import machine, methods, records, team
 from steppe.batch import Accumulated, Batch
 from steppe.config import Run
+from steppe.data.ahead import prepared
 from steppe.data.images import DataSet, Images
 from steppe.data.loader import Normalizer
 from steppe.evaluation import evaluate, on
@@ -76,6 +77,7 @@ class Trainer:
         self.normalize = Normalizer.of(run.data.normalize, self.images.train, run.data.noise)
         self.method = methods.parse(run.method)
         self.loader = new_loader(run, self.images, self.method)
+        self.batches = prepared(self.loader, run.workers)
         self.net = new_network(run, self.method, self.images)
         model = spread(self.net, run.parallel)
         self.optimizer = new_optimizer(run, self.net)
@@ -84,6 +86,7 @@ class Trainer:
             self.optimizer,
             loss=new_loss(run),
             clip=run.optim.clip,
+            clip_each=run.optim.clip_each,
             precision=run.precision,
             microbatch=run.microbatch,
             m=run.m,
@@ -121,10 +124,12 @@ class Trainer:
         """Train on each batch once, or until the budget is spent; return the epoch's means."""
         own = f" rank {self.team.rank}" if self.team.rank else ""
         torch.manual_seed(derive(self.run.seed, f"dropout {self.epoch}{own}"))
-        loss, correct, count, spoke = 0.0, 0, 0, time.perf_counter()
+        # summed where the network is: reading a number from a GPU would wait for it in every step
+        loss = torch.zeros((), dtype=torch.float64, device=self.step.runtime.device)
+        correct, count, spoke = torch.zeros_like(loss), 0, time.perf_counter()
         lr = self._set_lr()
         clock = time.perf_counter()
-        for number, batch in enumerate(self.loader.epoch(self.epoch)):
+        for number, batch in enumerate(self.batches.epoch(self.epoch)):
             lr = self._set_lr()
             batch = on(batch, self.step.runtime.params[0])
             out = self.step(self._in_parts(batch, number))
@@ -132,20 +137,22 @@ class Trainer:
             if not out.skipped:
                 seen = len(out.logits)  # half of the batch if the method's clean pass is over its first half
                 target = (batch.y.argmax(1) if batch.y.ndim > 1 else batch.y)[:seen]
-                loss += float(out.loss) * seen
-                correct += int((out.logits.argmax(1) == target).sum())
+                loss += out.loss.double() * seen
+                correct += (out.logits.argmax(1) == target).sum()
                 count += seen
             now = time.perf_counter()
             self.seconds, clock = self.seconds + now - clock, now
             self._agree()
             if now - spoke > _SILENCE:
                 spoke = now
-                listen(self._progress(_means(loss, correct, count), started, share_at_start))
+                listen(self._progress(_means(float(loss), float(correct), count), started, share_at_start))
             if self.share >= 1:
                 break
         if self.share >= 1 and self.skipped_in_a_row >= len(self.loader):
             raise self._diverged()
-        return {"lr": lr, **_means(*self.team.sums(loss, correct, count))}
+        sums = float(loss), float(correct), count
+        self.seconds += time.perf_counter() - clock  # a GPU may have been behind
+        return {"lr": lr, **_means(*self.team.sums(*sums))}
 
     def _in_parts(self, batch: Batch, number: int) -> Batch:
         """Return the batch in micro-batches of nearly equal size, as many on every process.

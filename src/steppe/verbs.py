@@ -8,22 +8,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, Namespace
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from steppe import listing, voice
 from steppe.asking import add_recipe, configured
 from steppe.config import Run, Study
 from steppe.errors import InputError
-from steppe.flags import add_fields
+from steppe.flags import ConfigFile, add_fields
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 def _compare_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the settings below")
+    parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the settings below")
     parser.add_argument("--out", type=str, default="out", help="folder of the comparison")
     parser.add_argument("--jobs", type=int, default=0, help="runs at a time; 0: as many as the cores carry")
+    parser.add_argument(
+        "--launcher", type=str, default="local", help="where runs train: local, ray or slurm, with settings"
+    )
     parser.add_argument("--retry", action=ActionYesNo, default=False, help="run failed runs again")
     add_recipe(parser)
     add_fields(parser, Study)
@@ -31,25 +34,30 @@ def _compare_arguments(parser: ArgumentParser) -> None:
 
 def _compare(given: Namespace, command: str) -> int:
     from steppe import compare, machine, team
-    from steppe.compare.live import Display
+    from steppe.compare.live import Decoding, Display
 
     study = configured(_compare_arguments, Study, given, command)
     if given.jobs < 0:
         raise InputError(f"jobs is {given.jobs}; give 0 (as many as fit) or more")
+    launcher = compare.Launcher.parse(given.launcher)
+    cluster = launcher.cluster(Path(given.out))
     console = voice.console()
-    grid = compare.prepare(study, Path(given.out), command, retry=given.retry)
+    with Decoding(console) as progress:
+        grid = compare.prepare(study, Path(given.out), command, retry=given.retry, progress=progress)
     todo = grid.open
     on_gpu = machine.device().type == "cuda"
-    jobs = given.jobs or (1 if on_gpu else max(1, machine.cores() // study.threads))
+    as_many = (1 if on_gpu else max(1, machine.cores() // study.threads)) if launcher.name == "local" else 0
+    jobs = given.jobs or as_many
     kept = len(grid.jobs) - len(todo)
     kept_text = f", {kept} already finished" if kept else ""
     here = team.here()
     at_once = min(jobs, max(len(todo), 1)) if here.size == 1 else f"1 (on {here.size} processes)"
+    at_once = at_once if jobs else f"as many as {launcher.name} carries"
     console.print(f"{len(todo)} runs, {at_once} at a time{kept_text}", highlight=False)
     for method, count in grid.memory.items():
         _tell_memory(method, count, console)
     with Display(len(todo), console) as display:
-        errors = compare.run(grid, jobs, display.listen)
+        errors = compare.run(grid, jobs, display.listen, cluster)
     here.first(lambda: _print_report(grid.out, console))
     for job, message in errors.items():
         voice.complain(f"{job.name}: {message}")
@@ -57,7 +65,7 @@ def _compare(given: Namespace, command: str) -> int:
 
 
 def _train_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the settings below")
+    parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the settings below")
     parser.add_argument("--out", type=str, default="out", help="folder under which the run's own folder is made")
     parser.add_argument("--plan", action=ActionYesNo, default=False, help="say what would happen when, and stop")
     add_recipe(parser)
@@ -66,17 +74,19 @@ def _train_arguments(parser: ArgumentParser) -> None:
 
 def _train(given: Namespace, command: str) -> int:
     from steppe import engine, machine, team
-    from steppe.compare.live import Display
+    from steppe.compare.live import Decoding, Display
 
     run = configured(_train_arguments, Run, given, command)
     machine.keep_freed_memory()
-    images = team.here().in_turn(lambda: engine.load_data(run))
+    console = voice.console()
+    with Decoding(console) as progress:
+        images = team.here().in_turn(lambda: engine.load_data(run, progress))
     engine.check(run, images)
     if given.plan:
         lines = engine.plan(run, images)
         width = max(len(label) for label, _ in lines)
         text = "\n".join(f"{label:<{width}}  {value}" for label, value in lines)
-        voice.console().print(text, highlight=False, markup=False, soft_wrap=True)
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
         return 0
     folder = Path(given.out) / "runs" / engine.digest(run)
 
@@ -84,7 +94,6 @@ def _train(given: Namespace, command: str) -> int:
     class One:
         name: str = f"{run.method} seed {run.seed}"
 
-    console = voice.console()
     _tell_memory(run.method, engine.footprint(run, images), console)
     with Display(1, console) as display:
         result = engine.fit(run, folder, images, lambda news: display.listen(One(), news))
@@ -103,9 +112,23 @@ def _tell_memory(method: str, count: int, console: Console) -> None:
 
 def _report_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("folder", type=str, help="folder of a comparison")
+    parser.add_argument(
+        "--live", action=ActionYesNo, default=False, help="serve a page that follows the runs, to this machine"
+    )
+    parser.add_argument("--port", type=int, default=0, help="live: port of the page; 0: any that is free")
 
 
 def _report(given: Namespace, command: str) -> int:
+    if given.live:
+        from steppe.report import live
+
+        def tell(at: str) -> None:
+            print(f"live report: {at} (Ctrl-C ends it)", flush=True)
+
+        live.serve(Path(given.folder), given.port, tell)
+        return 0
+    if given.port:
+        raise InputError(f"port is {given.port} and there is nothing to serve; add --live")
     _print_report(Path(given.folder), voice.console())
     return 0
 
@@ -113,11 +136,14 @@ def _report(given: Namespace, command: str) -> int:
 def _print_report(folder: Path, console: Console) -> None:
     """Write a comparison's report and show its table and its reading."""
     from steppe import records
-    from steppe.report import page, reading, rows, tables
+    from steppe.report import deploy, page, reading, rows, tables
 
     written = page.write(folder)
-    table = rows.rows(records.load(folder))
+    comparison = records.load(folder)
+    table = rows.rows(comparison)
     console.print(tables.terminal(table))
+    for shown in deploy.terminal(deploy.parts(comparison)):
+        console.print(shown)
     for text in (reading.sentence(table), *reading.remarks(table)):
         console.print(f"\n{text}", highlight=False, markup=False)
     console.print(f"\nreport: {written}", highlight=False, markup=False, soft_wrap=True)
@@ -178,20 +204,25 @@ def _conformance(given: Namespace, command: str) -> int:
 
 def _diagnose_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("folders", type=str, nargs="+", help="folders of comparisons, or of runs")
-    parser.add_argument("--seconds", type=float, default=12.0, help="time for each run; it sets how many images")
+    parser.add_argument("--seconds", type=float, default=8.0, help="time for each run; it sets how many images")
     parser.add_argument("--which", type=Literal["last", "best"], default="last", help="last or best epoch")
     parser.add_argument("--on", type=Literal["val", "train"], default="val", help="images: validation or training")
     parser.add_argument(
-        "--corruptions", type=str, default=None, help="folder of CIFAR-10-C or -100-C; else made here"
+        "--corruptions", type=str, default=None, help="folder of CIFAR-10-C, -100-C or ImageNet-C; else made here"
+    )
+    parser.add_argument("--bounds", action=ActionYesNo, default=False, help="make PAC-Bayes bounds too")
+    parser.add_argument(
+        "--between", type=str, default=None, help="folder for the loss between 2 or 3 runs, or one run's networks"
     )
     parser.add_argument("--again", action=ActionYesNo, default=False, help="measure anew what has been measured")
     parser.add_argument("--json", action=ActionYesNo, default=False, help="print what was found as JSON")
 
 
 def _diagnose(given: Namespace, command: str) -> int:
-    from steppe.diagnose import verb
+    from steppe.examine import verb
 
-    asked = verb.Asked(given.seconds, given.which, given.on, given.again, given.corruptions)
+    more = (given.corruptions, given.bounds, given.between)
+    asked = verb.Asked(given.seconds, given.which, given.on, given.again, *more)
     return verb.run(given.folders, asked, given.json, voice.console())
 
 
@@ -222,16 +253,16 @@ TEAMWORK = ("compare", "train")  # verbs that the processes of a torchrun job do
 
 
 def _bench_arguments(parser: ArgumentParser) -> None:
-    kinds = Literal["methods", "store"]
+    kinds = Literal["methods", "params", "data", "models", "end-to-end", "store", "scaling"]
     parser.add_argument("kind", type=kinds, nargs="?", default="methods", help="what is measured")
     parser.add_argument(
-        "names", type=str, nargs="*", default=[], help="methods, or forms of the store; all if none"
+        "names", type=str, nargs="*", default=[], help="methods, steps of augmentation, networks, forms, axes"
     )
-    parser.add_argument("--model", type=str, default="simple-cnn", help="methods: network")
-    parser.add_argument("--batch", type=int, default=64, help="methods: images per step")
-    parser.add_argument("--size", type=int, default=32, help="methods: side of the images in pixels")
-    parser.add_argument("--steps", type=int, default=5, help="methods: steps per timing")
-    parser.add_argument("--repeats", type=int, default=15, help="methods: timings of each")
+    parser.add_argument("--model", type=str, default="simple-cnn", help="network (params: resnet110)")
+    parser.add_argument("--batch", type=int, default=64, help="images per step")
+    parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
+    parser.add_argument("--steps", type=int, default=5, help="steps per timing")
+    parser.add_argument("--repeats", type=int, default=15, help="timings of each")
     parser.add_argument("--samples", type=int, default=1_281_167, help="store: size of the data set")
     parser.add_argument("--classes", type=int, default=1000, help="store: number of classes")
     parser.add_argument("--past", type=int, default=4, help="store: slots per sample")
@@ -257,7 +288,7 @@ def _bench(given: Namespace, command: str) -> int:
 
 
 def _tune_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the settings below")
+    parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the settings below")
     parser.add_argument("--out", type=str, default="out/tune", help="folder of the search and its runs")
     parser.add_argument(
         "--settings", type=str, nargs="+", default=[], help="what is searched: NAME or NAME=LOW..HIGH"
@@ -290,7 +321,7 @@ COMMANDS: dict[str, Verb] = {
     "report": (_report_arguments, _report, "Write the report of a comparison anew."),
     "list": (_list_arguments, _list, "List methods, models, data sets or recipes."),
     "show": (_show_arguments, _show, "Show the card of a method or a recipe."),
-    "bench": (_bench_arguments, _bench, "Measure what methods cost, side by side."),
+    "bench": (_bench_arguments, _bench, "Measure what things cost, side by side."),
     "tune": (_tune_arguments, _tune, "Choose a method's settings on the validation split, within a budget."),
     "diagnose": (_diagnose_arguments, _diagnose, "Measure what was trained: sharpness, landscapes, robustness."),
     "export": (_export_arguments, _export, "Write the one network that a run deploys as a plain module."),

@@ -85,8 +85,7 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
             seed=self.args.seed,
             **self.bind_with,
         )
-        # whoever calls it has already had the method's step
-        self.optimizer.step = lambda closure=None: None
+        self.optimizer.step, self.optimizer._opt_called = _made_already, True
         if self._saved is not None:
             _load(step, self._saved)
         return step
@@ -106,6 +105,14 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and (Path(checkpoint) / STATE).exists():
             self._saved = Path(checkpoint) / STATE
+
+
+def _made_already(closure: Any = None) -> None:
+    """Whoever calls the optimizer's step has already had the method's."""
+
+
+# or schedulers would take it for a mistake
+_made_already._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
 
 
 def _batch(inputs: dict[str, Any]) -> Batch:

@@ -134,6 +134,7 @@ class MethodOptimizer(torch.optim.Optimizer):
             running.abandon()
             raise InputError(f"{self.method!r} makes more than two passes; use step(closure)")
         self.skipped = running.skipped
+        self._opt_called = True  # for schedulers, which look whether an update came before them
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make a step; ``closure`` clears gradients, runs forward and backward pass, and returns the loss.

@@ -23,25 +23,24 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from steppe.batch import Batch
 from steppe.calling import call
 from steppe.method import descend
-from steppe.methods.dml import DML
+from steppe.mutual import Mutual
 from steppe.peers import views_of
 from steppe.runtime import Out, Runtime
 
 
 @dataclass(frozen=True)
-class AlternatingDML(DML):
-    """Train ``networks`` one after another on the labels and, times ``lam``, towards what the others say by then."""
+class AlternatingDML(Mutual):
+    """Train ``networks`` in turn on the labels and, times ``lam``, towards what the others say by then."""
 
     cost: ClassVar = (4, 2, 2)
 
     def check(self) -> None:
-        """As in DML."""
+        """As all mutual learning; every network is asked before each update."""
         super().check()
         object.__setattr__(self, "cost", (self.networks**2, self.networks, self.networks))
 

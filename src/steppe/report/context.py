@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import datetime
-import re
-from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from steppe.records import Comparison
-from steppe.report import cost, text
+from steppe.report import cost_view, deploy, differences, results
+from steppe.report.cost import Cost
 from steppe.report.reading import CONTROLS, adjusted, remarks, sentences
-from steppe.report.rows import Row, Spread, all_controls, controls_of, groups
+from steppe.report.rows import Row, all_controls, controls_of, groups
 from steppe.report.series import Series
-from steppe.report.style import outline, styles
-from steppe.report.text import plain_text
-from steppe.stats import Difference
+from steppe.report.text import minus, plain_text
 
-_STRIP = 130.0
 _PARTS = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -40,18 +36,36 @@ def header(comparison: Comparison) -> dict[str, Any]:
 
 
 def group(comparison: Comparison, name: tuple[str, str], table: list[Row], drawn: list[Series]) -> dict[str, Any]:
-    """Return the table, the legend and the cost figures of one data set and network."""
+    """Return the tables, the legend and the cost figures of one data set and network."""
     order = list(comparison.methods)
-    limits = _limits([r.difference for r in table if r.difference])
     return {
         "name": plain_text(", ".join(name)),
         "sentences": [minus(s) for s in sentences(table)],
         "remarks": [minus(s) for s in (adjusted(table), *remarks(table)) if s],
-        "rows": [_row(row, order.index(row.method), limits) for row in table],
-        "has_controls": any(row.controls for row in table),
+        "tables": results.tables(comparison, name, table),
         "curves": [(order.index(line.method), plain_text(line.method)) for line in drawn],
-        "costs": [c for kind in get_args(cost.Cost) if (c := _cost(comparison, name, kind))],
+        "costs": [c for kind in get_args(Cost) if (c := cost_view.figure(comparison, name, kind))],
     }
+
+
+def deployable(comparison: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return what methods can deploy, per data set and network that has such methods."""
+    order = list(comparison.methods)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for part in deploy.parts(comparison):
+        own = found.setdefault(plain_text(f"{part.dataset}, {part.model}"), [])
+        first = part.name == deploy.DEPLOYED
+        own.append(
+            {
+                "first": first,
+                "method": plain_text(part.method),
+                "style": order.index(part.method),
+                "name": plain_text(part.name),
+                "kind": " strong" if first else " muted" if part.name == deploy.DIVERSITY else "",
+                "cells": [results.accuracy(s, part.decimals) for s in (part.last, part.best)],
+            }
+        )
+    return list(found.items())
 
 
 def failures(comparison: Comparison) -> list[dict[str, Any]]:
@@ -72,7 +86,7 @@ def failures(comparison: Comparison) -> list[dict[str, Any]]:
 
 def facts(comparison: Comparison) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return the configuration, the environment and the split as lists of terms and values."""
-    study = {k: v for k, v in _flat(comparison.study) if k not in ("methods", "models", "datasets")}
+    study = {k: v for k, v in differences.flat(comparison.study) if k not in ("methods", "models", "datasets")}
     seeds = sorted({r.seed for r in comparison.records})
     study["seeds"] = ", ".join(map(str, seeds))
     split = []
@@ -99,13 +113,14 @@ def changed(comparison: Comparison) -> str:
     return ", ".join(plain_text(name) for name in dict.fromkeys(names))
 
 
-def methods(comparison: Comparison) -> list[dict[str, str]]:
-    """Return each method's sentence, resolved hyper-parameters and controls."""
+def methods(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return each method's sentence, controls and hyper-parameters, those marked in which rows differ."""
+    resolved = differences.of_methods(comparison)
     return [
         {
             "name": plain_text(label),
             "summary": plain_text(about.get("summary") or ""),
-            "resolved": plain_text(about.get("resolved") or ""),
+            "resolved": resolved[label] if about.get("resolved") else [],
             "controls": ", ".join(plain_text(c) for c in controls_of(comparison, label)),
         }
         for label, about in comparison.methods.items()
@@ -119,128 +134,9 @@ def controls(comparison: Comparison) -> list[tuple[str, str]]:
     return [(plain_text(c), plain_text(said).rstrip(".")) for c, said in about.items()]
 
 
-def _row(row: Row, style: int, limits: tuple[float, float]) -> dict[str, Any]:
-    return {
-        "name": plain_text(row.method),
-        "summary": plain_text(row.summary),
-        "style": style,
-        "ok": row.ok,
-        "failed": row.failed,
-        "unfinished": row.unfinished,
-        "last": _accuracy(row.last, row.decimals),
-        "best": _accuracy(row.best, row.decimals),
-        "difference": _difference(row.difference, row),
-        "strip": _strip(row.difference, limits) if row.difference else None,
-        "controls": [(plain_text(name), _difference(d, row)) for name, d in row.controls.items()],
-        "controls_sort": min((d.mean for d in row.controls.values()), default=""),
-        "passes": text.passes(row),
-        "passes_sort": "" if row.backward is None else (row.forward or 0) + row.backward,
-        "ratio": text.ratio(row),
-        "seconds": "" if row.seconds is None else _duration(row.seconds),
-        "seconds_sort": "" if row.seconds is None else row.seconds,
-        "memory": text.NONE if row.memory is None else f"{row.memory:,.0f} MB",
-        "memory_sort": "" if row.memory is None else row.memory,
-    }
-
-
-def _accuracy(value: Spread | None, decimals: int) -> dict[str, Any]:
-    if value is None:
-        return {"mean": text.NONE, "std": "", "sort": ""}
-    std = "" if value.std is None else text.number(value.std, decimals)
-    return {"mean": text.number(value.mean, decimals), "std": std, "sort": value.mean}
-
-
-def _difference(value: Difference | None, row: Row) -> dict[str, Any] | None:
-    if value is None:
-        return None
-    shown = minus(text.interval(value, row.decimals)) if value.low is not None else "(no interval)"
-    return {
-        "mean": minus(text.number(value.mean, row.decimals, sign=True)),
-        "interval": shown if value.n in (row.ok, 1) else f"{shown} n={value.n}",
-        "strong": value.separates,
-        "sort": value.mean,
-    }
-
-
-def _limits(found: list[Difference]) -> tuple[float, float]:
-    """Return the ends of the interval strips; one very wide interval does not flatten all others."""
-    widest = max(1.0, 2.5 * max((abs(d.mean) for d in found), default=0.0))
-    ends = [v for d in found for v in (d.mean, d.low, d.high) if v is not None]
-    return max(-widest, min([*ends, -0.1])), min(widest, max([*ends, 0.1]))
-
-
-def _strip(value: Difference, limits: tuple[float, float]) -> dict[str, float | None]:
-    def x(v: float) -> float:
-        share = (v - limits[0]) / (limits[1] - limits[0])
-        return round(5 + (_STRIP - 10) * min(max(share, -0.03), 1.03), 1)
-
-    ends = (None, None) if value.low is None or value.high is None else (x(value.low), x(value.high))
-    return {"zero": x(0.0), "mean": x(value.mean), "low": ends[0], "high": ends[1]}
-
-
-def _cost(comparison: Comparison, name: tuple[str, str], kind: cost.Cost) -> dict[str, Any] | None:
-    placed = cost.layout(comparison, name, kind)
-    if placed is None:
-        return None
-    order, look = list(comparison.methods), styles(comparison)
-
-    def x(v: float) -> float:
-        return round(46 + 906 * (v - placed.x[0]) / (placed.x[1] - placed.x[0]), 1)
-
-    def y(v: float) -> float:
-        return round(386 - 374 * (v - placed.y[0]) / (placed.y[1] - placed.y[0]), 1)
-
-    points = []
-    for p in placed.points:
-        std = p.accuracy.std
-        points.append(
-            {
-                "style": order.index(p.method),
-                "name": plain_text(p.method),
-                "mark": outline(look[p.method].marker or "o"),
-                "about": f"{plain_text(p.method)}: {text.spread(p.accuracy, 2)} %, {p.cost:,.0f} {kind}",
-                "x": x(p.x),
-                "y": y(p.accuracy.mean),
-                "low": y(p.accuracy.mean - std) if std else None,
-                "high": y(p.accuracy.mean + std) if std else None,
-                "label_x": x(p.label_x),
-                "label_y": y(p.label_y),
-            }
-        )
-    return {
-        "kind": kind,
-        "title": cost.TITLES[kind],
-        "label": f"Test accuracy against {cost.TITLES[kind].lower()}, {plain_text(', '.join(name))}",
-        "points": points,
-        "x_ticks": [{"at": x(t), "text": f"{t:,g}"} for t in placed.x_ticks],
-        "y_ticks": [{"at": y(t), "text": f"{t:g}"} for t in placed.y_ticks],
-    }
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list | tuple):
-            yield f"{prefix}{key}", ", ".join(map(str, value)) or "none"
-        else:
-            yield f"{prefix}{key}", "none" if value is None else str(value)
-
-
 def _date(created: str) -> str:
     try:
         day = datetime.datetime.fromisoformat(created)
     except ValueError:
         return created
     return f"{day.day} {day:%B %Y}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def minus(shown: str) -> str:
-    """Return the text with true minus signs before its numbers."""
-    return re.sub(r"(?<![\w-])-(?=\d)", "\N{MINUS SIGN}", shown)

@@ -28,9 +28,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Layout:
-    """The points, the limits of both axes and their ticks."""
+    """The points, those on the Pareto front by rising cost, the limits of both axes and their ticks."""
 
     points: list[Point]
+    front: list[Point]
     x: tuple[float, float]
     y: tuple[float, float]
     x_ticks: list[float]
@@ -59,7 +60,31 @@ def layout(comparison: Comparison, group: tuple[str, str], cost: Cost, gap: floa
     for column in _columns(known, 0.1 * span):
         points += _placed(column, y, gap, 0.014 * span)
     ticks = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
-    return Layout(points, x, y, _inside(ticks, (x[0], max(costs_only) + 0.15 * span)), _inside(ticks, y))
+    x_ticks = _inside(ticks, (x[0], max(costs_only) + 0.15 * span))
+    return Layout(points, front(points), x, y, x_ticks, _inside(ticks, y))
+
+
+def front(points: list[Point]) -> list[Point]:
+    """Return the points that no other dominates, by rising cost: the Pareto front of mean accuracy and mean cost.
+
+    A point is dominated if another costs at most as much and is at least as accurate, and differs from it.
+    """
+
+    def dominates(a: Point, b: Point) -> bool:
+        (cost, mean), (other_cost, other_mean) = ((p.cost, p.accuracy.mean) for p in (a, b))
+        return cost <= other_cost and mean >= other_mean and (cost, mean) != (other_cost, other_mean)
+
+    return sorted((p for p in points if not any(dominates(q, p) for q in points)), key=lambda p: p.cost)
+
+
+def stairs(on_front: list[Point]) -> list[tuple[float, float]]:
+    """Return the corners of the line that the front draws: flat until something costlier is more accurate."""
+    corners: list[tuple[float, float]] = []
+    for point in on_front:
+        if corners:
+            corners.append((point.x, corners[-1][1]))
+        corners.append((point.x, point.accuracy.mean))
+    return corners
 
 
 def _cost(comparison: Comparison, row: Row, cost: Cost) -> float | None:

@@ -63,7 +63,8 @@ def accuracy_cost(comparison: Comparison, cost: _cost.Cost = "gradients") -> Fig
     """Return test accuracy after the last epoch against the cost of a run, one point per method.
 
     The cost is gradient evaluations (backward passes) or training seconds, the mean over seeds. Bars are
-    the sample standard deviation over seeds. Methods of equal cost stand side by side.
+    the sample standard deviation over seeds. Methods of equal cost stand side by side. The stepped line is
+    the Pareto front (see ``steppe.report.cost.front``).
     """
     found = groups(comparison) or [("", "")]
     figure = Figure(figsize=(8, 4.8 * len(found)), layout="constrained")
@@ -75,6 +76,8 @@ def accuracy_cost(comparison: Comparison, cost: _cost.Cost = "gradients") -> Fig
         dress(panel, _cost.TITLES[cost], title + (f"\n{', '.join(group)}" if len(found) > 1 else ""))
         if placed is None:
             continue
+        corners = _cost.stairs(placed.front)
+        panel.plot(*zip(*corners, strict=True), color=FAINT, linewidth=2.5, zorder=1)
         for point in placed.points:
             style = look[point.method]
             panel.errorbar(

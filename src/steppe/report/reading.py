@@ -87,6 +87,19 @@ def _versus_controls(done: list[Row], best: Row) -> str:
     return f"Against its {word}, {_name(row)} is {'; '.join(parts)}."
 
 
+def on_front(methods: list[str], count: int, cost: str) -> str:
+    """Return which of ``count`` methods are on the Pareto front of accuracy and cost."""
+    names = _list([text.plain_text(m) for m in methods])
+    if count == 1:
+        return f"{names} stands alone."
+    others = count - len(methods)
+    said = [f"On the Pareto front of mean test accuracy and {cost}: {names}."]
+    if others:
+        rest = "the other" if others == 1 else f"each of the other {others}"
+        said.append(f"For {rest} there is one that costs no more and is at least as accurate.")
+    return " ".join([*said, "The front is drawn through means; neighbours on it need not separate."])
+
+
 def adjusted(rows: list[Row]) -> str:
     """Return what is left of one table's differences after Holm's adjustment; nothing without intervals."""
     p = [d.p for row in rows for d in (row.difference, *row.controls.values()) if d and d.p is not None]

@@ -35,6 +35,8 @@ class Row:
         unfinished: Seeds without a result yet.
         last: Test accuracy after the last epoch, in percent.
         best: Test accuracy after the epoch of highest validation accuracy, in percent.
+        best_of_all: The largest test accuracy of any network, branch or ensemble at any epoch, in percent: no fair
+            number, as nothing can choose it without the test images. None unless every epoch was tested.
         forward: Forward passes per batch.
         backward: Backward passes per batch.
         updates: Optimizer updates per batch.
@@ -56,6 +58,7 @@ class Row:
     unfinished: int = 0
     last: Spread | None = None
     best: Spread | None = None
+    best_of_all: Spread | None = None
     forward: float | None = None
     backward: float | None = None
     updates: float | None = None
@@ -95,6 +98,20 @@ def chosen(comparison: Comparison, group: tuple[str, str], method: str) -> list[
     return [r for r in comparison.records if (r.dataset, r.model) == group and r.method == method]
 
 
+def best_of_all(record: Record) -> float | None:
+    """Return the largest test accuracy of a run at any epoch, of anything it could deploy, in percent.
+
+    None for a run that did not look at the test images after each epoch (``watch.test``).
+    """
+    found = [
+        float(part["accuracy"])
+        for line in record.metrics
+        for part in ({"accuracy": line.get("test_accuracy")}, *(line.get("test_outputs") or {}).values())
+        if part.get("accuracy") is not None
+    ]
+    return 100 * max(found) if found else None
+
+
 def rows(comparison: Comparison) -> list[Row]:
     """Summarise a comparison: one row per data set, network and method, in that order.
 
@@ -129,8 +146,9 @@ def _row(comparison: Comparison, group: tuple[str, str], method: str, every: lis
         ok=statuses.count("ok"),
         failed=statuses.count("failed"),
         unfinished=statuses.count("unfinished"),
-        last=_spread(_accuracy(r, "last") for r in results.values()),
-        best=_spread(_accuracy(r, "best") for r in results.values()),
+        last=spread(_accuracy(r, "last") for r in results.values()),
+        best=spread(_accuracy(r, "best") for r in results.values()),
+        best_of_all=spread(best_of_all(r) for r in records if r.status == "ok"),
         forward=_mean(_passes(r, "forward") for r in results.values()),
         backward=_mean(_passes(r, "backward") for r in results.values()),
         updates=_mean(_passes(r, "updates") for r in results.values()),
@@ -157,32 +175,29 @@ def _passes(result: Mapping[str, Any], which: str) -> float | None:
     return (result.get("passes") or {}).get(which)
 
 
-def _spread(values: Iterable[float | None]) -> Spread | None:
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """Return the mean, deviation and count of the values that are known; None if none is."""
     known = [v for v in values if v is not None]
     return Spread(*mean_std(known), len(known)) if known else None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    spread = _spread(values)
-    return spread.mean if spread else None
+    found = spread(values)
+    return found.mean if found else None
 
 
-def _paired(
-    a: Mapping[int, Mapping[str, Any]], b: Mapping[int, Mapping[str, Any]]
-) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    return [(a[seed], b[seed]) for seed in a if seed in b]
+def paired(a: Mapping[int, float | None], b: Mapping[int, float | None]) -> Difference | None:
+    """Return the mean difference of ``a - b`` over the seeds that have a value in both; None without any."""
+    known = [(x, y) for seed, x in a.items() if x is not None and (y := b.get(seed)) is not None]
+    return paired_difference([x for x, _ in known], [y for _, y in known]) if known else None
 
 
 def _difference(a: Mapping[int, Mapping[str, Any]], b: Mapping[int, Mapping[str, Any]]) -> Difference | None:
-    both = [(_accuracy(x, "last"), _accuracy(y, "last")) for x, y in _paired(a, b)]
-    known = [(x, y) for x, y in both if x is not None and y is not None]
-    if not known:
-        return None
-    return paired_difference([x for x, _ in known], [y for _, y in known])
+    return paired(*({seed: _accuracy(r, "last") for seed, r in runs.items()} for runs in (a, b)))
 
 
 def _ratio(a: Mapping[int, Mapping[str, Any]], b: Mapping[int, Mapping[str, Any]]) -> float | None:
-    both = [(x.get("seconds"), y.get("seconds")) for x, y in _paired(a, b)]
+    both = [(a[seed].get("seconds"), b[seed].get("seconds")) for seed in a if seed in b]
     known = [(x, y) for x, y in both if x is not None and y is not None]
     below = sum(y for _, y in known)
     return sum(x for x, _ in known) / below if below else None

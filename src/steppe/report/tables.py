@@ -33,6 +33,7 @@ _COLUMNS = (
     _Column("seeds", text.seeds),
     _Column("last epoch, %", lambda r: text.spread(r.last, r.decimals)),
     _Column("best val., %", lambda r: text.spread(r.best, r.decimals), 4),
+    _Column(f"{text.BEST_OF_ALL}, %", lambda r: text.spread(r.best_of_all, r.decimals), 3),
     _Column("minus plain", lambda r: _marked(r.difference, r)),
     _Column("passes", text.passes, 3),
     _Column("seconds", lambda r: text.number(r.seconds, 1), 1),
@@ -53,10 +54,7 @@ def terminal(rows: list[Row]) -> RenderableType:
 def markdown(rows: list[Row]) -> str:
     """Return one Markdown table per data set and network; differences away from 0 are bold."""
 
-    def cell(value: str) -> str:
-        for character in "\\|<>`*_[]":
-            value = value.replace(character, "\\" + character)
-        return value
+    cell = text.markdown_cell
 
     def strong(difference: Difference | None, row: Row) -> str:
         shown = text.difference(difference, row.decimals, row.ok)
@@ -64,17 +62,20 @@ def markdown(rows: list[Row]) -> str:
 
     out: list[str] = []
     for title, group in _grouped(rows):
-        shown = [c for c in _COLUMNS if c.title != "minus plain"]
+        columns = _columns(rows)
+        at = [c.title for c in columns].index("minus plain")
+        shown = columns[:at] + columns[at + 1 :]
         heads = [c.title for c in shown]
-        heads[4:4] = ["minus plain", "minus control"]
+        heads[at:at] = ["minus plain", "minus control"]
         out += [f"### {cell(title)}", "", _line(heads), _line(["---"] + ["---:"] * (len(heads) - 1))]
         for row in group:
             cells = [cell(c.cell(row)) for c in shown]
             against = [f"{cell(text.plain_text(n))} {strong(d, row)}" for n, d in row.controls.items()]
-            cells[4:4] = [strong(row.difference, row), "<br>".join(against) or text.NONE]
+            cells[at:at] = [strong(row.difference, row), "<br>".join(against) or text.NONE]
             out.append(_line(cells))
         out.append("")
-    return "\n".join([*out, text.NOTES[0], "Bold: the interval excludes 0." + _UNADJUSTED, ""])
+    notes = [text.NOTES[0], "Bold: the interval excludes 0." + _UNADJUSTED, *_about_best_of_all(rows)]
+    return "\n".join([*out, *notes, ""])
 
 
 def csv(rows: list[Row]) -> str:
@@ -83,15 +84,16 @@ def csv(rows: list[Row]) -> str:
     file = io.StringIO()
     writer = _csv.writer(file, lineterminator="\n")
     heads = ["dataset", "model", "method", "n", "failed", "unfinished"]
-    heads += [f"test_{which}_{part}" for which in ("last", "best_val") for part in ("mean", "std")]
+    accuracies = ["last", "best_val", *(["best_of_all"] if _watched(rows) else [])]
+    heads += [f"test_{which}_{part}" for which in accuracies for part in ("mean", "std")]
     heads += ["forward", "backward", "updates", "seconds", "time_ratio", "peak_memory_mb"]
     for name in ["plain", *controls]:
-        heads += [f"minus_{_inert(name)}{part}" for part in ("", "_low", "_high", "_n", "_p")]
+        heads += [f"minus_{text.inert(name)}{part}" for part in ("", "_low", "_high", "_n", "_p")]
     writer.writerow(heads)
     for row in rows:
-        cells: list[object] = [_inert(c) for c in (row.dataset, row.model, row.method)]
+        cells: list[object] = [text.inert(c) for c in (row.dataset, row.model, row.method)]
         cells += [row.ok, row.failed, row.unfinished]
-        for value in (row.last, row.best):
+        for value in (row.last, row.best, row.best_of_all)[: len(accuracies)]:
             cells += [value.mean, value.std] if value else [None, None]
         cells += [row.forward, row.backward, row.updates, row.seconds, row.time_ratio, row.memory]
         for d in [row.difference, *(row.controls.get(name) for name in controls)]:
@@ -114,22 +116,37 @@ def latex(rows: list[Row]) -> str:
 
     for title, group in _grouped(rows):
         names = list(dict.fromkeys(name for row in group for name in row.controls))
-        heads = ["Method", "Seeds", "Last epoch, %", "Best val., %", "Minus plain"]
+        columns = _columns(rows)
+        columns = columns[: [c.title for c in columns].index("minus plain")]
+        heads = [_tex(c.title[0].upper() + c.title[1:]) for c in columns] + ["Minus plain"]
         heads += [f"Minus {_tex(text.plain_text(name))}" for name in names] + ["Passes", "Time"]
         out += [f"% {text.plain_text(title)}", rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule"]
         out += [" & ".join(heads) + r" \\", r"\midrule"]
         for row in group:
-            cells = [_tex(c.cell(row)) for c in _COLUMNS[:4]] + [muted(row.difference, row)]
+            cells = [_tex(c.cell(row)) for c in columns] + [muted(row.difference, row)]
             cells += [muted(row.controls.get(name), row) for name in names]
             cells += [_tex(text.passes(row)), _tex(text.ratio(row))]
             out.append(" & ".join(cells) + r" \\")
         out += [r"\bottomrule", r"\end{tabular}", ""]
     notes = f"{text.NOTES[0]} Grey: the interval contains 0, or there is none.{_UNADJUSTED}"
-    return "\n".join([*out, f"% {notes}", ""])
+    return "\n".join([*out, *(f"% {note}" for note in (notes, *_about_best_of_all(rows))), ""])
 
 
 _PASSES = "Best val.: at the best validation epoch. Passes: forward / backward / updates per batch."
 _UNADJUSTED = " Intervals are not adjusted for several comparisons."
+
+
+def _watched(rows: list[Row]) -> bool:
+    return any(row.best_of_all is not None for row in rows)
+
+
+def _columns(rows: list[Row]) -> list[_Column]:
+    best_of_all = f"{text.BEST_OF_ALL}, %"
+    return [c for c in _COLUMNS if c.title != best_of_all or _watched(rows)]
+
+
+def _about_best_of_all(rows: list[Row]) -> list[str]:
+    return [f"{text.BEST_OF_ALL.capitalize()}: {text.ABOUT_BEST_OF_ALL}"] if _watched(rows) else []
 
 
 class _Terminal:
@@ -145,18 +162,19 @@ class _Terminal:
             return value.encode("ascii", "replace").decode() if ascii_only else value
 
         left_out: list[str] = []
+        every = _columns(self.rows)
         for title, group in _grouped(self.rows):
             for least in range(5):
-                columns = [c for c in _COLUMNS if not 0 < c.left_out_first <= least]
+                columns = [c for c in every if not 0 < c.left_out_first <= least]
                 table = _table(title, group, columns, plain)
                 if Measurement.get(console, options.update(width=1000), table).maximum <= options.max_width:
                     break
-            gone = [c.title for c in _COLUMNS if c not in columns]
+            gone = [c.title for c in every if c not in columns]
             left_out = gone if len(gone) > len(left_out) else left_out
             yield table
             if any(row.controls for row in group):
                 yield _controls(group, plain)
-        notes = [*text.NOTES, _PASSES]
+        notes = [*text.NOTES, _PASSES, *_about_best_of_all(self.rows)]
         if left_out:
             notes.append(f"Left out at this width: {', '.join(left_out)}.")
         yield Text(plain("\n".join(notes)), style="dim")
@@ -217,12 +235,6 @@ def _grouped(rows: list[Row]) -> list[tuple[str, list[Row]]]:
 
 def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _inert(name: str) -> str:
-    """Return a name that no spreadsheet takes for a formula."""
-    name = text.plain_text(name)
-    return f"'{name}" if name.startswith(("=", "+", "-", "@")) else name
 
 
 def _tex(value: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from steppe.report.rows import Row, Spread
 from steppe.stats import Difference
 
@@ -12,6 +14,11 @@ NOTES = (
     "Accuracies are in percent, mean ± sample standard deviation over n seeds; differences are in percentage "
     "points, paired by seed, after the last epoch, with their 95 % interval.",
     f"{MARK} the interval excludes 0. Intervals are not adjusted for several comparisons.",
+)
+BEST_OF_ALL = "best of all"
+ABOUT_BEST_OF_ALL = (
+    "the largest test accuracy of any network, branch or ensemble at any epoch, as several papers report; "
+    "nothing is chosen by it here."
 )
 
 
@@ -72,6 +79,24 @@ def ratio(row: Row) -> str:
 def plain_text(value: object) -> str:
     """Return a name or message in one line, without characters that steer a terminal or break a file."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+
+
+def minus(shown: str) -> str:
+    """Return the text with true minus signs before its numbers."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "\N{MINUS SIGN}", shown)
+
+
+def markdown_cell(value: str) -> str:
+    """Return text that stays in its cell of a Markdown table and marks nothing up."""
+    for character in "\\|<>`*_[]":
+        value = value.replace(character, "\\" + character)
+    return value
+
+
+def inert(name: str) -> str:
+    """Return a name that no spreadsheet takes for a formula."""
+    name = plain_text(name)
+    return f"'{name}" if name.startswith(("=", "+", "-", "@")) else name
 
 
 def _short(value: float | None) -> str:

@@ -1,0 +1,82 @@
+"""The campaign: every class with its planted defects, two at a time, and the table."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+
+from faults import table
+from faults.command import ROOT, environment
+from faults.outcome import Case, Faults, Row, Where, caught, summed
+
+LIMIT = 2400.0  # seconds after which a class that hangs is ended
+
+
+def tried(name: str, count: int, plant: str | None = None) -> tuple[list[Case], float]:
+    """Run a class in a process of its own; return its cases and the processor's seconds."""
+    scratch = Path(tempfile.mkdtemp(prefix=f"faults-{name}-")).resolve()
+    words = [sys.executable, "-m", "faults.work", name, str(count), str(scratch), *([plant] if plant else [])]
+    try:
+        done = subprocess.run(
+            words, env=environment(Where(scratch)), capture_output=True, text=True, timeout=LIMIT, cwd=scratch
+        )
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    said = [json.loads(line) for line in lines]
+    cases = [Case(**content) for content in said if "cpu" not in content]
+    if done.returncode:
+        # a class that breaks off has not shown what it is there to show
+        cases.append(Case(f"{name} itself", "traceback", "".join(done.stderr.splitlines()[-1:])))
+    return cases, sum(content.get("cpu", 0.0) for content in said)
+
+
+def row(name: str, short: bool, command: str) -> Row:
+    """Run a class, then each of its planted defects on a few cases."""
+    faults: Faults = importlib.import_module(f"faults.{name}")
+    began = time.monotonic()
+    cases, cpu = tried(name, faults.SHORT if short else faults.FULL)
+    held = summed(name, faults.TITLE, command, cases, time.monotonic() - began, cpu)
+    seen = {plant: caught(tried(name, faults.FEW, plant)[0]) for plant in faults.PLANTED}
+    return replace(held, planted={f"{plant}: {faults.PLANTED[plant]}": how for plant, how in seen.items()})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m faults", description="Break steppe on purpose.")
+    parser.add_argument(
+        "classes", nargs="*", metavar="CLASS", help=f"{', '.join(table.ORDER)}; all if none is named"
+    )
+    parser.add_argument("--short", action="store_true", help="a few of each")
+    parser.add_argument("--write", action="store_true", help="put the rows into docs/reliability.md")
+    given = parser.parse_args(arguments)
+    if unknown := sorted(set(given.classes) - set(table.ORDER)):
+        parser.error(f"unknown class {unknown[0]!r}; choose of {', '.join(table.ORDER)}")
+    chosen, writing = given.classes or list(table.ORDER), Lock()
+
+    def work(name: str) -> Row:
+        words = ["python -m faults", name, *(["--short"] if given.short else [])]
+        found = row(name, given.short, " ".join(words))
+        print(table.line(found), *found.failures, sep="\n  ", flush=True)
+        if given.write:
+            with writing:
+                table.keep([found], ROOT / "docs")
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        rows = list(pool.map(work, chosen))
+    return 0 if all(r.holds for r in rows) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,101 @@
+"""The ``steppe`` command, in this process or in one of its own, and what is promised of how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from faults.guard import Guard
+from faults.outcome import Case, Where
+
+ROOT = Path(__file__).parents[2]
+PLANT = "FAULTS_PLANT"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Exit code and words of a command; ``outside`` is what it wrote where it may not."""
+
+    code: int
+    err: str
+    outside: tuple[str, ...] = ()
+
+
+def here(guard: Guard, arguments: Sequence[str], *allowed: Path) -> Ended:
+    """Run a command in this process, which may write below the ``allowed`` places only."""
+    from steppe.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), guard.watching(*allowed) as seen:
+        try:
+            code = main(list(arguments))
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        except BaseException:
+            code = 1
+            err.write(traceback.format_exc())
+    return Ended(code, err.getvalue(), tuple(seen))
+
+
+def program(where: Where, *arguments: str) -> list[str]:
+    """Return the words that start the command; with a planted defect it is put in first."""
+    module = "steppe" if where.plant is None else "faults.broken"
+    return [sys.executable, "-m", module, *arguments]
+
+
+def environment(where: Where, more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment of a command whose home and temporary files are in the scratch folder."""
+    home = where.scratch / "home"
+    (home / "tmp").mkdir(parents=True, exist_ok=True)
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
+    own = {"HOME": str(home), "TMPDIR": str(home / "tmp"), "STEPPE_CACHE": str(home / "cache"), "COLUMNS": "120"}
+    own |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
+    own |= {"MPLCONFIGDIR": str(home / "mpl")}
+    own |= {PLANT: where.plant} if where.plant else {}
+    return os.environ | own | dict(more or {})
+
+
+def alone(
+    where: Where,
+    arguments: Sequence[str],
+    cwd: Path,
+    *,
+    more: Mapping[str, str] | None = None,
+    timeout: float = 300,
+) -> Ended:
+    """Run a command in a process of its own."""
+    done = subprocess.run(
+        program(where, *arguments),
+        cwd=cwd,
+        env=environment(where, more),
+        capture_output=True,
+        text=True,
+        errors="backslashreplace",
+        timeout=timeout,
+    )
+    return Ended(done.returncode, done.stderr)
+
+
+def judged(name: str, ended: Ended, *, codes: tuple[int, ...] = (2,), says: Sequence[str] = ()) -> Case:
+    """Judge how a command ended: code 0 silently, else one line that begins as promised; ``says`` is in it."""
+    if ended.outside:
+        return Case(name, "outside", "; ".join(ended.outside[:3]))
+    lines = ended.err.splitlines()
+    last = lines[-1][:200] if lines else ""
+    if "Traceback (most recent call last)" in ended.err:
+        return Case(name, "traceback", last)
+    if ended.code not in codes:
+        return Case(name, "lost" if ended.code >= 0 else "traceback", f"exit code {ended.code}: {last}")
+    if ended.code == 0:
+        return Case(name, "held") if not lines else Case(name, "traceback", f"said {last}")
+    if len(lines) != 1 or (ended.code == 2 and not last.startswith("steppe: error: ")):
+        return Case(name, "traceback", f"{len(lines)} lines, the last {last!r}")
+    missing = [word for word in says if word not in ended.err]
+    return Case(name, "lost", f"{missing} not in {last!r}") if missing else Case(name, "held")

@@ -1,0 +1,222 @@
+"""SIGKILL at random moments of every command that trains or measures; what goes on ends with the same bits.
+
+The sleeps choose the moment of a kill, as a share of the undisturbed duration; nothing is waited for with them,
+so a wrong guess kills earlier or later and hides nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from faults.broken import says
+from faults.command import environment, program
+from faults.outcome import Case, Where
+from faults.runs import TINY, different, every
+
+TITLE = "SIGKILL at random moments"
+FULL, SHORT, FEW = 200, 12, 6
+PLANTED = says("fresh-noise")
+PATIENCE = 240  # seconds for one command
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command to be killed: its words, who dies, what it ends with, the share of all kills that it gets."""
+
+    name: str
+    words: tuple[str, ...]
+    victims: tuple[str, ...]
+    ended: Callable[[Path], dict[str, Any]]
+    share: float
+    launcher: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+
+SEVERAL = (
+    "compare",
+    "--methods",
+    "plain",
+    "sadt-v1",
+    "sam",
+    "--seeds",
+    "0",
+    "--epochs",
+    "5",
+    "--jobs",
+    "2",
+    *TINY,
+)
+TOGETHER = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "0")
+
+
+def measured(out: Path) -> dict[str, Any]:
+    """Return what was measured of every run and of all together, without times."""
+    found = {str(p.relative_to(out)): json.loads(p.read_text()) for p in sorted(out.rglob("diagnosis*.json"))}
+    found |= {str(p.relative_to(out)): json.loads(p.read_text()) for p in sorted(out.glob("*.json"))}
+    for content in found.values():
+        for varying in ("took", "created", "command", "about"):
+            content.pop(varying, None)
+    return {name: content for name, content in found.items() if name != "compare.json"}
+
+
+def jobs() -> list[Job]:
+    train = ("train", "--method", "sadt-v1", "--epochs", "8", "--data.augment", "flip", "cutmix", *TINY)
+    both = Job(
+        "torchrun", train, ("worker", "worker", "all"), every, 0.15, launcher=("torch.distributed.run", *TOGETHER)
+    )
+    found = [
+        Job("train", train, ("all",), every, 0.35),
+        Job("compare", SEVERAL, ("all", "all", "parent", "worker"), every, 0.35),
+        # more images than there are, whatever they cost: the number then depends on no clock
+        Job("diagnose", ("diagnose", "--seconds", "600"), ("all",), measured, 0.15, after=SEVERAL),
+        both,
+    ]
+    if importlib.util.find_spec("ray"):
+        found.append(Job("ray", (*SEVERAL, "--launcher", "ray"), ("all", "ray::_do"), every, 0.1))
+    return found
+
+
+def cases(count: int, where: Where) -> Iterator[Case]:
+    """Kill ``count`` times in all."""
+    total = sum(job.share for job in jobs())
+    for job in jobs():
+        if where.plant is None or job.name == "train":
+            share = count if where.plant else max(2, round(count * job.share / total))
+            yield from Killed(job, where, random.Random(f"{job.name} {count}")).times(share)
+
+
+class Killed:
+    """One command, killed again and again, each time in the folder that the time before left."""
+
+    def __init__(self, job: Job, where: Where, moments: random.Random):
+        self.job, self.where, self.moments = job, where, moments
+        self.home = where.scratch / job.name
+        self.home.mkdir()
+        self.begun = self.home / "begun"
+        self.begun.mkdir()
+
+    def start(self, words: tuple[str, ...], out: Path) -> subprocess.Popen[bytes]:
+        """Start a command in a folder."""
+        place = (str(out),) if words[0] == "diagnose" else ("--out", str(out))
+        line = program(self.where, words[0], *place, *words[1:])
+        if self.job.launcher and words is self.job.words:
+            line = [line[0], "-m", *self.job.launcher, *line[1:]]
+        with (self.home / "words.txt").open("wb") as said:
+            return subprocess.Popen(
+                line,
+                start_new_session=True,
+                stdout=said,
+                stderr=said,
+                env=environment(self.where),
+                cwd=self.home,
+            )
+
+    def finish(self, words: tuple[str, ...], out: Path) -> str:
+        """Run a command to its end; return what went wrong."""
+        process = self.start(words, out)
+        try:
+            code = process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return f"no end within {PATIENCE} s"
+        text = (self.home / "words.txt").read_text(errors="replace")
+        if code or "Traceback" in text:
+            return f"exit code {code}: {''.join(text.splitlines()[-1:])[:200]}"
+        return ""
+
+    def times(self, count: int) -> Iterator[Case]:
+        """Kill so many times, and compare each end that is reached."""
+        if self.job.after:
+            self.finish(self.job.after, self.begun)
+        whole = self.home / "whole"
+        shutil.copytree(self.begun, whole)
+        began = time.monotonic()
+        wrong = self.finish(self.job.words, whole)
+        took = time.monotonic() - began
+        if wrong:
+            yield Case(f"{self.job.name}, undisturbed", "lost", wrong)
+            return
+        expected, done, number = self.job.ended(whole), 0, 0
+        while done < count:
+            out = self.home / f"killed-{number}"
+            shutil.copytree(self.begun, out)
+            number += 1
+            kills = self.killed(out, took, min(count - done, self.moments.randrange(1, 6)))
+            wrong = self.finish(self.job.words, out)
+            if not wrong:
+                wrong = different(self.job.ended(out), expected) or ""
+            for victim in kills:
+                yield Case(f"{self.job.name}, {victim} killed", "lost" if wrong else "held", wrong)
+            done += len(kills)
+            shutil.rmtree(out)
+
+    def killed(self, out: Path, took: float, count: int) -> list[str]:
+        """Kill up to so many times in one folder; return who died. Fewer if the command ends before."""
+        done: list[str] = []
+        while len(done) < count:
+            victim = self.moments.choice(self.job.victims)
+            process = self.start(self.job.words, out)
+            # what comes before training is the same in all; most kills should come later
+            self.wait_for(out, process, late=self.moments.random() < 0.8)
+            time.sleep(self.moments.uniform(0, 0.6) * took)
+            if process.poll() is None:
+                done.append(self.kill(process, victim))
+            self.away(process)
+            if not done:
+                took *= 0.8
+            elif process.returncode == 0:
+                break
+        return done
+
+    def wait_for(self, out: Path, process: subprocess.Popen[bytes], late: bool) -> None:
+        while late and process.poll() is None and not list(out.glob("runs/*/metrics.jsonl")):
+            time.sleep(0.02)
+
+    def kill(self, process: subprocess.Popen[bytes], victim: str) -> str:
+        """Kill the command's parent, one of its processes, or all; return who it was."""
+        below = children(process.pid)
+        one = [pid for pid, words in below if victim == "worker" or victim in words]
+        if victim in ("all", "parent") or not one:
+            (os.kill if victim == "parent" else os.killpg)(process.pid, signal.SIGKILL)
+            return victim if victim == "parent" else "all"
+        os.kill(self.moments.choice(one), signal.SIGKILL)
+        return victim
+
+    def away(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait for the command, and let workers whose parent is gone see it themselves."""
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def children(parent: int) -> list[tuple[int, str]]:
+    """Return the processes below a process, and their command lines."""
+    above, found = {}, []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (path / "stat").read_text()
+            words = (path / "cmdline").read_text(errors="replace").replace("\0", " ")
+        except OSError:
+            continue
+        above[int(path.name)] = (int(stat.rpartition(")")[2].split()[1]), words)
+    for pid, (up, words) in above.items():
+        while up > 1 and up != parent:
+            up = above.get(up, (0, ""))[0]
+        # the tracker of shared memory and the server of workers hold no run
+        if up == parent and "resource_tracker" not in words:
+            found.append((pid, words))
+    return found

@@ -1,0 +1,97 @@
+"""How one fault ended, and what a class of them comes to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+Verdict = Literal["held", "lost", "traceback", "outside"]
+SHOWN = 12  # failures that a row quotes
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fault: what was done, and how it ended; ``detail`` says what was seen where it did not hold.
+
+    'lost': work is gone, a wrong state was used, or bad input was taken. 'traceback': something other than the
+    promised line came out. 'outside': something was written or run where nothing may be.
+    """
+
+    name: str
+    verdict: Verdict
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Where:
+    """The folder that a class may use, and the defect that is planted in the product, if one is."""
+
+    scratch: Path
+    plant: str | None = None
+
+
+class Faults(Protocol):
+    """A class of faults: a module."""
+
+    TITLE: str
+    FULL: int
+    SHORT: int
+    FEW: int
+    PLANTED: dict[str, str]
+    """What is broken by each planted defect, by name."""
+
+    def cases(self, count: int, where: Where) -> Iterator[Case]:
+        """Try ``count`` faults or so."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a class came to; ``planted`` says by defect in how many cases it was caught, and how."""
+
+    name: str
+    title: str
+    command: str
+    cases: int
+    lost: int
+    tracebacks: int
+    outside: int
+    seconds: float
+    cpu: float
+    planted: dict[str, str] = field(default_factory=dict)
+    failures: tuple[str, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing was lost and every planted defect was caught."""
+        bad = self.lost + self.tracebacks + self.outside
+        return bool(self.cases) and not bad and all(text.startswith("caught") for text in self.planted.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> Row:
+        """Make a row of what `as_dict` gave and JSON brought back."""
+        return cls(**{**data, "failures": tuple(data["failures"])})
+
+
+def summed(name: str, title: str, command: str, cases: Iterable[Case], seconds: float, cpu: float) -> Row:
+    """Return the row of these cases, without planted defects."""
+    cases = list(cases)
+    counts = Counter(case.verdict for case in cases)
+    bad = [f"{c.verdict}: {c.name}: {c.detail}" for c in cases if c.verdict != "held"]
+    totals = counts["lost"], counts["traceback"], counts["outside"]
+    return Row(name, title, command, len(cases), *totals, round(seconds, 1), round(cpu, 1), {}, tuple(bad[:SHOWN]))
+
+
+def caught(cases: Iterable[Case]) -> str:
+    """Return how a planted defect showed in these cases."""
+    cases = list(cases)
+    counts = Counter(case.verdict for case in cases if case.verdict != "held")
+    seen = ", ".join(f"{verdict} {n}" for verdict, n in sorted(counts.items()))
+    return f"caught ({seen} of {len(cases)})" if counts else f"MISSED in {len(cases)} cases"

@@ -1,0 +1,78 @@
+"""The table of what was tried: kept as plain data, written as a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from faults.outcome import Row
+
+DATA, PAGE = "reliability.json", "reliability.md"
+HEAD = """# Reliability
+
+What happens when things go wrong, tried on purpose. Each class of faults has defects planted in the product, one
+at a time, which it must catch; a class that misses one proves nothing. Lost: work is gone, a wrong state was used,
+or bad input was taken. Traceback: anything but the one promised line. Outside: something was written or run where
+nothing may be.
+
+"""
+COLUMNS = (
+    "class", "cases", "lost", "tracebacks", "outside", "seconds", "processor seconds", "planted defects caught",
+)  # fmt: skip
+
+
+def line(row: Row) -> str:
+    """Return a row in one line of text."""
+    found = sum(text.startswith("caught") for text in row.planted.values())
+    counts = f"{row.cases} cases, lost {row.lost}, tracebacks {row.tracebacks}, outside {row.outside}"
+    return f"{row.name}: {counts}, {row.seconds:.0f} s, planted defects caught {found} of {len(row.planted)}"
+
+
+def page(rows: Sequence[Row]) -> str:
+    """Return the page of these rows."""
+    lines = [_cells(COLUMNS), _cells(["---"] * len(COLUMNS))]
+    for r in rows:
+        found = sum(text.startswith("caught") for text in r.planted.values())
+        counts = (r.cases, r.lost, r.tracebacks, r.outside, f"{r.seconds:.0f}", f"{r.cpu:.0f}")
+        lines.append(_cells([r.title, *map(str, counts), f"{found} of {len(r.planted)}"]))
+    lines += ["", "How each planted defect was caught:", "", _cells(("defect", "seen")), _cells(["---"] * 2)]
+    lines += [_cells((defect, seen)) for r in rows for defect, seen in r.planted.items()]
+    lines += ["", "What did not hold:", ""] if any(r.failures for r in rows) else []
+    lines += [f"- {text}" for r in rows for text in r.failures]
+    missing = [name for name in ORDER if name not in {r.name for r in rows}]
+    if missing:
+        lines += [
+            "",
+            f"Not measured yet: {', '.join(missing)}; `python -m faults {' '.join(missing)} --write` does.",
+        ]
+    commands = "\n".join(dict.fromkeys(r.command for r in rows))
+    tail = f"\nMeasured with, `src` and `tests` on PYTHONPATH:\n\n```sh\n{commands}\n```\n\n{AFTER}"
+    return HEAD + "\n".join(lines) + "\n" + tail
+
+
+AFTER = """`make faults` does all of it, `make faults-short` a few of each; `make test-slow` has the short form.
+Seconds are those of the class without its planted defects, on two cores, two classes at a time. Other work on the
+machine makes them longer; the processor's seconds it does not.
+"""
+
+
+def _cells(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(text.replace('|', '/') for text in texts)} |"
+
+
+def read(docs: Path) -> list[Row]:
+    """Return the rows that are kept."""
+    path = docs / DATA
+    return [Row.of(data) for data in json.loads(path.read_text())] if path.exists() else []
+
+
+def keep(rows: Sequence[Row], docs: Path) -> None:
+    """Put rows in the place of those of the same name, and write the page anew."""
+    held = {r.name: r for r in read(docs)} | {r.name: r for r in rows}
+    order = [name for name in ORDER if name in held]
+    (docs / DATA).write_text(json.dumps([held[name].as_dict() for name in order], indent=1) + "\n")
+    (docs / PAGE).write_text(page([held[name] for name in order]))
+
+
+ORDER = ("kills", "resources", "damage", "fuzz", "attacks", "numerical")

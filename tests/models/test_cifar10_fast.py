@@ -1,0 +1,103 @@
+"""The fast network: its whitening against its definition, its start, and every method training it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from steppe import InputError, engine, models, recipes
+from steppe.config import Data, Optim, Run
+from steppe.data.images import DataSet
+from steppe.making import new_model
+from steppe.methods import METHODS
+from steppe.models.cifar10_fast import Whitening
+
+TINY = Data(train=40, val=10, test=10, size=12, augment=("flip", "crop"), normalize="standard")
+RUN = Run(
+    model="cifar10-fast",
+    dataset="synthetic",
+    epochs=1,
+    batch=20,
+    data=TINY,
+    optim=Optim(name="sgd", lr=0.01, nesterov=True, label_smoothing=0.2),
+)
+
+
+def patches(x: torch.Tensor) -> torch.Tensor:
+    """Every 2x2 patch of every image as a row, written out."""
+    rows = []
+    for i in range(x.shape[2] - 1):
+        for j in range(x.shape[3] - 1):
+            rows.append(x[:, :, i : i + 2, j : j + 2].reshape(len(x), -1))
+    return torch.cat(rows).double()
+
+
+def test_patches_of_the_images_it_learnt_from_vary_equally_in_every_direction() -> None:
+    torch.manual_seed(0)
+    smooth = nn.functional.interpolate(torch.randn(60, 3, 5, 5), size=(10, 10), mode="bilinear")
+    x = smooth + 0.1 * torch.randn(60, 3, 10, 10) + 0.5
+    layer = Whitening(3)
+    layer.learn(x)
+    out = layer(x).detach().permute(0, 2, 3, 1).reshape(-1, 24).double()
+    moments = out[:, :12].T @ out[:, :12] / len(out)
+    values = torch.linalg.eigvalsh(patches(x).T @ patches(x) / len(patches(x)))
+    assert torch.allclose(moments, torch.diag(values / (values + 5e-4)), atol=1e-4)
+    assert torch.equal(out[:, 12:], -out[:, :12])
+
+
+def test_it_learns_from_the_training_images_before_training_and_is_not_trained(tmp_path: Path) -> None:
+    images = engine.load_data(RUN)
+    with torch.random.fork_rng():
+        net = new_model(RUN, images)
+    first = next(m for m in net.modules() if isinstance(m, Whitening))
+    assert all("directions" not in name for name, _ in net.named_parameters())
+    again = Whitening(3)
+    again.learn((images.train.x.float() / 255 - mean(images)) / deviation(images))
+    assert torch.allclose(first.directions, again.directions, rtol=1e-3, atol=1e-3)
+
+
+def mean(images: DataSet) -> torch.Tensor:
+    return (images.train.x.double() / 255).mean(dim=(0, 2, 3))[:, None, None].float()
+
+
+def deviation(images: DataSet) -> torch.Tensor:
+    return (images.train.x.double() / 255).std(dim=(0, 2, 3), correction=0)[:, None, None].float()
+
+
+def test_its_size_and_its_identities() -> None:
+    net = models.build("cifar10-fast", classes=10, channels=3, size=32)
+    assert sum(p.numel() for p in net.parameters()) == 1_972_504
+    conv = net.get_submodule("group2.conv1")
+    x = torch.randn(2, 64, 6, 6)
+    assert torch.allclose(conv(x)[:, :64], x, atol=1e-6)
+    logits = net(torch.randn(4, 3, 32, 32))
+    assert logits.shape == (4, 10)
+    with pytest.raises(InputError, match="cifar10-fast needs images of at least 12x12"):
+        models.build("cifar10-fast", classes=10, channels=3, size=11)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> DataSet:
+    return engine.load_data(RUN)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_it(name: str, tiny: DataSet, tmp_path: Path) -> None:
+    run = dataclasses.replace(RUN, method=name)
+    result = engine.fit(run, tmp_path / engine.digest(run), tiny)
+    assert result["status"] == "ok", result["message"]
+    assert result["steps"] == 2
+    lines = (tmp_path / engine.digest(run) / "metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["train_loss"] > 0 for line in lines)
+
+
+def test_the_recipe_is_this_network_with_a_short_schedule() -> None:
+    run = recipes.load("cifar10-fast").choose([], {"dataset": "cifar10:somewhere", "method": "sadt-v1"}).run()
+    assert (run.model, run.epochs, run.batch, run.optim.lr) == ("cifar10-fast", 10, 1024, 1.5)
+    assert run.optim.lr_at(0.23) == pytest.approx(1.5, rel=0.15)
+    assert run.optim.lr_at(0) == 0.3 and run.optim.lr_at(1) == pytest.approx(0.105)
