@@ -9,20 +9,18 @@ import pytest
 import torch
 from many import smooth_net, together
 from small import small_batch, small_net
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 import steppe
 
 pytest.importorskip("timm.task")
 
 from timm.task import (
-    ClassificationTask,
     MultiLabelClassificationTask,
-    TrainingTask,
     resume_task_checkpoint,
 )
-from timm.utils import CheckpointSaver, NativeScaler, dispatch_clip_grad
+from timm.utils import CheckpointSaver, NativeScaler
+from timm_loop import Matching, batches, epoch, of_process, of_timm
 
 from steppe.adapters.timm import SteppeScaler
 
@@ -30,50 +28,6 @@ pytestmark = [
     pytest.mark.vision,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
-
-
-def batches(count: int = 7, size: int = 6) -> list[tuple[Tensor, Tensor]]:
-    return [small_batch(seed=k, count=size) for k in range(count)]
-
-
-def epoch(
-    task: Any,
-    optimizer: Any,
-    scaler: Any,
-    data: Any,
-    accumulate: int = 1,
-    clip: float | None = None,
-    mode: str = "norm",
-) -> list[float]:
-    """Train as timm's script does: an epoch, with the rest of a group at its end; return the losses it shows."""
-    shown, rest = [], len(data) % accumulate
-    task.train()
-    optimizer.zero_grad()
-    for i, (x, y) in enumerate(data):
-        need_update = i == len(data) - 1 or (i + 1) % accumulate == 0
-        of = rest if rest and i >= len(data) - rest else accumulate
-        loss = task(x, y)["loss"]
-        if of > 1:
-            loss = loss / of
-        if scaler is None:
-            loss.backward()
-            if need_update:
-                if clip is not None:
-                    dispatch_clip_grad(task.get_clip_parameters("agc" in mode), clip, mode=mode)
-                optimizer.step()
-        else:
-            parameters = task.get_clip_parameters("agc" in mode)
-            scaler(loss, optimizer, clip_grad=clip, clip_mode=mode, parameters=parameters, need_update=need_update)
-        shown.append(loss.detach().item() * of)
-        if need_update:
-            optimizer.zero_grad()
-    return shown
-
-
-def of_timm(net: nn.Module | None = None, criterion: Any = None) -> tuple[Any, Any]:
-    net = small_net(dropout=0.0) if net is None else net
-    task = ClassificationTask(net, nn.CrossEntropyLoss() if criterion is None else criterion, verbose=False)
-    return task, torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=1e-2)
 
 
 @torch.no_grad()
@@ -147,19 +101,6 @@ def test_soft_and_multi_label_targets():
     assert all(0 < loss < 5 for loss in epoch(task, optimizer, SteppeScaler(steppe.SAM(), task, optimizer), many))
 
 
-class Matching(TrainingTask):
-    """Half of the way to a teacher: a loss that is none of logits and targets."""
-
-    def __init__(self, student: nn.Module, teacher: nn.Module):
-        super().__init__(verbose=False)
-        self.trainable_module, self.teacher = student, teacher.requires_grad_(False)
-
-    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        output = self.trainable_module(input)
-        far = (output - self.teacher(input)).square().mean()
-        return {"loss": nn.functional.cross_entropy(output, target) + far, "output": output, "far": far}
-
-
 def test_a_task_with_a_loss_of_its_own_is_called_in_each_pass():
     def made() -> tuple[Any, Any]:
         task = Matching(small_net(dropout=0.0), smooth_net())
@@ -201,18 +142,6 @@ def test_timm_s_checkpoints_go_on_to_the_same_bits(method, tmp_path):
     assert found == 1
     epoch(*second, scaler, batches(4))
     assert distance(whole[0].trainable_module, second[0].trainable_module) == 0
-
-
-def of_process(rank: int) -> list[Tensor]:
-    net = smooth_net()
-    task, optimizer = of_timm(net)
-    task.trainable_module = DistributedDataParallel(net)
-    scaler = SteppeScaler(steppe.SAM(rho=0.1), task, optimizer, sync="global")
-    epoch(task, optimizer, scaler, [(x[rank::2], y[rank::2]) for x, y in batches(4)], 2)
-    other = Matching(task.trainable_module, smooth_net())
-    with pytest.raises(steppe.InputError, match="is distributed"):
-        SteppeScaler(steppe.SAM(), other, optimizer)
-    return [p.detach().clone() for p in net.parameters()]
 
 
 def test_two_processes_train_as_one():
