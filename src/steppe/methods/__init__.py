@@ -178,5 +178,5 @@ def row(name: str) -> Row:
 _TRIED = {
     *("plain", "repeat-step", "two-step", "sam", "sadt-v1", "sadt-v2", "sadt-v3"),
     *("asam", "gsam", "esam", "looksam", "saf", "mesa", "rwp"),
-    *("dml", "kdcl", "one", "okddip", "ffl", "pcl", "okdph"),
+    *("ema", "dml", "kdcl", "one", "okddip", "ffl", "pcl", "okdph"),
 }
