@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+import time
 
 import pytest
 import torch
@@ -125,6 +127,21 @@ def test_a_step_that_was_left_in_the_middle_is_undone_by_the_next():
     del fresh
     two_passes(net, optimizer, x, y)
     assert not optimizer.skipped
+
+
+@pytest.mark.parametrize("form", [two_passes, by_closure])
+def test_a_step_that_is_over_leaves_no_thread(form, monkeypatch):
+    # one that still frees its tensors while the interpreter ends aborts the process: 1 run of hundreds
+    class SlowToEnd(threading.Thread):
+        def run(self) -> None:
+            super().run()
+            time.sleep(0.2)
+
+    monkeypatch.setattr(threading, "Thread", SlowToEnd)
+    net = small_net()
+    optimizer = MethodOptimizer(steppe.SAM(rho=0.1), sgd(net), net)
+    form(net, optimizer, *small_batch())
+    assert not any(isinstance(thread, SlowToEnd) for thread in threading.enumerate())
 
 
 def test_a_closure_that_scales_its_loss_is_refused():

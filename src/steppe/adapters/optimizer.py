@@ -260,8 +260,7 @@ class _Running:
 
     def go_on(self) -> None:
         """Let it run to where it needs the next pass, or to its end; raises what it raises."""
-        self._turn.release()
-        self._done.acquire()
+        self._resume()
         if self._error is not None:
             raise self._error
 
@@ -269,8 +268,14 @@ class _Running:
         """End it where it waits: the weights return."""
         if not self.over:
             self._abandoned = True
-            self._turn.release()
-            self._done.acquire()
+            self._resume()
+
+    def _resume(self) -> None:
+        self._turn.release()
+        self._done.acquire()
+        if self.over:
+            # a thread that still lets go of its tensors when the interpreter ends aborts the process
+            self._thread.join()
 
     def forget_pass(self) -> None:
         """Take back what a pass after the end left in gradients and running statistics."""
