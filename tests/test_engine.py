@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny_steppe import tiny
 
-from steppe import InputError, RunError, checkpoint, engine, models, records, trainer
+from steppe import InputError, RunError, checkpoint, engine, models, records, saving, trainer
 from steppe.config import Data, Optim, Run
 from steppe.data.images import DataSet
 
@@ -305,6 +305,7 @@ def test_a_truncated_checkpoint_is_refused_and_kept(tmp_path, images):
     with pytest.raises(Stop):
         fit(RUN, tmp_path, images, stop_at(2))
     path = tmp_path / engine.digest(RUN) / engine.CHECKPOINT
+    path.with_name(saving.BEFORE).unlink()
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(InputError, match="is damaged .*delete it to start this run"):
         fit(RUN, tmp_path, images)

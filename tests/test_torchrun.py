@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tiny_steppe import tiny
 
-from steppe import InputError, checkpoint, models, records, shards
+from steppe import InputError, checkpoint, models, records, saving, shards
 from steppe.cli import main
 
 HERE = Path(__file__).parent
@@ -170,6 +170,7 @@ def test_each_process_holds_only_its_rows(stopped_shards):
 )
 def test_a_shard_that_is_missing_or_damaged_is_one_line(damage, message, stopped_shards, tmp_path, capsys):
     out = copied(stopped_shards, tmp_path)
+    (folder_of(out) / saving.BEFORE).unlink()
     damage(folder_of(out) / "shard-checkpoint-2-1of2.safetensors")
     with pytest.raises(InputError, match=message):
         shards.read(folder_of(out) / "checkpoint.safetensors")
@@ -177,6 +178,14 @@ def test_a_shard_that_is_missing_or_damaged_is_one_line(damage, message, stopped
     error = capsys.readouterr().err
     assert re.search(message, error)
     assert error.count("\n") == 1
+
+
+def test_of_a_damaged_shard_all_go_back_to_the_checkpoint_before(alone, stopped_shards, tmp_path):
+    out = copied(stopped_shards, tmp_path)
+    (folder_of(out) / "shard-checkpoint-2-1of2.safetensors").unlink()
+    _, said = finished(torchrun(*TINY, *FSDP, "--out", str(out)))
+    assert_same_training(alone, out)
+    assert "goes on from the one before it, of epoch 1" in said
 
 
 def test_an_index_that_points_outside_its_folder_is_refused(stopped_shards, tmp_path):

@@ -24,6 +24,10 @@ from steppe.records import write_text
 from steppe.vec import sharded
 
 
+class Damaged(InputError):
+    """A file of a checkpoint is not what was written, or is missing."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Named tensors and plain data that belong together."""
@@ -71,7 +75,7 @@ def write(path: Path, checkpoint: Checkpoint) -> str:
 
 
 def read(path: Path) -> Checkpoint:
-    """Read and verify; raises InputError, naming the file and the remedy, if it is damaged."""
+    """Read and verify; raises Damaged, naming the file and the remedy, if it is not what was written."""
     saved, _ = opened(path)
     return Checkpoint(dict(saved.tensors), saved.data)
 
@@ -91,13 +95,13 @@ def opened(path: Path) -> tuple[Checkpoint, str]:
             raise ValueError("its data is no object")
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"checkpoint {path} is damaged ({reason}); {REMEDY}") from None
+        raise Damaged(f"checkpoint {path} is damaged ({reason}); {REMEDY}") from None
     except FileNotFoundError:
-        raise InputError(f"checkpoint {path} is missing; {REMEDY}") from None
+        raise Damaged(f"checkpoint {path} is missing; {REMEDY}") from None
     except OSError as error:
         raise InputError(f"cannot read checkpoint {path}: {error.strerror or error}; {REMEDY}") from None
     if expected != checksum:
-        raise InputError(f"checkpoint {path} is damaged (its checksum does not match); {REMEDY}")
+        raise Damaged(f"checkpoint {path} is damaged (its checksum does not match); {REMEDY}")
     return Checkpoint(tensors, content), checksum
 
 

@@ -117,6 +117,7 @@ def fit(run: Run, folder: Path, images: DataSet, listen: Listener = lambda _: No
             except Failed as failure:
                 result = trainer.result(str(failure))
             here.first(lambda: records.write_json(folder / RESULT, result))
+            here.first(trainer.store.finish)
             trackers.finish(result)
         return result
 

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -221,6 +222,20 @@ def write_text(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's files are their owner's alone; a comparison is often shared
         os.replace(temporary, path)
+
+
+def keep_as(path: Path, other: Path) -> None:
+    """Let ``other`` be what the file at ``path`` is now, whatever becomes of that; raises what ``write_text`` raises."""
+    # one name, not one of its own each time: what a kill leaves behind is gone with the next call
+    held = other.with_name(f".{other.name}.tmp")
+    with _writing(other):
+        held.unlink(missing_ok=True)
+        try:
+            os.link(path, held)
+        except OSError:
+            # not every file system can
+            shutil.copyfile(path, held)
+        os.replace(held, other)
 
 
 def _record(folder: Path, run: Mapping[str, Any], methods: Mapping[str, Any]) -> Record:

@@ -1,33 +1,66 @@
-"""What a run keeps on disk to go on from: its checkpoint, and the weights of its best epoch.
+"""What a run keeps on disk to go on from: its checkpoint, the one before it, and the weights of its best epoch.
 
 Written and read by all processes of a run together. Random streams are numbered: on as many processes as before
 each goes on where it was, so that the run ends with the same bits. On another number of processes a stream that
 the checkpoint has goes on, and one that it has not is derived from seed, number and step.
+
+The checkpoint before the newest is there for the day on which the newest is damaged: disks lose blocks. A finished
+run needs it no more and drops it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from steppe import checkpoint, shards, team
-from steppe.checkpoint import Checkpoint
+from steppe import checkpoint, records, shards, team
+from steppe.checkpoint import Checkpoint, Damaged
 from steppe.errors import InputError
 from steppe.step import Step
 from steppe.vec import sharded
 
 CHECKPOINT = "checkpoint.safetensors"
+BEFORE = "checkpoint-before.safetensors"
+DAMAGED = "checkpoint-damaged.safetensors"
+
+_log = logging.getLogger(__name__)
 
 
 def derive(seed: int, purpose: str) -> int:
     """Return a 62-bit seed for one purpose of a run; seeds of different purposes are unrelated."""
     return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:8], "big") >> 2
+
+
+def verify(folder: Path) -> None:
+    """Read a run's checkpoint; of a damaged one say so and put the one before it in its place.
+
+    Raises Damaged if there is none before it, or that is damaged too.
+    """
+    try:
+        shards.read(folder / CHECKPOINT)
+    except Damaged as error:
+        _step_back(folder, error)
+
+
+def _step_back(folder: Path, error: Damaged) -> None:
+    path, before = folder / CHECKPOINT, folder / BEFORE
+    if not before.exists():
+        raise error
+    reason = str(error).removesuffix(f"; {checkpoint.REMEDY}")
+    try:
+        epoch = shards.read(before).data["epoch"]
+    except (Damaged, KeyError):
+        raise Damaged(f"{reason}, and so is the one before it; {checkpoint.REMEDY}") from None
+    records.keep_as(path, folder / DAMAGED)
+    records.keep_as(before, path)
+    _log.warning("%s; it is kept as %s, and the run goes on from the one before it, of epoch %d", reason, DAMAGED, epoch)
 
 
 @dataclass(frozen=True)
@@ -39,16 +72,19 @@ class Store:
     step: Step
     optimizer: torch.optim.Optimizer
     seed: int
+    # names in the files of the newest checkpoint and of the one before it
+    _marks: list[tuple[str, str]] = field(default_factory=list)
 
     def save(self, content: Mapping[str, Any], *, improved: bool) -> None:
-        """Save the best weights, then the checkpoint that names them, then drop what is older.
+        """Save the best weights, then the checkpoint that names them, then drop what only older ones need.
 
         ``content`` is what the trainer keeps, with the present ``epoch`` and the ``best`` one.
         """
         self.step.runtime.ranks.settle()
-        best, path = self.folder / _best_name(content["best"]["epoch"]), self.folder / CHECKPOINT
+        path, (best, mark) = self.folder / CHECKPOINT, _marks(content)
         if improved:
-            shards.write(best, Checkpoint(self._weights(), {"epoch": content["epoch"]}), best.stem)
+            weights = Checkpoint(self._weights(), {"epoch": content["epoch"]})
+            shards.write(self.folder / f"{best}.safetensors", weights, best)
         own = self.step.state_dict()
         optimizer, optimizer_data = checkpoint.pack_optimizer(self.optimizer)
         tensors = (
@@ -62,18 +98,35 @@ class Store:
             **{name: own[name] for name in ("method", "passes", "scaler")},
             "optimizer": optimizer_data,
         }
-        mark = f"{path.stem}-{content['epoch']}"
+        here = team.here()
+        here.first(lambda: self._keep_before(path))
         shards.write(path, Checkpoint(tensors, data), mark)
-        team.here().first(lambda: self._tidy(best, mark))
+        self._marks[:] = [*self._marks[-1:], (best, mark)]
+        here.first(self._tidy)
 
     def resume(self) -> dict[str, Any] | None:
         """Go on from the checkpoint and return what the trainer keeps, None if there is no checkpoint.
 
-        Raises InputError, on all processes, if it is damaged or another run's.
+        From the one before it if it is damaged, saying so in the log.
+
+        Raises InputError, on all processes, if both are damaged, or it is another run's.
         """
         path = self.folder / CHECKPOINT
         here = team.here()
-        return here.all(lambda: self._resume(path)) if here.first(path.exists) else None
+        if not here.first(path.exists):
+            return None
+        try:
+            return here.all(lambda: self._resume(path))
+        except Damaged as error:
+            damaged = error
+        here.first(lambda: _step_back(self.folder, damaged))
+        return here.all(lambda: self._resume(path))
+
+    def finish(self) -> None:
+        """Drop what a run that is over needs no more."""
+        del self._marks[:-1]
+        self._tidy()
+        (self.folder / BEFORE).unlink(missing_ok=True)
 
     def load_best(self, epoch: int) -> None:
         """Put the best epoch's weights in place; raises InputError, on all processes, if they are damaged."""
@@ -89,6 +142,7 @@ class Store:
             # sound as a file, and made by another program or version
             reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
             raise InputError(f"checkpoint {path} does not fit this run ({reason}); {checkpoint.REMEDY}") from error
+        self._marks[:] = [_marks(saved.data)]
         return saved.data
 
     def _take(self, saved: Checkpoint, path: Path) -> None:
@@ -159,12 +213,25 @@ class Store:
                 states[name] = torch.Generator(device=device).manual_seed(seed).get_state()
         return states
 
-    def _tidy(self, best: Path, mark: str) -> None:
-        """Drop the weights and shards of older epochs."""
-        kept = tuple(f"{shards.PREFIX}{m}-" for m in (best.stem, mark))
+    def _keep_before(self, path: Path) -> None:
+        if path.exists():
+            records.keep_as(path, self.folder / BEFORE)
+        else:
+            # of a training that was begun anew
+            (self.folder / BEFORE).unlink(missing_ok=True)
+
+    def _tidy(self) -> None:
+        """Drop the weights and shards that neither the newest checkpoint nor the one before it names."""
+        best = {f"{stem}.safetensors" for stem, _ in self._marks}
+        kept = tuple(f"{shards.PREFIX}{mark}-" for pair in self._marks for mark in pair)
         for old in [*self.folder.glob(_best_name("*")), *self.folder.glob(f"{shards.PREFIX}*")]:
-            if old != best and not old.name.startswith(kept):
+            if old.name not in best and not old.name.startswith(kept):
                 old.unlink(missing_ok=True)
+
+
+def _marks(data: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what names the files of a checkpoint: its best weights, its shards."""
+    return Path(_best_name(data["best"]["epoch"])).stem, f"{Path(CHECKPOINT).stem}-{data['epoch']}"
 
 
 def _stream(name: str, number: int) -> str:

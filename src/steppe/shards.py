@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from steppe import checkpoint, team
-from steppe.checkpoint import Checkpoint
+from steppe.checkpoint import Checkpoint, Damaged
 from steppe.errors import InputError
 from steppe.vec import sharded
 
@@ -50,11 +50,13 @@ def write(path: Path, saved: Checkpoint, mark: str) -> None:
 def read(path: Path) -> Checkpoint:
     """Verify all files of a checkpoint and return it, its sharded tensors put together when asked for.
 
-    Raises InputError, naming the file and the remedy, if one is damaged or missing.
+    Raises Damaged, naming the file and the remedy, if one is not what was written, or missing, and InputError if
+    the index names what no shard can be.
     """
     index, _ = checkpoint.opened(path)
     if "shards" not in index.data:
         return index
+    # its checksum is right: whoever wrote this meant it, so nothing older is taken in its place
     if not isinstance(index.data["shards"], dict):
         raise InputError(f"checkpoint {path} is damaged (its shards have no names); {checkpoint.REMEDY}")
     parts = []
@@ -64,11 +66,11 @@ def read(path: Path) -> Checkpoint:
             raise InputError(f"checkpoint {path} is damaged (it names {name!r}); {checkpoint.REMEDY}")
         try:
             part, checksum = checkpoint.opened(path.parent / name)
-        except InputError as error:
+        except Damaged as error:
             reason = str(error).removesuffix(f"; {checkpoint.REMEDY}")
-            raise InputError(f"{path} is incomplete: {reason}; {checkpoint.REMEDY}") from None
+            raise Damaged(f"{path} is incomplete: {reason}; {checkpoint.REMEDY}") from None
         if checksum != expected:
-            raise InputError(
+            raise Damaged(
                 f"checkpoint {path} is damaged ({name} belongs to another checkpoint); {checkpoint.REMEDY}"
             )
         parts.append(part)

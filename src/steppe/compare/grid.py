@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from steppe import engine, machine, methods, records, shards, team
+from steppe import engine, machine, methods, records, saving, team
 from steppe.compare.far import Cluster
 from steppe.compare.job import Listen
 from steppe.compare.launchers import run_on
@@ -150,7 +150,7 @@ def _check_saved(job: Job, retry: bool) -> None:
         if retry and content["status"] == "failed":
             shutil.rmtree(job.folder)
     elif (job.folder / engine.CHECKPOINT).exists():
-        shards.read(job.folder / engine.CHECKPOINT)
+        saving.verify(job.folder)
 
 
 def _description(grid: Grid, sets: dict[str, DataSet], command: str) -> dict[str, Any]:

@@ -183,7 +183,7 @@ def _weights_file(folder: Path, which: Which) -> Path:
         if not path.exists():
             raise InputError(f"{folder} has no checkpoint; train the run first")
         return path
-    found = sorted(folder.glob("best-*.safetensors"))
+    found = sorted(folder.glob("best-*.safetensors"), key=lambda path: (len(path.name), path.name))
     if not found:
         raise InputError(f"{folder} has no weights of a best epoch; train the run first")
     return found[-1]
