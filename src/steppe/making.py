@@ -53,6 +53,8 @@ def new_loader(run: Run, images: DataSet, method: Method | None = None) -> Loade
         rank=here.rank,
         size=here.size,
         views=compositions(run.data.views, 1 if method is None else method.views),
+        # processes that make batches ahead leave the device to the one that trains
+        device="cpu" if run.workers else machine.device(),
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from steppe.config import Data, Run, essential
@@ -94,10 +93,10 @@ def test_strengths_are_those_of_the_reference():
 
 def test_operations_do_to_pixels_what_they_say():
     array = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    image = Image.fromarray(array)
+    image = torch.from_numpy(array)[None, None]
 
     def done(name: str, value: float) -> np.ndarray:
-        return np.asarray(applied(image, name, value)).astype(int)
+        return applied(image, [name], [value])[0, 0].numpy().astype(int)
 
     assert (done("posterize", 7) == (array & 0xFE)).all()
     assert (done("solarize", 178.5) == np.where(array < 178.5, array, 255 - array.astype(int))).all()
@@ -107,6 +106,10 @@ def test_operations_do_to_pixels_what_they_say():
     assert (done("translate-y", -4.35)[:12] == array[4:]).all()
     assert (done("brightness", -0.5) == array // 2).all()
     assert (done("identity", 0) == array).all()
+    both = applied(image.expand(3, 1, 16, 16), ["invert", "identity", "solarize"], [0, 0, 100]).numpy()[:, 0]
+    assert (both[0] == 255 - array).all()
+    assert (both[1] == array).all()
+    assert (both[2] == np.where(array < 100, array, 255 - array)).all()
     sheared = done("shear-x", 0.3)
     for r in (0, 5, 10, 15):
         shift = 0.3 * (r + 0.5)

@@ -1,7 +1,8 @@
 """Augmentation of whole batches: every function draws from the generator it is given, and from nothing else.
 
 All take and return images (B, C, H, W) in [0, 1], not standardised yet, and label probabilities (B, classes);
-the partner is a second batch of the same size for the steps that mix images.
+the partner is a second batch of the same size for the steps that mix images. What is drawn is drawn by the host
+and small; the images are worked on where they are.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ _ORDERS = np.array(list(permutations(range(3))))
 
 def flip(own: Sample, partner: Sample, rng: Draws) -> Sample:
     """Mirror each image left to right with probability 1/2."""
-    mirrored = torch.from_numpy(rng.random(len(own.x)) < 0.5)
+    mirrored = placed(rng.random(len(own.x)) < 0.5, own.x)
     return Sample(torch.where(mirrored[:, None, None, None], own.x.flip(3), own.x), own.y)
 
 
@@ -108,9 +109,9 @@ def crop(own: Sample, partner: Sample, rng: Draws) -> Sample:
     count, channels, h, w = own.x.shape
     pad = h // 8
     padded = F.pad(own.x, (pad,) * 4)
-    top, left = (torch.from_numpy(rng.integers(0, 2 * pad + 1, count)) for _ in range(2))
-    rows = top[:, None] + torch.arange(h)
-    columns = left[:, None] + torch.arange(w)
+    top, left = (placed(rng.integers(0, 2 * pad + 1, count), own.x) for _ in range(2))
+    rows = top[:, None] + torch.arange(h, device=own.x.device)
+    columns = left[:, None] + torch.arange(w, device=own.x.device)
     flat = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).view(count, 1, -1).expand(-1, channels, -1)
     return Sample(padded.flatten(2).gather(2, flat).view(own.x.shape), own.y)
 
@@ -135,7 +136,7 @@ def resized_crop(own: Sample, partner: Sample, rng: Draws) -> Sample:
         width, height = np.where(fits, box[0], width), np.where(fits, box[1], height)
         found |= fits
     top, left = (np.floor(rng.random(count) * (room + 1)) for room in (h - height, w - width))
-    rows, columns = _stretched(top, height, h), _stretched(left, width, w)
+    rows, columns = (placed(_stretched(*along), own.x) for along in ((top, height, h), (left, width, w)))
     grid = torch.stack([columns[:, None, :].expand(count, h, w), rows[:, :, None].expand(count, h, w)], dim=3)
     return Sample(F.grid_sample(own.x, grid, padding_mode="border", align_corners=False), own.y)
 
@@ -148,8 +149,8 @@ def jitter(own: Sample, partner: Sample, rng: Draws) -> Sample:
     channel are grey already). As torchvision's ColorJitter(0.4, 0.4, 0.4, 0), timm's default.
     """
     count = len(own.x)
-    order = torch.from_numpy(_ORDERS[rng.integers(0, len(_ORDERS), count)])
-    factors = torch.stack([torch.from_numpy(0.6 + 0.8 * rng.random(count)) for _ in range(3)], dim=1).float()
+    order = placed(_ORDERS[rng.integers(0, len(_ORDERS), count)], own.x)
+    factors = placed(np.stack([0.6 + 0.8 * rng.random(count) for _ in range(3)], axis=1).astype(np.float32), own.x)
     x = own.x
     for kind in order.T:
         f = factors.gather(1, kind[:, None])[:, :, None, None]
@@ -171,9 +172,9 @@ def cutout(own: Sample, partner: Sample, rng: Draws, blank: Tensor | None = None
     """
     count, _, h, w = own.x.shape
     inside = _boxes(rng.integers(0, h, count), rng.integers(0, w, count), np.full(count, h // 2), h, w)
-    hit = torch.from_numpy(rng.random(count) < 0.5)
-    fill = own.x.new_zeros(()) if blank is None else blank[:, None, None]
-    return Sample(torch.where((inside & hit[:, None, None])[:, None], fill, own.x), own.y)
+    hit = inside & (rng.random(count) < 0.5)[:, None, None]
+    fill = own.x.new_zeros(()) if blank is None else blank.to(own.x)[:, None, None]
+    return Sample(torch.where(placed(hit, own.x)[:, None], fill, own.x), own.y)
 
 
 def mixup(own: Sample, partner: Sample, rng: Draws) -> Sample:
@@ -181,7 +182,7 @@ def mixup(own: Sample, partner: Sample, rng: Draws) -> Sample:
 
     Zhang et al., ICLR 2018, arXiv:1710.09412, with their alpha of 1 for CIFAR.
     """
-    share = torch.from_numpy(rng.beta(1.0, 1.0, len(own.x)).astype(np.float32))
+    share = placed(rng.beta(1.0, 1.0, len(own.x)).astype(np.float32), own.x)
     wide = share[:, None, None, None]
     return Sample(wide * own.x + (1 - wide) * partner.x, share[:, None] * own.y + (1 - share[:, None]) * partner.y)
 
@@ -195,13 +196,18 @@ def cutmix(own: Sample, partner: Sample, rng: Draws) -> Sample:
     """
     count, _, h, w = own.x.shape
     side = np.floor(h * np.sqrt(1 - rng.beta(0.25, 0.25, count))).astype(int)
-    inside = _boxes(rng.integers(0, h, count), rng.integers(0, w, count), side, h, w, least=1)
+    inside = placed(_boxes(rng.integers(0, h, count), rng.integers(0, w, count), side, h, w, least=1), own.x)
     share = 1 - inside.float().mean(dim=(1, 2))[:, None]
     x = torch.where(inside[:, None], partner.x, own.x)
     return Sample(x, share * own.y + (1 - share) * partner.y)
 
 
-def _stretched(start: np.ndarray, length: np.ndarray, size: int) -> Tensor:
+def placed(drawn: np.ndarray, x: Tensor) -> Tensor:
+    """Return what was drawn where ``x`` is."""
+    return torch.from_numpy(drawn).to(x.device, non_blocking=True)
+
+
+def _stretched(start: np.ndarray, length: np.ndarray, size: int) -> np.ndarray:
     """Return where ``size`` pixels lie that ``length`` of them from ``start`` are stretched to, (B, size).
 
     In the coordinates of ``grid_sample``, -1 to 1 from border to border. Nothing outside the box is read: its edge
@@ -209,16 +215,19 @@ def _stretched(start: np.ndarray, length: np.ndarray, size: int) -> Tensor:
     """
     place = (np.arange(size) + 0.5) * (length / size)[:, None] - 0.5
     inside = start[:, None] + np.clip(place, 0, length[:, None] - 1)
-    return torch.from_numpy(((2 * inside + 1) / size - 1).astype(np.float32))
+    grid: np.ndarray = ((2 * inside + 1) / size - 1).astype(np.float32)
+    return grid
 
 
-def _boxes(row: np.ndarray, column: np.ndarray, side: np.ndarray, h: int, w: int, least: int = 0) -> Tensor:
+def _boxes(row: np.ndarray, column: np.ndarray, side: np.ndarray, h: int, w: int, least: int = 0) -> np.ndarray:
     """Return masks (B, h, w), true inside each square around its centre, clipped, at least ``least`` wide."""
 
-    def band(centre: np.ndarray, length: int) -> Tensor:
+    def band(centre: np.ndarray, length: int) -> np.ndarray:
         start = np.clip(centre - side // 2, 0, length)
         end = np.maximum(np.clip(centre + side // 2, 0, length), start + least)
-        pixels = torch.arange(length)
-        return (pixels >= torch.from_numpy(start)[:, None]) & (pixels < torch.from_numpy(end)[:, None])
+        pixels = np.arange(length)
+        inside: np.ndarray = (pixels >= start[:, None]) & (pixels < end[:, None])
+        return inside
 
-    return band(row, h)[:, :, None] & band(column, w)[:, None, :]
+    mask: np.ndarray = band(row, h)[:, :, None] & band(column, w)[:, None, :]
+    return mask

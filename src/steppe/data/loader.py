@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from steppe.batch import Batch
-from steppe.data.augment import Noted, Rows, Sample, Step
+from steppe.data.augment import Noted, Rows, Sample, Step, placed
 from steppe.data.images import Images
 from steppe.data.limited import fixed_noise
+from steppe.data.pixels import unit
 from steppe.data.steps import MIXING, chain
 from steppe.errors import InputError
 
@@ -58,12 +59,8 @@ class Normalizer:
         if not any(self.mean) and set(self.std) == {1.0}:
             return x
         shape = (1, -1, 1, 1)
-        return x.sub_(torch.tensor(self.mean).view(shape)).div_(torch.tensor(self.std).view(shape))
-
-
-def unit(x: Tensor) -> Tensor:
-    """Return uint8 pixels as new float32 values in [0, 1]."""
-    return x.float().div_(255)
+        mean, std = (torch.tensor(v, device=x.device).view(shape) for v in (self.mean, self.std))
+        return x.sub_(mean).div_(std)
 
 
 class Loader:
@@ -73,7 +70,8 @@ class Loader:
     colour, zero afterwards (the order of the RWP paper's CIFAR recipe). Labels are class indices,
     or probabilities once a step mixes images. The partner of an image comes from a second, independent order of
     the whole training set. ``views`` are compositions of steps that take the place of ``augment``; the first gives
-    x, the others travel along as extra["view 2"] and so on.
+    x, the others travel along as extra["view 2"] and so on. Pixels are sent to ``device`` as bytes and augmented
+    there.
 
     Of several processes, each has its own Loader with its ``rank`` among ``size``: the batches are the same, and
     each is given its rows of them. A last batch that would leave one of them a single image is left out, because
@@ -95,6 +93,7 @@ class Loader:
         rank: int = 0,
         size: int = 1,
         views: Sequence[Sequence[Step]] = (),
+        device: torch.device | str = "cpu",
     ):
         if batch < 1:
             raise InputError(f"batch is {batch}; give at least 1")
@@ -111,6 +110,7 @@ class Loader:
         self.images, self.classes, self.batch = images, classes, batch
         self.normalize, self.seed = normalize, seed
         self.rank, self.size = rank, size
+        self.device = torch.device(device)
         self.steps = list(views[0]) if views else chain(augment, blank=torch.tensor(normalize.mean))
         self.further = views[1:]
         self.mixes = not views and any(name in MIXING for name in augment)
@@ -172,7 +172,7 @@ class Loader:
             return clean
         rng = np.random.default_rng([self.seed, _NOISE, *place])
         drawn = rng.standard_normal((whole, *x.shape[1:]), np.float32)[rows]
-        return clean + self.normalize.noise * torch.from_numpy(drawn)
+        return clean + self.normalize.noise * placed(drawn, clean)
 
     def _further(self, index: Tensor, rows: slice, whole: int, epoch: int, number: int) -> dict[str, Tensor]:
         """Return the further views of a batch, each from random numbers of its own."""
@@ -186,8 +186,8 @@ class Loader:
         return found
 
     def _sample(self, index: Tensor) -> Sample:
-        y = self.images.y[index]
-        return Sample(unit(self.images.at(index)), F.one_hot(y, self.classes).float())
+        x, y = (t.to(self.device, non_blocking=True) for t in (self.images.at(index), self.images.y[index]))
+        return Sample(unit(x), F.one_hot(y, self.classes).float())
 
 
 def evaluation_batches(images: Images, batch: int, normalize: Normalizer) -> Iterator[Batch]:

@@ -15,35 +15,35 @@ Ranges and policies are those that torchvision has as its defaults; what is shif
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from steppe.data.augment import Draws, Sample, Step, crop, flip
+from steppe.data import pixels
+from steppe.data.augment import Draws, Sample, Step, crop, flip, placed
+from steppe.data.pixels import eight_bits, unit
 from steppe.errors import InputError, unknown
 
-_NEAREST = Image.Resampling.NEAREST
 _ANGLE = 15.0  # degrees
 
 
 def rotate(own: Sample, partner: Sample, rng: Draws) -> Sample:
     """Turn each image by a uniform angle of up to 15 degrees about its middle, nearest pixels, corners black."""
     angles = (2 * rng.random(len(own.x)) - 1) * _ANGLE
-    return _each(own, lambda image, i: image.rotate(float(angles[i]), _NEAREST))
+    return Sample(unit(pixels.rotate(eight_bits(own.x), placed(angles, own.x))), own.y)
 
 
 def black_square(own: Sample, partner: Sample, rng: Draws) -> Sample:
     """Black out a square of half the side around a uniform pixel, clipped at the edges, in every image."""
     count, _, h, w = own.x.shape
     half = h // 4
-    rows, columns = (torch.from_numpy(rng.integers(0, n, count)) for n in (h, w))
+    rows, columns = (placed(rng.integers(0, n, count), own.x) for n in (h, w))
 
     def band(centre: Tensor, length: int) -> Tensor:
-        pixels = torch.arange(length)
-        return (pixels >= (centre - half)[:, None]) & (pixels < (centre + half)[:, None])
+        place = torch.arange(length, device=centre.device)
+        return (place >= (centre - half)[:, None]) & (place < (centre + half)[:, None])
 
     inside = band(rows, h)[:, :, None] & band(columns, w)[:, None, :]
     return Sample(own.x.masked_fill(inside[:, None], 0.0), own.y)
@@ -52,15 +52,13 @@ def black_square(own: Sample, partner: Sample, rng: Draws) -> Sample:
 def randaugment(own: Sample, partner: Sample, rng: Draws) -> Sample:
     """Apply two operations to each image, drawn with replacement, at strength 9 of 30, to either side."""
     count, _, h, w = own.x.shape
-    drawn = [(rng.integers(0, len(_RANDOM), count), rng.integers(0, 2, count)) for _ in range(2)]
-
-    def change(image: Image.Image, i: int) -> Image.Image:
-        for chosen, side in drawn:
-            name = _RANDOM[chosen[i]]
-            image = applied(image, name, strength(name, 9, 31, h, w, turned=bool(side[i])))
-        return image
-
-    return _each(own, change)
+    x = eight_bits(own.x)
+    for chosen, side in [(rng.integers(0, len(_RANDOM), count), rng.integers(0, 2, count)) for _ in range(2)]:
+        values = [
+            strength(_RANDOM[k], 9, 31, h, w, turned=bool(turned)) for k, turned in zip(chosen, side, strict=True)
+        ]
+        x = applied(x, [_RANDOM[k] for k in chosen], values)
+    return Sample(unit(x), own.y)
 
 
 def autoaugment(own: Sample, partner: Sample, rng: Draws) -> Sample:
@@ -69,14 +67,15 @@ def autoaugment(own: Sample, partner: Sample, rng: Draws) -> Sample:
     chosen = rng.integers(0, len(_POLICIES), count)
     luck = [rng.random(count) for _ in range(2)]
     sides = [rng.integers(0, 2, count) for _ in range(2)]
-
-    def change(image: Image.Image, i: int) -> Image.Image:
-        for (name, tenths, level), chance, side in zip(_POLICIES[chosen[i]], luck, sides, strict=True):
+    x = eight_bits(own.x)
+    for part, chance, side in zip(range(2), luck, sides, strict=True):
+        names, values = ["identity"] * count, [0.0] * count
+        for i in range(count):
+            name, tenths, level = _POLICIES[chosen[i]][part]
             if chance[i] < tenths / 10:
-                image = applied(image, name, strength(name, level, 10, h, w, turned=not side[i]))
-        return image
-
-    return _each(own, change)
+                names[i], values[i] = name, strength(name, level, 10, h, w, turned=not side[i])
+        x = applied(x, names, values)
+    return Sample(unit(x), own.y)
 
 
 def strength(name: str, level: int, levels: int, h: int, w: int, *, turned: bool) -> float:
@@ -97,49 +96,17 @@ def strength(name: str, level: int, levels: int, h: int, w: int, *, turned: bool
     return -part * most if turned else part * most
 
 
-def applied(image: Image.Image, name: str, value: float) -> Image.Image:
-    """Return the image after an operation with this value (see `strength`)."""
-    if name in _MATRICES:
-        return image.transform(image.size, Image.Transform.AFFINE, _MATRICES[name](value), _NEAREST)
-    if name == "rotate":
-        return image.rotate(value, _NEAREST)
-    if name in _ENHANCERS:
-        return _ENHANCERS[name](image).enhance(1 + value)
-    if name == "posterize":
-        return ImageOps.posterize(image, int(value))
-    if name == "solarize":
-        return ImageOps.solarize(image, value)  # type: ignore[arg-type]
-    return _SIMPLE[name](image) if name in _SIMPLE else image
+def applied(x: Tensor, names: Sequence[str], values: Sequence[float]) -> Tensor:
+    """Return images (B, C, H, W) uint8, each after the operation of its name with its value (see `strength`)."""
+    out = x.clone()
+    kinds, value = np.array(names), np.array(values)
+    for name in dict.fromkeys(names):
+        rows = np.flatnonzero(kinds == name)
+        here = placed(rows, x)
+        out[here] = pixels.OPERATIONS[name](x[here], placed(value[rows], x))
+    return out
 
 
-def _each(own: Sample, change: Callable[[Image.Image, int], Image.Image]) -> Sample:
-    """Return the sample with every image changed as an image of 8 bits."""
-    values = (own.x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    grey = values.shape[3] == 1
-    out = np.empty_like(values)
-    for i, pixels in enumerate(values):
-        changed = np.asarray(change(Image.fromarray(pixels[:, :, 0] if grey else pixels), i))
-        out[i] = changed[:, :, None] if grey else changed
-    return Sample(torch.from_numpy(out).permute(0, 3, 1, 2).float().div_(255), own.y)
-
-
-_MATRICES: dict[str, Callable[[float], tuple[float, ...]]] = {
-    "shear-x": lambda v: (1, v, 0, 0, 1, 0),
-    "shear-y": lambda v: (1, 0, 0, v, 1, 0),
-    "translate-x": lambda v: (1, 0, -int(v), 0, 1, 0),
-    "translate-y": lambda v: (1, 0, 0, 0, 1, -int(v)),
-}
-_ENHANCERS: dict[str, Callable[[Image.Image], ImageEnhance._Enhance]] = {
-    "brightness": ImageEnhance.Brightness,
-    "color": ImageEnhance.Color,
-    "contrast": ImageEnhance.Contrast,
-    "sharpness": ImageEnhance.Sharpness,
-}
-_SIMPLE: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "autocontrast": ImageOps.autocontrast,
-    "equalize": ImageOps.equalize,
-    "invert": ImageOps.invert,
-}
 _RANDOM = (
     *("identity", "shear-x", "shear-y", "translate-x", "translate-y", "rotate"),
     *("brightness", "color", "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize"),
