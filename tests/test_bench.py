@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import steppe
 from steppe import InputError, bench
 from steppe.bench import params
+from steppe.bench.memory import peak_bytes
 from steppe.bench.scaling import exponent
 from steppe.cli import main
 from steppe.past_outputs import size_in_bytes
@@ -36,6 +39,59 @@ def test_the_floor_of_a_forward_pass_is_below_half_a_step():
     _, mesa = bench.methods_cost(["mesa"], batch=16, size=24, steps=2, repeats=5)
     assert 1.0 < mesa.floor < 1.6
     assert (mesa.forward, mesa.backward) == (2, 1)
+
+
+def test_every_method_can_be_measured(capsys):
+    assert main(["bench", "methods", *QUICK[:-1], "1", "--json"]) == 0
+    results = {r["method"]: r for r in json.loads(capsys.readouterr().out)["results"]}
+    assert list(results) == steppe.methods.names()
+    assert results["okdph"]["forward"] == 3.0
+    assert 1.0 < results["one"]["floor"] < 2.0
+    assert results["gc"]["memory"] == pytest.approx(1, abs=0.02)
+    assert results["dml"]["memory"] > 1.5
+
+
+def test_another_package_s_optimizer_stands_beside_ours(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    names = ["thirdparties:TwoStep", "thirdparties:Closure"]
+    assert main(["bench", "methods", "sam", *names, *QUICK, "--json"]) == 0
+    _, sam, *theirs = json.loads(capsys.readouterr().out)["results"]
+    assert [r["method"] for r in theirs] == names
+    for row in theirs:
+        assert (row["forward"], row["backward"], row["updates"], row["floor"]) == (2, 2, 1, sam["floor"])
+        assert row["memory"] == pytest.approx(sam["memory"], rel=0.35)
+
+
+def test_memory_is_that_of_what_lives_at_once():
+    def make():
+        kept = torch.zeros(1000)  # 4,000 bytes
+
+        def step():
+            a = torch.ones(10_000)  # 40,000, and twice as much while it is multiplied
+            a = a * 2
+            view = a[5:]  # no memory of its own
+            return a.add_(view.sum() + kept[0])
+
+        return step
+
+    assert peak_bytes(make) == 4_000 + 2 * 40_000
+
+
+def test_memory_holds_what_the_backward_pass_needs():
+    def make():
+        w = torch.ones(1000, requires_grad=True)
+
+        def step():
+            h = w
+            for _ in range(5):
+                h = h.exp()  # its output is what its gradient needs
+            h.sum().backward()
+            w.grad = None
+
+        return step
+
+    # weights, five outputs, the gradient that goes back and the one that becomes; the sum and where it starts
+    assert peak_bytes(make) == 4_000 * (1 + 5 + 2) + 8
 
 
 @pytest.mark.parametrize("form", ["full", "half", "top:4"])
@@ -65,6 +121,7 @@ def test_a_table_is_shown_with_the_command_and_the_machine(capsys):
     [
         ("methods sma", "unknown method 'sma'"),
         ("methods --batch 0", "batch is 0"),
+        ("methods nowhere:SAM", "there is no module nowhere"),
         ("store top:0", "form is 'top:0'"),
         ("store --samples 0", "samples is 0"),
         ("speed", "kind is 'speed'"),
@@ -76,6 +133,8 @@ def test_a_table_is_shown_with_the_command_and_the_machine(capsys):
         ("models resnt32", "unknown model 'resnt32'"),
         ("models --steps 0", "steps is 0"),
         ("end-to-end blur", "unknown augmentation in data.augment 'blur'"),
+        ("settings fast", "unknown setting 'fast'"),
+        ("settings --model resnt32", "unknown model 'resnt32'"),
         ("scaling depth", "unknown axis 'depth'"),
     ],
 )
@@ -136,6 +195,18 @@ def test_data_models_and_the_whole_pipeline_are_measured_against_their_first(cap
         assert all(0 < r["low"] <= r["median"] <= r["high"] for r in ratios)
     assert main(["bench", "end-to-end", *QUICK]) == 0
     assert "plain PyTorch, the same batch" in capsys.readouterr().out
+
+
+def test_settings_are_measured_in_processes_of_their_own_and_make_the_same_step(capsys):
+    names = ["memory", "ours", "ours-bf16"]
+    assert main(["bench", "settings", *names, "--model", "resnet-thin", *QUICK, "--json"]) == 0
+    pytorch, memory, ours, bf16 = json.loads(capsys.readouterr().out)["results"]
+    assert [r["setting"] for r in (pytorch, memory, ours, bf16)] == ["pytorch", *names]
+    assert pytorch["speed"] == {"median": 1.0, "low": 1.0, "high": 1.0}
+    assert pytorch["differs"] == memory["differs"] == 0.0
+    assert 0 < ours["differs"] < 1e-5 < bf16["differs"] < 1e-2
+    assert main(["bench", "settings", "memory", *QUICK]) == 0
+    assert "images/s over pytorch's" in capsys.readouterr().out
 
 
 def test_the_fitted_exponent_is_that_of_a_power_law():

@@ -209,3 +209,16 @@ def test_a_result_whose_values_are_of_another_kind_is_damaged(key, value, tmp_pa
     with pytest.raises(InputError, match=f"is damaged: {key} is"):
         records.read_result(path)
     assert records.read_result(tmp_path / "none.json") is None
+
+
+@pytest.mark.parametrize(("key", "value"), [("val_loss", "x"), ("seconds", "x"), ("gradients", {})])
+def test_epochs_whose_values_are_no_numbers_are_damaged(key, value, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    sound = {"epoch": 1, "val_loss": None, "seconds": 0.5, "norms": {"a": [1.0]}}
+    for line in (sound, sound | {key: value}):
+        records.append_line(path, line)
+    with pytest.raises(InputError, match=f"metrics.jsonl line 2 is damaged: {key} is"):
+        records.read_epochs(path)
+    records.keep_lines(path, 1)
+    assert records.read_epochs(path) == [sound]
+    assert records.read_epochs(tmp_path / "none.jsonl") == []

@@ -116,6 +116,23 @@ def test_two_damaged_ones_are_refused_and_kept(images, tmp_path):
     assert saving.BEFORE not in names(folder)
 
 
+@pytest.mark.parametrize("change", ["shape", "missing"])
+def test_a_sound_file_that_does_not_fit_is_refused_by_its_name(change, images, tmp_path):
+    folder = stopped(tmp_path, images, 2)
+    path = folder / engine.CHECKPOINT
+    saved = checkpoint.read(path)
+    name = next(k for k in saved.tensors if k.startswith("net."))
+    others = {k: v for k, v in saved.tensors.items() if k != name}
+    spoilt = others | {name: torch.ones(7)} if change == "shape" else others
+    checkpoint.write(path, checkpoint.Checkpoint(spoilt, saved.data))
+    kept = names(folder)
+    with pytest.raises(InputError) as refused:
+        engine.fit(RUN, folder, images)
+    assert str(refused.value).startswith(f"checkpoint {path} does not fit this run (")
+    assert str(refused.value).count("delete it") == 1
+    assert names(folder) == kept
+
+
 def test_who_deletes_a_checkpoint_begins_anew(whole, images, tmp_path):
     folder = stopped(tmp_path, images)
     (folder / engine.CHECKPOINT).unlink()

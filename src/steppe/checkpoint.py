@@ -24,7 +24,7 @@ from steppe.records import write_text
 from steppe.vec import sharded
 
 
-class Damaged(InputError):
+class Damaged(InputError):  # noqa: N818 - it says what is the matter, as an outcome does
     """A file of a checkpoint is not what was written, or is missing."""
 
 

@@ -32,6 +32,10 @@ _RESULT: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("epochs", "steps", "skipped", "seconds", "peak_memory_mb", "parameters"), _NUMBER),
     **dict.fromkeys(("test", "val", "passes", "environment"), (dict,)),
 }
+_EPOCH = (
+    "epoch", "progress", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss",
+    "test_accuracy", "steps", "gradients", "skipped", "seconds", "images_per_second",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,21 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [content for content in objects if content is not None]
 
 
+def read_epochs(path: Path) -> list[dict[str, Any]]:
+    """Return what a run measured, epoch by epoch, as `read_lines` does.
+
+    Raises:
+        InputError: As `read_lines`, or what should be a number is none.
+    """
+    lines = read_lines(path)
+    for number, line in enumerate(lines, 1):
+        for key in _EPOCH:
+            if not isinstance(line.get(key), (*_NUMBER, type(None))):
+                said = f"{path} line {number} is damaged: {key} is {line[key]!r:.40}"
+                raise InputError(f"{said}; remove its folder and run the command again")
+    return lines
+
+
 def read_json(path: Path, remedy: str = "remove it and run the command again") -> dict[str, Any]:
     """Return the object in a JSON file; raises InputError if it is missing, cannot be read or holds no object."""
     content = _read_json(path, remedy)
@@ -225,7 +244,7 @@ def write_text(path: Path, content: str | bytes) -> None:
 
 
 def keep_as(path: Path, other: Path) -> None:
-    """Let ``other`` be what the file at ``path`` is now, whatever becomes of that; raises what ``write_text`` raises."""
+    """Let ``other`` be what the file at ``path`` is now, whatever becomes of it; raises as ``write_text`` does."""
     # one name, not one of its own each time: what a kill leaves behind is gone with the next call
     held = other.with_name(f".{other.name}.tmp")
     with _writing(other):
@@ -248,7 +267,7 @@ def _record(folder: Path, run: Mapping[str, Any], methods: Mapping[str, Any]) ->
     home = folder / "runs" / digest
     result = read_result(home / "result.json")
     model, dataset, seed = str(run["model"]), str(run["dataset"]), int(run["seed"])
-    metrics, timing = read_lines(home / "metrics.jsonl"), read_lines(home / "timing.jsonl")
+    metrics, timing = read_epochs(home / "metrics.jsonl"), read_epochs(home / "timing.jsonl")
     return Record(digest, method, model, dataset, seed, metrics, timing, result)
 
 

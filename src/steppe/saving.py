@@ -60,7 +60,8 @@ def _step_back(folder: Path, error: Damaged) -> None:
         raise Damaged(f"{reason}, and so is the one before it; {checkpoint.REMEDY}") from None
     records.keep_as(path, folder / DAMAGED)
     records.keep_as(before, path)
-    _log.warning("%s; it is kept as %s, and the run goes on from the one before it, of epoch %d", reason, DAMAGED, epoch)
+    instead = "it is kept as %s, and the run goes on from the one before it, of epoch %d"
+    _log.warning("%s; " + instead, reason, DAMAGED, epoch)
 
 
 @dataclass(frozen=True)
@@ -136,11 +137,12 @@ class Store:
         saved = shards.read(path)
         try:
             self._take(saved, path)
-        except InputError:
-            raise
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if isinstance(error, InputError) and str(path) in str(error):
+                raise
             # sound as a file, and made by another program or version
-            reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+            said = str(error).removesuffix(f"; {checkpoint.REMEDY}")
+            reason = next(iter(said.splitlines()), type(error).__name__)[:200]
             raise InputError(f"checkpoint {path} does not fit this run ({reason}); {checkpoint.REMEDY}") from error
         self._marks[:] = [_marks(saved.data)]
         return saved.data

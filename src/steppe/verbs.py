@@ -74,6 +74,7 @@ def _train_arguments(parser: ArgumentParser) -> None:
 
 def _train(given: Namespace, command: str) -> int:
     from steppe import engine, machine, team
+    from steppe.compare.job import claimed
     from steppe.compare.live import Decoding, Display
 
     run = configured(_train_arguments, Run, given, command)
@@ -95,7 +96,7 @@ def _train(given: Namespace, command: str) -> int:
         name: str = f"{run.method} seed {run.seed}"
 
     _tell_memory(run.method, engine.footprint(run, images), console)
-    with Display(1, console) as display:
+    with team.here().held_by_lead(lambda: claimed(folder)), Display(1, console) as display:
         result = engine.fit(run, folder, images, lambda news: display.listen(One(), news))
         display.listen(One(), result)
     console.print(f"records: {folder}", highlight=False, markup=False, soft_wrap=True)
@@ -253,10 +254,10 @@ TEAMWORK = ("compare", "train")  # verbs that the processes of a torchrun job do
 
 
 def _bench_arguments(parser: ArgumentParser) -> None:
-    kinds = Literal["methods", "params", "data", "models", "end-to-end", "store", "scaling"]
+    kinds = Literal["methods", "params", "data", "models", "end-to-end", "settings", "store", "scaling"]
     parser.add_argument("kind", type=kinds, nargs="?", default="methods", help="what is measured")
     parser.add_argument(
-        "names", type=str, nargs="*", default=[], help="methods, steps of augmentation, networks, forms, axes"
+        "names", type=str, nargs="*", default=[], help="methods, augmentation, networks, settings, forms, axes"
     )
     parser.add_argument("--model", type=str, default="simple-cnn", help="network (params: resnet110)")
     parser.add_argument("--batch", type=int, default=64, help="images per step")

@@ -1,7 +1,9 @@
 """What a step costs: methods side by side in one process, as ratios to plain training and to their own floor.
 
 The floor of a method is what its counted passes cost in plain training: forward passes at the price of a forward
-pass, backward passes at the rest of a plain step. How they are timed: `steppe.bench.clock`.
+pass, backward passes at the rest of a plain step. How they are timed: `steppe.bench.clock`; memory:
+`steppe.bench.memory`. An optimizer of another package (``module:Class``) runs in the loop that its users write,
+with the same network, memory layout and base optimizer.
 """
 
 from __future__ import annotations
@@ -13,20 +15,31 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from steppe import machine, methods, models
 from steppe.batch import Batch
 from steppe.bench.clock import alternating, one_thread, per_step, spread
+from steppe.bench.memory import peak_bytes
 from steppe.errors import InputError
-from steppe.step import Step
+from steppe.method import Method
+from steppe.testing.naming import subjects_of
+from steppe.testing.nets import Base
+from steppe.testing.subjects import OurMethod
+from steppe.testing.thirdparty import ThirdParty
 
 PLAIN, FORWARD = "plain", "(forward)"
+_RATE, _MOMENTUM = 1e-4, 0.9
 
 
 @dataclass(frozen=True)
 class Cost:
-    """A method's price: step time as a multiple of plain's, with quartiles, and of its floor; its passes."""
+    """A method's price: step time as a multiple of plain's, with quartiles, and of its floor; its passes.
+
+    ``memory`` is the most that tensors take during a step, weights, states and activations, as a multiple of
+    plain's.
+    """
 
     method: str
     ratio: float
@@ -38,6 +51,7 @@ class Cost:
     backward: float
     updates: float
     milliseconds: float
+    memory: float
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -57,7 +71,7 @@ def methods_cost(
     """Return what a step of each method costs on random images.
 
     Args:
-        specs: Methods, as on the command line.
+        specs: Methods, as on the command line; ``module:Class`` for an optimizer of another package.
         model: Name of a model.
         batch: Images per step.
         size: Side of the images in pixels.
@@ -66,7 +80,7 @@ def methods_cost(
         tell: Called with the number of each finished repeat.
 
     Raises:
-        InputError: A number is below 1, or a method or model does not exist.
+        InputError: A number is below 1, or a method, an optimizer or a model does not exist.
     """
     for name, value in {"batch": batch, "size": size, "steps": steps, "repeats": repeats}.items():
         if value < 1:
@@ -79,42 +93,115 @@ def methods_cost(
 def _measured(
     names: list[str], model: str, batch: int, size: int, steps: int, repeats: int, tell: Callable[[int], None]
 ) -> list[Cost]:
-    works = {name: _Work(name, model, batch, size) for name in names}
+    works = {name: _work(name, model, batch, size) for name in names}
     for work in works.values():
         per_step(work.once, 2 * steps)
     timed: dict[str, Callable[[], float]] = {n: partial(per_step, work.once, steps) for n, work in works.items()}
     timed[FORWARD] = partial(per_step, works[PLAIN].forward, steps)
     timings = alternating(timed, repeats, tell)
     share = spread(timings[FORWARD], timings[PLAIN]).median
-    return [_cost(name, works[name].step, timings, share) for name in names]
+    passes = {name: work.per_step() for name, work in works.items()}
+    del works, timed
+    memory = {name: peak_bytes(lambda n=name: _work(n, model, batch, size).once) for name in names}  # type: ignore[misc]
+    return [_cost(name, passes[name], timings, share, memory[name] / memory[PLAIN]) for name in names]
 
 
-def _cost(name: str, step: Step, timings: dict[str, list[float]], share: float) -> Cost:
+def _cost(
+    name: str, passes: tuple[float, float, float], timings: dict[str, list[float]], share: float, memory: float
+) -> Cost:
     ratio = spread(timings[name], timings[PLAIN])
-    forward, backward, updates = step.passes.per_step()
+    forward, backward, updates = passes
     floor = share * forward + (1 - share) * backward
     over, times = ratio.median / floor, median(timings[name]) * 1000
-    return Cost(name, ratio.median, ratio.low, ratio.high, floor, over, forward, backward, updates, times)
+    return Cost(name, ratio.median, ratio.low, ratio.high, floor, over, forward, backward, updates, times, memory)
 
 
 class _Work:
-    """A method bound to a model of its own, and a batch."""
+    """The network or networks of a method, a batch of as many views as it looks at, and steps on it."""
 
-    def __init__(self, spec: str, model: str, batch: int, size: int):
+    def __init__(self, method: Method, model: str, batch: int, size: int):
         device = machine.device()
         torch.manual_seed(0)
-        net = models.build(model, classes=10, channels=3, size=size).to(device)
+        net = method.build(lambda: models.build(model, classes=10, channels=3, size=size)).to(device)
         self.net: nn.Module = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         x = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
-        self.batch = Batch(x, torch.arange(batch, device=device) % 10, torch.arange(batch))
-        optimizer = torch.optim.SGD(self.net.parameters(), 1e-4, momentum=0.9, fused=True)
-        self.step = methods.parse(spec).bind(self.net, optimizer, steps=10**6)
+        views = {f"view {i}": x for i in range(2, method.views + 1)}
+        self.batch = Batch(x, torch.arange(batch, device=device) % 10, torch.arange(batch), views)
 
     def once(self) -> None:
         """Make a step."""
-        self.step(self.batch)
+        raise NotImplementedError
+
+    def per_step(self) -> tuple[float, float, float]:
+        """Return forward passes, backward passes and updates of the mean step."""
+        raise NotImplementedError
 
     def forward(self) -> None:
         """Make a forward pass."""
         with torch.no_grad():
             self.net(self.batch.x)
+
+
+class _Ours(_Work):
+    """A method bound to the network."""
+
+    def __init__(self, method: Method, *about: Any):
+        super().__init__(method, *about)
+        optimizer = torch.optim.SGD(self.net.parameters(), _RATE, momentum=_MOMENTUM, fused=True)
+        self.step = method.bind(self.net, optimizer, steps=10**6)
+
+    def once(self) -> None:
+        """Make a step."""
+        self.step(self.batch)
+
+    def per_step(self) -> tuple[float, float, float]:
+        """Return what was counted."""
+        return self.step.passes.per_step()
+
+
+class _Theirs(_Work):
+    """Another package's optimizer in the loop that it asks for."""
+
+    def __init__(self, party: ThirdParty, *about: Any):
+        super().__init__(methods.parse(PLAIN), *about)
+        base = Base(torch.optim.SGD, {"lr": _RATE, "momentum": _MOMENTUM, "fused": True})
+        self.optimizer, self.form = party.make(self.net, base), party.form
+        self.passes = self.steps = 0
+
+    def once(self) -> None:
+        """Make a step."""
+        self.steps += 1
+        if self.form == "closure":
+            self.optimizer.step(self.closure)
+            self.optimizer.zero_grad()
+            return
+        self.one_pass()
+        self.optimizer.first_step(zero_grad=True)
+        self.one_pass()
+        self.optimizer.second_step(zero_grad=True)
+
+    def closure(self) -> Tensor:
+        """Clear the gradients and make a pass."""
+        self.optimizer.zero_grad()
+        return self.one_pass()
+
+    def one_pass(self) -> Tensor:
+        """Make a forward and a backward pass."""
+        self.passes += 1
+        loss = F.cross_entropy(self.net(self.batch.x), self.batch.y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    def per_step(self) -> tuple[float, float, float]:
+        """Return how often the loop was asked for a pass."""
+        each = self.passes / self.steps
+        return each, each, 1.0
+
+
+def _work(spec: str, *about: Any) -> _Work:
+    """Return the work of a method, or of another package's optimizer."""
+    (subject,) = subjects_of([spec])
+    if isinstance(subject, OurMethod):
+        return _Ours(subject.method, *about)
+    assert isinstance(subject, ThirdParty)
+    return _Theirs(subject, *about)

@@ -8,6 +8,7 @@ from steppe.bench.clock import Spread
 from steppe.bench.data import DataCost
 from steppe.bench.params import ParamsCost
 from steppe.bench.scaling import Growth
+from steppe.bench.settings import SettingCost
 from steppe.bench.training import TrainingCost
 from steppe.listing import aligned
 
@@ -36,6 +37,13 @@ def training(costs: Sequence[TrainingCost], what: str) -> str:
     lines = [(what, f"of {costs[0].what}", "quartiles", "parameters", "ms")]
     lines += [(c.what, *_cells(c.of_first), f"{c.parameters:,}", f"{c.milliseconds:.1f}") for c in costs]
     return f"{aligned(lines)}\n\ntime of a step of plain training"
+
+
+def settings(costs: Sequence[SettingCost]) -> str:
+    """Return a line per setting."""
+    lines = [("settings", "images/s over pytorch's", "quartiles", "weights differ by", "ms")]
+    lines += [(c.setting, *_cells(c.speed), f"{c.differs:.1e}", f"{c.milliseconds:.1f}") for c in costs]
+    return f"{aligned(lines)}\n\na step of plain training, each setting in a process of its own"
 
 
 def scaling(grown: Sequence[Growth]) -> str:

@@ -11,6 +11,7 @@ from steppe.bench.data import USUAL, data_cost
 from steppe.bench.methods import methods_cost
 from steppe.bench.params import params_cost
 from steppe.bench.scaling import AXES, scaling
+from steppe.bench.settings import SETTINGS, settings_cost
 from steppe.bench.store import store_cost
 from steppe.bench.training import USUAL_CHAINS, USUAL_MODELS, end_to_end_cost, models_cost
 
@@ -65,6 +66,12 @@ def _end_to_end(given: Mapping[str, Any], tell: Tell) -> tuple[list[Any], str]:
     return costs, tables.training(costs, "batches")
 
 
+def _settings(given: Mapping[str, Any], tell: Tell) -> tuple[list[Any], str]:
+    wanted = {**_some(given, "model", "batch", "size"), **_timing(given, tell)}
+    costs = settings_cost(given["names"] or tuple(SETTINGS), **wanted)
+    return costs, tables.settings(costs)
+
+
 def _scaling(given: Mapping[str, Any], tell: Tell) -> tuple[list[Any], str]:
     grown = scaling(given["names"] or AXES, **_some(given, "steps", "repeats"), tell=tell)
     return grown, tables.scaling(grown)
@@ -90,5 +97,6 @@ _KINDS: dict[str, Callable[[Mapping[str, Any], Tell], tuple[list[Any], str]]] = 
     "data": _data,
     "models": _models,
     "end-to-end": _end_to_end,
+    "settings": _settings,
     "scaling": _scaling,
 }

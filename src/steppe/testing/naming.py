@@ -53,7 +53,7 @@ def _made(thing: Any, name: str, settings: dict[str, Any]) -> Subject:
             return OurMethod(make_checked(thing, thing.__name__, settings), name)
         except TypeError as error:
             raise InputError(f"{name} cannot be made: {error}; give its settings, {name}:key=value") from None
-    two_step = hasattr(thing, "first_step") and hasattr(thing, "second_step")
+    two_step = all(callable(getattr(thing, step, None)) for step in ("first_step", "second_step"))
     if inspect.isclass(thing) and (two_step or issubclass(thing, torch.optim.Optimizer)):
         return ThirdParty(thing, name, settings=settings)
     raise InputError(

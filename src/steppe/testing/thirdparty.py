@@ -49,7 +49,7 @@ class ThirdParty(Subject):
     ):
         self.kind, self.settings = kind, dict(settings or {})
         self.name = name or kind.__name__
-        both = hasattr(kind, "first_step") and hasattr(kind, "second_step")
+        both = all(callable(getattr(kind, step, None)) for step in ("first_step", "second_step"))
         self.form = form or ("two-step" if both else "closure")
         try:
             self.make(nets.smooth(), nets.SGD)
