@@ -57,7 +57,7 @@ class Average(nn.Module):
             finally:
                 torch.clear_autocast_cache()
                 reshard(net)
-                put(present, kept)
+                kept.back()
                 copies.give_back(kept)
                 for module in training:
                     module.training = True

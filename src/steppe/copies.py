@@ -1,39 +1,127 @@
-"""Copies of a step's tensors, made over and over and given back: their storage is used again."""
+"""Copies of a step's tensors, made over and over: many tensors lie in one, and their storage is used again.
+
+Most tensors of a network are small, and what copying one costs is then the call. So all tensors of one type are
+copied in one operation, side by side into a long one that is kept.
+"""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
+from operator import attrgetter, is_
 
 import torch
 from torch import Tensor
 
-from steppe.vec import any_sharded
+from steppe.vec import PLAIN, any_sharded
+
+# What is joined; tensors of rarer types (quantised, of eight bits) are copied one by one.
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_JOINED = frozenset((*_FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool))
 
 
 class Copies:
     """Copies of the same tensors, as many at a time as are needed."""
 
     def __init__(self) -> None:
-        self._of: list[Tensor] = []
-        self._free: list[list[Tensor]] = []
+        self._places: _Places | None = None
+        self._free: list[Copy] = []
 
-    def make(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return a copy of each tensor, without its graph; ``give_back`` takes them again."""
-        fits = len(tensors) == len(self._of) and all(map(operator.is_, tensors, self._of))
-        if not fits:
-            self._of, self._free = list(tensors), []
-        held = self._free.pop() if self._free else None
-        if held is None or _form(held) != _form(tensors):
-            with torch.no_grad():
-                return [t.clone() for t in tensors]
-        put(held, tensors)
+    def make(self, tensors: Sequence[Tensor]) -> Copy:
+        """Return a copy of the tensors as they are; ``give_back`` takes it again."""
+        if self._places is None or not self._places.are(tensors):
+            self._places, self._free = _Places(tensors), []
+        held = self._free.pop() if self._free else Copy(self._places)
+        held.take()
         return held
 
-    def give_back(self, copies: list[Tensor]) -> None:
-        """Take copies that nobody reads any more."""
-        if len(copies) == len(self._of):
-            self._free.append(copies)
+    def give_back(self, held: Copy) -> None:
+        """Take a copy that nobody needs any more."""
+        if held.places is self._places:
+            self._free.append(held)
+
+
+class Copy:
+    """What tensors were when it was made."""
+
+    def __init__(self, places: _Places):
+        self.places = places
+        with torch.no_grad():
+            self._long = [torch.cat(row.vectors) for row in places.rows]
+        self._parts = [
+            torch.split(long, [v.numel() for v in row.vectors])
+            for row, long in zip(places.rows, self._long, strict=True)
+        ]
+        self._apart: list[Tensor] = []
+
+    def take(self) -> None:
+        """Let it be what the tensors are now."""
+        with torch.no_grad():
+            for row, long in zip(self.places.rows, self._long, strict=True):
+                torch.cat(row.vectors, out=long)
+            self._apart = [t.clone() for t in self.places.apart]
+
+    def back(self) -> None:
+        """Write it into the tensors' own storage, bit for bit."""
+        stay = self.places.stay()
+        with torch.no_grad():
+            for row, parts in zip(self.places.rows, self._parts, strict=True):
+                if stay:
+                    torch._foreach_copy_(row.vectors, parts)
+                else:
+                    put(row.tensors, [p.as_strided(*form) for p, form in zip(parts, row.forms, strict=True)])
+            if self._apart:
+                put(self.places.apart, self._apart)
+
+
+class _Row:
+    """Tensors of one type on one device, each as a vector in the order of memory, and their sizes and strides."""
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self.vectors: list[Tensor] = []
+        self.forms: list[tuple[torch.Size, tuple[int, ...]]] = []
+
+    def add(self, t: Tensor, vector: Tensor) -> None:
+        """Take in one more."""
+        self.tensors.append(t)
+        self.vectors.append(vector)
+        self.forms.append((t.size(), t.stride()))
+
+
+class _Places:
+    """Where tensors lie: in rows that can be joined, or apart."""
+
+    def __init__(self, tensors: Sequence[Tensor]):
+        self._tensors = list(tensors)
+        rows: dict[tuple[torch.dtype, torch.device], _Row] = {}
+        self.apart: list[Tensor] = []
+        for t in tensors:
+            vector = _as_vector(t)
+            if vector is None:
+                self.apart.append(t)
+            else:
+                rows.setdefault((t.dtype, t.device), _Row()).add(t, vector)
+        self.rows = list(rows.values())
+        pairs = [pair for row in self.rows for pair in zip(row.tensors, row.vectors, strict=True)]
+        self._seen = [t for t, vector in pairs if t is not vector]
+        # what is all of its storage cannot be more of it later
+        self._sized = [
+            t for t, vector in pairs if t is vector or t.untyped_storage().nbytes() != t.numel() * t.element_size()
+        ]
+        self._where = self._look()
+
+    def are(self, tensors: Sequence[Tensor]) -> bool:
+        """Return whether these are the tensors, and still lie there."""
+        same = len(tensors) == len(self._tensors) and all(map(is_, tensors, self._tensors))
+        return same and self.stay()
+
+    def stay(self) -> bool:
+        """Return whether they still lie there: a tensor's data may have been exchanged."""
+        return self._look() == self._where
+
+    def _look(self) -> list[int]:
+        # the views keep the storage alive, so that no other can have its address
+        return [*map(Tensor.data_ptr, self._seen), *map(attrgetter("nbytes"), self._sized)]
 
 
 def put(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
@@ -46,6 +134,11 @@ def put(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
             torch._foreach_copy_(list(into), list(values))
 
 
-def _form(tensors: Sequence[Tensor]) -> list[object]:
-    """Return what must be equal for one to hold the other's values: a tensor's data may have been exchanged."""
-    return [[t.shape for t in tensors], [t.dtype for t in tensors], [t.device for t in tensors[:1]]]
+def _as_vector(t: Tensor) -> Tensor | None:
+    """Return all of a tensor's storage as a vector, itself if it is one, None where that cannot be."""
+    if type(t) not in PLAIN or t.layout != torch.strided or t.dtype not in _JOINED:
+        return None
+    if t.dim() == 1 and t.is_contiguous():
+        return t
+    dense = t.detach().permute(sorted(range(t.dim()), key=t.stride, reverse=True))
+    return dense.view(-1) if dense.is_contiguous() else None

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from steppe import vec
-from steppe.copies import Copies, put
+from steppe.batch import Batch
+from steppe.copies import Copies
 from steppe.errors import InputError
 from steppe.vec import Vec
 
@@ -44,15 +45,16 @@ class Course:
 
     ``size`` and ``weight`` are the batch's samples and its weight in means; ``first`` is the output of the first
     pass; ``bad`` tells whether a value was not finite on this process; ``group`` collects gradients while
-    groups of samples have perturbations of their own.
+    groups of samples have perturbations of their own; ``given`` is the batch, its micro-batches and its weight.
     """
 
     def __init__(self, buffers: list[Tensor], copies: Copies, size: int, weight: float, bad: Tensor):
         self.size, self.weight, self.bad = size, weight, bad
         self.first: Out | None = None
         self.group: Group | None = None
+        self.given: tuple[Batch | None, list[Batch], float] = (None, [], 0.0)
         self._undo: Undo | None = None
-        self._buffers, self._copies, self._before = buffers, copies, copies.make(buffers)
+        self._copies, self._before = copies, copies.make(buffers)
 
     @property
     def output(self) -> Out:
@@ -69,12 +71,12 @@ class Course:
         """Return weights, optimizer and running statistics to what they were when the step began."""
         if self._undo is not None:
             self._undo.back()
-        put(self._buffers, self._before)
+        self._before.back()
 
     def close(self) -> None:
         """Let go of what was kept for the way back."""
         self._copies.give_back(self._before)
-        self._undo, self._buffers, self._before = None, [], []
+        self._undo, self.given = None, (None, [], 0.0)
 
 
 @dataclass

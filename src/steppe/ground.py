@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from steppe import parameters, streams
+from steppe import parameters, streams, vec
 from steppe.batch import Batch
 from steppe.calling import call, logits_of, loss_of, unwrap
 from steppe.copies import Copies
@@ -20,6 +21,7 @@ from steppe.precision import Precision, widened
 from steppe.ranks import Shards, Sync, ranks_of
 from steppe.schedule import Now, Value, value_at
 from steppe.several import Several, peer_of
+from steppe.vec import Vec
 
 if TYPE_CHECKING:
     from torch.amp.grad_scaler import GradScaler
@@ -74,13 +76,15 @@ class Ground:
     `supervised`. ``params`` are the optimizer's trainable parameters, each once, ``owners`` the modules that
     hold them; ``rng`` draws the method's noise. ``divisible`` tells whether parts of ``net`` may be called on
     their own, which a compiled or sharded model forbids. ``looking``: a pass made now leaves no trace. ``worth``
-    is how many passes of one network a pass of the model counts as.
+    is how many passes of one network a pass of the model counts as. ``left`` are the gradients that a pass has
+    left with the parameters.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, setup: Setup):
         self.model, self.optimizer, self.setup = model, optimizer, setup
         self.net, wrapper = unwrap(model)
-        self.params = parameters.trainable(optimizer)
+        self._trainable = parameters.Trainable(optimizer)
+        self.params = self._trainable.params
         self.device = self.params[0].device
         self.precision = Precision(setup.precision, self.params[0], setup.scaler)
         self.ranks = ranks_of(self.net, wrapper, self.params, setup.sync)
@@ -98,12 +102,13 @@ class Ground:
         self.weight_copies, self.buffer_copies = Copies(), Copies()
         self.course = Course(self.buffers(), self.buffer_copies, 0, 0.0, self._good)
         self.looking = False
+        self.left: Vec | None = None
         self._clean_streams = streams.capture(self.device)
 
     def buffers(self) -> list[Tensor]:
         """Return the network's buffers; looking for the modules that have any takes longer than all else here."""
         homes = self.once("buffers", lambda: [m._buffers for m in self.net.modules() if m._buffers])
-        return [b for home in homes for b in home.values() if b is not None]
+        return vec.present(list(chain.from_iterable(home.values() for home in homes)))
 
     def losses(self, outputs: Any, batch: Batch) -> Tensor:
         """Return the user's loss of each sample (B,), from logits of the batch or of each of its micro-batches."""
@@ -152,6 +157,11 @@ class Ground:
         return parameters.per_group(self.optimizer, self.params, name, value_at(value, self.now))
 
     @property
+    def kind(self) -> vec.Kind:
+        """What holds for all parameters, and so for their gradients; the model's type may change."""
+        return self.once(("kind", self.params[0].dtype), lambda: vec.Kind.of(self.params))
+
+    @property
     def peer(self) -> list[int]:
         """For each parameter the number of its network or branch, from 1; 0 if it belongs to none alone."""
         return self.once("peer", lambda: peer_of(self.net, self.params))
@@ -197,11 +207,12 @@ class Ground:
 
     def begin(self, batch: Batch) -> None:
         """Start a step on this batch: the unit that passes are counted in."""
-        present = parameters.trainable(self.optimizer)
-        if not parameters.same(present, self.params):
-            self.params, self.owners, self._memo = present, parameters.owners(self.net, present), {}
+        if self._trainable.renew():
+            self.params = self._trainable.params
+            self.owners, self._memo = parameters.owners(self.net, self.params), {}
         parts = self.parts(batch)
         self.course = Course(self.buffers(), self.buffer_copies, len(batch), self.weight(batch), self._good)
+        self.course.given = (batch, parts, self.course.weight)
         self.ranks.begin(self.course.weight, len(parts))
         self.ranks.settle()
         if isinstance(self.net, Several):
@@ -211,18 +222,23 @@ class Ground:
 
     def parts(self, batch: Batch) -> list[Batch]:
         """Return the micro-batches that a batch goes through in."""
+        if batch is self.course.given[0]:
+            return self.course.given[1]
         size = self.setup.microbatch
         parts = batch.parts()
         return parts if size is None else [piece for part in parts for piece in part.split(size)]
 
     def weight(self, batch: Batch) -> float:
         """Return what a batch counts in a mean: its samples, if the user did not say otherwise."""
+        if batch is self.course.given[0]:
+            return self.course.given[2]
         return float(sum(map(self.setup.weigh, self.parts(batch))))
 
     def clear(self) -> None:
         """Leave no gradient behind."""
         for p in self.params:
             p.grad = None
+        self.left = None
 
 
 def _unset(batch: Batch) -> Out:

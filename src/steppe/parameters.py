@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, compress
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -13,7 +15,33 @@ from steppe.errors import InputError
 
 def trainable(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     """Return the optimizer's trainable parameters, each once, in its order; raises InputError if it has none."""
-    seen = {id(p): p for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+    return _trainable(*_held(optimizer))
+
+
+class Trainable:
+    """An optimizer's trainable parameters (see `trainable`), and whether they are still the same."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self._optimizer, self._held = optimizer, _held(optimizer)
+        self.params = _trainable(*self._held)
+
+    def renew(self) -> bool:
+        """Look again; return whether they are others now."""
+        before, now = self._held, _held(self._optimizer)
+        if same(before[0], now[0]) and before[1] == now[1]:
+            return False
+        self._held, self.params = now, _trainable(*now)
+        return True
+
+
+def _held(optimizer: torch.optim.Optimizer) -> tuple[list[nn.Parameter], list[bool]]:
+    """Return all that an optimizer has, and which of it is to be trained."""
+    held = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
+    return held, list(map(attrgetter("requires_grad"), held))
+
+
+def _trainable(held: list[nn.Parameter], wanted: list[bool]) -> list[nn.Parameter]:
+    seen = {id(p): p for p in compress(held, wanted)}
     if not seen:
         raise InputError("the optimizer holds no trainable parameter; give it model.parameters()")
     return list(seen.values())
@@ -21,7 +49,7 @@ def trainable(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 def same(a: Sequence[nn.Parameter], b: Sequence[nn.Parameter]) -> bool:
     """Return whether these are the same parameters in the same order."""
-    return len(a) == len(b) and all(p is q for p, q in zip(a, b, strict=True))
+    return len(a) == len(b) and all(map(is_, a, b))
 
 
 def owners(net: nn.Module, params: Sequence[nn.Parameter]) -> list[nn.Module]:

@@ -28,6 +28,19 @@ def ascent(grads: Vec, rho: float | Sequence[float], eps: float = 1e-12) -> Vec:
     return vec.scale(grads, rho / (vec.norm(grads) + eps))
 
 
+def climb(grads: Vec, rho: float | Sequence[float], scale: Vec | None = None) -> Vec | vec.Along:
+    r"""Return `ascent` as `steppe.runtime.Runtime.at` takes it: with one radius, not multiplied out.
+
+    With a ``scale`` s it is the ascent in the space scaled by it, :math:`s \cdot \text{ascent}(s \cdot g)`.
+    """
+    scaled = grads if scale is None else vec.times(grads, scale)
+    if isinstance(rho, Sequence):
+        offset = ascent(scaled, rho)
+        return offset if scale is None else vec.times(offset, scale)
+    way = scaled if scale is None else vec.times(scaled, scale)
+    return vec.Along(way, rho / (vec.norm(scaled) + 1e-12))
+
+
 def unit_dims(param: Tensor, owner: nn.Module) -> tuple[int, ...] | None:
     """Return the dimensions that one output unit spans, None if the tensor has no units (bias, norm, embedding).
 

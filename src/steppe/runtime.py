@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from operator import is_
 from typing import Any
 
 import torch
@@ -18,12 +19,11 @@ from torch.func import functional_call
 
 from steppe import parameters, streams, vec
 from steppe.batch import Batch, join_logits
-from steppe.copies import put
 from steppe.course import NonFinite, Out
 from steppe.errors import InputError
 from steppe.ground import Ground, Loss, Objective, Passes, Setup, Transform
 from steppe.ranks import One
-from steppe.vec import Vec
+from steppe.vec import Along, Vec
 
 __all__ = ["Loss", "Objective", "Out", "Passes", "Runtime", "Setup", "Transform"]
 
@@ -46,13 +46,14 @@ class Runtime(Ground):
         """
         if not self.looking:
             self._clean_streams = streams.capture(self.device)
-        self.clear()
+        if self.course.first is None or self.left is not None:
+            self.clear()
         parts = self.parts(batch)
         whole, share = self.weight(batch), self.ranks.share()
         losses, logits = [], []
         for part in parts:
             weight = self.setup.weigh(part) / whole
-            with self.ranks.passing(), self._only(where):
+            with self.ranks.passing(), nullcontext() if where is None else self._only(where):
                 with self.precision.autocast():
                     out = objective(part)
                 factor = weight * share
@@ -61,16 +62,17 @@ class Runtime(Ground):
             losses.append(out.loss.detach() * weight)
             # logits that are a view of a weight would change with it at the next update
             logits.append(out.logits.detach().clone() if out.logits._is_view() else out.logits.detach())
-        grads = self.precision.unscaled([p.grad for p in self.params])
+        # they stay where they are until the next pass: an update with them need not put them there again
+        self.left = [p.grad for p in self.params]
+        grads = self.precision.unscaled(self.left)
         if where is not None:
             grads = vec.only(grads, where)
-        grads = vec.Measured(grads)
-        self.clear()
+        grads = vec.Measured(grads, self.kind)
         self.count(forward=work * len(batch), backward=work * len(batch))
         mean = losses[0] if len(parts) == 1 else torch.stack(losses).sum()
         joined = Out(mean, join_logits(logits))
         self.course.first = self.course.first or joined
-        self._judge(~(vec.finite(grads) & torch.isfinite(mean).to(self.device)))
+        self._judge(~vec.finite(grads, mean.to(self.device)))
         return joined, grads
 
     def grads(
@@ -104,8 +106,8 @@ class Runtime(Ground):
         self.count(forward=len(here) + len(there), backward=len(here) + len(there))
         out = Out(clean.loss.detach(), clean.logits.detach())
         self.course.first = self.course.first or out
-        losses = torch.isfinite(clean.loss.detach()) & torch.isfinite(noisy.loss.detach())
-        self._judge(~(vec.finite(found[0]) & vec.finite(found[1]) & losses.to(self.device)))
+        losses = [t.detach().to(self.device) for t in (clean.loss, noisy.loss)]
+        self._judge(~(vec.finite(found[0], losses[0]) & vec.finite(found[1], losses[1])))
         return out, found[0], found[1]
 
     @contextmanager
@@ -152,13 +154,12 @@ class Runtime(Ground):
         Dropout masks are those of the last clean pass, or fresh ones from the seed ``masks``
         (see `draw_masks`).
         """
-        buffers = self.buffers()
-        saved = self.buffer_copies.make(buffers)
+        saved = self.buffer_copies.make(self.buffers())
         try:
             with self._masks(masks):
                 yield
         finally:
-            put(buffers, saved)
+            saved.back()
             self.buffer_copies.give_back(saved)
 
     @contextmanager
@@ -177,24 +178,27 @@ class Runtime(Ground):
             streams.restore(now, self.device)
 
     @contextmanager
-    def at(self, offset: Vec, *, masks: int | None = None, clean: bool = False) -> Iterator[None]:
+    def at(self, offset: Vec | Along, *, masks: int | None = None, clean: bool = False) -> Iterator[None]:
         """Be at ``w + offset``; on leaving, also by an exception, the weights return bit for bit.
 
         The look leaves no trace (see `aside`), unless it is ``clean``: the only pass of its step, whose
         running statistics and random draws count. Restored by copy into the same storage: adding and
         subtracting drifts, and rebinding ``.data`` breaks everything that holds the storage.
         """
-        moved = [p for p, o in zip(self.params, offset, strict=True) if o is not None]
+        way, times = (offset.direction, offset.times) if isinstance(offset, Along) else (offset, None)
+        whole = not vec.missing(way)
+        moved = self.params if whole else [p for p, o in zip(self.params, way, strict=True) if o is not None]
+        by = vec.present(way)
         with nullcontext() if clean else self.aside(masks), torch.no_grad():
             saved = self.weight_copies.make(moved)
             try:
                 self.ranks.settle()
-                vec.move(moved, [o for o in offset if o is not None])
+                vec.move(moved, by, times, self.kind if whole else None)
                 with torch.enable_grad():
                     yield
             finally:
                 self.ranks.settle()
-                put(moved, saved)
+                saved.back()
                 self.weight_copies.give_back(saved)
 
     def apply(
@@ -237,8 +241,10 @@ class Runtime(Ground):
         for left in reversed(range(times)):
             # some optimizers write into what they are given
             fresh = vec.clone(grads) if left or (more and grads is given) else grads
-            for p, g in zip(self.params, fresh, strict=True):
-                p.grad = g
+            if self.left is None or not all(map(is_, fresh, self.left)):
+                for p, g in zip(self.params, fresh, strict=True):
+                    p.grad = g
+                self.left = None
             self.optimizer.step()
             self.passes.updates += 1
         if beside is not None:
@@ -268,13 +274,9 @@ class Runtime(Ground):
         return found
 
     @contextmanager
-    def _only(self, where: Sequence[bool] | None) -> Iterator[None]:
+    def _only(self, where: Sequence[bool]) -> Iterator[None]:
         """Compute no gradient for the other parameters, where switching them off has no price."""
-        off = (
-            []
-            if where is None or not self.divisible
-            else [p for p, w in zip(self.params, where, strict=True) if not w]
-        )
+        off = [p for p, w in zip(self.params, where, strict=True) if not w] if self.divisible else []
         for p in off:
             p.requires_grad_(False)
         try:

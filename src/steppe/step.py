@@ -73,6 +73,8 @@ class Step:
         except BaseException:
             self._take_back()
             raise
+        if rt.left is not None:
+            rt.clear()
         rt.course.close()
         rt.precision.record(finite=not skipped)
         rt.ranks.share_buffers(rt.net)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import compress, repeat
 from typing import Any
 
 import torch
@@ -22,36 +24,78 @@ def sharded(t: Tensor) -> bool:
     return hasattr(t, "to_local")
 
 
-_PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
+PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
+_WIDE = frozenset((torch.float32, torch.float64))
+# Vectors of at most so many elements are copied in less time than an operation takes on a processor.
+_SMALL = 4096
 
 
 def any_sharded(tensors: Sequence[Tensor | None]) -> bool:
     """Return whether one of the tensors is a DTensor."""
-    return not _PLAIN.issuperset(map(type, tensors)) and any(t is not None and sharded(t) for t in tensors)
+    return not PLAIN.issuperset(map(type, tensors)) and any(t is not None and sharded(t) for t in tensors)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What holds for all tensors of a vector, looked up once: gradients are of their parameters' kind.
+
+    ``plain``: none is a DTensor; ``wide``: none is in half precision; ``small``: those that cost more to call for
+    than to copy, so that they are joined; None if there is nothing to gain.
+    """
+
+    plain: bool
+    wide: bool
+    small: list[bool] | None
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> Kind:
+        """Return what holds for these."""
+        small = [dim == 1 for dim in map(Tensor.dim, tensors)]
+        vectors = list(compress(tensors, small))
+        joined = len(vectors) > 1 and vectors[0].device.type == "cpu" and max(map(Tensor.numel, vectors)) <= _SMALL
+        wide = _WIDE.issuperset(map(operator.attrgetter("dtype"), tensors))
+        return cls(not any_sharded(tensors), wide, small if joined else None)
 
 
 class Measured(list[Tensor | None]):
     """A vector that remembers its norm, for as long as its tensors are the same ones and have not been written to.
 
-    A step needs the norm of a gradient to know that it is finite, and most methods need it again.
+    A step needs the norm of a gradient to know that it is finite, and most methods need it again. ``kind`` is what
+    its tensors are, unless one is missing.
     """
 
-    def __init__(self, a: Vec):
+    def __init__(self, a: Vec, kind: Kind | None = None):
         super().__init__(a)
         self._held = tuple(a)
-        self._written = [t._version for t in _present(a)]
+        self._kind = None if missing(a) else kind
         self._norm: Tensor | None = None
 
     @property
     def known(self) -> Tensor | None:
         """The norm, if it was measured and still holds."""
-        same = len(self) == len(self._held) and all(map(operator.is_, self, self._held))
-        return self._norm if same and self._written == [t._version for t in _present(self)] else None
+        return self._norm if self._norm is not None and self._same() and self._written == _written(self) else None
+
+    def _same(self) -> bool:
+        return len(self) == len(self._held) and all(map(operator.is_, self, self._held))
+
+    @property
+    def sharded(self) -> bool:
+        """Whether one of the tensors is a DTensor."""
+        return any_sharded(self) if self._kind is None else not self._kind.plain
 
     def measure(self) -> Tensor:
         """Return the norm, and remember it."""
-        self._norm = _norm(self)
+        self._written = _written(self)
+        self._norm = _norm(self, self._kind if self._same() else None)
         return self._norm
+
+
+@dataclass(frozen=True)
+class Along:
+    """``times``, 0-dimensional, of a direction; multiplied out only where it is added to something."""
+
+    direction: Vec
+    times: Tensor
 
 
 def _local(t: Tensor) -> Tensor:
@@ -63,8 +107,18 @@ def _layout(t: Tensor) -> Any:
     return (t.device_mesh, t.placements) if sharded(t) else None  # type: ignore[attr-defined]
 
 
-def _present(a: Sequence[Tensor | None]) -> list[Tensor]:
+def missing(a: Sequence[Tensor | None]) -> bool:
+    """Return whether there is a parameter without a tensor."""
+    return any(map(operator.is_, a, repeat(None)))
+
+
+def present(a: Sequence[Tensor | None]) -> list[Tensor]:
+    """Return the tensors that are there."""
     return [t for t in a if t is not None]
+
+
+def _written(a: Sequence[Tensor | None]) -> list[int]:
+    return list(map(operator.attrgetter("_version"), present(a)))
 
 
 def _pairs(a: Vec, b: Vec) -> tuple[list[Tensor], list[Tensor]]:
@@ -88,18 +142,27 @@ def norm(a: Vec) -> Tensor:
     return _norm(a) if known is None else known
 
 
-def _norm(a: Vec) -> Tensor:
-    tensors = _present(a)
+def _norm(a: Vec, kind: Kind | None = None) -> Tensor:
+    tensors = present(a)
     if not tensors:
         return torch.zeros(())
-    wide = [t if t.dtype in (torch.float32, torch.float64) else t.float() for t in tensors]
-    if not any_sharded(wide):
-        whole: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(wide)))
+    kind = kind or Kind.of(tensors)
+    if not kind.wide:
+        tensors = [t if t.dtype in _WIDE else t.float() for t in tensors]
+    if kind.plain:
+        whole: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(_joined(tensors, kind.small))))
         return whole
-    groups = _by_layout(wide)
+    groups = _by_layout(tensors)
     norms = [torch.linalg.vector_norm(torch.stack(torch._foreach_norm(group))) for group in groups.values()]
     squares = [_over_shards(n.square(), layout) for n, layout in zip(norms, groups, strict=True)]
     return torch.stack(squares).sum().sqrt()
+
+
+def _joined(tensors: list[Tensor], small: list[bool] | None) -> list[Tensor]:
+    """Return the small tensors as one, behind the others."""
+    if small is None:
+        return tensors
+    return [*compress(tensors, map(operator.not_, small)), torch.cat(list(compress(tensors, small)))]
 
 
 def dot(a: Vec, b: Vec) -> Tensor:
@@ -112,16 +175,21 @@ def dot(a: Vec, b: Vec) -> Tensor:
     return torch.stack(sums).sum()
 
 
-def finite(a: Vec) -> Tensor:
-    """Return whether all that this process holds is finite, 0-dimensional."""
-    if any_sharded(a):
-        return torch.isfinite(_norm(map_each(_local, a)))
-    return torch.isfinite(a.measure() if isinstance(a, Measured) else _norm(a))
+def finite(a: Vec, beside: Tensor | None = None) -> Tensor:
+    """Return whether all that this process holds is finite, 0-dimensional; and so is a number ``beside``."""
+    if isinstance(a, Measured) and not a.sharded:
+        length = a.measure()
+    else:
+        length = _norm(map_each(_local, a))
+    # what is not finite stays so in a sum, and less itself it is not zero; isfinite() is twice as many operations
+    both = length if beside is None else length + beside
+    zero: Tensor = (both - both) == 0
+    return zero
 
 
 def scale(a: Vec, by: float | Tensor | Sequence[float]) -> Vec:
     """Return ``by * a``; a sequence has one factor per tensor."""
-    tensors = _present(a)
+    tensors = present(a)
     if isinstance(by, Sequence):
         by = [f for f, t in zip(by, a, strict=True) if t is not None]
     scaled = iter(torch._foreach_mul(tensors, by)) if tensors else iter(())
@@ -149,14 +217,25 @@ def apart(f: Callable[[Vec], Vec], a: Vec, group: Sequence[int]) -> Vec:
     return [next((t for t in each if t is not None), None) for each in zip(*parts, strict=True)]
 
 
-def move(tensors: Sequence[Tensor], by: Sequence[Tensor]) -> None:
-    """Add to each tensor in place."""
-    with torch.no_grad():
-        if any_sharded(tensors):
-            for t, o in zip(tensors, by, strict=True):
-                t.add_(o)
-        elif tensors:
-            torch._foreach_add_(list(tensors), list(by))
+def move(
+    tensors: Sequence[Tensor], by: Sequence[Tensor], times: Tensor | None = None, kind: Kind | None = None
+) -> None:
+    """Add to each tensor in place ``by``, or ``times`` (0-dimensional) as much, where no graph is recorded.
+
+    ``kind`` is that of the tensors, if it is known.
+    """
+    if not tensors:
+        return
+    kind = kind or Kind.of(tensors)
+    if times is not None and kind.plain and kind.wide and tensors[0].device.type == "cpu":
+        torch._foreach_addcmul_(list(tensors), list(by), [times] * len(tensors))
+        return
+    by = by if times is None else torch._foreach_mul(list(by), times)
+    if kind.plain:
+        torch._foreach_add_(list(tensors), list(by))
+    else:
+        for t, o in zip(tensors, by, strict=True):
+            t.add_(o)
 
 
 def lerp(a: Vec, b: Vec, weight: float) -> Vec:

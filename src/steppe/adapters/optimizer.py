@@ -27,7 +27,7 @@ from steppe.errors import InputError
 from steppe.method import Method, overrides
 from steppe.methods import asam, sam
 from steppe.runtime import Objective, Out, Runtime, Setup
-from steppe.vec import Vec
+from steppe.vec import Along, Vec
 
 _SCALED = (
     "gradients in step(closure) are multiplied by a GradScaler's scale, which step cannot know; call first_step "
@@ -217,7 +217,7 @@ class _Given(Runtime):
         raise _unable()
 
     @contextmanager
-    def at(self, offset: Vec, *, masks: int | None = None, clean: bool = False) -> Iterator[None]:
+    def at(self, offset: Vec | Along, *, masks: int | None = None, clean: bool = False) -> Iterator[None]:
         """Be elsewhere, and know it."""
         with super().at(offset, masks=masks, clean=clean):
             self.away += 1

@@ -1,13 +1,15 @@
 """What a step costs beside its passes: all that is done to parameters, with gradients given, not computed.
 
 Beside a method stands, where there is one, the usual loop in its place: for SAM a norm, a copy, a move and a way
-back per tensor, one tensor after the other, with the base optimizer of PyTorch's default or a fused one. All are
-driven by the same gradients and timed in turns, see `steppe.bench.clock`. The loops neither look whether gradients
-are finite nor keep running statistics and random streams for the second pass; a step of ours does.
+back per tensor, one tensor after the other, and two walks over all modules that keep the second pass out of the
+running statistics, with the base optimizer of PyTorch's default or a fused one. All are driven by the same
+gradients and timed in turns, see `steppe.bench.clock`. The loops do not look whether gradients are finite, and
+could not take a step back; a step of ours does.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from steppe import methods, models
 from steppe.batch import Batch
@@ -25,6 +28,7 @@ from steppe.errors import InputError
 from steppe.vec import Vec
 
 _CLASSES, _ROWS = 10, 8
+_IN_USE = "momentum_in_use"
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ class _Given(Tensor):
 
     params: Sequence[nn.Parameter]
     grads: Sequence[Tensor]
+    # what comes of it is an ordinary tensor, and costs what one does
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def backward(self, *_: Any, **__: Any) -> None:
         _place(self.params, self.grads)
@@ -121,7 +127,7 @@ def ours(spec: str, network: nn.Module) -> Callable[[], None]:
     loss = torch.zeros(()).as_subclass(_Given)
     loss.params, loss.grads = step.runtime.params, given_gradients(step.runtime.params)
     logits = torch.zeros(_ROWS, _CLASSES)
-    step.runtime.objective = lambda batch: Out(loss, logits[: len(batch)])
+    step.runtime.objective = lambda batch: Out(loss, logits if len(batch) == _ROWS else logits[: len(batch)])
     batch = Batch(torch.zeros(_ROWS, 1), torch.arange(_ROWS) % _CLASSES, torch.arange(_ROWS))
 
     def once() -> None:
@@ -133,11 +139,11 @@ def ours(spec: str, network: nn.Module) -> Callable[[], None]:
 def loop(name: str, network: nn.Module, *, fused: bool) -> Callable[[], None]:
     """Return a step of the usual loop for this method on a network's parameters, on the same gradients."""
     params = list(network.parameters())
-    return LOOPS[name](params, given_gradients(params), _sgd(network, fused))
+    return LOOPS[name](params, given_gradients(params), _sgd(network, fused), network)
 
 
 def _plain_loop(
-    params: Sequence[nn.Parameter], grads: Sequence[Tensor], base: torch.optim.Optimizer
+    params: Sequence[nn.Parameter], grads: Sequence[Tensor], base: torch.optim.Optimizer, net: nn.Module
 ) -> Callable[[], None]:
     def once() -> None:
         _place(params, grads)
@@ -148,31 +154,54 @@ def _plain_loop(
 
 
 def _sam_loop(
-    params: Sequence[nn.Parameter], grads: Sequence[Tensor], base: torch.optim.Optimizer
+    params: Sequence[nn.Parameter], grads: Sequence[Tensor], base: torch.optim.Optimizer, net: nn.Module
 ) -> Callable[[], None]:
-    """SAM one tensor after the other, what was there kept beside it.
+    """SAM one tensor after the other, what was there kept in the optimizer's state.
 
-    As in the loops in use: times one where an adaptive form has its scaling, in the norm and in the move.
+    As in the loops in use: times one where an adaptive form has its scaling, in the norm and in the move; norm and
+    radius brought to the tensor's device; the norm layers' statistics switched off and on over all modules.
     """
-    held: dict[nn.Parameter, Tensor] = {}
+    state: dict[nn.Parameter, dict[str, Tensor]] = defaultdict(dict)
+
+    def climb() -> None:
+        device = params[0].device
+        norms = [(1.0 * p.grad).norm(p=2).to(device) for p in params if p.grad is not None]
+        radius = 0.05 / (torch.stack(norms).norm(p=2) + 1e-12)
+        for p in params:
+            if p.grad is not None:
+                state[p]["here"] = p.data.clone()
+                p.add_(1.0 * p.grad * radius.to(p))
+
+    def come_back() -> None:
+        for p in params:
+            if p.grad is not None:
+                p.data = state[p]["here"]
 
     def once() -> None:
+        net.apply(_count_statistics)
         _place(params, grads)
         with torch.no_grad():
-            norms = [(1.0 * p.grad).norm(2) for p in params if p.grad is not None]
-            scale = 0.05 / (torch.stack(norms).norm(2) + 1e-12)
-            for p in params:
-                if p.grad is not None:
-                    held[p] = p.data.clone()
-                    p.add_(1.0 * p.grad * scale)
+            climb()
         base.zero_grad()
+        net.apply(_forget_statistics)
         _place(params, grads)
-        for p in params:
-            p.data = held[p]
+        with torch.no_grad():
+            come_back()
         base.step()
         base.zero_grad()
 
     return once
+
+
+def _forget_statistics(module: nn.Module) -> None:
+    if isinstance(module, _BatchNorm):
+        setattr(module, _IN_USE, module.momentum)
+        module.momentum = 0.0
+
+
+def _count_statistics(module: nn.Module) -> None:
+    if isinstance(module, _BatchNorm) and hasattr(module, _IN_USE):
+        module.momentum = getattr(module, _IN_USE)
 
 
 LOOPS = {"plain": _plain_loop, "sam": _sam_loop}

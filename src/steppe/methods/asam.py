@@ -23,10 +23,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from steppe import vec
 from steppe.batch import Batch
 from steppe.method import Method, descend, require
-from steppe.perturb import ascent, is_weight
+from steppe.perturb import climb, is_weight
 from steppe.runtime import Out, Runtime
 from steppe.schedule import Value, lowest
 from steppe.vec import Vec
@@ -56,9 +55,7 @@ class ASAM(Method):
         if rho == 0:
             return descend(batch, rt)
         out, g = rt.grad(rt.objective, batch)
-        scale = self._scale(rt)
-        offset = vec.times(ascent(vec.times(rt.shared(g), scale), rho), scale)
-        with rt.at(offset):
+        with rt.at(climb(rt.shared(g), rho, self._scale(rt))):
             _, g = rt.grad(rt.objective, batch)
         rt.apply(g)
         return out

@@ -30,7 +30,7 @@ from torch import nn
 from steppe import vec
 from steppe.batch import Batch
 from steppe.method import Method, descend, require
-from steppe.perturb import ascent
+from steppe.perturb import ascent, climb
 from steppe.runtime import Out, Runtime
 from steppe.schedule import Value, lowest
 from steppe.vec import Vec
@@ -80,9 +80,11 @@ class ESAM(Method):
         kept[drawn.argmin()] = True
         return [bool(k) for k in kept.tolist()]
 
-    def _ascent(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec:
-        offset = vec.scale(ascent(g, rho), 1 / self.beta) if self.beta < 1 else ascent(g, rho)
-        if self.beta == 1 or self.mask == "tensor":
+    def _ascent(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec | vec.Along:
+        if self.beta == 1:
+            return climb(g, rho)
+        offset = vec.scale(ascent(g, rho), 1 / self.beta)
+        if self.mask == "tensor":
             return offset
         return vec.times(offset, vec.bernoulli(rt.params, self.beta, rt.rng))
 

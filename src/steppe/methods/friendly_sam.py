@@ -24,7 +24,7 @@ from steppe import vec
 from steppe.batch import Batch
 from steppe.memory import Memory
 from steppe.method import Method, descend, require
-from steppe.perturb import ascent
+from steppe.perturb import climb
 from steppe.runtime import Out, Runtime
 from steppe.schedule import Value, lowest
 
@@ -60,7 +60,7 @@ class FriendlySAM(Method):
         out, g = rt.grad(rt.objective, batch)
         common = rt.agreed(g)
         d = vec.add(rt.shared(g), mean, by=-self.sigma) if self.sigma else rt.shared(g)
-        with rt.at(ascent(vec.only(d, [t is not None for t in g]), rho)):
+        with rt.at(climb(vec.only(d, [t is not None for t in g]), rho)):
             _, g = rt.grad(rt.objective, batch)
         rt.apply(g)
         weight = 1 - self.lam if state.writes else 1.0

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from steppe import vec
 from steppe.batch import Batch
 from steppe.method import Method, descend, require
-from steppe.perturb import ascent
+from steppe.perturb import ascent, climb
 from steppe.runtime import Out, Runtime
 from steppe.schedule import Value, lowest
 from steppe.vec import Vec
@@ -69,9 +69,9 @@ class GSAM(Method):
             rt.apply(vec.add(g_p, vec.scale(vec.reject(g, g_p), seen(g_p)), by=-self.alpha))
         return out
 
-    def _ascent(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec:
+    def _ascent(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec | vec.Along:
         if self.adaptive == "none":
-            return ascent(g, rho)
+            return climb(g, rho)
         size: Vec = [p.detach().abs() for p in rt.params]
         if self.adaptive == "abs":
             return vec.times(ascent(g, rho), size)

@@ -28,7 +28,7 @@ from steppe import vec
 from steppe.batch import Batch
 from steppe.memory import Memory
 from steppe.method import Method, descend, require
-from steppe.perturb import ascent
+from steppe.perturb import climb
 from steppe.runtime import Out, Runtime
 from steppe.schedule import Value, lowest
 from steppe.vec import Vec
@@ -72,7 +72,7 @@ class LookSAM(Method):
         out, g = rt.grad(rt.objective, batch)
         if rt.now.step % self.k == 0:
             common = rt.shared(g)
-            with rt.at(self._layers(common, rho, rt) if self.layerwise else ascent(common, rho)):
+            with rt.at(self._layers(common, rho, rt) if self.layerwise else climb(common, rho)):
                 _, g_s = rt.grad(rt.objective, batch)
             added = self._added(rt.agreed(g_s), rt.agreed(g)) if self.k > 1 else None
             rt.apply(g_s)

@@ -20,7 +20,7 @@ from torch import nn
 from steppe import vec
 from steppe.batch import Batch
 from steppe.method import Method, descend, require
-from steppe.perturb import ascent
+from steppe.perturb import climb
 from steppe.runtime import Out, Runtime
 from steppe.schedule import Value, lowest
 
@@ -47,7 +47,7 @@ class MixedSAM(Method):
         if rho == 0 or self.alpha == 1:
             return descend(batch, rt)
         out, g = rt.grad(rt.objective, batch)
-        with rt.at(ascent(rt.shared(g), rho)):
+        with rt.at(climb(rt.shared(g), rho)):
             _, g_p = rt.grad(rt.objective, batch)
         rt.apply(vec.lerp(g_p, g, self.alpha))
         return out

@@ -22,7 +22,7 @@ from torch import nn
 from steppe import vec
 from steppe.batch import Batch
 from steppe.method import Method, descend, require
-from steppe.perturb import ascent, filter_noise
+from steppe.perturb import ascent, climb, filter_noise
 from steppe.runtime import Out, Runtime
 from steppe.schedule import Value, lowest
 
@@ -53,7 +53,8 @@ class RSAM(Method):
         with rt.at(noise, clean=True):
             out, g = rt.grad(rt.objective, batch)
         if rho:
-            with rt.at(vec.add(noise, ascent(rt.shared(g), rho))):
+            g = rt.shared(g)
+            with rt.at(vec.add(noise, ascent(g, rho)) if self.gamma else climb(g, rho)):
                 _, g = rt.grad(rt.objective, batch)
         rt.apply(g)
         return out

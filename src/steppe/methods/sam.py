@@ -26,7 +26,7 @@ from torch import nn
 from steppe import vec
 from steppe.batch import Batch
 from steppe.method import Method, descend, require
-from steppe.perturb import ascent, project
+from steppe.perturb import ascent, climb, project
 from steppe.runtime import Out, Runtime
 from steppe.schedule import Value, lowest
 from steppe.vec import Vec
@@ -64,10 +64,14 @@ class SAM(Method):
             return descend(batch, rt)
         out, g = self._gradient(batch, rt)
         offset: Vec = [None] * len(g)
+        there: Vec | vec.Along
         for _ in range(self.ascents if rho else 0):
-            climbed = vec.add(offset, self._climb(rt.shared(g), rho, rt))
-            offset = climbed if self.ascents == 1 else self._held(climbed, rho, rt)
-            with rt.at(offset):
+            g = rt.shared(g)
+            if self.ascents > 1:
+                there = offset = self._held(vec.add(offset, self._climb(g, rho, rt)), rho, rt)
+            else:
+                there = climb(g, rho) if self.norm == "global" else self._climb(g, rho, rt)
+            with rt.at(there):
                 _, g = self._gradient(batch, rt)
         rt.apply(g)
         return out

@@ -22,7 +22,7 @@ from torch import nn
 from steppe import vec
 from steppe.batch import Batch
 from steppe.method import Method, descend, require
-from steppe.perturb import ascent
+from steppe.perturb import climb
 from steppe.runtime import Out, Runtime
 from steppe.schedule import Value, lowest
 
@@ -50,7 +50,7 @@ class WSAM(Method):
         if rho == 0 or self.gamma == 0:
             return descend(batch, rt)
         out, g = rt.grad(rt.objective, batch)
-        with rt.at(ascent(rt.shared(g), rho)):
+        with rt.at(climb(rt.shared(g), rho)):
             _, g_p = rt.grad(rt.objective, batch)
         a = self.gamma / (1 - self.gamma)
         if self.decoupled:
