@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from functools import partial
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from steppe import engine
 from steppe.cli import COMMANDS, main
+from steppe.compare.job import claimed
+from steppe.config import Data, Run
 from steppe.methods import METHODS
 
 SMALL = ["--data.train", "200", "--data.test", "60", "--data.size", "18", "--epochs", "2", "--batch", "50"]
@@ -113,18 +118,62 @@ def test_a_file_that_names_a_value_twice_is_read(capsys, tmp_path):
     assert "16 steps" not in capsys.readouterr().err
 
 
-def test_too_little_memory_is_one_line(capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("9 TiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 9 TiB"),
+        RuntimeError("could not create a primitive 9 TiB"),
+        OSError(errno.ENOMEM, "no memory for 9 TiB"),
+    ],
+)
+def test_too_little_memory_is_one_line(error, capsys, monkeypatch):
     def too_much(*_: object) -> None:
-        raise MemoryError("9 TiB")
+        raise error
 
     monkeypatch.setattr("steppe.engine.load_data", too_much)
-    assert "there is not enough memory (9 TiB)" in refused(capsys, "train", "--plan")
+    said = refused(capsys, "train", "--plan")
+    assert "there is not enough memory (" in said and "9 TiB" in said
+
+
+def test_other_errors_of_the_system_are_not_taken_for_too_little_memory(monkeypatch):
+    for error in (RuntimeError("shapes do not match"), OSError(errno.EIO, "Input/output error")):
+
+        def fail(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("steppe.engine.load_data", fail)
+        with pytest.raises(type(error)):
+            main(["train", "--plan"])
+
+
+def test_a_training_in_a_folder_where_one_is_at_work_is_refused(capsys, monkeypatch, tmp_path):
+    words = ("train", "--out", str(tmp_path), *SMALL, "--epochs", "1")
+    monkeypatch.setattr("steppe.compare.job.claimed", partial(claimed, patience=0.0))
+    folder = tmp_path / "runs" / engine.digest(Run(epochs=1, batch=50, data=Data(train=200, test=60, size=18)))
+    with claimed(folder):
+        assert f"another process is at work in {folder}" in refused(capsys, *words)
+    assert main(list(words)) == 0
+    assert (folder / "result.json").exists()
 
 
 def test_an_unwritable_place_is_one_line(capsys, tmp_path):
     (tmp_path / "file").write_text("in the way")
     error = refused(capsys, "compare", "--out", str(tmp_path / "file" / "out"), *SMALL)
     assert "cannot write" in error
+
+
+@pytest.mark.parametrize(
+    "line", ["model: null", "batch: ~", "optim: {lr: null}", "method:", "data: {augment: null}"]
+)
+def test_a_setting_that_is_null_in_a_file_is_refused_unless_it_may_be(line, capsys, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"{line}\n")
+    name = {"optim": "optim.lr", "data": "data.augment"}.get(line.partition(":")[0], line.partition(":")[0])
+    said = refused(capsys, "train", "--plan", "--config", str(path))
+    assert f"{name} is null in {path}; give a value, or leave the line out" in said
+    path.write_text("microbatch: null\ndata: {train: null}\n")
+    assert main(["train", "--plan", "--config", str(path)]) == 0
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import re
 import shlex
 import signal
@@ -47,17 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             voice.complain(f"error: {' '.join(str(error).split())}")
             return 2
-        except MemoryError as error:
-            if debug:
-                raise
-            more = f" ({error})" if str(error) else ""
-            voice.complain(f"error: there is not enough memory{more}; ask for less, or free some")
-            return 2
         except KeyboardInterrupt:
             voice.complain(f"stopped; go on with: {shlex.join(['steppe', *argv])}")
             return 130
         except BrokenPipeError:
             return 1
+        except (MemoryError, RuntimeError, OSError) as error:
+            if debug or not _out_of_memory(error):
+                raise
+            said = next(iter(str(error).splitlines()), "")[:200]
+            more = f" ({said})" if said else ""
+            voice.complain(f"error: there is not enough memory{more}; ask for less, or free some")
+            return 2
 
 
 def _run(argv: list[str]) -> int:
@@ -125,6 +127,16 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "".join(indent + line for line in text.splitlines(keepends=True))
+
+
+# what torch, oneDNN, CUDA and the interpreter say
+_MEMORY = ("can't allocate memory", "out of memory", "could not create a primitive", "can't start new thread")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or any(text in str(error) for text in _MEMORY)
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

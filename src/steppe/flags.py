@@ -49,8 +49,12 @@ def _check_file(parser: ArgumentParser, name: str) -> None:
         raise InputError(f"config is {name!r}, which holds no settings; write a line for each, as batch: 32")
     flags = [o.removeprefix("--") for a in parser._actions for o in a.option_strings]
     parts = {flag.partition(".")[0] for flag in flags if "." in flag}
+    needed = {o.removeprefix("--") for a in parser._actions if a.default is not None for o in a.option_strings}
     for key, value in held.items():
         given = f"{key} is {value!r:.60}"
+        inner = value.items() if isinstance(value, dict) else ()
+        if empty := needed & {key if value is None else "", *(f"{key}.{k}" for k, v in inner if v is None)}:
+            raise InputError(f"{min(empty)} is null in {name}; give a value, or leave the line out")
         if key in parts and not isinstance(value, dict):
             raise InputError(f"{given} in {name}; write its settings below it, a line for each")
         if key in flags and isinstance(value, dict):

@@ -328,6 +328,17 @@ def test_an_unknown_setting_and_missing_weights_are_named(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("key", "value"),
+    [("dataset", 3), ("method", None), ("seed", True), ("threads", 1.5), ("match", "x"), ("m", "x")],
+)
+def test_a_setting_of_another_type_is_damage(key, value, folder, tmp_path):
+    config = json.loads((homes(folder)["plain"] / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(engine.InputError, match=f"config.json is damaged \\({key} is"):
+        runs.read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("value", "count", "shown"),
     [
         (561.2, 3, "561"),

@@ -27,18 +27,25 @@ def tried(name: str, count: int, plant: str | None = None) -> tuple[list[Case], 
     """Run a class in a process of its own; return its cases and the processor's seconds."""
     scratch = Path(tempfile.mkdtemp(prefix=f"faults-{name}-")).resolve()
     words = [sys.executable, "-m", "faults.work", name, str(count), str(scratch), *([plant] if plant else [])]
-    try:
-        done = subprocess.run(
-            words, env=environment(Where(scratch)), capture_output=True, text=True, timeout=LIMIT, cwd=scratch
-        )
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    said = [json.loads(line) for line in lines]
+    with tempfile.TemporaryDirectory(prefix=f"said-{name}-") as place:
+        out, err = Path(place) / "out", Path(place) / "err"
+        with out.open("wb") as to, err.open("wb") as words_to:
+            try:
+                done = subprocess.run(
+                    words, env=environment(Where(scratch)), stdout=to, stderr=words_to, timeout=LIMIT, cwd=scratch
+                )
+                code, why = done.returncode, ""
+            except subprocess.TimeoutExpired:
+                code, why = 1, f"no end within {LIMIT:.0f} s"
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+        lines = out.read_text().splitlines()
+        why = why or "".join(err.read_text(errors="replace").splitlines()[-1:])
+    said = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
     cases = [Case(**content) for content in said if "cpu" not in content]
-    if done.returncode:
+    if code:
         # a class that breaks off has not shown what it is there to show
-        cases.append(Case(f"{name} itself", "traceback", "".join(done.stderr.splitlines()[-1:])))
+        cases.append(Case(f"{name} itself", "traceback", why))
     return cases, sum(content.get("cpu", 0.0) for content in said)
 
 
@@ -58,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "classes", nargs="*", metavar="CLASS", help=f"{', '.join(table.ORDER)}; all if none is named"
     )
     parser.add_argument("--short", action="store_true", help="a few of each")
+    parser.add_argument("--jobs", type=int, default=2, help="classes at a time")
     parser.add_argument("--write", action="store_true", help="put the rows into docs/reliability.md")
     given = parser.parse_args(arguments)
     if unknown := sorted(set(given.classes) - set(table.ORDER)):
@@ -67,13 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work(name: str) -> Row:
         words = ["python -m faults", name, *(["--short"] if given.short else [])]
         found = row(name, given.short, " ".join(words))
-        print(table.line(found), *found.failures, sep="\n  ", flush=True)
+        notes = [*found.failures, *(f"not run: {text}" for text in found.missing)]
+        print(table.line(found), *notes, sep="\n  ", flush=True)
         if given.write:
             with writing:
                 table.keep([found], ROOT / "docs")
         return found
 
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(max(1, given.jobs)) as pool:
         rows = list(pool.map(work, chosen))
     return 0 if all(r.holds for r in rows) else 1
 

@@ -11,6 +11,7 @@ import random
 import shutil
 import struct
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,12 @@ from safetensors.torch import save
 
 from faults import pictures
 from faults.broken import says
-from faults.command import Ended, here, judged
+from faults.command import Ended, here, judged, went_back
 from faults.fuzz import limited
 from faults.guard import Guard
 from faults.outcome import Case, Where
-from faults.runs import NOISY, TINY, quietly, trained
-from steppe import checkpoint
+from faults.runs import NOISY, TINY, different, ended, quietly, trained
+from steppe import checkpoint, saving
 
 TITLE = "attacks: pickles, archives, headers, JSON"
 FULL, SHORT, FEW = 1000, 1, 1
@@ -49,11 +50,15 @@ def cases(count: int, where: Where) -> Iterator[Case]:
     os.environ |= {"STEPPE_CACHE": str(where.scratch / "cache")}
     trial = Trial(Guard(), where, where.scratch / "attacked")
     os.chdir(where.scratch)
-    yield from _checkpoints(trial, count)
-    yield from _archives(trial)
-    yield from _pickles(trial)
-    if where.plant is None:
-        yield from _json(trial, every=1 if count > 100 else 8)
+    parts: dict[str, Callable[[], Iterator[Case]]] = {
+        "no-checksum": lambda: _checkpoints(trial, count),
+        "unpacked": lambda: _archives(trial),
+        "trusting": lambda: _pickles(trial),
+        "": lambda: _json(trial, every=1 if count > 100 else 8),
+    }
+    for name, part in parts.items():
+        if where.plant in (None, name):
+            yield from part()
 
 
 class Trial:
@@ -62,6 +67,7 @@ class Trial:
     def __init__(self, guard: Guard, where: Where, mark: Path):
         self.guard, self.where, self.mark = guard, where, mark
         self.half = trained(where.scratch / "half", stop_after=2)
+        self.whole = ended(trained(where.scratch / "whole"))
         self.done = where.scratch / "done"
         grid = ("--methods", "plain", "sam", "--seeds", "0", "--epochs", "1", "--jobs", "1")
         assert quietly("compare", *grid, *TINY, "--out", str(self.done)) == 0
@@ -74,12 +80,31 @@ class Trial:
 
     def run(self, name: str, words: list[str], *allowed: Path, codes: tuple[int, ...] = (2,)) -> Case:
         """Give a command in this process; nothing may be run, nothing written but in ``allowed`` places."""
+        return judged(name, self.given(words, *allowed), codes=codes)
+
+    def given(self, words: list[str], *allowed: Path) -> Ended:
+        """Give a command in this process; a program of the attack's own counts as a write outside."""
+        places = (self.where.scratch / "cache", Path(tempfile.gettempdir()), *allowed)
         with limited(LIMIT):
-            ended = here(self.guard, words, self.where.scratch / "cache", *allowed)
+            done = here(self.guard, words, *places)
         if self.mark.exists():
             self.mark.unlink()
-            ended = Ended(ended.code, ended.err, ("the attack's own program ran",))
-        return judged(name, ended, codes=codes)
+            return Ended(done.code, done.err, ("the attack's own program ran",))
+        return done
+
+    def resumed(self, name: str, content: bytes, *places: str) -> Case:
+        """Go on with a run whose checkpoints are hostile: refused, or said and gone on from the one before."""
+        out = self.fresh(self.half.parents[1])
+        run = out / "runs" / self.half.name
+        for place in places:
+            (run / place).write_bytes(content)
+        done = self.given([*NOISY, "--out", str(out)], out)
+        if done.code or done.outside or saving.BEFORE in places:
+            return judged(name, done, says=(str(run / places[0]),))
+        if not went_back(done.err, run / places[0]):
+            return Case(name, "lost", f"taken, and said {done.err[:200]!r}")
+        wrong = different(ended(run), self.whole)
+        return Case(name, "lost", f"ended in another state, {wrong}") if wrong else Case(name, "held")
 
 
 def crafted(tensors: dict[str, torch.Tensor], data: Any) -> bytes:
@@ -161,9 +186,10 @@ def _checkpoints(trial: Trial, count: int) -> Iterator[Case]:
         "right checksum, passes are text": crafted(tensors, {**data, "passes": "x"}),
     }
     for label, content in files.items():
-        out = trial.fresh(trial.half.parents[1])
-        (out / "runs" / trial.half.name / path.name).write_bytes(content)
-        yield trial.run(f"checkpoint: {label}", [*NOISY, "--out", str(out)], out)
+        yield trial.resumed(f"checkpoint: {label}", content, saving.CHECKPOINT)
+        if count > 100:
+            name = f"checkpoint, and the one before: {label}"
+            yield trial.resumed(name, content, saving.CHECKPOINT, saving.BEFORE)
     yield from _weights(trial, {k: v for k, v in files.items() if "checksum" not in k})
     r = random.Random(count)
     sound = path.read_bytes()

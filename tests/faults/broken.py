@@ -66,6 +66,41 @@ class _Anything(str):
         return False
 
 
+def forgetful() -> None:
+    """Keep no checkpoint but the newest."""
+    from steppe.saving import Store
+
+    Store._keep_before = lambda self, path: None
+
+
+def unchecked() -> None:
+    """Take any number for a size, a count or a rate."""
+    from steppe import config
+
+    config._positive = lambda *given, **more: None
+
+
+def unlocked() -> None:
+    """Let any number of commands work in one folder."""
+    from steppe.compare import grid, job, work
+
+    @contextmanager
+    def free(*_: object) -> Iterator[None]:
+        yield
+
+    job.claimed = work.claimed = grid._alone = free
+
+
+def wall_clock() -> None:
+    """Measure a run's time by the clock on the wall."""
+    import time
+    from types import SimpleNamespace
+
+    from steppe import trainer
+
+    trainer.time = SimpleNamespace(perf_counter=lambda: time.time())
+
+
 def open_images() -> None:
     """Let decoders' errors through."""
     from steppe.data import decode
@@ -106,12 +141,25 @@ def unguarded() -> None:
 
     runtime.Runtime._judge = lambda self, bad: None
     vec = runtime.vec
-    vec.finite = lambda tensors: vec.torch.tensor(True)
+    vec.finite = lambda *given: vec.torch.tensor(True)
 
 
 DEFECTS: dict[str, Callable[[], None]] = {
     f.__name__.replace("_", "-"): f
-    for f in (fresh_noise, raw_errors, torn_writes, no_checksum, open_images, unpacked, trusting, unguarded)
+    for f in (
+        fresh_noise,
+        raw_errors,
+        torn_writes,
+        no_checksum,
+        forgetful,
+        unchecked,
+        unlocked,
+        wall_clock,
+        open_images,
+        unpacked,
+        trusting,
+        unguarded,
+    )
 }
 
 

@@ -99,3 +99,9 @@ def judged(name: str, ended: Ended, *, codes: tuple[int, ...] = (2,), says: Sequ
         return Case(name, "traceback", f"{len(lines)} lines, the last {last!r}")
     missing = [word for word in says if word not in ended.err]
     return Case(name, "lost", f"{missing} not in {last!r}") if missing else Case(name, "held")
+
+
+def went_back(said: str, *damaged: Path) -> bool:
+    """Return whether this is the one line that names what is damaged and says what was used instead."""
+    lines = said.splitlines()
+    return len(lines) == 1 and all(str(path) in said for path in damaged) and "goes on from the one before" in said

@@ -1,22 +1,26 @@
-"""Files of a run, damaged in every way a disk knows: noticed, named, never gone on from as if they were sound."""
+"""Files of a run, damaged in every way a disk knows: noticed, named, the checkpoint before it used instead."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from faults.broken import says
-from faults.command import Ended, here, judged
+from faults.command import Ended, here, judged, went_back
 from faults.guard import Guard
 from faults.outcome import Case, Where
 from faults.runs import NOISY, content, different, ended, trained
-from steppe import InputError, checkpoint, shards
+from steppe import InputError, saving, shards
 
 TITLE = "damage: a byte flipped, a file cut, blocks lost"
 FULL, SHORT, FEW = 2000, 100, 60
-PLANTED = says("no-checksum")
+PLANTED = says("no-checksum", "forgetful")
 WHOLE = 40  # of so many damaged checkpoints one is also resumed by the command
 
 Damage = Callable[[bytes, random.Random], bytes]
@@ -58,59 +62,132 @@ WAYS: tuple[Damage, ...] = (flipped, replaced, cut, grown, zeroed, header)
 
 def cases(count: int, where: Where) -> Iterator[Case]:
     """Damage a checkpoint ``count`` times, then each other file of the run."""
-    guard, r = Guard(), random.Random(count)
-    whole = ended(trained(where.scratch / "whole"))
-    folder = trained(where.scratch / "half", stop_after=2)
-    path = folder / "checkpoint.safetensors"
+    r = random.Random(count)
+    half = Half.made(where)
+    path = half.folder / saving.CHECKPOINT
     sound = path.read_bytes()
-    expected = content(checkpoint.read(path))
     for number in range(count):
         way = WAYS[number % len(WAYS)]
+        # it may be one file with the one before it, which was put in its place
+        path.unlink()
         path.write_bytes(way(sound, r))
-        yield _read(f"checkpoint, {way.__name__}", path, expected)
         if number % WHOLE == 0:
-            yield _resumed(f"checkpoint, {way.__name__}, resumed", folder, path, whole, guard, where)
+            yield half.resumed(f"checkpoint, {way.__name__}, resumed", saving.CHECKPOINT)
+        yield half.noticed(f"checkpoint, {way.__name__}")
+    path.unlink()
     path.write_bytes(sound)
+    for way in WAYS:
+        yield half.both(f"checkpoint and the one before it, {way.__name__}", way, r)
     for name, ways in OTHERS.items():
         for way in ways if count > 99 else ways[:1]:
-            yield _other(name, way, folder, whole, guard, r, where)
+            yield half.other(name, way, r)
 
 
-def _read(name: str, path: Path, expected: dict[str, object]) -> Case:
-    """Read a damaged checkpoint: refused with its name, or what was meant is all there."""
-    try:
-        found = content(shards.read(path))
-    except InputError as error:
-        said = str(error)
-        fine = str(path) in said and "delete it" in said and "\n" not in said
-        return Case(name, "held") if fine else Case(name, "lost", f"said {said[:200]}")
-    except Exception as error:
-        return Case(name, "traceback", f"{type(error).__name__}: {error}")
-    # a flip in the padding of the header means the same
-    wrong = different(found, expected)
-    return Case(name, "lost", f"taken for sound, {wrong}") if wrong else Case(name, "held")
+@dataclass(frozen=True)
+class Half:
+    """A run left after its second epoch: its folder, what its checkpoints mean, and how the whole one ends."""
 
+    folder: Path
+    newest: dict[str, Any]
+    before: dict[str, Any]
+    result: bytes
+    whole: dict[str, Any]
+    guard: Guard
+    again: Path
 
-def _resumed(name: str, folder: Path, damaged: Path, whole: dict[str, object], guard: Guard, where: Where) -> Case:
-    """Start the command again in a copy: it names the file and stops, or ends with the right bits."""
-    out = where.scratch / "again"
-    shutil.rmtree(out, ignore_errors=True)
-    to = shutil.copytree(folder, out / "runs" / folder.name)
-    done = here(guard, [*NOISY, "--out", str(out)], out)
-    if done.code == 0 and not done.outside:
-        wrong = different(ended(to), whole)
+    @classmethod
+    def made(cls, where: Where) -> Half:
+        """Train the run, and again up to its second epoch."""
+        whole = trained(where.scratch / "whole")
+        folder = trained(where.scratch / "half", stop_after=2)
+        newest, before = (
+            content(shards.read(folder / name)) if (folder / name).exists() else {}
+            for name in (saving.CHECKPOINT, saving.BEFORE)
+        )
+        result = (whole / "result.json").read_bytes()
+        return cls(folder, newest, before, result, ended(whole), Guard(), where.scratch / "again")
+
+    def noticed(self, name: str) -> Case:
+        """Look at the damaged checkpoint: it is named, and what it was before is in its place."""
+        path = self.folder / saving.CHECKPOINT
+        try:
+            shards.read(path)
+        except InputError as error:
+            if str(path) not in str(error) or "delete it" not in str(error) or "\n" in str(error):
+                return Case(name, "lost", f"said {str(error)[:200]}")
+        except Exception as error:
+            return Case(name, "traceback", f"{type(error).__name__}: {error}")
+        try:
+            with contextlib.redirect_stderr(io.StringIO()) as said:
+                saving.verify(self.folder)
+            found = content(shards.read(path))
+        except InputError as error:
+            return Case(name, "lost", f"the one before it is not used: {str(error)[:200]}")
+        # a flip in the padding of the header means the same, and nothing is said
+        wrong = different(found, self.before if said.getvalue() else self.newest)
         if wrong:
-            return Case(name, "lost", f"ended in another state, {wrong}")
-        done = Ended(0, "")  # it may say what it did instead
-    named = str(to / damaged.name)
-    case = judged(name, done, codes=(0, 2), says=() if done.code == 0 else (named,))
-    if case.verdict != "held" or done.code == 0:
-        return case
-    # what the line tells people to do must work
-    (to / damaged.name).unlink()
-    done = here(guard, [*NOISY, "--out", str(out)], out)
-    wrong = different(ended(to), whole) if done.code == 0 else f"exit code {done.code}: {done.err[-200:]}"
-    return Case(name, "lost", f"the remedy does not help: {wrong}") if wrong else case
+            return Case(name, "lost", f"taken for sound, {wrong}")
+        fine = not said.getvalue() or went_back(said.getvalue(), path)
+        return Case(name, "held") if fine else Case(name, "lost", f"said {said.getvalue()[:200]}")
+
+    def resumed(self, name: str, *damaged: str) -> Case:
+        """Start the command again in a copy: it says what is damaged, and ends with the right bits."""
+        to, done = self.command()
+        if done.code or done.outside:
+            return judged(name, done, codes=(0,))
+        if done.err and not went_back(done.err, *(to / one for one in damaged)):
+            return Case(name, "traceback", f"said {done.err[:200]}")
+        wrong = different(ended(to), self.whole)
+        return Case(name, "lost", f"ended in another state, {wrong}") if wrong else Case(name, "held")
+
+    def command(self) -> tuple[Path, Ended]:
+        """Start the command again in a copy of the folder."""
+        shutil.rmtree(self.again, ignore_errors=True)
+        to = shutil.copytree(self.folder, self.again / "runs" / self.folder.name)
+        return to, self.go_on()
+
+    def go_on(self) -> Ended:
+        """Give the command that goes on with the copy."""
+        return here(self.guard, [*NOISY, "--out", str(self.again)], self.again)
+
+    def both(self, name: str, way: Damage, r: random.Random) -> Case:
+        """Damage both checkpoints: refused with a name; what the line tells people to do works."""
+        names = (saving.CHECKPOINT, saving.BEFORE)
+        sound = {one: (self.folder / one).read_bytes() for one in names if (self.folder / one).exists()}
+        try:
+            for one, what in sound.items():
+                (self.folder / one).write_bytes(way(what, r))
+            to, done = self.command()
+        finally:
+            for one, what in sound.items():
+                (self.folder / one).write_bytes(what)
+        if done.code == 0:
+            wrong = different(ended(to), self.whole)
+            return Case(name, "lost", f"taken for sound, {wrong}") if wrong else Case(name, "held")
+        case = judged(name, done, says=(str(to / saving.CHECKPOINT), "delete it"))
+        if case.verdict != "held":
+            return case
+        (to / saving.CHECKPOINT).unlink()
+        done = self.go_on()
+        wrong = different(ended(to), self.whole) if done.code == 0 else f"exit code {done.code}: {done.err[-200:]}"
+        return Case(name, "lost", f"the remedy does not help: {wrong}") if wrong else case
+
+    def other(self, name: str, way: Damage, r: random.Random) -> Case:
+        """Damage another file: the command stops with a line that names it, or ends with the right bits."""
+        path = max(self.folder.glob(name), default=self.folder / name)
+        sound = path.read_bytes() if path.exists() else None
+        path.write_bytes(way(sound or self.result, r))
+        try:
+            to, done = self.command()
+        finally:
+            path.unlink() if sound is None else path.write_bytes(sound)
+        label = f"{name}, {way.__name__}"
+        if done.code != 0:
+            return judged(label, done, says=(str(to / path.name),))
+        if name == "result.json":
+            return Case(label, "lost", "a damaged result was taken for one")
+        wrong = different(ended(to), self.whole)
+        return Case(label, "lost", wrong) if wrong else judged(label, done, codes=(0,))
 
 
 def emptied(sound: bytes, r: random.Random) -> bytes:
@@ -140,25 +217,5 @@ OTHERS: dict[str, tuple[Damage, ...]] = {
     "metrics.jsonl": (torn, emptied, foreign, cut),
     "timing.jsonl": (torn, emptied, foreign, cut),
     "best-*.safetensors": (emptied, flipped, cut),
+    saving.BEFORE: (emptied, flipped, cut),
 }
-
-
-def _other(
-    name: str, way: Damage, folder: Path, whole: dict[str, object], guard: Guard, r: random.Random, where: Where
-) -> Case:
-    """Damage another file: the command stops with a line that names it, or ends with the right bits."""
-    out = where.scratch / "other"
-    shutil.rmtree(out, ignore_errors=True)
-    to = shutil.copytree(folder, out / "runs" / folder.name)
-    if name == "result.json":
-        shutil.copy(where.scratch / "whole" / "runs" / folder.name / name, to / name)
-    path = next(iter(to.glob(name)))
-    path.write_bytes(way(path.read_bytes(), r))
-    done = here(guard, [*NOISY, "--out", str(out)], out)
-    label = f"{name}, {way.__name__}"
-    if done.code != 0:
-        return judged(label, done, says=(str(path),))
-    if name == "result.json":
-        return Case(label, "lost", "a damaged result was taken for one")
-    wrong = different(ended(to), whole)
-    return Case(label, "lost", wrong) if wrong else judged(label, done, codes=(0,))

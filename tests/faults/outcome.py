@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-Verdict = Literal["held", "lost", "traceback", "outside"]
+Verdict = Literal["held", "lost", "traceback", "outside", "not run"]
 SHOWN = 12  # failures that a row quotes
 
 
@@ -18,7 +18,8 @@ class Case:
     """One fault: what was done, and how it ended; ``detail`` says what was seen where it did not hold.
 
     'lost': work is gone, a wrong state was used, or bad input was taken. 'traceback': something other than the
-    promised line came out. 'outside': something was written or run where nothing may be.
+    promised line came out. 'outside': something was written or run where nothing may be. 'not run': this machine
+    cannot show it, and ``detail`` says why.
     """
 
     name: str
@@ -50,7 +51,10 @@ class Faults(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """What a class came to; ``planted`` says by defect in how many cases it was caught, and how."""
+    """What a class came to; ``planted`` says by defect in how many cases it was caught, and how.
+
+    ``missing`` is what was not run, and why; it is none of the ``cases``.
+    """
 
     name: str
     title: str
@@ -63,6 +67,7 @@ class Row:
     cpu: float
     planted: dict[str, str] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -77,21 +82,24 @@ class Row:
     @classmethod
     def of(cls, data: dict[str, Any]) -> Row:
         """Make a row of what `as_dict` gave and JSON brought back."""
-        return cls(**{**data, "failures": tuple(data["failures"])})
+        return cls(**{**data, "failures": tuple(data["failures"]), "missing": tuple(data["missing"])})
 
 
 def summed(name: str, title: str, command: str, cases: Iterable[Case], seconds: float, cpu: float) -> Row:
     """Return the row of these cases, without planted defects."""
-    cases = list(cases)
+    tried = list(cases)
+    missing = tuple(f"{c.name}: {c.detail}" for c in tried if c.verdict == "not run")
+    cases = [case for case in tried if case.verdict != "not run"]
     counts = Counter(case.verdict for case in cases)
     bad = [f"{c.verdict}: {c.name}: {c.detail}" for c in cases if c.verdict != "held"]
     totals = counts["lost"], counts["traceback"], counts["outside"]
-    return Row(name, title, command, len(cases), *totals, round(seconds, 1), round(cpu, 1), {}, tuple(bad[:SHOWN]))
+    spent = round(seconds, 1), round(cpu, 1)
+    return Row(name, title, command, len(cases), *totals, *spent, {}, tuple(bad[:SHOWN]), missing)
 
 
 def caught(cases: Iterable[Case]) -> str:
     """Return how a planted defect showed in these cases."""
-    cases = list(cases)
+    cases = [case for case in cases if case.verdict != "not run"]
     counts = Counter(case.verdict for case in cases if case.verdict != "held")
     seen = ", ".join(f"{verdict} {n}" for verdict, n in sorted(counts.items()))
     return f"caught ({seen} of {len(cases)})" if counts else f"MISSED in {len(cases)} cases"

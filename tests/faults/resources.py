@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import signal
@@ -16,32 +17,45 @@ from typing import Any
 
 from faults.broken import says
 from faults.command import Ended, alone, environment, judged, program
-from faults.kills import SEVERAL, children
+from faults.kills import SEVERAL, TOGETHER, children
 from faults.outcome import Case, Where
 from faults.runs import NOISY, TINY, different, every
 from faults.starved import STARVED
 
 TITLE = "resources: disk, permissions, descriptors, memory, clock, company, hangs"
 FULL, SHORT, FEW = 60, 8, 4
-PLANTED = says("raw-errors")
-PATIENCE = 240
+PLANTED = says("raw-errors", "torn-writes", "wall-clock", "unlocked")
+PATIENCE = 900
 GRID = ("compare", "--methods", "plain", "sadt-v1", "--seeds", "0", "--epochs", "3", "--jobs", "2", *TINY)
+
+
+TWO = ("train", "--method", "sadt-v1", "--epochs", "6", *TINY)
+BOTH = (6, 14, 40, 120)  # shortages that a comparison meets too
 
 
 def cases(count: int, where: Where) -> Iterator[Case]:
     """Try each shortage; ``count`` says with how many different limits in all."""
     each = max(1, count // 8)
     machine = Machine(where)
-    yield from machine.files_too_large(each)
-    yield from machine.disk_full(each)
-    if where.plant is not None:
-        return
-    yield from machine.read_only()
-    yield from machine.descriptors(2 * each)
-    yield from machine.memory(2 * each)
-    yield from machine.clock()
-    yield from machine.company()
-    yield from machine.hang()
+    writes = [machine.files_too_large(each), machine.disk_full(each)]
+    of_planted = {
+        "raw-errors": writes,
+        "torn-writes": writes[:1],
+        "wall-clock": [machine.clock()],
+        "unlocked": [machine.company(NOISY)],
+    }
+    every_one = [
+        *writes,
+        machine.read_only(),
+        machine.descriptors(2 * each),
+        machine.memory(2 * each),
+        machine.clock(),
+        machine.company(GRID, NOISY),
+        machine.hang(),
+        *([machine.hang_together()] if each > 1 else []),
+    ]
+    for some in every_one if where.plant is None else of_planted[where.plant]:
+        yield from some
 
 
 @contextmanager
@@ -83,7 +97,10 @@ class Machine:
         line = program(self.where, *words, "--out", str(out))
         if starved:
             line = [sys.executable, "-m", "faults.starved", *words, "--out", str(out)]
-        more = {STARVED[name]: str(value) for name, value in starved.items()}
+        return self.begin(line, {STARVED[name]: str(value) for name, value in starved.items()})
+
+    def begin(self, line: list[str], more: dict[str, str]) -> subprocess.Popen[str]:
+        """Start a program."""
         return subprocess.Popen(
             line,
             stdout=subprocess.DEVNULL,
@@ -141,6 +158,7 @@ class Machine:
             out = self.home / f"disk-{kilobytes}"
             with mounted(out, kilobytes) as again:
                 if not again(f"size={kilobytes}k"):
+                    yield Case("a small disk", "not run", "no file system may be mounted here")
                     return
                 name = f"{words[0]}, disk of {kilobytes} KB"
                 ended = self.run(words, out)
@@ -153,6 +171,7 @@ class Machine:
         out = self.home / "only"
         with mounted(out, 50_000) as again:
             if not again("size=50m"):
+                yield Case("a read-only folder", "not run", "no file system may be mounted here")
                 return
             assert self.run(GRID, out).code == 0
             (run, *_) = sorted((out / "runs").iterdir())
@@ -174,18 +193,20 @@ class Machine:
     def descriptors(self, count: int) -> Iterator[Case]:
         """Leave a process only so many files to open."""
         for left in [2, 6, 0, 1, 3, 4, 9, 14, 20, 30][:count]:
-            out = self.home / f"files-{left}"
-            name = f"train, {left} more files"
-            yield self.after(name, NOISY, out, judged(name, self.run(NOISY, out, files=left), codes=(0, 2)))
+            for words in (NOISY, GRID) if left in BOTH else (NOISY,):
+                yield self.starved(f"{words[0]}, {left} more files", words, files=left)
 
     def memory(self, count: int) -> Iterator[Case]:
         """Leave a process only so much memory."""
         for left in [2, 40, 0, 10, 20, 80, 5, 120, 200, 400][:count]:
-            out = self.home / f"memory-{left}"
-            name = f"train, {left} MB more memory"
-            yield self.after(
-                name, NOISY, out, judged(name, self.run(NOISY, out, memory=left * 2**20), codes=(0, 2))
-            )
+            for words in (NOISY, GRID) if left in BOTH else (NOISY,):
+                yield self.starved(f"{words[0]}, {left} MB more memory", words, memory=left * 2**20)
+
+    def starved(self, name: str, words: tuple[str, ...], **short: object) -> Case:
+        """Run a command short of something: it works, or stops with a line; then it goes on."""
+        out = self.home / name.replace(" ", "-")
+        ended = _first_line(self.run(words, out, **short))
+        return self.after(name, words, out, judged(name, ended, codes=(0, 1, 2) if words is GRID else (0, 2)))
 
     def clock(self) -> Iterator[Case]:
         """Let the clock jump while a run trains."""
@@ -193,12 +214,12 @@ class Machine:
             out = self.home / f"clock{days}"
             ended = self.run(NOISY, out, clock=days * 86400)
             case = judged(f"train, clock jumps by {days} days", ended, codes=(0,))
-            wrong = different(every(out), self.whole(NOISY)) if case.verdict == "held" else None
+            wrong = _untimely(out) or different(every(out), self.whole(NOISY)) if case.verdict == "held" else None
             yield Case(case.name, "lost", wrong) if wrong else case
 
-    def company(self) -> Iterator[Case]:
-        """Start two comparisons in one folder at once, and two trainings of one run."""
-        for words in (GRID, NOISY):
+    def company(self, *commands: tuple[str, ...]) -> Iterator[Case]:
+        """Start a command twice in one folder at once."""
+        for words in commands:
             out = self.home / f"company-{words[0]}"
             both = [self.start(words, out) for _ in range(2)]
             ended = [self.wait(process) for process in both]
@@ -219,7 +240,7 @@ class Machine:
             return
         time.sleep(2)
         os.kill(process.pid, signal.SIGINT)
-        ended = self.wait(process, 60)
+        ended = self.wait(process, 120)
         case = judged("compare, a worker hangs, Ctrl-C", ended, codes=(130,), says=("go on with",))
         yield self.after(case.name, SEVERAL, out, case)
         shutil.rmtree(out)
@@ -232,7 +253,28 @@ class Machine:
         wrong = different(every(out), self.whole(SEVERAL)) if case.verdict == "held" else None
         yield Case(case.name, "lost", wrong) if wrong else case
 
-    def stopped(self, process: subprocess.Popen[str], out: Path) -> int:
+    def hang_together(self) -> Iterator[Case]:
+        """Stop one of two processes of a training in its tracks: Ctrl-C ends both, and all goes on later."""
+        name, out, whole = "train on two processes, one hangs, Ctrl-C", self.home / "two", self.home / "two-whole"
+        process = self.together(out)
+        pid = self.stopped(process, out, below_server=False)
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        ended = self.wait(process)
+        if not pid or ended.code == 0 or "no end within" in ended.err:
+            yield Case(name, "lost", f"stopped {pid}, exit code {ended.code}: {ended.err[-200:]}")
+            return
+        again = [self.wait(self.together(place)) for place in (out, whole)]
+        bad = [f"exit code {e.code}: {e.err[-200:]}" for e in again if e.code]
+        wrong = bad[0] if bad else different(every(out), every(whole))
+        yield Case(name, "lost", wrong) if wrong else Case(name, "held")
+
+    def together(self, out: Path) -> subprocess.Popen[str]:
+        """Start a training on two processes."""
+        line = program(self.where, *TWO, "--out", str(out))
+        return self.begin([line[0], "-m", "torch.distributed.run", *TOGETHER, *line[1:]], {})
+
+    def stopped(self, process: subprocess.Popen[str], out: Path, *, below_server: bool = True) -> int:
         """Stop a worker that trains; return its number."""
         until = time.monotonic() + 60
         while time.monotonic() < until and process.poll() is None:
@@ -240,7 +282,8 @@ class Machine:
                 below = children(process.pid)
                 parents = {_parent(pid) for pid, _ in below}
                 # workers are the leaves below the server that makes them
-                leaves = [pid for pid, _ in below if pid not in parents and _parent(pid) != process.pid]
+                above = {pid: _parent(pid) for pid, _ in below if pid not in parents}
+                leaves = [pid for pid, up in above.items() if not below_server or up != process.pid]
                 if leaves:
                     os.kill(leaves[0], signal.SIGSTOP)
                     return leaves[0]
@@ -261,3 +304,9 @@ def _first_line(ended: Ended) -> Ended:
     if ended.code == 1 and all(line.startswith("steppe: ") for line in lines):
         return Ended(1, lines[0] + "\n")
     return ended
+
+
+def _untimely(out: Path) -> str:
+    """Say so if a run's time is not one that a stopwatch can have measured."""
+    (result,) = (json.loads(path.read_text()) for path in out.glob("runs/*/result.json"))
+    return "" if 0 < result["seconds"] < PATIENCE else f"it took {result['seconds']} s"

@@ -18,7 +18,8 @@ nothing may be.
 
 """
 COLUMNS = (
-    "class", "cases", "lost", "tracebacks", "outside", "seconds", "processor seconds", "planted defects caught",
+    "class", "form", "cases", "lost", "tracebacks", "outside", "seconds", "processor seconds",
+    "planted defects caught",
 )  # fmt: skip
 
 
@@ -26,7 +27,8 @@ def line(row: Row) -> str:
     """Return a row in one line of text."""
     found = sum(text.startswith("caught") for text in row.planted.values())
     counts = f"{row.cases} cases, lost {row.lost}, tracebacks {row.tracebacks}, outside {row.outside}"
-    return f"{row.name}: {counts}, {row.seconds:.0f} s, planted defects caught {found} of {len(row.planted)}"
+    spent = f"{row.seconds:.0f} s, {row.cpu:.0f} s of processor"
+    return f"{row.name}: {counts}, {spent}, planted defects caught {found} of {len(row.planted)}"
 
 
 def page(rows: Sequence[Row]) -> str:
@@ -35,11 +37,14 @@ def page(rows: Sequence[Row]) -> str:
     for r in rows:
         found = sum(text.startswith("caught") for text in r.planted.values())
         counts = (r.cases, r.lost, r.tracebacks, r.outside, f"{r.seconds:.0f}", f"{r.cpu:.0f}")
-        lines.append(_cells([r.title, *map(str, counts), f"{found} of {len(r.planted)}"]))
+        form = "short" if "--short" in r.command else "full"
+        lines.append(_cells([r.title, form, *map(str, counts), f"{found} of {len(r.planted)}"]))
     lines += ["", "How each planted defect was caught:", "", _cells(("defect", "seen")), _cells(["---"] * 2)]
     lines += [_cells((defect, seen)) for r in rows for defect, seen in r.planted.items()]
     lines += ["", "What did not hold:", ""] if any(r.failures for r in rows) else []
     lines += [f"- {text}" for r in rows for text in r.failures]
+    lines += ["", "Not run:", ""] if any(r.missing for r in rows) else []
+    lines += [f"- {text}" for r in rows for text in r.missing]
     missing = [name for name in ORDER if name not in {r.name for r in rows}]
     if missing:
         lines += [
@@ -52,8 +57,8 @@ def page(rows: Sequence[Row]) -> str:
 
 
 AFTER = """`make faults` does all of it, `make faults-short` a few of each; `make test-slow` has the short form.
-Seconds are those of the class without its planted defects, on two cores, two classes at a time. Other work on the
-machine makes them longer; the processor's seconds it does not.
+Seconds are those of the class without its planted defects, on two cores. Other work on the machine makes them
+longer; the processor's seconds it does not.
 """
 
 

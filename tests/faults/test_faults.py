@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from faults import table
-from faults.__main__ import main
+from faults.__main__ import main, tried
 from faults.command import ROOT, Ended, judged
 from faults.outcome import Case, Row, caught, summed
 
@@ -94,6 +94,17 @@ def test_a_row_holds_only_without_losses_and_with_every_defect_caught():
     assert caught([good]).startswith("MISSED")
     assert not Row(**{**row.as_dict(), "planted": {"x": caught([good])}}).holds
     assert Row.of(json.loads(json.dumps(lost.as_dict()))) == lost
+    absent = summed("kills", "title", "command", [good, Case("c", "not run", "why")], 1.0, 2.0)
+    assert absent.holds and absent.cases == 1 and absent.missing == ("c: why",)
+    assert "- c: why" in table.page([absent])
+    assert not summed("kills", "title", "command", [Case("c", "not run", "why")], 1.0, 2.0).holds
+
+
+def test_a_class_that_does_not_end_does_not_hold(monkeypatch):
+    monkeypatch.setattr("faults.__main__.LIMIT", 0.01)
+    cases, _ = tried("damage", 1)
+    assert [case.verdict for case in cases] == ["traceback"]
+    assert "no end within" in cases[0].detail
 
 
 def test_rows_are_kept_by_name_in_order(tmp_path: Path):
@@ -101,4 +112,4 @@ def test_rows_are_kept_by_name_in_order(tmp_path: Path):
     table.keep([fuzz], tmp_path)
     table.keep([kills], tmp_path)
     assert [r.name for r in table.read(tmp_path)] == ["kills", "fuzz"]
-    assert (tmp_path / table.PAGE).read_text().count("| 1 | 0 | 0 | 0 | 1 | 2 | 0 of 0 |") == 2
+    assert (tmp_path / table.PAGE).read_text().count("| full | 1 | 0 | 0 | 0 | 1 | 2 | 0 of 0 |") == 2

@@ -209,6 +209,22 @@ def _made(cls: type, content: dict[str, Any], path: Path) -> Any:
     def value(key: str, given: Any) -> Any:
         if is_dataclass(hints[key]):
             return _made(typing.cast(type, hints[key]), given, path)
+        if not _is(hints[key], given):
+            raise TypeError(f"{key} is {given!r:.40}")
         return tuple(given) if isinstance(given, list) else given
 
     return cls(**{k: value(k, v) for k, v in content.items()})
+
+
+def _is(hint: Any, given: Any) -> bool:
+    """Return whether a value of JSON is one of this type."""
+    inner = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return isinstance(given, list) and all(_is(inner[0], one) for one in given)
+    if typing.get_origin(hint) is Literal:
+        return given in inner
+    if inner:
+        return any(_is(one, given) for one in inner)
+    # JSON knows one kind of number
+    kinds = (int, float) if hint is float else hint
+    return isinstance(given, kinds) and (hint is bool or not isinstance(given, bool))

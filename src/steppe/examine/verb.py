@@ -202,5 +202,5 @@ def _record(home: Path) -> Record:
     config = read_run(home)
     path = home / engine.RESULT
     result = records.read_result(path)
-    metrics = records.read_lines(home / "metrics.jsonl")
+    metrics = records.read_epochs(home / "metrics.jsonl")
     return Record(home.name, config.method, config.model, config.dataset, config.seed, metrics, [], result)

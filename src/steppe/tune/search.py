@@ -176,7 +176,7 @@ class _Work:
 
         def report() -> None:
             # from the records, which also hold the epochs of a trial that was stopped
-            lines = [records.read_lines(self.folder(one) / METRICS) for one in runs]
+            lines = [records.read_epochs(self.folder(one) / METRICS) for one in runs]
             found = [line["val_accuracy"] or 0.0 for one in lines for line in one]
             for value in found[len(heard) :]:
                 heard.append(value)
