@@ -60,7 +60,8 @@ def _step_back(folder: Path, error: Damaged) -> None:
         raise Damaged(f"{reason}, and so is the one before it; {checkpoint.REMEDY}") from None
     records.keep_as(path, folder / DAMAGED)
     records.keep_as(before, path)
-    before.unlink(missing_ok=True)  # it is the same file now, which the next bad block would damage under both names
+    # the same file by now, which the next bad block would damage under both names
+    before.unlink(missing_ok=True)
     instead = "it is kept as %s, and the run goes on from the one before it, of epoch %d"
     _log.warning("%s; " + instead, reason, DAMAGED, epoch)
 
