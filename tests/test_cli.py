@@ -136,6 +136,15 @@ def test_too_little_memory_is_one_line(error, capsys, monkeypatch):
     assert "there is not enough memory (" in said and "9 TiB" in said
 
 
+def test_too_many_open_files_are_one_line(capsys, monkeypatch):
+    def too_many(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("steppe.engine.load_data", too_many)
+    assert "too many files are open (" in (said := refused(capsys, "train", "--plan"))
+    assert "raise the limit (ulimit -n)" in said
+
+
 def test_other_errors_of_the_system_are_not_taken_for_too_little_memory(monkeypatch):
     for error in (RuntimeError("shapes do not match"), OSError(errno.EIO, "Input/output error")):
 

@@ -54,11 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BrokenPipeError:
             return 1
         except (MemoryError, RuntimeError, OSError) as error:
-            if debug or not _out_of_memory(error):
+            lacking = _lacking(error)
+            if debug or lacking is None:
                 raise
+            what, remedy = lacking
             said = next(iter(str(error).splitlines()), "")[:200]
             more = f" ({said})" if said else ""
-            voice.complain(f"error: there is not enough memory{more}; ask for less, or free some")
+            voice.complain(f"error: {what}{more}; {remedy}")
             return 2
 
 
@@ -133,10 +135,14 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
 _MEMORY = ("can't allocate memory", "out of memory", "could not create a primitive", "can't start new thread")
 
 
-def _out_of_memory(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, MemoryError) or any(text in str(error) for text in _MEMORY)
+def _lacking(error: Exception) -> tuple[str, str] | None:
+    """Return what the system has too little of and what to do, None if that is not what the error is about."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return "too many files are open", "raise the limit (ulimit -n), or give a lower --jobs"
+    memory = isinstance(error, MemoryError) or any(text in str(error) for text in _MEMORY)
+    if error.errno == errno.ENOMEM if isinstance(error, OSError) else memory:
+        return "there is not enough memory", "ask for less, or free some"
+    return None
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

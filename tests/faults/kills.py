@@ -156,6 +156,7 @@ class Killed:
         if wrong:
             yield Case(f"{self.job.name}, undisturbed", "lost", wrong)
             return
+        self.epochs = epochs_in(whole)
         expected, done, number = self.job.ended(whole), 0, 0
         while done < count:
             out = self.home / f"killed-{number}"
@@ -176,21 +177,25 @@ class Killed:
         while len(done) < count:
             victim = self.moments.choice(self.job.victims)
             process = self.start(self.job.words, out)
-            # what comes before training is the same in all; most kills should come later
-            self.wait_for(out, process, late=self.moments.random() < 0.8)
-            time.sleep(self.moments.uniform(0, 0.6) * took)
+            self.wait(out, process, took)
             if process.poll() is None:
                 done.append(self.kill(process, victim))
             self.away(process)
-            if not done:
-                took *= 0.8
-            elif process.returncode == 0:
+            if process.returncode == 0:
+                # nothing is left to be interrupted here
                 break
         return done
 
-    def wait_for(self, out: Path, process: subprocess.Popen[bytes], late: bool) -> None:
-        while late and process.poll() is None and not list(out.glob("runs/*/metrics.jsonl")):
-            time.sleep(0.02)
+    def wait(self, out: Path, process: subprocess.Popen[bytes], took: float) -> None:
+        """Wait for the moment: some epochs on in most cases, as what comes before them is always the same."""
+        now = epochs_in(out)
+        if now < self.epochs and self.moments.random() < 0.8:
+            goal = now + self.moments.randrange(1, self.epochs - now + 1)
+            while process.poll() is None and epochs_in(out) < goal:
+                time.sleep(0.005)
+            time.sleep(self.moments.uniform(0, 0.1))
+        else:
+            time.sleep(self.moments.uniform(0, 0.6) * took)
 
     def kill(self, process: subprocess.Popen[bytes], victim: str) -> str:
         """Kill the command's parent, one of its processes, or all; return who it was."""
@@ -209,6 +214,11 @@ class Killed:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def epochs_in(out: Path) -> int:
+    """Return how many epochs are recorded in a folder, of all runs together."""
+    return sum(path.read_bytes().count(b"\n") for path in out.glob("runs/*/metrics.jsonl"))
 
 
 def children(parent: int) -> list[tuple[int, str]]:
