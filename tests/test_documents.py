@@ -101,10 +101,10 @@ def test_slow_tests_are_listed():
 
 def commands(document: Path) -> list[str]:
     """Return every command that a document shows as one to be given; SEED is a number of one's own."""
-    found = []
+    found, held = [], {}
     for block in re.findall(r"```sh\n(.*?)```", document.read_text(), re.DOTALL):
         lines = block.replace("\\\n", " ").splitlines()
-        held = {line[0]: line[2:].strip('"') for line in lines if re.match("[A-Z]=", line)}
+        held |= {line[0]: line[2:].strip('"') for line in lines if re.match("[A-Z]=", line)}
         for line in lines:
             for name, value in held.items():
                 line = re.sub(rf"\${name}\b", lambda _, value=value: value, line)
