@@ -189,11 +189,12 @@ class Runtime(Ground):
         whole = not vec.missing(way)
         moved = self.params if whole else [p for p, o in zip(self.params, way, strict=True) if o is not None]
         by = vec.present(way)
+        factor = vec.present(times) if isinstance(times, list) else times
         with nullcontext() if clean else self.aside(masks), torch.no_grad():
             saved = self.weight_copies.make(moved)
             try:
                 self.ranks.settle()
-                vec.move(moved, by, times, self.kind if whole else None)
+                vec.move(moved, by, factor, self.kind if whole else None)
                 with torch.enable_grad():
                     yield
             finally:

@@ -92,10 +92,13 @@ class Measured(list[Tensor | None]):
 
 @dataclass(frozen=True)
 class Along:
-    """``times``, 0-dimensional, of a direction; multiplied out only where it is added to something."""
+    """``times``, 0-dimensional, of a direction; multiplied out only where it is added to something.
+
+    One number for all of it, or one for each tensor and none where there is none.
+    """
 
     direction: Vec
-    times: Tensor
+    times: Tensor | Vec
 
 
 def _local(t: Tensor) -> Tensor:
@@ -218,7 +221,10 @@ def apart(f: Callable[[Vec], Vec], a: Vec, group: Sequence[int]) -> Vec:
 
 
 def move(
-    tensors: Sequence[Tensor], by: Sequence[Tensor], times: Tensor | None = None, kind: Kind | None = None
+    tensors: Sequence[Tensor],
+    by: Sequence[Tensor],
+    times: Tensor | list[Tensor] | None = None,
+    kind: Kind | None = None,
 ) -> None:
     """Add to each tensor in place ``by``, or ``times`` (0-dimensional) as much, where no graph is recorded.
 
@@ -228,7 +234,8 @@ def move(
         return
     kind = kind or Kind.of(tensors)
     if times is not None and kind.plain and kind.wide and tensors[0].device.type == "cpu":
-        torch._foreach_addcmul_(list(tensors), list(by), [times] * len(tensors))
+        each = [times] * len(tensors) if isinstance(times, Tensor) else times
+        torch._foreach_addcmul_(list(tensors), list(by), each)
         return
     by = by if times is None else torch._foreach_mul(list(by), times)
     if kind.plain:

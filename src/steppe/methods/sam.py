@@ -70,7 +70,7 @@ class SAM(Method):
             if self.ascents > 1:
                 there = offset = self._held(vec.add(offset, self._climb(g, rho, rt)), rho, rt)
             else:
-                there = climb(g, rho) if self.norm == "global" else self._climb(g, rho, rt)
+                there = self._once(g, rho, rt)
             with rt.at(there):
                 _, g = self._gradient(batch, rt)
         rt.apply(g)
@@ -82,6 +82,18 @@ class SAM(Method):
             here: Vec = [p.detach() if t is not None else None for p, t in zip(rt.params, g, strict=True)]
             g = vec.add(g, here, by=self.decay)
         return out, g
+
+    def _once(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec | vec.Along:
+        if self.norm == "global":
+            return climb(g, rho)
+        if self.norm == "tensor" or isinstance(rho, list):
+            return self._climb(g, rho, rt)
+
+        def length(part: Vec) -> Vec:
+            times = rho / (vec.norm(part) + 1e-12)
+            return [None if t is None else times for t in part]
+
+        return vec.Along(g, vec.apart(length, g, rt.peer))
 
     def _climb(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec:
         if self.norm == "tensor":
