@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -183,7 +185,6 @@ def test_data_models_and_the_whole_pipeline_are_measured_against_their_first(cap
     for kind, names, first in (
         ("data", ["crop+flip", "cutmix"], "none"),
         ("models", ["simple-cnn", "cifar10-fast"], "simple-cnn"),
-        ("end-to-end", ["crop+flip+cutmix"], "a batch in memory"),
     ):
         assert main(["bench", kind, *names, *QUICK, "--json"]) == 0
         results = json.loads(capsys.readouterr().out)["results"]
@@ -193,8 +194,27 @@ def test_data_models_and_the_whole_pipeline_are_measured_against_their_first(cap
         ratios = [r.get("of_first") or r["of_none"] for r in results]
         assert ratios[0] == {"median": 1.0, "low": 1.0, "high": 1.0}
         assert all(0 < r["low"] <= r["median"] <= r["high"] for r in ratios)
-    assert main(["bench", "end-to-end", *QUICK]) == 0
-    assert "plain PyTorch, the same batch" in capsys.readouterr().out
+
+
+def test_from_images_to_weights_is_measured_in_processes_of_their_own(capsys):
+    assert main(["bench", "end-to-end", "crop+flip+cutmix", *QUICK, "--json"]) == 0
+    memory, fed, loop = json.loads(capsys.readouterr().out)["results"][:3]
+    assert (memory["what"], fed["what"]) == ("a batch in memory", "crop+flip+cutmix")
+    assert loop["what"] == "PyTorch's loop, a batch in memory"
+    assert memory["of_memory"] == {"median": 1.0, "low": 1.0, "high": 1.0}
+    assert all(0 < r["of_memory"]["low"] <= r["of_memory"]["high"] for r in (fed, loop))
+
+
+@pytest.mark.vision
+def test_torchvision_s_workers_feed_the_usual_loop(capsys, tmp_path, monkeypatch):
+    """Its process finds a torchvision that can be imported, as this one does."""
+    here = Path(__file__).parent
+    (tmp_path / "sitecustomize.py").write_text("from foreign import declare_operators\n\ndeclare_operators()\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(here), *sys.path]))
+    assert main(["bench", "end-to-end", "none", *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert "PyTorch's loop, torchvision, 2 workers" in out
+    assert "torchvision is not installed" not in out
 
 
 def test_settings_are_measured_in_processes_of_their_own_and_make_the_same_step(capsys):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from steppe import data, methods, records, team, tracking
+from steppe import data, machine, methods, records, team, tracking
 from steppe.config import Run, essential
 from steppe.data.images import DataSet
 from steppe.errors import InputError
@@ -102,7 +101,7 @@ def fit(run: Run, folder: Path, images: DataSet, listen: Listener = lambda _: No
         held = here.first(lambda: _begin(folder, run))
         if held is not None:
             return held
-        with torch.random.fork_rng(), _threads(run.threads), _followed(run, folder) as trackers:
+        with torch.random.fork_rng(), machine.threads(run.threads), _followed(run, folder) as trackers:
             trainer = Trainer(run, folder, images)
             trainer.resume()
 
@@ -192,13 +191,3 @@ def _followed(run: Run, folder: Path) -> AbstractContextManager[tracking.Followi
     """Let the run's trackers follow what the lead records."""
     about = tracking.About(f"{run.method} seed {run.seed}", folder.name, run.as_dict())
     return tracking.following(run.track if team.here().lead else (), folder, about)
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,17 +1,21 @@
 """What things cost, measured on this machine: steps, parameters, data, networks, stores, and how cost grows."""
 
 from steppe.bench.data import DataCost, data_cost
+from steppe.bench.end_to_end import EndToEndCost, end_to_end_cost
 from steppe.bench.methods import Cost, methods_cost
 from steppe.bench.params import ParamsCost, params_cost
 from steppe.bench.scaling import Growth, scaling
+from steppe.bench.settings import SettingCost, settings_cost
 from steppe.bench.store import StoreCost, store_cost
-from steppe.bench.training import TrainingCost, end_to_end_cost, models_cost
+from steppe.bench.training import TrainingCost, models_cost
 
 __all__ = [
     "Cost",
     "DataCost",
+    "EndToEndCost",
     "Growth",
     "ParamsCost",
+    "SettingCost",
     "StoreCost",
     "TrainingCost",
     "data_cost",
@@ -20,5 +24,6 @@ __all__ = [
     "models_cost",
     "params_cost",
     "scaling",
+    "settings_cost",
     "store_cost",
 ]

@@ -10,12 +10,13 @@ too do not change, or not by much; on a GPU it is the clock's.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
 
 import torch
+
+from steppe.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,8 @@ def per_step(step: Callable[[], object], steps: int) -> float:
     return seconds(work) / steps
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch work in one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+def at_least_one(**numbers: int) -> None:
+    """Raise InputError for the first of the numbers that is below 1."""
+    for name, value in numbers.items():
+        if value < 1:
+            raise InputError(f"{name} is {value}; give at least 1")

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from steppe import machine
 from steppe.batch import Batch
-from steppe.bench.clock import Spread, alternating, one_thread, per_step, spread
+from steppe.bench.clock import Spread, alternating, at_least_one, per_step, spread
 from steppe.data.images import Images
 from steppe.data.loader import Loader, Normalizer
 from steppe.data.steps import STEPS
-from steppe.errors import InputError
 
 NONE = "none"
 USUAL = (*STEPS, "crop+flip+cutmix")
@@ -56,12 +56,10 @@ def data_cost(
     Raises:
         InputError: A number is below 1, or a step does not exist.
     """
-    for name, value in {"batch": batch, "size": size, "steps": steps, "repeats": repeats}.items():
-        if value < 1:
-            raise InputError(f"{name} is {value}; give at least 1")
+    at_least_one(batch=batch, size=size, steps=steps, repeats=repeats)
     images = random_images(20 * batch, size)
     works = {name: endless(images, name, batch) for name in dict.fromkeys([NONE, *chains])}
-    with one_thread():
+    with machine.threads(1):
         for work in works.values():
             next(work)
         timed = {name: partial(per_step, partial(next, work), steps) for name, work in works.items()}
@@ -76,16 +74,29 @@ def random_images(count: int, size: int) -> Images:
     return Images(x, torch.arange(count) % 10)
 
 
-def endless(images: Images, chain: str, batch: int) -> Iterator[Batch]:
-    """Yield training batches, epoch after epoch; raises InputError for an unknown step."""
+def loader(images: Images, chain: str, batch: int) -> Loader:
+    """Return what makes training batches, epoch by epoch; raises InputError for an unknown step."""
     augment = [] if chain == NONE else chain.split("+")
     normalize = Normalizer.of("unit", images)
-    loader = Loader(images, classes=10, batch=batch, augment=augment, normalize=normalize, seed=0)
+    return Loader(
+        images,
+        classes=10,
+        batch=batch,
+        augment=augment,
+        normalize=normalize,
+        seed=0,
+        device=machine.device(),
+    )
+
+
+def endless(images: Images, chain: str, batch: int) -> Iterator[Batch]:
+    """Yield training batches, epoch after epoch; raises InputError for an unknown step."""
+    made = loader(images, chain, batch)
 
     def batches() -> Iterator[Batch]:
         number = 0
         while True:
-            yield from loader.epoch(number)
+            yield from made.epoch(number)
             number += 1
 
     return batches()

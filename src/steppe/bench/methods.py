@@ -20,9 +20,8 @@ from torch.nn import functional as F
 
 from steppe import machine, methods, models
 from steppe.batch import Batch
-from steppe.bench.clock import alternating, one_thread, per_step, spread
+from steppe.bench.clock import alternating, at_least_one, per_step, spread
 from steppe.bench.memory import peak_bytes
-from steppe.errors import InputError
 from steppe.method import Method
 from steppe.testing.naming import subjects_of
 from steppe.testing.nets import Base
@@ -82,11 +81,9 @@ def methods_cost(
     Raises:
         InputError: A number is below 1, or a method, an optimizer or a model does not exist.
     """
-    for name, value in {"batch": batch, "size": size, "steps": steps, "repeats": repeats}.items():
-        if value < 1:
-            raise InputError(f"{name} is {value}; give at least 1")
+    at_least_one(batch=batch, size=size, steps=steps, repeats=repeats)
     names = [PLAIN, *(s for s in dict.fromkeys(specs) if s != PLAIN)]
-    with one_thread():
+    with machine.threads(1):
         return _measured(names, model, batch, size, steps, repeats, tell)
 
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from steppe import methods, models
+from steppe import machine, methods, models
 from steppe.batch import Batch
-from steppe.bench.clock import Spread, alternating, one_thread, per_step, spread
+from steppe.bench.clock import Spread, alternating, at_least_one, per_step, spread
 from steppe.course import Out
 from steppe.errors import InputError
 from steppe.vec import Vec
@@ -69,9 +69,7 @@ def params_cost(
     Raises:
         InputError: A number is below 1, a name is unknown, or a method runs the network on its own account.
     """
-    for name, value in {"steps": steps, "repeats": repeats}.items():
-        if value < 1:
-            raise InputError(f"{name} is {value}; give at least 1")
+    at_least_one(steps=steps, repeats=repeats)
     names = list(dict.fromkeys(["plain", *specs]))
     works: dict[str, Callable[[], None]] = {}
     for name in names:
@@ -80,7 +78,7 @@ def params_cost(
             works[f"{name} loop"] = loop(name, _network(model), fused=False)
             works[f"{name} loop fused"] = loop(name, _network(model), fused=True)
 
-    with one_thread():
+    with machine.threads(1):
         for work in works.values():
             work()
             work()

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from steppe import records
-from steppe.bench.clock import alternating, one_thread, per_step, spread
+from steppe import machine, records
+from steppe.bench.clock import alternating, at_least_one, per_step, spread
 from steppe.bench.data import NONE, endless, random_images
 from steppe.bench.params import ours
-from steppe.errors import InputError, unknown
+from steppe.errors import unknown
 from steppe.past_outputs import PastOutputs
 
 AXES = ("parameters", "tensors", "data", "classes", "runs")
@@ -65,11 +65,9 @@ def scaling(
     Raises:
         InputError: An axis is unknown, or a number is not usable.
     """
-    for name, value in {"steps": steps, "repeats": repeats}.items():
-        if value < 1:
-            raise InputError(f"{name} is {value}; give at least 1")
+    at_least_one(steps=steps, repeats=repeats)
     found = []
-    with one_thread(), tempfile.TemporaryDirectory() as folder:
+    with machine.threads(1), tempfile.TemporaryDirectory() as folder:
         for axis in axes:
             if axis not in AXES:
                 raise unknown("axis", axis, AXES)

@@ -7,12 +7,10 @@ settings says whether what is faster is also the same.
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any
 
@@ -22,9 +20,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from steppe import machine, models
-from steppe.bench.clock import Spread, alternating, one_thread, per_step, spread
+from steppe.bench.apart import apart
+from steppe.bench.clock import Spread, alternating, at_least_one, per_step, spread
 from steppe.bench.data import NONE, endless, random_images
-from steppe.errors import InputError, unknown
+from steppe.errors import unknown
 
 _RATE = 1e-3
 
@@ -91,9 +90,7 @@ def settings_cost(
     Raises:
         InputError: A number is below 1, or a name is unknown.
     """
-    for what, value in {"batch": batch, "size": size, "steps": steps, "repeats": repeats}.items():
-        if value < 1:
-            raise InputError(f"{what} is {value}; give at least 1")
+    at_least_one(batch=batch, size=size, steps=steps, repeats=repeats)
     for name in names:
         if name not in SETTINGS:
             raise unknown("setting", name, SETTINGS)
@@ -101,7 +98,7 @@ def settings_cost(
         models.build(model, classes=10, channels=3, size=size)  # in this process, whose errors are one line
     wanted = dict.fromkeys((PYTORCH, *names))
     with ExitStack() as stack:
-        asked = {n: stack.enter_context(_process(SETTINGS[n], model, batch, size)) for n in wanted}
+        asked = {n: stack.enter_context(apart(n, _work, SETTINGS[n], model, batch, size)) for n in wanted}
         for ask in asked.values():
             ask(1)  # the first step is none like the others
         weights = {name: ask(0) for name, ask in asked.items()}
@@ -118,33 +115,9 @@ def settings_cost(
     ]
 
 
-@contextmanager
-def _process(setting: Setting, *about: Any) -> Iterator[Callable[[int], Any]]:
-    """Start a process; it is asked for the seconds of one of so many steps, or of 0 for its weights."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_work, args=(there, setting, *about), daemon=True)
-    process.start()
-    there.close()
-
-    def ask(steps: int) -> Any:
-        here.send(steps)
-        try:
-            return here.recv()
-        except EOFError:
-            raise InputError(
-                f"the process of {setting} ended; batch or size may be too large for memory"
-            ) from None
-
-    try:
-        yield ask
-    finally:
-        here.close()
-        process.join(10)
-        process.kill()
-
-
-def _work(connection: Connection, setting: Setting, model: str, batch: int, size: int) -> None:
+def _work(setting: Setting, model: str, batch: int, size: int) -> Callable[[int], Any]:
+    """Return what gives the seconds of one of so many steps, or of 0 all weights."""
+    torch.set_num_threads(1)
     if setting.kept:
         machine.keep_freed_memory()
     torch.manual_seed(0)
@@ -163,13 +136,7 @@ def _work(connection: Connection, setting: Setting, model: str, batch: int, size
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    with one_thread():
-        while True:
-            try:
-                steps = connection.recv()
-            except EOFError:
-                return
-            connection.send(per_step(step, steps) if steps else _weights(net))
+    return lambda steps: per_step(step, steps) if steps else _weights(net)
 
 
 def _weights(net: nn.Module) -> np.ndarray:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from steppe.bench.clock import Spread
 from steppe.bench.data import DataCost
+from steppe.bench.end_to_end import EndToEndCost
 from steppe.bench.params import ParamsCost
 from steppe.bench.scaling import Growth
 from steppe.bench.settings import SettingCost
@@ -32,11 +35,22 @@ def data(costs: Sequence[DataCost]) -> str:
     return f"{aligned(lines)}\n\ntime to make a batch, as a multiple of one that is only read and scaled"
 
 
-def training(costs: Sequence[TrainingCost], what: str) -> str:
-    """Return a line per network, or per way that batches come about."""
-    lines = [(what, f"of {costs[0].what}", "quartiles", "parameters", "ms")]
+def training(costs: Sequence[TrainingCost]) -> str:
+    """Return a line per network."""
+    lines = [("model", f"of {costs[0].what}", "quartiles", "parameters", "ms")]
     lines += [(c.what, *_cells(c.of_first), f"{c.parameters:,}", f"{c.milliseconds:.1f}") for c in costs]
     return f"{aligned(lines)}\n\ntime of a step of plain training"
+
+
+def end_to_end(costs: Sequence[EndToEndCost]) -> str:
+    """Return a line per way that batches come about."""
+    lines = [("batches", "images/s over memory's", "quartiles", "over torchvision's", "quartiles", "ms a step")]
+    lines += [(c.what, *_cells(c.of_memory), *_cells(c.of_torchvision), f"{c.milliseconds:.1f}") for c in costs]
+    theirs = "" if costs[0].of_torchvision else "\ntorchvision is not installed, or not for this torch"
+    return (
+        f"{aligned(lines)}\n\nepochs of plain training by the clock, each in a process of its own, with "
+        f"{torch.get_num_threads()} threads{theirs}"
+    )
 
 
 def settings(costs: Sequence[SettingCost]) -> str:

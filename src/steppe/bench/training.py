@@ -1,4 +1,4 @@
-"""Whole training steps: networks beside each other, and the pipeline beside a batch that is there already."""
+"""Whole training steps: networks beside each other."""
 
 from __future__ import annotations
 
@@ -10,18 +10,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from steppe import machine, methods, models
 from steppe.batch import Batch
-from steppe.bench.clock import Spread, alternating, one_thread, per_step, spread
+from steppe.bench.clock import Spread, alternating, at_least_one, per_step, spread
 from steppe.bench.data import NONE, endless, random_images
-from steppe.errors import InputError
 from steppe.evaluation import on
 
 USUAL_MODELS = ("simple-cnn", "resnet-thin", "resnet32", "cifar10-fast")
-USUAL_CHAINS = ("crop+flip+cutmix", NONE)
-MEMORY, LOOP = "a batch in memory", "plain PyTorch, the same batch"
 
 
 @dataclass(frozen=True)
@@ -60,49 +56,10 @@ def models_cost(
     Raises:
         InputError: A number is below 1, or a network does not exist or does not take these images.
     """
-    _check(batch=batch, size=size, steps=steps, repeats=repeats)
+    at_least_one(batch=batch, size=size, steps=steps, repeats=repeats)
     whole = _in_memory(batch, size)
     works = {name: _Training("plain", name, size) for name in dict.fromkeys(names)}
     return _compared({n: (w, partial(w.step, whole)) for n, w in works.items()}, steps, repeats, tell)
-
-
-def end_to_end_cost(
-    chains: Sequence[str] = USUAL_CHAINS,
-    *,
-    model: str = "simple-cnn",
-    batch: int = 64,
-    size: int = 32,
-    steps: int = 3,
-    repeats: int = 7,
-    tell: Callable[[int], None] = lambda repeat: None,
-) -> list[TrainingCost]:
-    """Return what a step costs with its batch made first, as a multiple of a step on a batch in memory.
-
-    Beside them stands the loop of PyTorch's tutorials, in the default memory layout, on the batch in memory.
-
-    Args:
-        chains: Steps of ``data.augment``, joined by '+'; 'none' for none.
-        model: Name of a network.
-        batch: Images per step.
-        size: Side of the images in pixels.
-        steps: Steps per timing.
-        repeats: Timings of each.
-        tell: Called with the number of each finished repeat.
-
-    Raises:
-        InputError: A number is below 1, or a name is unknown.
-    """
-    _check(batch=batch, size=size, steps=steps, repeats=repeats)
-    whole, images = _in_memory(batch, size), random_images(20 * batch, size)
-    works: dict[str, tuple[_Training, Callable[[], object]]] = {}
-    fed = _Training("plain", model, size)
-    works[MEMORY] = fed, partial(fed.step, whole)
-    for chain in dict.fromkeys(chains):
-        training, batches = _Training("plain", model, size), endless(images, chain, batch)
-        works[chain] = training, partial(_fed, training, batches)
-    loop = _Training("plain", model, size)
-    works[LOOP] = loop, loop.tutorial(whole)
-    return _compared(works, steps, repeats, tell)
 
 
 class _Training:
@@ -119,32 +76,9 @@ class _Training:
         """Train on a batch."""
         self.bound(on(batch, self.bound.runtime.params[0]))
 
-    def tutorial(self, batch: Batch) -> Callable[[], None]:
-        """Return a step of the usual loop."""
-        net: nn.Module = self.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        optimizer = torch.optim.SGD(net.parameters(), 1e-4, momentum=0.9)
-        x, y = batch.x.to(machine.device()), batch.y.to(machine.device())
-
-        def once() -> None:
-            optimizer.zero_grad()
-            F.cross_entropy(net(x), y).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-
-        return once
-
-
-def _fed(training: _Training, batches: Any) -> None:
-    training.step(next(batches))
-
 
 def _in_memory(batch: int, size: int) -> Batch:
     return next(endless(random_images(batch, size), NONE, batch))
-
-
-def _check(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if value < 1:
-            raise InputError(f"{name} is {value}; give at least 1")
 
 
 def _compared(
@@ -153,7 +87,7 @@ def _compared(
     repeats: int,
     tell: Callable[[int], None],
 ) -> list[TrainingCost]:
-    with one_thread():
+    with machine.threads(1):
         for _, work in works.values():
             work()
         timed = {name: partial(per_step, work, steps) for name, (_, work) in works.items()}

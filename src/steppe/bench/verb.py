@@ -8,12 +8,13 @@ from typing import Any
 from steppe import listing, methods
 from steppe.bench import tables
 from steppe.bench.data import USUAL, data_cost
+from steppe.bench.end_to_end import USUAL_CHAINS, end_to_end_cost
 from steppe.bench.methods import methods_cost
 from steppe.bench.params import params_cost
 from steppe.bench.scaling import AXES, scaling
 from steppe.bench.settings import SETTINGS, settings_cost
 from steppe.bench.store import store_cost
-from steppe.bench.training import USUAL_CHAINS, USUAL_MODELS, end_to_end_cost, models_cost
+from steppe.bench.training import USUAL_MODELS, models_cost
 
 Tell = Callable[[str], None]
 Found = tuple[list[dict[str, Any]], str]
@@ -57,13 +58,13 @@ def _data(given: Mapping[str, Any], tell: Tell) -> tuple[list[Any], str]:
 def _models(given: Mapping[str, Any], tell: Tell) -> tuple[list[Any], str]:
     wanted = {**_some(given, "batch", "size"), **_timing(given, tell)}
     costs = models_cost(given["names"] or USUAL_MODELS, **wanted)
-    return costs, tables.training(costs, "model")
+    return costs, tables.training(costs)
 
 
 def _end_to_end(given: Mapping[str, Any], tell: Tell) -> tuple[list[Any], str]:
     wanted = {**_some(given, "model", "batch", "size"), **_timing(given, tell)}
     costs = end_to_end_cost(given["names"] or USUAL_CHAINS, **wanted)
-    return costs, tables.training(costs, "batches")
+    return costs, tables.end_to_end(costs)
 
 
 def _settings(given: Mapping[str, Any], tell: Tell) -> tuple[list[Any], str]:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from steppe import engine, records
+from steppe import engine, machine, records
 from steppe.data.images import DataSet, Images
 from steppe.examine.ends import Extent, NotAlike, ends
 from steppe.examine.runs import Which, load, read_run
@@ -118,20 +115,9 @@ def _write(
         # each point of a plane is kept there, so that one that was stopped goes on; another's name is another
         mark = hashlib.sha256(json.dumps([name, asked]).encode()).hexdigest()[:12]
         points = path.with_name(f"{path.stem}-{mark}{_POINTS}")
-        with threads(config.threads), contextlib.suppress(NotAlike):
+        with machine.threads(config.threads), contextlib.suppress(NotAlike):
             made[name] = see(group, engine.load_data(config), points, say) | {"about": asked}
     if made != held:
         records.write_json(path, made)
     for points in path.parent.glob(f"{path.stem}-*{_POINTS}"):
         points.unlink(missing_ok=True)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Compute with so many processor threads for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

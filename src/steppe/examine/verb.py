@@ -100,7 +100,7 @@ def run(folders: Sequence[str], asked: Asked, as_json: bool, console: Console) -
 
 def _between(homes: list[Path], asked: Asked, out: Path, as_json: bool, console: Console) -> int:
     """Write the loss between networks, on as many images as there is time for, and say the barriers' heights."""
-    with console.status("starting") as status, together.threads(read_run(homes[0]).threads):
+    with console.status("starting") as status, machine.threads(read_run(homes[0]).threads):
         first = load(homes[0], asked.which)
         samples = affordable(first, getattr(first.images, asked.part), asked.seconds).samples
         picture = middle.write(homes, asked.which, asked.part, samples, out, status.update)
@@ -143,7 +143,7 @@ def _all(homes: list[Path], asked: Asked, console: Console) -> dict[Path, dict[s
                 continue
             if data not in sets:
                 sets = {data: engine.load_data(config)}
-            with together.threads(config.threads):
+            with machine.threads(config.threads):
                 trained = load(home, asked.which, sets[data])
                 images: Images = getattr(sets[data], asked.part)
                 if alike not in chosen:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
+from steppe import machine
 from steppe.errors import unknown
 from steppe.method import Method
 from steppe.testing.checks import CHECKS
@@ -61,18 +62,13 @@ def run(
     """
     chosen = [find(name) for name in (CHECKS if checks is None else checks)]
     results = []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(), Lab(device, timeout) as lab:
-            for subject in subjects:
-                for check in chosen:
-                    progress(subject, check, None)
-                    result = examine(subject, check, lab)
-                    progress(subject, check, result)
-                    results.append(result)
-    finally:
-        torch.set_num_threads(threads)
+    with machine.threads(1), torch.random.fork_rng(), Lab(device, timeout) as lab:
+        for subject in subjects:
+            for check in chosen:
+                progress(subject, check, None)
+                result = examine(subject, check, lab)
+                progress(subject, check, result)
+                results.append(result)
     return results
 
 
