@@ -56,7 +56,7 @@ class Visit:
 
     def compare(self, mode: str, where: int = 0) -> None:
         """Turn the switch, of the table (0) or of the curves (1), by keyboard and mouse alike."""
-        self.page.locator(f'input[data-name="compare"][value="{mode}"]').nth(where).check(force=True)
+        self.page.locator(f'input[data-name="compare"][value="{mode}"]').nth(where).check()
 
     def column(self, key: str) -> list[str]:
         """Return the shown table's column as text, its first line in each cell."""
