@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from steppe import RunError, compare
 from steppe.config import Data, Study
 
+HERE = Path(__file__).parent
 STUDY = Study(
     methods=("plain", "sam"),
     models=("simple-cnn", "simple-cnn-3fc"),
@@ -68,3 +71,19 @@ def test_a_killed_worker_s_run_is_taken_up_by_another_but_not_for_ever(tmp_path,
         assert "3 workers were killed over it, the last by signal SIGKILL" in next(iter(errors.values()))
         assert compare.run(grid, 2, lambda job, news: None) == {}
         assert not grid.open
+
+
+def test_too_few_files_for_the_workers_are_one_line(tmp_path):
+    """The limit falls once everything is imported: what meets it is the server that workers are forked from."""
+    words = ["compare", "--out", str(tmp_path), "--methods", "plain", "sam", "--seeds", "0", "--epochs", "1"]
+    small = ["--data.train", "100", "--data.test", "30", "--data.size", "18", "--batch", "50"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "faults.starved", *words, *small],
+        env=os.environ | {"FAULTS_FILES": "14", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "error: too many files are open" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -11,8 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from faults.broken import says
@@ -26,11 +29,8 @@ TITLE = "resources: disk, permissions, descriptors, memory, clock, company, hang
 FULL, SHORT, FEW = 60, 8, 4
 PLANTED = says("raw-errors", "torn-writes", "wall-clock", "unlocked")
 PATIENCE = 900
-GRID = ("compare", "--methods", "plain", "sadt-v1", "--seeds", "0", "--epochs", "3", "--jobs", "2", *TINY)
-
-
+AT_ONCE = 2  # kinds of shortage, on two cores
 TWO = ("train", "--method", "sadt-v1", "--epochs", "6", *TINY)
-BOTH = (6, 14, 40, 120)  # shortages that a comparison meets too
 
 
 def cases(count: int, where: Where) -> Iterator[Case]:
@@ -38,24 +38,27 @@ def cases(count: int, where: Where) -> Iterator[Case]:
     each = max(1, count // 8)
     machine = Machine(where)
     writes = [machine.files_too_large(each), machine.disk_full(each)]
+    company = [machine.company(NOISY), machine.latecomer(SEVERAL)]
     of_planted = {
         "raw-errors": writes,
-        "torn-writes": writes[:1],
+        "torn-writes": writes,
         "wall-clock": [machine.clock()],
-        "unlocked": [machine.company(NOISY)],
+        "unlocked": company,
     }
     every_one = [
         *writes,
+        *company,
         machine.read_only(),
-        machine.descriptors(2 * each),
-        machine.memory(2 * each),
+        machine.descriptors(2 * each - 1),
+        machine.memory(2 * each - 1),
         machine.clock(),
-        machine.company(GRID, NOISY),
         machine.hang(),
-        *([machine.hang_together()] if each > 1 else []),
     ]
-    for some in every_one if where.plant is None else of_planted[where.plant]:
-        yield from some
+    if each > 1:
+        every_one += [machine.wake(), machine.hang_together(), machine.company(SEVERAL), machine.latecomer(TWO)]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for some in pool.map(list, every_one if where.plant is None else of_planted[where.plant]):
+            yield from some
 
 
 @contextmanager
@@ -90,7 +93,8 @@ class Machine:
         self.where = where
         self.home = where.scratch / "machine"
         self.home.mkdir()
-        self.expected: dict[tuple[str, ...], dict[str, Any]] = {}
+        self.made: dict[tuple[str, ...], Path] = {}
+        self.making = Lock()
 
     def start(self, words: tuple[str, ...], out: Path, **starved: object) -> subprocess.Popen[str]:
         """Start a command; ``starved`` names what its process is short of."""
@@ -134,18 +138,24 @@ class Machine:
         wrong = different(every(out), self.whole(words))
         return Case(name, "lost", wrong) if wrong else case
 
+    def undisturbed(self, words: tuple[str, ...]) -> Path:
+        """Give the command, short of nothing; return its folder."""
+        with self.making:
+            if words not in self.made:
+                out = self.home / f"whole-{len(self.made)}"
+                ended = self.run(words, out)
+                assert ended.code == 0, ended.err
+                self.made[words] = out
+            return self.made[words]
+
     def whole(self, words: tuple[str, ...]) -> dict[str, Any]:
         """Return how the undisturbed command ends."""
-        if words not in self.expected:
-            out = self.home / f"whole-{len(self.expected)}"
-            ended = self.run(words, out)
-            assert ended.code == 0, ended.err
-            self.expected[words] = every(out)
-        return self.expected[words]
+        return every(self.undisturbed(words))
 
     def files_too_large(self, count: int) -> Iterator[Case]:
         """Refuse files above a size, as quotas do."""
-        for kilobytes in [60, 400, 1, 150, 20, 250, 5, 100][:count]:
+        # in turn the first that is refused is the checkpoint, the best weights, the settings
+        for kilobytes in [1000, 60, 1, 1700, 400, 20, 5, 150][:count]:
             out = self.home / f"large-{kilobytes}"
             name = f"train, files of at most {kilobytes} KB"
             case = judged(name, self.run(NOISY, out, file=kilobytes * 1024), codes=(0, 2))
@@ -153,8 +163,9 @@ class Machine:
 
     def disk_full(self, count: int) -> Iterator[Case]:
         """Give all commands a small disk, then a larger one."""
-        for number, kilobytes in enumerate([300, 700, 4, 100, 1500, 40, 12, 2200, 500][:count]):
-            words = GRID if number % 2 else NOISY
+        # 3000: the second checkpoint has no room beside the first
+        for number, kilobytes in enumerate([3000, 700, 4, 100, 300, 9000, 1500, 40, 12][:count]):
+            words = SEVERAL if number % 2 else NOISY
             out = self.home / f"disk-{kilobytes}"
             with mounted(out, kilobytes) as again:
                 if not again(f"size={kilobytes}k"):
@@ -173,10 +184,10 @@ class Machine:
             if not again("size=50m"):
                 yield Case("a read-only folder", "not run", "no file system may be mounted here")
                 return
-            assert self.run(GRID, out).code == 0
+            shutil.copytree(self.undisturbed(SEVERAL), out, dirs_exist_ok=True)
             (run, *_) = sorted((out / "runs").iterdir())
             again("ro")
-            for words in ((*NOISY, "--seed", "9"), GRID):
+            for words in ((*NOISY, "--seed", "9"), SEVERAL):
                 yield judged(f"{words[0]}, read-only folder", self.run(words, out), says=("cannot write",))
             for words in (("report", str(out)), ("diagnose", str(run), "--seconds", "0.1")):
                 yield judged(f"{words[0]}, read-only folder", self.plain(*words), says=("cannot write",))
@@ -192,28 +203,28 @@ class Machine:
 
     def descriptors(self, count: int) -> Iterator[Case]:
         """Leave a process only so many files to open."""
-        for left in [2, 6, 0, 1, 3, 4, 9, 14, 20, 30][:count]:
-            for words in (NOISY, GRID) if left in BOTH else (NOISY,):
-                yield self.starved(f"{words[0]}, {left} more files", words, files=left)
+        one = [(left, NOISY) for left in (2, 6, 0, 1, 3, 4, 9, 14, 20, 30)]
+        for left, words in [(6, SEVERAL), *one, (14, SEVERAL)][:count]:
+            yield self.starved(f"{words[0]}, {left} more files", words, files=left)
 
     def memory(self, count: int) -> Iterator[Case]:
         """Leave a process only so much memory."""
-        for left in [2, 40, 0, 10, 20, 80, 5, 120, 200, 400][:count]:
-            for words in (NOISY, GRID) if left in BOTH else (NOISY,):
-                yield self.starved(f"{words[0]}, {left} MB more memory", words, memory=left * 2**20)
+        one = [(left, NOISY) for left in (40, 2, 0, 10, 20, 80, 5, 120, 200, 400)]
+        for left, words in [*one, (40, SEVERAL), (120, SEVERAL)][:count]:
+            yield self.starved(f"{words[0]}, {left} MB more memory", words, memory=left * 2**20)
 
     def starved(self, name: str, words: tuple[str, ...], **short: object) -> Case:
         """Run a command short of something: it works, or stops with a line; then it goes on."""
         out = self.home / name.replace(" ", "-")
         ended = _first_line(self.run(words, out, **short))
-        return self.after(name, words, out, judged(name, ended, codes=(0, 1, 2) if words is GRID else (0, 2)))
+        return self.after(name, words, out, judged(name, ended, codes=(0, 1, 2) if words is SEVERAL else (0, 2)))
 
     def clock(self) -> Iterator[Case]:
         """Let the clock jump while a run trains."""
         for days in (-4000, 4000):
             out = self.home / f"clock{days}"
             ended = self.run(NOISY, out, clock=days * 86400)
-            case = judged(f"train, clock jumps by {days} days", ended, codes=(0,))
+            case = judged(f"train, clock jumps by up to {days} days", ended, codes=(0,))
             wrong = _untimely(out) or different(every(out), self.whole(NOISY)) if case.verdict == "held" else None
             yield Case(case.name, "lost", wrong) if wrong else case
 
@@ -230,6 +241,34 @@ class Machine:
                 continue
             yield self.after(cases[0].name, words, out, cases[0])
 
+    def latecomer(self, *commands: tuple[str, ...]) -> Iterator[Case]:
+        """Start a command again while it is at work and gets nowhere: the second gives up, the first ends well."""
+        for words in commands:
+            name, out = f"{words[0]} again while one is at work", self.home / f"late-{words[0]}"
+            first = self.start(words, out)
+            # written under the lock, before any training
+            if not self.until(first, partial(_written, out, "config.json")):
+                yield Case(name, "lost", f"the first did not begin: {self.wait(first).err[-200:]}")
+                continue
+            os.killpg(first.pid, signal.SIGSTOP)
+            try:
+                case = judged(name, self.run(words, out), says=("at work in",))
+            finally:
+                os.killpg(first.pid, signal.SIGCONT)
+            ended = judged(name, self.wait(first), codes=(0,))
+            bad = [c for c in (case, ended) if c.verdict != "held"]
+            wrong = None if bad else different(every(out), self.whole(words))
+            yield Case(name, "lost", wrong) if wrong else [*bad, case][0]
+
+    def until(self, process: subprocess.Popen[str], there: Callable[[], bool]) -> bool:
+        """Wait for something that a process does; return whether it came to it."""
+        last = time.monotonic() + PATIENCE
+        while not there():
+            if process.poll() is not None or time.monotonic() > last:
+                return False
+            time.sleep(0.02)
+        return True
+
     def hang(self) -> Iterator[Case]:
         """Stop a worker in its tracks: Ctrl-C still ends all of it, and what is started again goes on."""
         out = self.home / "hang"
@@ -243,7 +282,10 @@ class Machine:
         ended = self.wait(process, 120)
         case = judged("compare, a worker hangs, Ctrl-C", ended, codes=(130,), says=("go on with",))
         yield self.after(case.name, SEVERAL, out, case)
-        shutil.rmtree(out)
+
+    def wake(self) -> Iterator[Case]:
+        """Stop a worker for a while: all of it waits, and then ends as ever."""
+        out = self.home / "wake"
         process = self.start(SEVERAL, out)
         pid = self.stopped(process, out)
         time.sleep(2)
@@ -276,19 +318,27 @@ class Machine:
 
     def stopped(self, process: subprocess.Popen[str], out: Path, *, below_server: bool = True) -> int:
         """Stop a worker that trains; return its number."""
-        until = time.monotonic() + 60
-        while time.monotonic() < until and process.poll() is None:
-            if list(out.glob("runs/*/metrics.jsonl")):
-                below = children(process.pid)
-                parents = {_parent(pid) for pid, _ in below}
-                # workers are the leaves below the server that makes them
-                above = {pid: _parent(pid) for pid, _ in below if pid not in parents}
-                leaves = [pid for pid, up in above.items() if not below_server or up != process.pid]
-                if leaves:
-                    os.kill(leaves[0], signal.SIGSTOP)
-                    return leaves[0]
-            time.sleep(0.02)
-        return 0
+        found: list[int] = []
+
+        def there() -> bool:
+            if not _written(out, "metrics.jsonl"):
+                return False
+            below = children(process.pid)
+            parents = {_parent(pid) for pid, _ in below}
+            # workers are the leaves below the server that makes them
+            above = {pid: _parent(pid) for pid, _ in below if pid not in parents}
+            found[:] = [pid for pid, up in above.items() if not below_server or up != process.pid]
+            return bool(found)
+
+        if not self.until(process, there):
+            return 0
+        os.kill(found[0], signal.SIGSTOP)
+        return found[0]
+
+
+def _written(out: Path, name: str) -> bool:
+    """Return whether a run has begun with a file."""
+    return any(out.glob(f"runs/*/{name}"))
 
 
 def _parent(pid: int) -> int:

@@ -13,10 +13,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from steppe import machine
 from steppe.compare.job import PATIENCE, J, Listen
 from steppe.compare.work import WORKERS, given_up, work
 from steppe.config import Run
 from steppe.engine import Progress
+
+_FILES, _FILES_EACH = 32, 8  # what the server of processes opens while it imports, and what each worker takes
 
 
 @dataclass
@@ -31,7 +34,10 @@ def launch(jobs: Sequence[J], workers: int, listen: Listen[J]) -> dict[J, str]:
     A run whose worker is killed goes on from its checkpoint in another one, up to `WORKERS` of them. Returns the
     errors by job. On Ctrl-C the workers are stopped and KeyboardInterrupt goes on; each run resumes from its last
     checkpoint when it is launched again.
+
+    Raises OSError if the system lets this process open too few files for them.
     """
+    machine.need_files(_FILES + _FILES_EACH * workers)
     context = multiprocessing.get_context("forkserver")
     # torch is imported once in the server, so that a worker starts in a fraction of a second
     context.set_forkserver_preload(["steppe.engine", "sklearn.datasets"])
