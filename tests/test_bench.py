@@ -14,6 +14,7 @@ from torch import nn
 import steppe
 from steppe import InputError, bench
 from steppe.bench import params
+from steppe.bench.clock import beside
 from steppe.bench.memory import peak_bytes
 from steppe.bench.scaling import exponent
 from steppe.cli import main
@@ -28,7 +29,8 @@ def test_methods_are_measured_beside_plain_which_comes_first(capsys):
     assert given["command"].startswith("steppe bench methods sam")
     assert given["environment"]["torch"]
     plain, sam, looksam = given["results"]
-    assert (plain["method"], plain["ratio"], plain["floor"]) == ("plain", 1.0, 1.0)
+    assert (plain["method"], plain["floor"]) == ("plain", 1.0)
+    assert plain["ratio"] == pytest.approx(1, abs=0.5)  # plain beside plain
     assert (sam["forward"], sam["backward"], sam["floor"]) == (2, 2, pytest.approx(2))
     assert looksam["forward"] == pytest.approx(1.5, abs=0.3)
     for row in given["results"]:
@@ -227,6 +229,23 @@ def test_settings_are_measured_in_processes_of_their_own_and_make_the_same_step(
     assert 0 < ours["differs"] < 1e-5 < bf16["differs"] < 1e-2
     assert main(["bench", "settings", "memory", *QUICK]) == 0
     assert "images/s over pytorch's" in capsys.readouterr().out
+
+
+def test_a_work_is_set_against_what_was_timed_right_beside_it():
+    """On a machine that gets slower all the time, a ratio to the repeat's first timing would grow."""
+    clock = [0.0]
+
+    def timed(cost):
+        def work():
+            clock[0] += 1.0
+            return cost * clock[0]
+
+        return work
+
+    works = {name: timed(cost) for name, cost in {"one": 1.0, "two": 2.0, "three": 3.0}.items()}
+    times, bases = beside(timed(1.0), works, 4)
+    for name, ratio in {"one": 1.0, "two": 2.0, "three": 3.0}.items():
+        assert [t / b for t, b in zip(times[name], bases[name], strict=True)] == pytest.approx([ratio] * 4)
 
 
 def test_the_fitted_exponent_is_that_of_a_power_law():

@@ -1,7 +1,8 @@
 """How things are timed against each other: in turns, in one process, as ratios within a repeat.
 
 A time by itself says little about what is measured and much about the machine. So every repeat times each thing
-once, in an order that rotates, and what is reported is the ratio within a repeat: median and quartiles.
+once, in an order that rotates, and what is reported is the ratio within a repeat, or to what was timed right
+before and after: median and quartiles.
 
 On a processor everything runs in one thread and time is the process's own, which others that want the processor
 too do not change, or not by much; on a GPU it is the clock's.
@@ -47,6 +48,32 @@ def alternating(
             times[name].append(works[name]())
         tell(repeat + 1)
     return times
+
+
+def beside(
+    base: Callable[[], float],
+    works: Mapping[str, Callable[[], float]],
+    repeats: int,
+    tell: Callable[[int], None] = lambda repeat: None,
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Return the times of each work as `alternating` does, and those of ``base`` right beside it.
+
+    Base is timed between any two works, and the mean of the one before and the one after is a work's own: where
+    many works make a repeat long, the machine is another one at its end.
+    """
+    times: dict[str, list[float]] = {name: [] for name in works}
+    bases: dict[str, list[float]] = {name: [] for name in works}
+    for repeat in range(repeats):
+        names = list(works)
+        turn = repeat % len(names)
+        before = base()
+        for name in names[turn:] + names[:turn]:
+            times[name].append(works[name]())
+            after = base()
+            bases[name].append((before + after) / 2)
+            before = after
+        tell(repeat + 1)
+    return times, bases
 
 
 def seconds(work: Callable[[], object]) -> float:

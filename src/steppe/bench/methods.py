@@ -1,7 +1,8 @@
 """What a step costs: methods side by side in one process, as ratios to plain training and to their own floor.
 
 The floor of a method is what its counted passes cost in plain training: forward passes at the price of a forward
-pass, backward passes at the rest of a plain step. How they are timed: `steppe.bench.clock`; memory:
+pass, backward passes at the rest of a plain step. Plain training is timed right before and after each of them,
+itself included, whose line so tells how far noise reaches. How they are timed: `steppe.bench.clock`; memory:
 `steppe.bench.memory`. An optimizer of another package (``module:Class``) runs in the loop that its users write,
 with the same network, memory layout and base optimizer.
 """
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 
 from steppe import machine, methods, models
 from steppe.batch import Batch
-from steppe.bench.clock import alternating, at_least_one, per_step, spread
+from steppe.bench.clock import Spread, at_least_one, beside, per_step, spread
 from steppe.bench.memory import peak_bytes
 from steppe.method import Method
 from steppe.testing.naming import subjects_of
@@ -95,22 +96,25 @@ def _measured(
         per_step(work.once, 2 * steps)
     timed: dict[str, Callable[[], float]] = {n: partial(per_step, work.once, steps) for n, work in works.items()}
     timed[FORWARD] = partial(per_step, works[PLAIN].forward, steps)
-    timings = alternating(timed, repeats, tell)
-    share = spread(timings[FORWARD], timings[PLAIN]).median
+    times, plain = beside(timed[PLAIN], timed, repeats, tell)
+    ratios = {name: spread(t, plain[name]) for name, t in times.items()}
+    share = ratios[FORWARD].median
     passes = {name: work.per_step() for name, work in works.items()}
     del works, timed
     memory = {name: peak_bytes(lambda n=name: _work(n, model, batch, size).once) for name in names}  # type: ignore[misc]
-    return [_cost(name, passes[name], timings, share, memory[name] / memory[PLAIN]) for name in names]
+    return [
+        _cost(name, passes[name], ratios[name], median(times[name]), share, memory[name] / memory[PLAIN])
+        for name in names
+    ]
 
 
 def _cost(
-    name: str, passes: tuple[float, float, float], timings: dict[str, list[float]], share: float, memory: float
+    name: str, passes: tuple[float, float, float], ratio: Spread, seconds: float, share: float, memory: float
 ) -> Cost:
-    ratio = spread(timings[name], timings[PLAIN])
     forward, backward, updates = passes
     floor = share * forward + (1 - share) * backward
-    over, times = ratio.median / floor, median(timings[name]) * 1000
-    return Cost(name, ratio.median, ratio.low, ratio.high, floor, over, forward, backward, updates, times, memory)
+    over, ms = ratio.median / floor, seconds * 1000
+    return Cost(name, ratio.median, ratio.low, ratio.high, floor, over, forward, backward, updates, ms, memory)
 
 
 class _Work:
