@@ -55,17 +55,6 @@ def keep_freed_memory() -> bool:
         return False
 
 
-def need_files(count: int) -> None:
-    """Raise OSError if this process may not open so many more files; what it starts would end in a traceback."""
-    opened: list[int] = []
-    try:
-        for _ in range(count):
-            opened.append(os.open(os.devnull, os.O_RDONLY))
-    finally:
-        for one in opened:
-            os.close(one)
-
-
 def peak_memory_mb() -> float:
     """Return the most memory in MiB: of the GPU's tensors where there is one, else of the whole process."""
     if torch.cuda.is_available():

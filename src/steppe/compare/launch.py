@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 from collections.abc import Sequence
@@ -13,13 +12,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from steppe import machine
+from steppe.children import forked
 from steppe.compare.job import PATIENCE, J, Listen
 from steppe.compare.work import WORKERS, given_up, work
 from steppe.config import Run
 from steppe.engine import Progress
-
-_FILES, _FILES_EACH = 32, 8  # what the server of processes opens while it imports, and what each worker takes
 
 
 @dataclass
@@ -37,10 +34,8 @@ def launch(jobs: Sequence[J], workers: int, listen: Listen[J]) -> dict[J, str]:
 
     Raises OSError if the system lets this process open too few files for them.
     """
-    machine.need_files(_FILES + _FILES_EACH * workers)
-    context = multiprocessing.get_context("forkserver")
     # torch is imported once in the server, so that a worker starts in a fraction of a second
-    context.set_forkserver_preload(["steppe.engine", "sklearn.datasets"])
+    context = forked(workers, "steppe.engine", "sklearn.datasets")
     waiting = list(jobs)
     left = dict.fromkeys(waiting, WORKERS)
     active: dict[J, _Worker] = {}

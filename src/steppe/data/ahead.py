@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from steppe.batch import Batch
+from steppe.children import forked
 from steppe.data.loader import Loader
 from steppe.errors import RunError
 
@@ -31,7 +32,7 @@ class Ahead:
             prefetch_factor=_AHEAD,
             persistent_workers=True,
             pin_memory=torch.cuda.is_available(),
-            multiprocessing_context="forkserver",
+            multiprocessing_context=forked(workers),
             generator=torch.Generator(),  # else it draws from the global stream, which is dropout's
         )
 
