@@ -4,7 +4,7 @@ from steppe.batch import Batch
 from steppe.combine import On, When
 from steppe.errors import InputError, RunError
 from steppe.method import Method
-from steppe.methods import make, names
+from steppe.methods import make, names, parse
 from steppe.methods.agc import AGC
 from steppe.methods.arwp import ARWP
 from steppe.methods.asam import ASAM
@@ -90,4 +90,5 @@ __all__ = [
     "WithLR",
     "make",
     "names",
+    "parse",
 ]

@@ -46,9 +46,11 @@ class Average(nn.Module):
         training = [module for module in net.modules() if module.training]
         reshard(net)
         with torch.no_grad():
-            kept = copies.make(present)
+            with _ordinary():
+                kept = copies.make(present)
             try:
-                put(present, list(self.buffers()))
+                with _ordinary():
+                    put(present, list(self.buffers()))
                 for module in training:
                     module.training = False
                 # autocast keeps what it has cast, and would go on with the other weights
@@ -57,7 +59,8 @@ class Average(nn.Module):
             finally:
                 torch.clear_autocast_cache()
                 reshard(net)
-                kept.back()
+                with _ordinary():
+                    kept.back()
                 copies.give_back(kept)
                 for module in training:
                     module.training = True
@@ -69,6 +72,13 @@ class Average(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Go on counting."""
         self.count = int(state)
+
+
+@contextmanager
+def _ordinary() -> Iterator[None]:
+    """Leave inference mode for a while: what is made in it could not be used again outside of it."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def _tensors(net: nn.Module) -> list[Tensor]:

@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -162,6 +162,12 @@ class Method:
         Raises:
             InputError: An argument is not usable.
         """
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model is {_kind(model)}; give a torch.nn.Module")
+        if not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "step")):
+            raise InputError(
+                f"optimizer is {_kind(optimizer)}; give a torch.optim.Optimizer of the model's parameters"
+            )
         if clip is not None and not clip > 0:
             raise InputError(f"clip is {clip}; give a number above 0, or None")
         if microbatch is not None and microbatch < 1:
@@ -192,6 +198,10 @@ class Method:
         return Step(self, model, optimizer, setup, m)
 
 
+def _kind(value: object) -> str:
+    return f"of type {type(value).__name__}"
+
+
 def filled(plain: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """Return the network with these weights and buffers; raises InputError if they are another network's."""
     try:
@@ -207,6 +217,9 @@ def descend(batch: Batch, rt: Runtime) -> Out:
     out, g = rt.grad(rt.objective, batch)
     rt.apply(g)
     return out
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", Schedule: "a schedule"}
 
 
 def check_fields(method: Method) -> None:
@@ -225,8 +238,9 @@ def check_fields(method: Method) -> None:
             object.__setattr__(method, f.name, Each(value))
             continue
         if not fits:
-            wanted = " or ".join(getattr(a, "__name__", str(a)) for a in allowed)
-            raise InputError(f"{name_of(method)}: {f.name} is {value!r}; give {wanted}")
+            wanted = " or ".join(_WORDS.get(a, getattr(a, "__name__", str(a))) for a in allowed)
+            usual = "" if f.default is MISSING else f" (its default is {f.default!r})"
+            raise InputError(f"{name_of(method)}: {f.name} is {value!r}; give {wanted}{usual}")
 
 
 def require(method: Method, field: str, holds: bool, remedy: str) -> None:

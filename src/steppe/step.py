@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -104,6 +105,14 @@ class Step:
     def predict(self, x: Any) -> Tensor:
         """Return the logits of what the method deploys."""
         return self.method.predict(self.runtime.net, self.state, x)
+
+    def standing(self) -> AbstractContextManager[None]:
+        """Return the context in which the model itself has the weights that the method deploys.
+
+        The mean of `EMA` and `SWA`, in evaluation mode; for most methods they are those that are trained, and it
+        does nothing. On leaving, the weights are bit for bit what they were.
+        """
+        return self.method.standing(self.runtime.net, self.state)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resume needs beside the model's and the optimizer's own state.

@@ -155,6 +155,27 @@ def test_a_small_bert_learns(method, tmp_path):
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
 
 
+def test_what_is_evaluated_is_what_the_method_deploys(tmp_path):
+    ours = trainer(tmp_path, "ema:decay=0.5", eval_strategy="steps", eval_steps=3)
+    ours.eval_dataset = Sentences()
+    seen: list[list[Tensor]] = []
+
+    def look(*_: Any) -> None:
+        if not torch.is_grad_enabled():
+            seen.append([p.detach().clone() for p in ours.model.parameters()])
+
+    ours.model.register_forward_pre_hook(look)
+    ours.train()
+    trained = [p.detach().clone() for p in ours.model.parameters()]
+    with ours.step.standing():
+        mean = [p.detach().clone() for p in ours.model.parameters()]
+    assert not all(torch.equal(a, b) for a, b in zip(trained, mean, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(seen[-1], mean, strict=True))
+    before = ours.evaluate()["eval_loss"]
+    with ours.step.standing():
+        assert trainer(tmp_path, None, ours.model).evaluate(Sentences())["eval_loss"] == before
+
+
 def test_bf16_and_adapters(tmp_path):
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(

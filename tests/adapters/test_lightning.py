@@ -171,9 +171,64 @@ def test_a_method_with_losses_of_its_own_takes_forward():
     fit(module, SteppeCallback(steppe.make("sadt-v1"), loss=F.cross_entropy))
     assert module.calls == 0
     assert same(module, bound(steppe.make("sadt-v1"), 1, loss=F.cross_entropy))
-    for name, message in (("saf", "SAF computes losses itself"), ("sadt-v1", "loss"), ("esam", "loss")):
-        with pytest.raises(steppe.InputError, match=message):
-            fit(Module(), SteppeCallback(steppe.make(name)))
+    for name in ("saf", "sadt-v1", "esam"):
+        for as_dict in (False, True):
+            with pytest.raises(steppe.InputError, match="computes losses itself.*give the callback loss="):
+                fit(Module(as_dict=as_dict), SteppeCallback(name))
+
+
+class Validated(Module):
+    """Remembers which weights it was looked at with."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: dict[str, list[Tensor]] = {}
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.seen["validation"] = weights(self)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.seen["test"] = weights(self)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.seen["predict"] = weights(self)
+        return self(batch[0])
+
+
+def test_what_is_evaluated_is_what_the_method_deploys():
+    """The mean of EMA, as a bound loop has it; after each look training goes on with its own weights."""
+    module, plain = Validated(), Module()
+    fit(plain)
+    callback = SteppeCallback("ema:decay=0.5")
+    quiet = {"enable_checkpointing": False, "logger": False, "enable_progress_bar": False}
+    trainer = lightning.Trainer(
+        max_epochs=2, accelerator="cpu", callbacks=[callback], enable_model_summary=False, **quiet
+    )
+    trainer.fit(module, loader(), loader())
+    trainer.test(module, loader(), verbose=False)
+    found = torch.cat(trainer.predict(module, loader()))
+    assert same(module, plain, atol=0)
+    with callback.step.standing():
+        mean = weights(module)
+    assert not same(module, nn_with(mean), atol=1e-3)
+    for where in ("validation", "test", "predict"):
+        assert all(torch.equal(a, b) for a, b in zip(module.seen[where], mean, strict=True)), where
+    assert torch.allclose(found, callback.step.predict(loader().dataset.tensors[0]), atol=1e-6)
+
+
+def nn_with(values: list[Tensor]) -> Module:
+    other = Module()
+    with torch.no_grad():
+        for t, value in zip([*other.net.parameters(), *other.net.buffers()], values, strict=True):
+            t.copy_(value)
+    return other
+
+
+def test_a_method_that_builds_what_is_trained_is_refused_at_once():
+    with pytest.raises(steppe.InputError, match="DML builds what is trained.*use steppe train"):
+        SteppeCallback(steppe.DML())
+    with pytest.raises(steppe.InputError, match="method is of type dict; give steppe.SAM"):
+        SteppeCallback({"rho": 0.1})
 
 
 def test_the_module_is_left_as_it_was():

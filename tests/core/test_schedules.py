@@ -107,12 +107,12 @@ def test_windows_combine_and_are_read_from_text():
         ("sam:rho=linear(0)", r"write linear\(start,end\)"),
         ("sam:rho=linear(0,x,3)", r"write linear\(start,end\)"),
         ("sam:rho=linear(-1,0.1,3)", "rho is Linear.*at least 0"),
-        ("sam:rho=ramp(0,1)", "rho is 'ramp\\(0,1\\)'; give float or Schedule"),
+        ("sam:rho=ramp(0,1)", "rho is 'ramp\\(0,1\\)'; give a number or a schedule"),
         ("sam:rho=with-lr(1,0)", "lr_max is 0"),
         ("sam:every=0", "every is 0; give at least 1"),
         ("sam:start=-1", "start is -1"),
         ("sam:start=0.5,stop=0.25", "stop is 0.25; give more than start, 0.5"),
-        ("sam:start=many", "start is 'many'; give float"),
+        ("sam:start=many", "start is 'many'; give a number"),
     ],
 )
 def test_schedules_that_mean_nothing_are_refused(spec, message):

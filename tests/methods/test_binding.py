@@ -160,5 +160,36 @@ def test_a_user_s_method_remembers_deploys_and_combines():
 
 
 def test_a_user_s_method_with_a_wrong_field_says_so():
-    with pytest.raises(steppe.InputError, match="Averaged: decay is 'half'; give float"):
+    with pytest.raises(steppe.InputError, match="Averaged: decay is 'half'; give a number"):
         Averaged(decay="half")
+
+
+def test_what_is_no_model_and_no_optimizer_is_said():
+    net = small_net()
+    scheduler = torch.optim.lr_scheduler.StepLR(sgd(net), 1)
+    with pytest.raises(steppe.InputError, match="optimizer is of type StepLR; give a torch.optim.Optimizer"):
+        steppe.SAM().bind(net, scheduler)
+    with pytest.raises(steppe.InputError, match="model is of type function; give a torch.nn.Module"):
+        steppe.SAM().bind(lambda x: x, sgd(net))
+
+
+def test_text_is_parsed_and_a_name_is_made():
+    assert steppe.parse("sam:rho=0.1") == steppe.make("sam", rho=0.1) == steppe.SAM(rho=0.1)
+    with pytest.raises(steppe.InputError, match="unknown method 'sam:rho=0.1'; steppe.parse reads settings"):
+        steppe.make("sam:rho=0.1")
+    with pytest.raises(steppe.InputError, match=r"ascents is 0.1; give a whole number \(its default is 1\)"):
+        steppe.SAM(0.05, 0.1)
+
+
+def test_the_deployed_mean_is_also_to_be_had_in_inference_mode():
+    """What is copied there is used again outside, where an inference tensor could not be written to."""
+    net = small_net(dropout=0.0)
+    step = steppe.EMA(decay=0.5).bind(net, sgd(net))
+    x, y = small_batch()
+    for _ in range(2):
+        step(x, y)
+        trained = [p.detach().clone() for p in net.parameters()]
+        with torch.inference_mode(), step.standing():
+            inside = net(x)
+        assert torch.equal(inside, step.predict(x))
+        assert all(torch.equal(a, b) for a, b in zip(trained, net.parameters(), strict=True))

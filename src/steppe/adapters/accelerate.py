@@ -17,15 +17,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from steppe.adapters import ready
 from steppe.errors import InputError
 from steppe.method import Method
 from steppe.step import Step
 
 
 def bind(
-    method: Method, accelerator: Any, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any
+    method: Method | str, accelerator: Any, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any
 ) -> Step:
-    """Tie a method to what ``accelerator.prepare`` gave; ``options`` are those of `Method.bind`.
+    """Tie a method, or its text, to what ``accelerator.prepare`` gave; ``options`` are those of `Method.bind`.
 
     Raises InputError for fp8, for DeepSpeed, and for an accelerator that accumulates gradients itself.
     """
@@ -41,4 +42,4 @@ def bind(
         )
     inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
     scaler = accelerator.scaler if precision == "fp16" else None
-    return method.bind(model, inner, precision=precision, scaler=scaler, **options)
+    return ready(method).bind(model, inner, precision=precision, scaler=scaler, **options)

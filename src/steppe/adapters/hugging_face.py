@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steppe.adapters import deployed, ready
 from steppe.batch import Batch
+from steppe.calling import unwrap
 from steppe.checkpoint import Checkpoint, read, write
 from steppe.errors import InputError
 from steppe.method import Method
@@ -33,6 +35,9 @@ STATE = "steppe.safetensors"
 class SteppeTrainer(Trainer):  # type: ignore[misc]
     """A `transformers.Trainer` with a ``method``; ``bind`` holds further arguments of `Method.bind`.
 
+    The method may be given as text, 'sam:rho=0.1'. Evaluation and prediction see the weights that it deploys (the
+    mean of EMA and SWA); what is saved are those that are trained, and the method's own state.
+
     The model computes its own loss. A micro-batch counts in the mean what its loss counts: its labels that are not
     -100, and as many samples where there are none.
 
@@ -41,9 +46,9 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
             gradient in places that a method cannot call.
     """
 
-    def __init__(self, *args: Any, method: Method, bind: dict[str, Any] | None = None, **kwargs: Any):
+    def __init__(self, *args: Any, method: Method | str, bind: dict[str, Any] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.method, self.bind_with = method, dict(bind or {})
+        self.method, self.bind_with = ready(method), dict(bind or {})
         self.step: Step | None = None
         self._parts: list[Batch] = []
         self._saved: Path | None = None
@@ -89,6 +94,12 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
         if self._saved is not None:
             _load(step, self._saved)
         return step
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate, or predict, with the weights that the method deploys."""
+        net = unwrap(self.accelerator.unwrap_model(self.model))[0]
+        with deployed(self.step, net):
+            return super().evaluation_loop(*args, **kwargs)
 
     def _clip_grad_norm(self, model: nn.Module) -> None:
         """The method's step has clipped."""

@@ -11,13 +11,14 @@ remembers is saved with Lightning's checkpoints. Needs ``pip install 'steppe[lig
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from steppe.adapters import deployed, ready
 from steppe.batch import Batch, as_batch
 from steppe.errors import InputError
 from steppe.method import Method, name_of, overrides
@@ -54,10 +55,12 @@ class SteppeCallback(Callback):  # type: ignore[misc]
     The module optimises automatically, with one optimizer. Its ``training_step`` returns the mean loss of the
     batch, or a mapping with it under 'loss', is called once in each pass of the method, and logs in the clean one
     alone. A step takes the micro-batches of ``accumulate_grad_batches`` together: the losses that Lightning is
-    given are 0 but for the last of them, which has the mean of all.
+    given are 0 but for the last of them, which has the mean of all. Validation, test and prediction see the
+    weights that the method deploys (the mean of EMA and SWA); checkpoints hold those that are trained, and the
+    method's own state.
 
     Args:
-        method: The method.
+        method: The method, or its text, 'sam:rho=0.1'.
         loss: ``loss(logits, y)``, for methods that compute losses themselves (SADT, SAF). The network is then the
             module's ``forward``, a batch is (x, y) or a mapping with 'labels', and ``training_step`` is not used.
         bind: Further arguments of `Method.bind`: transforms, microbatch, m, sync, seed.
@@ -67,23 +70,21 @@ class SteppeCallback(Callback):  # type: ignore[misc]
             hides gradients, clipping by value, or a module with hooks of its own on gradients or updates.
     """
 
-    def __init__(self, method: Method, *, loss: Loss | None = None, bind: dict[str, Any] | None = None):
+    def __init__(self, method: Method | str, *, loss: Loss | None = None, bind: dict[str, Any] | None = None):
         super().__init__()
-        self.method, self.loss, self.bind_with = method, loss, dict(bind or {})
+        self.method, self.loss, self.bind_with = ready(method), loss, dict(bind or {})
         self.step: Step | None = None
         self._saved: Mapping[str, Any] | None = None
         self._parts: list[Batch] = []
         self._complete = False
         self._undo: list[Callable[[], None]] = []
+        self._standing = ExitStack()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bind the method to the module and its optimizer, and take over what makes an update."""
         _check(trainer, pl_module)
         if self.loss is None and overrides(self.method, "objective"):
-            raise InputError(
-                f"{name_of(self.method)} computes losses itself, and loss is None; give the callback "
-                "loss=torch.nn.functional.cross_entropy, say, and batches (x, y)"
-            )
+            raise _loss_wanted(name_of(self.method))
         strategy, plugin = trainer.strategy, trainer.precision_plugin
         precision = _PRECISIONS[trainer.precision]
         steps, per_epoch = trainer.estimated_stepping_batches, trainer.num_training_batches
@@ -131,6 +132,17 @@ class SteppeCallback(Callback):  # type: ignore[misc]
         with _as_forward(trainer, module, self.step, sum(map(len, parts))):
             return {"loss": self.step(parts).loss.detach()}
 
+    # -- evaluate what is deployed -----------------------------------------------------------------------
+
+    def _deploy(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._standing.enter_context(deployed(self.step, pl_module))
+
+    def _train_on(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._standing.close()
+
+    on_validation_start = on_test_start = on_predict_start = _deploy
+    on_validation_end = on_test_end = on_predict_end = _train_on
+
     # -- save, resume, leave -----------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -163,8 +175,30 @@ class SteppeCallback(Callback):  # type: ignore[misc]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave trainer and module as they were."""
+        self._standing.close()
         while self._undo:
             self._undo.pop()()
+
+
+class _Loss(dict[str, Any]):
+    """What training_step returned; has no logits, and says what to do about it."""
+
+    def __init__(self, method: str, content: Mapping[str, Any]):
+        super().__init__(content)
+        self._method = method
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return what is there; raises InputError for logits that are not."""
+        if key == "logits" and key not in self:
+            raise _loss_wanted(self._method)
+        return super().get(key, default)
+
+
+def _loss_wanted(method: str) -> InputError:
+    return InputError(
+        f"{method} computes losses itself, and loss is None; give the callback "
+        "loss=torch.nn.functional.cross_entropy, say, and batches (x, y)"
+    )
 
 
 class _Rows:
@@ -198,7 +232,8 @@ def _as_forward(trainer: Trainer, module: LightningModule, step: Step, count: in
             with trainer.precision_plugin.forward_context(), _unrecorded(module) if quiet else _recorded():
                 out = module.training_step(rows.batch, *rows.rest)
             # a bare tensor would pass for logits
-            return {"loss": out} if isinstance(out, Tensor) else out
+            named = {"loss": out} if isinstance(out, Tensor) else out
+            return _Loss(name_of(step.method), named) if isinstance(named, Mapping) else named
         finally:
             module.forward = forward
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from steppe import streams, vec
+from steppe.adapters import ready
 from steppe.batch import Batch
 from steppe.course import NonFinite
 from steppe.errors import InputError
@@ -54,13 +55,14 @@ class MethodOptimizer(torch.optim.Optimizer):
 
     def __init__(
         self,
-        method: Method,
+        method: Method | str,
         base_optimizer: torch.optim.Optimizer,
         model: nn.Module | None = None,
         seed: int = 0,
     ):
         params = [p for group in base_optimizer.param_groups for p in group["params"]]
         net = model if model is not None else nn.ParameterList(params)
+        method = ready(method)
         self._state = method.init(net)
         if overrides(method, "objective"):
             raise _unable()

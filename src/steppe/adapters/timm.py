@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from steppe.adapters import ready
 from steppe.batch import Batch
 from steppe.errors import InputError
 from steppe.method import Method
@@ -39,7 +40,7 @@ class SteppeScaler:
     others show that of the step before.
 
     Args:
-        method: The method.
+        method: The method, or its text, 'sam:rho=0.1'.
         task: timm's task, after ``prepare_distributed``; in training mode it only takes batches from now on.
         optimizer: The optimizer of the loop.
         precision: 'fp32', 'bf16' or 'fp16', in the place of the script's own autocast and loss scale.
@@ -54,14 +55,14 @@ class SteppeScaler:
 
     def __init__(
         self,
-        method: Method,
+        method: Method | str,
         task: TrainingTask,
         optimizer: torch.optim.Optimizer,
         *,
         precision: str = "fp32",
         **bind: Any,
     ):
-        self.method, self.task, self.optimizer = method, task, optimizer
+        self.method, self.task, self.optimizer = ready(method), task, optimizer
         self.bind_with = {"precision": precision, **bind}
         self.step: Step | None = None
         self._whole = _Whole(task)

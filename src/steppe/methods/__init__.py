@@ -12,7 +12,7 @@ from functools import partial
 from steppe import schedule
 from steppe.combine import On, When
 from steppe.config import parse_spec
-from steppe.errors import unknown
+from steppe.errors import InputError, unknown
 from steppe.method import Method, make_checked, overrides
 from steppe.methods.agc import AGC
 from steppe.methods.arwp import ARWP
@@ -98,6 +98,8 @@ def make(name: str, **settings: object) -> Method:
     Raises InputError for an unknown name or setting, with the nearest known ones.
     """
     if name not in METHODS:
+        if set(name) & set(":+"):
+            raise InputError(f"unknown method {name!r}; steppe.parse reads settings and combinations, make a name")
         raise unknown("method", name, METHODS)
     own = inspect.signature(METHODS[name]).parameters
     read = {k: (isinstance(v, str) and schedule.parse(v)) or v for k, v in settings.items()}
