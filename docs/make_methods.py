@@ -84,7 +84,8 @@ def page(name: str) -> str:
         blocks += [f"![Steps of {name} on a plane of two weights]({name}.svg)", CAPTION]
     first = [k for k in found if k not in ("Differs", "Start")]
     blocks += [f"**{TITLES[k]}.** {paragraph(found[k])}" for k in first]
-    blocks += [f"**Kept from step to step.** {kept}", f"**Status.** {status(name)}"]
+    controls = ", ".join(f"[{c}]({c}.md)" for c in methods.make(name).controls) or "plain training alone"
+    blocks += [f"**Controls.** {controls}", f"**Kept from step to step.** {kept}", f"**Status.** {status(name)}"]
     blocks += ["## Settings", settings(name)]
     blocks += [f"## {TITLES[k]}\n\n{paragraph(v)}" for k, v in found.items() if k in ("Differs", "Start")]
     blocks += [

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from steppe import engine
+import steppe
+from steppe import engine, methods
 from steppe.cli import COMMANDS, main
 from steppe.compare.job import claimed
 from steppe.config import Data, Run
@@ -215,7 +216,14 @@ def test_list_and_show_know_every_method(capsys):
     for name in METHODS:
         assert f"\n{name} " in "\n" + listed
         assert main(["show", name]) == 0
-        assert "Cost" in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert "Cost" in shown
+        assert f"\nControls {', '.join(methods.make(name).controls) or 'none beside plain'}\n" in shown
+
+
+def test_the_version_is_said(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"steppe {steppe.__version__}\n"
 
 
 class Page(HTMLParser):

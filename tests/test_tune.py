@@ -273,6 +273,10 @@ def test_the_end_of_a_range_is_said():
     assert len(verdict(made([0.9], [0.8]))) == 1
     for best in (0.011, 0.99):
         assert "at the end of its range 0.01..1" in verdict(made([0.9], [0.8], best))[1]
+    # one in the middle that is as accurate has only lost by its loss
+    found = made([0.9], [0.8], 0.99)
+    tied = replace(found.best, values={"rho": 0.1}, loss=2.0)
+    assert len(verdict(replace(found, trials=[*found.trials, tied]))) == 1
 
 
 def test_the_command_answers_in_json_and_on_disk(found, capsys):

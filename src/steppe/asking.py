@@ -43,8 +43,12 @@ def configured(build: Callable[[ArgumentParser], None], cls: type, given: Namesp
             raise InputError(f"scale is {given.scale:g} and there is no recipe to scale; add --recipe NAME")
         return make(cls, given)
     from steppe import reproduce
+    from steppe.compare.live import Decoding
 
     stated = explicit(build, cls, command)
-    found, said = (reproduce.run if cls is Run else reproduce.study)(given.recipe, given.scale, stated)
+    with Decoding(voice.console()) as progress:
+        found, said = (reproduce.run if cls is Run else reproduce.study)(
+            given.recipe, given.scale, stated, progress
+        )
     voice.console().print("\n".join(said), highlight=False, markup=False, soft_wrap=True)
     return found

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from steppe import voice
+from steppe import __version__, voice
 from steppe.asking import as_flags
 from steppe.errors import InputError, RunError, unknown
 from steppe.examples import EXAMPLES
@@ -79,6 +79,9 @@ def _run(argv: list[str]) -> int:
         commands.add_subcommand(name, subs[name], help=help_text)
     if not argv:
         parser.print_help()
+        return 0
+    if argv[0] == "--version":
+        print(f"steppe {__version__}")
         return 0
     if not argv[0].startswith("-") and argv[0] not in COMMANDS:
         raise unknown("command", argv[0], COMMANDS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import product
 from typing import Any, TypeVar
 
@@ -13,9 +13,12 @@ from steppe.config import Data, Run, Study
 from steppe.errors import InputError
 
 C = TypeVar("C", Run, Study)
+Progress = Callable[[int, int], None]
 
 
-def run(recipe: str, scale: float, given: Mapping[str, Any]) -> tuple[Run, list[str]]:
+def run(
+    recipe: str, scale: float, given: Mapping[str, Any], progress: Progress | None = None
+) -> tuple[Run, list[str]]:
     """Return the run of a recipe at a scale, and lines that say what it became.
 
     Args:
@@ -23,6 +26,7 @@ def run(recipe: str, scale: float, given: Mapping[str, Any]) -> tuple[Run, list[
         scale: Share of the recipe's computation: images trained on and epochs are each multiplied by its square
             root. Schedules keep their shape, since the recipe gives them in shares of the training.
         given: Fields of `Run` that win over the recipe and are not scaled, nested ones with a dot.
+        progress: As in `steppe.data.load`; a scale needs to know how many images there are.
 
     Raises:
         InputError: An unknown recipe, word or setting, a scale outside (0, 1], or data that are missing.
@@ -35,11 +39,13 @@ def run(recipe: str, scale: float, given: Mapping[str, Any]) -> tuple[Run, list[
     said = (
         f"recipe {name}, {row}: {whole.method} with {whole.model} on {whole.dataset}, settings for {choice.data}"
     )
-    small, more = _at(scale, whole, whole.dataset, given)
+    small, more = _at(scale, whole, whole.dataset, given, progress)
     return small, [said, *more]
 
 
-def study(recipe: str, scale: float, given: Mapping[str, Any]) -> tuple[Study, list[str]]:
+def study(
+    recipe: str, scale: float, given: Mapping[str, Any], progress: Progress | None = None
+) -> tuple[Study, list[str]]:
     """Return the comparison of a recipe's rows at a scale, and lines that say what it became.
 
     ``given`` holds fields of `Study`; methods may be rows. All of a comparison train alike, so rows whose settings
@@ -76,7 +82,7 @@ def study(recipe: str, scale: float, given: Mapping[str, Any]) -> tuple[Study, l
         seeds=tuple(given.get("seeds", Study.seeds)),
         **shared,
     )
-    small, more = _at(scale, whole, whole.datasets[0], given)
+    small, more = _at(scale, whole, whole.datasets[0], given, progress)
     return small, [f"recipe {name}, settings for {choices[0].data}", *more]
 
 
@@ -101,10 +107,12 @@ def _check(scale: float) -> None:
         raise InputError(f"scale is {scale:g}; give a share of the recipe's computation, above 0 and at most 1")
 
 
-def _at(scale: float, whole: C, dataset: str, given: Mapping[str, Any]) -> tuple[C, list[str]]:
+def _at(
+    scale: float, whole: C, dataset: str, given: Mapping[str, Any], progress: Progress | None
+) -> tuple[C, list[str]]:
     if scale == 1:
         return whole, []
-    images, classes = team.here().in_turn(lambda: _sizes(dataset, whole.data))
+    images, classes = team.here().in_turn(lambda: _sizes(dataset, whole.data, progress))
     small = scaled(whole, images, scale, least=2 * classes, fixed=given)
     left = small.data.train or round(images * _legacy(small) / _legacy(whole))
     text = (
@@ -140,7 +148,7 @@ def _legacy(whole: Run | Study) -> float:
     return whole.data.legacy_share or 1.0
 
 
-def _sizes(dataset: str, options: Data) -> tuple[int, int]:
+def _sizes(dataset: str, options: Data, progress: Progress | None) -> tuple[int, int]:
     """Return the number of training images, and of classes."""
-    held = data.load(dataset, options)
+    held = data.load(dataset, options, progress=progress)
     return len(held.train), len(held.classes)

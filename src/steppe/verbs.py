@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -54,6 +54,8 @@ def _compare(given: Namespace, command: str) -> int:
     at_once = min(jobs, max(len(todo), 1)) if here.size == 1 else f"1 (on {here.size} processes)"
     at_once = at_once if jobs else f"as many as {launcher.name} carries"
     console.print(f"{len(todo)} runs, {at_once} at a time{kept_text}", highlight=False)
+    for dataset, names in grid.left_out.items():
+        _tell_left_out(dataset, names, console)
     for method, count in grid.memory.items():
         _tell_memory(method, count, console)
     with Display(len(todo), console) as display:
@@ -83,6 +85,7 @@ def _train(given: Namespace, command: str) -> int:
     with Decoding(console) as progress:
         images = team.here().in_turn(lambda: engine.load_data(run, progress))
     engine.check(run, images)
+    _tell_left_out(run.dataset, images.skipped, console)
     if given.plan:
         lines = engine.plan(run, images)
         width = max(len(label) for label, _ in lines)
@@ -101,6 +104,15 @@ def _train(given: Namespace, command: str) -> int:
         display.listen(One(), result)
     console.print(f"records: {folder}", highlight=False, markup=False, soft_wrap=True)
     return 0 if result["status"] == "ok" else 1
+
+
+def _tell_left_out(dataset: str, names: Sequence[str], console: Console) -> None:
+    """Say which images of a data set could not be read, if any."""
+    from steppe.report.text import left_out
+
+    if names:
+        text = f"{dataset}: {left_out(names)}"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _tell_memory(method: str, count: int, console: Console) -> None:
@@ -183,8 +195,9 @@ def _show(given: Namespace, command: str) -> int:
     if given.method in recipes.names():
         print(recipes.card(recipes.load(given.method)))
         return 0
+    method = methods.make(given.method)
     print(methods.card(given.method))
-    print(f"\nSettings {methods.make(given.method)}")
+    print(f"\nControls {', '.join(method.controls) or 'none beside plain'}\nSettings {method}")
     return 0
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from steppe import InputError
+from steppe.cli import main
 from steppe.compare.live import Decoding
 from steppe.data import cache, folder
 from steppe.data.images import Images
@@ -257,3 +258,23 @@ def test_the_cache_lies_where_the_environment_says(tmp_path: Path, monkeypatch: 
     monkeypatch.delenv("STEPPE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache.folder() == tmp_path / "steppe"
+
+
+def test_the_command_says_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = classes_of_photos(tmp_path / "photos")
+    name = broken(root)
+    words = ["train", "--plan", "--dataset", f"folder:{root}", "--data.size", "18", "--batch", "4"]
+    assert main([*words, "--data.skip_corrupt"]) == 0
+    assert f"1 image left out that cannot be read: {name}" in capsys.readouterr().out
+
+
+def test_a_recipe_at_a_scale_shows_that_it_decodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts the images before there is a run, and that is when they are decoded."""
+    heard: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        "steppe.compare.live.Decoding.__call__", lambda _, done, total: heard.append((done, total))
+    )
+    root = classes_of_photos(tmp_path / "photos")
+    words = ["recipe=rwp-table1", "scale=1e-6", "--method", "sam", "--model", "simple-cnn", "--data.size", "18"]
+    assert main(["train", "--plan", *words, "--dataset", f"folder:{root}"]) == 0
+    assert heard and heard[-1][0] == heard[-1][1]

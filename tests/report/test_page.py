@@ -205,6 +205,19 @@ def test_another_environment_is_pointed_out(full: Any) -> None:
     assert "Not every run was made in the same environment: torch, device differ" in text
 
 
+def test_the_folder_of_each_run_and_what_was_left_out_are_named(full: Any) -> None:
+    path = full.path / "compare.json"
+    content = json.loads(path.read_text())
+    (name,) = content["data"]
+    content["data"][name]["skipped"] = [f"cat/{i}.jpg" for i in range(5)]
+    path.write_text(json.dumps(content))
+    text = html(full.path, Live("", ""))
+    for home in (full.path / "runs").iterdir():
+        assert f"<code>runs/{home.name}</code>" in text
+    said = "5 images left out that cannot be read: cat/0.jpg, cat/1.jpg, cat/2.jpg and 2 more"
+    assert said in text
+
+
 def test_a_folder_that_is_no_comparison_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no compare\.json"):
         write(tmp_path)

@@ -39,12 +39,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Grid:
-    """A comparison about to run: its jobs, the folder that will hold it, the bytes that methods keep per run."""
+    """A comparison about to run: its jobs and the folder that will hold it.
+
+    ``memory`` has the bytes that each method keeps per run, ``left_out`` the images of each data set that could
+    not be read, where that is allowed.
+    """
 
     study: Study
     out: Path
     jobs: list[Job]
     memory: dict[str, int]
+    left_out: dict[str, tuple[str, ...]]
 
     @property
     def open(self) -> list[Job]:
@@ -81,7 +86,7 @@ def prepare(
     here = team.here()
     sets = here.in_turn(lambda: _check(runs, progress))
     memory = {run.method: engine.footprint(run, sets[run.dataset]) for run in runs}
-    grid = Grid(study, out, jobs, memory)
+    grid = Grid(study, out, jobs, memory, {name: images.skipped for name, images in sets.items()})
 
     def write_down() -> None:
         for job in jobs:

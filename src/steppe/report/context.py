@@ -11,7 +11,7 @@ from steppe.report.cost import Cost
 from steppe.report.reading import CONTROLS, adjusted, remarks, sentences
 from steppe.report.rows import Row, all_controls, controls_of, groups
 from steppe.report.series import Series
-from steppe.report.text import minus, plain_text
+from steppe.report.text import left_out, minus, plain_text
 
 _PARTS = {"train": "training", "val": "validation", "test": "test"}
 
@@ -94,6 +94,7 @@ def facts(comparison: Comparison) -> list[tuple[str, list[tuple[str, str]]]]:
         sizes = [f"{about[part]:,} {word}" for part, word in _PARTS.items() if isinstance(about.get(part), int)]
         classes = [f"{about['classes']} classes"] if about.get("classes") else []
         note = [str(about["note"])] if about.get("note") else []
+        note += [left_out(names)] if (names := about.get("skipped")) else []
         split.append((plain_text(name), plain_text("; ".join([", ".join(sizes + classes), *note]))))
     environment = [(plain_text(k), plain_text(v)) for k, v in comparison.environment.items()]
     environment.append(("started", plain_text(comparison.created)))
@@ -125,6 +126,16 @@ def methods(comparison: Comparison) -> list[dict[str, Any]]:
         }
         for label, about in comparison.methods.items()
     ]
+
+
+def folders(comparison: Comparison) -> list[tuple[str, list[tuple[int, str]]]]:
+    """Return the folder of each seed's run, per method, data set and network."""
+    several = len(groups(comparison)) > 1
+    found: dict[str, list[tuple[int, str]]] = {}
+    for r in comparison.records:
+        name = f"{r.method}, {r.dataset}, {r.model}" if several else r.method
+        found.setdefault(plain_text(name), []).append((r.seed, f"runs/{r.digest}"))
+    return list(found.items())
 
 
 def controls(comparison: Comparison) -> list[tuple[str, str]]:

@@ -109,6 +109,7 @@ def html(comparison: Comparison, table: list[Row], beside: dict[str, str], live:
         run_differences=differences.of_runs(comparison),
         methods=context.methods(comparison),
         controls=context.controls(comparison),
+        folders=context.folders(comparison),
         diagnosis=DIAGNOSIS if (comparison.folder / DIAGNOSIS).exists() else "",
         downloads=_downloads(beside),
         metrics=[(name, title.split(" (")[0].lower()) for name, title in METRICS.items()],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from steppe.report.rows import Row, Spread
 from steppe.stats import Difference
@@ -20,6 +21,13 @@ ABOUT_BEST_OF_ALL = (
     "the largest test accuracy of any network, branch or ensemble at any epoch, as several papers report; "
     "nothing is chosen by it here."
 )
+
+
+def left_out(names: Sequence[str]) -> str:
+    """Return which images could not be read, three of them by name."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    count = "1 image" if len(names) == 1 else f"{len(names)} images"
+    return f"{count} left out that cannot be read: {', '.join(names[:3])}{more}"
 
 
 def number(value: float | None, decimals: int = 1, sign: bool = False) -> str:

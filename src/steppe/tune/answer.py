@@ -11,6 +11,7 @@ from rich.table import Table
 from steppe.report.text import interval, number
 from steppe.stats import Difference, mean_std, paired_difference
 from steppe.tune.search import Search, Tried
+from steppe.tune.space import Range
 
 _EDGE = 0.05  # a best value this close to an end of its range, as a share of it, may lie outside
 
@@ -34,16 +35,21 @@ def verdict(found: Search) -> list[str]:
     else:
         why = "" if d.low is not None else ", and there is no interval" + ("" if d.n > 1 else " from one seed")
         said = [f"No gain over plain can be told from the noise of seeds: {method} minus plain is {amount}{why}."]
+    # of equal accuracies one in the middle is as good
+    as_good = [t for t in found.trials if t.state == "complete" and t.accuracy == found.best.accuracy]
     for r in found.ranges:
-        low, high = (math.log(v) if r.log else v for v in (r.low, r.high))
-        value = math.log(found.best.values[r.name]) if r.log else found.best.values[r.name]
-        share = (value - low) / (high - low)
-        if min(share, 1 - share) < _EDGE:
+        if all(_at_an_end(t.values[r.name], r) for t in (found.best, *as_good)):
             said.append(
                 f"The best {r.name}, {found.best.values[r.name]:g}, is at the end of its range "
                 f"{r.low:g}..{r.high:g}; more may lie beyond: --settings {r.name}=LOW..HIGH."
             )
     return said
+
+
+def _at_an_end(value: float, of: Range) -> bool:
+    low, high, at = (math.log(v) if of.log else v for v in (of.low, of.high, value))
+    share = (at - low) / (high - low)
+    return min(share, 1 - share) < _EDGE
 
 
 def as_dict(found: Search) -> dict[str, Any]:
