@@ -114,7 +114,7 @@ def test_the_grid_has_every_combination_once():
         ("sam:rh=0.1", "unknown setting of sam 'rh'; did you mean 'rho'?"),
         ("sam:rho", "'rho' is not key=value"),
         ("sam:", "ends in a colon"),
-        ("sam:rho=abc", "rho is 'abc'; give a number or a schedule (its default is 0.05)"),
+        ("sam:rho=abc", "rho is 'abc'; give a number or a schedule"),
         ("sam:rho=true", "rho is True; give a number"),
         ("sam:rho=-1", "rho is -1; give a number of at least 0"),
         ("agc:clipping=0", "clipping is 0"),

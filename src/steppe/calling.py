@@ -30,13 +30,17 @@ def call(model: nn.Module, x: Any, y: Any = None) -> Any:
     return model(x) if y is None else model(x, y)
 
 
+class NoLogitsError(InputError):
+    """What a model returned has no logits, and a method needs them."""
+
+
 def logits_of(output: Any) -> Tensor:
-    """Return the logits of what a model returned: a tensor, or their ``logits``; raises InputError without."""
+    """Return the logits of what a model returned: a tensor, or their ``logits``; raises NoLogitsError without."""
     if isinstance(output, Tensor):
         return output
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
-        raise InputError(
+        raise NoLogitsError(
             f"the model returned {type(output).__name__} without logits; return a tensor or something "
             "with .logits, or bind with loss='model' if it returns its own loss"
         )

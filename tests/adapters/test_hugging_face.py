@@ -156,8 +156,9 @@ def test_a_small_bert_learns(method, tmp_path):
 
 
 def test_what_is_evaluated_is_what_the_method_deploys(tmp_path):
-    ours = trainer(tmp_path, "ema:decay=0.5", eval_strategy="steps", eval_steps=3)
-    ours.eval_dataset = Sentences()
+    given = {"args": arguments(tmp_path, eval_strategy="steps", eval_steps=3), "eval_dataset": Sentences()}
+    given |= {"model": bert(), "train_dataset": Sentences(), "data_collator": padded}
+    ours = SteppeTrainer(**given, method="ema:decay=0.5")
     seen: list[list[Tensor]] = []
 
     def look(*_: Any) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from steppe.adapters import deployed, ready
 from steppe.batch import Batch, as_batch
+from steppe.calling import NoLogitsError
 from steppe.errors import InputError
 from steppe.method import Method, name_of, overrides
 from steppe.runtime import Loss
@@ -129,8 +130,11 @@ class SteppeCallback(Callback):  # type: ignore[misc]
             raise RuntimeError("no step: training has not started")
         if self.loss is not None:
             return {"loss": self.step(parts).loss.detach()}
-        with _as_forward(trainer, module, self.step, sum(map(len, parts))):
-            return {"loss": self.step(parts).loss.detach()}
+        try:
+            with _as_forward(trainer, module, self.step, sum(map(len, parts))):
+                return {"loss": self.step(parts).loss.detach()}
+        except NoLogitsError:
+            raise _loss_wanted(name_of(self.method)) from None
 
     # -- evaluate what is deployed -----------------------------------------------------------------------
 
@@ -180,20 +184,6 @@ class SteppeCallback(Callback):  # type: ignore[misc]
             self._undo.pop()()
 
 
-class _Loss(dict[str, Any]):
-    """What training_step returned; has no logits, and says what to do about it."""
-
-    def __init__(self, method: str, content: Mapping[str, Any]):
-        super().__init__(content)
-        self._method = method
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Return what is there; raises InputError for logits that are not."""
-        if key == "logits" and key not in self:
-            raise _loss_wanted(self._method)
-        return super().get(key, default)
-
-
 def _loss_wanted(method: str) -> InputError:
     return InputError(
         f"{method} computes losses itself, and loss is None; give the callback "
@@ -232,8 +222,7 @@ def _as_forward(trainer: Trainer, module: LightningModule, step: Step, count: in
             with trainer.precision_plugin.forward_context(), _unrecorded(module) if quiet else _recorded():
                 out = module.training_step(rows.batch, *rows.rest)
             # a bare tensor would pass for logits
-            named = {"loss": out} if isinstance(out, Tensor) else out
-            return _Loss(name_of(step.method), named) if isinstance(named, Mapping) else named
+            return {"loss": out} if isinstance(out, Tensor) else out
         finally:
             module.forward = forward
 
