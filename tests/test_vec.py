@@ -73,3 +73,11 @@ def test_noise_comes_from_its_generator_alone_and_only_where_asked():
     assert noise[1] is None
     assert torch.equal(noise[0], torch.randn(4, generator=torch.Generator().manual_seed(3)))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_stretching_is_multiplying_in_place():
+    a, by = [torch.tensor([1.0, 2.0]), None, torch.tensor(3.0)], [torch.tensor([2.0]), torch.ones(2), None]
+    held = a[0]
+    found = vec.stretch(a, by)
+    assert found[0] is held and found[0].tolist() == [2.0, 4.0]
+    assert found[1:] == [None, None]

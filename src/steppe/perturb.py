@@ -115,23 +115,29 @@ def is_weight(param: nn.Parameter, owner: nn.Module) -> bool:
 
 
 def filter_noise(
-    params: Sequence[nn.Parameter], owners: Sequence[nn.Module], gamma: float, rng: torch.Generator
+    params: Sequence[nn.Parameter],
+    owners: Sequence[nn.Module],
+    gamma: float | Sequence[float],
+    rng: torch.Generator,
+    damping: Vec | None = None,
 ) -> Vec:
     r"""Return filter-wise Gaussian noise: :math:`N(0, (\gamma\lVert w_k\rVert_2)^2)` for each element of unit k.
 
     A unit is a filter of a convolution, a row of a matrix, or a whole bias or norm parameter (Bisla et al.,
     AISTATS 2022; Li et al., RWP, section 3.2). The standard deviation is not divided by the unit's size. A unit
-    that is zero stays where it is.
+    that is zero stays where it is. ``damping`` is a further factor of each unit.
     """
-    noise = vec.gaussian(params, rng)
     norms: Vec = [unit_norms(p.detach(), _filter_dims(p, o)) for p, o in zip(params, owners, strict=True)]
-    return vec.times(noise, vec.scale(norms, gamma))
+    deviation = vec.scale(norms, gamma)
+    if damping is not None:
+        deviation = vec.times(deviation, damping)
+    return vec.stretch(vec.gaussian(params, rng), deviation)
 
 
 def unit_sums(values: Vec, params: Sequence[nn.Parameter], owners: Sequence[nn.Module]) -> Vec:
-    """Return the sum of non-negative ``values`` over each unit of `filter_noise`, kept broadcastable."""
+    """Return the sum of ``values`` over each unit of `filter_noise`, kept broadcastable."""
     return [
-        None if v is None else unit_norms(v.sqrt(), _filter_dims(p, owner)).square()
+        None if v is None else v.sum(_filter_dims(p, owner) or tuple(range(v.ndim)), keepdim=True)
         for v, p, owner in zip(values, params, owners, strict=True)
     ]
 

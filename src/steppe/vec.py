@@ -265,6 +265,17 @@ def times(a: Vec, b: Vec) -> Vec:
     return [None if p is None or q is None else next(products) for p, q in zip(a, b, strict=True)]
 
 
+def stretch(a: Vec, by: Vec) -> Vec:
+    """Multiply ``a`` in its own storage elementwise by ``by``, and return it; for what nobody else holds."""
+    s, t = _pairs(a, by)
+    if any_sharded(s):
+        for p, q in zip(s, t, strict=True):
+            p.mul_(q)
+    elif s:
+        torch._foreach_mul_(s, t)
+    return [None if q is None else p for p, q in zip(a, by, strict=True)]
+
+
 def reject(a: Vec, b: Vec) -> Vec:
     r"""Return the part of ``a`` orthogonal to ``b``, :math:`a - \langle a,b\rangle b/\lVert b\rVert^2`.
 

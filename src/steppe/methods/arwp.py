@@ -61,14 +61,15 @@ class ARWP(Method):
             return descend(batch, rt)
         assert isinstance(state, Memory)
         past = state.read(rt.params, rt.net)
-        noise = vec.scale(filter_noise(rt.params, rt.owners, 1.0, rt.rng), gamma)
+        damping = None
         if self.eta:
             sums = unit_sums(past, rt.params, rt.owners)
-            noise = vec.times(noise, vec.map_each(lambda f: (1 + self.eta * f).rsqrt(), sums))
+            damping = vec.map_each(lambda f: (1 + self.eta * f).rsqrt(), sums)
+        noise = filter_noise(rt.params, rt.owners, gamma, rt.rng, damping)
         out, g = rt.grad(rt.objective, batch)
         with rt.at(noise):
             _, noisy = rt.grad(rt.objective, batch)
         common = rt.agreed(noisy)
         rt.apply(vec.lerp(noisy, g, self.alpha))
-        state.write(rt.params, rt.net, vec.add(vec.scale(past, self.beta), vec.times(common, common)))
+        state.write(rt.params, rt.net, vec.add(vec.times(common, common), past, by=self.beta))
         return out

@@ -59,7 +59,7 @@ class LPFSGD(Method):
         for a, b in pairwise(edges):
             part = batch.take(slice(a, b))
             share = rt.weight(part) / rt.weight(batch)
-            with rt.at(vec.scale(filter_noise(rt.params, rt.owners, 1.0, rt.rng), gamma), clean=True):
+            with rt.at(filter_noise(rt.params, rt.owners, gamma, rt.rng), clean=True):
                 out, g = rt.grad(rt.objective, part)
             total = vec.add(total, vec.scale(g, share))
             outs.append(Out(out.loss * share, out.logits))

@@ -100,4 +100,4 @@ class RWP(Method):
         return out
 
     def _noise(self, gamma: float | list[float], rt: Runtime) -> Vec:
-        return vec.scale(filter_noise(rt.params, rt.owners, 1.0, rt.rng), gamma)
+        return filter_noise(rt.params, rt.owners, gamma, rt.rng)
