@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import json
 import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -19,6 +20,8 @@ MEMORY = 12 * 2**30  # what a size that is far too large may ask for in vain, by
 
 
 def main(name: str, count: str, scratch: str, plant: str | None = None) -> int:
+    # begun in the background this process ignores Ctrl-C, and so would every command that it starts and interrupts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     faults: Faults = importlib.import_module(f"faults.{name}")
     out = sys.stdout
