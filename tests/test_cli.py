@@ -37,6 +37,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     ("arguments", "message"),
     [
         ("comapre", "unknown command 'comapre'; did you mean 'compare'"),
+        ("compare --print_config=-- --seeds x", "the settings cannot be understood"),
         ("compare --metods plain", "unknown setting 'metods'; did you mean 'methods'"),
         ("compare --lr 1", "did you mean 'optim.lr'?"),
         ("compare --data.trian 1", "did you mean 'data.train'"),

@@ -91,7 +91,7 @@ def _run(argv: list[str]) -> int:
         raise _in_our_words(str(usage), subs.get(argv[0], parser)) from None
     except InputError:
         raise
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         # the parser fails in its own ways on values of shapes that it does not foresee
         said = next(iter(str(error).splitlines()), "")[:200]
         raise InputError(f"the settings cannot be understood ({said}); --help lists them") from error

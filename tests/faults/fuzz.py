@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import shutil
@@ -85,15 +86,25 @@ def flags(verb: str) -> list[str]:
     return [f for f in found if f not in ("--help", "--config", "--live")]
 
 
+WRONG = (
+    *(("--batch", "0"), ("--epochs", "-1"), ("--threads", "0"), ("--workers", "-1")),
+    *(("--optim.lr", "-1"), ("--data.size", "0"), ("--microbatch", "0")),
+)
+
+
 class Words:
-    """Command lines at random; of `train` only the plan is asked for, so that none trains."""
+    """Command lines wrong in one number, then some at random; of `train` only the plan, so that none trains."""
 
     def __init__(self, r: random.Random):
         self.r = r
         self.flags = {verb: flags(verb) for verb in VERBS if verb in BAD or verb == "train"}
+        self.wrong = list(WRONG)
 
     def line(self) -> tuple[list[str], bool]:
         """Return the words of a command, and whether it may be in order."""
+        if self.wrong:
+            name, value = self.wrong.pop()
+            return ["train", "--plan", name, value], False
         r = self.r
         verb = r.choice(VERBS[:2]) if r.random() < 0.7 else r.choice(VERBS)
         if verb not in self.flags:
@@ -182,6 +193,7 @@ def cases(count: int, where: Where) -> Iterator[Case]:
     home.mkdir(exist_ok=True)
     os.environ |= {"STEPPE_CACHE": str(cache), "HOME": str(home)}
     os.chdir(home)
+    importlib.import_module("matplotlib.font_manager")  # which lists the fonts of the machine, once
     given = Given(guard, r, where, home, cache)
     for number in range(count):
         share = number % 20
