@@ -15,8 +15,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from faults.broken import says
@@ -26,6 +28,7 @@ from faults.runs import TINY, different, every
 
 TITLE = "SIGKILL at random moments"
 FULL, SHORT, FEW = 200, 6, 4
+AT_ONCE = 2  # commands, on two cores
 PLANTED = says("fresh-noise")
 PATIENCE = 900  # seconds for one command, on a machine that does much else
 
@@ -96,12 +99,25 @@ def cases(count: int, where: Where) -> Iterator[Case]:
     some = ("train",) if where.plant else ("train", "compare", "torchrun")
     chosen = [job for job in jobs() if count >= 100 or job.name in some]
     total = sum(job.share for job in chosen if job.possible)
-    for job in chosen:
-        if not job.possible:
-            yield Case(f"{job.name}, any killed", "not run", f"{job.needs} is not installed")
-        else:
+    found: SimpleQueue[Case | None] = SimpleQueue()
+
+    def work(job: Job) -> None:
+        try:
             share = count if where.plant else max(2, round(count * job.share / total))
-            yield from Killed(job, where, random.Random(f"{job.name} {count}")).times(share)
+            for case in Killed(job, where, random.Random(f"{job.name} {count}")).times(share):
+                found.put(case)
+        finally:
+            found.put(None)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        begun = [pool.submit(work, job) for job in chosen if job.possible]
+        for job in chosen:
+            if not job.possible:
+                yield Case(f"{job.name}, any killed", "not run", f"{job.needs} is not installed")
+        for _ in begun:
+            yield from iter(found.get, None)
+        for job_done in begun:
+            job_done.result()
 
 
 class Killed:
