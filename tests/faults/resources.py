@@ -1,4 +1,7 @@
-"""What a machine runs out of, or does behind one's back: one line, nothing lost, and the same command goes on."""
+"""What a machine runs out of, or does behind one's back: one line, nothing lost, and the same command goes on.
+
+The sleeps only give what is stopped or still at work time to be waited for; what is judged comes after them.
+"""
 
 from __future__ import annotations
 
