@@ -64,18 +64,20 @@ def cases(count: int, where: Where) -> Iterator[Case]:
     """Damage a checkpoint ``count`` times, then each other file of the run."""
     r = random.Random(count)
     half = Half.made(where)
-    path = half.folder / saving.CHECKPOINT
-    sound = path.read_bytes()
+    paths = half.folder / saving.CHECKPOINT, half.folder / saving.BEFORE
+    sound = {path: path.read_bytes() for path in paths if path.exists()}
     for number in range(count):
         way = WAYS[number % len(WAYS)]
-        # it may be one file with the one before it, which was put in its place
-        path.unlink()
-        path.write_bytes(way(sound, r))
+        for path, what in sound.items():
+            # what is used in a damaged one's place is no longer kept beside it
+            path.unlink(missing_ok=True)
+            path.write_bytes(way(what, r) if path == paths[0] else what)
         if number % WHOLE == 0:
             yield half.resumed(f"checkpoint, {way.__name__}, resumed", saving.CHECKPOINT)
         yield half.noticed(f"checkpoint, {way.__name__}")
-    path.unlink()
-    path.write_bytes(sound)
+    for path, what in sound.items():
+        path.unlink(missing_ok=True)
+        path.write_bytes(what)
     for way in WAYS:
         yield half.both(f"checkpoint and the one before it, {way.__name__}", way, r)
     for name, ways in OTHERS.items():
