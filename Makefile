@@ -44,7 +44,7 @@ test-slow: $(READY)  ## The tests that take minutes
 faults: $(READY)  ## Break it on purpose, all of it: 40 minutes; writes docs/reliability.md
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m faults --write
 
-faults-short: $(READY)  ## Break it on purpose, a few of each
+faults-short: $(READY)  ## Break it on purpose, a few of each: 3 minutes
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m faults --short
 
 format: $(READY)  ## Put the code in form

@@ -59,6 +59,17 @@ def test_the_library_needs_only_torch_and_numpy():
     assert out.strip() == "[]"
 
 
+def test_training_on_the_digits_imports_no_package_that_takes_a_second(tmp_path):
+    """Every run of a comparison is a process of its own, and would wait for it again."""
+    code = (
+        "import sys; from steppe.cli import main; code = main(sys.argv[1].split());"
+        "print(code, sorted({'sklearn', 'scipy.stats', 'matplotlib', 'pandas'} & set(sys.modules)))"
+    )
+    words = "train --epochs 1 --data.train 60 --data.test 20 --data.val 20 --data.size 18 --batch 20"
+    done = subprocess.run([sys.executable, "-c", code, words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["0 []"], done.stderr
+
+
 def test_reports_are_read_without_torch_in_their_imports():
     for path in [*(SOURCE / "report").glob("*.py"), SOURCE / "stats.py", SOURCE / "records.py"]:
         assert not {n for n in imported(path) if n == "torch" or n.startswith("torch.")}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from scipy import stats as _scipy
+from scipy.special import stdtr, stdtrit
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,9 @@ def paired_difference(a: Sequence[float], b: Sequence[float], level: float = 0.9
     if std is None or std <= rounding:
         return Difference(mean, None, None, n, None)
     error = std / math.sqrt(n)
-    half = float(_scipy.t.ppf(0.5 + level / 2, n - 1)) * error
-    p = 2 * float(_scipy.t.sf(abs(mean) / error, n - 1))
+    # what scipy.stats.t asks, without importing all of that package: most commands need nothing else of it
+    half = float(stdtrit(n - 1, 0.5 + level / 2)) * error
+    p = 2 * float(stdtr(n - 1, -abs(mean) / error))
     return Difference(mean, mean - half, mean + half, n, p)
 
 

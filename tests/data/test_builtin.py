@@ -8,6 +8,7 @@ import torch
 
 from steppe import InputError, data
 from steppe.config import Data
+from steppe.data import builtin
 
 
 def test_digits_are_the_real_ones_upscaled() -> None:
@@ -20,6 +21,15 @@ def test_digits_are_the_real_ones_upscaled() -> None:
     raw = torch.from_numpy((load_digits().images * 255 / 16).round().astype(np.uint8))
     everything = torch.cat([small.train.x, small.val.x, small.test.x])[:, 0]
     assert torch.equal(everything.long().sum(dim=0), raw.long().sum(dim=0))
+
+
+def test_digits_that_are_kept_elsewhere_are_asked_of_their_package(monkeypatch) -> None:
+    held = data.load("digits", Data())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builtin.distribution("scikit-learn").__class__, "locate_file", lambda self, path: "nowhere")
+        asked = data.load("digits", Data())
+    assert torch.equal(held.train.x, asked.train.x) and torch.equal(held.test.y, asked.test.y)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def cases(count: int, where: Where) -> Iterator[Case]:
         "no-checksum": lambda: _checkpoints(trial, count),
         "unpacked": lambda: _archives(trial),
         "trusting": lambda: _pickles(trial),
-        "": lambda: _json(trial, every=1 if count > 100 else 8),
+        "": lambda: _json(trial, every=1 if count > 100 else 24),
     }
     for name, part in parts.items():
         if where.plant in (None, name):

@@ -27,7 +27,7 @@ from faults.outcome import Case, Where
 from faults.runs import TINY, different, every
 
 TITLE = "SIGKILL at random moments"
-FULL, SHORT, FEW = 200, 6, 4
+FULL, SHORT, FEW = 200, 4, 3
 AT_ONCE = 2  # commands, on two cores
 PLANTED = says("fresh-noise")
 PATIENCE = 900  # seconds for one command, on a machine that does much else
@@ -96,7 +96,7 @@ def jobs() -> list[Job]:
 
 def cases(count: int, where: Where) -> Iterator[Case]:
     """Kill ``count`` times in all; below a hundred only what starts soonest."""
-    some = ("train",) if where.plant else ("train", "compare", "torchrun")
+    some = ("train",) if where.plant else ("train", "compare")
     chosen = [job for job in jobs() if count >= 100 or job.name in some]
     total = sum(job.share for job in chosen if job.possible)
     found: SimpleQueue[Case | None] = SimpleQueue()

@@ -31,8 +31,8 @@ def line(row: Row) -> str:
     return f"{row.name}: {counts}, {spent}, planted defects caught {found} of {len(row.planted)}"
 
 
-def page(rows: Sequence[Row]) -> str:
-    """Return the page of these rows."""
+def page(rows: Sequence[Row], together: float | None = None) -> str:
+    """Return the page of these rows, and of the seconds that all of them took in one command."""
     lines = [_cells(COLUMNS), _cells(["---"] * len(COLUMNS))]
     for r in rows:
         found = sum(text.startswith("caught") for text in r.planted.values())
@@ -53,10 +53,11 @@ def page(rows: Sequence[Row]) -> str:
         ]
     commands = "\n".join(dict.fromkeys(r.command for r in rows))
     tail = f"\nMeasured with, `src` and `tests` on PYTHONPATH:\n\n```sh\n{commands}\n```\n\n{AFTER}"
-    return HEAD + "\n".join(lines) + "\n" + tail
+    whole = f"All of them, in one command and with their planted defects: {(together or 0) / 60:.0f} minutes.\n"
+    return HEAD + "\n".join(lines) + "\n" + tail + (whole if together else "")
 
 
-AFTER = """`make faults` does all of it, `make faults-short` a few of each; `make test-slow` has the short form.
+AFTER = """`make faults` does all of it; `make faults-short` a few of each, with the first of its planted defects.
 Seconds are those of the class without its planted defects, on two cores. Other work on the machine makes them
 longer; the processor's seconds it does not.
 """
@@ -66,18 +67,20 @@ def _cells(texts: Sequence[str]) -> str:
     return f"| {' | '.join(text.replace('|', '/') for text in texts)} |"
 
 
-def read(docs: Path) -> list[Row]:
-    """Return the rows that are kept."""
+def read(docs: Path) -> tuple[list[Row], float | None]:
+    """Return the rows that are kept, and the seconds of all in one command if that was done."""
     path = docs / DATA
-    return [Row.of(data) for data in json.loads(path.read_text())] if path.exists() else []
+    held = json.loads(path.read_text()) if path.exists() else {"rows": [], "together": None}
+    return [Row.of(data) for data in held["rows"]], held["together"]
 
 
-def keep(rows: Sequence[Row], docs: Path) -> None:
+def keep(rows: Sequence[Row], docs: Path, together: float | None = None) -> None:
     """Put rows in the place of those of the same name, and write the page anew."""
-    held = {r.name: r for r in read(docs)} | {r.name: r for r in rows}
-    order = [name for name in ORDER if name in held]
-    (docs / DATA).write_text(json.dumps([held[name].as_dict() for name in order], indent=1) + "\n")
-    (docs / PAGE).write_text(page([held[name] for name in order]))
+    held = {r.name: r for r in read(docs)[0]} | {r.name: r for r in rows}
+    order = [held[name] for name in ORDER if name in held]
+    content = {"together": together, "rows": [row.as_dict() for row in order]}
+    (docs / DATA).write_text(json.dumps(content, indent=1) + "\n")
+    (docs / PAGE).write_text(page(order, together))
 
 
 ORDER = ("kills", "resources", "damage", "fuzz", "attacks", "numerical")

@@ -24,8 +24,8 @@ def test_each_class_holds_and_catches_what_is_planted(name, capsys):
 
 
 def test_the_page_is_that_of_the_rows():
-    rows = table.read(ROOT / "docs")
-    assert rows and (ROOT / "docs" / table.PAGE).read_text() == table.page(rows)
+    rows, together = table.read(ROOT / "docs")
+    assert rows and (ROOT / "docs" / table.PAGE).read_text() == table.page(rows, together)
     for row in rows:
         assert row.holds == (not row.failures and all(v.startswith("caught") for v in row.planted.values()))
 
@@ -110,6 +110,7 @@ def test_a_class_that_does_not_end_does_not_hold(monkeypatch):
 def test_rows_are_kept_by_name_in_order(tmp_path: Path):
     fuzz, kills = (summed(n, n, f"python -m faults {n}", [Case("a", "held")], 1.0, 2.0) for n in ("fuzz", "kills"))
     table.keep([fuzz], tmp_path)
-    table.keep([kills], tmp_path)
-    assert [r.name for r in table.read(tmp_path)] == ["kills", "fuzz"]
+    table.keep([kills], tmp_path, 90.0)
+    assert [r.name for r in table.read(tmp_path)[0]] == ["kills", "fuzz"]
     assert (tmp_path / table.PAGE).read_text().count("| full | 1 | 0 | 0 | 0 | 1 | 2 | 0 of 0 |") == 2
+    assert "in one command and with their planted defects: 2 minutes" in (tmp_path / table.PAGE).read_text()

@@ -34,8 +34,9 @@ def launch(jobs: Sequence[J], workers: int, listen: Listen[J]) -> dict[J, str]:
 
     Raises OSError if the system lets this process open too few files for them.
     """
-    # torch is imported once in the server, so that a worker starts in a fraction of a second
-    context = forked(workers, "steppe.engine", "sklearn.datasets")
+    # once in the server, so that a worker starts in a fraction of a second; the second is what torch imports with
+    # the first optimizer
+    context = forked(workers, "steppe.engine", "torch._dynamo")
     waiting = list(jobs)
     left = dict.fromkeys(waiting, WORKERS)
     active: dict[J, _Worker] = {}

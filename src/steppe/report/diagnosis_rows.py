@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.stats import kendalltau
-
 from steppe.errors import InputError
 from steppe.records import Comparison, Record
 from steppe.report.rows import BASELINE, Spread, chosen
@@ -203,6 +201,8 @@ def agreement(rows: list[DiagnosisRow], measure: Measure) -> Agreement | None:
     pairs = [(a.mean, b.mean) for r in rows if (a := r.values[ACCURACY.name]) and (b := r.values[measure.name])]
     if len(pairs) < 3 or any(len({p[i] for p in pairs}) == 1 for i in (0, 1)):
         return None
+    from scipy.stats import kendalltau
+
     done = kendalltau([a for a, _ in pairs], [b for _, b in pairs])
     return Agreement(float(done.statistic), float(done.pvalue), len(pairs))
 
