@@ -255,6 +255,25 @@ def test_compare_does_its_runs_together_and_reports_once(tmp_path):
 ELASTIC = ["train", "--method", "sadt-v1", "--epochs", "8", *SMALL, "--data.augment", "flip", "cutmix"]
 
 
+@pytest.mark.parametrize(("torchruns", "said"), [("False", "waiting for clients"), ("True", "trying to connect")])
+def test_a_process_that_nobody_meets_gives_up_with_a_line(torchruns, said, tmp_path):
+    """They meet where one of them waits, or where torchrun does, which may have been killed before."""
+    code = (
+        "import datetime, sys; from steppe import cli, joining;"
+        "joining._MEETING = datetime.timedelta(seconds=1); sys.exit(cli.main(sys.argv[1:]))"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    names = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    names |= {"TORCHELASTIC_USE_AGENT_STORE": torchruns}
+    words = [sys.executable, "-c", code, *TINY, "--out", tmp_path]
+    done = subprocess.run(words, env=environment(**names), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("steppe: ")]
+    assert said in line and line.endswith("or let torchrun do it with --max-restarts")
+
+
 def test_a_job_whose_process_is_killed_starts_again_and_ends_with_the_same_bits(tmp_path):
     """Dropout, BatchNorm, noise of each process's own, augmentation: all as in an undisturbed job."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -18,6 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 from steppe import team
 
 _PATIENCE = datetime.timedelta(hours=2)  # the lead may be decoding a large folder while the others wait
+_MEETING = datetime.timedelta(minutes=10)  # torchrun may be gone, and with it the place to meet
 _FAREWELL = datetime.timedelta(seconds=10)
 
 
@@ -28,16 +29,17 @@ def joined() -> Iterator[None]:
     On processors they talk through gloo, on GPUs also through nccl, each with the GPU of its LOCAL_RANK. Left in
     order, all wait for the others for some seconds, so that none ends before the lead has spoken.
 
-    Raises `team.Lost` if they cannot reach each other.
+    Raises `team.Lost` if they cannot reach each other within ten minutes.
     """
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
     with team.connected():
-        store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
+        store, rank, size = next(rendezvous("env://", timeout=_MEETING))
         store = PrefixStore(_name_of_this_start(store, rank, size), store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+        store.set_timeout(_PATIENCE)
     yield
     # torchrun may stop this process while it waits for one that is gone
     with contextlib.suppress(RuntimeError, KeyboardInterrupt):

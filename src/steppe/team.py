@@ -22,6 +22,8 @@ from steppe.errors import InputError, RunError
 
 T = TypeVar("T")
 
+_GONE = r"gloo|nccl|connection|socket|TCPStore|clients joined"
+
 
 class Lost(RunError):  # noqa: N818 - as in `Failed`, it says what happened
     """Another process of the team is gone, so nothing can go on here."""
@@ -124,7 +126,7 @@ def connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, RunError) or not re.search(r"gloo|nccl|connection|socket|TCPStore", str(error), re.I):
+        if isinstance(error, RunError) or not re.search(_GONE, str(error), re.I):
             raise
         reason = str(error).splitlines()[0].split(". ")[0].split("] ", 1)[-1]
         raise Lost(

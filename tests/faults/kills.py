@@ -6,6 +6,7 @@ so a wrong guess kills earlier or later and hides nothing.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -217,9 +218,16 @@ class Killed:
         """Kill the command's parent, one of its processes, or all; return who it was."""
         below = children(process.pid)
         one = [pid for pid, words in below if victim == "worker" or victim in words]
-        if victim in ("all", "parent") or not one:
-            (os.kill if victim == "parent" else os.killpg)(process.pid, signal.SIGKILL)
-            return victim if victim == "parent" else "all"
+        if victim == "parent":
+            os.kill(process.pid, signal.SIGKILL)
+            return victim
+        if victim == "all" or not one:
+            os.killpg(process.pid, signal.SIGKILL)
+            # torchrun's processes are in groups of their own
+            for pid, _ in below:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return "all"
         os.kill(self.moments.choice(one), signal.SIGKILL)
         return victim
 
