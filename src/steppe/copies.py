@@ -47,10 +47,7 @@ class Copy:
         self.places = places
         with torch.no_grad():
             self._long = [torch.cat(row.vectors) for row in places.rows]
-        self._parts = [
-            torch.split(long, [v.numel() for v in row.vectors])
-            for row, long in zip(places.rows, self._long, strict=True)
-        ]
+        self._parts = [row.parts(long) for row, long in zip(places.rows, self._long, strict=True)]
         self._apart: list[Tensor] = []
 
     def take(self) -> None:
@@ -62,13 +59,10 @@ class Copy:
 
     def back(self) -> None:
         """Write it into the tensors' own storage, bit for bit."""
-        stay = self.places.stay()
         with torch.no_grad():
             for row, parts in zip(self.places.rows, self._parts, strict=True):
-                if stay:
-                    torch._foreach_copy_(row.vectors, parts)
-                else:
-                    put(row.tensors, [p.as_strided(*form) for p, form in zip(parts, row.forms, strict=True)])
+                # into the tensors: where the vectors lie they may lie no more
+                torch._foreach_copy_(row.tensors, parts)
             if self._apart:
                 put(self.places.apart, self._apart)
 
@@ -86,6 +80,11 @@ class _Row:
         self.tensors.append(t)
         self.vectors.append(vector)
         self.forms.append((t.size(), t.stride()))
+
+    def parts(self, long: Tensor) -> list[Tensor]:
+        """Return each tensor's part of a long vector, in the tensor's own form."""
+        parts = torch.split(long, [v.numel() for v in self.vectors])
+        return [part.as_strided(*form) for part, form in zip(parts, self.forms, strict=True)]
 
 
 class _Places:
@@ -113,11 +112,8 @@ class _Places:
     def are(self, tensors: Sequence[Tensor]) -> bool:
         """Return whether these are the tensors, and still lie there."""
         same = len(tensors) == len(self._tensors) and all(map(is_, tensors, self._tensors))
-        return same and self.stay()
-
-    def stay(self) -> bool:
-        """Return whether they still lie there: a tensor's data may have been exchanged."""
-        return self._look() == self._where
+        # a tensor's data may have been exchanged
+        return same and self._look() == self._where
 
     def _look(self) -> list[int]:
         # the views keep the storage alive, so that no other can have its address

@@ -108,7 +108,7 @@ class Ground:
     def buffers(self) -> list[Tensor]:
         """Return the network's buffers; looking for the modules that have any takes longer than all else here."""
         homes = self.once("buffers", lambda: [m._buffers for m in self.net.modules() if m._buffers])
-        return vec.present(list(chain.from_iterable(home.values() for home in homes)))
+        return vec.present(list(chain.from_iterable(map(dict.values, homes))))
 
     def losses(self, outputs: Any, batch: Batch) -> Tensor:
         """Return the user's loss of each sample (B,), from logits of the batch or of each of its micro-batches."""
