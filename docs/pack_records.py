@@ -1,7 +1,8 @@
-"""Pack a comparison's folder into a file of docs/records: python docs/pack_records.py FOLDER NAME
+"""Pack a comparison's folder into a file of docs/records: python docs/pack_records.py NAME FOLDER [MORE ...]
 
-What was asked for, and of each run its accuracies and counted passes: what the ledger is made from. Paths and
-times of the machine are left out; times mean nothing where other work ran.
+What was asked for, and of each run its accuracies and counted passes: what the ledger is made from. Paths of the
+machine are left out, and times, which mean nothing where other work ran. MORE are folders of the same comparison
+with further seeds.
 """
 
 from __future__ import annotations
@@ -16,12 +17,27 @@ from steppe import records
 FOLDER = Path(__file__).parent / "records"
 
 
-def packed(folder: Path) -> dict[str, Any]:
-    """Return a comparison's finished runs as plain data; accuracies are percent."""
+def packed(folder: Path, *more: Path) -> dict[str, Any]:
+    """Return a comparison's finished runs as plain data; accuracies are percent.
+
+    Raises SystemExit if further folders have other images or methods, or runs that are there already.
+    """
+    first = _packed(folder)
+    for added in map(_packed, more):
+        known = {(r["method"], r["model"], r["dataset"], r["seed"]) for r in first["runs"]}
+        twice = [r for r in added["runs"] if (r["method"], r["model"], r["dataset"], r["seed"]) in known]
+        other = added["images"] != first["images"] or not added["controls"].keys() <= first["controls"].keys()
+        if other or twice:
+            raise SystemExit(f"{added['command']} is no other part of {first['command']}")
+        first["command"] += f"; {added['command']}"
+        first["runs"] += added["runs"]
+    return first
+
+
+def _packed(folder: Path) -> dict[str, Any]:
     held = records.load(folder)
-    command = held.command.partition(" --out ")[0]
     return {
-        "command": command,
+        "command": held.command.partition(" --out ")[0],
         "torch": held.environment.get("torch"),
         "device": held.environment.get("device"),
         "images": {name: {k: about.get(k) for k in ("train", "val", "test")} for name, about in held.data.items()},
@@ -55,6 +71,6 @@ def _percent(share: float) -> float:
 
 
 if __name__ == "__main__":
-    target = FOLDER / f"{sys.argv[2]}.json"
-    target.write_text(json.dumps(packed(Path(sys.argv[1])), indent=1) + "\n")
+    target = FOLDER / f"{sys.argv[1]}.json"
+    target.write_text(json.dumps(packed(*map(Path, sys.argv[2:])), indent=1) + "\n")
     print(target)

@@ -113,3 +113,16 @@ def test_a_comparison_is_packed_without_paths_or_times(tmp_path, ledger):
     assert dml["passes"] == [2.0, 2.0, 1.0]
     text = json.dumps(held)
     assert str(tmp_path) not in text and "seconds" not in text
+
+
+def test_further_seeds_are_packed_with_the_first_and_nothing_twice(tmp_path):
+    words = "--methods plain --models simple-cnn --epochs 1 --data.train 60 --data.test 40"
+    for name, more in (("a", "--seeds 0"), ("b", "--seeds 1"), ("c", "--seeds 2 --data.test 30")):
+        assert main(["compare", *words.split(), *more.split(), "--out", str(tmp_path / name)]) == 0
+    packed = script("pack_records").packed
+    held = packed(tmp_path / "a", tmp_path / "b")
+    assert [r["seed"] for r in held["runs"]] == [0, 1]
+    assert held["command"].endswith(f"--seeds 0; {packed(tmp_path / 'b')['command']}")
+    for other in ("a", "c"):
+        with pytest.raises(SystemExit, match="no other part"):
+            packed(tmp_path / "a", tmp_path / other)
