@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from steppe import machine
 from steppe.children import forked
 from steppe.compare.job import PATIENCE, J, Listen
 from steppe.compare.work import WORKERS, given_up, work
@@ -35,8 +36,9 @@ def launch(jobs: Sequence[J], workers: int, listen: Listen[J]) -> dict[J, str]:
     Raises OSError if the system lets this process open too few files for them.
     """
     # once in the server, so that a worker starts in a fraction of a second; the second is what torch imports with
-    # the first optimizer
-    context = forked(workers, "steppe.engine", "torch._dynamo")
+    # the first optimizer. With a GPU that imports Triton too, and what has touched a GPU must not be forked
+    more = () if machine.device().type == "cuda" else ("torch._dynamo",)
+    context = forked(workers, "steppe.engine", *more)
     waiting = list(jobs)
     left = dict.fromkeys(waiting, WORKERS)
     active: dict[J, _Worker] = {}
