@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 
 _FILES, _FILES_EACH = 32, 8  # what the server opens while it imports, and what each process takes
@@ -22,6 +22,8 @@ def forked(count: int, *preload: str) -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     if preload:
         context.set_forkserver_preload(list(preload))
+    # begun here, as it would let go again what is held back below
+    resource_tracker.ensure_running()
     # a process inherits what is held back; the server itself ignores Ctrl-C only once it has imported
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
