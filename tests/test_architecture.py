@@ -62,11 +62,11 @@ def test_the_library_needs_only_torch_and_numpy():
 def test_training_on_the_digits_imports_no_package_that_takes_a_second(tmp_path):
     """Every run of a comparison is a process of its own, and would wait for it again."""
     code = (
-        "import sys; from steppe.cli import main; code = main(sys.argv[1].split());"
+        "import sys; from steppe.cli import main; code = main([*sys.argv[1].split(), sys.argv[2]]);"
         "print(code, sorted({'sklearn', 'scipy.stats', 'matplotlib', 'pandas'} & set(sys.modules)))"
     )
-    words = "train --epochs 1 --data.train 60 --data.test 20 --data.val 20 --data.size 18 --batch 20"
-    done = subprocess.run([sys.executable, "-c", code, words], cwd=tmp_path, capture_output=True, text=True)
+    words = "train --epochs 1 --data.train 60 --data.test 20 --data.val 20 --data.size 18 --batch 20 --out"
+    done = subprocess.run([sys.executable, "-c", code, words, tmp_path], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1:] == ["0 []"], done.stderr
 
 
