@@ -255,20 +255,36 @@ def test_compare_does_its_runs_together_and_reports_once(tmp_path):
 ELASTIC = ["train", "--method", "sadt-v1", "--epochs", "8", *SMALL, "--data.augment", "flip", "cutmix"]
 
 
-@pytest.mark.parametrize(("torchruns", "said"), [("False", "waiting for clients"), ("True", "trying to connect")])
-def test_a_process_that_nobody_meets_gives_up_with_a_line(torchruns, said, tmp_path):
+COMES_AND_SAYS_NOTHING = "import time; from torch.distributed.rendezvous import rendezvous as r; " + (
+    "held = next(r('env://')); time.sleep(100)"
+)
+
+
+@pytest.mark.parametrize(
+    ("torchruns", "company", "said"),
+    [
+        ("False", False, "waiting for clients"),
+        ("False", True, "1/2 clients joined"),
+        ("True", False, "trying to connect"),
+    ],
+)
+def test_a_process_that_nobody_meets_gives_up_with_a_line(torchruns, company, said, tmp_path):
     """They meet where one of them waits, or where torchrun does, which may have been killed before."""
     code = (
         "import datetime, sys; from steppe import cli, joining;"
-        "joining._MEETING = datetime.timedelta(seconds=1); sys.exit(cli.main(sys.argv[1:]))"
+        "joining._MEETING = datetime.timedelta(seconds=int(sys.argv.pop(1))); sys.exit(cli.main(sys.argv[1:]))"
     )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     names = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     names |= {"TORCHELASTIC_USE_AGENT_STORE": torchruns}
-    words = [sys.executable, "-c", code, *TINY, "--out", tmp_path]
-    done = subprocess.run(words, env=environment(**names), capture_output=True, text=True, timeout=120)
+    # company needs its time to import torch
+    words = [sys.executable, "-c", code, "30" if company else "1", *TINY, "--out", tmp_path]
+    other = [sys.executable, "-c", COMES_AND_SAYS_NOTHING if company else ""]
+    with subprocess.Popen(other, env=environment(**(names | {"RANK": "1"})), stderr=subprocess.DEVNULL) as guest:
+        done = subprocess.run(words, env=environment(**names), capture_output=True, text=True, timeout=120)
+        guest.kill()
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("steppe: ")]
     assert said in line and line.endswith("or let torchrun do it with --max-restarts")

@@ -65,8 +65,11 @@ def _name_of_this_start(store: Store, rank: int, size: int) -> str:
         name: str = store.get(f"answer/{own}").decode()
         store.set(f"{name}/has/{rank}", "")
         return name
-    missing = set(range(1, size))
+    missing, last = set(range(1, size)), time.monotonic() + _MEETING.total_seconds()
     while missing:
+        if time.monotonic() > last:
+            # in torch's words, for one that never came: this one came, and went
+            raise dist.DistStoreError(f"{size - len(missing)}/{size} clients joined")
         missing -= {r for r in missing if store.check([f"{own}/has/{r}"])}
         for r in missing:
             if store.check([f"asks/{r}"]):
