@@ -255,9 +255,12 @@ def test_compare_does_its_runs_together_and_reports_once(tmp_path):
 ELASTIC = ["train", "--method", "sadt-v1", "--epochs", "8", *SMALL, "--data.augment", "flip", "cutmix"]
 
 
-COMES_AND_SAYS_NOTHING = "import time; from torch.distributed.rendezvous import rendezvous as r; " + (
-    "held = next(r('env://')); time.sleep(100)"
-)
+COMES_AND_SAYS_NOTHING = """
+import time
+from torch.distributed.rendezvous import rendezvous
+held = next(rendezvous("env://"))
+time.sleep(100)
+"""
 
 
 @pytest.mark.parametrize(
