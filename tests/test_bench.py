@@ -14,8 +14,9 @@ from torch import nn
 import steppe
 from steppe import InputError, bench
 from steppe.bench import params
-from steppe.bench.clock import beside
+from steppe.bench.clock import beside, now
 from steppe.bench.memory import peak_bytes
+from steppe.bench.passes import Timed, above
 from steppe.bench.scaling import exponent
 from steppe.cli import main
 from steppe.past_outputs import size_in_bytes
@@ -36,6 +37,56 @@ def test_methods_are_measured_beside_plain_which_comes_first(capsys):
     for row in given["results"]:
         assert row["low"] <= row["ratio"] <= row["high"]
         assert row["over_floor"] == pytest.approx(row["ratio"] / row["floor"])
+
+
+def spin(seconds: float) -> None:
+    end = now() + seconds
+    while now() < end:
+        pass
+
+
+class Spinning(nn.Module):
+    """A network whose forward and backward passes take a known time; a module within is no pass of its own."""
+
+    def __init__(self, forward: float, backward: float):
+        super().__init__()
+        self.inner, self.seconds, self.back = nn.Identity(), forward, backward
+
+    def forward(self, x):
+        x = self.inner(x * 1.0)
+        x.register_hook(lambda g: spin(self.back))
+        spin(self.seconds)
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_what_a_step_does_beside_its_passes_is_told_from_them(functional):
+    net, x = Spinning(0.02, 0.03), torch.ones(2, requires_grad=True)
+
+    def step() -> None:
+        loss = net(x).sum()
+        torch.autograd.grad(loss, [x]) if functional else loss.backward()
+        spin(0.01)
+
+    timed = Timed(step, 2, watched=True)
+    assert timed() == pytest.approx(0.06, rel=0.2)
+    assert timed.beside == [pytest.approx(0.01, abs=0.004)]
+    hooks = torch.nn.modules.module
+    assert not hooks._global_forward_hooks and not hooks._global_forward_pre_hooks
+    added = above([0.03, 0.05, 0.04], [0.01, 0.01], backward=2, floor=2.0)
+    assert added.median == pytest.approx(0.01)
+
+
+def test_steps_that_are_not_watched_run_without_hooks():
+    seen = []
+    timed = Timed(lambda: seen.append(len(torch.nn.modules.module._global_forward_hooks)), 2, watched=False)
+    assert timed() >= 0
+    assert seen == [0, 0] and timed.beside == []
+
+
+def test_a_second_update_is_work_beside_the_passes():
+    _, repeat = bench.methods_cost(["repeat-step"], batch=4, size=18, steps=2, repeats=7)
+    assert repeat.beside is not None and repeat.beside.median > 0
 
 
 def test_the_floor_of_a_forward_pass_is_below_half_a_step():
@@ -167,15 +218,13 @@ def test_work_on_parameters_is_that_of_a_step_and_stands_beside_the_loops_in_use
 
 def test_the_loop_that_sam_is_timed_against_makes_sam_s_update():
     """The competitor does the work: after three steps both have moved the weights alike."""
-    grads, ends = None, []
+    ends = []
     for kind in ("ours", "loop"):
         torch.manual_seed(0)
         net = nn.Linear(5, 3)
-        if grads is None:
-            grads = params.given_gradients(list(net.parameters()))
-        once = params.ours("sam", net) if kind == "ours" else params.loop("sam", net, fused=True)
+        work = params.ours("sam", net) if kind == "ours" else params.loop("sam", net, fused=True)
         for _ in range(3):
-            once()
+            work.step()
         ends.append([p.detach().clone() for p in net.parameters()])
     start = nn.Linear(5, 3)
     for ours, loop in zip(*ends, strict=True):

@@ -22,20 +22,22 @@ def methods(rows: Sequence[Row]) -> str:
 
 def costs(rows: Sequence[Cost]) -> str:
     """Return a line per measured method."""
-    lines = [("method", "passes", "of plain", "quartiles", "floor", "above it", "memory", "ms")]
+    lines = [("method", "passes", "of plain", "quartiles", "floor", "above it", "beside", "memory", "ms")]
     for c in rows:
         passes = f"{c.forward:.3g}/{c.backward:.3g}/{c.updates:.3g}"
         above = f"{100 * (c.over_floor - 1):+.1f}%"
+        beside = "-" if c.beside is None else f"{100 * c.beside.median:+.1f}%"
         spread = f"{c.low:.3f}-{c.high:.3f}"
         lines.append(
             (
                 *(c.method, passes, f"{c.ratio:.3f}", spread, f"{c.floor:.3f}", above),
-                *(f"{c.memory:.2f}", f"{c.milliseconds:.1f}"),
+                *(beside, f"{c.memory:.2f}", f"{c.milliseconds:.1f}"),
             )
         )
     return (
         f"{aligned(lines)}\n\nfloor: what its counted passes cost in plain training, in steps of plain; "
-        "memory: the most that tensors take, over plain's"
+        "memory: the most that tensors take, over plain's;\nbeside: what a step does beside its passes, over what "
+        "as many plain steps do, in parts of the floor"
     )
 
 

@@ -76,17 +76,19 @@ def beside(
     return times, bases
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Return how long the work takes: processor time of this process, or until the GPU is done."""
+def now() -> float:
+    """Return seconds: processor time of this process, or, where there is a GPU, the time when it is done."""
     if not torch.cuda.is_available():
-        start = time.process_time()
-        work()
-        return time.process_time() - start
+        return time.process_time()
     torch.cuda.synchronize()
-    start = time.perf_counter()
+    return time.perf_counter()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Return how long the work takes, see `now`."""
+    start = now()
     work()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return now() - start
 
 
 def per_step(step: Callable[[], object], steps: int) -> float:

@@ -2,7 +2,8 @@
 
 The floor of a method is what its counted passes cost in plain training: forward passes at the price of a forward
 pass, backward passes at the rest of a plain step. Plain training is timed right before and after each of them,
-itself included, whose line so tells how far noise reaches. How they are timed: `steppe.bench.clock`; memory:
+itself included, whose line so tells how far noise reaches. What a step does beside its passes is timed within it,
+and so more exactly (`steppe.bench.passes`). How they are timed: `steppe.bench.clock`; memory:
 `steppe.bench.memory`. An optimizer of another package (``module:Class``) runs in the loop that its users write,
 with the same network, memory layout and base optimizer.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from statistics import median
 from typing import Any
 
@@ -23,6 +23,7 @@ from steppe import machine, methods, models
 from steppe.batch import Batch
 from steppe.bench.clock import Spread, at_least_one, beside, per_step, spread
 from steppe.bench.memory import peak_bytes
+from steppe.bench.passes import Timed, above
 from steppe.method import Method
 from steppe.testing.naming import subjects_of
 from steppe.testing.nets import Base
@@ -37,8 +38,9 @@ _RATE, _MOMENTUM = 1e-4, 0.9
 class Cost:
     """A method's price: step time as a multiple of plain's, with quartiles, and of its floor; its passes.
 
-    ``memory`` is the most that tensors take during a step, weights, states and activations, as a multiple of
-    plain's.
+    ``beside`` is what its step does beside its passes, over what as many plain steps do, as a share of the floor;
+    None on a GPU, where passes do not end when their calls do. ``memory`` is the most that tensors take during a
+    step, weights, states and activations, as a multiple of plain's.
     """
 
     method: str
@@ -47,6 +49,7 @@ class Cost:
     high: float
     floor: float
     over_floor: float
+    beside: Spread | None
     forward: float
     backward: float
     updates: float
@@ -94,27 +97,28 @@ def _measured(
     works = {name: _work(name, model, batch, size) for name in names}
     for work in works.values():
         per_step(work.once, 2 * steps)
-    timed: dict[str, Callable[[], float]] = {n: partial(per_step, work.once, steps) for n, work in works.items()}
-    timed[FORWARD] = partial(per_step, works[PLAIN].forward, steps)
+    whole = {**{n: work.once for n, work in works.items()}, FORWARD: works[PLAIN].forward}
+    timed = {n: Timed(once, steps, watched=not torch.cuda.is_available()) for n, once in whole.items()}
     times, plain = beside(timed[PLAIN], timed, repeats, tell)
     ratios = {name: spread(t, plain[name]) for name, t in times.items()}
     share = ratios[FORWARD].median
     passes = {name: work.per_step() for name, work in works.items()}
-    del works, timed
+    apart = {name: one.beside for name, one in timed.items()}
+    base = median(plain[PLAIN])
+    del works, whole, timed
     memory = {name: peak_bytes(lambda n=name: _work(n, model, batch, size).once) for name in names}  # type: ignore[misc]
-    return [
-        _cost(name, passes[name], ratios[name], median(times[name]), share, memory[name] / memory[PLAIN])
-        for name in names
-    ]
-
-
-def _cost(
-    name: str, passes: tuple[float, float, float], ratio: Spread, seconds: float, share: float, memory: float
-) -> Cost:
-    forward, backward, updates = passes
-    floor = share * forward + (1 - share) * backward
-    over, ms = ratio.median / floor, seconds * 1000
-    return Cost(name, ratio.median, ratio.low, ratio.high, floor, over, forward, backward, updates, ms, memory)
+    found = []
+    for name in names:
+        (ahead, back, updates), ratio = passes[name], ratios[name]
+        floor = share * ahead + (1 - share) * back
+        added = above(apart[name], apart[PLAIN], back, floor * base) if apart[name] else None
+        found.append(
+            Cost(
+                *(name, ratio.median, ratio.low, ratio.high, floor, ratio.median / floor, added),
+                *(ahead, back, updates, 1000 * median(times[name]), memory[name] / memory[PLAIN]),
+            )
+        )
+    return found
 
 
 class _Work:

@@ -3,8 +3,8 @@
 Beside a method stands, where there is one, the usual loop in its place: for SAM a norm, a copy, a move and a way
 back per tensor, one tensor after the other, and two walks over all modules that keep the second pass out of the
 running statistics, with the base optimizer of PyTorch's default or a fused one. All are driven by the same
-gradients and timed in turns, see `steppe.bench.clock`. The loops do not look whether gradients are finite, and
-could not take a step back; a step of ours does.
+gradients and timed in turns, see `steppe.bench.clock`; to put gradients where a backward pass would leave them is
+not counted. The loops do not look whether gradients are finite, and could not take a step back; ours do and can.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from steppe import machine, methods, models
 from steppe.batch import Batch
-from steppe.bench.clock import Spread, alternating, at_least_one, per_step, spread
+from steppe.bench.clock import Spread, alternating, at_least_one, now, per_step, spread
 from steppe.course import Out
 from steppe.errors import InputError
 from steppe.vec import Vec
@@ -71,7 +71,7 @@ def params_cost(
     """
     at_least_one(steps=steps, repeats=repeats)
     names = list(dict.fromkeys(["plain", *specs]))
-    works: dict[str, Callable[[], None]] = {}
+    works: dict[str, Work] = {}
     for name in names:
         works[name] = ours(name, _network(model))
         if name in LOOPS:
@@ -80,9 +80,8 @@ def params_cost(
 
     with machine.threads(1):
         for work in works.values():
-            work()
-            work()
-        times = alternating({name: partial(per_step, work, steps) for name, work in works.items()}, repeats, tell)
+            work.time(2)
+        times = alternating({name: partial(work.time, steps) for name, work in works.items()}, repeats, tell)
     return [
         ParamsCost(
             name,
@@ -95,16 +94,43 @@ def params_cost(
     ]
 
 
-class _Given(Tensor):
-    """A loss whose backward pass is given: it puts gradients in their places."""
+class Given:
+    """Gradients, put in their places as a backward pass would; ``spent`` is how many seconds that has taken."""
 
-    params: Sequence[nn.Parameter]
-    grads: Sequence[Tensor]
+    def __init__(self, params: Sequence[nn.Parameter]):
+        self.params, self.grads, self.spent = params, given_gradients(params), 0.0
+
+    def place(self) -> None:
+        """Put them where the optimizer looks for them."""
+        start = now()
+        for p, g in zip(self.params, self.grads, strict=True):
+            p.grad = g
+        self.spent += now() - start
+
+
+@dataclass(frozen=True)
+class Work:
+    """A step on parameters, and the gradients that it is given."""
+
+    step: Callable[[], None]
+    given: Given
+
+    def time(self, steps: int) -> float:
+        """Return how long one of so many steps takes, without the time for putting gradients in their places."""
+        before = self.given.spent
+        took = per_step(self.step, steps)
+        return took - (self.given.spent - before) / steps
+
+
+class _Loss(Tensor):
+    """A loss whose backward pass is given."""
+
+    given: Given
     # what comes of it is an ordinary tensor, and costs what one does
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def backward(self, *_: Any, **__: Any) -> None:
-        _place(self.params, self.grads)
+        self.given.place()
 
 
 class _Idle(nn.Module):
@@ -118,12 +144,12 @@ class _Idle(nn.Module):
         raise InputError("this method runs its network for more than its objective; use `steppe bench methods`")
 
 
-def ours(spec: str, network: nn.Module) -> Callable[[], None]:
+def ours(spec: str, network: nn.Module) -> Work:
     """Return a step of a method on a network's parameters, whose gradients are given."""
     net = _Idle(network)
     step = methods.parse(spec).bind(net, _sgd(net, fused=True), steps=10**6, epoch=100)
-    loss = torch.zeros(()).as_subclass(_Given)
-    loss.params, loss.grads = step.runtime.params, given_gradients(step.runtime.params)
+    loss = torch.zeros(()).as_subclass(_Loss)
+    loss.given = Given(step.runtime.params)
     logits = torch.zeros(_ROWS, _CLASSES)
     step.runtime.objective = lambda batch: Out(loss, logits if len(batch) == _ROWS else logits[: len(batch)])
     batch = Batch(torch.zeros(_ROWS, 1), torch.arange(_ROWS) % _CLASSES, torch.arange(_ROWS))
@@ -131,34 +157,31 @@ def ours(spec: str, network: nn.Module) -> Callable[[], None]:
     def once() -> None:
         step(batch)
 
-    return once
+    return Work(once, loss.given)
 
 
-def loop(name: str, network: nn.Module, *, fused: bool) -> Callable[[], None]:
+def loop(name: str, network: nn.Module, *, fused: bool) -> Work:
     """Return a step of the usual loop for this method on a network's parameters, on the same gradients."""
-    params = list(network.parameters())
-    return LOOPS[name](params, given_gradients(params), _sgd(network, fused), network)
+    given = Given(list(network.parameters()))
+    return Work(LOOPS[name](given, _sgd(network, fused), network), given)
 
 
-def _plain_loop(
-    params: Sequence[nn.Parameter], grads: Sequence[Tensor], base: torch.optim.Optimizer, net: nn.Module
-) -> Callable[[], None]:
+def _plain_loop(given: Given, base: torch.optim.Optimizer, net: nn.Module) -> Callable[[], None]:
     def once() -> None:
-        _place(params, grads)
+        given.place()
         base.step()
         base.zero_grad()
 
     return once
 
 
-def _sam_loop(
-    params: Sequence[nn.Parameter], grads: Sequence[Tensor], base: torch.optim.Optimizer, net: nn.Module
-) -> Callable[[], None]:
+def _sam_loop(given: Given, base: torch.optim.Optimizer, net: nn.Module) -> Callable[[], None]:
     """SAM one tensor after the other, what was there kept in the optimizer's state.
 
     As in the loops in use: times one where an adaptive form has its scaling, in the norm and in the move; norm and
     radius brought to the tensor's device; the norm layers' statistics switched off and on over all modules.
     """
+    params = given.params
     state: dict[nn.Parameter, dict[str, Tensor]] = defaultdict(dict)
 
     def climb() -> None:
@@ -177,12 +200,12 @@ def _sam_loop(
 
     def once() -> None:
         net.apply(_count_statistics)
-        _place(params, grads)
+        given.place()
         with torch.no_grad():
             climb()
         base.zero_grad()
         net.apply(_forget_statistics)
-        _place(params, grads)
+        given.place()
         with torch.no_grad():
             come_back()
         base.step()
@@ -203,11 +226,6 @@ def _count_statistics(module: nn.Module) -> None:
 
 
 LOOPS = {"plain": _plain_loop, "sam": _sam_loop}
-
-
-def _place(params: Sequence[nn.Parameter], grads: Sequence[Tensor]) -> None:
-    for p, g in zip(params, grads, strict=True):
-        p.grad = g
 
 
 def _network(model: str) -> nn.Module:

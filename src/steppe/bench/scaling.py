@@ -94,11 +94,11 @@ Works = dict[int, Callable[[], object]]
 
 
 def _parameters(folder: Path, count: int) -> Works:
-    return {20 * each: ours("sam", _Tensors([each] * 20)) for each in _tenfold(5_000, count)}
+    return {20 * each: ours("sam", _Tensors([each] * 20)).step for each in _tenfold(5_000, count)}
 
 
 def _tensors(folder: Path, count: int) -> Works:
-    return {n: ours("sam", _Tensors([1_000_000 // n] * n)) for n in _tenfold(30, count)}
+    return {n: ours("sam", _Tensors([1_000_000 // n] * n)).step for n in _tenfold(30, count)}
 
 
 def _data(folder: Path, count: int) -> Works:
