@@ -285,7 +285,7 @@ class SwallowsNaN(Sound):
 class DecidesAlone(Sound):
     def step(self, batch, state, rt):
         out, g = rt.grad(rt.objective, batch)
-        if not bool(vec.finite(g)):
+        if not bool(vec.sound(vec.witness(g))):
             return out
         rt.apply(g)
         return out

@@ -75,9 +75,25 @@ def test_noise_comes_from_its_generator_alone_and_only_where_asked():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_stretching_is_multiplying_in_place():
-    a, by = [torch.tensor([1.0, 2.0]), None, torch.tensor(3.0)], [torch.tensor([2.0]), torch.ones(2), None]
-    held = a[0]
-    found = vec.stretch(a, by)
-    assert found[0] is held and found[0].tolist() == [2.0, 4.0]
-    assert found[1:] == [None, None]
+def test_gathering_adds_in_the_storage_that_it_is_given():
+    total, a = [torch.ones(2), None, torch.ones(1), None], [torch.ones(2), torch.full((1,), 4.0), None, None]
+    held = total[0], a[1], total[2]
+    found = vec.gather(total, a, 0.5)
+    assert [None if t is None else t.tolist() for t in found] == [[1.5, 1.5], [2.0], [1.0], None]
+    assert all(t is h for t, h in zip(found, held, strict=False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_direction_with_a_factor_for_each_unit_moves_as_if_multiplied_out(dtype):
+    g = torch.Generator().manual_seed(0)
+    start = [torch.randn(4, 3, 2, generator=g).to(dtype), torch.randn(5, generator=g).to(dtype), torch.ones(2)]
+    way = [torch.randn(t.shape, generator=g).to(t.dtype) for t in start[:2]]
+    times = [torch.rand(4, 1, 1, generator=g).to(dtype), torch.tensor(0.25, dtype=dtype)]
+    along = vec.Along([*way, None], [*times, None])
+    here = [t.clone() for t in start]
+    vec.move(here[:2], way, times)
+    there = [t if o is None else t + o for t, o in zip(start, along.vector(), strict=True)]
+    assert along.vector()[2] is None
+    for a, b in zip(here, there, strict=True):
+        assert torch.allclose(a, b, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6)
+    assert torch.allclose(here[0].double(), (start[0].double() + way[0].double() * times[0].double()), atol=2e-2)

@@ -91,7 +91,7 @@ class _Places:
     """Where tensors lie: in rows that can be joined, or apart."""
 
     def __init__(self, tensors: Sequence[Tensor]):
-        self._tensors = list(tensors)
+        self._tensors = tuple(tensors)
         rows: dict[tuple[torch.dtype, torch.device], _Row] = {}
         self.apart: list[Tensor] = []
         for t in tensors:
@@ -111,7 +111,9 @@ class _Places:
 
     def are(self, tensors: Sequence[Tensor]) -> bool:
         """Return whether these are the tensors, and still lie there."""
-        same = len(tensors) == len(self._tensors) and all(map(is_, tensors, self._tensors))
+        same = tensors is self._tensors or (
+            len(tensors) == len(self._tensors) and all(map(is_, tensors, self._tensors))
+        )
         # a tensor's data may have been exchanged
         return same and self._look() == self._where
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from steppe import vec
 from steppe.batch import Batch
-from steppe.copies import Copies
+from steppe.buffers import Kept
 from steppe.errors import InputError
 from steppe.vec import Vec
 
@@ -43,18 +43,19 @@ class NonFinite(ArithmeticError):  # noqa: N818 - it is a signal from a pass to 
 class Course:
     """The state that lives as long as one step.
 
-    ``size`` and ``weight`` are the batch's samples and its weight in means; ``first`` is the output of the first
-    pass; ``bad`` tells whether a value was not finite on this process; ``group`` collects gradients while
-    groups of samples have perturbations of their own; ``given`` is the batch, its micro-batches and its weight.
+    ``before`` are the buffers as the step found them; ``size`` and ``weight`` are the batch's samples and its
+    weight in means; ``first`` is the output of the first pass; ``bad`` tells whether a value was not finite on
+    this process; ``group`` collects gradients while groups of samples have perturbations of their own; ``given``
+    is the batch, its micro-batches and its weight.
     """
 
-    def __init__(self, buffers: list[Tensor], copies: Copies, size: int, weight: float, bad: Tensor):
+    def __init__(self, before: Kept, size: int, weight: float, bad: Tensor):
         self.size, self.weight, self.bad = size, weight, bad
         self.first: Out | None = None
         self.group: Group | None = None
         self.given: tuple[Batch | None, list[Batch], float] = (None, [], 0.0)
         self._undo: Undo | None = None
-        self._copies, self._before = copies, copies.make(buffers)
+        self._before = before
 
     @property
     def output(self) -> Out:
@@ -75,7 +76,7 @@ class Course:
 
     def close(self) -> None:
         """Let go of what was kept for the way back."""
-        self._copies.give_back(self._before)
+        self._before.close()
         self._undo, self.given = None, (None, [], 0.0)
 
 

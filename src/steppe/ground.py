@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from steppe import parameters, streams, vec
 from steppe.batch import Batch
+from steppe.buffers import Buffers
 from steppe.calling import call, logits_of, loss_of, unwrap
 from steppe.copies import Copies
 from steppe.course import Course, Out
@@ -99,16 +99,11 @@ class Ground:
         self.objective: Objective = _unset
         self._memo: dict[Hashable, Any] = {}
         self._good = torch.zeros((), dtype=torch.bool, device=self.device)
-        self.weight_copies, self.buffer_copies = Copies(), Copies()
-        self.course = Course(self.buffers(), self.buffer_copies, 0, 0.0, self._good)
+        self.weight_copies, self.buffers = Copies(), Buffers(self.net)
+        self.course = Course(self.buffers.keep(), 0, 0.0, self._good)
         self.looking = False
         self.left: Vec | None = None
         self._clean_streams = streams.capture(self.device)
-
-    def buffers(self) -> list[Tensor]:
-        """Return the network's buffers; looking for the modules that have any takes longer than all else here."""
-        homes = self.once("buffers", lambda: [m._buffers for m in self.net.modules() if m._buffers])
-        return vec.present(list(chain.from_iterable(map(dict.values, homes))))
 
     def losses(self, outputs: Any, batch: Batch) -> Tensor:
         """Return the user's loss of each sample (B,), from logits of the batch or of each of its micro-batches."""
@@ -210,8 +205,9 @@ class Ground:
         if self._trainable.renew():
             self.params = self._trainable.params
             self.owners, self._memo = parameters.owners(self.net, self.params), {}
+            self.buffers = Buffers(self.net)
         parts = self.parts(batch)
-        self.course = Course(self.buffers(), self.buffer_copies, len(batch), self.weight(batch), self._good)
+        self.course = Course(self.buffers.keep(), len(batch), self.weight(batch), self._good)
         self.course.given = (batch, parts, self.course.weight)
         self.ranks.begin(self.course.weight, len(parts))
         self.ranks.settle()

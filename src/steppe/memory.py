@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from steppe import parameters, vec
+from steppe.copies import put
 from steppe.vec import Vec
 
 
@@ -19,21 +21,30 @@ class Memory(nn.Module):
     def __init__(self, net: nn.Module):
         super().__init__()
         self.writes = 0
+        self._of: tuple[nn.Parameter, ...] = ()
+        self._names: list[str] = []
         for i, p in enumerate(net.parameters()):
             self.register_buffer(str(i), torch.zeros_like(p, requires_grad=False))
 
     def read(self, params: Sequence[nn.Parameter], net: nn.Module) -> Vec:
         """Return what is remembered of these parameters."""
-        where = self._places(net)
-        return [self.get_buffer(where[id(p)]) for p in params]
+        if not parameters.same(params, self._of):
+            where = {id(p): str(i) for i, p in enumerate(net.parameters())}
+            self._of, self._names = tuple(params), [where[id(p)] for p in params]
+        return [self._buffers[name] for name in self._names]
 
     def write(self, params: Sequence[nn.Parameter], net: nn.Module, values: Vec) -> None:
         """Remember; a parameter without a value keeps what it had."""
-        where = self._places(net)
+        held = [(m, v) for m, v in zip(self.read(params, net), values, strict=True) if v is not None]
+        put([m for m, _ in held if m is not None], [v for _, v in held])
+        self.writes += 1
+
+    def approach(self, params: Sequence[nn.Parameter], net: nn.Module, values: Vec, weight: float) -> None:
+        """Remember ``(1 - weight) remembered + weight values``; a parameter without a value counts as zero."""
+        held = vec.present(self.read(params, net))
+        towards = [torch.zeros_like(m) if v is None else v for m, v in zip(held, values, strict=True)]
         with torch.no_grad():
-            for p, v in zip(params, values, strict=True):
-                if v is not None:
-                    self.get_buffer(where[id(p)]).copy_(v)
+            torch._foreach_lerp_(held, towards, weight)
         self.writes += 1
 
     def get_extra_state(self) -> Tensor:
@@ -43,7 +54,3 @@ class Memory(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Go on counting."""
         self.writes = int(state)
-
-    @staticmethod
-    def _places(net: nn.Module) -> dict[int, str]:
-        return {id(p): str(i) for i, p in enumerate(net.parameters())}

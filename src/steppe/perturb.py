@@ -120,18 +120,33 @@ def filter_noise(
     gamma: float | Sequence[float],
     rng: torch.Generator,
     damping: Vec | None = None,
-) -> Vec:
+) -> vec.Along:
     r"""Return filter-wise Gaussian noise: :math:`N(0, (\gamma\lVert w_k\rVert_2)^2)` for each element of unit k.
 
     A unit is a filter of a convolution, a row of a matrix, or a whole bias or norm parameter (Bisla et al.,
     AISTATS 2022; Li et al., RWP, section 3.2). The standard deviation is not divided by the unit's size. A unit
     that is zero stays where it is. ``damping`` is a further factor of each unit.
     """
-    norms: Vec = [unit_norms(p.detach(), _filter_dims(p, o)) for p, o in zip(params, owners, strict=True)]
-    deviation = vec.scale(norms, gamma)
+    deviation = filter_deviation(params, owners, gamma)
     if damping is not None:
         deviation = vec.times(deviation, damping)
-    return vec.stretch(vec.gaussian(params, rng), deviation)
+    return vec.Along(vec.gaussian(params, rng), deviation)
+
+
+def filter_deviation(
+    params: Sequence[nn.Parameter], owners: Sequence[nn.Module], gamma: float | Sequence[float]
+) -> Vec:
+    r"""Return :math:`\gamma\lVert w_k\rVert_2`, the deviation of `filter_noise`, in a form that broadcasts."""
+    weights = [p.detach() for p in params]
+    dims = [_filter_dims(p, o) for p, o in zip(params, owners, strict=True)]
+    whole = [w for w, d in zip(weights, dims, strict=True) if d is None]
+    norms: Vec
+    if whole and not vec.any_sharded(whole):
+        found = iter(torch._foreach_norm(whole))
+        norms = [next(found) if d is None else unit_norms(w, d) for w, d in zip(weights, dims, strict=True)]
+    else:
+        norms = [unit_norms(w, d) for w, d in zip(weights, dims, strict=True)]
+    return vec.scale(norms, gamma)
 
 
 def unit_sums(values: Vec, params: Sequence[nn.Parameter], owners: Sequence[nn.Module]) -> Vec:

@@ -7,6 +7,7 @@ news of non-finite values in the same message. Shards (FSDP2) communicate in eve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -56,9 +57,9 @@ class One:
         """Return what this process's loss is multiplied by for the mean over samples."""
         return 1.0
 
-    def any(self, bad: Tensor) -> bool:
-        """Return whether ``bad`` holds on any process that must agree."""
-        return bool(bad)
+    def fails(self, witness: Tensor) -> bool:
+        """Return whether a number is not finite on any process that must agree."""
+        return not math.isfinite(witness)
 
     def nearby_mean(self, params: Params, grads: Vec, weight: float, bad: Tensor) -> tuple[Vec, Tensor]:
         """Return the mean over the processes that share a perturbation."""
@@ -116,7 +117,7 @@ class Replicas(One):
         """Return what the message about the mean gradient says."""
         return bool(bad)
 
-    def any(self, bad: Tensor) -> bool:
+    def fails(self, witness: Tensor) -> bool:
         """Refuse: one process cannot know."""
         raise AssertionError("replicas learn of bad values when they average")
 
@@ -222,9 +223,9 @@ class Shards(One):
         """Take the first process's running statistics, as replicas do."""
         broadcast_buffers(net, 0, None)
 
-    def any(self, bad: Tensor) -> bool:
-        """Return whether it holds anywhere."""
-        flag = bad.float().reshape(1).to(self.device)
+    def fails(self, witness: Tensor) -> bool:
+        """Return whether it is not finite anywhere."""
+        flag = (~vec.sound(witness)).float().reshape(1).to(self.device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 

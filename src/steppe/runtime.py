@@ -59,7 +59,7 @@ class Runtime(Ground):
                 factor = weight * share
                 loss = out.loss if factor == 1 else out.loss * factor
                 self.precision.scaled(loss).backward()  # type: ignore[no-untyped-call]
-            losses.append(out.loss.detach() * weight)
+            losses.append(out.loss.detach() if weight == 1 else out.loss.detach() * weight)
             # logits that are a view of a weight would change with it at the next update
             logits.append(out.logits.detach().clone() if out.logits._is_view() else out.logits.detach())
         # they stay where they are until the next pass: an update with them need not put them there again
@@ -72,11 +72,11 @@ class Runtime(Ground):
         mean = losses[0] if len(parts) == 1 else torch.stack(losses).sum()
         joined = Out(mean, join_logits(logits))
         self.course.first = self.course.first or joined
-        self._judge(~vec.finite(grads, mean.to(self.device)))
+        self._judge(vec.witness(grads, mean.to(self.device)))
         return joined, grads
 
     def grads(
-        self, objective: Objective, here: Batch, there: Batch, offset: Vec, *, masks: int | None = None
+        self, objective: Objective, here: Batch, there: Batch, offset: Vec | Along, *, masks: int | None = None
     ) -> tuple[Out, Vec, Vec]:
         """Return output and gradient at the weights, and the gradient at ``w + offset``; on a GPU side by side.
 
@@ -90,7 +90,9 @@ class Runtime(Ground):
         if not self.looking:
             self._clean_streams = streams.capture(self.device)
         self.clear()
-        moved = {id(p): p.detach() + (0 if o is None else o) for p, o in zip(self.params, offset, strict=True)}
+        moved = {id(p): p.detach().clone() for p in self.params}
+        way, by, times = _apart(offset)
+        vec.move([t for t, o in zip(moved.values(), way, strict=True) if o is not None], by, times)
         side = _Side(self.device)
         with self.precision.autocast():
             clean = objective(here)
@@ -107,7 +109,7 @@ class Runtime(Ground):
         out = Out(clean.loss.detach(), clean.logits.detach())
         self.course.first = self.course.first or out
         losses = [t.detach().to(self.device) for t in (clean.loss, noisy.loss)]
-        self._judge(~(vec.finite(found[0], losses[0]) & vec.finite(found[1], losses[1])))
+        self._judge(vec.witness(found[0], losses[0]) + vec.witness(found[1], losses[1]))
         return out, found[0], found[1]
 
     @contextmanager
@@ -154,13 +156,13 @@ class Runtime(Ground):
         Dropout masks are those of the last clean pass, or fresh ones from the seed ``masks``
         (see `draw_masks`).
         """
-        saved = self.buffer_copies.make(self.buffers())
+        saved = self.buffers.keep()
         try:
             with self._masks(masks):
                 yield
         finally:
             saved.back()
-            self.buffer_copies.give_back(saved)
+            saved.close()
 
     @contextmanager
     def _masks(self, masks: int | None) -> Iterator[None]:
@@ -185,16 +187,14 @@ class Runtime(Ground):
         running statistics and random draws count. Restored by copy into the same storage: adding and
         subtracting drifts, and rebinding ``.data`` breaks everything that holds the storage.
         """
-        way, times = (offset.direction, offset.times) if isinstance(offset, Along) else (offset, None)
-        whole = not vec.missing(way)
+        way, by, times = _apart(offset)
+        whole = len(by) == len(way)
         moved = self.params if whole else [p for p, o in zip(self.params, way, strict=True) if o is not None]
-        by = vec.present(way)
-        factor = vec.present(times) if isinstance(times, list) else times
         with nullcontext() if clean else self.aside(masks), torch.no_grad():
             saved = self.weight_copies.make(moved)
             try:
                 self.ranks.settle()
-                vec.move(moved, by, factor, self.kind if whole else None)
+                vec.move(moved, by, times, self.kind if whole else None)
                 with torch.enable_grad():
                     yield
             finally:
@@ -271,7 +271,7 @@ class Runtime(Ground):
         with torch.no_grad(), self.precision.autocast():
             found = [self.forward(part.x) for part in self.parts(batch)]
         self.count(forward=len(batch))
-        self._judge(~vec.finite([*found]).to(self.device))
+        self._judge(vec.witness([*found]).to(self.device))
         return found
 
     @contextmanager
@@ -286,11 +286,20 @@ class Runtime(Ground):
             for p in off:
                 p.requires_grad_(True)
 
-    def _judge(self, bad: Tensor) -> None:
+    def _judge(self, witness: Tensor) -> None:
         """Stop a step that is not finite, here and now where one process may decide, else when it updates."""
-        self.course.bad = self.course.bad | bad
-        if self.ranks.decides and self.ranks.any(bad):
+        if not self.ranks.decides:
+            self.course.bad = self.course.bad | ~vec.sound(witness)
+        elif self.ranks.fails(witness):
             raise NonFinite(self.course.output)
+
+
+def _apart(offset: Vec | Along) -> tuple[Vec, list[Tensor], Tensor | list[Tensor] | None]:
+    """Return an offset's direction, the tensors of it that are there, and the factors of these."""
+    if not isinstance(offset, Along):
+        return offset, vec.present(offset), None
+    way, times = offset.direction, offset.times
+    return way, vec.present(way), vec.present(times) if isinstance(times, list) else times
 
 
 class _Elsewhere(nn.Module):

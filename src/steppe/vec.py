@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import compress, repeat
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ def sharded(t: Tensor) -> bool:
     return hasattr(t, "to_local")
 
 
+_WRITES = operator.attrgetter("_version")
 PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
 _WIDE = frozenset((torch.float32, torch.float64))
 # Vectors of at most so many elements are copied in less time than an operation takes on a processor.
@@ -68,15 +69,20 @@ class Measured(list[Tensor | None]):
         super().__init__(a)
         self._held = tuple(a)
         self._kind = None if missing(a) else kind
+        self._there = self._held if self._kind else present(a)
         self._norm: Tensor | None = None
 
     @property
     def known(self) -> Tensor | None:
         """The norm, if it was measured and still holds."""
-        return self._norm if self._norm is not None and self._same() and self._written == _written(self) else None
+        return self._norm if self._norm is not None and self._same() and self._writes == self._count() else None
 
     def _same(self) -> bool:
         return len(self) == len(self._held) and all(map(operator.is_, self, self._held))
+
+    def _count(self) -> int:
+        """Return how often the tensors have been written to, together: it only grows."""
+        return sum(map(_WRITES, self._there))
 
     @property
     def sharded(self) -> bool:
@@ -85,20 +91,26 @@ class Measured(list[Tensor | None]):
 
     def measure(self) -> Tensor:
         """Return the norm, and remember it."""
-        self._written = _written(self)
+        self._writes = self._count()
         self._norm = _norm(self, self._kind if self._same() else None)
         return self._norm
 
 
 @dataclass(frozen=True)
 class Along:
-    """``times``, 0-dimensional, of a direction; multiplied out only where it is added to something.
+    """``times`` of a direction; multiplied out only where it is added to something.
 
-    One number for all of it, or one for each tensor and none where there is none.
+    One number for all of it, 0-dimensional, or for each tensor one number or one for each of its units, in a form
+    that broadcasts; None where there is no tensor.
     """
 
     direction: Vec
     times: Tensor | Vec
+
+    def vector(self) -> Vec:
+        """Return it multiplied out."""
+        each = self.times
+        return times(self.direction, each) if isinstance(each, list) else scale(self.direction, each)
 
 
 def _local(t: Tensor) -> Tensor:
@@ -118,10 +130,6 @@ def missing(a: Sequence[Tensor | None]) -> bool:
 def present(a: Sequence[Tensor | None]) -> list[Tensor]:
     """Return the tensors that are there."""
     return [t for t in a if t is not None]
-
-
-def _written(a: Sequence[Tensor | None]) -> list[int]:
-    return list(map(operator.attrgetter("_version"), present(a)))
 
 
 def _pairs(a: Vec, b: Vec) -> tuple[list[Tensor], list[Tensor]]:
@@ -146,7 +154,7 @@ def norm(a: Vec) -> Tensor:
 
 
 def _norm(a: Vec, kind: Kind | None = None) -> Tensor:
-    tensors = present(a)
+    tensors = cast(list[Tensor], a) if kind else present(a)
     if not tensors:
         return torch.zeros(())
     kind = kind or Kind.of(tensors)
@@ -178,15 +186,20 @@ def dot(a: Vec, b: Vec) -> Tensor:
     return torch.stack(sums).sum()
 
 
-def finite(a: Vec, beside: Tensor | None = None) -> Tensor:
-    """Return whether all that this process holds is finite, 0-dimensional; and so is a number ``beside``."""
+def witness(a: Vec, beside: Tensor | None = None) -> Tensor:
+    """Return a number that is finite if all that this process holds is, and a number ``beside``; 0-dimensional."""
     if isinstance(a, Measured) and not a.sharded:
         length = a.measure()
     else:
         length = _norm(map_each(_local, a))
-    # what is not finite stays so in a sum, and less itself it is not zero; isfinite() is twice as many operations
-    both = length if beside is None else length + beside
-    zero: Tensor = (both - both) == 0
+    # what is not finite stays so in a sum
+    return length if beside is None else length + beside
+
+
+def sound(number: Tensor) -> Tensor:
+    """Return whether a number is finite, 0-dimensional, without waiting for it."""
+    # less itself, what is not finite is not zero; isfinite() is twice as many operations
+    zero: Tensor = (number - number) == 0
     return zero
 
 
@@ -197,6 +210,19 @@ def scale(a: Vec, by: float | Tensor | Sequence[float]) -> Vec:
         by = [f for f, t in zip(by, a, strict=True) if t is not None]
     scaled = iter(torch._foreach_mul(tensors, by)) if tensors else iter(())
     return [None if t is None else next(scaled) for t in a]
+
+
+def gather(total: Vec, a: Vec, by: float) -> Vec:
+    """Return ``total + by * a`` in the storage of ``total``, of ``a`` where that is None; both are given away."""
+    if any_sharded(a) or any_sharded(total):
+        return add(total, scale(a, by))
+    s, t = _pairs(total, a)
+    if s:
+        torch._foreach_add_(s, t, alpha=by)
+    alone = [q for p, q in zip(total, a, strict=True) if p is None and q is not None]
+    if alone:
+        torch._foreach_mul_(alone, by)
+    return [q if p is None else p for p, q in zip(total, a, strict=True)]
 
 
 def add(a: Vec, b: Vec, by: float = 1.0) -> Vec:
@@ -226,7 +252,7 @@ def move(
     times: Tensor | list[Tensor] | None = None,
     kind: Kind | None = None,
 ) -> None:
-    """Add to each tensor in place ``by``, or ``times`` (0-dimensional) as much, where no graph is recorded.
+    """Add to each tensor in place ``by``, or ``times`` as much (see `Along`), where no graph is recorded.
 
     ``kind`` is that of the tensors, if it is known.
     """
@@ -237,12 +263,12 @@ def move(
         each = [times] * len(tensors) if isinstance(times, Tensor) else times
         torch._foreach_addcmul_(list(tensors), list(by), each)
         return
-    by = by if times is None else torch._foreach_mul(list(by), times)
     if kind.plain:
-        torch._foreach_add_(list(tensors), list(by))
-    else:
-        for t, o in zip(tensors, by, strict=True):
-            t.add_(o)
+        torch._foreach_add_(list(tensors), list(by) if times is None else torch._foreach_mul(list(by), times))
+        return
+    factors = times if isinstance(times, Sequence) else [times] * len(tensors)
+    for t, o, factor in zip(tensors, by, factors, strict=True):
+        t.add_(o if factor is None else o * factor)
 
 
 def lerp(a: Vec, b: Vec, weight: float) -> Vec:
@@ -263,17 +289,6 @@ def times(a: Vec, b: Vec) -> Vec:
     else:
         products = iter(torch._foreach_mul(s, t) if s else ())
     return [None if p is None or q is None else next(products) for p, q in zip(a, b, strict=True)]
-
-
-def stretch(a: Vec, by: Vec) -> Vec:
-    """Multiply ``a`` in its own storage elementwise by ``by``, and return it; for what nobody else holds."""
-    s, t = _pairs(a, by)
-    if any_sharded(s):
-        for p, q in zip(s, t, strict=True):
-            p.mul_(q)
-    elif s:
-        torch._foreach_mul_(s, t)
-    return [None if q is None else p for p, q in zip(a, by, strict=True)]
 
 
 def reject(a: Vec, b: Vec) -> Vec:

@@ -140,8 +140,6 @@ def unguarded() -> None:
     from steppe import runtime
 
     runtime.Runtime._judge = lambda self, bad: None
-    vec = runtime.vec
-    vec.finite = lambda *given: vec.torch.tensor(True)
 
 
 DEFECTS: dict[str, Callable[[], None]] = {

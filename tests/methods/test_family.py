@@ -240,7 +240,7 @@ def test_filter_noise_has_the_norm_of_its_filter():
     net = nn.Sequential(*layers)
     params = list(net.parameters())
     owners = [m for m in layers for _ in m.parameters()]
-    noise = steppe.perturb.filter_noise(params, owners, 0.5, torch.Generator().manual_seed(1))
+    noise = steppe.perturb.filter_noise(params, owners, 0.5, torch.Generator().manual_seed(1)).vector()
     for n, p, owner in zip(noise, params, owners, strict=True):
         units, weights = (
             t.movedim(1, 0) if isinstance(owner, nn.ConvTranspose2d) and p.ndim > 1 else t for t in (n, p)

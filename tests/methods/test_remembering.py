@@ -11,6 +11,7 @@ from small import indexed, sgd, small_batch, small_net, trained
 from torch import Tensor, nn
 
 import steppe
+from steppe.memory import Memory
 from steppe.past_outputs import PastOutputs, size_in_bytes
 
 
@@ -207,3 +208,25 @@ def test_saf_without_an_index_says_what_it_needs():
     net = small_net()
     with pytest.raises(steppe.InputError, match="give batches with an index"):
         steppe.SAF().bind(net, sgd(net))(*small_batch())
+
+
+def test_a_memory_answers_for_the_parameters_that_it_is_asked_about():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    state, params = Memory(net), list(net.parameters())
+    state.write(params, net, [torch.full_like(p, float(i)) for i, p in enumerate(params)])
+    assert [float(m.mean()) for m in state.read(params, net)] == [0, 1, 2, 3]
+    some = [params[3], params[0]]
+    assert [float(m.mean()) for m in state.read(some, net)] == [3, 0]
+    state.write(some, net, [None, torch.full_like(params[0], 7.0)])
+    assert [float(m.mean()) for m in state.read(params, net)] == [7, 1, 2, 3]
+    assert state.writes == 2
+
+
+def test_what_is_remembered_approaches_in_its_own_storage_and_nothing_counts_as_zero():
+    net = nn.Linear(2, 1)
+    state, params = Memory(net), list(net.parameters())
+    state.write(params, net, [torch.ones_like(p) for p in params])
+    held = state.read(params, net)
+    state.approach(params, net, [torch.full_like(params[0], 3.0), None], 0.25)
+    assert [m.tolist() for m in held] == [[[1.5, 1.5]], [0.75]]
+    assert all(a is b for a, b in zip(held, state.read(params, net), strict=True))

@@ -23,6 +23,7 @@ from torch.amp.grad_scaler import GradScaler
 from steppe import streams, vec
 from steppe.adapters import ready
 from steppe.batch import Batch
+from steppe.buffers import Kept
 from steppe.course import NonFinite
 from steppe.errors import InputError
 from steppe.method import Method, overrides
@@ -118,6 +119,7 @@ class MethodOptimizer(torch.optim.Optimizer):
             self._running.abandon()
         self._running = _Running(self._runtime, self.method, self._state, given=True)
         self._running.go_on()
+        self._running.expect_pass()
 
     def second_step(self, zero_grad: bool = True) -> None:
         """Take the gradients of the second pass, return to the weights and update them.
@@ -211,7 +213,7 @@ class _Given(Runtime):
         self.count(forward=1, backward=1)
         out = Out(torch.zeros(()), torch.zeros(0))
         self.course.first = self.course.first or out
-        self._judge(~vec.finite(grads))
+        self._judge(vec.witness(grads))
         return out, grads
 
     def forward(self, x: Any) -> Tensor:
@@ -231,15 +233,14 @@ class _Given(Runtime):
     @contextmanager
     def aside(self, masks: int | None = None) -> Iterator[None]:
         """Return buffers and random streams to what they were; masks are drawn by whoever runs the pass."""
-        buffers = [(b, b.detach().clone()) for b in self.net.buffers()]
+        saved = self.buffers.keep()
         now = streams.capture(self.device)
         try:
             yield
         finally:
             streams.restore(now, self.device)
-            with torch.no_grad():
-                for buffer, saved in buffers:
-                    buffer.copy_(saved)
+            saved.back()
+            saved.close()
 
 
 class _Abandoned(BaseException):
@@ -254,7 +255,7 @@ class _Running:
         self._runtime, self._method, self._state = runtime, method, state
         self._turn, self._done = threading.Semaphore(0), threading.Semaphore(0)
         self._error: BaseException | None = None
-        self._end: list[Tensor] = []
+        self._end: Kept | None = None
         self._given, self._abandoned = given, False
         runtime.ask = self._wait
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -279,12 +280,17 @@ class _Running:
             # a thread that still lets go of its tensors when the interpreter ends aborts the process
             self._thread.join()
 
+    def expect_pass(self) -> None:
+        """Remember how it ended, if it has: a pass will be made that it does not need."""
+        if self.over:
+            self._end = self._runtime.buffers.keep()
+
     def forget_pass(self) -> None:
-        """Take back what a pass after the end left in gradients and running statistics."""
+        """Take back what that pass left in gradients and running statistics."""
+        assert self._end is not None
         self._runtime.clear()
-        with torch.no_grad():
-            for buffer, end in zip(self._runtime.net.buffers(), self._end, strict=True):
-                buffer.copy_(end)
+        self._end.back()
+        self._end.close()
 
     def _wait(self) -> None:
         if self._given:
@@ -314,7 +320,6 @@ class _Running:
             self._take_back()
         finally:
             self._runtime.course.close()
-            self._end = [b.detach().clone() for b in self._runtime.net.buffers()]
             self.over = True
             self._done.release()
 

@@ -140,5 +140,5 @@ def _drawer(surface: Surface, sigma: float, noise: Noise) -> Callable[[torch.Gen
     if noise == "isotropic":
         return lambda rng: vec.scale(vec.gaussian(surface.params, rng), sigma)
     if noise == "filter":
-        return lambda rng: filter_noise(surface.params, surface.owners, sigma, rng)
+        return lambda rng: filter_noise(surface.params, surface.owners, sigma, rng).vector()
     raise InputError(f"noise is {noise!r}; choose isotropic or filter")

@@ -64,5 +64,5 @@ class FriendlySAM(Method):
             _, g = rt.grad(rt.objective, batch)
         rt.apply(g)
         weight = 1 - self.lam if state.writes else 1.0
-        state.write(rt.params, rt.net, vec.lerp(mean, common, weight))
+        state.approach(rt.params, rt.net, common, weight)
         return out

@@ -24,7 +24,7 @@ from torch import nn
 from steppe import vec
 from steppe.batch import Batch, join_logits
 from steppe.method import Method, descend, require
-from steppe.perturb import filter_noise
+from steppe.perturb import filter_deviation
 from steppe.runtime import Out, Runtime
 from steppe.schedule import Value, lowest
 from steppe.vec import Vec
@@ -55,13 +55,14 @@ class LPFSGD(Method):
         total: Vec = [None] * len(rt.params)
         outs = []
         count = max(1, min(self.M, len(batch) // 2))  # BatchNorm takes no part of a single sample
+        deviation = filter_deviation(rt.params, rt.owners, gamma)
         edges = [i * len(batch) // count for i in range(count + 1)]
         for a, b in pairwise(edges):
             part = batch.take(slice(a, b))
             share = rt.weight(part) / rt.weight(batch)
-            with rt.at(filter_noise(rt.params, rt.owners, gamma, rt.rng), clean=True):
+            with rt.at(vec.Along(vec.gaussian(rt.params, rt.rng), deviation), clean=True):
                 out, g = rt.grad(rt.objective, part)
-            total = vec.add(total, vec.scale(g, share))
+            total = vec.gather(total, g, share)
             outs.append(Out(out.loss * share, out.logits))
         rt.apply(total)
         return Out(torch.stack([o.loss for o in outs]).sum(), join_logits([o.logits for o in outs]))

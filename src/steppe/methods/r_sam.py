@@ -49,7 +49,7 @@ class RSAM(Method):
         if rho == 0 and self.gamma == 0:
             return descend(batch, rt)
         nowhere: vec.Vec = [None] * len(rt.params)
-        noise = filter_noise(rt.params, rt.owners, self.gamma, rt.rng) if self.gamma else nowhere
+        noise = filter_noise(rt.params, rt.owners, self.gamma, rt.rng).vector() if self.gamma else nowhere
         with rt.at(noise, clean=True):
             out, g = rt.grad(rt.objective, batch)
         if rho:

@@ -20,7 +20,7 @@ from torch import nn
 from steppe import vec
 from steppe.batch import Batch
 from steppe.method import Method, descend, require
-from steppe.perturb import ascent
+from steppe.perturb import climb
 from steppe.runtime import Out, Runtime
 from steppe.schedule import Value, lowest
 
@@ -43,7 +43,7 @@ class RandomSAM(Method):
         rho = rt.setting("rho", self.rho)
         if rho == 0:
             return descend(batch, rt)
-        with rt.at(ascent(vec.gaussian(rt.params, rt.rng), rho), clean=True):
+        with rt.at(climb(vec.gaussian(rt.params, rt.rng), rho), clean=True):
             out, g = rt.grad(rt.objective, batch)
         rt.apply(g)
         return out

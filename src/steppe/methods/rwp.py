@@ -35,7 +35,6 @@ from steppe.method import Method, descend, require
 from steppe.perturb import filter_noise
 from steppe.runtime import Out, Runtime
 from steppe.schedule import Value, lowest
-from steppe.vec import Vec
 
 
 @dataclass(frozen=True)
@@ -99,5 +98,5 @@ class RWP(Method):
             rt.apply(g, weight=(1 - self.alpha) / noisy)
         return out
 
-    def _noise(self, gamma: float | list[float], rt: Runtime) -> Vec:
+    def _noise(self, gamma: float | list[float], rt: Runtime) -> vec.Along:
         return filter_noise(rt.params, rt.owners, gamma, rt.rng)
