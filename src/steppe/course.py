@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from steppe import vec
 from steppe.batch import Batch
 from steppe.buffers import Kept
+from steppe.copies import Copies
 from steppe.errors import InputError
 from steppe.vec import Vec
 
@@ -63,10 +64,10 @@ class Course:
         assert self.first is not None
         return self.first
 
-    def will_go_on(self, params: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    def will_go_on(self, params: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, copies: Copies) -> None:
         """Remember weights and optimizer before the first of several updates."""
         if self._undo is None:
-            self._undo = Undo(params, optimizer)
+            self._undo = Undo(params, optimizer, copies)
 
     def back(self) -> None:
         """Return weights, optimizer and running statistics to what they were when the step began."""
@@ -77,6 +78,8 @@ class Course:
     def close(self) -> None:
         """Let go of what was kept for the way back."""
         self._before.close()
+        if self._undo is not None:
+            self._undo.close()
         self._undo, self.given = None, (None, [], 0.0)
 
 
@@ -106,36 +109,29 @@ class Group:
 class Undo:
     """What weights and optimizer were when this was made; `back` returns to it, in place."""
 
-    def __init__(self, params: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer):
-        self.params, self.optimizer = params, optimizer
-        self.weights = [p.detach().clone() for p in params]
-        self.state = {
-            p: {k: v.clone() if isinstance(v, Tensor) else copy.deepcopy(v) for k, v in held.items()}
-            for p, held in optimizer.state.items()
-        }
-        self.groups = [
-            {k: copy.deepcopy(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups
-        ]
+    def __init__(self, params: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, copies: Copies):
+        self._optimizer, self._copies = optimizer, copies
+        self._state = {p: _remembered(held) for p, held in optimizer.state.items()}
+        self._groups = [_remembered(group) for group in optimizer.param_groups]
+        held = [v for values in (*self._state.values(), *self._groups) for v in values.values()]
+        self._values = copies.make([*params, *(v for v in held if isinstance(v, Tensor))])
 
     def back(self) -> None:
-        """Return to then."""
-        with torch.no_grad():
-            for p, weight in zip(self.params, self.weights, strict=True):
-                p.copy_(weight)
-            for key in [k for k in self.optimizer.state if k not in self.state]:
-                del self.optimizer.state[key]
-            for key, before in self.state.items():
-                _return(self.optimizer.state[key], before)
-        for group, settings in zip(self.optimizer.param_groups, self.groups, strict=True):
-            group.update(settings)
+        """Return to then: what was a tensor is that tensor again, and has its values."""
+        state = self._optimizer.state
+        for key in [k for k in state if k not in self._state]:
+            del state[key]
+        now = [*(state[key] for key in self._state), *self._optimizer.param_groups]
+        for held, before in zip(now, (*self._state.values(), *self._groups), strict=True):
+            held.clear()
+            held.update(before)
+        self._values.back()
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._copies.give_back(self._values)
 
 
-def _return(held: dict[str, Any], before: dict[str, Any]) -> None:
-    for name in [n for n in held if n not in before]:
-        del held[name]
-    for name, value in before.items():
-        now = held.get(name)
-        if isinstance(now, Tensor) and isinstance(value, Tensor) and now.shape == value.shape:
-            now.copy_(value)
-        else:
-            held[name] = value
+def _remembered(held: dict[str, Any]) -> dict[str, Any]:
+    """Return copies of numbers and the like; parameters and tensors, whose values are kept apart, as they are."""
+    return {k: v if isinstance(v, Tensor) or k == "params" else copy.deepcopy(v) for k, v in held.items()}

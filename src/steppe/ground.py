@@ -99,7 +99,7 @@ class Ground:
         self.objective: Objective = _unset
         self._memo: dict[Hashable, Any] = {}
         self._good = torch.zeros((), dtype=torch.bool, device=self.device)
-        self.weight_copies, self.buffers = Copies(), Buffers(self.net)
+        self.weight_copies, self.undo_copies, self.buffers = Copies(), Copies(), Buffers(self.net)
         self.course = Course(self.buffers.keep(), 0, 0.0, self._good)
         self.looking = False
         self.left: Vec | None = None

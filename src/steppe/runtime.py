@@ -237,7 +237,7 @@ class Runtime(Ground):
         if self.setup.clip is not None:
             grads = vec.apart(self._clipped, grads, self.peer) if self.setup.clip_each else self._clipped(grads)
         if more:
-            course.will_go_on(self.params, self.optimizer)
+            course.will_go_on(self.params, self.optimizer, self.undo_copies)
         self.ranks.settle()
         for left in reversed(range(times)):
             # some optimizers write into what they are given

@@ -210,10 +210,12 @@ def test_an_optimizer_without_trainable_parameters_is_refused():
 
 
 class Prodigal(torch.optim.SGD):
-    """An optimizer that keeps plain numbers in its group and its state."""
+    """An optimizer that keeps plain numbers in its group and its state, and puts new tensors in place of old."""
 
     def step(self, closure=None):
         super().step(closure)
+        for held in self.state.values():
+            held["momentum_buffer"] = held["momentum_buffer"].clone()
         self.param_groups[0]["count"] = self.param_groups[0].get("count", 0) + 1
         for p in self.param_groups[0]["params"]:
             self.state[p]["seen"] = self.state[p].get("seen", 0) + 1
@@ -245,6 +247,23 @@ def test_undoing_a_step_returns_whatever_an_optimizer_keeps():
     for index, state in before["state"].items():
         assert state["seen"] == after["state"][index]["seen"]
         assert torch.equal(state["momentum_buffer"], after["state"][index]["momentum_buffer"])
+
+
+def test_undoing_the_first_step_leaves_an_optimizer_as_new():
+    calls = []
+
+    def loss(z: Tensor, y: Tensor) -> Tensor:
+        calls.append(1)
+        return nn.functional.cross_entropy(z, y) * (float("nan") if len(calls) == 2 else 1.0)
+
+    net = small_net()
+    optimizer = Prodigal(net.parameters(), torch.tensor(0.1), momentum=0.9)
+    lr, new = optimizer.param_groups[0]["lr"], copy.deepcopy(optimizer.state_dict())
+    weights = [p.detach().clone() for p in net.parameters()]
+    assert steppe.TwoStep().bind(net, optimizer, loss=loss)(*small_batch()).skipped
+    assert optimizer.state_dict() == new and not optimizer.state
+    assert optimizer.param_groups[0]["lr"] is lr
+    assert all(torch.equal(p, w) for p, w in zip(net.parameters(), weights, strict=True))
 
 
 @pytest.mark.parametrize("name", [n for n in BARE if n != "sadt-v2"])  # that one needs a convolution
