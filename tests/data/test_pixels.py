@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 from steppe.data.augment import Sample
 from steppe.data.images import Images
 from steppe.data.loader import Loader, Normalizer
-from steppe.data.pixels import OPERATIONS
+from steppe.data.pixels import OPERATIONS, picked, unit
 from steppe.data.steps import STEPS, chain
 from steppe.data.views import COMPOSITIONS, compositions
 
@@ -77,13 +77,54 @@ def test_it_is_what_pillow_gives(name, seed, channels, h, w):
         assert (ours[i] == (theirs[None] if channels == 1 else theirs.transpose(2, 0, 1))).all(), value[i]
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64, torch.int64])
+def test_what_is_picked_is_what_where_gives_bit_for_bit(dtype):
+    g = torch.Generator().manual_seed(0)
+    a, b = ((torch.randn(4, 3, 6, 5, generator=g) * 100).to(dtype) for _ in range(2))
+    if dtype.is_floating_point:
+        a[0], b[1], a[2] = float("nan"), float("inf"), -0.0
+    for mask in (torch.rand(4, 1, 6, 5, generator=g) < 0.5, torch.rand(4, 1, 1, 1, generator=g) < 0.5):
+        for other in (a, a.flip(3), a[0, :, :1, :1], a.new_zeros(1)):
+            found, wanted = picked(mask, other, b), torch.where(mask, other, b)
+            assert found.dtype == dtype
+            assert torch.equal(found.view(torch.uint8), wanted.contiguous().view(torch.uint8))
+
+
+@pytest.mark.parametrize("blank", [None, torch.tensor([0.25, 0.5, 0.75])])
+@pytest.mark.parametrize("names", [*[(n,) for n in (*STEPS, *COMPOSITIONS)], ("crop", "jitter", "flip", "cutmix")])
+def test_bytes_and_numbers_are_augmented_alike(names, blank):
+    """Images stay bytes as long as they can; what comes out is bit for bit what numbers throughout would give."""
+    steps = COMPOSITIONS[names[0]] if names[0] in COMPOSITIONS else chain(names, blank)
+    g = torch.Generator().manual_seed(0)
+    x, other = (torch.randint(0, 256, (9, 3, 16, 16), generator=g, dtype=torch.uint8) for _ in range(2))
+    y, partner_s = (torch.rand(9, 4, generator=g) for _ in range(2))
+    results = []
+    for form in (lambda x: x, unit):
+        own, partner, rng = Sample(form(x), y), Sample(form(other), partner_s), np.random.default_rng(1)
+        for step in steps:
+            own = step(own, partner, rng)
+        results.append(own)
+    as_bytes, as_numbers = results
+    assert as_numbers.x.dtype == torch.float32
+    assert torch.equal(unit(as_bytes.x), as_numbers.x) and torch.equal(as_bytes.y, as_numbers.y)
+
+
+def test_steps_that_move_pixels_leave_bytes():
+    own = Sample(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.ones(4, 2))
+    values = {n for n in STEPS if chain([n])[0](own, own, np.random.default_rng(0)).x.dtype != torch.uint8}
+    assert values == {"resized-crop", "jitter", "mixup"}
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("name", [*STEPS, *COMPOSITIONS])
-def test_images_elsewhere_are_augmented_there(name):
+def test_images_elsewhere_are_augmented_there(name, dtype):
     """Tensors without contents know where they are, and refuse to be mixed with those of another place."""
     steps = COMPOSITIONS[name] if name in COMPOSITIONS else chain([name], torch.zeros(3))
     with FakeTensorMode(allow_non_fake_inputs=True):
-        own = Sample(torch.rand(8, 3, 16, 16, device="meta"), torch.rand(8, 4, device="meta"))
-        other = Sample(torch.rand(8, 3, 16, 16, device="meta"), torch.rand(8, 4, device="meta"))
+        own, other = (
+            Sample(torch.zeros(8, 3, 16, 16, dtype=dtype, device="meta"), torch.rand(8, 4, device="meta"))
+            for _ in range(2)
+        )
         for step in steps:
             own = step(own, other, np.random.default_rng(0))
         assert own.x.device.type == own.y.device.type == "meta"

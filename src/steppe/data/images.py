@@ -46,7 +46,9 @@ class Images:
 
     def at(self, index: Tensor | slice) -> Tensor:
         """Return the images at these positions (B, C, H, W), and read no others."""
-        return self.pixels[index if self.rows is None else self.rows[index]]
+        rows = index if self.rows is None else self.rows[index]
+        # brackets go from byte to byte, this from row to row
+        return self.pixels[rows] if isinstance(rows, slice) else self.pixels.index_select(0, rows)
 
     def part(self, rows: slice) -> Images:
         """Return consecutive images; nothing is copied."""

@@ -54,6 +54,11 @@ class Normalizer:
         clean = self.standardise(unit(x))
         return clean + self.noise * fixed_noise(x) if self.noise else clean
 
+    @property
+    def colour(self) -> Tensor | None:
+        """The mean colour (C,), None if that is black."""
+        return torch.tensor(self.mean) if any(self.mean) else None
+
     def standardise(self, x: Tensor) -> Tensor:
         """Return images in [0, 1] as the network sees them; ``x`` itself is changed."""
         if not any(self.mean) and set(self.std) == {1.0}:
@@ -66,7 +71,7 @@ class Normalizer:
 class Loader:
     """Shuffled, augmented training batches; ``epoch(k)`` gives the same bits whenever it is called.
 
-    Images are augmented in [0, 1], so that crop pads with black, and then standardised; cutout sets the mean
+    Images are augmented as they are, so that crop pads with black, and then standardised; cutout sets the mean
     colour, zero afterwards (the order of the RWP paper's CIFAR recipe). Labels are class indices,
     or probabilities once a step mixes images. The partner of an image comes from a second, independent order of
     the whole training set. ``views`` are compositions of steps that take the place of ``augment``; the first gives
@@ -111,7 +116,7 @@ class Loader:
         self.normalize, self.seed = normalize, seed
         self.rank, self.size = rank, size
         self.device = torch.device(device)
-        self.steps = list(views[0]) if views else chain(augment, blank=torch.tensor(normalize.mean))
+        self.steps = list(views[0]) if views else chain(augment, blank=normalize.colour)
         self.further = views[1:]
         self.mixes = not views and any(name in MIXING for name in augment)
         self._drawn: list[tuple[str, tuple[float, ...]]] | None = None
@@ -167,7 +172,7 @@ class Loader:
 
     def _finished(self, x: Tensor, rows: slice, whole: int, *place: int) -> Tensor:
         """Return images as the network sees them, with noise of their own place if there is to be any."""
-        clean = self.normalize.standardise(x)
+        clean = self.normalize.standardise(unit(x))
         if not self.normalize.noise:
             return clean
         rng = np.random.default_rng([self.seed, _NOISE, *place])
@@ -187,7 +192,7 @@ class Loader:
 
     def _sample(self, index: Tensor) -> Sample:
         x, y = (t.to(self.device, non_blocking=True) for t in (self.images.at(index), self.images.y[index]))
-        return Sample(unit(x), F.one_hot(y, self.classes).float())
+        return Sample(x, F.one_hot(y, self.classes).float())
 
 
 def evaluation_batches(images: Images, batch: int, normalize: Normalizer) -> Iterator[Batch]:

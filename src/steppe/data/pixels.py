@@ -16,17 +16,28 @@ from torch import Tensor
 Operation = Callable[[Tensor, Tensor], Tensor]
 
 _FIXED = 1 << 16  # Pillow walks over source pixels in steps of 1/65536, in 32 bits
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _LUMA, _HALF = (19595, 38470, 7471), 1 << 15  # ITU-R 601-2 in 65536ths
 
 
 def unit(x: Tensor) -> Tensor:
-    """Return uint8 images as new float32 values in [0, 1]."""
-    return x.float().div_(255)
+    """Return uint8 images as new float32 values in [0, 1]; those that are such values, themselves."""
+    return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 
 def eight_bits(x: Tensor) -> Tensor:
-    """Return images in [0, 1] as uint8."""
-    return (x * 255).round().to(torch.uint8)
+    """Return images in [0, 1] as uint8; those that are, themselves."""
+    return x if x.dtype == torch.uint8 else (x * 255).round().to(torch.uint8)
+
+
+def picked(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Return ``a`` where ``mask`` is set and ``b`` elsewhere, as ``torch.where`` does; of one type both."""
+    if b.device.type != "cpu":
+        return torch.where(mask, a, b)
+    # on a processor where() goes from element to element, and bits are chosen in whole vectors
+    kind = _BITS[b.element_size()]
+    old = b.view(kind)
+    return ((a.view(kind) ^ old) & mask.to(kind).neg_()).bitwise_xor_(old).view(b.dtype)
 
 
 def _affine(x: Tensor, matrix: tuple[Tensor, ...]) -> Tensor:

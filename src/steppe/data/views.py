@@ -23,7 +23,7 @@ from torch import Tensor
 
 from steppe.data import pixels
 from steppe.data.augment import Draws, Sample, Step, crop, flip, placed
-from steppe.data.pixels import eight_bits, unit
+from steppe.data.pixels import eight_bits, picked, unit
 from steppe.errors import InputError, unknown
 
 _ANGLE = 15.0  # degrees
@@ -32,7 +32,7 @@ _ANGLE = 15.0  # degrees
 def rotate(own: Sample, partner: Sample, rng: Draws) -> Sample:
     """Turn each image by a uniform angle of up to 15 degrees about its middle, nearest pixels, corners black."""
     angles = (2 * rng.random(len(own.x)) - 1) * _ANGLE
-    return Sample(unit(pixels.rotate(eight_bits(own.x), placed(angles, own.x))), own.y)
+    return _as_given(own, pixels.rotate(eight_bits(own.x), placed(angles, own.x)))
 
 
 def black_square(own: Sample, partner: Sample, rng: Draws) -> Sample:
@@ -46,7 +46,7 @@ def black_square(own: Sample, partner: Sample, rng: Draws) -> Sample:
         return (place >= (centre - half)[:, None]) & (place < (centre + half)[:, None])
 
     inside = band(rows, h)[:, :, None] & band(columns, w)[:, None, :]
-    return Sample(own.x.masked_fill(inside[:, None], 0.0), own.y)
+    return Sample(picked(inside[:, None], own.x.new_zeros(1), own.x), own.y)
 
 
 def randaugment(own: Sample, partner: Sample, rng: Draws) -> Sample:
@@ -58,7 +58,7 @@ def randaugment(own: Sample, partner: Sample, rng: Draws) -> Sample:
             strength(_RANDOM[k], 9, 31, h, w, turned=bool(turned)) for k, turned in zip(chosen, side, strict=True)
         ]
         x = applied(x, [_RANDOM[k] for k in chosen], values)
-    return Sample(unit(x), own.y)
+    return _as_given(own, x)
 
 
 def autoaugment(own: Sample, partner: Sample, rng: Draws) -> Sample:
@@ -75,7 +75,12 @@ def autoaugment(own: Sample, partner: Sample, rng: Draws) -> Sample:
             if chance[i] < tenths / 10:
                 names[i], values[i] = name, strength(name, level, 10, h, w, turned=not side[i])
         x = applied(x, names, values)
-    return Sample(unit(x), own.y)
+    return _as_given(own, x)
+
+
+def _as_given(own: Sample, x: Tensor) -> Sample:
+    """Return uint8 images in the form that ``own`` has them in."""
+    return Sample(x if own.x.dtype == torch.uint8 else unit(x), own.y)
 
 
 def strength(name: str, level: int, levels: int, h: int, w: int, *, turned: bool) -> float:
