@@ -216,6 +216,20 @@ def test_work_on_parameters_is_that_of_a_step_and_stands_beside_the_loops_in_use
     assert "loop, fused" in capsys.readouterr().out
 
 
+def test_the_time_for_placing_gradients_is_not_counted():
+    given = params.Given([nn.Parameter(torch.zeros(2))])
+
+    def step() -> None:
+        given.place()
+        spin(0.01)
+        given.spent += 0.01  # as if placing had taken it
+
+    assert params.Work(step, given).time(3) == pytest.approx(0, abs=0.003)
+    before = given.spent
+    given.place()
+    assert given.spent > before
+
+
 def test_the_loop_that_sam_is_timed_against_makes_sam_s_update():
     """The competitor does the work: after three steps both have moved the weights alike."""
     ends = []

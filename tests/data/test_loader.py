@@ -163,6 +163,19 @@ def test_crop_is_a_shift_by_at_most_an_eighth_with_zeros_coming_in(seed: int) ->
         assert sum(torch.equal(after, s) for s in shifts) == 1
 
 
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 8, 24)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_crop_takes_the_rows_and_columns_that_it_draws(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    g, pad = torch.Generator().manual_seed(0), shape[1] // 8
+    own = Sample(torch.randint(1, 256, (40, *shape), generator=g).to(dtype), torch.zeros(40, 4))
+    drawn = np.random.default_rng(3)
+    top, left = (drawn.integers(0, 2 * pad + 1, 40) for _ in range(2))
+    assert (top != left).any()
+    for before, after, r, c in zip(own.x, crop(own, own, np.random.default_rng(3)).x, top, left, strict=True):
+        padded = np.pad(before.numpy(), ((0, 0), (pad, pad), (pad, pad)))
+        assert np.array_equal(after.numpy(), padded[:, r : r + shape[1], c : c + shape[2]])
+
+
 @given(st.integers(0, 500))
 def test_cutout_blanks_one_square_of_at_most_half_the_side(seed: int) -> None:
     own = Sample(torch.ones(20, 3, 16, 16), torch.zeros(20, 4))
