@@ -53,11 +53,11 @@ def randaugment(own: Sample, partner: Sample, rng: Draws) -> Sample:
     """Apply two operations to each image, drawn with replacement, at strength 9 of 30, to either side."""
     count, _, h, w = own.x.shape
     x = eight_bits(own.x)
+    values = np.array(
+        [[strength(name, 9, 31, h, w, turned=turned) for turned in (False, True)] for name in _RANDOM]
+    )
     for chosen, side in [(rng.integers(0, len(_RANDOM), count), rng.integers(0, 2, count)) for _ in range(2)]:
-        values = [
-            strength(_RANDOM[k], 9, 31, h, w, turned=bool(turned)) for k, turned in zip(chosen, side, strict=True)
-        ]
-        x = applied(x, [_RANDOM[k] for k in chosen], values)
+        x = applied(x, [_RANDOM[k] for k in chosen], values[chosen, side])
     return _as_given(own, x)
 
 
@@ -101,14 +101,15 @@ def strength(name: str, level: int, levels: int, h: int, w: int, *, turned: bool
     return -part * most if turned else part * most
 
 
-def applied(x: Tensor, names: Sequence[str], values: Sequence[float]) -> Tensor:
+def applied(x: Tensor, names: Sequence[str], values: Sequence[float] | np.ndarray) -> Tensor:
     """Return images (B, C, H, W) uint8, each after the operation of its name with its value (see `strength`)."""
-    out = x.clone()
-    kinds, value = np.array(names), np.array(values)
-    for name in dict.fromkeys(names):
-        rows = np.flatnonzero(kinds == name)
-        here = placed(rows, x)
-        out[here] = pixels.OPERATIONS[name](x[here], placed(value[rows], x))
+    out, value = x.clone(), np.asarray(values)
+    rows: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        rows.setdefault(name, []).append(i)
+    for name, of in rows.items():
+        here = placed(np.array(of), x)
+        out.index_copy_(0, here, pixels.OPERATIONS[name](x.index_select(0, here), placed(value[of], x)))
     return out
 
 
