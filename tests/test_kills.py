@@ -6,6 +6,7 @@ them, so a wrong guess kills earlier or later and hides nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -39,9 +40,13 @@ def finish(out: Path) -> None:
 
 def await_checkpoint(process: subprocess.Popen[bytes], out: Path) -> None:
     """Return in the middle of it; a share of the undisturbed duration may be past the end once others are done."""
+    until = time.monotonic() + 120
     while not list(out.glob("runs/*/checkpoint.safetensors")):
-        assert process.poll() is None, errors_of(out)
-        time.sleep(0.02)
+        assert time.monotonic() < until, "no checkpoint"
+        # the pause between two looks is a wait for what must not happen: its end
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.02)
+            raise AssertionError(f"it ended: {errors_of(out)}")
 
 
 def contents(out: Path) -> dict[str, bytes]:
