@@ -162,7 +162,7 @@ def jitter(own: Sample, partner: Sample, rng: Draws) -> Sample:
         grey = x if x.shape[1] == 1 else (x * x.new_tensor(_GREY)[:, None, None]).sum(1, keepdim=True)
         mean = grey.mean(dim=(2, 3), keepdim=True)
         kind = kind[:, None, None, None]
-        target = torch.where(kind == 0, torch.zeros_like(mean), torch.where(kind == 1, mean, grey))
+        target = picked(kind == 0, torch.zeros_like(mean), picked(kind == 1, mean, grey))
         x = (f * x + (1 - f) * target).clamp(0, 1)
     return Sample(x, own.y)
 

@@ -135,7 +135,7 @@ def posterize(x: Tensor, value: Tensor) -> Tensor:
 
 def solarize(x: Tensor, value: Tensor) -> Tensor:
     """Invert pixels from this value on."""
-    return torch.where(x < value[:, None, None, None], x, 255 - x)
+    return picked(x < value[:, None, None, None], x, 255 - x)
 
 
 def invert(x: Tensor, value: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ def autocontrast(x: Tensor, value: Tensor) -> Tensor:
     # a number over a tensor is its reciprocal times that, which rounds twice
     scale = torch.full_like(low, 255) / (high - low).clamp(min=1)
     stretched = (x * scale + -low * scale).trunc().clamp(0, 255).to(torch.uint8)
-    return torch.where(high > low, stretched, x)
+    return picked(high > low, stretched, x)
 
 
 def equalize(x: Tensor, value: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ def equalize(x: Tensor, value: Tensor) -> Tensor:
     below = counts.cumsum(2) - counts
     table = ((step // 2 + below) // step.clamp(min=1)).clamp(max=255)
     equal = table.gather(2, flat).to(torch.uint8).view(x.shape)
-    return torch.where((step > 0)[:, :, :, None], equal, x)
+    return picked((step > 0)[:, :, :, None], equal, x)
 
 
 def identity(x: Tensor, value: Tensor) -> Tensor:
