@@ -18,18 +18,18 @@ ROOT = Path(__file__).parents[1]
 
 # what a user calls, by purpose; `steppe` itself comes first
 API = {
-    "Adapters": "optimizer hugging_face lightning accelerate timm",
-    "Runs and comparisons": "config engine compare.grid tracking",
-    "Records and statistics": "records stats",
-    "Data": "data data.images data.loader",
-    "Networks": "models models.split export",
-    "Search": "tune.search tune.space",
-    "Diagnosis": "surface sharpness hessian directions landscape corruptions calibration filters pac_bayes "
-    "complexity",
-    "For method files": "vec perturb losses schedule",
+    "Integrations": "torch_optimizer transformers lightning accelerate timm",
+    "Runs and comparisons": "config.run training.run experiments.comparison tracking",
+    "Records and statistics": "records.comparison report.statistics",
+    "Data": "data data.dataset data.loader",
+    "Networks": "models.registry models.multi.shared_trunk training.export",
+    "Search": "experiments.tuning.search experiments.tuning.space",
+    "Diagnostics": "loss_surface sharpness hessian landscape_directions landscape corruptions calibration "
+    "filter_norms pac_bayes noise_tolerance",
+    "For method files": "core.numerics.vector core.numerics.perturbations core.numerics.losses core.schedules",
     "Conformance": "testing",
 }
-PREFIX = {"Adapters": "steppe.adapters.", "Diagnosis": "steppe.diagnose."}
+PREFIX = {"Integrations": "steppe.integrations.", "Diagnostics": "steppe.diagnostics."}
 
 
 def examples() -> dict[str, str]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import steppe
 from steppe import methods
-from steppe.method import overrides
+from steppe.core.method import overrides
 
 SIZE, STEPS, START = 320, 4, (-1.6, 1.7)
 LOW, HIGH = (-2.2, -1.3), (1.7, 2.6)  # the part of the plane that is shown

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 import yaml
 
-from steppe import methods, models, recipes
-from steppe.models.split import work
-from steppe.recipes import Recipe
-from steppe.stats import Difference, mean_std, paired_difference
+from steppe import methods, models
+from steppe.config import recipes
+from steppe.config.recipes import Recipe
+from steppe.models.multi.shared_trunk import work
+from steppe.report.statistics import Difference, mean_std, paired_difference
 
 FOLDER = Path(__file__).parent / "records"
 PAGE = Path(__file__).parent / "ledger.md"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import make_figures
 
-from steppe import methods, schedule
+from steppe import methods
+from steppe.core import schedules
 from steppe.methods import Row
 
 FOLDER, RESULTS = Path(__file__).parent / "methods", Path(__file__).parent / "results"
@@ -53,8 +54,8 @@ def settings(name: str) -> str:
     rows = []
     for f in dataclasses.fields(method):
         value = getattr(method, f.name)
-        if isinstance(value, float | int | str | bool) or value is None or isinstance(value, schedule.Schedule):
-            shown = schedule.text(value) if isinstance(value, schedule.Schedule) else f"{value}"
+        if isinstance(value, float | int | str | bool) or value is None or isinstance(value, schedules.Schedule):
+            shown = schedules.text(value) if isinstance(value, schedules.Schedule) else f"{value}"
             rows.append(f"| `{f.name}` | `{shown}` |")
     return "\n".join(["| setting | default |", "|---|---|", *rows]) if rows else "It has no settings."
 

@@ -5,7 +5,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import steppe
-from steppe.adapters.accelerate import bind
+from steppe.integrations.accelerate import bind
 
 digits = load_digits()
 x, y = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import steppe
-from steppe.adapters.hugging_face import SteppeTrainer
+from steppe.integrations.transformers import SteppeTrainer
 
 transformers.set_seed(0)
 size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

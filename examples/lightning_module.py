@@ -5,7 +5,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import steppe
-from steppe.adapters.lightning import SteppeCallback
+from steppe.integrations.lightning import SteppeCallback
 
 
 class Classifier(lightning.LightningModule):

@@ -3,7 +3,7 @@
 import torch
 from sklearn.datasets import load_digits
 
-from steppe.adapters.optimizer import SAM  # from sam import SAM
+from steppe.integrations.torch_optimizer import SAM  # from sam import SAM
 
 digits = load_digits()
 x, y = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 import steppe
-from steppe.perturb import ascent
+from steppe.core.numerics.perturbations import ascent
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from timm.scheduler import CosineLRScheduler
 from timm.task import ClassificationTask
 
 import steppe
-from steppe.adapters.timm import SteppeScaler
+from steppe.integrations.timm import SteppeScaler
 
 digits = load_digits()
 x, y = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16, torch.tensor(digits.target)

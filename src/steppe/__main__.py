@@ -1,5 +1,5 @@
 """``python -m steppe`` is the ``steppe`` command."""
 
-from steppe.cli import main
+from steppe.cli.main import main
 
 raise SystemExit(main())

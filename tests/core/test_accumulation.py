@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import BARE, sgd, small_batch, small_net
+from support.small import BARE, sgd, small_batch, small_net
 from torch import Tensor, nn
 
 import steppe

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import steppe
-from steppe.adapters.optimizer import MethodOptimizer
-from steppe.buffers import Buffers
+from steppe.core.buffers import Buffers
+from steppe.integrations.torch_optimizer import MethodOptimizer
 
 
 class Assigning(nn.Module):

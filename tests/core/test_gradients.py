@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steppe import vec
-from steppe.batch import Batch
-from steppe.method import Method
+from steppe.core.batch import Batch
+from steppe.core.method import Method
+from steppe.core.numerics import vector
+from steppe.core.runtime import Out, Runtime
 from steppe.methods import make
-from steppe.runtime import Out, Runtime
-from steppe.testing import nets
+from steppe.testing import fixtures
 
 
-def finite(a: vec.Vec, *beside: Tensor) -> Tensor:
-    return vec.sound(vec.witness(a, *beside))
+def finite(a: vector.Vec, *beside: Tensor) -> Tensor:
+    return vector.sound(vector.witness(a, *beside))
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ def after(
     method: Method, *, stale: bool, clip: float | None = None, steps: int = 2
 ) -> tuple[list[Tensor], nn.Module]:
     torch.manual_seed(0)
-    net = nets.small()
+    net = fixtures.small()
     step = method.bind(net, torch.optim.SGD(net.parameters(), 0.1, momentum=0.9), clip=clip)
     for k in range(steps):
         for p in net.parameters():
             p.grad = torch.ones_like(p) if stale else None
-        step(nets.batch(k))
+        step(fixtures.batch(k))
     return [p.detach().clone() for p in net.parameters()], net
 
 
@@ -70,7 +70,7 @@ def test_the_update_is_made_with_what_it_is_given_and_not_with_what_was_left() -
     there, _ = after(make("plain"), stale=False, steps=1)
     back, _ = after(Swaps(), stale=False, steps=1)
     torch.manual_seed(0)
-    start = [p.detach() for p in nets.small().parameters()]
+    start = [p.detach() for p in fixtures.small().parameters()]
     assert max((a - s).abs().max().item() for a, s in zip(there, start, strict=True)) > 1e-3
     for a, b, s in zip(there, back, start, strict=True):
         assert torch.allclose(a - s, s - b, rtol=0, atol=1e-6)
@@ -78,12 +78,12 @@ def test_the_update_is_made_with_what_it_is_given_and_not_with_what_was_left() -
 
 def test_a_measured_vector_that_lost_a_tensor_is_measured_anew() -> None:
     tensors = [torch.full((3,), 2.0), torch.full((2, 2), 1.0), torch.full((5,), 3.0)]
-    a = vec.Measured(tensors, vec.Kind.of(tensors))
-    assert bool(finite(a)) and vec.norm(a).item() == pytest.approx((12 + 4 + 45) ** 0.5)
+    a = vector.Measured(tensors, vector.Kind.of(tensors))
+    assert bool(finite(a)) and vector.norm(a).item() == pytest.approx((12 + 4 + 45) ** 0.5)
     a[1] = None
-    assert bool(finite(a)) and vec.norm(a).item() == pytest.approx((12 + 45) ** 0.5)
+    assert bool(finite(a)) and vector.norm(a).item() == pytest.approx((12 + 45) ** 0.5)
     tensors[0][1] = float("nan")
-    assert not vec.norm(a).isfinite() and not bool(finite(a))
+    assert not vector.norm(a).isfinite() and not bool(finite(a))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -93,7 +93,7 @@ def test_one_bad_element_anywhere_is_seen(bad: float, where: int) -> None:
     assert bool(finite([*tensors], torch.tensor(1.0)))
     assert not bool(finite([*tensors], torch.tensor(bad)))
     tensors[where].view(-1)[-1] = bad
-    for a in ([*tensors], vec.Measured(tensors, vec.Kind.of(tensors))):
+    for a in ([*tensors], vector.Measured(tensors, vector.Kind.of(tensors))):
         assert not bool(finite(a))
         assert not bool(finite(a, torch.tensor(-bad)))
 
@@ -105,7 +105,7 @@ def test_to_be_along_a_direction_is_to_be_at_its_multiple(dtype: torch.dtype) ->
     way = [torch.randn(t.shape, generator=g).to(dtype) for t in start]
     times = torch.tensor(0.37, dtype=torch.float32 if dtype == torch.bfloat16 else dtype)
     moved = [t.clone() for t in start]
-    vec.move(moved, way, times)
+    vector.move(moved, way, times)
     for m, s, w in zip(moved, start, way, strict=True):
         exact = s.double() + w.double() * times.double()
         assert (m.double() - exact).abs().max() <= 2 * torch.finfo(dtype).eps * exact.abs().max()

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import BARE, adam, sgd, small_batch, small_net
+from support.small import BARE, adam, sgd, small_batch, small_net
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small import BARE, sgd, small_batch, small_net
+from support.small import BARE, sgd, small_batch, small_net
 from torch import nn
 
 import steppe
-from steppe import schedule
-from steppe.schedule import Cosine, Each, Linear, Now, WithLR
+from steppe.core import schedules
+from steppe.core.schedules import Cosine, Each, Linear, Now, WithLR
 
 
 @given(st.floats(-10, 10), st.floats(-10, 10), st.integers(1, 1000), st.integers(0, 2000))
@@ -146,7 +146,7 @@ def test_a_share_may_be_told_by_a_function():
     "text", ["linear(0,0.1)", "linear(0,0.1,0.5)", "cosine(0.1,0,100)", "with-lr(0.1,0.05,0,0)"]
 )
 def test_text_of_a_schedule_reads_back(text):
-    assert schedule.text(schedule.parse(text)) == text
+    assert schedules.text(schedules.parse(text)) == text
 
 
 def grouped(net: nn.Sequential, rho: object) -> torch.optim.Optimizer:

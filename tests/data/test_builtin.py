@@ -8,7 +8,7 @@ import torch
 
 from steppe import InputError, data
 from steppe.config import Data
-from steppe.data import builtin
+from steppe.data.sources import builtin
 
 
 def test_digits_are_the_real_ones_upscaled() -> None:

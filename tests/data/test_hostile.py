@@ -7,8 +7,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from data.photos import classes_of_photos, load, tar_of
 from PIL import EpsImagePlugin
+from support.photos import classes_of_photos, load, tar_of
 
 from steppe import InputError
 

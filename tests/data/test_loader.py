@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from steppe import InputError
-from steppe.batch import Batch
-from steppe.data.augment import Sample, crop, cutmix, cutout, flip, mixup
-from steppe.data.images import Images
+from steppe.core.batch import Batch
+from steppe.data.dataset import Images
 from steppe.data.loader import Loader, Normalizer, evaluation_batches
-from steppe.data.steps import STEPS
+from steppe.data.transforms.basic import Sample, crop, cutmix, cutout, flip, mixup
+from steppe.data.transforms.registry import STEPS
 
 
 def images(count: int = 23, size: int = 8, channels: int = 3) -> Images:

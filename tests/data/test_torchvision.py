@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from foreign import importable
 from PIL import Image
 from scipy.stats import ks_2samp
+from support.foreign import importable
 
-from steppe.data.augment import Sample
-from steppe.data.steps import STEPS
+from steppe.data.transforms.basic import Sample
+from steppe.data.transforms.registry import STEPS
 
 SIZE, COUNT = 24, 500
 

@@ -27,7 +27,7 @@ from faults.fuzz import limited
 from faults.guard import Guard
 from faults.outcome import Case, Where
 from faults.runs import NOISY, TINY, different, ended, quietly, trained
-from steppe import checkpoint, saving
+from steppe.training.checkpoint import file, store
 
 TITLE = "attacks: pickles, archives, headers, JSON"
 FULL, SHORT, FEW = 1000, 1, 1
@@ -99,7 +99,7 @@ class Trial:
         for place in places:
             (run / place).write_bytes(content)
         done = self.given([*NOISY, "--out", str(out)], out)
-        if done.code or done.outside or saving.BEFORE in places:
+        if done.code or done.outside or store.BEFORE in places:
             return judged(name, done, says=(str(run / places[0]),))
         if not went_back(done.err, run / places[0]):
             return Case(name, "lost", f"taken, and said {done.err[:200]!r}")
@@ -110,7 +110,7 @@ class Trial:
 def crafted(tensors: dict[str, torch.Tensor], data: Any) -> bytes:
     """Return a checkpoint whose checksum is right: an attacker can count too."""
     text = data if isinstance(data, str) else json.dumps(data)
-    checksum = checkpoint._checksum(tensors, text)
+    checksum = file._checksum(tensors, text)
     return save(tensors, {"data": text, "sha256": str(checksum)})
 
 
@@ -152,7 +152,7 @@ def _headers() -> dict[str, bytes]:
 def _checkpoints(trial: Trial, count: int) -> Iterator[Case]:
     """A checkpoint with code, with a hostile header, and ones whose checksum is right and whose content is not."""
     path = trial.half / "checkpoint.safetensors"
-    saved = checkpoint.read(path)
+    saved = file.read(path)
     tensors, data = dict(saved.tensors), saved.data
     zipped = io.BytesIO()
     torch.save({"net": Attack(trial.mark)}, zipped)
@@ -186,20 +186,20 @@ def _checkpoints(trial: Trial, count: int) -> Iterator[Case]:
         "right checksum, passes are text": crafted(tensors, {**data, "passes": "x"}),
     }
     for label, content in files.items():
-        yield trial.resumed(f"checkpoint: {label}", content, saving.CHECKPOINT)
+        yield trial.resumed(f"checkpoint: {label}", content, store.CHECKPOINT)
         if count > 100:
             name = f"checkpoint, and the one before: {label}"
-            yield trial.resumed(name, content, saving.CHECKPOINT, saving.BEFORE)
+            yield trial.resumed(name, content, store.CHECKPOINT, store.BEFORE)
     yield from _weights(trial, {k: v for k, v in files.items() if "checksum" not in k})
     r = random.Random(count)
     sound = path.read_bytes()
     size = 8 + int.from_bytes(sound[:8], "little")
     for _ in range(count if count > 100 else 0):
-        yield _rewritten(trial, json.loads(sound[8:size]), sound[size:], checkpoint.read(path), r)
+        yield _rewritten(trial, json.loads(sound[8:size]), sound[size:], file.read(path), r)
 
 
 def _rewritten(
-    trial: Trial, header: dict[str, Any], body: bytes, sound: checkpoint.Checkpoint, r: random.Random
+    trial: Trial, header: dict[str, Any], body: bytes, sound: file.Checkpoint, r: random.Random
 ) -> Case:
     """Give some tensors of a checkpoint other types, shapes and places, at random."""
     names = [k for k in header if k != "__metadata__"]
@@ -218,8 +218,8 @@ def _rewritten(
     path.write_bytes(framed(json.dumps(header).encode(), body))
     label = "checkpoint: places in the header at random"
     try:
-        taken = checkpoint.read(path)
-    except checkpoint.InputError as error:
+        taken = file.read(path)
+    except file.InputError as error:
         fine = str(path) in str(error) and "\n" not in str(error)
         return Case(label, "held" if fine else "lost", str(error)[:200])
     except Exception as error:

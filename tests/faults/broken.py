@@ -13,11 +13,11 @@ from faults.command import PLANT
 
 def fresh_noise() -> None:
     """Resume with the random streams of a run's beginning."""
-    from steppe import saving
-    from steppe.saving import Store
+    from steppe.training.checkpoint import store
+    from steppe.training.checkpoint.store import Store
 
     Store._own_streams = lambda self, saved: {
-        name: saving.torch.Generator().manual_seed(0).get_state() for name in self._numbers()
+        name: store.torch.Generator().manual_seed(0).get_state() for name in self._numbers()
     }
 
 
@@ -34,20 +34,21 @@ def raw_errors() -> None:
 
 def torn_writes() -> None:
     """Write files in place."""
-    from steppe import checkpoint, records
+    from steppe import records
+    from steppe.training.checkpoint import file
 
     def write_text(path: Path, content: str | bytes) -> None:
         with records._writing(path):
             Path(path).write_bytes(content.encode() if isinstance(content, str) else content)
 
-    records.write_text = checkpoint.write_text = write_text
+    records.write_text = file.write_text = write_text
 
 
 def no_checksum() -> None:
     """Take a checkpoint's tensors without looking at its checksum."""
-    from steppe import checkpoint
+    from steppe.training.checkpoint import file
 
-    checkpoint._checksum = _Anything
+    file._checksum = _Anything
 
 
 class _Anything(str):
@@ -68,7 +69,7 @@ class _Anything(str):
 
 def forgetful() -> None:
     """Keep no checkpoint but the newest."""
-    from steppe.saving import Store
+    from steppe.training.checkpoint.store import Store
 
     Store._keep_before = lambda self, path: None
 
@@ -82,13 +83,13 @@ def unchecked() -> None:
 
 def unlocked() -> None:
     """Let any number of commands work in one folder."""
-    from steppe.compare import grid, job, work
+    from steppe.experiments import comparison, run_lock, worker
 
     @contextmanager
     def free(*_: object) -> Iterator[None]:
         yield
 
-    job.claimed = work.claimed = grid._alone = free
+    run_lock.claimed = worker.claimed = comparison._alone = free
 
 
 def wall_clock() -> None:
@@ -96,48 +97,48 @@ def wall_clock() -> None:
     import time
     from types import SimpleNamespace
 
-    from steppe import trainer
+    from steppe.training import trainer
 
     trainer.time = SimpleNamespace(perf_counter=lambda: time.time())
 
 
 def open_images() -> None:
     """Let decoders' errors through."""
-    from steppe.data import decode
+    from steppe.data.sources import image_files
 
     def one(name: str, content: bytes, size: int | None) -> Any:
-        with decode.Image.open(decode.io.BytesIO(content)) as image:
-            return decode.Decoded(name, decode._pixels(image, size))
+        with image_files.Image.open(image_files.io.BytesIO(content)) as image:
+            return image_files.Decoded(name, image_files._pixels(image, size))
 
-    decode._decode_one = one
+    image_files._decode_one = one
 
 
 def unpacked() -> None:
     """Unpack archives beside themselves, as they ask for."""
-    from steppe.data import decode
+    from steppe.data.sources import image_files
 
-    inner = decode.Files._archive
+    inner = image_files.Files._archive
 
     def archive(self: Any) -> Any:
-        with decode.tarfile.open(self.path) as held:
+        with image_files.tarfile.open(self.path) as held:
             held.extractall(self.path.parent / "unpacked", filter="fully_trusted")
         return inner(self)
 
-    decode.Files._archive = archive
+    image_files.Files._archive = archive
 
 
 def trusting() -> None:
     """Load pickles as they are, whoever made them."""
     import pickle
 
-    from steppe.data import cifar
+    from steppe.data.sources import cifar
 
     cifar._Plain.find_class = pickle.Unpickler.find_class
 
 
 def unguarded() -> None:
     """Apply gradients whatever they are."""
-    from steppe import runtime
+    from steppe.core import runtime
 
     runtime.Runtime._judge = lambda self, bad: None
 
@@ -176,6 +177,6 @@ if os.environ.get(PLANT) and __name__ in ("__main__", "__mp_main__"):
     plant(os.environ[PLANT])
 
 if __name__ == "__main__":
-    from steppe.cli import main
+    from steppe.cli.main import main
 
     raise SystemExit(main())

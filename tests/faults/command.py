@@ -30,7 +30,7 @@ class Ended:
 
 def here(guard: Guard, arguments: Sequence[str], *allowed: Path) -> Ended:
     """Run a command in this process, which may write below the ``allowed`` places only."""
-    from steppe.cli import main
+    from steppe.cli.main import main
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), guard.watching(*allowed) as seen:

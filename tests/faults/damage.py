@@ -16,7 +16,8 @@ from faults.command import Ended, here, judged, went_back
 from faults.guard import Guard
 from faults.outcome import Case, Where
 from faults.runs import NOISY, content, different, ended, trained
-from steppe import InputError, saving, shards
+from steppe import InputError
+from steppe.training.checkpoint import sharded, store
 
 TITLE = "damage: a byte flipped, a file cut, blocks lost"
 FULL, SHORT, FEW = 2000, 100, 60
@@ -64,7 +65,7 @@ def cases(count: int, where: Where) -> Iterator[Case]:
     """Damage a checkpoint ``count`` times, then each other file of the run."""
     r = random.Random(count)
     half = Half.made(where)
-    paths = half.folder / saving.CHECKPOINT, half.folder / saving.BEFORE
+    paths = half.folder / store.CHECKPOINT, half.folder / store.BEFORE
     sound = {path: path.read_bytes() for path in paths if path.exists()}
     for number in range(count):
         way = WAYS[number % len(WAYS)]
@@ -73,7 +74,7 @@ def cases(count: int, where: Where) -> Iterator[Case]:
             path.unlink(missing_ok=True)
             path.write_bytes(way(what, r) if path == paths[0] else what)
         if number % WHOLE == 0:
-            yield half.resumed(f"checkpoint, {way.__name__}, resumed", saving.CHECKPOINT)
+            yield half.resumed(f"checkpoint, {way.__name__}, resumed", store.CHECKPOINT)
         yield half.noticed(f"checkpoint, {way.__name__}")
     for path, what in sound.items():
         path.unlink(missing_ok=True)
@@ -103,17 +104,17 @@ class Half:
         whole = trained(where.scratch / "whole")
         folder = trained(where.scratch / "half", stop_after=2)
         newest, before = (
-            content(shards.read(folder / name)) if (folder / name).exists() else {}
-            for name in (saving.CHECKPOINT, saving.BEFORE)
+            content(sharded.read(folder / name)) if (folder / name).exists() else {}
+            for name in (store.CHECKPOINT, store.BEFORE)
         )
         result = (whole / "result.json").read_bytes()
         return cls(folder, newest, before, result, ended(whole), Guard(), where.scratch / "again")
 
     def noticed(self, name: str) -> Case:
         """Look at the damaged checkpoint: it is named, and what it was before is in its place."""
-        path = self.folder / saving.CHECKPOINT
+        path = self.folder / store.CHECKPOINT
         try:
-            shards.read(path)
+            sharded.read(path)
         except InputError as error:
             if str(path) not in str(error) or "delete it" not in str(error) or "\n" in str(error):
                 return Case(name, "lost", f"said {str(error)[:200]}")
@@ -121,8 +122,8 @@ class Half:
             return Case(name, "traceback", f"{type(error).__name__}: {error}")
         try:
             with contextlib.redirect_stderr(io.StringIO()) as said:
-                saving.verify(self.folder)
-            found = content(shards.read(path))
+                store.verify(self.folder)
+            found = content(sharded.read(path))
         except InputError as error:
             return Case(name, "lost", f"the one before it is not used: {str(error)[:200]}")
         # a flip in the padding of the header means the same, and nothing is said
@@ -154,7 +155,7 @@ class Half:
 
     def both(self, name: str, way: Damage, r: random.Random) -> Case:
         """Damage both checkpoints: refused with a name; what the line tells people to do works."""
-        names = (saving.CHECKPOINT, saving.BEFORE)
+        names = (store.CHECKPOINT, store.BEFORE)
         sound = {one: (self.folder / one).read_bytes() for one in names if (self.folder / one).exists()}
         try:
             for one, what in sound.items():
@@ -166,10 +167,10 @@ class Half:
         if done.code == 0:
             wrong = different(ended(to), self.whole)
             return Case(name, "lost", f"taken for sound, {wrong}") if wrong else Case(name, "held")
-        case = judged(name, done, says=(str(to / saving.CHECKPOINT), "delete it"))
+        case = judged(name, done, says=(str(to / store.CHECKPOINT), "delete it"))
         if case.verdict != "held":
             return case
-        (to / saving.CHECKPOINT).unlink()
+        (to / store.CHECKPOINT).unlink()
         done = self.go_on()
         wrong = different(ended(to), self.whole) if done.code == 0 else f"exit code {done.code}: {done.err[-200:]}"
         return Case(name, "lost", f"the remedy does not help: {wrong}") if wrong else case
@@ -219,5 +220,5 @@ OTHERS: dict[str, tuple[Damage, ...]] = {
     "metrics.jsonl": (torn, emptied, foreign, cut),
     "timing.jsonl": (torn, emptied, foreign, cut),
     "best-*.safetensors": (emptied, flipped, cut),
-    saving.BEFORE: (emptied, flipped, cut),
+    store.BEFORE: (emptied, flipped, cut),
 }

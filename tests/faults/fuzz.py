@@ -78,7 +78,7 @@ def flags(verb: str) -> list[str]:
     """Return every setting of a command."""
     from jsonargparse import ArgumentParser
 
-    from steppe.verbs import COMMANDS
+    from steppe.cli.verbs import COMMANDS
 
     parser = ArgumentParser(exit_on_error=False)
     COMMANDS[verb][0](parser)

@@ -13,13 +13,14 @@ from torch import nn
 from faults.broken import says
 from faults.outcome import Case, Where
 from faults.runs import TINY, quietly
-from steppe import checkpoint, methods, models
-from steppe.batch import Batch
-from steppe.testing import nets, probes, together
-from steppe.testing.lab import Lab
-from steppe.testing.naming import subjects_of
-from steppe.testing.outcome import Failed, NotApplicable
+from steppe import methods, models
+from steppe.core.batch import Batch
+from steppe.testing import fixtures, multi_process, probes
+from steppe.testing.context import Lab
+from steppe.testing.resolve import subjects_of
+from steppe.testing.result import Failed, NotApplicable
 from steppe.testing.subjects import OurSession, Setup, Subject
+from steppe.training.checkpoint import file
 
 TITLE = "inf and NaN in images, weights, gradients, in every pass, on one process of two"
 FULL, SHORT, FEW = 40, 8, 4
@@ -53,7 +54,7 @@ def _steps(name: str) -> Iterator[Case]:
 
 
 def _started(subject: Subject) -> OurSession:
-    session = subject.start(lambda: nets.small().append(probes.Trap()), Setup(base=nets.ADAM))
+    session = subject.start(lambda: fixtures.small().append(probes.Trap()), Setup(base=fixtures.ADAM))
     assert isinstance(session, OurSession)
     return session
 
@@ -62,7 +63,7 @@ def _passes(subject: Subject) -> list[int]:
     session = _started(subject)
     trap, counts = probes.trap_in(session.net), [0]
     for k in range(STEPS):
-        session.step(nets.batch(k))
+        session.step(fixtures.batch(k))
         counts.append(trap.calls)
     return [b - a for a, b in pairwise(counts)]
 
@@ -72,12 +73,12 @@ def _sprung(subject: Subject, kind: str, step: int, at: int) -> Case:
     session = _started(subject)
     trap = probes.trap_in(session.net)
     trap.kind, trap.at = kind, at
-    return _judged(name, session, step, lambda k: nets.batch(k))
+    return _judged(name, session, step, lambda k: fixtures.batch(k))
 
 
 def _poisoned(subject: Subject, kind: str) -> Case:
     def batch(k: int) -> Batch:
-        held = nets.batch(k)
+        held = fixtures.batch(k)
         if k == 1:
             held.x[3, 0, 2, 2] = float(kind)
         return held
@@ -102,7 +103,7 @@ def _gradient(subject: Subject, kind: str) -> Case:
 
     def batch(k: int) -> Batch:
         state["on"] = k == 1
-        return nets.batch(k)
+        return fixtures.batch(k)
 
     return _judged(f"{subject.name}: {kind} in a gradient", session, 1, batch)
 
@@ -110,13 +111,13 @@ def _gradient(subject: Subject, kind: str) -> Case:
 def _judged(name: str, session: OurSession, bad: int, batch: object) -> Case:
     """Step on: the one bad step is said to be skipped and leaves the weights, and all others move finite ones."""
     for k in range(STEPS):
-        before = nets.weights(session.net)
+        before = fixtures.weights(session.net)
         torch.manual_seed(k)
         skipped = session.step(batch(k))  # type: ignore[operator]
-        after = nets.weights(session.net)
+        after = fixtures.weights(session.net)
         if not all(bool(v.isfinite().all()) for v in after.values()):
             return Case(name, "lost", f"the weights are not finite after step {k + 1}")
-        moved = nets.difference(before, after)
+        moved = fixtures.difference(before, after)
         if k == bad and (not skipped or moved):
             return Case(name, "lost", f"not skipped: {moved or 'silent'}")
         if k != bad and skipped:
@@ -161,7 +162,7 @@ def _diverged(where: Where) -> Iterator[Case]:
         code = quietly(*words)
         yield _failed(f"train: {' '.join(options)}", code, out)
         for path in out.glob("runs/*/*.safetensors"):
-            tensors = checkpoint.read(path).tensors.values()
+            tensors = file.read(path).tensors.values()
             sound = all(bool(t.isfinite().all()) for t in tensors)
             yield Case(f"{path.name} of a run that diverged", "held" if sound else "lost")
 
@@ -178,7 +179,7 @@ def _failed(name: str, code: int, out: Path) -> Case:
 def _of_two(name: str, lab: Lab) -> Case:
     (subject,) = subjects_of([name])
     try:
-        together.non_finite(subject, lab)
+        multi_process.non_finite(subject, lab)
     except NotApplicable:
         pass
     except Failed as failed:

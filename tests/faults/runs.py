@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from steppe import records, shards
-from steppe.cli import main
-from steppe.trainer import Trainer
+from steppe import records
+from steppe.cli.main import main
+from steppe.training.checkpoint import sharded
+from steppe.training.trainer import Trainer
 
 TINY = (
     "--data.train", "60", "--data.test", "20", "--data.val", "20", "--data.size", "18", "--batch", "20",
@@ -57,8 +58,8 @@ def ended(folder: Path) -> dict[str, Any]:
     result = json.loads((folder / "result.json").read_text())
     found["result"] = {k: v for k, v in result.items() if k not in VARYING}
     found["lines"] = len(records.read_lines(folder / "timing.jsonl"))
-    last = shards.read(folder / "checkpoint.safetensors")
-    best = shards.read(folder / f"best-{result['val']['best']['epoch']}.safetensors")
+    last = sharded.read(folder / "checkpoint.safetensors")
+    best = sharded.read(folder / f"best-{result['val']['best']['epoch']}.safetensors")
     for name, saved in (("last", last), ("best", best)):
         found[name] = content(saved)
     return found

@@ -56,7 +56,7 @@ def starve() -> None:
 if __name__ == "__main__":
     from faults import broken
     from faults.command import PLANT
-    from steppe.cli import main
+    from steppe.cli.main import main
 
     starve()
     if os.environ.get(PLANT):

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from small import BARE, adam, sgd, small_batch, small_net
+from support.small import BARE, adam, sgd, small_batch, small_net
 from torch import Tensor, nn
 
 import steppe
-from steppe.runtime import Out, Runtime
+from steppe.core.runtime import Out, Runtime
 
 
 @pytest.mark.parametrize("name", BARE)

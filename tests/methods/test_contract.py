@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from small import BARE, adam, sgd, small_batch, small_net
+from support.small import BARE, adam, sgd, small_batch, small_net
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 

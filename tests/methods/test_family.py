@@ -6,12 +6,13 @@ import copy
 
 import pytest
 import torch
-from many import farthest, halved, together
-from small import indexed, sgd, small_batch, small_net, trained
+from support.many import farthest, halved, together
+from support.small import indexed, sgd, small_batch, small_net, trained
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import steppe
+from steppe.core.numerics.perturbations import filter_noise
 
 CROSS: list[tuple[steppe.Method, steppe.Method]] = [
     (steppe.MixedSAM(alpha=0.0), steppe.SAM()),
@@ -240,7 +241,7 @@ def test_filter_noise_has_the_norm_of_its_filter():
     net = nn.Sequential(*layers)
     params = list(net.parameters())
     owners = [m for m in layers for _ in m.parameters()]
-    noise = steppe.perturb.filter_noise(params, owners, 0.5, torch.Generator().manual_seed(1)).vector()
+    noise = filter_noise(params, owners, 0.5, torch.Generator().manual_seed(1)).vector()
     for n, p, owner in zip(noise, params, owners, strict=True):
         units, weights = (
             t.movedim(1, 0) if isinstance(owner, nn.ConvTranspose2d) and p.ndim > 1 else t for t in (n, p)

@@ -6,13 +6,14 @@ import copy
 
 import pytest
 import torch
-from many import saf_store, together
-from small import indexed, sgd, small_batch, small_net, trained
+from support.many import saf_store, together
+from support.small import indexed, sgd, small_batch, small_net, trained
 from torch import Tensor, nn
 
 import steppe
-from steppe.memory import Memory
-from steppe.past_outputs import PastOutputs, size_in_bytes
+from steppe.core.numerics.losses import kl_each
+from steppe.core.state.logit_bank import PastOutputs, size_in_bytes
+from steppe.core.state.param_state import Memory
 
 
 def test_ema_is_the_mean_that_the_formula_says():
@@ -136,7 +137,7 @@ def test_the_divergence_from_some_classes_is_that_of_the_lumped_distributions():
     top = p.topk(3).indices
     p, q = (torch.cat([r.gather(1, top), 1 - r.gather(1, top).sum(1, keepdim=True)], 1) for r in (p, q))
     assert torch.allclose(found.double(), (p * (p / q).log()).sum(1), atol=1e-3)
-    whole = steppe.losses.kl_each(before, now.detach(), 2.0)
+    whole = kl_each(before, now.detach(), 2.0)
     assert (found.detach() <= whole + 1e-3).all()
     # within the lump the gradient only scales: its ratios are those of the present probabilities
     gradient = torch.autograd.grad(found.sum(), now)[0]

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from steppe import InputError, engine, models, recipes
-from steppe.config import Data, Optim, Run
-from steppe.data.images import DataSet
-from steppe.making import new_model
+from steppe import InputError, models
+from steppe.config import Data, Optim, Run, recipes
+from steppe.data.dataset import DataSet
 from steppe.methods import METHODS
 from steppe.models.cifar10_fast import Whitening
+from steppe.training import run as engine
+from steppe.training.factories import new_model
 
 TINY = Data(train=40, val=10, test=10, size=12, augment=("flip", "crop"), normalize="standard")
 RUN = Run(

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import steppe
-from steppe.cutting import around, default_split
 from steppe.errors import InputError
 from steppe.models import build
+from steppe.models.multi.split_point import around, default_split
 
 # parameters with 10 and with 100 classes, as the reference counted them on the released code
 SIZES = {

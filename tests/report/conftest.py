@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from recorded import Folder, grid
+from support.recorded import Folder, grid
 
 
 @pytest.fixture

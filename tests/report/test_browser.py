@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browsing import Visit, chromium
-from recorded import METHODS, Folder, grid
+from support.browsing import Visit, chromium
+from support.recorded import METHODS, Folder, grid
 
-from steppe.report.page import write
+from steppe.report.comparison.page import write
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steppe.records import load
-from steppe.report.budget import budgets, read_off
-from steppe.report.budget import csv as budget_csv
-from steppe.report.cost import Point, front, layout, stairs
-from steppe.report.reading import on_front
-from steppe.report.rows import Spread
+from steppe.report.comparison.conclusions import on_front
+from steppe.report.comparison.equal_budget import budgets, read_off
+from steppe.report.comparison.equal_budget import csv as budget_csv
+from steppe.report.comparison.pareto import Point, front, layout, stairs
+from steppe.report.comparison.summary import Spread
 
 GROUP = ("digits", "simple-cnn")
 numbers = st.floats(-100, 100)

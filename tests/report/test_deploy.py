@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from steppe.records import load
-from steppe.report import deploy, differences, page, tables, text
+from steppe.report import format
+from steppe.report.comparison import config_diff, deployables, page, tables
 
 NAMES = ("network 1", "network 2", "ensemble")
 
@@ -43,7 +44,7 @@ def cohort(folder: Any) -> Any:
 
 
 def test_each_output_has_its_mean_and_deviation(cohort: Any) -> None:
-    found = {p.name: p for p in deploy.parts(load(cohort.path))}
+    found = {p.name: p for p in deployables.parts(load(cohort.path))}
     assert list(found) == ["deployed", *NAMES, "diversity"]
     assert {p.method for p in found.values()} == {"dml"}
     for i, name in enumerate(NAMES):
@@ -56,20 +57,20 @@ def test_each_output_has_its_mean_and_deviation(cohort: Any) -> None:
 
 
 def test_the_tables_of_outputs_show_them(cohort: Any) -> None:
-    parts = deploy.parts(load(cohort.path))
-    lines = [line.split() for line in shown(deploy.terminal(parts)).splitlines()]
+    parts = deployables.parts(load(cohort.path))
+    lines = [line.split() for line in shown(deployables.terminal(parts)).splitlines()]
     assert ["dml", "deployed", "91.0", "±", "1.0", "91.2", "±", "1.0"] in lines
     assert ["ensemble", "92.0", "±", "1.0", "92.1", "±", "1.0"] in lines
-    assert "| dml | ensemble | 92.0 ± 1.0 | 92.1 ± 1.0 |" in deploy.markdown(parts)
-    read = list(csv.DictReader(io.StringIO(deploy.csv(parts))))
+    assert "| dml | ensemble | 92.0 ± 1.0 | 92.1 ± 1.0 |" in deployables.markdown(parts)
+    read = list(csv.DictReader(io.StringIO(deployables.csv(parts))))
     assert float(read[3]["test_best_val_mean"]) == pytest.approx(92.1)
     assert read[3]["n"] == "3"
 
 
 def test_one_network_has_no_such_table(full: Any) -> None:
-    parts = deploy.parts(load(full.path))
-    assert (parts, deploy.terminal(parts), deploy.markdown(parts)) == ([], [], "")
-    assert deploy.TITLE not in html(full)
+    parts = deployables.parts(load(full.path))
+    assert (parts, deployables.terminal(parts), deployables.markdown(parts)) == ([], [], "")
+    assert deployables.TITLE not in html(full)
 
 
 def largest(home: Any) -> float:
@@ -101,7 +102,7 @@ def test_best_of_all_is_named_and_explained_everywhere(cohort: Any) -> None:
         flowing = " ".join(form.replace("\n%", "\n").split())
         assert "best of all," in flowing.lower()
         assert "nothing is chosen by it here" in flowing
-        assert text.spread(rows[1].best_of_all, 1).split(" ")[0] in flowing
+        assert format.spread(rows[1].best_of_all, 1).split(" ")[0] in flowing
     assert "test_best_of_all_mean,test_best_of_all_std" in tables.csv(rows)
     shown_there = html(cohort)
     assert "Best of all,\ntest %" in shown_there
@@ -141,7 +142,7 @@ def test_settings_in_which_rows_of_one_kind_differ_are_marked(folder: Any) -> No
     for label, resolved in settings.items():
         folder.method(label, resolved=resolved)
     folder.write()
-    found = differences.of_methods(load(folder.path))
+    found = config_diff.of_methods(load(folder.path))
     assert {label: "".join(piece for piece, _ in pieces) for label, pieces in found.items()} == settings
     marked = {label: [piece for piece, strong in pieces if strong] for label, pieces in found.items()}
     assert marked == {"plain": [], "sam": ["rho=0.05"], "sam:rho=0.2": ["rho=0.2"], "gsam": [], "odd": []}
@@ -154,7 +155,7 @@ def test_runs_that_were_not_configured_alike_are_named(folder: Any) -> None:
         config = {"method": label, "seed": 0, "batch": 64, "optim": {"lr": rate}, "resolved": label}
         (home / "config.json").write_text(json.dumps(config))
     folder.write()
-    found = differences.of_runs(load(folder.path))
+    found = config_diff.of_runs(load(folder.path))
     assert found == [("optim.lr", [("0.1", ["plain", "sam"]), ("0.3", ["rwp"])])]
     assert "These settings are not equal in all runs" in html(folder)
     assert "they differ in the method alone" not in html(folder)

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import Visit, chromium
-from recorded import METHODS, Folder
+from support.browsing import Visit, chromium
+from support.recorded import METHODS, Folder
 
-from steppe.cli import main
+from steppe.cli.main import main
 from steppe.errors import InputError
 from steppe.records import load
-from steppe.report import live, page, rows
+from steppe.report.comparison import live, page, summary
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_a_request_can_only_read(served: Any) -> None:
 def test_only_the_live_page_may_ask_its_server(under_way: Any, served: Any) -> None:
     policy = re.compile(r'http-equiv="Content-Security-Policy" content="([^"]*)"')
     comparison = load(under_way.path)
-    alone = page.html(comparison, rows.rows(comparison), {})
+    alone = page.html(comparison, summary.rows(comparison), {})
     following, still = policy.search(ask(served, "/")[1]), policy.search(alone)
     assert following
     assert still
@@ -267,7 +267,7 @@ def test_a_large_comparison_opens_fast_and_stays_small(browser: Any, tmp_path: P
                 "plain" if i == 0 else f"method-{i}", seed, 0.9 + 0.001 * (i % 7) + 0.002 * seed, epochs=200
             )
     comparison = load(folder.write())
-    table = rows.rows(comparison)
+    table = summary.rows(comparison)
     text = page.html(comparison, table, page.files(comparison, table))
     assert len(text.encode()) < 3_000_000
     (tmp_path / "report.html").write_text(text)

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recorded import Folder, grid
+from support.recorded import Folder, grid
 
 from steppe.errors import InputError
 from steppe.records import load
-from steppe.report import cost, figures
-from steppe.report.page import Live, embedded, files, write
-from steppe.report.page import html as page_html
-from steppe.report.rows import rows
-from steppe.report.series import series
+from steppe.report.comparison import figures, pareto
+from steppe.report.comparison.curves import series
+from steppe.report.comparison.page import Live, embedded, files, write
+from steppe.report.comparison.page import html as page_html
+from steppe.report.comparison.summary import rows
 from steppe.report.style import styles
 
 HOSTILE = "<script>alert(1)</script>"
@@ -252,7 +252,7 @@ def test_forty_methods_still_differ(folder: Any) -> None:
 
 
 def test_cost_labels_do_not_overlap(full: Any) -> None:
-    placed = cost.layout(load(full.path), GROUP, "gradients", gap=0.05)
+    placed = pareto.layout(load(full.path), GROUP, "gradients", gap=0.05)
     assert placed is not None
     height = placed.y[1] - placed.y[0]
     for column in {p.label_x for p in placed.points}:

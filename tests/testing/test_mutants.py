@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from mutants import MUTANTS, DecidesAlone, Sound
+from support.mutants import MUTANTS, DecidesAlone, Sound
 
 from steppe.testing import CHECKS, Lab, OurMethod, examine
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
-import thirdparties
+from support import thirdparties
 
 import steppe
 from steppe.methods import METHODS
 from steppe.testing import CHECKS, OurMethod, ThirdParty, check_method, examine
-from steppe.testing.naming import subjects_of
+from steppe.testing.resolve import subjects_of
 
 EVERYTHING = set(CHECKS)
 

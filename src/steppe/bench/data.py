@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from steppe import machine
-from steppe.batch import Batch
-from steppe.bench.clock import Spread, alternating, at_least_one, per_step, spread
-from steppe.data.images import Images
+from steppe import hardware
+from steppe.bench.timing import Spread, alternating, at_least_one, per_step, spread
+from steppe.core.batch import Batch
+from steppe.data.dataset import Images
 from steppe.data.loader import Loader, Normalizer
-from steppe.data.steps import STEPS
+from steppe.data.transforms.registry import STEPS
 
 NONE = "none"
 USUAL = (*STEPS, "crop+flip+cutmix")
@@ -59,7 +59,7 @@ def data_cost(
     at_least_one(batch=batch, size=size, steps=steps, repeats=repeats)
     images = random_images(20 * batch, size)
     works = {name: endless(images, name, batch) for name in dict.fromkeys([NONE, *chains])}
-    with machine.threads(1):
+    with hardware.threads(1):
         for work in works.values():
             next(work)
         timed = {name: partial(per_step, partial(next, work), steps) for name, work in works.items()}
@@ -85,7 +85,7 @@ def loader(images: Images, chain: str, batch: int) -> Loader:
         augment=augment,
         normalize=normalize,
         seed=0,
-        device=machine.device(),
+        device=hardware.device(),
     )
 
 

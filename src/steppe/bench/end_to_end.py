@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from steppe import machine, methods, models
+from steppe import hardware, methods, models
 from steppe.bench.apart import apart
-from steppe.bench.clock import Spread, alternating, at_least_one, spread
 from steppe.bench.data import NONE, endless, loader, random_images
-from steppe.data.images import Images
-from steppe.evaluation import on
+from steppe.bench.timing import Spread, alternating, at_least_one, spread
+from steppe.data.dataset import Images
+from steppe.training.evaluation import on
 
 USUAL_CHAINS = ("crop+flip+cutmix", NONE)
 WORKERS = 2
@@ -114,7 +114,7 @@ def _torchvision_loads() -> bool:
 
 def _ours(chain: str | None, model: str, batch: int, size: int, steps: int) -> Callable[[int], float]:
     """Return what trains for an epoch as ``steppe train`` does, without a chain on one batch over and over."""
-    machine.keep_freed_memory()
+    hardware.keep_freed_memory()
     net = _network(model, size, torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), _RATE, momentum=0.9, fused=True)
     step = methods.parse("plain").bind(net, optimizer, steps=10**6, epoch=100)
@@ -131,7 +131,7 @@ def _usual(torchvision: bool, model: str, batch: int, size: int, steps: int) -> 
     """Return what trains for an epoch as PyTorch's tutorials do."""
     net = _network(model, size, torch.contiguous_format)
     optimizer = torch.optim.SGD(net.parameters(), _RATE, momentum=0.9)
-    device = machine.device()
+    device = hardware.device()
     images = random_images(steps * batch, size)
 
     def step(pair: tuple[Tensor, Tensor]) -> None:
@@ -201,5 +201,5 @@ def _mixed(samples: list[tuple[Tensor, int]]) -> Any:
 
 def _network(model: str, size: int, layout: torch.memory_format) -> nn.Module:
     torch.manual_seed(0)
-    net: nn.Module = models.build(model, classes=10, channels=3, size=size).to(machine.device())
+    net: nn.Module = models.build(model, classes=10, channels=3, size=size).to(hardware.device())
     return net.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]

@@ -3,7 +3,7 @@
 The floor of a method is what its counted passes cost in plain training: forward passes at the price of a forward
 pass, backward passes at the rest of a plain step. Plain training is timed right before and after each of them,
 itself included, whose line so tells how far noise reaches. What a step does beside its passes is timed within it,
-and so more exactly (`steppe.bench.passes`). How they are timed: `steppe.bench.clock`; memory:
+and so more exactly (`steppe.bench.passes`). How they are timed: `steppe.bench.timing`; memory:
 `steppe.bench.memory`. An optimizer of another package (``module:Class``) runs in the loop that its users write,
 with the same network, memory layout and base optimizer.
 """
@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from steppe import machine, methods, models
-from steppe.batch import Batch
-from steppe.bench.clock import Spread, at_least_one, beside, per_step, spread
+from steppe import hardware, methods, models
 from steppe.bench.memory import peak_bytes
 from steppe.bench.passes import Timed, above
-from steppe.method import Method
-from steppe.testing.naming import subjects_of
-from steppe.testing.nets import Base
+from steppe.bench.timing import Spread, at_least_one, beside, per_step, spread
+from steppe.core.batch import Batch
+from steppe.core.method import Method
+from steppe.testing.fixtures import Base
+from steppe.testing.resolve import subjects_of
 from steppe.testing.subjects import OurMethod
-from steppe.testing.thirdparty import ThirdParty
+from steppe.testing.third_party import ThirdParty
 
 PLAIN, FORWARD = "plain", "(forward)"
 _RATE, _MOMENTUM = 1e-4, 0.9
@@ -87,7 +87,7 @@ def methods_cost(
     """
     at_least_one(batch=batch, size=size, steps=steps, repeats=repeats)
     names = [PLAIN, *(s for s in dict.fromkeys(specs) if s != PLAIN)]
-    with machine.threads(1):
+    with hardware.threads(1):
         return _measured(names, model, batch, size, steps, repeats, tell)
 
 
@@ -125,7 +125,7 @@ class _Work:
     """The network or networks of a method, a batch of as many views as it looks at, and steps on it."""
 
     def __init__(self, method: Method, model: str, batch: int, size: int):
-        device = machine.device()
+        device = hardware.device()
         torch.manual_seed(0)
         net = method.build(lambda: models.build(model, classes=10, channels=3, size=size)).to(device)
         self.net: nn.Module = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -3,7 +3,7 @@
 Beside a method stands, where there is one, the usual loop in its place: for SAM a norm, a copy, a move and a way
 back per tensor, one tensor after the other, and two walks over all modules that keep the second pass out of the
 running statistics, with the base optimizer of PyTorch's default or a fused one. All are driven by the same
-gradients and timed in turns, see `steppe.bench.clock`; to put gradients where a backward pass would leave them is
+gradients and timed in turns, see `steppe.bench.timing`; to put gradients where a backward pass would leave them is
 not counted. The loops do not look whether gradients are finite, and could not take a step back; ours do and can.
 """
 
@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from steppe import machine, methods, models
-from steppe.batch import Batch
-from steppe.bench.clock import Spread, alternating, at_least_one, now, per_step, spread
-from steppe.course import Out
+from steppe import hardware, methods, models
+from steppe.bench.timing import Spread, alternating, at_least_one, now, per_step, spread
+from steppe.core.batch import Batch
+from steppe.core.numerics.vector import Vec
+from steppe.core.step_state import Out
 from steppe.errors import InputError
-from steppe.vec import Vec
 
 _CLASSES, _ROWS = 10, 8
 _IN_USE = "momentum_in_use"
@@ -78,7 +78,7 @@ def params_cost(
             works[f"{name} loop"] = loop(name, _network(model), fused=False)
             works[f"{name} loop fused"] = loop(name, _network(model), fused=True)
 
-    with machine.threads(1):
+    with hardware.threads(1):
         for work in works.values():
             work.time(2)
         times = alternating({name: partial(work.time, steps) for name, work in works.items()}, repeats, tell)

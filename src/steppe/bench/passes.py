@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module
 
-from steppe.bench.clock import Spread, now, per_step, spread
+from steppe.bench.timing import Spread, now, per_step, spread
 
 
 class Timed:

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from steppe import machine, records
-from steppe.bench.clock import alternating, at_least_one, per_step, spread
+from steppe import hardware, records
 from steppe.bench.data import NONE, endless, random_images
 from steppe.bench.params import ours
+from steppe.bench.timing import alternating, at_least_one, per_step, spread
+from steppe.core.state.logit_bank import PastOutputs
 from steppe.errors import unknown
-from steppe.past_outputs import PastOutputs
 
 AXES = ("parameters", "tensors", "data", "classes", "runs")
 
@@ -67,7 +67,7 @@ def scaling(
     """
     at_least_one(steps=steps, repeats=repeats)
     found = []
-    with machine.threads(1), tempfile.TemporaryDirectory() as folder:
+    with hardware.threads(1), tempfile.TemporaryDirectory() as folder:
         for axis in axes:
             if axis not in AXES:
                 raise unknown("axis", axis, AXES)

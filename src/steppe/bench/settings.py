@@ -19,10 +19,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from steppe import machine, models
+from steppe import hardware, models
 from steppe.bench.apart import apart
-from steppe.bench.clock import Spread, alternating, at_least_one, per_step, spread
 from steppe.bench.data import NONE, endless, random_images
+from steppe.bench.timing import Spread, alternating, at_least_one, per_step, spread
 from steppe.errors import unknown
 
 _RATE = 1e-3
@@ -119,14 +119,14 @@ def _work(setting: Setting, model: str, batch: int, size: int) -> Callable[[int]
     """Return what gives the seconds of one of so many steps, or of 0 all weights."""
     torch.set_num_threads(1)
     if setting.kept:
-        machine.keep_freed_memory()
+        hardware.keep_freed_memory()
     torch.manual_seed(0)
     layout = torch.channels_last if setting.channels_last else torch.contiguous_format
-    built = models.build(model, classes=10, channels=3, size=size).to(machine.device())
+    built = models.build(model, classes=10, channels=3, size=size).to(hardware.device())
     net: nn.Module = built.to(memory_format=layout)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(net.parameters(), _RATE, momentum=0.9, fused=True if setting.fused else None)
     whole = next(endless(random_images(batch, size), NONE, batch))
-    x, y = whole.x.to(machine.device(), memory_format=layout), whole.y.to(machine.device())
+    x, y = whole.x.to(hardware.device(), memory_format=layout), whole.y.to(hardware.device())
 
     def step() -> None:
         torch.manual_seed(1)  # dropout of each step is the same, whatever came before

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steppe.core.state.logit_bank import FORMS, PastOutputs, Said, size_in_bytes, top_of
 from steppe.errors import InputError
-from steppe.past_outputs import FORMS, PastOutputs, Said, size_in_bytes, top_of
 
 
 @dataclass(frozen=True)

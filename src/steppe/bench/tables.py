@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
-from steppe.bench.clock import Spread
 from steppe.bench.data import DataCost
 from steppe.bench.end_to_end import EndToEndCost
 from steppe.bench.params import ParamsCost
 from steppe.bench.scaling import Growth
 from steppe.bench.settings import SettingCost
+from steppe.bench.timing import Spread
 from steppe.bench.training import TrainingCost
-from steppe.listing import aligned
+from steppe.cli.tables import aligned
 
 
 def params(costs: Sequence[ParamsCost], model: str) -> str:

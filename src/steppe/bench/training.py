@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from steppe import machine, methods, models
-from steppe.batch import Batch
-from steppe.bench.clock import Spread, alternating, at_least_one, per_step, spread
+from steppe import hardware, methods, models
 from steppe.bench.data import NONE, endless, random_images
-from steppe.evaluation import on
+from steppe.bench.timing import Spread, alternating, at_least_one, per_step, spread
+from steppe.core.batch import Batch
+from steppe.training.evaluation import on
 
 USUAL_MODELS = ("simple-cnn", "resnet-thin", "resnet32", "cifar10-fast")
 
@@ -67,7 +67,7 @@ class _Training:
 
     def __init__(self, spec: str, model: str, size: int):
         torch.manual_seed(0)
-        net = models.build(model, classes=10, channels=3, size=size).to(machine.device())
+        net = models.build(model, classes=10, channels=3, size=size).to(hardware.device())
         self.net: nn.Module = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(self.net.parameters(), 1e-4, momentum=0.9, fused=True)
         self.bound = methods.parse(spec).bind(self.net, optimizer, steps=10**6, epoch=100)
@@ -87,7 +87,7 @@ def _compared(
     repeats: int,
     tell: Callable[[int], None],
 ) -> list[TrainingCost]:
-    with machine.threads(1):
+    with hardware.threads(1):
         for _, work in works.values():
             work()
         timed = {name: partial(per_step, work, steps) for name, (_, work) in works.items()}

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from steppe.config import Data
-from steppe.data import builtin, cifar, folder, split
-from steppe.data.images import DataSet, Images
+from steppe.data import splits
+from steppe.data.dataset import DataSet, Images
 from steppe.data.loader import Loader, Normalizer, evaluation_batches
+from steppe.data.sources import builtin, cifar, image_folder
 from steppe.errors import InputError, unknown
 
 __all__ = ["DataSet", "Images", "Loader", "Normalizer", "evaluation_batches", "load", "names"]
@@ -37,7 +38,7 @@ def load(dataset: str, options: Data, *, progress: Callable[[int, int], None] | 
     elif name == "folder":
         if not path:
             raise InputError("data set 'folder' needs its path; write folder:PATH")
-        source = folder.load(Path(path).expanduser(), options, progress)
+        source = image_folder.load(Path(path).expanduser(), options, progress)
     else:
         raise unknown("data set", name, ["digits", "cifar10", "cifar100", "folder", "synthetic"])
-    return split.apply(dataset, source, options)
+    return splits.apply(dataset, source, options)

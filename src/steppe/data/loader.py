@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from steppe.batch import Batch
-from steppe.data.augment import Noted, Rows, Sample, Step, placed
-from steppe.data.images import Images
+from steppe.core.batch import Batch
+from steppe.data.dataset import Images
 from steppe.data.limited import fixed_noise
-from steppe.data.pixels import unit
-from steppe.data.steps import MIXING, chain
+from steppe.data.transforms.basic import Noted, Rows, Sample, Step, placed
+from steppe.data.transforms.pil_ops import unit
+from steppe.data.transforms.registry import MIXING, chain
 from steppe.errors import InputError
 
 _ORDER, _PARTNER, _AUGMENT, _NOISE = 1, 2, 3, 4

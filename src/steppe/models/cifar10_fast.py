@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steppe.models._layers import check
+from steppe.models.keras_layers import check
 
 LEAST = 12
 

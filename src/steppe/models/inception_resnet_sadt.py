@@ -7,7 +7,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from steppe.models._layers import check, conv, dense, norm2d
+from steppe.models.keras_layers import check, conv, dense, norm2d
 
 LEAST = 10
 

@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from steppe.models._layers import check
+from steppe.models.keras_layers import check
 
 LEAST = 8
 

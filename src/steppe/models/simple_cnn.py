@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from steppe.models._layers import check, conv, dense, norm1d, norm2d
+from steppe.models.keras_layers import check, conv, dense, norm1d, norm2d
 
 LEAST = 18
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steppe.errors import InputError
-from steppe.models._layers import check
+from steppe.models.keras_layers import check
 
 LEAST = 8
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from steppe.models._layers import check
+from steppe.models.keras_layers import check
 
 LEAST = 8
 

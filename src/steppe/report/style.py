@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from matplotlib.markers import MarkerStyle
 
 from steppe.records import Comparison
-from steppe.report.rows import BASELINE, all_controls
+from steppe.report.comparison.summary import BASELINE, all_controls
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 

@@ -15,15 +15,15 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from steppe import machine
+from steppe import hardware
+from steppe.core.method import Method
 from steppe.errors import unknown
-from steppe.method import Method
 from steppe.testing.checks import CHECKS
-from steppe.testing.lab import Check, Lab
-from steppe.testing.outcome import Failed, NotApplicable, Result, Status
-from steppe.testing.processes import in_a_line
+from steppe.testing.context import Check, Lab
+from steppe.testing.process_pool import in_a_line
+from steppe.testing.result import Failed, NotApplicable, Result, Status
 from steppe.testing.subjects import OurMethod, Subject
-from steppe.testing.thirdparty import ThirdParty
+from steppe.testing.third_party import ThirdParty
 
 __all__ = ["CHECKS", "Lab", "OurMethod", "Result", "Subject", "ThirdParty", "check_method", "examine", "run"]
 
@@ -62,7 +62,7 @@ def run(
     """
     chosen = [find(name) for name in (CHECKS if checks is None else checks)]
     results = []
-    with machine.threads(1), torch.random.fork_rng(), Lab(device, timeout) as lab:
+    with hardware.threads(1), torch.random.fork_rng(), Lab(device, timeout) as lab:
         for subject in subjects:
             for check in chosen:
                 progress(subject, check, None)

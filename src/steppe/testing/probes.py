@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steppe.testing import nets
+from steppe.testing import fixtures as nets
 
 
 class Trapped(RuntimeError):  # noqa: N818 - sprung on purpose

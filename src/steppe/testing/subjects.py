@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from steppe.batch import Batch
-from steppe.method import Method
+from steppe.core.batch import Batch
+from steppe.core.method import Method
+from steppe.core.schedules import Schedule
 from steppe.methods import METHODS, label
-from steppe.schedule import Schedule
-from steppe.testing import nets
-from steppe.testing.nets import Base, Make
-from steppe.testing.outcome import NotApplicable
-from steppe.testing.reference import Step
-from steppe.testing.references import REFERENCES
+from steppe.testing import fixtures
+from steppe.testing.fixtures import Base, Make
+from steppe.testing.oracles import REFERENCES
+from steppe.testing.oracles.harness import Step
+from steppe.testing.result import NotApplicable
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -35,7 +35,7 @@ def _as_it_is(net: nn.Module) -> nn.Module:
 class Setup:
     """How a subject is put to work; ``wrap`` makes the model (compiled, DDP, sharded) of the network."""
 
-    base: Base = nets.SGD
+    base: Base = fixtures.SGD
     loss: Loss = F.cross_entropy
     precision: str = "fp32"
     scale: float = 2.0**16
@@ -142,7 +142,7 @@ class OurMethod(Subject):
 
     def build(self, make: Make) -> nn.Module:
         """Let the method build, of networks that differ if it wants several."""
-        return self.method.build(nets.apart(make))
+        return self.method.build(fixtures.apart(make))
 
     def start(self, make: Make, setup: Setup) -> Session:
         """Bind the method."""

@@ -23,7 +23,7 @@ from typing import Any
 from steppe import records
 from steppe.config import TRACKERS
 from steppe.errors import InputError
-from steppe.tracking.tracker import About, Tracker
+from steppe.tracking.base import About, Tracker
 
 __all__ = ["TRACKERS", "About", "Tracker", "available", "following"]
 

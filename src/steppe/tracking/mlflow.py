@@ -12,7 +12,7 @@ from pathlib import Path
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
 
-from steppe.tracking.tracker import About
+from steppe.tracking.base import About
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # how it makes its tables
 

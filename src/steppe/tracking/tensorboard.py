@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from steppe.tracking.tracker import About
+from steppe.tracking.base import About
 
 
 class Events:

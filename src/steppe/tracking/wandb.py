@@ -9,7 +9,7 @@ from pathlib import Path
 
 import wandb
 
-from steppe.tracking.tracker import About
+from steppe.tracking.base import About
 
 
 class Board:

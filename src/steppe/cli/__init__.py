@@ -1,0 +1,1 @@
+"""The command line: `steppe COMMAND`, one module per command."""

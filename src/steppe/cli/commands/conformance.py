@@ -1,0 +1,81 @@
+"""The command ``steppe conformance``: name what is to be checked, watch, read the table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from steppe.errors import InputError
+from steppe.testing import CHECKS, find, run, summary_table
+from steppe.testing.context import Check
+from steppe.testing.resolve import subjects_of, versions_of
+from steppe.testing.result import Result
+from steppe.testing.subjects import Subject
+
+
+def conformance(
+    names: Sequence[str],
+    checks: Sequence[str],
+    device: str,
+    as_json: bool,
+    markdown: str | None,
+    command: str,
+    console: Console,
+) -> int:
+    """Check what is named, print and write the table; return 0 if all holds, else 1.
+
+    Raises InputError for a name, a check or a device that is not there.
+    """
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"device is {device!r}; choose one of cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is 'cuda' and torch sees no GPU; leave --device out")
+    if markdown is not None and Path(markdown).is_dir():
+        raise InputError(f"markdown is {markdown!r}, a folder; give a file")
+    chosen = [find(name).name for name in (checks or CHECKS)]
+    subjects = subjects_of(names)
+    watching = Console(stderr=True) if as_json else console
+    with watching.status("starting") as status:
+        tell = _teller(watching, status.update, len(chosen))
+        results = run(subjects, checks=chosen, device=device, progress=tell)
+    versions = versions_of(subjects, device)
+    if as_json:
+        print(summary_table.as_json(results, versions, device))
+    else:
+        console.print()
+        console.print(summary_table.terminal(results))
+        for line in (*summary_table.remarks(results), summary_table.sentence(results)):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if markdown is not None:
+        try:
+            summary_table.write(
+                Path(markdown), summary_table.markdown(results, versions, device, command), command, list(CHECKS)
+            )
+        except OSError as error:
+            raise InputError(f"cannot write {markdown}: {error.strerror}; give another file") from None
+        print(f"written: {markdown}", file=sys.stderr)
+    return int(any(r.status == "fail" for r in results))
+
+
+def _teller(
+    console: Console, update: Callable[[str], None], count: int
+) -> Callable[[Subject, Check, Result | None], None]:
+    """Return what tells the progress: the check at hand while it runs, and a line per subject."""
+    done: list[Result] = []
+
+    def tell(subject: Subject, check: Check, result: Result | None) -> None:
+        if result is None:
+            update(f"{subject.name}: {check.name} ({len(done) + 1} of {count})")
+            return
+        done.append(result)
+        if len(done) == count:
+            seconds = sum(r.seconds for r in done)
+            line = f"{subject.name}: {summary_table.sentence(done)}, {seconds:.1f} s"
+            console.print(line, highlight=False, markup=False)
+            done.clear()
+
+    return tell

@@ -1,0 +1,129 @@
+"""What a person sees while runs go on: a live line per run on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+
+from steppe.training import run
+
+
+class Named(Protocol):
+    """A job with a name; equal jobs are one."""
+
+    @property
+    def name(self) -> str:
+        """What the run is called."""
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Display:
+    """Show the progress of ``total`` runs; a context manager whose ``listen`` is given to the launcher."""
+
+    def __init__(self, total: int, console: Console):
+        self.total, self.console = total, console
+        self.done = 0
+        self._tasks: dict[str, TaskID] = {}
+        self._tenths: dict[str, int] = {}
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=18),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._all = self._bars.add_task("all runs", total=total, text=f"0 of {total} done")
+
+    def __enter__(self) -> Display:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def listen(self, job: Named, news: run.Progress | dict[str, Any] | str) -> None:
+        """Take in a run's progress, its result, or its error in words."""
+        if isinstance(news, run.Progress):
+            self._progress(job.name, news)
+        else:
+            self._finish(job.name, news)
+
+    def _progress(self, name: str, p: run.Progress) -> None:
+        text = (
+            f"epoch {p.epoch}  loss {p.loss:.3f}  acc {p.accuracy:.1%}  "
+            f"{p.images_per_second:,.0f} images/s  {duration(p.seconds_left)} left"
+        )
+        if self.console.is_terminal:
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(name, total=1.0, text="")
+            self._bars.update(self._tasks[name], completed=p.share, text=text)
+        elif p.val_accuracy is not None and int(p.share * 10) > self._tenths.get(name, -1):
+            self._tenths[name] = int(p.share * 10)
+            self.console.print(f"{name}: {p.share:4.0%}  {text}", soft_wrap=True, highlight=False)
+
+    def _finish(self, name: str, news: dict[str, Any] | str) -> None:
+        self.done += 1
+        task = self._tasks.pop(name, None)
+        if task is not None:
+            self._bars.remove_task(task)
+        self._bars.update(self._all, completed=self.done, text=f"{self.done} of {self.total} done")
+        if isinstance(news, str):
+            text = f"stopped: {news}"
+        elif news["status"] == "ok":
+            test = news["test"]["last"]["accuracy"]
+            text = f"test accuracy {test:.2%} after {news['epochs']} epochs, {duration(news['seconds'])}"
+        else:
+            text = f"failed: {news['message']}"
+        count = f"[{self.done}/{self.total}]"
+        self.console.print(f"{count} {name}: {text}", soft_wrap=True, highlight=False, markup=False)
+
+
+class Decoding:
+    """Show how far the images of a data set are decoded, which happens once; silent where they were before.
+
+    A context manager that is called with what is done and of how much. In a log it speaks every ``pause`` seconds.
+    """
+
+    def __init__(self, console: Console, pause: float = 5.0):
+        self.console, self.pause = console, pause
+        self._spoke = time.monotonic()
+        self._bar = Progress(
+            TextColumn("decoding images"),
+            BarColumn(bar_width=30),
+            TaskProgressColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Decoding:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that so much of all is done."""
+        if self._task is None:
+            self._task = self._bar.add_task("", total=total)
+        self._bar.update(self._task, completed=done, total=total)
+        if not self.console.is_terminal and time.monotonic() - self._spoke > self.pause:
+            self._spoke = time.monotonic()
+            self.console.print(f"decoding images: {done / max(total, 1):.0%}", highlight=False)

@@ -1,0 +1,1 @@
+"""What a method stands on: batches, the runtime, the step, schedules."""

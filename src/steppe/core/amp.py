@@ -1,0 +1,94 @@
+"""In which precision a pass runs, and the loss scale that fp16 needs."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from steppe.core.numerics import vector
+from steppe.core.numerics.vector import Vec
+from steppe.errors import InputError
+
+PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """Autocast, and for fp16 one `GradScaler` that is told once per step whether all was finite.
+
+    Gradients leave this class unscaled, so that no method sees the loss scale: neither the size of a
+    perturbation nor clipping depends on it.
+
+    Raises InputError if the parameters' type does not go with the name.
+    """
+
+    def __init__(self, name: str, parameter: Tensor, scaler: GradScaler | None = None):
+        if name not in PRECISIONS:
+            raise InputError(f"precision is {name!r}; choose one of {', '.join(PRECISIONS)}")
+        if name == "fp64" and parameter.dtype != torch.float64:
+            raise InputError(f"precision is 'fp64' and the weights are {parameter.dtype}; call model.double()")
+        if name == "fp16" and parameter.dtype != torch.float32:
+            raise InputError(
+                f"precision is 'fp16' and the weights are {parameter.dtype}; keep the weights in float32, "
+                "autocast makes the passes half precision"
+            )
+        if scaler is not None and name != "fp16":
+            raise InputError(f"a scaler is given and precision is {name!r}; only 'fp16' scales the loss")
+        self.name = name
+        self.device = parameter.device.type
+        self.scaler = (scaler or GradScaler(self.device)) if name == "fp16" else None
+        # the scaler learns of overflow by unscaling gradients; this one is 0 or inf as the step was
+        self._probe = nn.Parameter(torch.zeros(1, device=parameter.device))
+        self._probe_optimizer = torch.optim.SGD([self._probe], 0.0)
+        self._one = torch.ones((), device=parameter.device)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context that a forward pass runs in."""
+        if self.name not in _AUTOCAST:
+            return nullcontext()
+        return torch.autocast(self.device, dtype=_AUTOCAST[self.name])
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """Return the loss to go backward from."""
+        if self.scaler is None:
+            return loss
+        scaled: Tensor = self.scaler.scale(loss)
+        return scaled
+
+    def unscaled(self, grads: Vec) -> Vec:
+        """Return the gradients of the loss from those of the scaled loss."""
+        if self.scaler is None:
+            return grads
+        # get_scale() would wait for the device; a power of two divides without rounding
+        return vector.scale(grads, self.scaler.scale(self._one).reciprocal())
+
+    def record(self, finite: bool) -> None:
+        """End a step: the scale backs off if it was not finite, and grows after many that were."""
+        if self.scaler is None or not self.scaler.is_enabled():
+            return
+        self._probe.grad = torch.full_like(self._probe, 0.0 if finite else float("inf"))
+        self.scaler.unscale_(self._probe_optimizer)
+        self.scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the loss scale and its growth counter, empty without one."""
+        return {} if self.scaler is None else self.scaler.state_dict()
+
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """Go on with a loss scale."""
+        if self.scaler is not None and content:
+            self.scaler.load_state_dict(content)
+
+
+def widened(t: Tensor) -> Tensor:
+    """Return half-precision values as float32: losses are computed in at least that."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def exact(like: Tensor) -> AbstractContextManager[Any]:
+    """Return the context, within a pass, for what half precision is too coarse for: no autocast."""
+    return torch.autocast(like.device.type, enabled=False)

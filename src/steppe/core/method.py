@@ -1,0 +1,271 @@
+"""The contract: what a method is, and how one is bound to a model and an optimizer.
+
+A method is a frozen record of its hyper-parameters. It says at most three things: what is minimised
+(``objective``), where its gradient is taken and how one update is made from it (``step``), and what is done
+to the gradient on its way to the optimizer (``transform``). Each has a default that is plain training.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from steppe.core.batch import Batch
+from steppe.core.model_call import call, logits_of
+from steppe.core.numerics.vector import Vec
+from steppe.core.parallel import Sync
+from steppe.core.runtime import Loss, Out, Runtime, Setup
+from steppe.core.schedules import Each, Schedule
+from steppe.core.step import Step
+from steppe.errors import InputError, unknown
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all methods; as it stands, plain training.
+
+    Subclasses are frozen dataclasses whose fields are their hyper-parameters under the paper's symbols.
+    ``controls`` names the methods that a comparison sets beside this one, because they share its cost but
+    not its idea. ``limit`` holds settings at which the method is plain training bit for bit, None if it has none
+    such. ``cost`` is what one step takes away from its limit, (forward passes, backward passes, updates), at
+    most, None if it varies. ``local`` says what a method decides in each process on its own, so that several
+    processes, or parts of a batch, may not give the result of one; empty if nothing. ``whole`` says why a method
+    cannot train a model that is sharded (FSDP2); empty if it can. ``mixes`` says what a step does to running
+    statistics beyond the pass's own; empty if nothing.
+    """
+
+    controls: ClassVar[tuple[str, ...]] = ()
+    limit: ClassVar[Mapping[str, object] | None] = None
+    cost: ClassVar[tuple[float, float, int] | None] = None
+    local: ClassVar[str] = ""
+    whole: ClassVar[str] = ""
+    mixes: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        self.check()
+
+    @property
+    def views(self) -> int:
+        """How many views of each image the method takes, if the loader gives several."""
+        return 1
+
+    def check(self) -> None:
+        """Raise InputError for hyper-parameters of the right type and impossible value."""
+
+    def build(self, new_model: Callable[[], nn.Module]) -> nn.Module:
+        """Return what is trained, from a function that makes one freshly initialised model."""
+        return new_model()
+
+    def init(self, net: nn.Module) -> nn.Module:
+        """Return what the method remembers between steps, as a module of buffers: resume comes for free."""
+        return nn.Module()
+
+    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+        """Return what is minimised on a batch, with its graph."""
+        return rt.supervised(batch)
+
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+        """Make one update and return the output of the clean pass."""
+        return descend(batch, rt)
+
+    def transform(self, grads: Vec, rt: Runtime) -> Vec:
+        """Return the gradient that the optimizer sees; must leave ``grads`` itself as it is."""
+        return grads
+
+    def after(self, batch: Batch, out: Out, state: nn.Module, rt: Runtime) -> None:
+        """Remember: called once after each step that was not skipped."""
+
+    def footprint(self, samples: int, classes: int) -> int:
+        """Return the memory in bytes that is kept per training sample between steps, in all."""
+        return 0
+
+    def reserve(self, state: nn.Module, samples: int, classes: int) -> None:
+        """Take the memory of `footprint` at once, before training starts; optional."""
+
+    def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
+        """Return the logits of what is deployed and evaluated."""
+        return logits_of(call(net, x))
+
+    def standing(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
+        """Return the context in which the network has the weights that are deployed in the place of its own."""
+        return nullcontext()
+
+    def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
+        """Return the logits of all that can be evaluated, by name; 'deployed' is what `predict` gives.
+
+        Networks that are peers are named 'network 1', 'network 2', ...; branches of one network 'branch 1', ...
+        """
+        return {"deployed": self.predict(net, state, x)}
+
+    def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
+        """Return what `predict` deploys as one plain network, made by ``new_model``, with the weights it has."""
+        return filled(new_model(), net.state_dict())
+
+    def bind(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        loss: Loss | str = F.cross_entropy,
+        clip: float | None = None,
+        clip_each: bool = False,
+        precision: str = "fp32",
+        scaler: GradScaler | None = None,
+        transforms: Sequence[Method] = (),
+        microbatch: int | None = None,
+        m: int | str | None = None,
+        sync: Sync = None,
+        weigh: Callable[[Batch], float] = len,
+        steps: int | Callable[[], float] | None = None,
+        epoch: int | None = None,
+        seed: int = 0,
+    ) -> Step:
+        """Tie the method to a model and its optimizer; the result is called once per batch.
+
+        Args:
+            model: The network; called as ``model(x)``, or ``model(**x)`` where a batch is a mapping, it returns
+                logits (B, classes) or something with ``.logits``. It may be compiled, wrapped in DDP or
+                sharded by ``fully_shard``.
+            optimizer: Your own optimizer over the model's parameters; it is neither wrapped nor copied, so
+                schedulers and checkpoints of it go on as before. A parameter group may have its own ``rho``.
+            loss: ``loss(logits, y)``, the mean over the batch; or 'model' if the model, given the targets,
+                returns its own loss.
+            clip: Largest global L2 norm of the gradient given to the optimizer.
+            clip_each: Clip the gradient of each network or branch of a cohort by its own norm, as if it had an
+                optimizer of its own; what they share is one more.
+            precision: 'fp32' (the model's own types), 'bf16' or 'fp16' (autocast), or 'fp64' (checked).
+            scaler: The loss scale of 'fp16', if not a `torch.amp.GradScaler` of its own. The step calls it.
+            transforms: Methods whose ``transform`` is applied after this one's, in order.
+            microbatch: Samples per forward pass; larger batches go through in parts, exactly.
+            m: Samples that share a perturbation (m-sharpness): all of this process's if not given, a number, or
+                'micro' for those of each micro-batch. Only for methods with one update per step.
+            sync: Processes that share a perturbation: 'local' (each its own; the default, and the papers' way),
+                'global' (all), or how many. A sharded model knows only 'global', its default.
+            weigh: What a micro-batch counts in the mean: its samples, or for a loss that averages over
+                tokens, say, a function that counts them.
+            steps: How many steps the training has, or a function that tells which share of it is done, for
+                schedules that are given in shares.
+            epoch: How many steps an epoch has, for what a method does every so many epochs.
+            seed: Seed of the method's own noise.
+
+        Raises:
+            InputError: An argument is not usable.
+        """
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model is {_kind(model)}; give a torch.nn.Module")
+        if not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "step")):
+            raise InputError(
+                f"optimizer is {_kind(optimizer)}; give a torch.optim.Optimizer of the model's parameters"
+            )
+        if clip is not None and not clip > 0:
+            raise InputError(f"clip is {clip}; give a number above 0, or None")
+        if microbatch is not None and microbatch < 1:
+            raise InputError(f"microbatch is {microbatch}; give at least 1, or None")
+        if epoch is not None and epoch < 1:
+            raise InputError(f"epoch is {epoch}; give the number of steps of an epoch, or None")
+        if isinstance(loss, str) and loss != "model":
+            raise InputError(f"loss is {loss!r}; give a function, or 'model' if the model returns its own loss")
+        if m is not None:
+            if m != "micro" and (not isinstance(m, int) or isinstance(m, bool) or m < 1):
+                raise InputError(f"m is {m!r}; give a number of samples, 'micro', or None")
+            if sync not in (None, "local"):
+                raise InputError(f"m is {m!r} and sync is {sync!r}; samples or processes share, leave one out")
+        setup = Setup(
+            loss,
+            transforms=[method.transform for method in (self, *transforms)],
+            clip=clip,
+            clip_each=clip_each,
+            precision=precision,
+            scaler=scaler,
+            microbatch=microbatch,
+            sync=sync,
+            weigh=weigh,
+            steps=steps,
+            epoch=epoch,
+            seed=seed,
+        )
+        return Step(self, model, optimizer, setup, m)
+
+
+def _kind(value: object) -> str:
+    return f"of type {type(value).__name__}"
+
+
+def filled(plain: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Return the network with these weights and buffers; raises InputError if they are another network's."""
+    try:
+        plain.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"what is deployed is no {type(plain).__name__} alone ({reason})") from None
+    return plain
+
+
+def descend(batch: Batch, rt: Runtime) -> Out:
+    """Make one plain update: w <- U(w, grad L(w))."""
+    out, g = rt.grad(rt.objective, batch)
+    rt.apply(g)
+    return out
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", Schedule: "a schedule"}
+
+
+def check_fields(method: Method) -> None:
+    """Raise InputError, naming the field, unless every field has its declared type (an int serves as float)."""
+    hints = typing.get_type_hints(type(method))
+    for f in fields(method):
+        value, hint = getattr(method, f.name), hints[f.name]
+        allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        fits = any(
+            (a is float and isinstance(value, int | float) and not isinstance(value, bool))
+            or (a is int and isinstance(value, int) and not isinstance(value, bool))
+            or (inspect.isclass(a) and a not in (float, int) and isinstance(value, a))
+            for a in allowed
+        )
+        if not fits and Schedule in allowed and callable(value):
+            object.__setattr__(method, f.name, Each(value))
+            continue
+        if not fits:
+            wanted = " or ".join(_WORDS.get(a, getattr(a, "__name__", str(a))) for a in allowed)
+            usual = "" if f.default is MISSING else f" (its default is {f.default!r})"
+            raise InputError(f"{name_of(method)}: {f.name} is {value!r}; give {wanted}{usual}")
+
+
+def require(method: Method, field: str, holds: bool, remedy: str) -> None:
+    """Raise InputError naming the field, its value and the remedy unless ``holds``."""
+    if not holds:
+        raise InputError(f"{name_of(method)}: {field} is {getattr(method, field)!r}; give {remedy}")
+
+
+def make_checked(cls: Callable[..., Method], name: str, settings: Mapping[str, Any]) -> Method:
+    """Make a method by keyword, with an error that knows its fields' names."""
+    known = list(inspect.signature(cls).parameters)
+    for key in settings:
+        if key not in known:
+            raise unknown(f"setting of {name}", key, known)
+    return cls(**settings)
+
+
+def name_of(method: Method) -> str:
+    """Return the name that messages give a method."""
+    return type(method).__name__
+
+
+def overrides(method: Method, part: str) -> bool:
+    """Return whether a method, or one that it is made of, defines ``part`` itself."""
+    inner = [value for f in fields(method) if isinstance(value := getattr(method, f.name), Method)]
+    if inner:
+        return any(overrides(i, part) for i in inner)
+    return getattr(type(method), part) is not getattr(Method, part)

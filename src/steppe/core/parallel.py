@@ -1,0 +1,285 @@
+"""The processes that train one model together: whose gradients are averaged, and who may decide what.
+
+A gradient of a method is its own process's until it is needed in common. Replicas (DDP) therefore run every
+pass without communication and average once, when the optimizer is to use it: exactly, by sample counts, with the
+news of non-finite values in the same message. Shards (FSDP2) communicate in every pass because they must.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from steppe.core.numerics import vector
+from steppe.core.numerics.vector import Vec
+from steppe.errors import InputError
+
+Sync = str | int | None
+Params = Sequence[nn.Parameter]
+
+
+class One:
+    """A process on its own; also what the others have in common."""
+
+    rank = 0
+    size = 1
+    decides = True  # whether a non-finite value in a pass is acted on at once
+    noise = 0  # which noise this process draws: equal numbers draw equal noise
+
+    def __init__(self, decides: bool = True):
+        self.decides = decides
+
+    def begin(self, weight: float, parts: int) -> None:
+        """Start a step on ``parts`` micro-batches that weigh this much."""
+
+    def stops(self, bad: Tensor, more: bool) -> bool:
+        """Return whether an update must not be made, where that was not decided in the passes before it.
+
+        An update that more passes of the step follow can be made: it is taken back at the next one.
+        """
+        return not self.decides and not more and bool(bad)
+
+    def passing(self) -> AbstractContextManager[Any]:
+        """Return the context that a pass runs in."""
+        return nullcontext()
+
+    def settle(self) -> None:
+        """Make the optimizer's parameters the ones that the next pass reads."""
+
+    def share(self) -> float:
+        """Return what this process's loss is multiplied by for the mean over samples."""
+        return 1.0
+
+    def fails(self, witness: Tensor) -> bool:
+        """Return whether a number is not finite on any process that must agree."""
+        return not math.isfinite(witness)
+
+    def nearby_mean(self, params: Params, grads: Vec, weight: float, bad: Tensor) -> tuple[Vec, Tensor]:
+        """Return the mean over the processes that share a perturbation."""
+        return grads, bad
+
+    def mean(self, params: Params, grads: Vec, weight: float, bad: Tensor) -> tuple[Vec, Tensor]:
+        """Return the mean over all processes, and whether any was bad."""
+        return grads, bad
+
+    def gather(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return each tensor (B, ...) with the rows of all processes, in the order of their ranks."""
+        return tensors
+
+    def deal(self, hands: int) -> list[int]:
+        """Return how many processes have each part, dealt by rank; raises InputError if one has none."""
+        raise InputError(f"this method gives {hands} parts of its work to different processes; start it under DDP")
+
+    def share_buffers(self, net: nn.Module) -> None:
+        """Give all processes the same running statistics."""
+
+
+class Replicas(One):
+    """Data parallel: every process has the whole model and its own part of the batch."""
+
+    decides = False
+
+    def __init__(self, wrapper: DistributedDataParallel, sync: Sync):
+        self.wrapper = wrapper
+        self.group = wrapper.process_group
+        self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
+        together = 1 if sync in (None, "local") else self.size if sync == "global" else sync
+        if not isinstance(together, int) or together < 1 or self.size % together:
+            raise InputError(
+                f"sync is {sync!r} on {self.size} processes; give 'local', 'global' or a divisor of {self.size}"
+            )
+        self.noise = self.rank // together
+        self.nearby = self._group_of(together)
+
+    def _group_of(self, together: int) -> Any:
+        if together == self.size:
+            return self.group
+        if together == 1:
+            return None
+        members = dist.get_process_group_ranks(self.group)
+        # every process takes part in making every group, in the same order
+        groups = [dist.new_group(members[i : i + together]) for i in range(0, self.size, together)]
+        return groups[self.noise]
+
+    def passing(self) -> AbstractContextManager[Any]:
+        """Let DDP be silent: its own all-reduce would mix replicas in the middle of a method."""
+        silent: AbstractContextManager[Any] = self.wrapper.no_sync()
+        return silent
+
+    def stops(self, bad: Tensor, more: bool) -> bool:
+        """Return what the message about the mean gradient says."""
+        return bool(bad)
+
+    def fails(self, witness: Tensor) -> bool:
+        """Refuse: one process cannot know."""
+        raise AssertionError("replicas learn of bad values when they average")
+
+    def nearby_mean(self, params: Params, grads: Vec, weight: float, bad: Tensor) -> tuple[Vec, Tensor]:
+        """Average over the processes that share a perturbation; alone, nothing is sent."""
+        return (grads, bad) if self.nearby is None else self._mean(params, grads, weight, bad, self.nearby)
+
+    def mean(self, params: Params, grads: Vec, weight: float, bad: Tensor) -> tuple[Vec, Tensor]:
+        """Average over all."""
+        return self._mean(params, grads, weight, bad, self.group)
+
+    def _mean(self, params: Params, grads: Vec, weight: float, bad: Tensor, group: Any) -> tuple[Vec, Tensor]:
+        """Sum weighted gradients, weights, flags and who has which gradient in one message per precision."""
+        device = params[0].device
+        head = torch.tensor([weight, 0.0, *(float(g is not None) for g in grads)], device=device)
+        head[1] = bad
+        pieces: dict[torch.dtype, list[Tensor]] = {torch.float32: [head]}
+        for p, g in zip(params, grads, strict=True):
+            wide = torch.float64 if p.dtype == torch.float64 else torch.float32
+            value = torch.zeros_like(p, dtype=wide) if g is None else g.to(wide) * weight
+            pieces.setdefault(wide, []).append(value.reshape(-1))
+        sums = {}
+        for dtype, values in pieces.items():
+            flat = torch.cat(values)
+            dist.all_reduce(flat, group=group)
+            sums[dtype] = list(torch.split(flat, [len(v) for v in values]))
+        head = sums[torch.float32].pop(0)
+        total, any_bad, present = head[0], head[1] > 0, head[2:].tolist()
+        means: Vec = []
+        for p, count in zip(params, present, strict=True):
+            value = sums[torch.float64 if p.dtype == torch.float64 else torch.float32].pop(0)
+            # an optimizer may walk weights and gradients in memory order, so they have the same
+            means.append(torch.empty_like(p).copy_((value / total).view(p.shape)) if count else None)
+        return means, any_bad
+
+    def gather(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Gather rows from all, who may have unequal numbers of them."""
+        return gathered(tensors, self.size, self.group)
+
+    def deal(self, hands: int) -> list[int]:
+        """Return how many processes have each part."""
+        if self.size < hands:
+            raise InputError(f"{hands} parts of the work and {self.size} process; start at least {hands}")
+        return [len(range(hand, self.size, hands)) for hand in range(hands)]
+
+    def share_buffers(self, net: nn.Module) -> None:
+        """Take the first process's running statistics, as DDP does before each forward pass."""
+        if not self.wrapper.broadcast_buffers:
+            return
+        first = dist.get_global_rank(self.group, 0) if self.group is not None else 0
+        broadcast_buffers(net, first, self.group)
+
+
+class Shards(One):
+    """FSDP2: every process has a shard of each parameter, and backward gives shards of the mean gradient."""
+
+    def __init__(self, net: nn.Module, params: list[nn.Parameter], sync: Sync):
+        if sync not in (None, "global"):
+            raise InputError(
+                f"sync is {sync!r} on a sharded model; its gradient exists only as the mean of all processes: "
+                "leave sync out, or use DDP"
+            )
+        from torch.distributed.fsdp import FSDPModule
+
+        sharded: Any = next(p for p in params if vector.sharded(p))
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        if sharded.device_mesh.size() != self.size:
+            raise InputError(
+                f"the model is sharded over {sharded.device_mesh.size()} of {self.size} processes; "
+                "shard it over all (a mesh with a replicate dimension is fine)"
+            )
+        self.device = sharded.device
+        self.modules = [m for m in net.modules() if isinstance(m, FSDPModule)]
+        self._share = 1.0
+
+    def begin(self, weight: float, parts: int) -> None:
+        """Learn the weight of all; raises InputError on all if one has another number of micro-batches."""
+        every = torch.zeros(self.size, 2, device=self.device)
+        every[self.rank] = torch.tensor([weight, float(parts)])
+        dist.all_reduce(every)
+        weights, counts = every.cpu().unbind(1)
+        if len(set(counts.tolist())) > 1:
+            raise InputError(
+                f"the processes were given {[int(c) for c in counts]} micro-batches; a sharded model needs "
+                "equally many on each"
+            )
+        self._share = weight * self.size / float(weights.sum())
+
+    def share(self) -> float:
+        """FSDP2 averages over processes; this makes it the mean over samples."""
+        return self._share
+
+    def gather(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Gather rows from all."""
+        return gathered(tensors, self.size, None)
+
+    def settle(self) -> None:
+        """Drop gathered copies: FSDP2 keeps the root's after a forward pass without a backward one."""
+        for module in self.modules:
+            module.reshard()
+
+    def share_buffers(self, net: nn.Module) -> None:
+        """Take the first process's running statistics, as replicas do."""
+        broadcast_buffers(net, 0, None)
+
+    def fails(self, witness: Tensor) -> bool:
+        """Return whether it is not finite anywhere."""
+        flag = (~vector.sound(witness)).float().reshape(1).to(self.device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)
+
+
+def broadcast_buffers(net: nn.Module, first: int, group: Any) -> None:
+    """Give every process of a group the running statistics of process ``first``, in a message per precision."""
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for buffer in net.buffers():
+        by_type.setdefault(buffer.dtype, []).append(buffer)
+    for buffers in by_type.values():
+        flat = torch.cat([b.detach().reshape(-1) for b in buffers])
+        dist.broadcast(flat, first, group=group)
+        for buffer, value in zip(buffers, torch.split(flat, [b.numel() for b in buffers]), strict=True):
+            buffer.detach().copy_(value.view(buffer.shape))
+
+
+def reshard(net: nn.Module) -> None:
+    """Drop the gathered copies of a sharded network, so that its parameters are what it reads next."""
+    for module in net.modules():
+        drop: Any = getattr(module, "reshard", None)
+        if drop is not None:
+            drop()
+
+
+def gathered(tensors: Sequence[Tensor], size: int, group: Any) -> tuple[Tensor, ...]:
+    """Return each tensor with the rows of all processes of a group."""
+    device = tensors[-1].device
+    counts = torch.zeros(size, dtype=torch.long, device=device)
+    counts[dist.get_rank(group)] = len(tensors[0])
+    dist.all_reduce(counts, group=group)
+    lengths = counts.tolist()
+    found = []
+    for t in tensors:
+        padded = t.new_zeros(max(lengths), *t.shape[1:], device=device)
+        padded[: len(t)] = t.to(device)
+        every = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(every, padded, group=group)
+        found.append(torch.cat([rows[:n] for rows, n in zip(every, lengths, strict=True)]))
+    return tuple(found)
+
+
+def ranks_of(
+    net: nn.Module, wrapper: DistributedDataParallel | None, params: list[nn.Parameter], sync: Sync
+) -> One:
+    """Return how this model's processes work together.
+
+    Raises InputError for a ``sync`` that the model's parallelism cannot give.
+    """
+    if any(vector.sharded(p) for p in params):
+        return Shards(net, params, sync)
+    if wrapper is not None:
+        return Replicas(wrapper, sync)
+    known = sync in (None, "local", "global") or (isinstance(sync, int) and sync >= 1)
+    if not known or isinstance(sync, bool):
+        raise InputError(f"sync is {sync!r}; give 'local', 'global' or how many processes share a perturbation")
+    # asking a GPU what a value is means to wait for it, so there it is asked once in a step
+    return One(decides=params[0].device.type == "cpu")

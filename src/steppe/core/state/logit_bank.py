@@ -1,0 +1,153 @@
+"""What a network said about each training sample some visits ago, in as little memory as asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steppe.core.amp import widened
+from steppe.core.numerics.losses import kl_each
+
+FORMS = ("full", "half", "top:K")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a network said about samples: logits (B, C), or the probabilities of ``classes``, both (B, K)."""
+
+    values: Tensor
+    classes: Tensor | None
+    T: float
+
+    def divergence(self, logits: Tensor) -> Tensor:
+        r"""Return :math:`KL(p\Vert q)` of each sample (B,) from present ``logits`` (B, C), both at temperature T.
+
+        With K classes known, the others count as one: :math:`\sum_k p_k\log(p_k/q_k) + p_r\log(p_r/q_r)`,
+        :math:`p_r = 1-\sum_k p_k`. Lumping makes a divergence smaller, never larger (the data-processing
+        inequality), and asks nothing of the classes that it knows nothing about.
+        """
+        values = self.values.to(logits.device)
+        if self.classes is None:
+            return kl_each(values, logits, self.T)
+        classes = self.classes.to(logits.device)
+        log_q = torch.log_softmax(widened(logits) / self.T, 1)
+        known = (torch.xlogy(values, values) - values * log_q.gather(1, classes)).sum(1)
+        if classes.shape[1] == logits.shape[1]:
+            return known
+        left = (1 - values.sum(1)).clamp(min=0)
+        log_left = log_q.scatter(1, classes, float("-inf")).logsumexp(1)
+        return known + torch.xlogy(left, left) - left * log_left
+
+
+class PastOutputs(nn.Module):
+    """Outputs of the last ``past`` visits to each sample, by its stable index, in the host's memory.
+
+    A sample's visits count themselves, so epochs, their order, and who shuffles them need not be known. The form
+    'full' keeps logits in float32 (float64 where the first ones are and nothing was reserved), 'half' in float16,
+    'top:K' the K largest probabilities at temperature ``T`` in float16, and their classes in 16 bits.
+
+    Buffers grow with the largest index seen; a checkpoint holds them.
+    """
+
+    def __init__(self, past: int, form: str, T: float):
+        super().__init__()
+        self.past, self.form, self.T = past, form, T
+        self.top = top_of(form)
+        self.register_buffer("visits", torch.zeros(0, dtype=torch.int32))
+        self.register_buffer("values", torch.zeros(0))
+        self.register_buffer("classes", torch.zeros(0, dtype=torch.int16))
+        self.total = 0  # classes, known from the first outputs
+
+    def reserve(self, samples: int, classes: int) -> None:
+        """Take the memory for so many samples at once, instead of as their indices come."""
+        self._know(torch.zeros(0, classes))
+        self._grow(samples, exactly=True)
+
+    def read(self, index: Tensor) -> tuple[Said, Tensor]:
+        """Return what was said ``past`` visits ago about samples (B,), and their visits so far (B,).
+
+        What it says of samples with fewer visits than that means nothing.
+        """
+        index = index.cpu()
+        self._grow(int(index.max()) + 1)
+        visits = self.get_buffer("visits")[index]
+        if not self.total:
+            return Said(torch.zeros(len(index), 0), None, self.T), visits
+        slot = visits.long() % self.past
+        values = widened(self.get_buffer("values")[index, slot])
+        classes = None if self.top is None else self.get_buffer("classes")[index, slot].long() & 0xFFFF
+        return Said(values, classes, self.T), visits
+
+    def write(self, index: Tensor, logits: Tensor) -> None:
+        """Take in a visit to each sample: ``logits`` (B, C)."""
+        index, logits = index.cpu(), widened(logits.detach()).cpu()
+        self._know(logits)
+        self._grow(int(index.max()) + 1)
+        visits = self.get_buffer("visits")
+        slot = visits[index].long() % self.past
+        values = self.get_buffer("values")
+        if self.top is None:
+            values[index, slot] = logits.to(values.dtype)
+        else:
+            most = torch.softmax(logits / self.T, 1).topk(self.top, dim=1)
+            values[index, slot] = most.values.to(values.dtype)
+            self.get_buffer("classes")[index, slot] = most.indices.to(torch.int16)
+        visits[index] += 1
+
+    def _know(self, logits: Tensor) -> None:
+        """Learn the number of classes and the precision from the first outputs."""
+        if not self.total:
+            held, self.total = len(self.get_buffer("visits")), logits.shape[1]
+            self.top = None if self.top is None else min(self.top, self.total)
+            width = self.top or self.total
+            dtype = logits.dtype if self.form == "full" else torch.float16
+            self.values = torch.zeros(held, self.past, width, dtype=dtype)
+            if self.top is not None:
+                self.classes = torch.zeros(held, self.past, width, dtype=torch.int16)
+
+    def _grow(self, count: int, exactly: bool = False) -> None:
+        held = len(self.get_buffer("visits"))
+        if count > held:
+            more = max(count, 0 if exactly else held + held // 2) - held
+            for name in ("visits", "values", "classes"):
+                t = self.get_buffer(name)
+                if t.ndim > 1 or name == "visits":
+                    setattr(self, name, torch.cat([t, t.new_zeros(more, *t.shape[1:])]))
+
+    def get_extra_state(self) -> Tensor:
+        """Return the number of classes as a tensor: checkpoints hold nothing else."""
+        return torch.tensor(self.total)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go on with so many classes."""
+        self.total = int(state)
+        self.top = None if self.top is None else min(self.top, self.total)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name in ("visits", "values", "classes"):
+            saved = state_dict.get(prefix + name)
+            if saved is not None:
+                setattr(self, name, torch.zeros_like(saved, device="cpu"))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PastOutputs:
+        """Stay in the host's memory, whatever moves the rest."""
+        return self
+
+
+def top_of(form: str) -> int | None:
+    """Return K of 'top:K', None for another form."""
+    match = re.fullmatch(r"top:([1-9]\d*)", form)
+    return int(match[1]) if match else None
+
+
+def size_in_bytes(samples: int, classes: int, past: int, form: str) -> int:
+    """Return the memory that past outputs of so many samples take."""
+    top = top_of(form)
+    entry = min(top, classes) * 4 if top else classes * (4 if form == "full" else 2)
+    return samples * (past * entry + 4)

@@ -1,0 +1,57 @@
+"""A vector in parameter space that a method remembers between steps, as buffers: resume comes for free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from steppe.core import param_groups
+from steppe.core.numerics import vector
+from steppe.core.numerics.vector import Vec
+from steppe.core.snapshot import put
+
+
+class Memory(nn.Module):
+    """One buffer per parameter of a network, in the order of its registration, zero at first.
+
+    ``writes`` counts how often it was written.
+    """
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.writes = 0
+        self._of: tuple[nn.Parameter, ...] = ()
+        self._names: list[str] = []
+        for i, p in enumerate(net.parameters()):
+            self.register_buffer(str(i), torch.zeros_like(p, requires_grad=False))
+
+    def read(self, params: Sequence[nn.Parameter], net: nn.Module) -> Vec:
+        """Return what is remembered of these parameters."""
+        if not param_groups.same(params, self._of):
+            where = {id(p): str(i) for i, p in enumerate(net.parameters())}
+            self._of, self._names = tuple(params), [where[id(p)] for p in params]
+        return [self._buffers[name] for name in self._names]
+
+    def write(self, params: Sequence[nn.Parameter], net: nn.Module, values: Vec) -> None:
+        """Remember; a parameter without a value keeps what it had."""
+        held = [(m, v) for m, v in zip(self.read(params, net), values, strict=True) if v is not None]
+        put([m for m, _ in held if m is not None], [v for _, v in held])
+        self.writes += 1
+
+    def approach(self, params: Sequence[nn.Parameter], net: nn.Module, values: Vec, weight: float) -> None:
+        """Remember ``(1 - weight) remembered + weight values``; a parameter without a value counts as zero."""
+        held = vector.present(self.read(params, net))
+        towards = [torch.zeros_like(m) if v is None else v for m, v in zip(held, values, strict=True)]
+        with torch.no_grad():
+            torch._foreach_lerp_(held, towards, weight)
+        self.writes += 1
+
+    def get_extra_state(self) -> Tensor:
+        """Return the count as a tensor: checkpoints hold nothing else."""
+        return torch.tensor(self.writes)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go on counting."""
+        self.writes = int(state)

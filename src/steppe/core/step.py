@@ -1,0 +1,144 @@
+"""A method at work: bound to a model and an optimizer, called once per batch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from steppe.core.batch import Batch, as_batch, join_logits
+from steppe.core.parallel import Shards
+from steppe.core.runtime import Passes, Runtime, Setup
+from steppe.core.step_state import Group, NonFinite, Out
+from steppe.errors import InputError
+
+if TYPE_CHECKING:
+    from steppe.core.method import Method
+
+
+class Step:
+    """Made by `steppe.Method.bind`; called once per batch, it makes one step and returns its clean output."""
+
+    def __init__(
+        self,
+        method: Method,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        setup: Setup,
+        m: int | str | None = None,
+    ):
+        self.method, self.m = method, m
+        self.runtime = runtime = Runtime(model, optimizer, setup)
+        if m is not None and isinstance(runtime.ranks, Shards):
+            raise InputError(
+                f"m is {m!r} on a sharded model; its gradient exists only as the mean of all processes: "
+                "leave m out, or use DDP"
+            )
+        if method.whole and isinstance(runtime.ranks, Shards):
+            raise InputError(f"{type(method).__name__} cannot train a sharded model: {method.whole}; use DDP")
+        self.state = method.init(runtime.net)
+        self.state.to(runtime.device)
+        runtime.objective = lambda batch: method.objective(batch, self.state, runtime)
+
+    @property
+    def passes(self) -> Passes:
+        """Forward and backward passes and optimizer updates so far, counted."""
+        return self.runtime.passes
+
+    @property
+    def scaler(self) -> torch.amp.grad_scaler.GradScaler | None:
+        """The loss scale of fp16, to look at; the step itself updates it and saves it."""
+        return self.runtime.precision.scaler
+
+    def __call__(self, x: Any, y: Any = None) -> Out:
+        """Make one step on ``(x, y)``, a `Batch`, a pair, a mapping, or a list of these.
+
+        A list is one batch in micro-batches: every pass of the method sees every part with that part's own
+        dropout masks, so the result is that of the whole batch. If the loss or a gradient is not finite in any
+        pass on any process, weights and optimizer are as before the step and ``out.skipped`` is True.
+
+        Raises InputError for what is no batch.
+        """
+        batch = as_batch(x, y)
+        rt, skipped = self.runtime, False
+        rt.begin(batch)
+        try:
+            out = self._in_groups(batch) if self.m else self.method.step(batch, self.state, rt)
+        except NonFinite as signal:
+            out, skipped = signal.out, True
+            self._take_back()
+        except BaseException:
+            self._take_back()
+            raise
+        if rt.left is not None:
+            rt.clear()
+        rt.course.close()
+        rt.precision.record(finite=not skipped)
+        rt.ranks.share_buffers(rt.net)
+        out.skipped = skipped
+        if not skipped:
+            self.method.after(batch, out, self.state, rt)
+        return out
+
+    def _in_groups(self, batch: Batch) -> Out:
+        """Step on each group up to its update, and make one update from their mean gradient."""
+        rt = self.runtime
+        groups = batch.parts() if self.m == "micro" else list(batch.split(int(self.m or 1)))
+        collected = rt.course.group = Group([None] * len(rt.params))
+        outs = []
+        for group in groups:
+            collected.begin(rt.weight(group) / rt.course.weight)
+            out = self.method.step(group, self.state, rt)
+            outs.append(Out(out.loss * collected.share, out.logits))
+        rt.course.group = None
+        rt.apply(collected.total, beside=collected.beside)
+        return Out(torch.stack([o.loss for o in outs]).sum(), join_logits([o.logits for o in outs]))
+
+    def _take_back(self) -> None:
+        self.runtime.course.back()
+        self.runtime.clear()
+
+    def predict(self, x: Any) -> Tensor:
+        """Return the logits of what the method deploys."""
+        return self.method.predict(self.runtime.net, self.state, x)
+
+    def standing(self) -> AbstractContextManager[None]:
+        """Return the context in which the model itself has the weights that the method deploys.
+
+        The mean of `EMA` and `SWA`, in evaluation mode; for most methods they are those that are trained, and it
+        does nothing. On leaving, the weights are bit for bit what they were.
+        """
+        return self.method.standing(self.runtime.net, self.state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what resume needs beside the model's and the optimizer's own state.
+
+        Under DDP and FSDP2 each process has its own: its random streams differ.
+        """
+        return {
+            "method": _described(self.method),
+            "state": self.state.state_dict(),
+            "generators": {k: g.get_state() for k, g in self.runtime.generators().items()},
+            "passes": dict(vars(self.runtime.passes)),
+            "scaler": self.runtime.precision.state_dict(),
+        }
+
+    def load_state_dict(self, content: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict``'s content; raises InputError if it belongs to another method."""
+        if content["method"] != _described(self.method):
+            raise InputError(f"this state belongs to {content['method']}, not to {_described(self.method)}")
+        self.state.load_state_dict(content["state"])
+        for name, generator in self.runtime.generators().items():
+            generator.set_state(content["generators"][name].cpu())
+        for name, value in content["passes"].items():
+            setattr(self.runtime.passes, name, value)
+        self.runtime.precision.load_state_dict(content.get("scaler", {}))
+
+
+def _described(method: Method) -> str:
+    """Return a method's settings without addresses of this process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(method))

@@ -1,0 +1,87 @@
+"""Decoded images kept between processes: written whole or not at all, checked first, mapped where they are big."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from steppe.data.dataset import Images, Source, check_labels
+
+_FORMAT = 2
+SMALL = 2**26  # bytes below which images are read at once, and do not depend on their file any more
+_log = logging.getLogger(__name__)
+
+
+def folder() -> Path:
+    """Return where decoded images are kept: STEPPE_CACHE, or steppe under XDG_CACHE_HOME or ~/.cache."""
+    own = os.environ.get("STEPPE_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steppe"
+
+
+def cached(key: Any, decode: Callable[[], Source]) -> Source:
+    """Return what ``decode`` gives, from the cache if it was decoded before under the same ``key``.
+
+    ``key`` is plain data that changes whenever the files do. A damaged entry is decoded anew; a cache that
+    cannot be written is done without.
+    """
+    name = hashlib.sha256(json.dumps([_FORMAT, key], sort_keys=True).encode()).hexdigest()[:24]
+    entry = folder() / "decoded" / name
+    if entry.is_dir():
+        try:
+            return _read(entry)
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+            _log.warning("decoded images in %s are damaged (%s); decoding again", entry, error)
+            shutil.rmtree(entry, ignore_errors=True)
+    source = decode()
+    try:
+        _write(entry, source)
+        return _read(entry)
+    except OSError as error:
+        _log.info("decoded images are not kept: cannot write %s: %s", entry, error.strerror)
+        return source
+
+
+def _write(entry: Path, source: Source) -> None:
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".writing-"))
+    try:
+        for part in ("train", "test"):
+            images: Images = getattr(source, part)
+            np.save(temporary / f"{part}_x.npy", images.x.numpy())
+            np.save(temporary / f"{part}_y.npy", images.y.numpy())
+        about = {"classes": source.classes, "skipped": source.skipped, "note": source.note}
+        sizes = {f.name: f.stat().st_size for f in temporary.iterdir()}
+        (temporary / "about.json").write_text(json.dumps(about | {"sizes": sizes}))
+        os.replace(temporary, entry)
+    except OSError:
+        if not entry.is_dir():  # another process may have been first, with the same content
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read(entry: Path) -> Source:
+    about = json.loads((entry / "about.json").read_text())
+    for name, size in about["sizes"].items():
+        if (entry / name).stat().st_size != size:
+            raise ValueError(f"{name} has the wrong size")
+
+    def part(name: str) -> Images:
+        y = np.load(entry / f"{name}_y.npy", allow_pickle=False)
+        check_labels(y, len(about["classes"]), f"{name}_y.npy")
+        file = entry / f"{name}_x.npy"
+        if file.stat().st_size < SMALL:
+            return Images(torch.from_numpy(np.load(file, allow_pickle=False)), torch.from_numpy(y))
+        return Images.mapped(file, torch.from_numpy(y))
+
+    return Source(part("train"), part("test"), tuple(about["classes"]), tuple(about["skipped"]), about["note"])

@@ -1,0 +1,38 @@
+"""The steps of augmentation that a run can name, in the order that it names them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor
+
+from steppe.data.transforms.auto_augment import randaugment, rotate
+from steppe.data.transforms.basic import Step, crop, cutmix, cutout, flip, jitter, mixup, resized_crop
+from steppe.errors import InputError, unknown
+
+STEPS: dict[str, Step] = {
+    "flip": flip,
+    "crop": crop,
+    "resized-crop": resized_crop,
+    "jitter": jitter,
+    "cutout": cutout,
+    "rotate": rotate,
+    "randaugment": randaugment,
+    "mixup": mixup,
+    "cutmix": cutmix,
+}
+MIXING = ("mixup", "cutmix")
+
+
+def chain(names: Sequence[str], blank: Tensor | None = None) -> list[Step]:
+    """Return the steps of these names; ``blank`` (C,) is what cutout sets.
+
+    Raises InputError for an unknown one, or two that both mix labels.
+    """
+    for name in names:
+        if name not in STEPS:
+            raise unknown("augmentation in data.augment", name, STEPS)
+    if all(name in names for name in MIXING):
+        raise InputError("data.augment has both mixup and cutmix; choose one of them")
+    return [partial(cutout, blank=blank) if name == "cutout" else STEPS[name] for name in names]

@@ -1,0 +1,193 @@
+"""Second derivatives of the loss, never formed: top eigenvalues, trace, spectral density.
+
+Everything is made of Hessian-vector products (`Surface.curvature`). Networks whose layers can be rescaled without
+changing the function, as in front of BatchNorm, can have any value of these; compare them only under equal weight
+decay, or read them beside an adaptive measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steppe.core.numerics.vector import Vec
+from steppe.diagnostics.loss_surface import Surface
+from steppe.diagnostics.sharpness import Estimate, estimate
+from steppe.errors import InputError
+
+
+@dataclass(frozen=True)
+class Eigenvalues:
+    """The largest eigenvalues, falling, and of each a bound on its distance to a true one.
+
+    The bound is the residual norm :math:`\\lVert Hv - \\lambda v\\rVert` at the unit eigenvector found.
+    ``products`` counts Hessian-vector products.
+    """
+
+    values: list[float]
+    residuals: list[float]
+    products: int
+
+
+@dataclass(frozen=True)
+class Density:
+    r"""The spectral density as point masses: ``weights``, of sum 1, at ``nodes``, rising.
+
+    ``weights @ f(nodes)`` estimates :math:`\mathrm{tr} f(H) / P` for P parameters.
+    """
+
+    nodes: np.ndarray
+    weights: np.ndarray
+
+    def smooth(self, at: Sequence[float] | np.ndarray, width: float) -> np.ndarray:
+        """Return the density (per unit of eigenvalue) at these places, each mass a Gaussian of this width."""
+        z = (np.asarray(at, float)[:, None] - self.nodes[None, :]) / width
+        masses: np.ndarray = np.exp(-0.5 * z**2) / (width * np.sqrt(2 * np.pi)) @ self.weights
+        return masses
+
+
+def eigenvalues(
+    surface: Surface, k: int = 1, *, tolerance: float = 1e-4, products: int = 300, seed: int = 0
+) -> Eigenvalues:
+    r"""Return the ``k`` algebraically largest eigenvalues of the Hessian :math:`\nabla^2 L(w)`.
+
+    Implicitly restarted Lanczos iteration (ARPACK through `scipy.sparse.linalg.eigsh`) to a relative
+    ``tolerance``, or until about ``products`` Hessian-vector products; then what has been reached is returned with
+    its residuals, which says how good it is. A network of at most 64 parameters is solved densely; otherwise max(2
+    k + 1, 20) vectors of its size are kept, in double precision.
+
+    Raises InputError if ``k`` is below 1 or above the number of parameters.
+    """
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+    size = _size(surface)
+    if not 1 <= k <= size:
+        raise InputError(f"k is {k}; give 1 to {size}, the number of parameters")
+    count = 0
+
+    def product(v: np.ndarray) -> np.ndarray:
+        nonlocal count
+        count += 1
+        return _flat(surface.curvature(_shaped(v, surface)))
+
+    if size <= 64 or k >= size - 1:
+        whole = np.stack([product(row) for row in np.eye(size)])
+        values, vectors = np.linalg.eigh((whole + whole.T) / 2)
+        values, vectors = values[-k:], vectors[:, -k:]
+    else:
+        start = np.random.default_rng(seed).standard_normal(size)
+        basis = min(size, max(2 * k + 1, 20))
+        operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
+        rounds = max(1, products // (basis - k))
+        try:
+            values, vectors = eigsh(operator, k, which="LA", v0=start, ncv=basis, tol=tolerance, maxiter=rounds)
+        except ArpackNoConvergence as stopped:
+            # what has not converged is still the best that is known
+            values, vectors = stopped.eigenvalues, stopped.eigenvectors
+            if len(values) < k:
+                values, vectors = _ritz(surface, start, basis, k)
+    order = np.argsort(values)[::-1]
+    residuals = [float(np.linalg.norm(product(vectors[:, i]) - values[i] * vectors[:, i])) for i in order]
+    return Eigenvalues([float(values[i]) for i in order], residuals, count)
+
+
+def trace(surface: Surface, probes: int = 30, seed: int = 0) -> Estimate:
+    r"""Return the trace of the Hessian by Hutchinson's estimator, with its standard error.
+
+    The mean of :math:`v^\top H v` over ``probes`` vectors of random signs (Hutchinson, Communications in
+    Statistics 18, 1989). The number of probes is fixed: stopping once the mean settles would be biased. Exact for
+    a diagonal Hessian.
+
+    Raises InputError if ``probes`` is below 1.
+    """
+    if probes < 1:
+        raise InputError(f"probes is {probes}; give at least 1")
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(probes):
+        signs = _shaped(rng.choice([-1.0, 1.0], _size(surface)), surface)
+        found.append(float(np.dot(_flat(signs), _flat(surface.curvature(signs)))))
+    return estimate(found)
+
+
+def density(surface: Surface, steps: int = 40, probes: int = 2, seed: int = 0) -> Density:
+    """Return the spectral density by stochastic Lanczos quadrature.
+
+    From each of ``probes`` random unit vectors, ``steps`` of the Lanczos iteration with full reorthogonalisation;
+    nodes are the eigenvalues of its tridiagonal matrix, weights the squared first components of their eigenvectors
+    (Ghorbani, Krishnan and Xiao, ICML 2019, algorithm 1). Moments up to order 2 ``steps`` - 1 are those of the
+    random vectors exactly. Keeps ``steps`` vectors of the size of the network, in double precision.
+
+    Raises InputError if ``steps`` or ``probes`` is below 1.
+    """
+    if steps < 1 or probes < 1:
+        raise InputError(f"steps is {steps} and probes is {probes}; give at least 1 of each")
+    rng = np.random.default_rng(seed)
+    nodes, weights = [], []
+    for _ in range(probes):
+        diagonal, beside, _ = _lanczos(surface, rng.standard_normal(_size(surface)), steps)
+        values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))
+        nodes.append(values)
+        weights.append(vectors[0] ** 2 / probes)
+    joined, masses = np.concatenate(nodes), np.concatenate(weights)
+    order = np.argsort(joined)
+    return Density(joined[order], masses[order])
+
+
+def _lanczos(surface: Surface, start: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray, list[Tensor]]:
+    """Return diagonal and off-diagonal of the tridiagonal matrix, and the basis; short if the space is used up."""
+    like = surface.params[0]
+    basis: list[Tensor] = []
+    diagonal: list[float] = []
+    beside: list[float] = []
+    v = torch.from_numpy(start).to(like.device)
+    v = v / v.norm()
+    for _ in range(min(steps, len(start))):
+        basis.append(v)
+        w = _joined(surface.curvature(_split(v, surface)))
+        diagonal.append(float(w @ v))
+        # twice is enough: once leaves rounding of the size of what was taken away
+        for _ in range(2):
+            for b in basis:
+                w = w - (w @ b) * b
+        length = float(w.norm())
+        if length < 1e-10 * max(1.0, *map(abs, diagonal)):
+            break
+        beside.append(length)
+        v = w / length
+    return np.array(diagonal), np.array(beside[: len(diagonal) - 1]), basis
+
+
+def _ritz(surface: Surface, start: np.ndarray, steps: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the top eigenvalues and eigenvectors of the Hessian on a Krylov space."""
+    diagonal, beside, basis = _lanczos(surface, start, steps)
+    values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))
+    joined = torch.stack(basis, 1).cpu().numpy()
+    return values[-k:], joined @ vectors[:, -k:]
+
+
+def _size(surface: Surface) -> int:
+    return sum(p.numel() for p in surface.params)
+
+
+def _joined(a: Vec) -> Tensor:
+    return torch.cat([t.reshape(-1) for t in a if t is not None]).double()
+
+
+def _split(v: Tensor, surface: Surface) -> Vec:
+    pieces = torch.split(v, [p.numel() for p in surface.params])
+    return [piece.view(p.shape).to(p.dtype) for piece, p in zip(pieces, surface.params, strict=True)]
+
+
+def _flat(a: Vec) -> np.ndarray:
+    flat: np.ndarray[Any, Any] = _joined(a).cpu().numpy()
+    return flat
+
+
+def _shaped(v: np.ndarray, surface: Surface) -> Vec:
+    return _split(torch.from_numpy(np.ascontiguousarray(v)).to(surface.params[0].device), surface)

@@ -1,0 +1,188 @@
+r"""PAC-Bayes bounds on the error of a randomised network.
+
+The posterior is :math:`Q = N(w, \sigma^2 I)` over the trainable weights, the prior :math:`N(w_0, \sigma^2 I)`
+around weights :math:`w_0` that do not depend on the data (the run's own initialisation, or 0), so that
+:math:`\mathrm{KL} = \lVert w - w_0\rVert^2 / (2\sigma^2)`. Each bound holds with probability at least
+:math:`1-\delta` over the draw of the n training samples, for the mean error of networks drawn from Q: not for the
+network itself. BatchNorm's running statistics are taken as fixed, though training computed them from the data;
+with BatchNorm in the network the bounds are therefore heuristic. A bound of 1 or more says nothing, and is called
+vacuous.
+
+The OKDPH paper prints a "PAC-Bayes bound" (supplement, table 5) whose formula was never published; its numbers, in
+the tens of millions of 1e-6 units, are close to a constant times the number of parameters and are no bound on an
+error. Nothing here claims to be it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from scipy.optimize import brentq
+
+from steppe.core.numerics import vector
+from steppe.core.numerics.vector import Vec
+from steppe.diagnostics.loss_surface import Surface
+from steppe.errors import InputError
+
+Kind = Literal["mcallester", "seeger", "catoni"]
+SIGMAS = tuple(10 ** (-3 + 2.5 * j / 10) for j in range(11))
+CONSTANTS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One bound on the error of the randomised network, and what it is made of.
+
+    Attributes:
+        kind: Whose bound it is.
+        value: The bound itself, as a fraction; vacuous if it is 1 or more.
+        sigma: The noise of the grid at which it is smallest.
+        divergence: KL(Q, P) there, in nats.
+        measured: Mean training error of the networks drawn.
+        empirical: Upper bound on the training error of Q, from those draws.
+        samples: Training samples n.
+        confidence: 1 - delta, of everything together.
+    """
+
+    kind: Kind
+    value: float
+    sigma: float
+    divergence: float
+    measured: float
+    empirical: float
+    samples: int
+    confidence: float
+
+    @property
+    def vacuous(self) -> bool:
+        """Return whether it says no more than that an error is at most 1."""
+        return not self.value < 1
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        about = f"sigma {self.sigma:.3g}, KL {self.divergence:.4g}, {self.samples} samples"
+        if self.vacuous:
+            return f"{self.kind}: vacuous ({about})"
+        return f"{self.kind}: error at most {self.value:.1%} with confidence {self.confidence:.0%} ({about})"
+
+
+def kl(q: float, p: float) -> float:
+    r"""Return :math:`\mathrm{kl}(q\|p) = q\ln\frac qp + (1-q)\ln\frac{1-q}{1-p}` of two error rates, in nats."""
+    if not (0 <= q <= 1 and 0 <= p <= 1):
+        raise ValueError(f"q is {q} and p is {p}; error rates lie between 0 and 1")
+    total = 0.0
+    for a, b in ((q, p), (1 - q, 1 - p)):
+        if a > 0:
+            total += a * math.log(a / b) if b > 0 else math.inf
+    return total
+
+
+def kl_inverse(q: float, budget: float) -> float:
+    r"""Return the largest p with :math:`\mathrm{kl}(q\|p) \le` ``budget``, to 1e-12.
+
+    Raises ValueError if q is no error rate or the budget is negative.
+    """
+    if not 0 <= q <= 1 or not budget >= 0:
+        raise ValueError(f"q is {q} and the budget {budget}; give a rate and at least 0")
+    if q == 0:
+        return -math.expm1(-budget)
+    highest = 1 - 1e-15
+    if q >= highest or kl(q, highest) <= budget:
+        return 1.0
+    return float(brentq(lambda p: kl(q, p) - budget, q, highest, xtol=1e-13)) if budget else q
+
+
+def mcallester(empirical: float, divergence: float, n: int, delta: float) -> float:
+    r"""Return :math:`\hat R + \sqrt{(\mathrm{KL} + \ln(2\sqrt n/\delta)) / 2n}` (McAllester 1999; Maurer 2004)."""
+    return empirical + math.sqrt((divergence + math.log(2 * math.sqrt(n) / delta)) / (2 * n))
+
+
+def seeger(empirical: float, divergence: float, n: int, delta: float) -> float:
+    r"""Return the largest R with :math:`\mathrm{kl}(\hat R\|R) \le (\mathrm{KL} + \ln(2\sqrt n/\delta)) / n`.
+
+    Seeger, JMLR 3 (2002), with Maurer's constant (arXiv:cs/0411099); never above McAllester's.
+    """
+    return kl_inverse(empirical, (divergence + math.log(2 * math.sqrt(n) / delta)) / n)
+
+
+def catoni(
+    empirical: float, divergence: float, n: int, delta: float, constants: Sequence[float] = CONSTANTS
+) -> float:
+    r"""Return the least over C of :math:`(1-e^{-C\hat R-(\mathrm{KL}+\ln(1/\delta_C))/n}) / (1-e^{-C})`.
+
+    :math:`\delta_C = \delta/J` for J constants chosen beforehand: a union bound pays for the choice (Catoni, PAC-
+    Bayesian Supervised Classification, IMS Lecture Notes 56, 2007, theorem 1.2.6).
+    """
+    cost = (divergence + math.log(len(constants) / delta)) / n
+    return min(-math.expm1(-c * empirical - cost) / -math.expm1(-c) for c in constants)
+
+
+FORMULAS = {"mcallester": mcallester, "seeger": seeger, "catoni": catoni}
+
+
+def bounds(
+    surface: Surface,
+    start: Vec | None = None,
+    *,
+    sigmas: Sequence[float] = SIGMAS,
+    delta: float = 0.05,
+    draws: int = 30,
+    seed: int = 0,
+) -> list[Bound]:
+    r"""Return McAllester's, Seeger's and Catoni's bounds, each at the best sigma of a grid.
+
+    The grid is fixed beforehand and paid for by a union bound: each of its J values gets :math:`\delta/J`, a tenth
+    of it for the draws. The error of Q on the training samples is bounded through ``draws`` networks by
+    :math:`\mathrm{kl}^{-1}(\hat R, \ln(2/\delta')/\text{draws})` (Langford and Caruana, NeurIPS 2001); with few
+    draws this alone is a large part of the bound.
+
+    Args:
+        surface: The network and the samples it was trained on, all of them or a random part drawn beforehand.
+        start: Initial weights w_0 in the surface's order; 0 if not given.
+        sigmas: Standard deviations, chosen without looking at the data.
+        delta: Probability with which a bound may fail, each of the three on its own.
+        draws: Networks drawn per sigma.
+        seed: Of the draws.
+
+    Raises:
+        InputError: Targets are not class indices, delta is not between 0 and 1, or ``draws`` is below 1.
+    """
+    if not 0 < delta < 1:
+        raise InputError(f"delta is {delta}; give a number between 0 and 1")
+    if draws < 1:
+        raise InputError(f"draws is {draws}; give at least 1")
+    moved = vector.clone([*surface.params])
+    squared = float(vector.norm(moved if start is None else vector.add(moved, start, by=-1.0)).double()) ** 2
+    found: dict[Kind, Bound] = {}
+    each = delta / len(sigmas)
+    for sigma in sigmas:
+        divergence = squared / (2 * sigma**2)
+        measured = gibbs_error(surface, sigma, draws, seed)
+        empirical = kl_inverse(measured, math.log(2 / (0.1 * each)) / draws)
+        for kind, formula in FORMULAS.items():
+            value = formula(empirical, divergence, len(surface), 0.9 * each)
+            name: Kind = kind  # type: ignore[assignment]
+            if name not in found or value < found[name].value:
+                made = (name, value, sigma, divergence, measured, empirical, len(surface), 1 - delta)
+                found[name] = Bound(*made)
+    return list(found.values())
+
+
+def gibbs_error(surface: Surface, sigma: float, draws: int, seed: int = 0) -> float:
+    """Return the mean error over networks drawn from N(w, sigma^2 I), on all samples of the surface.
+
+    Raises InputError if the targets are not class indices.
+    """
+    rng = torch.Generator(device=surface.params[0].device).manual_seed(seed)
+    errors = []
+    for _ in range(draws):
+        with surface.at(vector.scale(vector.gaussian(surface.params, rng), sigma)):
+            accuracy = surface.value().accuracy
+        if accuracy is None:
+            raise InputError("the targets are no class indices; a PAC-Bayes bound is about errors")
+        errors.append(1 - accuracy)
+    return math.fsum(errors) / draws

@@ -1,0 +1,144 @@
+"""How much the loss rises around the weights: at the worst nearby point, and on average.
+
+All values are rises of the mean loss, in its unit. They compare networks only where all are measured on the same
+samples with the same radius; rescaling a layer in front of BatchNorm changes every measure here but the adaptive
+and the filter-wise ones, and not the function.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from steppe.core.numerics import vector
+from steppe.core.numerics.perturbations import ascent, filter_noise
+from steppe.core.numerics.vector import Vec
+from steppe.diagnostics.loss_surface import Surface
+from steppe.errors import InputError
+
+Ball = Literal["euclidean", "adaptive"]
+Noise = Literal["isotropic", "filter"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over ``n`` independent draws and its standard error (None for a single draw)."""
+
+    mean: float
+    error: float | None
+    n: int
+
+
+def worst(
+    surface: Surface, rho: float = 0.05, *, steps: int = 1, m: int | None = None, ball: Ball = "euclidean"
+) -> float:
+    r"""Return SAM's sharpness, the mean over groups of :math:`\max_{\epsilon} L(w+\epsilon) - L(w)`.
+
+    The maximum is over a ball of radius ``rho`` and is approached from below by projected ascent,
+
+    .. math:: \epsilon_0 = 0,\quad \epsilon_{k+1} = \Pi_\rho(\epsilon_k + \rho\, a(g_k)),\quad
+        g_k = \nabla L(w+\epsilon_k),
+
+    of which the highest point is taken. One step is SAM's own estimate and may be negative. In the 'euclidean'
+    ball :math:`a(g) = g/\lVert g\rVert` (Foret et al., ICLR 2021, equation 2). The 'adaptive' one is
+    :math:`\lVert \epsilon / |w| \rVert \le \rho` with :math:`a(g) = w^2 g / \lVert w g\rVert`, which rescaling of
+    weights leaves as it is (Kwon et al., ASAM, ICML 2021, without their constant beside :math:`|w|`). At a point
+    without a gradient it is 0.
+
+    Args:
+        surface: The network and its data.
+        rho: Radius: of the weights' change, or for 'adaptive' of their relative change.
+        steps: Gradient evaluations per group; one more evaluation of the loss each.
+        m: Samples that share a perturbation (m-sharpness); all if None.
+        ball: 'euclidean' or 'adaptive'.
+
+    Raises:
+        InputError: ``rho`` is negative, ``steps`` or ``m`` below 1, or there is no such ball.
+    """
+    if not rho >= 0:
+        raise InputError(f"rho is {rho}; give a radius of at least 0")
+    if steps < 1:
+        raise InputError(f"steps is {steps}; give at least 1")
+    if ball not in ("euclidean", "adaptive"):
+        raise InputError(f"ball is {ball!r}; choose euclidean or adaptive")
+    groups = surface.groups(m)
+    rises = [_rise(group, rho, steps, ball) * len(group) for group in groups]
+    return math.fsum(rises) / len(surface)
+
+
+def average(
+    surface: Surface,
+    sigma: float = 0.01,
+    *,
+    noise: Noise = "isotropic",
+    pairs: int = 10,
+    seed: int = 0,
+) -> Estimate:
+    r"""Return the mean rise under Gaussian noise, :math:`E_u[L(w + u)] - L(w)`, with its standard error.
+
+    'isotropic': :math:`u \sim N(0, \sigma^2 I)`. 'filter': :math:`u_k \sim N(0, \sigma^2 \lVert w_k\rVert^2 I)`
+    for each filter k (Bisla et al., AISTATS 2022; Li et al., RWP, section 3.2). Draws come in antithetic pairs
+    ``u, -u``, so that the gradient's part cancels exactly; the error is that of the mean over pairs. For a
+    quadratic the isotropic value is :math:`\sigma^2\,\mathrm{tr}(H)/2`.
+
+    Raises InputError if ``sigma`` is negative, ``pairs`` below 1 or there is no such noise.
+    """
+    if not sigma >= 0:
+        raise InputError(f"sigma is {sigma}; give at least 0")
+    if pairs < 1:
+        raise InputError(f"pairs is {pairs}; give at least 1")
+    draw = _drawer(surface, sigma, noise)
+    rng = torch.Generator(device=surface.params[0].device).manual_seed(seed)
+    here = surface.loss()
+    rises = []
+    for _ in range(pairs):
+        offset = draw(rng)
+        total = 0.0
+        for sign in (1.0, -1.0):
+            with surface.at(vector.scale(offset, sign)):
+                total += surface.loss()
+        rises.append(total / 2 - here)
+    return estimate(rises)
+
+
+def estimate(values: list[float]) -> Estimate:
+    """Return mean and standard error of independent draws."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    spread = math.fsum((v - mean) ** 2 for v in values)
+    return Estimate(mean, math.sqrt(spread / (n - 1) / n) if n > 1 else None, n)
+
+
+def _rise(surface: Surface, rho: float, steps: int, ball: Ball) -> float:
+    """Return the highest rise along the projected ascent."""
+    scale = [p.detach().abs() for p in surface.params] if ball == "adaptive" else None
+    # the ascent goes on in stretched coordinates, in which the ball is round
+    point: Vec = [None] * len(surface.params)
+    start, found = 0.0, -math.inf
+    for step in range(steps):
+        with surface.at(_stretched(point, scale)):
+            here, grads = surface.gradient()
+        start = here if step == 0 else start
+        found = max(found, here - start) if step else found
+        if float(vector.norm(_stretched(grads, scale))) == 0:
+            return max(found, 0.0)
+        moved = vector.add(point, ascent(_stretched(grads, scale), rho))
+        point = vector.scale(moved, (rho / (vector.norm(moved) + 1e-30)).clamp(max=1.0)) if step else moved
+    with surface.at(_stretched(point, scale)):
+        return max(found, surface.loss() - start)
+
+
+def _stretched(a: Vec, scale: list[torch.Tensor] | None) -> Vec:
+    return a if scale is None else vector.times(a, list(scale))
+
+
+def _drawer(surface: Surface, sigma: float, noise: Noise) -> Callable[[torch.Generator], Vec]:
+    if noise == "isotropic":
+        return lambda rng: vector.scale(vector.gaussian(surface.params, rng), sigma)
+    if noise == "filter":
+        return lambda rng: filter_noise(surface.params, surface.owners, sigma, rng).vector()
+    raise InputError(f"noise is {noise!r}; choose isotropic or filter")

@@ -1,0 +1,68 @@
+"""Stochastic weight averaging: deploy the plain mean of the weights late in training.
+
+    v <- (n v + w) / (n + 1) on every ``every``-th step from ``start`` on;   deployed is v
+
+Paper    Izmailov et al., UAI 2018, arXiv:1803.05407, algorithm 1
+Code     torch.optim.swa_utils
+Cost     1 forward, 1 backward, 1 update
+Limits   training itself is always Plain's; before start the weights are deployed as they are
+Differs  1. running statistics are averaged too; the paper measures them anew on the training data at the end.
+         2. the learning rate is the user's schedule; the paper keeps it constant or cyclic from start on.
+Start    start 0.75, every = the steps of an epoch; combine it with any method: sam+swa
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from steppe.core.batch import Batch
+from steppe.core.method import Method, filled, require
+from steppe.core.model_call import call, logits_of
+from steppe.core.runtime import Out, Runtime
+from steppe.core.state.weight_average import Average
+
+
+@dataclass(frozen=True)
+class SWA(Method):
+    """Deploy the mean of the weights from ``start`` (a share of training, or a step) on, each ``every`` steps."""
+
+    limit: ClassVar = {}
+    cost: ClassVar = (1, 1, 1)
+
+    start: float = 0.75
+    every: int = 1
+
+    def check(self) -> None:
+        """Start is a point in training, every a period."""
+        require(self, "start", self.start >= 0, "a step number, or a share of the training below 1")
+        require(self, "every", self.every >= 1, "at least 1")
+
+    def init(self, net: nn.Module) -> nn.Module:
+        """Start with nothing."""
+        return Average(net)
+
+    def after(self, batch: Batch, out: Out, state: nn.Module, rt: Runtime) -> None:
+        """Take in the new weights if it is time."""
+        assert isinstance(state, Average)
+        if rt.now.reached(self.start, "start") and rt.now.step % self.every == 0:
+            state.take_in(rt.net, 1 / (state.count + 1))
+
+    def standing(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
+        """Put the mean in the network's place."""
+        assert isinstance(state, Average)
+        return state.in_place_of(net) if state.count else nullcontext()
+
+    def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
+        """Deploy the mean once there is one."""
+        with self.standing(net, state):
+            return logits_of(call(net, x))
+
+    def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
+        """Deploy the mean alone."""
+        with self.standing(net, state):
+            return filled(new_model(), net.state_dict())

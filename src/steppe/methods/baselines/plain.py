@@ -1,0 +1,26 @@
+"""Plain training, the baseline of every comparison.
+
+    w <- U(w, g),   g = grad L(w)
+
+Paper    none: empirical risk minimisation with the optimizer U as it stands
+Code     none
+Cost     1 forward, 1 backward, 1 update
+Limits   none: other methods have this as theirs
+Differs  none known
+Start    nothing to set
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from steppe.core.method import Method
+
+
+@dataclass(frozen=True)
+class Plain(Method):
+    """Train with the gradient of the loss, one update per batch."""
+
+    limit: ClassVar = {}
+    cost: ClassVar = (1, 1, 1)

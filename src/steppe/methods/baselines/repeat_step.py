@@ -1,0 +1,35 @@
+"""Plain training that applies each gradient twice: a control for methods with two updates per batch.
+
+    g = grad L(w),   w <- U(U(w, g), g)
+
+Paper    none: a control. SADT's step count without its teacher
+Code     none
+Cost     1 forward, 1 backward, 2 updates
+Limits   with plain SGD (no momentum, no weight decay) it is Plain at twice the learning rate
+Differs  none known
+Start    nothing to set
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from steppe.core.batch import Batch
+from steppe.core.method import Method
+from steppe.core.runtime import Out, Runtime
+
+
+@dataclass(frozen=True)
+class RepeatStep(Method):
+    """Apply the batch's own gradient twice."""
+
+    cost: ClassVar = (1, 1, 2)
+
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+        """Update twice from one gradient."""
+        out, g = rt.grad(rt.objective, batch)
+        rt.apply(g, times=2)
+        return out

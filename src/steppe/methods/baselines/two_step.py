@@ -1,0 +1,39 @@
+"""Plain training that takes two fresh gradients and two updates on each batch: the compute of SADT and SAM.
+
+    w' = U(w, grad L(w)),   w <- U(w', grad L(w'))
+
+Paper    none: a control. SADT's passes and updates without its teacher
+Code     none
+Cost     2 forward, 2 backward, 2 updates
+Limits   without dropout it is two steps of Plain on the same batch
+Differs  none known; running statistics come from the first pass only and dropout masks are drawn afresh for
+         the second, as in SADT, so that the teacher is all that differs
+Start    nothing to set
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from steppe.core.batch import Batch
+from steppe.core.method import Method
+from steppe.core.runtime import Out, Runtime
+
+
+@dataclass(frozen=True)
+class TwoStep(Method):
+    """Take two gradients and two updates on the same batch."""
+
+    cost: ClassVar = (2, 2, 2)
+
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+        """Update, look again, update."""
+        out, g = rt.grad(rt.objective, batch)
+        rt.apply(g, more=True)
+        with rt.aside(rt.draw_masks()):
+            _, g = rt.grad(rt.objective, batch)
+        rt.apply(g)
+        return out

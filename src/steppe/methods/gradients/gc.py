@@ -1,0 +1,45 @@
+"""Gradient centralisation: take the mean out of each output unit's gradient.
+
+    g_k <- g_k - mean(g_k)        for every output unit k of every weight with two or more dimensions
+
+Paper    Yong et al., ECCV 2020, arXiv:2004.01461, equation 1
+Code     Yonghongwei/Gradient-Centralization @ ed2a608
+Cost     1 forward, 1 backward, 1 update
+Limits   on a network of vectors only (no weight with two dimensions) it is Plain
+Differs  1. units with a single weight are left alone; the authors' code freezes them (their mean is themselves).
+         2. the raw gradient is centred before the optimizer, weight decay is not; the authors' SGD centres
+            the sum of gradient and weight decay, their Adam by default the final direction.
+         3. transposed convolutions are centred per output channel, embeddings not at all; the authors' code
+            centres over all dimensions but the first.
+Start    nothing to set; conv_only = True leaves linear layers alone (authors' option)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from steppe.core.method import Method
+from steppe.core.numerics.perturbations import fan_in, unit_dims
+from steppe.core.numerics.vector import Vec
+from steppe.core.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class GC(Method):
+    """Centralise the gradient of each output unit; ``conv_only`` restricts it to convolutions."""
+
+    cost: ClassVar = (1, 1, 1)
+
+    conv_only: bool = False
+
+    def transform(self, grads: Vec, rt: Runtime) -> Vec:
+        """Return the gradients with every unit's mean removed."""
+        centred: Vec = []
+        for g, p, owner in zip(grads, rt.params, rt.owners, strict=True):
+            dims = unit_dims(p, owner)
+            if g is None or dims is None or fan_in(p, dims) == 1 or (self.conv_only and p.ndim < 3):
+                centred.append(g)
+            else:
+                centred.append(g - g.mean(dim=dims, keepdim=True))
+        return centred

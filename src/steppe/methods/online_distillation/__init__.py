@@ -1,0 +1,1 @@
+"""Several networks that learn from each other."""

@@ -1,0 +1,199 @@
+"""Online distillation with parameter hybridisation: the mixture of the students learns, teaches and pulls.
+
+    w_h = sum_m r_m w_m,   t = (sum_m z_m + z_h) / (N + 1) without gradient
+    w_m <- U(w_m, grad_m [omega L(w_m) + beta T^2 KL(softmax(t / T) || softmax(z_m / T)) + (1 - omega) L(w_h)])
+    every ``every`` steps or epochs:   w_m <- gamma w_h + (1 - gamma) w_m
+
+Each student, and last the hybrid, sees its own view of the images if the loader gives views.
+
+Paper    Zhang et al., CVPR 2023, arXiv:2303.14666, equations 1 and 2; supplement, tables 6 and 7 (``preset``)
+Code     tianlizhang/OKDPH @ a562089
+Cost     3 forward, 3 backward, 1 update (one of each of ``networks``, one of the hybrid)
+Limits   networks = 1 is Plain; omega = 1, beta = 0, gamma = 0 is Plain for each student
+Differs  1. gradient = 'chain' follows the equation: r_m times the hybrid's gradient. The code writes the hybrid
+            into a module of its own, so its loss moves nobody: that is 'none', with which the tables were found.
+            'full' gives each student the whole gradient.
+         2. fusion mixes the updated students; fuse = 'before' mixes those from before the update, as the code
+            does, which at gamma = 1 throws the update away. The code also evaluates before it fuses.
+         3. mixing = 'dirichlet' draws r once a step, equal on all processes; the code's version cannot run.
+         4. running statistics are mixed like weights, other buffers and momentum are left alone (as the code).
+         5. deployed is the first student or, with deploy = 'hybrid', the hybrid; the code reports the best of all.
+         6. t is the code's, the paper does not define it; T is the code's default.
+Start    omega 0.8, beta 0.8, gamma 0.5, T 4 (code), every '5b' (table 6); preset 'cifar100-vgg16' and others
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from steppe.core import rng as streams
+from steppe.core.batch import Batch
+from steppe.core.method import Method, filled, name_of, require
+from steppe.core.model_call import call
+from steppe.core.runtime import Out, Runtime
+from steppe.errors import InputError, unknown
+from steppe.methods.online_distillation._okdph_presets import PRESETS
+from steppe.models.multi.ensemble import Gradient, Hybridised, named
+from steppe.models.multi.inputs import expect, fresh_networks, mean_of, towards, views_of
+
+_DEFAULTS = {"omega": 0.8, "beta": 0.8, "gamma": 0.5, "every": "5b"}
+
+
+@dataclass(frozen=True)
+class OKDPH(Method):
+    """Train ``networks`` students and fuse them into their hybrid by ``gamma`` every ``every``.
+
+    ``every`` is '5b' (every fifth step; within each epoch, if its length is known) or '1e' (after each epoch; bind
+    with epoch=len(loader)). ``omega``, ``beta``, ``gamma`` and ``every`` left out take the preset's values.
+    """
+
+    limit: ClassVar = {"networks": 1}
+    cost: ClassVar = (3, 3, 1)
+    whole: ClassVar = "its hybrid is mixed from whole networks"
+    mixes: ClassVar = "fusion mixes the students' running statistics"
+
+    networks: int = 2
+    omega: float | None = None
+    beta: float | None = None
+    gamma: float | None = None
+    every: str | None = None
+    T: float = 4.0
+    mixing: str = "mean"
+    gradient: str = "chain"
+    fuse: str = "after"
+    deploy: str = "student"
+    same_start: bool = True
+    preset: str = ""
+
+    def check(self) -> None:
+        """Fill in the preset; refuse values that mean nothing."""
+        if self.preset and self.preset not in PRESETS:
+            raise unknown("preset of okdph", self.preset, PRESETS)
+        values = dict(zip(_DEFAULTS, PRESETS[self.preset], strict=True)) if self.preset else _DEFAULTS
+        for name, value in values.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        require(self, "networks", self.networks >= 1, "at least 1 (2 is usual)")
+        for name in ("omega", "gamma"):
+            require(self, name, 0 <= getattr(self, name) <= 1, "a number from 0 to 1")
+        require(self, "beta", _of(self.beta) >= 0, "a number of at least 0 (0.8 is usual)")
+        require(self, "every", bool(re.fullmatch(r"[1-9]\d*[be]", str(self.every))), "'5b', '1e' or the like")
+        require(self, "T", self.T > 0, "a number above 0 (4 is usual)")
+        require(self, "mixing", self.mixing in ("mean", "dirichlet"), "'mean' or 'dirichlet'")
+        require(self, "gradient", self.gradient in ("none", "chain", "full"), "'chain', 'full' or 'none'")
+        require(self, "fuse", self.fuse in ("after", "before"), "'after' or 'before' (the update)")
+        require(self, "deploy", self.deploy in ("student", "hybrid"), "'student' or 'hybrid'")
+        mute = self.omega == 0 and self.gradient == "none" and self.networks > 1
+        require(self, "omega", not mute, "above 0: with gradient 'none' nothing else learns from the labels")
+        more = self.gradient != "none" and self.omega != 1
+        object.__setattr__(self, "cost", (self.networks + 1, self.networks + more, 1))
+
+    @property
+    def views(self) -> int:
+        """One for each student, and the last for the hybrid."""
+        return self.networks + 1 if self.networks > 1 else 1
+
+    def build(self, new_model: Callable[[], nn.Module]) -> nn.Module:
+        """Return students with the same or fresh initial weights, the network itself if one is wanted."""
+        if self.networks == 1:
+            return new_model()
+        if self.same_start:
+            first = new_model()
+            networks = [first, *(copy.deepcopy(first) for _ in range(self.networks - 1))]
+        else:
+            networks = fresh_networks(new_model, self.networks)
+        silent = self.omega == 1  # nothing learns through the hybrid then
+        return Hybridised(networks, "none" if silent else cast(Gradient, self.gradient))
+
+    def init(self, net: nn.Module) -> nn.Module:
+        """Remember nothing; refuse a model that was not built for this."""
+        if self.networks > 1:
+            expect(net, Hybridised, self.networks, name_of(self), "networks")
+        return nn.Module()
+
+    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+        """The students' losses and pulls, and the hybrid's loss once."""
+        if self.networks == 1:
+            return rt.supervised(batch)
+        omega, beta = _of(self.omega), _of(self.beta)
+        due = self.due(rt.now.step, rt.setup.epoch)  # refuses before the first update what it cannot know after it
+        if due and self.gamma and self.fuse == "before" and not rt.looking:
+            self._remember(rt)
+        given = views_of(batch, self.networks + 1)
+        inputs = given if isinstance(given, dict) else {"x": given}
+        *students, hybrid = call(rt.model, {**inputs, "mix": self.shares(rt)})
+        learns = omega < 1 and self.gradient != "none"
+        own = len(batch) / self.networks  # the hybrid is one network more
+        rt.count(forward=own, backward=own if learns else 0.0)
+        losses = [omega * rt.loss(z, batch.y) for z in students]
+        if beta:
+            teacher = mean_of([*students, hybrid]).detach()
+            losses += [beta * towards(teacher, z, self.T) for z in students]
+        if omega < 1:
+            losses.append((1 - omega) * rt.loss(hybrid, batch.y))
+        return Out(torch.stack(losses).sum(), students[0])
+
+    def after(self, batch: Batch, out: Out, state: nn.Module, rt: Runtime) -> None:
+        """Fuse, if it is time."""
+        if self.networks > 1 and self.gamma and self.due(rt.now.step, rt.setup.epoch):
+            assert isinstance(rt.net, Hybridised)
+            rt.net.fuse(self.gamma, self.shares(rt), rt.net.earlier)
+            rt.net.earlier = None
+
+    def _remember(self, rt: Runtime) -> None:
+        """Keep the hybrid of before the step, at the first of its micro-batches."""
+        assert isinstance(rt.net, Hybridised)
+        if rt.net.earlier is None or rt.net.earlier_step != rt.now.step:
+            held = rt.net.hybrid(self.shares(rt))
+            rt.net.earlier = {name: t.detach().clone() for name, t in held.items()}
+            rt.net.earlier_step = rt.now.step
+
+    def shares(self, rt: Runtime) -> Tensor:
+        """Return this step's r (N,), on the processor: a function of seed and step, on which all passes agree."""
+        if self.mixing == "mean":
+            return torch.full((self.networks,), 1 / self.networks, dtype=torch.float64)
+        rng = streams.generator(rt.setup.seed, "mixing", rt.now.step, torch.device("cpu"))
+        drawn = torch.empty(self.networks, dtype=torch.float64).exponential_(generator=rng)
+        return drawn / drawn.sum()
+
+    def due(self, step: int, epoch: int | None) -> bool:
+        """Return whether fusion follows this step (from 0); raises InputError if it needs an epoch's length."""
+        every = str(self.every)
+        count = int(every[:-1])
+        if every.endswith("b"):
+            return (step % epoch if epoch else step) % count == 0
+        if epoch is None:
+            raise InputError(
+                f"every is {every!r} and the length of an epoch is unknown; bind with epoch=len(loader), or give "
+                "every in batches ('5b')"
+            )
+        return (step + 1) % epoch == 0 and step // epoch % count == 0
+
+    def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
+        """Deploy the first student, or the hybrid."""
+        return self.outputs(net, state, x)["deployed"]
+
+    def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
+        """Deploy the first student or the hybrid alone."""
+        plain = new_model()
+        if not isinstance(net, Hybridised):
+            return filled(plain, net.state_dict())
+        held = net.hybrid() if self.deploy == "hybrid" else net.networks[0].state_dict()
+        return filled(plain, {k: held[k] for k in plain.state_dict()})
+
+    def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
+        """Report each student, their mean, and the hybrid (of equal shares)."""
+        found = named(net, x, "hybrid")
+        return found | {"deployed": found["hybrid"]} if self.deploy == "hybrid" and self.networks > 1 else found
+
+
+def _of(value: float | None) -> float:
+    assert value is not None
+    return value

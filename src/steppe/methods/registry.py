@@ -1,0 +1,184 @@
+"""The list of methods: one line each."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from steppe.config import parse_spec
+from steppe.core import schedules
+from steppe.core.composition import On, When
+from steppe.core.method import Method, make_checked, overrides
+from steppe.errors import InputError, unknown
+from steppe.methods.averaging.ema import EMA
+from steppe.methods.averaging.swa import SWA
+from steppe.methods.baselines.plain import Plain
+from steppe.methods.baselines.repeat_step import RepeatStep
+from steppe.methods.baselines.two_step import TwoStep
+from steppe.methods.gradients.agc import AGC
+from steppe.methods.gradients.gc import GC
+from steppe.methods.online_distillation.dml import DML
+from steppe.methods.online_distillation.dml_alternating import AlternatingDML
+from steppe.methods.online_distillation.ffl import FFL
+from steppe.methods.online_distillation.kdcl import KDCL
+from steppe.methods.online_distillation.okddip import OKDDip
+from steppe.methods.online_distillation.okdph import OKDPH
+from steppe.methods.online_distillation.one import ONE
+from steppe.methods.online_distillation.pcl import PCL
+from steppe.methods.self_distillation.mesa import MESA
+from steppe.methods.self_distillation.sadt import SADT
+from steppe.methods.self_distillation.saf import SAF
+from steppe.methods.sharpness.asam import ASAM
+from steppe.methods.sharpness.esam import ESAM
+from steppe.methods.sharpness.friendly_sam import FriendlySAM
+from steppe.methods.sharpness.gsam import GSAM
+from steppe.methods.sharpness.looksam import LookSAM
+from steppe.methods.sharpness.mixed_sam import MixedSAM
+from steppe.methods.sharpness.r_sam import RSAM
+from steppe.methods.sharpness.random_sam import RandomSAM
+from steppe.methods.sharpness.sam import SAM
+from steppe.methods.sharpness.wsam import WSAM
+from steppe.methods.weight_noise.arwp import ARWP
+from steppe.methods.weight_noise.lpf_sgd import LPFSGD
+from steppe.methods.weight_noise.rwp import RWP
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "plain": Plain,
+    "repeat-step": RepeatStep,
+    "two-step": TwoStep,
+    "gc": GC,
+    "agc": AGC,
+    "sam": SAM,
+    "random-sam": RandomSAM,
+    "asam": ASAM,
+    "mixed-sam": MixedSAM,
+    "gsam": GSAM,
+    "esam": ESAM,
+    "looksam": LookSAM,
+    "look-layersam": partial(LookSAM, layerwise=True),
+    "friendly-sam": FriendlySAM,
+    "wsam": WSAM,
+    "r-sam": RSAM,
+    "rwp": RWP,
+    "arwp": ARWP,
+    "lpf-sgd": LPFSGD,
+    "saf": SAF,
+    "mesa": MESA,
+    "swa": SWA,
+    "ema": EMA,
+    "dml": DML,
+    "dml-alternating": AlternatingDML,
+    "kdcl": KDCL,
+    "one": ONE,
+    "okddip": OKDDip,
+    "ffl": FFL,
+    "pcl": PCL,
+    "okdph": OKDPH,
+    "sadt-v1": partial(SADT, variant=1),
+    "sadt-v2": partial(SADT, variant=2),
+    "sadt-v3": partial(SADT, variant=3),
+}
+
+
+def names() -> list[str]:
+    """Return the names of all methods, in the order of the list."""
+    return list(METHODS)
+
+
+def make(name: str, **settings: object) -> Method:
+    """Make a method by name: ``make("sam", rho=0.1)``.
+
+    ``start``, ``stop`` and ``every`` say when it works (see `steppe.When`), and a schedule may be given as text,
+    ``rho="linear(0,0.1,0.5)"``.
+
+    Raises InputError for an unknown name or setting, with the nearest known ones.
+    """
+    if name not in METHODS:
+        if set(name) & set(":+"):
+            raise InputError(f"unknown method {name!r}; steppe.parse reads settings and combinations, make a name")
+        raise unknown("method", name, METHODS)
+    own = inspect.signature(METHODS[name]).parameters
+    read = {k: (isinstance(v, str) and schedules.parse(v)) or v for k, v in settings.items()}
+    window = {k: v for k, v in read.items() if k in ("start", "stop", "every") and k not in own}
+    method = make_checked(METHODS[name], name, {k: v for k, v in read.items() if k not in window})
+    return make_checked(partial(When, method), name, window) if window else method
+
+
+def parse(spec: str) -> Method:
+    """Make a method from text: ``sam``, ``sam:rho=0.1``, or ``sam:rho=0.1+gc`` for a combination.
+
+    Raises InputError as `make` does, and for a pair that cannot be combined.
+    """
+    parts = []
+    for one in spec.split("+"):
+        name, settings = parse_spec(one)
+        parts.append(make(name, **settings))
+    method = parts[-1]
+    for rule in reversed(parts[:-1]):
+        method = On(rule, method)
+    return method
+
+
+def label(method: Method) -> str:
+    """Return the name under which a method is in the list, its class's if it is not."""
+    found = type(method).__name__
+    for name, made in METHODS.items():
+        fixed = made.keywords if isinstance(made, partial) else {}
+        known: object = made.func if isinstance(made, partial) else made
+        # a later name that fixes more is the better one
+        if known is type(method) and all(getattr(method, k) == v for k, v in fixed.items()):
+            found = name
+    return found
+
+
+def card(name: str) -> str:
+    """Return the card of a method: equation, paper, code, cost, limits, differences, values to start from."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    made = METHODS[name]
+    cls = made.func if isinstance(made, partial) else made
+    return inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "")
+
+
+def summary(name: str) -> str:
+    """Return the first sentence of a method's card."""
+    return card(name).splitlines()[0]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method in a line.
+
+    ``cost`` is what a step costs at most (forward / backward / updates), ``keeps`` what it remembers, ``status``
+    'tried' if docs/results has a trial of it, else 'checked': restated, and green in the conformance suite.
+    """
+
+    name: str
+    cost: str
+    keeps: str
+    source: str
+    status: str
+    summary: str
+
+
+def row(name: str) -> Row:
+    """Return the line of a method in the list."""
+    method = make(name)
+    cost = "/".join(f"{n:g}" for n in method.cost) if method.cost else "varies"
+    per_sample, per_weight = method.footprint(1, 10) > 0, overrides(method, "init")
+    keeps = "outputs of each sample" if per_sample else "a vector of weights" if per_weight else "-"
+    paper = re.search(r"^Paper +(.*)$", card(name), re.MULTILINE)
+    dated = re.match(r"(?!none)(.*?\b(?:19|20)\d\d)\b", paper[1] if paper else "")
+    status = "tried" if name in _TRIED else "checked"
+    return Row(name, cost, keeps, dated[1] if dated else "-", status, summary(name))
+
+
+_TRIED = {
+    *("plain", "repeat-step", "two-step", "sam", "sadt-v1", "sadt-v2", "sadt-v3"),
+    *("asam", "gsam", "esam", "looksam", "saf", "mesa", "rwp"),
+    *("ema", "dml", "kdcl", "one", "okddip", "ffl", "pcl", "okdph"),
+}

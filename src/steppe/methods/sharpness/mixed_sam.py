@@ -1,0 +1,53 @@
+"""SAM with mixed gradients: descend with a mean of the gradients here and at the worst point nearby.
+
+    w <- U(w, alpha g + (1 - alpha) g_p),   g_p = grad L(w + rho g / |g|),   g = grad L(w)
+
+Paper    Li et al., RWP, TNNLS 2024, arXiv:2211.13489, section 4.7 (its formula lacks one gradient sign)
+Code     none
+Cost     2 forward, 2 backward, 1 update
+Limits   alpha = 1 or rho = 0 is Plain; alpha = 0 is SAM
+Differs  computed as g_p + alpha (g - g_p), which is exact where both gradients agree
+Start    alpha 0.2, rho as SAM (paper: +0.12 points over SAM on CIFAR-100)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from steppe.core.batch import Batch
+from steppe.core.method import Method, descend, require
+from steppe.core.numerics import vector
+from steppe.core.numerics.perturbations import climb
+from steppe.core.runtime import Out, Runtime
+from steppe.core.schedules import Value, lowest
+
+
+@dataclass(frozen=True)
+class MixedSAM(Method):
+    """Minimise ``alpha`` times the loss plus the rest times that at the worst point at distance ``rho``."""
+
+    controls: ClassVar[tuple[str, ...]] = ("two-step",)
+    limit: ClassVar = {"alpha": 1.0}
+    cost: ClassVar = (2, 2, 1)
+
+    rho: Value = 0.05
+    alpha: float = 0.2
+
+    def check(self) -> None:
+        """Rho is a radius, alpha a share."""
+        require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
+        require(self, "alpha", 0 <= self.alpha <= 1, "a number from 0 (SAM) to 1 (plain)")
+
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+        """Climb, look, come back, descend with both."""
+        rho = rt.setting("rho", self.rho)
+        if rho == 0 or self.alpha == 1:
+            return descend(batch, rt)
+        out, g = rt.grad(rt.objective, batch)
+        with rt.at(climb(rt.shared(g), rho)):
+            _, g_p = rt.grad(rt.objective, batch)
+        rt.apply(vector.lerp(g_p, g, self.alpha))
+        return out

@@ -1,0 +1,60 @@
+"""Random SAM: look from a random point nearby before climbing, so that the ascent is smoother.
+
+    w <- U(w, grad L(w + n + e)),   e = rho g_n / |g_n|,   g_n = grad L(w + n)
+    n ~ N(0, (gamma |w_k|)^2) for every element of filter k
+
+Paper    Liu et al., NeurIPS 2022, "Random sharpness-aware minimization"
+Code     none official
+Cost     2 forward, 2 backward, 1 update
+Limits   rho = gamma = 0 is Plain; gamma = 0 is SAM; rho = 0 is RWP's noisy term
+Differs  the noise is scaled filter by filter, as in RWP; running statistics and the reported loss come from the
+         first pass, which is the noisy one: there is no clean pass
+Start    rho as SAM; gamma 0.01, RWP's (no published value at hand)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from steppe.core.batch import Batch
+from steppe.core.method import Method, descend, require
+from steppe.core.numerics import vector
+from steppe.core.numerics.perturbations import ascent, climb, filter_noise
+from steppe.core.runtime import Out, Runtime
+from steppe.core.schedules import Value, lowest
+
+
+@dataclass(frozen=True)
+class RSAM(Method):
+    """SAM at distance ``rho`` from a point that filter-wise noise of size ``gamma`` has moved to."""
+
+    controls: ClassVar[tuple[str, ...]] = ("sam", "two-step")
+    limit: ClassVar = {"rho": 0.0, "gamma": 0.0}
+    cost: ClassVar = (2, 2, 1)
+
+    rho: Value = 0.05
+    gamma: float = 0.01
+
+    def check(self) -> None:
+        """Rho is a radius, gamma a relative size."""
+        require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
+        require(self, "gamma", self.gamma >= 0, "a number of at least 0 (0.01)")
+
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+        """Jump, climb from there, look, come back, descend."""
+        rho = rt.setting("rho", self.rho)
+        if rho == 0 and self.gamma == 0:
+            return descend(batch, rt)
+        nowhere: vector.Vec = [None] * len(rt.params)
+        noise = filter_noise(rt.params, rt.owners, self.gamma, rt.rng).vector() if self.gamma else nowhere
+        with rt.at(noise, clean=True):
+            out, g = rt.grad(rt.objective, batch)
+        if rho:
+            g = rt.shared(g)
+            with rt.at(vector.add(noise, ascent(g, rho)) if self.gamma else climb(g, rho)):
+                _, g = rt.grad(rt.objective, batch)
+        rt.apply(g)
+        return out

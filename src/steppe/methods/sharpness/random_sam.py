@@ -1,0 +1,49 @@
+"""Random-direction SAM: the perturbation of SAM without its gradient, a control for SAM.
+
+    w <- U(w, grad L(w + e)),   e = rho u / |u|,   u ~ N(0, I)
+
+Paper    none: the usual ablation of SAM's ascent direction
+Code     none
+Cost     1 forward, 1 backward, 1 update
+Limits   rho = 0 is Plain
+Differs  the running statistics come from the perturbed pass, the only one there is
+Start    rho 0.05, as SAM
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from steppe.core.batch import Batch
+from steppe.core.method import Method, descend, require
+from steppe.core.numerics import vector
+from steppe.core.numerics.perturbations import climb
+from steppe.core.runtime import Out, Runtime
+from steppe.core.schedules import Value, lowest
+
+
+@dataclass(frozen=True)
+class RandomSAM(Method):
+    """Minimise the loss at a random point at distance ``rho``."""
+
+    limit: ClassVar = {"rho": 0.0}
+    cost: ClassVar = (1, 1, 1)
+
+    rho: Value = 0.05
+
+    def check(self) -> None:
+        """Rho is a radius."""
+        require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
+
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+        """Look in a random direction, come back, descend."""
+        rho = rt.setting("rho", self.rho)
+        if rho == 0:
+            return descend(batch, rt)
+        with rt.at(climb(vector.gaussian(rt.params, rt.rng), rho), clean=True):
+            out, g = rt.grad(rt.objective, batch)
+        rt.apply(g)
+        return out

@@ -1,0 +1,108 @@
+"""Sharpness-aware minimisation: descend with the gradient taken at the worst point nearby.
+
+    w <- U(w, grad L(w + e)),   e = rho g / |g|,   g = grad L(w)
+    several ascents:  e <- P(e + rho g_e / |g_e|),   g_e = grad L(w + e),   P the projection onto |e| <= rho
+
+Paper    Foret et al., ICLR 2021, arXiv:2010.01412, Algorithm 1
+Code     google-research/sam @ dae9904 (the authors', JAX); davda54/sam @ 3c3afdb (widely used, PyTorch)
+Cost     2 forward, 2 backward, 1 update
+Limits   rho = 0 is Plain
+Differs  1. weight decay is the optimizer's, at w; the authors put it into the loss, so also into the gradient
+            at w + e: decay = 0.001 does that (leave out the optimizer's then).
+         2. both passes see the same dropout masks, as the authors' do; davda54's draws new ones.
+         3. running statistics come from the clean pass only, as the authors' do; davda54's counts both.
+         4. a zero gradient gives e = 0; the authors' code has no guard and gives NaN.
+         5. the reported loss is the clean pass's; the authors log the perturbed one.
+Start    rho 0.05 (CIFAR-10), 0.1 (CIFAR-100) with SGD; 0.001 for transformers with Adam (RWP paper, tables 1, 9)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from steppe.core.batch import Batch
+from steppe.core.method import Method, descend, require
+from steppe.core.numerics import vector
+from steppe.core.numerics.perturbations import ascent, climb, project
+from steppe.core.numerics.vector import Vec
+from steppe.core.runtime import Out, Runtime
+from steppe.core.schedules import Value, lowest
+
+
+@dataclass(frozen=True)
+class SAM(Method):
+    """Minimise the loss at the first-order worst point of a ball of radius ``rho``.
+
+    ``ascents`` climbs that often; ``norm`` 'tensor' gives each tensor a ball of its own, 'network' each network or
+    branch of a cohort; ``decay`` adds decay/2 |w|^2 to the loss of every pass.
+    """
+
+    controls: ClassVar[tuple[str, ...]] = ("two-step",)
+    limit: ClassVar = {"rho": 0.0}
+    cost: ClassVar = (2, 2, 1)
+
+    rho: Value = 0.05
+    ascents: int = 1
+    norm: str = "global"
+    decay: float = 0.0
+
+    def check(self) -> None:
+        """Rho is a radius."""
+        require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
+        require(self, "ascents", self.ascents >= 1, "at least 1")
+        require(self, "norm", self.norm in ("global", "network", "tensor"), "'global', 'network' or 'tensor'")
+        require(self, "decay", self.decay >= 0, "a number of at least 0")
+        object.__setattr__(self, "cost", (self.ascents + 1, self.ascents + 1, 1))
+
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+        """Climb, look, come back, descend."""
+        rho = rt.setting("rho", self.rho)
+        if rho == 0 and not self.decay:
+            return descend(batch, rt)
+        out, g = self._gradient(batch, rt)
+        offset: Vec = [None] * len(g)
+        there: Vec | vector.Along
+        for _ in range(self.ascents if rho else 0):
+            g = rt.shared(g)
+            if self.ascents > 1:
+                there = offset = self._held(vector.add(offset, self._climb(g, rho, rt)), rho, rt)
+            else:
+                there = self._once(g, rho, rt)
+            with rt.at(there):
+                _, g = self._gradient(batch, rt)
+        rt.apply(g)
+        return out
+
+    def _gradient(self, batch: Batch, rt: Runtime) -> tuple[Out, Vec]:
+        out, g = rt.grad(rt.objective, batch)
+        if self.decay:
+            here: Vec = [p.detach() if t is not None else None for p, t in zip(rt.params, g, strict=True)]
+            g = vector.add(g, here, by=self.decay)
+        return out, g
+
+    def _once(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec | vector.Along:
+        if self.norm == "global":
+            return climb(g, rho)
+        if self.norm == "tensor" or isinstance(rho, list):
+            return self._climb(g, rho, rt)
+
+        def length(part: Vec) -> Vec:
+            times = rho / (vector.norm(part) + 1e-12)
+            return [None if t is None else times for t in part]
+
+        return vector.Along(g, vector.apart(length, g, rt.peer))
+
+    def _climb(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec:
+        if self.norm == "tensor":
+            return vector.scale(vector.each_unit(g), rho)
+        return (
+            vector.apart(lambda part: ascent(part, rho), g, rt.peer) if self.norm == "network" else ascent(g, rho)
+        )
+
+    def _held(self, offset: Vec, rho: float | list[float], rt: Runtime) -> Vec:
+        if self.norm == "network":
+            return vector.apart(lambda part: project(part, rho, "global"), offset, rt.peer)
+        return project(offset, rho, self.norm)

@@ -1,0 +1,1 @@
+"""Random perturbation of the weights."""

@@ -1,0 +1,1 @@
+"""Several networks as one module."""

@@ -1,0 +1,110 @@
+"""Cutting a network in two, so that two forward passes share the lower part, and what that saves."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from steppe.core.model_call import call
+
+
+def split_at(net: nn.Module, child: nn.Module) -> tuple[nn.Sequential, nn.Sequential] | None:
+    """Cut ``net`` before the first of its parts that contains ``child``.
+
+    Returns:
+        ``(below, above)``, two Sequentials of the very modules of ``net`` under their names in it, with
+        ``above(below(x))`` equal to ``net(x)``; ``above`` starts with the part that contains ``child``. None
+        if calling the two would not be the same as calling ``net``, or changing ``child`` would change
+        ``below``: ``net`` is not exactly an ``nn.Sequential``, has hooks of its own, is compiled in place,
+        does not contain ``child``, or ``child`` shares parameters with a part below.
+    """
+    if type(net) is not nn.Sequential or "forward" in vars(net) or net._compiled_call_impl is not None:
+        return None
+    if net._forward_hooks or net._forward_pre_hooks or net._backward_hooks or net._backward_pre_hooks:
+        return None
+    # named_children() would leave out the second use of a module that stands in two places.
+    parts = [(name, part) for name, part in net._modules.items() if part is not None]
+    holds = [any(module is child for module in part.modules()) for _, part in parts]
+    if not any(holds):
+        return None
+    cut = holds.index(True)
+    below, above = nn.Sequential(OrderedDict(parts[:cut])), nn.Sequential(OrderedDict(parts[cut:]))
+    own = {id(p) for p in child.parameters()}
+    if any(id(p) in own for p in below.parameters()):
+        return None
+    below.training = above.training = net.training
+    return below, above
+
+
+def _roots(part: nn.Module, inside: set[int]) -> Iterator[nn.Module]:
+    """Yield the outermost modules of ``part`` that are modules of the network (``inside`` has their ids)."""
+    if id(part) in inside:
+        yield part
+        return
+    for child in part.children():
+        yield from _roots(child, inside)
+
+
+def share(net: nn.Module, part: nn.Module, x: Any) -> float:
+    """Return the fraction of the multiply-adds of ``net(x)`` that is spent in ``part``, from 0 to 1.
+
+    Args:
+        net: The network; its training flags, buffers and the random state are left as they were.
+        part: A module of ``net``, or a container of such modules like the two that ``split_at`` returns.
+            Its work is counted inside the pass of ``net``, on the activations that reach it there.
+        x: Input of ``net``, (B, ...). The fraction barely depends on B; one sample will do.
+
+    Raises:
+        ValueError: ``part`` has no module of ``net``.
+    """
+    total, spent = work(net, x, [part])
+    return spent / total if total else 0.0
+
+
+def work(net: nn.Module, x: Any, parts: Sequence[nn.Module] = ()) -> tuple[int, int]:
+    """Return the floating-point operations of matrix products in ``net(x)``: all, and those spent in ``parts``.
+
+    Arguments and errors are those of `share`.
+    """
+    inside = {id(m) for m in net.modules()}
+    roots = [root for part in parts for root in _roots(part, inside)]
+    if not roots and any(not (isinstance(part, nn.Sequential) and len(part) == 0) for part in parts):
+        raise ValueError("part is no part of net")
+    counter = FlopCounterMode(display=False)
+    spent = depth = start = 0
+
+    def enter(*_: object) -> None:
+        nonlocal depth, start
+        if depth == 0:
+            start = counter.get_total_flops()
+        depth += 1
+
+    def leave(*_: object) -> None:
+        nonlocal depth, spent
+        depth -= 1
+        if depth == 0:
+            spent += counter.get_total_flops() - start
+
+    flags = [(module, module.training) for module in net.modules()]
+    handles = [r.register_forward_pre_hook(enter) for r in roots]
+    # a trunk's pass ends with an exception
+    handles += [r.register_forward_hook(leave, always_call=True) for r in roots]
+    tensors = x.values() if isinstance(x, Mapping) else [x]
+    devices = {t.device for t in tensors if isinstance(t, Tensor) and t.is_cuda}
+    try:
+        # Set one by one: train() of a network with frozen layers may do more than set the flag.
+        for module, _ in flags:
+            module.training = False
+        with torch.random.fork_rng(list(devices)), torch.no_grad(), counter:
+            call(net, x)
+    finally:
+        for module, training in flags:
+            module.training = training
+        for handle in handles:
+            handle.remove()
+    return counter.get_total_flops(), spent

@@ -1,0 +1,125 @@
+"""Results as a table: for the terminal, as Markdown, as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Group
+from rich.padding import Padding
+from rich.table import Table
+
+from steppe.testing.checks import CHECKS
+from steppe.testing.result import Result
+
+WIDE = 10  # columns
+_SIGN = {"pass": "ok", "fail": "FAIL", "n/a": "n/a"}
+_STYLE = {"pass": "green", "fail": "bold red", "n/a": "dim"}
+
+
+def terminal(results: Sequence[Result]) -> Group:
+    """Return tables with a row per check and a column per subject."""
+    tables = []
+    for block in _blocks(results):
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("check")
+        for subject in _subjects(block):
+            table.add_column(subject, justify="center", overflow="fold")
+        for check, row in _rows(block).items():
+            table.add_row(check, *(f"[{_STYLE[r.status]}]{_SIGN[r.status]}[/]" for r in row))
+        tables.append(Padding(table, (0, 0, 1, 0)))
+    return Group(*tables)
+
+
+def remarks(results: Sequence[Result]) -> list[str]:
+    """Return a line per failure and per reason why a check does not apply."""
+    failed = [f"FAIL: {r.check}: {r.why} ({r.subject})" for r in results if r.status == "fail"]
+    return failed + [f"n/a: {check}: {why} ({who})" for check, why, who in _reasons(results, "n/a")]
+
+
+def sentence(results: Sequence[Result]) -> str:
+    """Say how many checks passed."""
+    count = {status: sum(r.status == status for r in results) for status in _SIGN}
+    return f"{count['pass']} passed, {count['fail']} failed, {count['n/a']} not applicable"
+
+
+def as_json(results: Sequence[Result], versions: Mapping[str, str], device: str) -> str:
+    """Return everything as JSON."""
+    rows = [{**vars(r), "seconds": round(r.seconds, 3)} for r in results]
+    return json.dumps({"versions": dict(versions), "device": device, "results": rows}, indent=1)
+
+
+def markdown(results: Sequence[Result], versions: Mapping[str, str], device: str, command: str) -> str:
+    """Return a section of a document: versions, table, and what stands behind every sign that is not 'ok'."""
+    where = "on the processor" if device == "cpu" else f"half precision, overflow and compilation on {device}"
+    lines = [
+        f"`{command}`",
+        "",
+        f"{', '.join(f'{k} {v}' for k, v in versions.items())}; {where}. {sentence(results)}.",
+    ]
+    for block in _blocks(results):
+        subjects = _subjects(block)
+        lines += ["", "| check | " + " | ".join(subjects) + " |", "|---|" + ":-:|" * len(subjects)]
+        for check, row in _rows(block).items():
+            signs = ["**FAIL**" if r.status == "fail" else _SIGN[r.status] for r in row]
+            lines.append(f"| {check} | " + " | ".join(signs) + " |")
+    failures = _reasons(results, "fail")
+    if failures:
+        lines += ["", "What failed:", ""]
+        lines += [f"- **{check}** ({who}): {why}. {CHECKS[check].otherwise}" for check, why, who in failures]
+    for status, title in (("n/a", "Not applicable:"), ("pass", "Passed, with a remark:")):
+        reasons = _reasons(results, status)
+        if reasons:
+            lines += ["", title, "", *(f"- {check} ({who}): {why}." for check, why, who in reasons)]
+    return "\n".join(lines) + "\n"
+
+
+def meanings(names: Sequence[str]) -> str:
+    """Return what each check says, as a Markdown list."""
+    return "\n".join(f"- **{name}**: {CHECKS[name].says}" for name in names) + "\n"
+
+
+def write(path: Path, section: str, command: str, names: Sequence[str]) -> None:
+    """Put a section into a document, in the place of the one that the same command made before.
+
+    What else the document holds stays as it is; a new document begins with what the checks mean.
+    """
+    begin, end = f"<!-- made by: {command} -->\n", "<!-- end -->\n"
+    text = path.read_text() if path.exists() else f"# Conformance\n\n{meanings(names)}"
+    made = begin + section + end
+    if begin in text:
+        before, rest = text.split(begin, 1)
+        text = before + made + rest.split(end, 1)[1]
+    else:
+        text = text.rstrip("\n") + "\n\n" + made
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def _blocks(results: Sequence[Result]) -> list[list[Result]]:
+    """Return the results of a few subjects at a time, as many as fit side by side."""
+    names = _subjects(results)
+    return [[r for r in results if r.subject in names[i : i + WIDE]] for i in range(0, len(names), WIDE)]
+
+
+def _subjects(results: Sequence[Result]) -> list[str]:
+    return list(dict.fromkeys(r.subject for r in results))
+
+
+def _rows(results: Sequence[Result]) -> dict[str, list[Result]]:
+    rows: dict[str, list[Result]] = {}
+    for r in results:
+        rows.setdefault(r.check, []).append(r)
+    return rows
+
+
+def _reasons(results: Sequence[Result], status: str) -> list[tuple[str, str, str]]:
+    """Return (check, reason, subjects) with the subjects that share a reason together."""
+    shared: dict[tuple[str, str], list[str]] = {}
+    for r in results:
+        if r.status == status and r.why:
+            shared.setdefault((r.check, r.why), []).append(r.subject)
+    order = list(CHECKS)
+    ranked = sorted(shared.items(), key=lambda item: order.index(item[0][0]))
+    return [(check, why, ", ".join(who)) for (check, why), who in ranked]

@@ -1,0 +1,1 @@
+"""One run in a folder: the loop, evaluation, checkpoints."""

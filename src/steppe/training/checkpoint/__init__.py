@@ -1,0 +1,1 @@
+"""Checkpoints: the file format, the store, sharded ones."""

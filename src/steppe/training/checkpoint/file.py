@@ -1,0 +1,208 @@
+"""Checkpoints: one safetensors file with its plain data in the header, written whole or not at all.
+
+Tensors and JSON only: loading one never runs code from it. A checksum over everything tells a damaged file
+from a sound one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from steppe.core.numerics.vector import sharded
+from steppe.errors import InputError
+from steppe.records import write_text
+
+
+class Damaged(InputError):  # noqa: N818 - it says what is the matter, as an outcome does
+    """A file of a checkpoint is not what was written, or is missing."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Named tensors and plain data that belong together."""
+
+    tensors: Mapping[str, Tensor]
+    data: dict[str, Any]
+
+    def part(self, name: str) -> Mapping[str, Tensor]:
+        """Return the tensors whose names start with ``name.``, without it."""
+        return _Part(self.tensors, name + ".")
+
+
+class _Part(Mapping[str, Tensor]):
+    """The tensors under a prefix; one that is read from disk is read when it is asked for."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], prefix: str):
+        self.tensors, self.prefix = tensors, prefix
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[self.prefix + name]
+
+    def __contains__(self, name: object) -> bool:
+        return f"{self.prefix}{name}" in self.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return (k.removeprefix(self.prefix) for k in self.tensors if k.startswith(self.prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def prefixed(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under ``name.``."""
+    return {f"{name}.{k}": v for k, v in tensors.items()}
+
+
+def write(path: Path, checkpoint: Checkpoint) -> str:
+    """Write atomically and return the checksum; raises RunError if the disk is full or the folder not writable."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}
+    data = json.dumps(checkpoint.data)
+    checksum = _checksum(tensors, data)
+    # clones: the format refuses tensors that share memory, as tied weights do
+    write_text(path, save({k: v.clone() for k, v in tensors.items()}, {"data": data, "sha256": checksum}))
+    return checksum
+
+
+def read(path: Path) -> Checkpoint:
+    """Read and verify; raises Damaged, naming the file and the remedy, if it is not what was written."""
+    saved, _ = opened(path)
+    return Checkpoint(dict(saved.tensors), saved.data)
+
+
+def opened(path: Path) -> tuple[Checkpoint, str]:
+    """Verify, and return content and checksum without holding it: each tensor is read when it is asked for.
+
+    Raises what ``read`` raises.
+    """
+    try:
+        tensors = _Stored(path)
+        header = tensors.file.metadata() or {}
+        data = header["data"]
+        checksum = _checksum(tensors, data)
+        content, expected = json.loads(data), header["sha256"]
+        if not isinstance(content, dict):
+            raise ValueError("its data is no object")
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Damaged(f"checkpoint {path} is damaged ({reason}); {REMEDY}") from None
+    except FileNotFoundError:
+        raise Damaged(f"checkpoint {path} is missing; {REMEDY}") from None
+    except OSError as error:
+        raise InputError(f"cannot read checkpoint {path}: {error.strerror or error}; {REMEDY}") from None
+    if expected != checksum:
+        raise Damaged(f"checkpoint {path} is damaged (its checksum does not match); {REMEDY}")
+    return Checkpoint(tensors, content), checksum
+
+
+class _Stored(Mapping[str, Tensor]):
+    """The tensors of a file, each read when it is asked for."""
+
+    def __init__(self, path: Path):
+        file: Any = safe_open(path, framework="pt")
+        self.file, self.names = file, dict.fromkeys(file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.names:
+            raise KeyError(name)
+        tensor: Tensor = self.file.get_tensor(name)
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split an optimizer's state into tensors and plain data."""
+    content = optimizer.state_dict()
+    tensors, plain = {}, {}
+    for index, state in content["state"].items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{key}"] = value
+            else:
+                plain[f"{index}.{key}"] = value
+    return tensors, {"groups": content["param_groups"], "plain": plain}
+
+
+def fill(target: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor into ``target``; of one that is sharded, this process's rows into its shard.
+
+    Raises InputError if the shapes differ.
+    """
+    if target.shape != value.shape:
+        raise InputError(
+            f"a tensor of the checkpoint is {tuple(value.shape)}, not {tuple(target.shape)}; {REMEDY}"
+        )
+    with torch.no_grad():
+        if sharded(target):
+            start, local = shard_of(target)
+            local.copy_(value[start : start + len(local)])
+        else:
+            target.copy_(value)
+
+
+def shard_of(t: Tensor) -> tuple[int, Tensor]:
+    """Return the first row of this process's shard of a sharded tensor, and the shard itself.
+
+    Rows are dealt out as `torch.chunk` does, which is how FSDP2 shards by default; anything else raises
+    InputError.
+    """
+    dtensor: Any = t
+    if dtensor.device_mesh.ndim != 1 or not dtensor.placements[0].is_shard(0):
+        raise InputError(f"a tensor is sharded as {dtensor.placements}; only shards of rows can be saved")
+    local: Tensor = dtensor.to_local()
+    each = -(-t.shape[0] // dtensor.device_mesh.size())
+    return min(each * dtensor.device_mesh.get_local_rank(), t.shape[0]), local
+
+
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], data: Mapping[str, Any]
+) -> None:
+    """Load what `pack_optimizer` gave, each tensor in the memory layout of its parameter, sharded if that is.
+
+    Fused optimizers walk parameter and state side by side in memory, so equal values in another layout
+    would be other values to them.
+    """
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in chain(tensors.items(), data["plain"].items()):
+        index, key = name.split(".", 1)
+        param = params[int(index)]
+        if isinstance(value, Tensor) and value.shape == param.shape:
+            whole, value = value, torch.zeros_like(param, dtype=value.dtype)
+            fill(value, whole)
+        state.setdefault(int(index), {})[key] = value
+    present = [{k: group[k] for k in _KERNELS if k in group} for group in optimizer.param_groups]
+    groups = [{**saved, **own} for saved, own in zip(data["groups"], present, strict=True)]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+# how an optimizer computes; what it computes is the same, and shards and replicas need different ones
+_KERNELS = ("fused", "foreach")
+REMEDY = "delete it to start this run from its beginning"
+
+
+def _checksum(tensors: Mapping[str, Tensor], data: str) -> str:
+    digest = hashlib.sha256(data.encode())
+    for name in sorted(tensors):
+        t = tensors[name]
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        digest.update(t.reshape(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b"")
+    return digest.hexdigest()

@@ -1,0 +1,157 @@
+"""What a run is for: the one network that its method deploys, as a plain module anybody can load.
+
+    steppe export out/runs/0123456789ab flat
+
+writes ``flat/model.safetensors`` (the weights under the network's own names), ``flat/model.json`` (network,
+classes, normalisation, where it is from) and ``flat/model.pt2`` (a program of torch.export for any number of
+images), with ``--onnx`` also ``flat/model.onnx``. Each file is read back and must say what the method's own
+prediction says.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from steppe import methods
+from steppe.analysis.load_run import read_run
+from steppe.config import Run
+from steppe.core.method import Method
+from steppe.data.dataset import DataSet
+from steppe.data.loader import Normalizer, evaluation_batches
+from steppe.errors import InputError
+from steppe.records import make_folder, write_json
+from steppe.training import run as engine
+from steppe.training.checkpoint.store import Store
+from steppe.training.evaluation import on
+from steppe.training.factories import new_model, new_network, new_optimizer
+
+Which = Literal["best", "last"]
+CLOSE = 1e-4  # of the largest logit
+IMAGES = 64  # that files are checked with
+
+
+def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False) -> dict[str, Any]:
+    """Write a run's deployed network to the folder ``out`` and return what is in ``model.json``.
+
+    ``which`` chooses the weights of the best validation epoch or the last ones.
+
+    Raises:
+        InputError: The folder is no run's or has no checkpoint, what is deployed is no single network, or ONNX is
+            asked for and not installed.
+        RunError: ``out`` cannot be written.
+    """
+    if onnx and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
+        raise InputError("onnx is not installed; pip install 'steppe[onnx]', or leave --onnx out")
+    run = read_run(folder)
+    images = engine.load_data(run)
+    method = methods.parse(run.method)
+    with torch.random.fork_rng():
+        net, state, epoch = _restored(folder, run, method, images, which)
+        model = method.single(net, state, lambda: new_model(run, images)).to(next(net.parameters()).dtype).eval()
+        fresh = new_model(run, images).to(next(net.parameters()).dtype).eval()
+    net.eval()
+    normalize = Normalizer.of(run.data.normalize, images.train)
+    x = on(next(evaluation_batches(images.test, IMAGES, normalize)), next(net.parameters())).x
+    with torch.no_grad():
+        expected = method.predict(net, state, x)
+        _compare(model(x), expected, "the deployed network", run.method)
+    make_folder(out)
+    written = {"safetensors": "model.safetensors", "torch.export": "model.pt2"}
+    save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, out / written["safetensors"])
+    fresh.load_state_dict(load_file(out / written["safetensors"]))
+    with torch.no_grad():
+        _compare(fresh(x), expected, written["safetensors"], run.method)
+    _write_program(fresh, x, expected, out / written["torch.export"], run.method)
+    if onnx:
+        written["onnx"] = "model.onnx"
+        _write_onnx(fresh, x[:2], expected[:2], out / written["onnx"], run.method)
+    content = {
+        "model": run.model,
+        "parameters": sum(p.numel() for p in fresh.parameters()),
+        "classes": list(images.classes),
+        "input": {
+            "shape": [None, images.channels, images.size, images.size],
+            "pixels": "(value / 255 - mean) / std per channel",
+            "mean": list(normalize.mean),
+            "std": list(normalize.std),
+        },
+        "output": "logits",
+        "method": run.method,
+        "dataset": run.dataset,
+        "seed": run.seed,
+        "epoch": epoch,
+        "weights": which,
+        "run": engine.digest(run),
+        "files": written,
+    }
+    write_json(out / "model.json", content)
+    return content
+
+
+def _restored(
+    folder: Path, run: Run, method: Method, images: DataSet, which: Which
+) -> tuple[nn.Module, nn.Module, int]:
+    """Return what a run trained, what its method remembers, and the epoch they are of."""
+    net = new_network(run, method, images)
+    optimizer = new_optimizer(run, net)
+    step = method.bind(net, optimizer, precision=run.precision)
+    method.reserve(step.state, len(images.train), len(images.classes))
+    store = Store(folder, net, step, optimizer, run.seed)
+    saved = store.resume()
+    if saved is None:
+        raise InputError(f"{folder} has no checkpoint; train the run first")
+    if which == "last":
+        return net, step.state, int(saved["epoch"])
+    epoch = int(saved["best"]["epoch"])
+    store.load_best(epoch)
+    return net, step.state, epoch
+
+
+def _compare(found: Tensor, expected: Tensor, what: str, method: str) -> None:
+    off = float((found - expected).abs().max())
+    if not off <= CLOSE * (1 + float(expected.abs().max())):
+        raise InputError(
+            f"{what} says something else than {method} predicts (by {off:.1g}); "
+            "what is deployed is no single network"
+        )
+
+
+def _write_program(model: nn.Module, x: Tensor, expected: Tensor, path: Path, method: str) -> None:
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(model, (x[:2],), dynamic_shapes=({0: batch},))
+    torch.export.save(program, path)
+    with warnings.catch_warnings():
+        # torch 2.11 warns of how it reads the file itself
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        again: Any = torch.export.load(path).module()
+    with torch.no_grad():
+        _compare(again(x), expected, path.name, method)
+        _compare(again(x[:1]), expected[:1], path.name, method)
+
+
+def _write_onnx(model: nn.Module, x: Tensor, expected: Tensor, path: Path, method: str) -> None:
+    from onnx.reference import ReferenceEvaluator
+
+    batch = torch.export.Dim("batch", min=1)
+    torch.onnx.export(
+        model, (x,), path, dynamo=True, dynamic_shapes=({0: batch},), verbose=False, external_data=False
+    )
+    again = ReferenceEvaluator(str(path))
+    (said,) = again.run(None, {again.input_names[0]: x.cpu().numpy()})
+    _compare(torch.from_numpy(said).to(expected), expected, path.name, method)
+
+
+def described(content: dict[str, Any], out: Path) -> str:
+    """Return what was written as a person reads it."""
+    kind = f"{content['model']} of {content['parameters']:,} parameters"
+    names = ", ".join([*content["files"].values(), "model.json"])
+    return (
+        f"{kind}, {content['weights']} weights (epoch {content['epoch']}) of {content['method']}\n{out}: {names}"
+    )

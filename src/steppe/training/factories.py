@@ -1,0 +1,131 @@
+"""What a run is made of, from its configuration: network, training batches, optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from steppe import hardware, models
+from steppe.config import Run
+from steppe.core.method import Method
+from steppe.core.numerics.vector import sharded
+from steppe.core.runtime import Loss
+from steppe.data.dataset import DataSet
+from steppe.data.loader import Loader, Normalizer
+from steppe.data.transforms.auto_augment import compositions
+from steppe.distributed import collectives
+from steppe.training.checkpoint.store import derive
+
+_SEEN = 5000  # images that layers learn from before training
+_BIG = 0.05  # a part of a network that holds this share of its parameters is sharded on its own
+
+
+def new_model(run: Run, images: DataSet) -> nn.Module:
+    """Return the run's freshly initialised network; draws from the global generator.
+
+    Layers that learn from images before training see some of the training images, as the network will see them.
+    """
+    net = models.build(run.model, classes=len(images.classes), channels=images.channels, size=images.size)
+    if models.learns(net):
+        rows = torch.arange(0, len(images.train), math.ceil(len(images.train) / _SEEN))
+        models.learn(net, Normalizer.of(run.data.normalize, images.train)(images.train.at(rows)))
+    return net
+
+
+def new_loader(run: Run, images: DataSet, method: Method | None = None) -> Loader:
+    """Return this process's training batches, with as many views of each image as the method takes.
+
+    Raises InputError if a batch is too large or too small, or there are too few views.
+    """
+    here = collectives.here()
+    return Loader(
+        images.train,
+        classes=len(images.classes),
+        batch=run.batch,
+        augment=run.data.augment,
+        normalize=Normalizer.of(run.data.normalize, images.train, run.data.noise),
+        seed=derive(run.seed, "data"),
+        rank=here.rank,
+        size=here.size,
+        views=compositions(run.data.views, 1 if method is None else method.views),
+        # processes that make batches ahead leave the device to the one that trains
+        device="cpu" if run.workers else hardware.device(),
+    )
+
+
+def new_network(run: Run, method: Method, images: DataSet) -> nn.Module:
+    """Return what is trained, on its device and in its precision, not yet spread over processes."""
+    torch.manual_seed(derive(run.seed, "init"))
+    net = method.build(lambda: new_model(run, images)).to(hardware.device())
+    if run.precision == "fp64":
+        net = net.double()
+    # FSDP2 takes no weights whose memory is in another order than their rows
+    if run.parallel == "ddp":
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net.train()
+    return net
+
+
+def new_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
+    """Return the run's optimizer over the network's parameters, which are shards where it is sharded."""
+    o, params = run.optim, list(net.parameters())
+    if o.name == "sgd":
+        # PyTorch has no fused SGD of shards
+        fused = not any(sharded(p) for p in params)
+        return torch.optim.SGD(
+            params, o.lr, momentum=o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov, fused=fused
+        )
+    cls = torch.optim.Adam if o.name == "adam" else torch.optim.AdamW
+    return cls(params, o.lr, weight_decay=o.weight_decay, fused=True)
+
+
+def new_loss(run: Run) -> Loss:
+    """Return the training loss: cross-entropy, to targets of which a share is spread over all classes."""
+    smoothing = run.optim.label_smoothing
+    return partial(F.cross_entropy, label_smoothing=smoothing) if smoothing else F.cross_entropy
+
+
+def spread(net: nn.Module, parallel: str) -> nn.Module:
+    """Return what the team's processes call in place of ``net``: a replica each (ddp), or a shard each (fsdp)."""
+    if collectives.here().size == 1:
+        return net
+    if parallel == "ddp":
+        device = next(net.parameters()).device
+        return DistributedDataParallel(net, device_ids=[device] if device.type == "cuda" else None)
+    from torch.distributed.fsdp import fully_shard
+
+    for part in _big_parts(net):
+        fully_shard(part)
+    fully_shard(net)
+    return net
+
+
+def _big_parts(net: nn.Module) -> list[nn.Module]:
+    """Return the parts that are worth gathering on their own, without those that share parameters."""
+    users: dict[int, int] = {}
+    found: list[nn.Module] = []
+    whole = sum(p.numel() for p in net.parameters())
+
+    def children(module: nn.Module) -> Iterator[nn.Module]:
+        for child in module.children():
+            if isinstance(child, nn.ModuleList | nn.ModuleDict):
+                yield from children(child)
+            else:
+                yield child
+
+    parts = list(children(net))
+    for part in parts:
+        for p in part.parameters():
+            users[id(p)] = users.get(id(p), 0) + 1
+    own = {id(p) for p in net.parameters(recurse=False)}
+    for part in parts:
+        alone = all(users[id(p)] == 1 and id(p) not in own for p in part.parameters())
+        if alone and sum(p.numel() for p in part.parameters()) >= _BIG * whole:
+            found.append(part)
+    return found

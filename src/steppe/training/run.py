@@ -1,0 +1,194 @@
+"""One run from its configuration to its result, in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from steppe import data, hardware, methods, records, tracking
+from steppe.config import Run, essential
+from steppe.data.dataset import DataSet
+from steppe.distributed import collectives
+from steppe.errors import InputError
+from steppe.training.checkpoint.store import CHECKPOINT, derive
+from steppe.training.dry_run import describe
+from steppe.training.evaluation import evaluate
+from steppe.training.factories import new_loader, new_model
+from steppe.training.trainer import Failed, Listener, Progress, Trainer
+
+__all__ = [
+    "CHECKPOINT",
+    "CONFIG",
+    "RESULT",
+    "Listener",
+    "Progress",
+    "check",
+    "derive",
+    "digest",
+    "evaluate",
+    "fit",
+    "load_data",
+]
+
+CONFIG, RESULT = "config.json", "result.json"
+
+
+def digest(run: Run) -> str:
+    """Return the name of a run's folder."""
+    return run.digest(repr(methods.parse(run.method)))
+
+
+def check(run: Run, images: DataSet) -> None:
+    """Raise InputError if this run cannot start: its model does not take the images, its batch does not fit."""
+    tracking.available(run.track)
+    method = methods.parse(run.method)
+    with torch.random.fork_rng():
+        net = method.build(lambda: new_model(run, images))
+    new_loader(run, images, method)
+    if any(isinstance(part, _BatchNorm) for part in net.modules()):
+        _check_parts(run, len(images.train))
+
+
+def plan(run: Run, images: DataSet) -> list[tuple[str, str]]:
+    """Return what a run will do and when: label and text of each line; see `steppe.training.dry_run.describe`.
+
+    Where the budget is not in epochs nobody knows the number of steps; then it is that of as many epochs.
+    """
+    per_epoch = len(new_loader(run, images))
+    total = run.epochs * per_epoch
+    counted = f"{total} steps, {per_epoch} an epoch"
+    if run.match != "epochs":
+        counted += f" (an example: what {run.match} allow is known at the end; shares are of that)"
+    lines = [("steps", counted), *describe(methods.parse(run.method), total, per_epoch, run.optim.lr_at)]
+    kept = footprint(run, images)
+    return [*lines, ("memory", f"{as_size(kept)} of past outputs")] if kept else lines
+
+
+def footprint(run: Run, images: DataSet) -> int:
+    """Return the bytes that the run's method keeps per training image between steps, in all."""
+    return methods.parse(run.method).footprint(len(images.train), len(images.classes))
+
+
+def as_size(count: int) -> str:
+    """Return a number of bytes as a person reads it."""
+    value, unit = float(count), "bytes"
+    for larger in ("KB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}" if unit != "bytes" else f"{count} bytes"
+
+
+def fit(run: Run, folder: Path, images: DataSet, listen: Listener = lambda _: None) -> dict[str, Any]:
+    """Train one run in ``folder``, going on from its checkpoint if there is one, and return its result.
+
+    A finished run is returned as it is. Steps whose loss is not finite are skipped; too many of them in a row
+    end the run with status 'failed'. Where a process group exists (``torch.distributed``, as ``steppe train``
+    makes under torchrun) all its processes call this together and train the run together.
+
+    Raises:
+        InputError: The folder belongs to another configuration or its checkpoint is damaged.
+        RunError: The disk is full or cannot be written, or another process is gone; what was saved is intact.
+    """
+    here = collectives.here()
+    with collectives.connected():
+        held = here.first(lambda: _begin(folder, run))
+        if held is not None:
+            return held
+        with torch.random.fork_rng(), hardware.threads(run.threads), _followed(run, folder) as trackers:
+            trainer = Trainer(run, folder, images)
+            trainer.resume()
+
+            def hear(news: Progress) -> None:
+                if news.val_accuracy is not None:
+                    trackers.follow()
+                listen(news)
+
+            try:
+                trainer.train(hear)
+                result = trainer.result()
+            except Failed as failure:
+                result = trainer.result(str(failure))
+            here.first(lambda: records.write_json(folder / RESULT, result))
+            here.first(trainer.store.finish)
+            trackers.finish(result)
+        return result
+
+
+def load_data(run: Run, progress: Callable[[int, int], None] | None = None) -> DataSet:
+    """Return the images of a run; ``progress`` as in `steppe.data.load`."""
+    return data.load(run.dataset, run.data, progress=progress)
+
+
+def _check_parts(run: Run, images: int) -> None:
+    """Refuse micro-batches and groups of a single sample, of which BatchNorm knows no variance."""
+    if run.m is None and run.microbatch is None:
+        return
+    size = collectives.here().size
+    wholes = [run.batch, *([rest] if (rest := images % run.batch) >= 2 * size else [])]
+    for count in {c for whole in wholes for c in (whole // size, math.ceil(whole / size))}:
+        if run.m is not None:
+            parts = {p for group in _cut(count, run.m) for p in _cut(group, run.microbatch)}
+        else:
+            parts = {count // math.ceil(count / (run.microbatch or count))}
+        if 1 in parts:
+            raise InputError(
+                f"microbatch is {run.microbatch} and m is {run.m}, which cuts {count} samples of a batch into "
+                f"parts of which one is a single sample, and {run.model} has BatchNorm; give other sizes"
+            )
+
+
+def _cut(count: int, size: int | None) -> set[int]:
+    """Return the sizes of the parts of ``count`` samples in parts of ``size``, the last one smaller."""
+    return {count} if size is None or size >= count else {size, count % size} - {0}
+
+
+def _begin(folder: Path, run: Run) -> dict[str, Any] | None:
+    """Claim the folder; return the result if the run is finished."""
+    _claim(folder, run)
+    done = folder / RESULT
+    remedy = "delete it, and the run goes on from its checkpoint"
+    return _read(done, ("status", "message", "test", "epochs", "seconds"), remedy) if done.exists() else None
+
+
+def _claim(folder: Path, run: Run) -> None:
+    """Make the folder this run's own, or refuse one that is another's."""
+    records.make_folder(folder)
+    path = folder / CONFIG
+    content = run.as_dict() | {"resolved": repr(methods.parse(run.method))}
+    if path.exists():
+        remedy = f"delete the folder {folder} to start this run anew"
+        held = _read(path, ("resolved", "data", "optim"), remedy)
+        if not all(isinstance(held[part], dict) for part in ("data", "optim")):
+            raise InputError(f"{path} is damaged: data and optim are no settings; {remedy}")
+        if held["resolved"] != content["resolved"] or _plain(held) != _plain(content):
+            raise InputError(f"folder {folder} belongs to another configuration; choose another folder")
+    else:
+        records.write_json(path, content)
+
+
+def _read(path: Path, needed: Iterable[str], remedy: str) -> dict[str, Any]:
+    """Return the object in a file; raises InputError if it is none, or lacks one of the ``needed`` keys."""
+    content = records.read_json(path, remedy)
+    missing = [key for key in needed if key not in content]
+    if missing:
+        raise InputError(f"{path} is damaged: it has no {missing[0]}; {remedy}")
+    return content
+
+
+def _plain(config: dict[str, Any]) -> Any:
+    """Return a configuration as JSON sees it, without the method's spelling."""
+    return json.loads(json.dumps({k: v for k, v in essential(config).items() if k != "method"}))
+
+
+def _followed(run: Run, folder: Path) -> AbstractContextManager[tracking.Following]:
+    """Let the run's trackers follow what the lead records."""
+    about = tracking.About(f"{run.method} seed {run.seed}", folder.name, run.as_dict())
+    return tracking.following(run.track if collectives.here().lead else (), folder, about)

@@ -1,0 +1,299 @@
+"""The loop of one run: train on each epoch's batches, validate, record, save, resume, and at the end test.
+
+Everything random is derived from the run's seed, the epoch and the process, so a run killed at any moment and
+started again from its last checkpoint ends with the same bits. Several processes train one run together, each on
+its rows of every batch; what depends on a measurement is decided by the lead alone. The test images decide
+nothing: they are read after training, with the last weights and with those of the best validation epoch, and each
+epoch only if that is asked for. No method is named here.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from steppe import hardware, methods, records
+from steppe.config import Run
+from steppe.core.batch import Accumulated, Batch
+from steppe.data.dataset import DataSet, Images
+from steppe.data.loader import Normalizer
+from steppe.data.prefetch import prepared
+from steppe.distributed import collectives
+from steppe.training.checkpoint.store import Store, derive
+from steppe.training.evaluation import evaluate, on
+from steppe.training.factories import new_loader, new_loss, new_network, new_optimizer, spread
+from steppe.training.monitor import Watcher
+
+METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
+PATIENCE = 20  # skipped steps in a row after which a run has failed
+_SILENCE = 0.25  # seconds between two progress reports
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run tells while it trains; ``share`` is the part of its budget that is spent, 0 to 1."""
+
+    epoch: int
+    share: float
+    loss: float
+    accuracy: float
+    images_per_second: float
+    seconds_left: float
+    val_accuracy: float | None = None
+
+
+Listener = Callable[[Progress], None]
+
+
+class Failed(Exception):  # noqa: N818 - an outcome of training, caught by the engine
+    """Training cannot go on; the message goes into the table."""
+
+
+@dataclass
+class Trainer:
+    """The state of one run between two checkpoints; on several processes, the same on each."""
+
+    run: Run
+    folder: Path
+    images: DataSet
+    epoch: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    best: dict[str, Any] | None = None
+    val: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        run = self.run
+        self.team = collectives.here()
+        self.normalize = Normalizer.of(run.data.normalize, self.images.train, run.data.noise)
+        self.method = methods.parse(run.method)
+        self.loader = new_loader(run, self.images, self.method)
+        self.batches = prepared(self.loader, run.workers)
+        self.net = new_network(run, self.method, self.images)
+        model = spread(self.net, run.parallel)
+        self.optimizer = new_optimizer(run, self.net)
+        self.step = self.method.bind(
+            cast(nn.Module, torch.compile(model)) if run.compile else model,
+            self.optimizer,
+            loss=new_loss(run),
+            clip=run.optim.clip,
+            clip_each=run.optim.clip_each,
+            precision=run.precision,
+            microbatch=run.microbatch,
+            m=run.m,
+            sync=run.sync,
+            steps=run.epochs * len(self.loader) if run.match == "epochs" else lambda: self.share,
+            epoch=len(self.loader),
+            seed=derive(run.seed, "method"),
+        )
+        self.method.reserve(self.step.state, len(self.images.train), len(self.images.classes))
+        self.store = Store(self.folder, self.net, self.step, self.optimizer, run.seed)
+        self.watcher = Watcher(run, self.folder, self.images, self.method, self.net, self.step, self.normalize)
+
+    # -- training ----------------------------------------------------------------------------------------
+
+    def train(self, listen: Listener) -> None:
+        """Train until the budget is spent; raises Failed if training or validation ceases to be finite."""
+        started, share_at_start = time.perf_counter(), self.share
+        if not self.epoch:
+            self.watcher.begin()
+        while self.share < 1:
+            self.epoch += 1
+            train = self._train_epoch(listen, started, share_at_start)
+            self.val = self._evaluated(self.images.val)
+            if not math.isfinite(self.val["loss"]):
+                raise Failed(f"validation loss is not finite after step {self.steps} (epoch {self.epoch})")
+            improved = self.best is None or _rank(self.val) > _rank(self.best)
+            if improved:
+                self.best = {"epoch": self.epoch, **self.val}
+            seen = self._watched()
+            self.team.first(partial(self._record, train, seen))
+            self._save(improved)
+            listen(self._progress(train, started, share_at_start, self.val["accuracy"]))
+
+    def _train_epoch(self, listen: Listener, started: float, share_at_start: float) -> dict[str, float]:
+        """Train on each batch once, or until the budget is spent; return the epoch's means."""
+        own = f" rank {self.team.rank}" if self.team.rank else ""
+        torch.manual_seed(derive(self.run.seed, f"dropout {self.epoch}{own}"))
+        # summed where the network is: reading a number from a GPU would wait for it in every step
+        loss = torch.zeros((), dtype=torch.float64, device=self.step.runtime.device)
+        correct, count, spoke = torch.zeros_like(loss), 0, time.perf_counter()
+        lr = self._set_lr()
+        clock = time.perf_counter()
+        for number, batch in enumerate(self.batches.epoch(self.epoch)):
+            lr = self._set_lr()
+            batch = on(batch, self.step.runtime.params[0])
+            out = self.step(self._in_parts(batch, number))
+            self._count_skips(out.skipped)
+            if not out.skipped:
+                seen = len(out.logits)  # half of the batch if the method's clean pass is over its first half
+                target = (batch.y.argmax(1) if batch.y.ndim > 1 else batch.y)[:seen]
+                loss += out.loss.double() * seen
+                correct += (out.logits.argmax(1) == target).sum()
+                count += seen
+            now = time.perf_counter()
+            self.seconds, clock = self.seconds + now - clock, now
+            self._agree()
+            if now - spoke > _SILENCE:
+                spoke = now
+                listen(self._progress(_means(float(loss), float(correct), count), started, share_at_start))
+            if self.share >= 1:
+                break
+        if self.share >= 1 and self.skipped_in_a_row >= len(self.loader):
+            raise self._diverged()
+        sums = float(loss), float(correct), count
+        self.seconds += time.perf_counter() - clock  # a GPU may have been behind
+        return {"lr": lr, **_means(*self.team.sums(*sums))}
+
+    def _in_parts(self, batch: Batch, number: int) -> Batch:
+        """Return the batch in micro-batches of nearly equal size, as many on every process.
+
+        Cut to full size a last one could be a single sample, which BatchNorm cannot take, and processes whose
+        parts differ by one sample could differ in their number, which a sharded model cannot take. With ``m``
+        the groups come first, and the step cuts them.
+        """
+        size = self.run.microbatch
+        if size is None or self.run.m is not None:
+            return batch
+        whole = min(self.run.batch, len(self.images.train) - number * self.run.batch)
+        parts = min(math.ceil(math.ceil(whole / self.team.size) / size), len(batch))
+        edges = [i * len(batch) // parts for i in range(parts + 1)]
+        pieces = [batch.take(slice(a, b)) for a, b in pairwise(edges)]
+        return pieces[0] if len(pieces) == 1 else Accumulated(pieces)
+
+    def _count_skips(self, skipped: bool) -> None:
+        """Count a skipped step, which is how fp16 finds its loss scale; too many in a row are a failure."""
+        self.skipped += skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        if self.skipped_in_a_row >= PATIENCE:
+            raise self._diverged()
+
+    def _diverged(self) -> Failed:
+        return Failed(
+            f"loss or gradient was not finite in {self.skipped_in_a_row} steps in a row, up to step {self.steps} "
+            f"(epoch {self.epoch})"
+        )
+
+    def _agree(self) -> None:
+        """Take the lead's measurement where the budget depends on one, so that all processes stop together."""
+        if self.run.match == "seconds":
+            self.seconds = self.team.agreed(self.seconds)
+        elif self.run.match == "gradients":
+            # parts of batches of unequal size may add up differently in the last digit
+            self.step.passes.backward = self.team.agreed(self.step.passes.backward)
+
+    @property
+    def steps(self) -> int:
+        """Batches trained on."""
+        return self.step.passes.steps
+
+    @property
+    def share(self) -> float:
+        """The part of the budget that is spent: of epochs, of gradient evaluations or of seconds."""
+        if self.run.match == "seconds":
+            return self.seconds / (self.run.seconds or 1)
+        spent = self.step.passes.backward if self.run.match == "gradients" else self.steps
+        return spent / (self.run.epochs * len(self.loader))
+
+    def _set_lr(self) -> float:
+        lr = self.run.optim.lr_at(self.share)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _progress(
+        self, means: dict[str, float], started: float, share_at_start: float, val: float | None = None
+    ) -> Progress:
+        gained = max(self.share - share_at_start, 1e-9)
+        elapsed = time.perf_counter() - started
+        rate = self.steps * self.run.batch / max(self.seconds, 1e-9)
+        left = elapsed * (1 - min(self.share, 1)) / gained
+        return Progress(
+            self.epoch, min(self.share, 1), means["train_loss"], means["train_accuracy"], rate, left, val
+        )
+
+    def _evaluated(self, images: Images) -> dict[str, Any]:
+        return evaluate(self.method, self.step, images, self.normalize)
+
+    def _watched(self) -> dict[str, Any]:
+        """Return what the run is asked to look at after an epoch; nothing of it reaches training."""
+        found: dict[str, Any] = {}
+        if self.run.watch.test:
+            found = {f"test_{k}": v for k, v in self._evaluated(self.images.test).items()}
+        return found | self.watcher.look(self.epoch, self.share >= 1)
+
+    # -- record, save, resume ----------------------------------------------------------------------------
+
+    def _record(self, train: dict[str, float], seen: dict[str, Any]) -> None:
+        val = {f"val_{k}": v for k, v in self.val.items()}
+        passes = self.step.passes
+        counts = {"steps": passes.steps, "gradients": passes.backward, "skipped": self.skipped}
+        line = {"epoch": self.epoch, "progress": min(self.share, 1), **train, **val, **seen, **counts}
+        records.append_line(self.folder / METRICS, line)
+        rate = self.steps * self.run.batch / max(self.seconds, 1e-9)
+        times = {"epoch": self.epoch, "seconds": self.seconds, "images_per_second": rate}
+        records.append_line(self.folder / TIMING, times)
+
+    def _save(self, improved: bool) -> None:
+        self.store.save({name: getattr(self, name) for name in _SAVED}, improved=improved)
+
+    def resume(self) -> None:
+        """Go on from the folder's checkpoint, if it has one, and forget what was recorded after it."""
+        saved = self.store.resume()
+        if saved is not None:
+            for name in _SAVED:
+                setattr(self, name, saved.get(name, 0))  # older checkpoints do not know of rows of skips
+        self.team.first(self._forget)
+
+    def _forget(self) -> None:
+        for name in (METRICS, TIMING):
+            records.keep_lines(self.folder / name, self.epoch)
+
+    def result(self, message: str | None = None) -> dict[str, Any]:
+        """Return the run's result: test accuracy at the last and at the best validation epoch, and its cost."""
+        test = None
+        if message is None and self.best is not None:
+            last = self._evaluated(self.images.test)
+            self.store.load_best(self.best["epoch"])
+            best = self._evaluated(self.images.test)
+            test = {"last": last, "best": {"epoch": self.best["epoch"], **best}}
+        forward, backward, updates = self.step.passes.per_step()
+        return {
+            "format": 1,
+            "status": "failed" if message else "ok",
+            "message": message,
+            "epochs": self.epoch,
+            "steps": self.steps,
+            "skipped": self.skipped,
+            "test": test,
+            "val": {"last": self.val, "best": self.best},
+            "passes": {"forward": forward, "backward": backward, "updates": updates},
+            "seconds": self.seconds,
+            "peak_memory_mb": hardware.peak_memory_mb(),
+            "parameters": sum(p.numel() for p in self.step.runtime.params),
+            "environment": hardware.environment(),
+        }
+
+
+_SAVED = ("epoch", "seconds", "skipped", "skipped_in_a_row", "best", "val")
+
+
+def _means(loss: float, correct: float, count: float) -> dict[str, float]:
+    """Return the means of what was summed; not a number if every step was skipped."""
+    n = count or math.nan
+    return {"train_loss": loss / n, "train_accuracy": correct / n}
+
+
+def _rank(val: dict[str, Any]) -> tuple[float, float]:
+    """Order validation results: by accuracy, ties by the lower loss."""
+    return val["accuracy"], -val["loss"]

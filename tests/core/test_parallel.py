@@ -1,0 +1,152 @@
+"""Several processes: equal to one, silent when they may be, and of one mind about bad values."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.many import (
+    accumulated,
+    alone,
+    farthest,
+    messages,
+    refusals,
+    replicas,
+    shards,
+    spoiled,
+    statistics,
+    together,
+)
+from support.many import unused as unused_layers
+
+CLOSE = 1e-6
+EVEN, UNEVEN = (6, 6), (8, 4)
+
+GLOBAL = [
+    ("plain", {}),
+    ("sam", {"clip": 0.5}),
+    ("sam:rho=0.3+gc", {}),
+    ("sam+agc", {}),
+    ("random-sam:rho=0.5", {}),
+    ("sadt-v1:sigma=0.1", {}),
+    ("sadt-v2:sigma=0.1", {}),
+    ("sadt-v3:sigma=0.1", {}),
+    ("sam:rho=linear(0,0.5,4)", {}),
+    ("sam:rho=0.3", {"group_rho": 0.0}),
+    ("sam:start=2+agc", {"microbatch": 2}),
+]
+
+
+@pytest.fixture(scope="module")
+def by_one() -> list:
+    return [alone(spec, options.get("group_rho"), clip=options.get("clip")) for spec, options in GLOBAL]
+
+
+def same(a: list, b: list) -> bool:
+    return all(torch.equal(s, t) for s, t in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("sizes", [EVEN, UNEVEN], ids=["even", "uneven"])
+def test_replicas_with_a_common_perturbation_are_one_process(sizes, by_one):
+    first, second = together(2, replicas, sizes, [(spec, {**o, "sync": "global"}) for spec, o in GLOBAL])
+    for (spec, _), a, b, one in zip(GLOBAL, first, second, by_one, strict=True):
+        assert same(a, b), spec
+        assert farthest(a, one) <= CLOSE, spec
+
+
+@pytest.mark.parametrize("sizes", [EVEN, UNEVEN], ids=["even", "uneven"])
+def test_shards_are_one_process(sizes, by_one):
+    # a sharded model needs equally many micro-batches on each process
+    cases = [(spec, {k: v for k, v in o.items() if sizes == EVEN or k != "microbatch"}) for spec, o in GLOBAL]
+    first, second = together(2, shards, sizes, cases)
+    for (spec, _), a, b, one in zip(GLOBAL, first, second, by_one, strict=True):
+        assert same(a, b), spec
+        assert farthest(a, one) <= CLOSE, spec
+
+
+def test_replicas_with_their_own_perturbations_are_m_sharpness():
+    """Per replica is m = the replica's samples, and an explicit m does not know how many replicas there are."""
+    cases = [
+        ("sam:rho=0.5", {}),
+        ("sam:rho=0.5", {"sync": "local", "clip": 0.3}),
+        ("sam:rho=0.5", {"m": 3}),
+        ("sam:rho=0.5", {"m": 2, "microbatch": 1}),
+        ("sam:rho=0.5", {"wrapped": "compiled outside"}),
+        ("sam:rho=0.5", {"wrapped": "compiled inside"}),
+    ]
+    options = [{"m": 6}, {"m": 6, "clip": 0.3}, {"m": 3}, {"m": 2}, {"m": 6}, {"m": 6}]
+    first, second = together(2, replicas, EVEN, cases)
+    for k, (a, b) in enumerate(zip(first, second, strict=True)):
+        assert same(a, b)
+        assert farthest(a, alone("sam:rho=0.5", **options[k])) <= CLOSE
+    assert farthest(first[0], alone("sam:rho=0.5")) > 1e-3  # what it is not
+
+
+def test_a_group_of_processes_shares_a_perturbation():
+    found = together(4, replicas, (3, 3, 3, 3), [("sam:rho=0.5", {"sync": 2})])
+    assert all(same(found[0][0], other[0]) for other in found)
+    assert farthest(found[0][0], alone("sam:rho=0.5", m=6)) <= CLOSE
+
+
+def test_replicas_draw_noise_of_their_own_and_stay_equal():
+    cases = [("random-sam:rho=0.5", {}), ("random-sam:rho=0.5", {"sync": "global"})]
+    first, second = together(2, replicas, EVEN, cases)
+    assert same(first[0], second[0])
+    one = alone("random-sam:rho=0.5")
+    assert farthest(first[1], one) <= CLOSE
+    assert farthest(first[0], one) > 1e-4
+
+
+def test_the_first_pass_sends_nothing_when_it_need_not():
+    sent = together(2, messages)[0]
+    assert sent["plain"] == sent["sam"] == sent["repeat-step"] == ["all_reduce"]
+    assert sent["sam global"] == sent["sadt-v1"] == ["all_reduce"] * 2  # each is used in common
+
+
+CALLS = {"plain": 1, "sam": 2, "two-step": 2, "sadt-v1": 1}
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_bad_value_on_one_process_skips_the_step_on_all(kind):
+    """In the first pass and in the last of the third step; variant-1 SADT calls the loss in its first only."""
+    cases = [(spec, 2 * n + last, {}) for spec, n in CALLS.items() for last in {1, n}]
+    cases += [(spec, at, {"precision": "fp16"}) for spec, at, _ in cases if spec != "plain"]
+    if kind == "ddp":
+        cases += [(spec, at, {"sync": "global"}) for spec, at, _ in cases[:5]]
+    first, second = together(2, spoiled, kind, cases)
+    for case, a, b in zip(cases, first, second, strict=True):
+        assert a["skipped"] == b["skipped"] == [False, False, True, False], case
+        assert a["held"], case
+        assert b["held"], case
+        assert a["scale"] == b["scale"] == (32.0 if case[2].get("precision") == "fp16" else None), case
+        if kind == "ddp":
+            assert same(a["values"], b["values"]), case
+
+
+def test_a_layer_that_one_process_does_not_use_is_no_deadlock():
+    first, second = together(2, unused_layers)
+    assert same(first["values"], second["values"])
+    assert not torch.equal(first["values"][2], first["same"][2])  # trained by the one that used it
+    assert torch.equal(first["values"][4], first["same"][4])
+    assert not first["never"]
+
+
+def test_running_statistics_are_the_first_process_s_on_all():
+    first, second = together(2, statistics)
+    assert same(first, second)
+    assert int(first[-1]) == 3
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_unequal_micro_batches_on_unequal_processes_are_one_batch(kind):
+    first, second = together(2, accumulated, kind)
+    assert same(first, second)
+    assert farthest(first, alone("sam:rho=0.3")) <= CLOSE
+
+
+def test_what_processes_cannot_do_is_said_on_all_of_them():
+    for said in together(2, refusals):
+        assert "sync is 'local' on a sharded model" in said[0]
+        assert "m is 4 on a sharded model" in said[1]
+        assert "the processes were given [1, 2] micro-batches" in said[2]
+        assert "sync is 3 on 2 processes; give 'local', 'global' or a divisor of 2" in said[3]
+        assert "sync is 'all' on 2 processes" in said[4]

@@ -1,0 +1,80 @@
+"""Perturbations: their lengths, their directions, and which parameters a scope takes in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.small import small_net
+from torch import nn
+
+from steppe import InputError
+from steppe.core.numerics import vector
+from steppe.core.numerics.losses import kl
+from steppe.core.numerics.perturbations import ascent, in_scope, unit_dims
+from steppe.models import build
+
+
+@given(st.integers(0, 999), st.floats(1e-3, 10))
+def test_the_ascent_has_length_rho_and_the_gradient_s_direction(seed, rho):
+    g = torch.Generator().manual_seed(seed)
+    grads = [torch.randn(3, 2, generator=g, dtype=torch.float64), None, torch.randn(4, generator=g).double()]
+    e = ascent(grads, rho)
+    assert vector.norm(e).item() == pytest.approx(rho)
+    assert vector.dot(e, grads).item() == pytest.approx(rho * vector.norm(grads).item())
+    assert e[1] is None
+
+
+def test_the_ascent_of_a_zero_gradient_is_zero():
+    assert torch.equal(ascent([torch.zeros(3)], 0.1)[0], torch.zeros(3))
+
+
+def taken(net: nn.Module, scope: str) -> list[str]:
+    names, params = zip(*net.named_parameters(), strict=True)
+    return [n for n, inside in zip(names, in_scope(net, params, scope), strict=True) if inside]
+
+
+def test_scopes_take_in_what_they_name():
+    net = small_net()
+    assert taken(net, "all") == [n for n, _ in net.named_parameters()]
+    assert taken(net, "kernels") == ["0.weight", "4.weight", "9.weight", "11.weight"]
+    assert taken(net, "last-conv") == ["4.weight", "4.bias"]
+    assert taken(net, "last-dense") == ["11.weight", "11.bias"]
+    assert taken(net, "last-bias") == ["11.bias"]
+    # conv weight and bias, then gamma, beta, mean and variance of the norm, then the next convolution
+    assert taken(net, "tensor:6") == ["4.weight"]
+    assert taken(net, "tensor:4") == []
+
+
+def test_the_notebook_s_tensor_7_is_the_second_convolution_s_bias_in_the_simple_cnn():
+    assert taken(build("simple-cnn", classes=10, channels=3, size=32), "tensor:7") == ["conv2.bias"]
+
+
+def test_a_scope_that_the_network_lacks_is_one_clear_line():
+    with pytest.raises(InputError, match="no convolution; choose scope"):
+        in_scope(nn.Linear(2, 2), list(nn.Linear(2, 2).parameters()), "last-conv")
+    with pytest.raises(InputError, match="has 2 tensors"):
+        in_scope(nn.Linear(2, 2), [], "tensor:9")
+
+
+def test_output_units_follow_the_layer():
+    assert unit_dims(nn.Linear(3, 2).weight, nn.Linear(3, 2)) == (1,)
+    assert unit_dims(nn.Conv2d(3, 2, 1).weight, nn.Conv2d(3, 2, 1)) == (1, 2, 3)
+    assert unit_dims(nn.ConvTranspose2d(3, 2, 1).weight, nn.ConvTranspose2d(3, 2, 1)) == (0, 2, 3)
+    assert unit_dims(nn.Linear(3, 2).bias, nn.Linear(3, 2)) is None
+    assert unit_dims(nn.Embedding(3, 2).weight, nn.Embedding(3, 2)) is None
+
+
+def test_kl_is_that_of_its_definition_with_the_reference_first():
+    p_logits = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 3.0]], dtype=torch.float64)
+    q_logits = torch.tensor([[0.0, 1.0, 1.0], [2.0, 0.0, 0.0]], dtype=torch.float64)
+    total = 0.0
+    for a, b in zip(p_logits, q_logits, strict=True):
+        p, q = torch.exp(a / 2) / torch.exp(a / 2).sum(), torch.exp(b / 2) / torch.exp(b / 2).sum()
+        total += float((p * torch.log(p / q)).sum())
+    assert kl(p_logits, q_logits, T=2).item() == pytest.approx(total / 2, rel=1e-12)
+
+
+def test_kl_of_huge_logits_is_finite():
+    assert torch.isfinite(kl(torch.tensor([[200.0, 0.0]]), torch.tensor([[0.0, 200.0]])))

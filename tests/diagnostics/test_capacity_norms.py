@@ -1,0 +1,136 @@
+"""Norms against matrices written out, and against the formulas of the papers with numbers put in by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from steppe.diagnostics.capacity_norms import norms, operator_norm
+from steppe.diagnostics.loss_surface import Surface
+from steppe.errors import InputError
+
+
+def matrix_of(layer: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
+    """The layer without its bias as a matrix: a column for each entry of its input."""
+    size = math.prod(shape)
+    basis = torch.eye(size, dtype=torch.float64).reshape(size, *shape)
+    with torch.no_grad():
+        zero = layer(torch.zeros(1, *shape, dtype=torch.float64))
+        return (layer(basis) - zero).flatten(1).T
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    stride=st.integers(1, 2), padding=st.integers(0, 2), size=st.integers(3, 5), groups=st.sampled_from([1, 2]),
+    kind=st.sampled_from([nn.Conv2d, nn.ConvTranspose2d]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_convolution_is_the_matrix_that_it_is(stride, padding, size, groups, kind, seed):
+    torch.manual_seed(seed)
+    layer = kind(2, 4, 3, stride=stride, padding=padding, groups=groups).double()
+    shape = (2, size, size)
+    expected = float(torch.linalg.matrix_norm(matrix_of(layer, shape), 2))
+    rng = torch.Generator().manual_seed(1)
+    assert operator_norm(layer, shape, steps=300, rng=rng) == pytest.approx(expected, rel=2e-2)
+    # from below, whatever the number of steps
+    assert operator_norm(layer, shape, steps=3, rng=rng) <= expected * (1 + 1e-9)
+
+
+def test_a_linear_layer_s_norm_is_exact_and_zeros_are_0():
+    layer = nn.Linear(7, 4).double()
+    assert operator_norm(layer, (7,)) == pytest.approx(
+        float(torch.linalg.svdvals(layer.weight.detach())[0]), rel=1e-12
+    )
+    convolution = nn.Conv2d(1, 1, 3)
+    nn.init.zeros_(convolution.weight)
+    assert operator_norm(convolution, (1, 4, 4)) == 0
+
+
+def two_layers() -> tuple[nn.Sequential, torch.Tensor, torch.Tensor]:
+    """W_1 = diag(3, 4) of the inputs, W_2 = 2 of their first and second sum: logits (2(3a), 2(4b))."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).double()
+    with torch.no_grad():
+        for layer, weight in ((net[0], [[3.0, 0.0], [0.0, 4.0]]), (net[2], [[2.0, 0.0], [0.0, 2.0]])):
+            layer.weight.copy_(torch.tensor(weight))
+            layer.bias.zero_()
+    x = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]], dtype=torch.float64)
+    return net, x, torch.tensor([0, 0, 1, 1])
+
+
+def test_every_term_of_a_network_of_hand_values():
+    net, x, y = two_layers()
+    start = [torch.zeros_like(p) for p in net.parameters()]
+    start[0] = torch.eye(2, dtype=torch.float64)
+    found = norms(Surface(net, [(x, y)]), 100, start)
+    # margins are 6, 12, 8 and 24
+    margin = float(np.quantile([6, 12, 8, 24], 0.1))
+    assert (found.layers, found.margin) == (2, pytest.approx(margin))
+    assert found.frobenius == pytest.approx(math.log(5 * math.sqrt(8)))
+    assert found.spectral == pytest.approx(math.log(4 * 2))
+    # from the identity: diag(2, 3); from 0: diag(2, 2)
+    assert found.distance == pytest.approx(math.sqrt(4 + 9 + 4 + 4))
+    root = margin * math.sqrt(100)
+    assert found.neyshabur == pytest.approx(math.log(4 * 3 * 5 * math.sqrt(8) / root))
+    assert found.golowich == pytest.approx(math.log(math.sqrt(2) * 3 * 5 * math.sqrt(8) / root))
+    inputs = math.sqrt((1 + 4 + 1 + 9) / 4)
+    rows = ((2 + 3) / 4) ** (2 / 3) + ((2 + 2) / 2) ** (2 / 3)
+    assert found.bartlett == pytest.approx(math.log(inputs * math.log(2) / root * 8 * rows**1.5))
+
+
+def test_scaling_a_layer_by_2_moves_each_term_as_the_formula_says():
+    net, x, y = two_layers()
+    before = norms(Surface(net, [(x, y)]), 100)
+    with torch.no_grad():
+        net[2].weight.mul_(2)
+    after = norms(Surface(net, [(x, y)]), 400)
+    assert after.margin == pytest.approx(2 * before.margin)
+    assert after.spectral - before.spectral == pytest.approx(math.log(2))
+    # margin and norms cancel; four times the images are worth one half
+    for name in ("neyshabur", "golowich", "bartlett"):
+        assert getattr(before, name) - getattr(after, name) == pytest.approx(math.log(2)), name
+    assert after.distance is None
+
+
+def test_without_a_margin_there_is_no_bound():
+    net, x, y = two_layers()
+    found = norms(Surface(net, [(x, 1 - y)]), 100)
+    assert found.margin < 0
+    assert (found.neyshabur, found.golowich, found.bartlett) == (None, None, None)
+
+
+def test_looking_leaves_no_trace():
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2))
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    norms(Surface(net, [(torch.randn(5, 1, 4, 4), torch.tensor([0, 1, 0, 1, 0]))]), 5)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert all(m.training and not m._forward_pre_hooks for m in net.modules())
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_inputs_that_are_no_tensor_have_no_norm():
+    batch = {"x": torch.randn(3, 2), "labels": torch.tensor([0, 1, 0])}
+    with pytest.raises(InputError, match="a batch's inputs are no tensor"):
+        norms(Surface(nn.Linear(2, 2), [batch]), 5)
+
+
+@pytest.mark.parametrize(
+    ("make", "samples", "message"),
+    [
+        (lambda: two_layers(), 0, "samples is 0; give at least 1"),
+        (
+            lambda: (nn.BatchNorm1d(2), torch.randn(4, 2), torch.tensor([0, 1, 0, 1])),
+            5,
+            "no convolution or linear",
+        ),
+        (lambda: (nn.Linear(2, 2), torch.randn(4, 2), torch.rand(4, 2)), 5, "targets are no class indices"),
+    ],
+)
+def test_impossible_arguments_are_refused(make, samples, message):
+    net, x, y = make()
+    with pytest.raises(InputError, match=message):
+        norms(Surface(net, [(x, y)]), samples)

@@ -1,0 +1,131 @@
+"""Second derivatives without the Hessian, against the dense Hessian."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from support.bowl import bowl, curved
+from support.small import small_batch, small_net
+
+from steppe.diagnostics.hessian import density, eigenvalues, trace
+from steppe.diagnostics.loss_surface import Surface
+from steppe.errors import InputError
+
+
+@cache
+def network() -> tuple[Surface, np.ndarray]:
+    """A small network with convolution and BatchNorm, trained a little, and its dense Hessian."""
+    net = small_net(dtype=torch.float64, dropout=0.3)
+    x, y = small_batch(count=16, dtype=torch.float64)
+    optimizer = torch.optim.SGD(net.parameters(), 0.05)
+    for _ in range(40):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    net.eval()
+    shapes = [(n, p.shape, p.numel()) for n, p in net.named_parameters()]
+
+    def loss(flat: torch.Tensor) -> torch.Tensor:
+        pieces = torch.split(flat, [size for *_, size in shapes])
+        named = {n: t.view(s) for (n, s, _), t in zip(shapes, pieces, strict=True)}
+        return F.cross_entropy(torch.func.functional_call(net, named, (x,)), y)
+
+    flat = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
+    whole = torch.func.hessian(loss)(flat).numpy()
+    net.train()
+    return Surface(net, [(x[:5], y[:5]), (x[5:], y[5:])]), whole
+
+
+def test_products_are_those_of_the_dense_hessian():
+    surface, whole = network()
+    v = torch.randn(len(whole), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    pieces = torch.split(v, [p.numel() for p in surface.params])
+    found = surface.curvature([t.view(p.shape) for t, p in zip(pieces, surface.params, strict=True)])
+    joined = torch.cat([t.reshape(-1) for t in found]).numpy()
+    np.testing.assert_allclose(joined, whole @ v.numpy(), rtol=1e-9, atol=1e-12)
+
+
+def test_top_eigenvalues_are_those_of_the_dense_hessian():
+    surface, whole = network()
+    expected = np.linalg.eigvalsh(whole)[::-1][:3]
+    found = eigenvalues(surface, 3, tolerance=1e-6)
+    np.testing.assert_allclose(found.values, expected, rtol=1e-3)
+    for value, residual, true in zip(found.values, found.residuals, expected, strict=True):
+        assert abs(value - true) <= residual + 1e-12
+
+
+def test_what_has_not_converged_says_so():
+    surface, whole = network()
+    found = eigenvalues(surface, 3, tolerance=1e-14, products=1)
+    expected = np.linalg.eigvalsh(whole)[::-1]
+    assert len(found.values) == 3
+    assert max(found.residuals) > 1e-10
+    for value, residual in zip(found.values, found.residuals, strict=True):
+        assert np.abs(expected - value).min() <= residual + 1e-12
+
+
+def test_trace_is_that_of_the_dense_hessian_within_its_error():
+    surface, whole = network()
+    found = trace(surface, probes=200)
+    assert found.error < 0.1 * abs(np.trace(whole))
+    assert abs(found.mean - np.trace(whole)) < 3 * found.error
+
+
+def test_moments_of_the_density_are_those_of_its_vectors():
+    surface, whole = network()
+    v = np.random.default_rng(7).standard_normal(len(whole))
+    v /= np.linalg.norm(v)
+    found = density(surface, steps=12, probes=1, seed=7)
+    assert found.weights.sum() == pytest.approx(1)
+    power = v.copy()
+    for order in range(1, 2 * 12):
+        power = whole @ power
+        assert (found.weights * found.nodes**order).sum() == pytest.approx(v @ power, rel=1e-7), order
+    assert found.nodes[-1] <= np.linalg.eigvalsh(whole)[-1] + 1e-9
+
+
+def test_density_integrates_to_one_and_its_mean_is_the_trace_per_parameter():
+    h = curved(30)
+    w = torch.randn(30, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = density(bowl(h, w), steps=30, probes=40)
+    assert (found.nodes * found.weights).sum() == pytest.approx(float(h.trace()) / 30, rel=0.1)
+    at = np.linspace(-3, 8, 4001)
+    assert np.trapezoid(found.smooth(at, 0.1), at) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [5, 80])
+def test_on_a_quadratic_the_eigenvalues_are_the_matrix_s(size):
+    h = curved(size)
+    w = torch.ones(size, dtype=torch.float64)
+    expected = torch.linalg.eigvalsh(h).flip(0)[:2].tolist()
+    assert eigenvalues(bowl(h, w), 2, tolerance=1e-8).values == pytest.approx(expected, rel=1e-6)
+    assert trace(bowl(torch.diag(torch.diag(h)), w), probes=1).mean == pytest.approx(float(h.trace()))
+
+
+def test_density_of_few_distinct_eigenvalues_stops_early_and_is_exact():
+    h = torch.diag(torch.tensor([2.0, 2.0, 2.0, 5.0, 5.0, 0.0], dtype=torch.float64))
+    found = density(bowl(h, torch.ones(6, dtype=torch.float64)), steps=20, probes=1)
+    np.testing.assert_allclose(found.nodes, [0, 2, 5], atol=1e-9)
+
+
+def test_a_linear_loss_has_no_curvature():
+    found = eigenvalues(bowl(torch.zeros(3, 3), torch.ones(3), linear=torch.ones(3)), 1)
+    assert found.values == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: eigenvalues(s, 0), "k is 0; give 1 to 4"),
+        (lambda s: eigenvalues(s, 5), "k is 5"),
+        (lambda s: trace(s, 0), "probes is 0"),
+        (lambda s: density(s, 0), "steps is 0"),
+    ],
+)
+def test_impossible_arguments_are_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call(bowl(curved(4), torch.ones(4, dtype=torch.float64)))

@@ -1,0 +1,103 @@
+"""The loss as a function of the weights, of models of other kinds than a classifier of images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.small import small_batch, small_net
+from torch import Tensor, nn
+
+from steppe import Batch
+from steppe.diagnostics.hessian import eigenvalues
+from steppe.diagnostics.loss_surface import Surface
+from steppe.diagnostics.sharpness import worst
+
+
+class Tagger(nn.Module):
+    """Named inputs, tied weights, a part that is not used, and a loss of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embed.weight
+        self.idle = nn.Linear(2, 2)
+
+    def forward(self, ids: Tensor, labels: Tensor | None = None) -> dict[str, Tensor | None]:
+        logits = self.head(self.embed(ids).mean(1))
+        return {"loss": None if labels is None else F.cross_entropy(logits, labels), "logits": logits}
+
+
+def tagged() -> tuple[Tagger, list[dict[str, Tensor]]]:
+    torch.manual_seed(0)
+    net, ids = Tagger().double(), torch.randint(0, 7, (10, 5))
+    return net, [{"ids": ids[:4], "labels": ids[:4, 0]}, {"ids": ids[4:], "labels": ids[4:, 0]}]
+
+
+def test_a_model_s_own_loss_and_named_inputs():
+    net, data = tagged()
+    ids, labels = (torch.cat([d[k] for d in data]) for k in ("ids", "labels"))
+    said = net(ids, labels)
+    for loss in ("model", F.cross_entropy):
+        surface = Surface(net, data, loss)
+        assert surface.value().loss == pytest.approx(float(said["loss"].detach()), rel=1e-12)
+        assert surface.value().accuracy == pytest.approx(
+            float((said["logits"].argmax(1) == labels).double().mean())
+        )
+        assert worst(surface, 0.1) > 0
+    torch.testing.assert_close(Surface(net, data).outputs(), said["logits"].detach())
+
+
+def test_tied_weights_count_once_and_idle_ones_are_flat():
+    net, data = tagged()
+    surface = Surface(net, data)
+    assert [tuple(p.shape) for p in surface.params] == [(7, 4), (2, 2), (2,)]
+    _, grads = surface.gradient()
+    assert [float(g.abs().sum()) > 0 for g in grads] == [True, False, False]
+    ids, labels = (torch.cat([d[k] for d in data]) for k in ("ids", "labels"))
+
+    def loss(w: Tensor) -> Tensor:
+        return F.cross_entropy(w[ids].mean(1) @ w.T, labels)
+
+    w = net.embed.weight.detach()
+    whole = torch.func.hessian(loss)(w).reshape(28, 28)
+    assert eigenvalues(surface, 1).values[0] == pytest.approx(float(torch.linalg.eigvalsh(whole)[-1]), rel=1e-9)
+
+
+def test_batches_of_all_kinds_are_one_set_of_samples():
+    net = small_net(dtype=torch.float64)
+    x, y = small_batch(dtype=torch.float64)
+    expected = Surface(net, [(x, y)]).value()
+    for data in ([Batch(x[:5], y[:5]), (x[5:], y[5:])], [[(x[:3], y[:3]), (x[3:], y[3:])]], iter([(x, y)])):
+        surface = Surface(net, data)
+        assert len(surface) == 12
+        assert surface.value().loss == pytest.approx(expected.loss, rel=1e-12)
+        assert surface.value().accuracy == expected.accuracy
+    soft = F.one_hot(y, 5).double()
+    assert Surface(net, [(x, soft)]).value().loss == pytest.approx(expected.loss)
+    assert Surface(net, [(x, soft)]).value().accuracy is None
+
+
+def test_a_compiled_model_is_looked_at_below_its_wrapper():
+    net, batch = small_net(), small_batch()
+    wrapped = torch.compile(net, backend="eager")
+    assert Surface(wrapped, [batch]).net is net
+
+
+def test_weights_and_buffers_return_after_an_error_too():
+    net = small_net()
+    surface = Surface(net, [small_batch()])
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    state = {k: torch.zeros_like(v) for k, v in net.state_dict().items()}
+    offset = [torch.ones_like(p) for p in surface.params]
+
+    def interrupted() -> None:
+        moved = {"1.running_mean": state["1.running_mean"]}
+        with surface.being(None, moved), surface.at(offset), surface.recalibrated([small_batch()]):
+            assert not torch.equal(net[0].weight, before["0.weight"])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert net[1].momentum == 0.1 and all(m.training for m in net.modules())

@@ -1,0 +1,41 @@
+"""The server that workers are forked from, in a program of its own: a server is begun once per program."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from steppe.distributed import forkserver
+
+PROGRAM = """
+import signal
+from steppe.distributed.forkserver import forked
+if __name__ == "__main__":
+    process = forked(1, "imported_by_the_server").Process(target=print)
+    process.start()
+    process.join()
+    print("after", signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+"""
+IMPORTED = """
+import signal
+print("while it imports", signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []), flush=True)
+"""
+
+
+def test_ctrl_c_is_held_back_while_the_server_imports_and_only_there(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "imported_by_the_server.py").write_text(IMPORTED)
+    paths = os.pathsep.join([str(tmp_path), str(Path(forkserver.__file__).parents[1])])
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py"],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split("\n")[0] == "while it imports True", done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "after False"
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -1,0 +1,89 @@
+"""The grid: what runs, under which names, and that two comparisons never share a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from steppe import RunError, experiments
+from steppe.config import Data, Study
+
+HERE = Path(__file__).parents[1]
+STUDY = Study(
+    methods=("plain", "sam"),
+    models=("simple-cnn", "simple-cnn-3fc"),
+    seeds=(0, 1),
+    epochs=1,
+    batch=50,
+    data=Data(train=100, test=30, size=18),
+)
+
+
+def test_every_run_has_its_own_name_and_folder(tmp_path):
+    grid = experiments.prepare(STUDY, tmp_path, "steppe compare")
+    assert len({job.name for job in grid.jobs}) == len({job.folder for job in grid.jobs}) == 8
+    assert grid.jobs[0].name == "plain simple-cnn seed 0"
+    assert grid.open == grid.jobs
+
+
+def test_a_second_comparison_in_the_same_folder_is_refused(tmp_path):
+    grid = experiments.prepare(STUDY, tmp_path, "steppe compare")
+    with (tmp_path / "compare.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="another steppe compare is at work in"):
+            experiments.run(grid, 1, lambda job, news: None)
+
+
+@pytest.mark.parametrize("kills", [1, 3])
+def test_a_killed_worker_s_run_is_taken_up_by_another_but_not_for_ever(tmp_path, kills):
+    """One of two runs is killed from outside as soon as it speaks, once or always; the other finishes."""
+    study = Study(methods=("plain", "sam"), seeds=(0,), epochs=4, batch=20, data=Data(train=200, test=30, size=18))
+    grid = experiments.prepare(study, tmp_path, "steppe compare")
+    killed: list[int] = []
+
+    def listen(job, news):
+        if job.run.method == "sam" and len(killed) < kills and not isinstance(news, str):
+            worker = worker_of(job.folder / "lock")
+            if worker not in killed:
+                killed.append(worker)
+                os.kill(worker, signal.SIGKILL)
+
+    def worker_of(lock: Path) -> int:
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if any(os.readlink(fd) == str(lock) for fd in (process / "fd").iterdir()):
+                    return int(process.name)
+            except OSError:
+                continue
+        raise AssertionError("no process holds the run's lock")
+
+    errors = experiments.run(grid, 2, listen)
+    assert len(killed) == kills
+    assert [job.run.method for job in errors] == (["sam"] if kills == 3 else [])
+    assert [job.run.method for job in grid.open] == (["sam"] if kills == 3 else [])
+    if errors:
+        assert "3 workers were killed over it, the last by signal SIGKILL" in next(iter(errors.values()))
+        assert experiments.run(grid, 2, lambda job, news: None) == {}
+        assert not grid.open
+
+
+def test_too_few_files_for_the_workers_are_one_line(tmp_path):
+    """The limit falls once everything is imported: what meets it is the server that workers are forked from."""
+    words = ["compare", "--out", str(tmp_path), "--methods", "plain", "sam", "--seeds", "0", "--epochs", "1"]
+    small = ["--data.train", "100", "--data.test", "30", "--data.size", "18", "--batch", "50"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "faults.starved", *words, *small],
+        env=os.environ | {"FAULTS_FILES": "14", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "error: too many files are open" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,119 @@
+"""Real processes, really killed: what is started again ends with the bits of an undisturbed comparison.
+
+Sleeps at random choose the moment of a kill, as a share of the undisturbed duration; nothing is waited for with
+them, so a wrong guess kills earlier or later and hides nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SMALL = [
+    "--methods", "plain", "sadt-v1", "sam", "--seeds", "0", "--data.train", "300", "--data.test", "60",
+    "--data.size", "18", "--epochs", "6", "--batch", "50", "--jobs", "2",
+]  # fmt: skip
+
+
+def start(out: Path) -> subprocess.Popen[bytes]:
+    out.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "steppe", "compare", *SMALL, "--out", str(out)]
+    with (out / "errors.txt").open("wb") as errors:
+        return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=errors)
+
+
+def errors_of(out: Path) -> str:
+    return (out / "errors.txt").read_text()
+
+
+def finish(out: Path) -> None:
+    assert start(out).wait(timeout=300) == 0, errors_of(out)
+
+
+def await_checkpoint(process: subprocess.Popen[bytes], out: Path) -> None:
+    """Return in the middle of it; a share of the undisturbed duration may be past the end once others are done."""
+    until = time.monotonic() + 120
+    while not list(out.glob("runs/*/checkpoint.safetensors")):
+        assert time.monotonic() < until, "no checkpoint"
+        # the pause between two looks is a wait for what must not happen: its end
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.02)
+            raise AssertionError(f"it ended: {errors_of(out)}")
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Everything that must not depend on interruptions: weights and metrics, by file."""
+    files = [*out.glob("runs/*/*.safetensors"), *out.glob("runs/*/metrics.jsonl")]
+    return {str(f.relative_to(out)): _timeless(f) for f in files}
+
+
+def _timeless(path: Path) -> bytes:
+    if path.suffix == ".jsonl":
+        return path.read_bytes()
+    from steppe.training.checkpoint import file
+
+    saved = file.read(path)
+    tensors = b"".join(k.encode() + t.numpy().tobytes() for k, t in sorted(saved.tensors.items()))
+    return tensors + str({k: v for k, v in saved.data.items() if k != "seconds"}).encode()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], float]:
+    out = tmp_path_factory.mktemp("undisturbed")
+    started = time.monotonic()
+    finish(out)
+    took = time.monotonic() - started
+    found = contents(out)
+    assert len(found) == 9  # checkpoint, best weights and metrics of three runs
+    return found, took
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_and_started_again_it_ends_with_the_same_bits(kills, undisturbed, tmp_path):
+    expected, took = undisturbed
+    moments, done, round_number = random.Random(kills), 0, 0
+    while done < kills:
+        out = tmp_path / str(round_number)
+        round_number += 1
+        while done < kills:
+            process = start(out)
+            time.sleep(moments.uniform(0.2, 0.9) * took)
+            if process.poll() is not None:
+                assert process.returncode == 0, errors_of(out)
+                break
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            done += 1
+        finish(out)
+        assert contents(out) == expected
+
+
+def test_workers_of_a_killed_comparison_leave_and_let_the_next_one_go_on(undisturbed, tmp_path):
+    """Only the parent dies: its workers notice, and the next comparison takes their runs over."""
+    expected, _ = undisturbed
+    process = start(tmp_path)
+    await_checkpoint(process, tmp_path)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    finish(tmp_path)
+    assert contents(tmp_path) == expected
+
+
+def test_a_stop_by_ctrl_c_says_how_to_go_on(undisturbed, tmp_path):
+    expected, _ = undisturbed
+    process = start(tmp_path)
+    await_checkpoint(process, tmp_path)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=120) == 130
+    assert "go on with: steppe compare --methods plain sadt-v1 sam" in errors_of(tmp_path)
+    assert errors_of(tmp_path).count("\n") == 1
+    finish(tmp_path)
+    assert contents(tmp_path) == expected

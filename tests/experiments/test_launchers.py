@@ -1,0 +1,295 @@
+"""Runs on clusters: Ray really started on this machine, Slurm's commands stood in for by scripts that obey.
+
+Whatever launches a run, its records are those of a run here, bit for bit, and a killed worker's run goes on.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steppe import InputError, experiments
+from steppe.cli.main import main
+from steppe.config import Data, Run, Study
+from steppe.experiments.launchers.cluster import NEWS, Ended, Task, launch_far
+from steppe.training.run import RESULT, Progress
+
+SMALL = [
+    "--methods", "plain", "sam", "--seeds", "0", "--data.train", "200", "--data.test", "60",
+    "--data.size", "18", "--epochs", "3", "--batch", "50",
+]  # fmt: skip
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'steppe[cluster]'"
+)
+needs_submitit = pytest.mark.skipif(
+    importlib.util.find_spec("submitit") is None, reason="submitit is not installed: pip install 'steppe[cluster]'"
+)
+
+
+def start(out: Path, *more: str, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "steppe", "compare", *SMALL, "--out", str(out), *more]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment}
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    return said
+
+
+def metrics(out: Path) -> dict[str, bytes]:
+    return {file.parent.name: file.read_bytes() for file in out.glob("runs/*/metrics.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The comparison as this machine alone makes it."""
+    out = tmp_path_factory.mktemp("here")
+    finished(start(out))
+    return out
+
+
+def kill_the_first_that_speaks(out: Path) -> None:
+    """Kill the process that trains a run as soon as the run has something to say."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        for news in out.glob(f"runs/*/{NEWS}"):
+            for process in Path("/proc").glob("[0-9]*"):
+                try:
+                    holds = any(os.readlink(fd) == str(news.parent / "lock") for fd in (process / "fd").iterdir())
+                except OSError:
+                    continue
+                if holds:
+                    os.kill(int(process.name), signal.SIGKILL)
+                    return
+        time.sleep(0.02)
+    raise AssertionError("no run spoke")
+
+
+def accuracies(out: Path) -> list[list[str]]:
+    """The table of the report, without what a clock measured."""
+    with (out / "table.csv").open() as file:
+        rows = list(csv.reader(file))
+    timed = [i for i, head in enumerate(rows[0]) if "second" in head or "time" in head or "memory" in head]
+    return [[cell for i, cell in enumerate(row) if i not in timed] for row in rows]
+
+
+def assert_as_here(out: Path, said: str, here: Path) -> None:
+    assert metrics(out) == metrics(here)
+    assert len(accuracies(out)) > 2 and accuracies(out) == accuracies(here)
+    assert f"report: {out / 'report.html'}" in said
+    assert not list(out.glob(f"runs/*/{NEWS}"))
+
+
+@needs_ray
+@pytest.mark.slow
+def test_ray_trains_what_this_machine_trains_and_takes_up_a_killed_run(here, tmp_path):
+    """A cluster of two workers; one of them is killed as it trains."""
+    code = (
+        "import sys, ray; from steppe.cli.main import main; "
+        "ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='ERROR'); "
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "compare", *SMALL, "--out", str(tmp_path), "--launcher", "ray"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    kill_the_first_that_speaks(tmp_path)
+    said = finished(process)
+    assert "2 runs, as many as ray carries at a time" in said
+    assert_as_here(tmp_path, said, here)
+
+
+SBATCH = """#!/bin/sh
+# obeys at once: runs every task of the array in turn, as srun would start it
+cat "$1" > {home}/job.sh
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")
+echo "Submitted batch job 77"
+(
+  for task in $(seq 0 ${{last:-0}}); do
+    while [ ! -e {folder}/77_${{task}}_submitted.pkl ]; do sleep 0.1; done
+    export SLURM_JOB_ID=77 SLURM_ARRAY_JOB_ID=77 SLURM_ARRAY_TASK_ID=$task SLURM_PROCID=0 SLURM_LOCALID=0
+    export SLURM_NODEID=0 SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1
+    sh {home}/job.sh
+  done
+) > {home}/log 2>&1 &
+"""
+SRUN = """#!/bin/sh
+while [ "${1#-}" != "$1" ]; do
+  case "$1" in --output|--error) shift ;; esac
+  shift
+done
+exec "$@"
+"""
+
+
+@needs_submitit
+def test_slurm_gets_an_array_of_jobs_and_its_runs_are_those_of_this_machine(here, tmp_path):
+    home, out = tmp_path / "bin", tmp_path / "out"
+    home.mkdir()
+    scripts = {"sbatch": SBATCH.format(home=home, folder=out / "slurm"), "srun": SRUN, "sacct": "#!/bin/sh\n"}
+    for name, content in scripts.items():
+        (home / name).write_text(content)
+        (home / name).chmod(0o755)
+    spec = "slurm:partition=gpu,time=90,gpus_per_node=1,mem=8GB"
+    path = f"{home}:{os.environ['PATH']}"
+    said = finished(start(out, "--launcher", spec, PATH=path))
+    job = (home / "job.sh").read_text()
+    for line in (
+        "#SBATCH --array=0-1%2",
+        "#SBATCH --cpus-per-task=1",
+        "#SBATCH --gpus-per-node=1",
+        "#SBATCH --job-name=steppe",
+        "#SBATCH --mem=8GB",
+        "#SBATCH --partition=gpu",
+        "#SBATCH --time=90",
+        f"{sys.executable} -u -m submitit.core._submit {out / 'slurm'}",
+    ):
+        assert line in job
+    assert_as_here(out, said, here)
+
+
+@needs_submitit
+def test_options_that_sbatch_does_not_have_are_one_line(tmp_path, monkeypatch):
+    (tmp_path / "srun").write_text("#!/bin/sh\n")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(InputError, match="colour.*give options of sbatch") as caught:
+        experiments.Launcher.parse("slurm:colour=red").cluster(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@needs_submitit
+def test_a_job_that_slurm_stops_goes_back_into_the_queue_as_it_was(tmp_path):
+    from steppe.experiments.launchers.slurm import _Requeued
+
+    task = Task(Run(seed=3), tmp_path)
+    again = _Requeued(task).checkpoint()
+    assert again.function.task == task
+
+
+# -- the loop that every cluster shares, on a cluster made of a list ----------------------------------------------
+
+
+@dataclass
+class Scripted:
+    """A cluster whose workers end as they are told to, one look after they were asked for."""
+
+    ends: list[Ended]
+    pause: float = 0.0
+    submitted: list[list[str]] = field(default_factory=list)
+    cancelled: list[Any] = field(default_factory=list)
+    news: Progress | None = None
+
+    def submit(self, tasks):
+        self.submitted.append([task.run.method for task in tasks])
+        if self.news:
+            for task in tasks:
+                task.folder.mkdir(parents=True, exist_ok=True)
+                (task.folder / NEWS).write_text(json.dumps(vars(self.news)))
+        return [[self.ends.pop(0)] for _ in tasks]
+
+    def ended(self, worker):
+        return worker.pop() if worker else None
+
+    def cancel(self, worker):
+        self.cancelled.append(worker)
+
+
+def grid_of(tmp_path: Path) -> experiments.Grid:
+    study = Study(methods=("plain", "sam"), seeds=(0,), epochs=1, batch=50, data=Data(train=100, test=30, size=18))
+    return experiments.prepare(study, tmp_path, "steppe compare")
+
+
+def test_a_killed_run_goes_to_another_worker_and_one_that_kills_them_all_is_told(tmp_path):
+    grid, killed = grid_of(tmp_path), Ended(None, "a lost machine")
+    cluster = Scripted([killed, Ended({"status": "ok"}), Ended({"status": "ok"})])
+    heard: list[Any] = []
+    assert experiments.run(grid, 1, lambda job, news: heard.append((job.run.method, news)), cluster) == {}
+    assert cluster.submitted == [["plain"], ["plain"], ["sam"]]
+    assert heard == [("plain", {"status": "ok"}), ("sam", {"status": "ok"})]
+    cluster = Scripted([killed, Ended("refused"), killed, killed])
+    errors = experiments.run(grid, 0, lambda job, news: None, cluster)
+    assert cluster.submitted == [["plain", "sam"], ["plain"], ["plain"]]
+    told = {job.run.method: text for job, text in errors.items()}
+    assert told["sam"] == "refused"
+    assert told["plain"].startswith("3 workers were killed over it, the last by a lost machine; start the same")
+
+
+def test_progress_comes_home_once_and_a_stop_cancels_the_workers(tmp_path):
+    grid = grid_of(tmp_path)
+    news = Progress(2, 0.5, 1.25, 0.75, 100.0, 3.0)
+    cluster = Scripted([Ended({}), Ended({})], news=news)
+    heard: list[Any] = []
+
+    def listen(job, said):
+        heard.append(said)
+        if len(heard) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        launch_far(grid.jobs, 0, cluster, listen)
+    assert heard == [news, {}, news]
+    assert len(cluster.cancelled) == 1
+
+
+def test_a_task_tells_where_it_is_and_a_finished_run_is_not_done_again(tmp_path, monkeypatch):
+    grid = grid_of(tmp_path)
+    seen: list[bytes] = []
+    monkeypatch.setattr("steppe.experiments.launchers.cluster._SILENCE", 0.0)
+    write = experiments.far.records.write_json
+
+    def watched(path: Path, content: Any) -> None:
+        write(path, content)
+        if path.name == NEWS:
+            seen.append(path.read_bytes())
+
+    monkeypatch.setattr("steppe.experiments.launchers.cluster.records.write_json", watched)
+    monkeypatch.chdir(tmp_path)
+    job = grid.jobs[0]
+    said = Task(job.run, job.folder, tmp_path)()
+    assert isinstance(said, dict) and said["status"] == "ok"
+    assert seen and Progress(**json.loads(seen[-1])).share == 1.0
+    assert not (job.folder / NEWS).exists()
+    before = (job.folder / RESULT).stat().st_mtime_ns
+    assert Task(job.run, job.folder, tmp_path)() == said
+    assert (job.folder / RESULT).stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("rey", "unknown launcher 'rey'; did you mean 'ray'"),
+        ("ray:gpu=1", "unknown setting of launcher ray 'gpu'"),
+        ("local:jobs=2", "unknown setting of launcher local 'jobs'"),
+        ("ray:", "launcher 'ray:' ends in a colon"),
+    ],
+)
+def test_launchers_that_mean_nothing_are_one_line(spec, message, capsys, tmp_path):
+    assert main(["compare", *SMALL, "--out", str(tmp_path / "out"), "--launcher", spec]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["ray", "slurm"])
+def test_a_launcher_whose_package_is_missing_says_what_to_install(name, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, {"ray": "ray", "slurm": "submitit"}[name], None)
+    with pytest.raises(InputError, match=r"pip install 'steppe\[cluster\]'"):
+        experiments.Launcher.parse(name).cluster(tmp_path)
+
+
+def test_a_launcher_is_no_part_of_what_a_run_is(tmp_path):
+    assert not {"launcher", "jobs"} & set(Run().as_dict())

@@ -1,0 +1,366 @@
+"""Methods of branches: how any network is cut, what the branches share, what each method adds to them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.cohorts import Staged, Tokens, images, maker, views
+from support.foreign import importable
+from support.small import sgd, small_net
+from torch import Tensor, nn
+
+import steppe
+from steppe.models.multi.branched import Branches, build_branches
+from steppe.models.multi.split_point import default_split
+
+METHODS = [
+    steppe.ONE(ramp=0),
+    steppe.OKDDip(ramp=0, factor=2),
+    steppe.FFL(ramp=0),
+    steppe.PCL(ramp=0),
+]
+
+
+def sequence() -> nn.Sequential:
+    """The small network of `small`, with whatever weights are drawn next."""
+    with torch.random.fork_rng():
+        net = small_net()
+    for layer in net:
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+    return net
+
+
+KINDS = {"stages": (Staged, "layer3"), "tokens": (Tokens, "blocks.3"), "sequence": (sequence, "4")}
+
+
+def cut(kind: str, count: int = 3, dtype: torch.dtype = torch.float64) -> tuple[Branches, nn.Module]:
+    """Return branches, and the first network as it was before it was cut."""
+    make, split_at = KINDS[kind]
+    whole = maker(make, dtype=dtype)()
+    return build_branches(maker(make, dtype=dtype), count, split_at), whole
+
+
+def inputs(kind: str, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(6, 2, 6, 6, dtype=dtype) if kind == "sequence" else images(count=6, dtype=dtype).x
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_branch_says_what_its_whole_network_would(kind):
+    body, first = cut(kind)
+    x = inputs(kind)
+    for net in (body, first):
+        net.eval()
+    said = body(x).logits
+    assert torch.equal(said[0], first(x))
+    for i, z in enumerate(said):
+        plain = body.plain(i, maker(KINDS[kind][0], 40, torch.float64)).eval()
+        assert torch.equal(plain(x), z)
+    assert not torch.equal(said[0], said[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_branch_trains_as_its_whole_network_would(kind):
+    """Gradients of one branch's loss alone: those of the trunk and of that branch, none of the others."""
+    body, first = cut(kind)
+    x, y = inputs(kind), torch.arange(6) % 5
+    torch.manual_seed(0)
+    F.cross_entropy(body(x).logits[0], y).backward()
+    torch.manual_seed(0)
+    F.cross_entropy(first(x), y).backward()
+    theirs = {k: p.grad for k, p in first.named_parameters()}
+    ours = {k: p.grad for k, p in (*body.trunk.named_parameters(), *body.branches[0].named_parameters())}
+    assert ours.keys() == theirs.keys()
+    if kind != "sequence":  # whose dropout draws other masks from there on
+        for key, g in theirs.items():
+            assert torch.allclose(ours[key], g, rtol=1e-9, atol=1e-12), key
+    trunk = {id(p) for p in body.trunk.parameters()}
+    assert all(p.grad is None for b in body.branches[1:] for p in b.parameters() if id(p) not in trunk)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_branches_share_the_trunk_and_nothing_else(kind):
+    body, first = cut(kind)
+    trunk = {id(p) for p in body.trunk.parameters()}
+    own = [{id(p) for p in b.parameters()} - trunk for b in body.branches]
+    assert all(own)
+    assert not own[0] & own[1] and not own[0] & own[2] and not own[1] & own[2]
+    whole, tail = (sum(p.numel() for p in ps) for ps in (first.parameters(), _by_id(body, own[0])))
+    assert sum(p.numel() for p in body.parameters()) == whole + 2 * tail
+    shared = {id(p) for b in body.branches for p in b.parameters()} & trunk
+    # a class token and positions belong to the module around the cut
+    assert shared == ({id(body.trunk.token), id(body.trunk.positions)} if kind == "tokens" else set())
+
+
+def _by_id(body: nn.Module, wanted: set[int]) -> list[nn.Parameter]:
+    return [p for p in body.parameters() if id(p) in wanted]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_trunk_runs_once_per_view(count):
+    body, _ = cut("stages", 2, torch.float32)
+    calls = []
+    body.trunk.layer1.register_forward_hook(lambda module, args, output: calls.append(output))
+    x = images().x
+    body(x) if count == 1 else body(views=[x, 2 * x])
+    assert len(calls) == count
+    assert int(body.trunk.bn1.num_batches_tracked) == count
+    assert [int(b.layer3[1].num_batches_tracked) for b in body.branches] == [1, 1]
+
+
+def test_with_views_each_branch_sees_its_own():
+    body, _ = cut("stages", 2)
+    body.eval()
+    a, b = images(1, dtype=torch.float64).x, images(2, dtype=torch.float64).x
+    both, first, second = body(views=[a, b]), body(a), body(b)
+    assert torch.equal(both.logits[0], first.logits[0])
+    assert torch.equal(both.logits[1], second.logits[1])
+    assert torch.equal(both.entered, first.entered)
+
+
+def test_features_and_maps_are_those_before_the_classifier():
+    body, first = cut("stages", 2)
+    seen = {}
+    first.fc.register_forward_pre_hook(lambda module, args: seen.update(h=args[0]))
+    first.layer3.register_forward_hook(lambda module, args, output: seen.update(f=output))
+    first.layer2.register_forward_hook(lambda module, args, output: seen.update(t=output))
+    x = images(dtype=torch.float64).x
+    said = body(x)
+    first(x)
+    assert torch.allclose(said.features[0], seen["h"])
+    assert torch.allclose(said.maps[0], seen["f"])
+    assert torch.allclose(said.entered, 0.5 * seen["t"].mean((2, 3)))
+    tokens, _ = cut("tokens", 2)
+    said = tokens(x)
+    assert said.features[0].shape == (12, 8)
+    assert torch.equal(said.maps[1][:, :, 0, 0], said.features[1])
+    assert said.entered.shape == (12, 8)
+
+
+def test_the_usual_families_are_cut_before_their_last_quarter():
+    assert default_split(Staged()) == "layer3"
+    assert default_split(Tokens()) == "blocks.3"
+    assert default_split(small_net()) == "9"
+    for name, where in (("vgg16-sadt", "conv5_1"), ("simple-cnn", "fc1")):
+        net = steppe.models.build(name, classes=10, channels=3, size=32)
+        found = default_split(net)
+        assert Branches([net], found).split_at == found, where
+    with pytest.raises(steppe.InputError, match="split_at is not given, and Odd has no family"):
+        default_split(Odd())
+
+
+class Odd(nn.Module):
+    """Registered in another order than used: ``late`` comes first and is used last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late = nn.Linear(8, 8)
+        self.early = nn.Linear(128, 8)
+        self.middle = nn.Linear(8, 8)
+        self.out = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.out(self.late(self.middle(self.early(x.flatten(1))).relu()))
+        return z
+
+
+@pytest.mark.parametrize(
+    ("kind", "split_at", "message"),
+    [
+        (Staged, "layer4", "unknown module for split_at 'layer4'; did you mean 'layer3'"),
+        (Staged, "conv1", "before which there are no weights"),
+        (Odd, "middle", "late is registered before split_at and used after it"),
+        (lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 5, 6), nn.Flatten()), "1", "no dense layer"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(kind, split_at, message):
+    with pytest.raises(steppe.InputError, match=message):
+        build_branches(maker(kind), 2, split_at)(images().x)
+
+
+def test_weights_on_both_sides_are_refused():
+    def tied() -> nn.Module:
+        net = nn.Sequential(nn.Flatten(), nn.Linear(128, 128), nn.Linear(128, 128), nn.Linear(128, 5))
+        net[2].weight = net[1].weight
+        return net
+
+    with pytest.raises(steppe.InputError, match="weights before it are used after it too"):
+        build_branches(tied, 2, "2")
+
+
+def test_a_cut_network_can_be_copied():
+    body, _ = cut("stages", 2)
+    other = copy.deepcopy(body)
+    x = images(dtype=torch.float64).x
+    with torch.no_grad():
+        for p in body.parameters():
+            p.zero_()
+    assert not torch.equal(body(x).logits[0], other(x).logits[0])
+    assert {id(p) for p in body.parameters()}.isdisjoint(id(p) for p in other.parameters())
+
+
+@pytest.mark.parametrize("kind", ["stages", "tokens"])
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
+def test_every_method_trains_any_network(method, kind):
+    net = method.build(maker(KINDS[kind][0]))
+    step = method.bind(net, torch.optim.Adam(net.parameters(), 1e-2))
+    losses = [float(step(images()).loss) for _ in range(15)]
+    assert losses[-1] < 0.9 * losses[0]
+    net.eval()
+    found = method.outputs(net, step.state, images().x)
+    assert torch.equal(found["deployed"], step.predict(images().x))
+    assert all(z.shape == (12, 5) for z in found.values())
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
+def test_only_what_the_method_builds_is_bound(method):
+    net = Staged()
+    with pytest.raises(steppe.InputError, match="was bound to Staged; bind what it builds"):
+        method.bind(net, sgd(net))
+    assert isinstance(type(method)(branches=1).build(Staged), Staged)
+
+
+def test_the_gate_s_shares_sum_to_one():
+    """With equal branches the ensemble is any of them, whatever the gate says."""
+    net = steppe.ONE(branches=3).build(maker(Staged))
+    for b in net.body.branches[1:]:
+        b.load_state_dict(net.body.branches[0].state_dict())
+    with torch.no_grad():
+        net.gate[0].weight.normal_(0, 3)
+    *branches, ensemble = net(images().x)
+    assert torch.allclose(branches[0], branches[1])
+    assert torch.allclose(ensemble, branches[0], atol=1e-5)
+
+
+def gradients(method: steppe.Method, select) -> list[Tensor]:
+    """Return the gradients that the optimizer gets for the selected part, of networks that tell samples apart."""
+    net = method.build(maker(Tokens))
+    seen: list[Tensor] = []
+    optimizer = torch.optim.SGD(net.parameters(), 0.0)
+    optimizer.register_step_pre_hook(
+        lambda *_: seen.extend(p.grad.detach().clone() for p in select(net).parameters())
+    )
+    method.bind(net, optimizer)(images())
+    return seen
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_queries_and_keys_learn_through_the_targets_alone(detach):
+    method = steppe.OKDDip(branches=3, ramp=0, factor=2, detach=detach)
+    for part in ("query", "key"):
+        (g,) = gradients(method, lambda net, part=part: getattr(net, part))
+        assert float(g.abs().max()) > 1e-6
+    silent = steppe.OKDDip(branches=3, ramp=0, factor=2, alpha=0.0)
+    net = silent.build(maker(Staged))
+    silent.bind(net, torch.optim.SGD(net.parameters(), 0.0))(images())
+    assert net.query.weight.grad is None
+
+
+def test_the_leader_and_a_peer_alone_are_refused():
+    with pytest.raises(steppe.InputError, match="at least 3: two peers and the leader"):
+        steppe.OKDDip(branches=2)
+
+
+def test_what_the_fusion_teaches_does_not_move_it():
+    """Its gradient is that of its own loss and of the pull towards the branches' mean, T^2 times as strong."""
+    net = steppe.FFL(ramp=0).build(maker(Staged, dtype=torch.float64))
+    batch = images(dtype=torch.float64)
+    *branches, fused = net(batch.x)
+    target = torch.softmax(torch.stack(branches).mean(0).detach() / 3, 1)
+    own = F.cross_entropy(fused, batch.y)
+    own = own + 9 * F.kl_div(F.log_softmax(fused / 3, 1), target, reduction="batchmean")
+    own.backward()
+    expected = [p.grad.clone() for p in net.fusion.parameters()]
+    fresh = steppe.FFL(ramp=0).build(maker(Staged, dtype=torch.float64))
+    optimizer = torch.optim.SGD(fresh.parameters(), 1.0)
+    before = [p.detach().clone() for p in fresh.fusion.parameters()]
+    steppe.FFL(ramp=0).bind(fresh, optimizer)(batch)
+    for p, w, g in zip(fresh.fusion.parameters(), before, expected, strict=True):
+        assert torch.allclose(p, w - g, rtol=1e-9, atol=1e-11)
+
+
+def test_the_first_update_of_the_mean_is_a_copy_and_later_ones_are_slow():
+    method = steppe.PCL(branches=2, ramp=0, decay=0.9)
+    net = method.build(maker(Staged))
+    step = method.bind(net, sgd(net))
+    for k in range(12):
+        before = step.state.get_buffer("0").clone()
+        step(images(k))
+        now, weight = step.state.get_buffer("0"), next(net.parameters()).detach()
+        d = [0, 1 / 2, 2 / 3, 3 / 4][k] if k < 4 else min(0.9, 1 - 1 / (k + 1))
+        assert torch.allclose(now, d * before + (1 - d) * weight, atol=1e-6)
+    with torch.no_grad():
+        found = method.outputs(net.eval(), step.state, images().x)
+    assert torch.equal(found["deployed"], found["mean's branch 1"])
+    assert not torch.equal(found["mean's branch 1"], found["branch 1"])
+
+
+def test_pcl_gives_each_branch_its_view():
+    method = steppe.PCL(branches=2, ramp=0)
+    net = method.build(maker(Staged))
+    step = method.bind(net, sgd(net))
+    step(views(2, 1))  # the first step also counts what a pass is worth
+    seen = []
+    net.body.trunk.conv1.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    batch = views(2)
+    step(batch)
+    assert [int(torch.equal(s, batch.x)) for s in seen] == [1, 0, 1, 0]  # the mean, then the weights
+    assert torch.equal(seen[1], batch.extra["view 2"])
+
+
+@pytest.mark.parametrize("method", [steppe.DML(), steppe.OKDPH(same_start=False), *METHODS], ids=repr)
+def test_a_language_model_with_named_inputs_is_cut_and_trained(method):
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+    def make() -> nn.Module:
+        sizes = {"vocab_size": 50, "dim": 16, "hidden_dim": 32, "n_layers": 4, "n_heads": 2, "num_labels": 3}
+        return DistilBertForSequenceClassification(DistilBertConfig(max_position_embeddings=16, **sizes))
+
+    torch.manual_seed(0)
+    if hasattr(method, "split_at"):
+        method = dataclasses.replace(method, split_at="distilbert.transformer.layer.2")
+    net = method.build(make)
+    step = method.bind(net, torch.optim.AdamW(net.parameters(), 1e-2))
+    ids = torch.randint(0, 50, (8, 10))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0] % 3}
+    losses = [float(F.cross_entropy(step(batch).logits, batch["labels"])) for _ in range(12)]
+    assert losses[-1] < losses[0]
+    predicted = step.predict({k: v for k, v in batch.items() if k != "labels"})
+    assert predicted.shape == (8, 3)
+
+
+@pytest.mark.vision
+@pytest.mark.parametrize("method", [steppe.ONE(branches=2, ramp=0), steppe.PCL(branches=2, ramp=0)], ids=repr)
+@pytest.mark.parametrize(
+    ("name", "size", "split_at"),
+    [
+        ("timm/vit_tiny_patch16_224", 224, "blocks.6"),
+        ("torchvision/densenet121", 32, "features.denseblock4"),
+        ("timm/convnext_atto", 32, "stages.3"),
+    ],
+)
+def test_networks_of_other_packages_are_cut_at_a_path(name, size, split_at, method):
+    """A transformer, a network of dense blocks, and one with channels-last blocks."""
+    importable(name.partition("/")[0])
+
+    def make() -> nn.Module:
+        return steppe.models.build(name, classes=5, channels=3, size=size)
+
+    torch.manual_seed(0)
+    method = type(method)(branches=2, ramp=0, split_at=split_at)
+    net = method.build(make)
+    assert not {id(p) for p in net.body.branches[0].get_submodule(split_at).parameters()} & {
+        id(p) for p in net.body.branches[1].get_submodule(split_at).parameters()
+    }
+    step = method.bind(net, torch.optim.SGD(net.parameters(), 1e-3, momentum=0.9))
+    x, y = torch.randn(6, 3, size, size), torch.arange(6) % 5
+    losses = [float(step(x, y).loss) for _ in range(4)]
+    assert losses[-1] < losses[0]
+    net.eval()
+    with torch.no_grad():
+        alone = net.body.plain(1, make).eval()(x)
+        assert torch.allclose(alone, net(x)[1], atol=1e-5)

@@ -1,0 +1,112 @@
+"""The teachers of KDCL, by what the paper proves or defines of each; the ramp and the pull."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from steppe.core.schedules import Now
+from steppe.methods.online_distillation.kdcl import cross_entropy, general, linear, min_logit, naive
+from steppe.models.multi.inputs import diversity, one_hot, ramp_up, towards
+
+
+@st.composite
+def said(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """Logits (N, B, K) of several networks and classes as probabilities (B, K)."""
+    n, b, k = draw(st.integers(2, 4)), draw(st.integers(1, 5)), draw(st.integers(2, 6))
+    g = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    z = draw(st.sampled_from([0.1, 1.0, 10.0])) * torch.randn(n, b, k, generator=g, dtype=torch.float64)
+    return z, one_hot(torch.randint(0, k, (b,), generator=g), z[0])
+
+
+@given(said())
+def test_min_logit_is_never_worse_than_the_best_network_on_any_sample(case):
+    z, y = case
+    assert (cross_entropy(min_logit(z, y), y) <= cross_entropy(z, y).min(0).values + 1e-9).all()
+
+
+@given(said())
+def test_naive_is_the_best_network_of_each_sample(case):
+    z, y = case
+    assert torch.equal(cross_entropy(naive(z, y), y), cross_entropy(z, y).min(0).values)
+
+
+@settings(deadline=None, max_examples=60)
+@given(said())
+def test_linear_is_at_least_as_good_as_every_network_and_as_a_grid_of_mixtures(case):
+    z, y = case
+    ours = cross_entropy(linear(z, y), y).mean()
+    assert ours <= cross_entropy(z, y).mean(1).min() + 1e-9
+    if len(z) == 2:
+        grid = torch.linspace(0, 1, 101, dtype=z.dtype)
+        values = torch.stack([cross_entropy(a * z[0] + (1 - a) * z[1], y).mean() for a in grid])
+        assert ours <= values.min() + 1e-9
+
+
+@given(said())
+def test_general_has_the_least_expected_square_of_all_weights_that_sum_to_one(case):
+    z, y = case
+    errors = torch.softmax(z, 2) - y
+    t = general(z, y)
+    # its weights, read off by least squares from what it returns
+    w = torch.linalg.lstsq(z.flatten(1).T, t.flatten()[:, None]).solution[:, 0]
+    if torch.linalg.matrix_rank(z.flatten(1)) < len(z):
+        return
+    assert float(w.sum()) == pytest.approx(1, abs=1e-6)
+    ridge = 1e-6 * errors.square().sum((1, 2)).mean() / z.shape[1]
+
+    def risk(v: Tensor) -> Tensor:
+        return torch.einsum("n,nbk->bk", v, errors).square().sum() / z.shape[1] + ridge * v.square().sum()
+
+    g = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        d = torch.randn(len(z), generator=g, dtype=z.dtype)
+        d = d - d.mean()
+        assert risk(w) <= risk(w + 0.1 * d) + 1e-6 * (1 + float(risk(w)))
+
+
+def test_mixed_labels_are_taken_as_they_are():
+    y = torch.tensor([[0.3, 0.7, 0.0]], dtype=torch.float64)
+    assert torch.equal(one_hot(y, y), y)
+    z = torch.randn(2, 1, 3, dtype=torch.float64)
+    assert torch.allclose(cross_entropy(z, y), -(y * torch.log_softmax(z, 2)).sum(2))
+
+
+@given(st.integers(0, 1000), st.sampled_from([1.0, 3.0, 4.0]))
+def test_the_pull_is_t_squared_times_the_mean_divergence(seed, T):
+    g = torch.Generator().manual_seed(seed)
+    t, z = torch.randn(2, 6, 4, generator=g, dtype=torch.float64)
+    expected = 0.0
+    for b in range(6):
+        p, q = torch.softmax(t[b] / T, 0), torch.softmax(z[b] / T, 0)
+        expected += float((p * (p / q).log()).sum()) / 6
+    assert float(towards(t, z, T)) == pytest.approx(T * T * expected, rel=1e-9)
+    assert float(towards(t, t, T)) == pytest.approx(0, abs=1e-12)
+
+
+def test_the_pull_stands_extreme_logits():
+    z = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
+    value = towards(-z.detach(), z, 1.0)
+    value.backward()
+    assert value.isfinite()
+    assert z.grad is not None and z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("epoch", "value"), [(0, 0.00674), (10, 0.0217), (40, 0.2865), (79, 0.9992), (80, 1), (200, 1)]
+)
+def test_the_ramp_has_the_values_of_the_codes(epoch, value):
+    assert ramp_up(Now(epoch, None, 0.1), 80) == pytest.approx(value, rel=3e-3)
+    assert ramp_up(Now(0, epoch / 300, 0.1), 80 / 300) == pytest.approx(value, rel=3e-3)
+    assert ramp_up(Now(epoch, None, 0.1), 0) == 1
+
+
+def test_diversity_is_the_mean_distance_of_pairs():
+    far = 40 * torch.eye(3)[[0, 1, 2]][:, None]
+    assert float(diversity(list(far))) == pytest.approx(math.sqrt(2), rel=1e-6)
+    assert float(diversity([far[0], far[0], far[1]])) == pytest.approx(math.sqrt(2) * 2 / 3, rel=1e-6)

@@ -1,0 +1,274 @@
+"""What the documents say, done: their code runs, their tables name what there is."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from steppe import models
+from steppe.cli import main
+from steppe.cli.asking import as_flags
+from steppe.cli.options import make
+from steppe.cli.verbs import COMMANDS
+from steppe.config import Run, Study, recipes
+from steppe.methods import METHODS, parse, row
+
+ROOT = Path(__file__).parents[2]
+
+
+def blocks(name: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("block", blocks("README.md"))
+def test_the_readme_s_code_runs(block, capsys):
+    exec(compile(block, "README.md", "exec"), {})
+    assert "Passes(" in capsys.readouterr().out
+
+
+def test_the_readme_names_every_method_and_model():
+    text = (ROOT / "README.md").read_text()
+    assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", text, re.MULTILINE)) == set(METHODS)
+    assert all(f"`{name}`" in text for name in models.names())
+
+
+@pytest.fixture(scope="module")
+def maker():
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        return importlib.import_module("make_methods")
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
+
+
+def test_the_methods_pages_are_those_of_their_cards(maker):
+    held = {path.name: path.read_text() for path in (ROOT / "docs/methods").glob("*.md")}
+    assert held == maker.pages(), "run `make docs`"
+
+
+def test_the_methods_pictures_show_where_gradients_are_taken(maker):
+    """Not byte for byte: the last digit of a weight may be another on another machine."""
+    drawn = maker.figures()
+    assert set(drawn) == {path.name for path in (ROOT / "docs/methods").glob("*.svg")}
+    for name, passes in {"plain": 4, "repeat-step": 4, "sam": 8, "looksam": 5, "lpf-sgd": 32, "r-sam": 8}.items():
+        for picture in (drawn[f"{name}.svg"], (ROOT / f"docs/methods/{name}.svg").read_text()):
+            assert picture.count("<circle") == passes + 1, name  # one is where the weights end
+    sam, plain = (maker.make_figures.path(name) for name in ("sam", "plain"))
+    for began, asked in sam[:-1]:
+        assert asked[0] == began and math.dist(*asked) == pytest.approx(0.5, rel=1e-4)
+    assert all(asked == [began] for began, asked in plain[:-1])
+
+
+def test_what_is_listed_as_tried_has_a_row_in_the_results():
+    text = "\n".join(path.read_text() for path in (ROOT / "docs/results").glob("*.md"))
+    rows = set(re.findall(r"^\| ([a-z0-9-]+)(?::[^ ]*)? \|", text, re.MULTILINE))
+    assert {name for name in METHODS if row(name).status == "tried"} == rows & set(METHODS)
+
+
+def test_contributing_shows_the_method_that_is_there():
+    shown = blocks("CONTRIBUTING.md")[0]
+    held = (ROOT / "src/steppe/methods/sharpness/random_sam.py").read_text()
+    card, code = held.split("from __future__")[0], held[held.index("@dataclass") :]
+    assert [line for line in shown.splitlines() if line] == [line for line in (card + code).splitlines() if line]
+    assert len(held.splitlines()) < 50
+    restated = blocks("CONTRIBUTING.md")[1]
+    references = (ROOT / "src/steppe/testing/oracles.py").read_text()
+    assert restated in references
+    entry = re.search(r"below it, `(.*)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert entry and entry[1] in references
+
+
+def test_links_between_documents_lead_somewhere():
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), (document.name, target)
+
+
+def test_slow_tests_are_listed():
+    listed = (ROOT / "CONTRIBUTING.md").read_text()
+    for test in (ROOT / "tests").rglob("test_*.py"):
+        if test.name != Path(__file__).name and "mark.slow" in test.read_text():
+            assert f"`{test.relative_to(ROOT)}`" in listed
+
+
+def commands(document: Path) -> list[str]:
+    """Return every command that a document shows as one to be given; SEED is a number of one's own."""
+    found, held = [], {}
+    for block in re.findall(r"```sh\n(.*?)```", document.read_text(), re.DOTALL):
+        lines = block.replace("\\\n", " ").splitlines()
+        held |= {line[0]: line[2:].strip('"') for line in lines if re.match("[A-Z]=", line)}
+        for line in lines:
+            for name, value in held.items():
+                line = re.sub(rf"\${name}\b", lambda _, value=value: value, line)
+            if shown := re.search(r"(?:^| )(steppe .*)", line):
+                found.append(shown[1].replace("SEED", "0"))
+    return found
+
+
+SHOWN = [p for p in [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))] if commands(p)]
+
+
+@pytest.mark.parametrize("document", SHOWN, ids=lambda p: p.stem)
+def test_every_command_that_is_shown_is_understood(document):
+    for line in commands(document):
+        words = as_flags(shlex.split(line, comments=True)[1:])
+        given = parser_of(words[0]).parse_args(words[1:])
+        if words[0] in ("compare", "train", "tune"):
+            cls = Study if words[0] == "compare" else Run
+            asked = make(cls, given)
+            for spec in asked.methods if cls is Study else [asked.method]:
+                parse(spec)
+        if words[0] == "show":
+            assert given.method in {*METHODS, *recipes.names()}
+
+
+def parser_of(command: str) -> main._Parser:
+    parser = main._Parser()
+    COMMANDS[command][0](parser)
+    return parser
+
+
+def test_the_study_in_a_file_is_one(tmp_path):
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/how-to/compare.md").read_text(), re.DOTALL)
+    (tmp_path / "study.yaml").write_text(block)
+    given = parser_of("compare").parse_args(["--config", str(tmp_path / "study.yaml")])
+    study = make(Study, given)
+    assert study.methods == ("plain", "two-step", "sam", "sam:rho=0.1")
+    assert (study.data.size, study.optim.weight_decay, study.epochs) == (64, 5e-4, 30)
+
+
+# what the blocks of a page print, where it is the same on every machine
+PRINTED = {
+    "loops": "False 65536.0\n",
+    "method": "True Passes(forward=40.0, backward=40.0, updates=40, steps=40)\n",
+    "track": "1 ['epoch', 'gradients', 'lr']\n2 ['epoch', 'gradients', 'lr']\nok ['best', 'last']\n",
+}
+APART = {"adapters": "tests/adapters/test_guide.py"}
+PAGES = [
+    p for p in sorted((ROOT / "docs").rglob("*.md")) if "```python\n" in p.read_text() and p.stem not in APART
+]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.parent.name != "methods"], ids=lambda p: p.stem)
+def test_a_page_s_code_runs_from_top_to_bottom(page, capsys, monkeypatch):
+    module = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)
+    for block in blocks(str(page.relative_to(ROOT))):
+        exec(compile(block, page.name, "exec", dont_inherit=True), vars(module))
+    said = capsys.readouterr().out
+    assert said == PRINTED.get(page.stem, said)
+
+
+def test_the_code_of_the_methods_pages_runs():
+    pages = [p for p in PAGES if p.parent.name == "methods"]
+    assert {p.stem for p in pages} == set(METHODS)
+    for page in pages:
+        for block in blocks(f"docs/methods/{page.name}"):
+            exec(compile(block, page.name, "exec"), {})
+
+
+def test_every_python_block_runs_or_says_that_it_does_not():
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+        kinds = set(re.findall(r"^ *```(\w+.*)$", path.read_text(), re.MULTILINE))
+        assert kinds <= {"python", "python no-run", "sh", "text", "yaml"}, path.name
+
+
+MISTAKES = {
+    "ddp-global": ("common = rt.agreed(g)  #", "common = g  #"),
+    "reference": ("ascent(mean, self.rho)", "ascent(mean, -self.rho)"),
+    "resume": ("return Memory(net)", "return Forgetful(net)"),
+}
+FORGETFUL = """
+
+
+class Forgetful(Memory):
+    def state_dict(self, *args, **kwargs):
+        return {}
+
+    def load_state_dict(self, *args, **kwargs):
+        pass
+"""
+
+
+def conformance(source: str, checks: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    (folder / "drift_sam.py").write_text(source)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{folder}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "steppe", "conformance", "drift_sam:DriftSAM"]
+    command += ["--checks", *checks] if checks else []
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=300)
+
+
+@pytest.mark.slow
+def test_the_guide_s_method_holds_all_that_must_hold(tmp_path):
+    done = conformance(blocks("docs/how-to/method.md")[0], [], tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "18 passed, 0 failed, 1 not applicable" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", MISTAKES)
+def test_the_mistakes_that_the_guide_names_are_caught(check, tmp_path):
+    text = (ROOT / "docs/how-to/method.md").read_text()
+    assert f"`{check}`" in text
+    right, wrong = MISTAKES[check]
+    source = blocks("docs/how-to/method.md")[0]
+    assert source.count(right) == 1
+    done = conformance(source.replace(right, wrong) + FORGETFUL, [check], tmp_path)
+    assert done.returncode == 1 and f"FAIL: {check}" in done.stdout
+
+
+NEEDED = {"bert_lora": ["transformers", "peft"], "lightning_module": ["lightning"]}
+NEEDED |= {"accelerate_loop": ["accelerate"], "timm_task": ["timm.task"]}
+EXAMPLES = [
+    pytest.param(path, id=path.stem, marks=pytest.mark.vision if "timm" in path.stem else ())
+    for path in sorted((ROOT / "examples").glob("*.py"))
+]
+
+
+@pytest.mark.parametrize("path", EXAMPLES)
+def test_every_example_runs_and_is_short(path):
+    for package in NEEDED.get(path.stem, []):
+        pytest.importorskip(package)
+    # as conftest.py: torchvision is imported by timm, transformers and torchmetrics where it is installed
+    start = [
+        "-c",
+        "import foreign, runpy, sys; foreign.declare_operators(); runpy.run_path(sys.argv[1], {}, '__main__')",
+    ]
+    if "torchrun" in path.name:
+        start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    here = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": here, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *start, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()[-1]
+    reached = re.search(r"accuracy.* ([0-9.]+)%", said)
+    assert reached is None or float(reached[1]) > 75  # what nobody would reach without training
+    assert "Passes(" in said or path.stem == "old_optimizer"
+    assert len(path.read_text().splitlines()) < 60
+
+
+def test_the_site_is_built_without_a_warning_and_takes_nothing_from_elsewhere(tmp_path):
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    pages = {str(p.relative_to(tmp_path)): p.read_text() for p in tmp_path.rglob("*.html")}
+    assert {f"methods/{name}.html" for name in METHODS} <= set(pages)
+    for name, text in pages.items():
+        taken = re.findall(
+            r"<(?:script|img|iframe)[^>]*src=\"(https?:[^\"]+)|<link[^>]*href=\"(https?:[^\"]+)", text
+        )
+        assert not taken, (name, taken)
+    assert "Minimise the loss at a random point" in pages["reference/methods.html"]

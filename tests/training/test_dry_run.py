@@ -1,0 +1,64 @@
+"""The plan says what the steps then do."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.small import sgd, small_batch, small_net
+
+import steppe
+from steppe import methods
+from steppe.training.dry_run import describe, phases
+
+
+def constant(share: float) -> float:
+    return 0.1
+
+
+def lines(spec: str, total: int = 20, per_epoch: int = 5) -> dict[str, str]:
+    return dict(describe(methods.parse(spec), total, per_epoch, lambda share: 0.1 * (1 - share)))
+
+
+def test_every_part_and_every_moving_value_has_a_line():
+    assert lines("sam:rho=linear(0,0.2,0.5),start=0.25,every=2+gc:stop=10") == {
+        "learning rate": "0.1 at first, 0.055 halfway, 0.005 at last",
+        "sam": "steps 7-19, every 2nd (epochs 2-4), 7 in all; the others are plain",
+        "  rho": "linear(0,0.2,0.5): 0.12 at first, 0.2 halfway, 0.2 at last",
+        "gc": "steps 1-10 (epochs 1-2), 10 in all; the others are plain",
+    }
+    assert lines("sadt-v2") == {
+        "learning rate": "0.1 at first, 0.055 halfway, 0.005 at last",
+        "sadt-v2": "steps 1-20 (epochs 1-4)",
+    }
+    assert lines("sam:start=30")["sam"] == "never: no step of 20 is in its window"
+    assert lines("sam:rho=with-lr(1,0.1)")["  rho"] == "with-lr(1,0.1,0,0): 1 at first, 0.55 halfway, 0.05 at last"
+    assert lines("sam:start=19")["sam"].startswith("step 20 (epoch 4)")
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 6), st.one_of(st.none(), st.integers(7, 12)), st.integers(1, 4))
+def test_the_steps_keep_to_the_plan(start, stop, every):
+    method = steppe.When(steppe.SAM(), start=start, stop=stop, every=every)
+    net = small_net()
+    step = method.bind(net, sgd(net), steps=10)
+    active = []
+    for k in range(10):
+        before = step.passes.backward
+        step(*small_batch(seed=k))
+        if step.passes.backward - before == 2:
+            active.append(k + 1)
+    (phase,) = phases(method, 10, constant)
+    assert list(range(phase.first, phase.last + 1, phase.every)) == active
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_method_has_its_name_in_the_list(name):
+    assert methods.label(steppe.make(name)) == name
+
+
+def test_a_method_of_one_s_own_has_its_class_name():
+    class Mine(steppe.Method):
+        pass
+
+    assert methods.label(Mine()) == "Mine"
