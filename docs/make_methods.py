@@ -10,7 +10,7 @@ import make_figures
 
 from steppe import methods
 from steppe.core import schedules
-from steppe.methods import Row
+from steppe.methods import MethodFacts
 
 FOLDER, RESULTS = Path(__file__).parent / "methods", Path(__file__).parent / "results"
 CAPTION = (
@@ -55,7 +55,7 @@ def settings(name: str) -> str:
     for f in dataclasses.fields(method):
         value = getattr(method, f.name)
         if isinstance(value, float | int | str | bool) or value is None or isinstance(value, schedules.Schedule):
-            shown = schedules.text(value) if isinstance(value, schedules.Schedule) else f"{value}"
+            shown = schedules.format_schedule(value) if isinstance(value, schedules.Schedule) else f"{value}"
             rows.append(f"| `{f.name}` | `{shown}` |")
     return "\n".join(["| setting | default |", "|---|---|", *rows]) if rows else "It has no settings."
 
@@ -103,7 +103,7 @@ def beside(name: str) -> list[str]:
     return list(dict.fromkeys(["plain", *methods.make(name).controls, name]))
 
 
-def index(rows: list[Row]) -> str:
+def index(rows: list[MethodFacts]) -> str:
     """Return the list of all methods."""
     cells = [(f"[{r.name}]({r.name}.md)", r.cost, r.keeps, r.source, r.status, r.summary) for r in rows]
     lines = [f"| {' | '.join(line)} |" for line in cells]

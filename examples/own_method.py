@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 import steppe
-from steppe.core.numerics.perturbations import ascent
+from steppe.core.numerics.perturbations import sam_perturbation
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class LookAhead(steppe.Method):
 
     def step(self, batch, state, rt):
         out, g = rt.grad(rt.objective, batch)
-        with rt.at(ascent(g, -self.rho)):
+        with rt.at(sam_perturbation(g, -self.rho)):
             _, g = rt.grad(rt.objective, batch)
         rt.apply(g)
         return out

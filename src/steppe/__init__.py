@@ -1,9 +1,9 @@
 """steppe: train networks into flat minima, with any method in any training loop, and compare them fairly."""
 
 from steppe.core.batch import Batch
-from steppe.core.composition import On, When
+from steppe.core.composition import ActiveWindow, On
 from steppe.core.method import Method
-from steppe.core.runtime import Out, Passes, Runtime
+from steppe.core.runtime import Passes, Runtime, StepOutput
 from steppe.core.schedules import Cosine, Linear, Schedule, WithLR
 from steppe.core.step import Step
 from steppe.errors import InputError, RunError
@@ -42,6 +42,8 @@ from steppe.methods.weight_noise.rwp import RWP
 
 __version__ = "0.1.0"
 
+Out, When = StepOutput, ActiveWindow  # short names for user code
+
 __all__ = [
     "AGC",
     "ARWP",
@@ -65,6 +67,7 @@ __all__ = [
     "SAM",
     "SWA",
     "WSAM",
+    "ActiveWindow",
     "AlternatingDML",
     "Batch",
     "Cosine",
@@ -85,6 +88,7 @@ __all__ = [
     "Runtime",
     "Schedule",
     "Step",
+    "StepOutput",
     "TwoStep",
     "When",
     "WithLR",

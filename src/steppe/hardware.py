@@ -80,7 +80,7 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "cores": cores(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "processes": collectives.here().size,
+        "processes": collectives.current_world().size,
     }
 
 

@@ -22,7 +22,7 @@ def between(capsys: Any, out: Path, *folders: Path, code: int = 0) -> dict[str, 
     return found
 
 
-def mixed(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], trained: load_run.Trained) -> float:
+def mixed(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], trained: load_run.TrainedRun) -> float:
     """The loss of the mean of two networks, its statistics those of all 60 training images."""
     with torch.no_grad():
         for name, p in trained.model.named_parameters():

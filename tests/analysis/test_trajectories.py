@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from steppe.analysis import cross_run, load_run
-from steppe.analysis.endpoint_plane import Extent, NotAlike
+from steppe.analysis.endpoint_plane import Extent, NotComparable
 from steppe.analysis.trajectories import epochs_kept, trajectories
 from steppe.diagnostics.landscape import grid
 from steppe.records import load
@@ -96,7 +96,7 @@ def test_each_end_has_its_own_loss(found, homes):
 def test_runs_from_another_start_have_no_plane(homes):
     first = load_run.load(homes["plain"])
     first.start["fc1.weight"].add_(1.0)
-    with pytest.raises(NotAlike, match="fewer than three checkpoints share a start"):
+    with pytest.raises(NotComparable, match="fewer than three checkpoints share a start"):
         trajectories(homes, first, first.images.val, EXTENT, lambda _: None)
 
 

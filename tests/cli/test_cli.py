@@ -18,7 +18,7 @@ import steppe
 from steppe import methods
 from steppe.cli.main import COMMANDS, main
 from steppe.config import Data, Run
-from steppe.experiments.run_lock import claimed
+from steppe.experiments.run_lock import locked_run
 from steppe.methods import METHODS
 from steppe.training import run as engine
 
@@ -161,9 +161,9 @@ def test_other_errors_of_the_system_are_not_taken_for_too_little_memory(monkeypa
 
 def test_a_training_in_a_folder_where_one_is_at_work_is_refused(capsys, monkeypatch, tmp_path):
     words = ("train", "--out", str(tmp_path), *SMALL, "--epochs", "1")
-    monkeypatch.setattr("steppe.experiments.run_lock.claimed", partial(claimed, patience=0.0))
+    monkeypatch.setattr("steppe.experiments.run_lock.locked_run", partial(locked_run, patience=0.0))
     folder = tmp_path / "runs" / engine.digest(Run(epochs=1, batch=50, data=Data(train=200, test=60, size=18)))
-    with claimed(folder):
+    with locked_run(folder):
         assert f"another process is at work in {folder}" in refused(capsys, *words)
     assert main(list(words)) == 0
     assert (folder / "result.json").exists()

@@ -18,8 +18,8 @@ import torch
 from steppe import methods
 from steppe.analysis import cross_run, load_run
 from steppe.analysis import suite as measure
-from steppe.analysis.endpoint_plane import Extent, NotAlike, ends
-from steppe.analysis.suite import Settings
+from steppe.analysis.endpoint_plane import Extent, NotComparable, endpoint_plane
+from steppe.analysis.suite import SuiteSettings
 from steppe.cli.commands import diagnose
 from steppe.cli.main import main
 from steppe.config import Data, Optim, Study
@@ -31,7 +31,7 @@ from steppe.report.diagnosis.conclusions import CAUTION, digits
 from steppe.report.diagnosis.summary import MEASURES, Diagnosed, DiagnosisRow, agreement, minus_plain
 from steppe.training import run as engine
 from steppe.training.checkpoint import sharded
-from steppe.training.factories import new_network
+from steppe.training.factories import make_network
 
 SPECS = ("plain", "ema:decay=0.9", "swa:start=0.5", "dml")
 QUICK = {
@@ -46,14 +46,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = Data(train=60, val=20, test=20, size=18)
     study = Study(methods=SPECS, seeds=(0,), epochs=2, batch=20, data=data, optim=Optim(lr=1e-3))
     for job in prepare(study, out, "steppe compare").jobs:
-        assert engine.fit(job.run, job.folder, engine.load_data(job.run))["status"] == "ok"
+        assert engine.train_run(job.run, job.folder, engine.load_data(job.run))["status"] == "ok"
     return out
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        diagnose, "affordable", lambda trained, images, *_, bounds: Settings(len(images), **QUICK, bounds=bounds)
+        diagnose,
+        "affordable",
+        lambda trained, images, *_, bounds: SuiteSettings(len(images), **QUICK, bounds=bounds),
     )
     monkeypatch.setattr(cross_run, "Extent", lambda samples: Extent(samples, side=3, path=3))
     # all 15 are tested one by one; here a few are enough
@@ -102,7 +104,7 @@ def test_of_several_peers_the_deployed_one_is_measured(folder):
 def test_the_start_is_that_of_the_seed(folder):
     trained = load_run.load(homes(folder)["plain"])
     with torch.random.fork_rng():
-        begun = new_network(trained.run, methods.parse("plain"), trained.images).state_dict()
+        begun = make_network(trained.run, methods.parse("plain"), trained.images).state_dict()
     assert all(torch.equal(trained.start[k], v) for k, v in begun.items())
     assert not torch.equal(trained.start["fc1.weight"], trained.model.state_dict()["fc1.weight"])
 
@@ -179,8 +181,8 @@ def test_runs_of_different_starts_have_no_plane(folder):
     home = homes(folder)["plain"]
     trained = load_run.load(home)
     other = dataclasses.replace(trained, start={k: v + 1 for k, v in trained.start.items()})
-    with pytest.raises(NotAlike, match="no plane through them"):
-        ends({"a": trained, "b": other}, trained.images.val, Extent(10), lambda _: None)
+    with pytest.raises(NotComparable, match="no plane through them"):
+        endpoint_plane({"a": trained, "b": other}, trained.images.val, Extent(10), lambda _: None)
 
 
 class _Page(HTMLParser):
@@ -296,7 +298,7 @@ def test_the_budget_sets_the_images(folder):
     few, more = (measure.affordable(trained, many, seconds) for seconds in (1e-6, 1e6))
     assert (few.samples, few.trained, more.samples, more.trained) == (32, 32, 60, 60)
     # bounds take their time from everything else
-    assert Settings(1, bounds=True).passes[0] - Settings(1).passes[0] == 11 * 30
+    assert SuiteSettings(1, bounds=True).passes[0] - SuiteSettings(1).passes[0] == 11 * 30
     chosen = measure.subset(many, 50)
     assert len(chosen) == 50 and torch.equal(chosen.x, measure.subset(many, 50).x)
     assert chosen.y.bincount().max() - chosen.y.bincount().min() <= 1

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from steppe import InputError, make
-from steppe.config import Data, Optim, Run, Study, Watch, essential, parse_spec
+from steppe.config import Data, Monitoring, Optim, Run, Study, essential, parse_spec
 from steppe.methods import METHODS, parse
 
 
@@ -57,7 +57,7 @@ def test_the_digest_is_the_same_for_the_same_run_and_differs_for_every_field():
         "method": "sam:rho=0.1", "model": "m", "dataset": "d", "seed": 1, "batch": 3, "epochs": 3,
         "match": "seconds", "seconds": 2.0, "precision": "bf16", "threads": 2,
         "data": Data(val=0.2), "optim": Optim(lr=0.3), "microbatch": 4, "m": 4, "sync": "global", "compile": True,
-        "watch": Watch(test=True),
+        "watch": Monitoring(test=True),
     }  # fmt: skip
     assert set(changes) | {"parallel", "track", "workers"} == {f.name for f in dataclasses.fields(Run)}
     digests = [digest(dataclasses.replace(base, **{k: v})) for k, v in changes.items()]

@@ -13,7 +13,7 @@ from support.foreign import importable
 
 from steppe import InputError, methods, models
 from steppe.cli.main import main
-from steppe.config import Data, Optim, Run, Watch, recipes
+from steppe.config import Data, Monitoring, Optim, Run, recipes
 
 NAMES = [
     "cifar10-fast",
@@ -24,7 +24,7 @@ NAMES = [
     "rwp-table7", "rwp-table8", "rwp-table9", "sadt-table1-2048", "sadt-table1-512", "saf-table1",
 ]  # fmt: skip
 every_recipe = pytest.mark.parametrize("name", NAMES)
-NESTED = (("data", Data), ("optim", Optim), ("watch", Watch))
+NESTED = (("data", Data), ("optim", Optim), ("watch", Monitoring))
 FIELDS = {f.name for f in dataclasses.fields(Run)} - {"method", "model", "dataset", "seed"}
 FIELDS -= {name for name, _ in NESTED}
 FIELDS |= {f"{part}.{f.name}" for part, cls in NESTED for f in dataclasses.fields(cls)}

@@ -19,7 +19,7 @@ from steppe.cli.main import main
 from steppe.config import Optim, Run, recipes
 from steppe.experiments import recipe_scaling
 from steppe.training import run as engine
-from steppe.training.evaluation import on
+from steppe.training.evaluation import to_model_format
 from steppe.training.trainer import Trainer
 
 every_recipe = pytest.mark.parametrize("name", recipes.names())
@@ -73,7 +73,7 @@ def tiny(name: str, data: str, model: str, row: str, places: dict[str, str]) -> 
         chosen = recipes.load(name).choose([model.rpartition("/")[2].partition(":")[0]], fixed)
         fixed |= {**{k: v for k, v in chosen.values.items() if k not in fixed}, "model": wanted}
         fixed["epochs"] = 1
-    return recipe_scaling.run(f"{name}:{model}" if wanted == model else name, 1e-6, fixed)[0]
+    return recipe_scaling.scaled_run(f"{name}:{model}" if wanted == model else name, 1e-6, fixed)[0]
 
 
 _SIZES = {
@@ -112,7 +112,7 @@ def test_every_row_trains(name, data, model, row, places, tmp_path):
         # warm-up begins at a rate of 0; fusion as released can throw the first update away
         steps = 2 if name in ("rwp-table5", "saf-table1") or name.startswith("okdph") else 1
         for batch in islice(trainer.loader.epoch(1), steps):
-            out = trainer.step(on(batch, before[0]))
+            out = trainer.step(to_model_format(batch, before[0]))
             assert not out.skipped and bool(out.loss.isfinite())
     after = trainer.step.runtime.params
     assert all(bool(p.isfinite().all()) for p in after)
@@ -168,9 +168,9 @@ def test_a_scale_shrinks_images_and_epochs_alike_and_nothing_else(scale, images,
 
 def test_what_is_given_is_not_scaled(places):
     given = {"dataset": places["cifar10"], "epochs": 7, "batch": 9, "data.train": 50}
-    run, _ = recipe_scaling.run("rwp-table1", 0.01, given)
+    run, _ = recipe_scaling.scaled_run("rwp-table1", 0.01, given)
     assert (run.epochs, run.batch, run.data.train) == (7, 9, 50)
-    run, said = recipe_scaling.run("rwp-table1", 0.25, {"dataset": places["cifar10"]})
+    run, said = recipe_scaling.scaled_run("rwp-table1", 0.25, {"dataset": places["cifar10"]})
     assert (run.epochs, run.batch, run.data.train) == (100, 25, 50)
     assert said[1] == "scale 0.25: 50 of 99 training images, 100 of 200 epochs, batches of 25"
 

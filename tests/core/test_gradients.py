@@ -11,20 +11,20 @@ from torch import Tensor, nn
 from steppe.core.batch import Batch
 from steppe.core.method import Method
 from steppe.core.numerics import vector
-from steppe.core.runtime import Out, Runtime
+from steppe.core.runtime import Runtime, StepOutput
 from steppe.methods import make
 from steppe.testing import fixtures
 
 
 def finite(a: vector.Vec, *beside: Tensor) -> Tensor:
-    return vector.sound(vector.witness(a, *beside))
+    return vector.all_finite(vector.finite_check(a, *beside))
 
 
 @dataclass(frozen=True)
 class OnlyLooks(Method):
     """Take a gradient, and make no update."""
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         out, _ = rt.grad(rt.objective, batch)
         return out
 
@@ -33,7 +33,7 @@ class OnlyLooks(Method):
 class Swaps(Method):
     """Update with other gradients than those that were left: the last pass's, negated."""
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         out, g = rt.grad(rt.objective, batch)
         rt.apply([None if t is None else -t for t in g])
         return out
@@ -78,7 +78,7 @@ def test_the_update_is_made_with_what_it_is_given_and_not_with_what_was_left() -
 
 def test_a_measured_vector_that_lost_a_tensor_is_measured_anew() -> None:
     tensors = [torch.full((3,), 2.0), torch.full((2, 2), 1.0), torch.full((5,), 3.0)]
-    a = vector.Measured(tensors, vector.Kind.of(tensors))
+    a = vector.Measured(tensors, vector.TensorKind.of(tensors))
     assert bool(finite(a)) and vector.norm(a).item() == pytest.approx((12 + 4 + 45) ** 0.5)
     a[1] = None
     assert bool(finite(a)) and vector.norm(a).item() == pytest.approx((12 + 45) ** 0.5)
@@ -93,7 +93,7 @@ def test_one_bad_element_anywhere_is_seen(bad: float, where: int) -> None:
     assert bool(finite([*tensors], torch.tensor(1.0)))
     assert not bool(finite([*tensors], torch.tensor(bad)))
     tensors[where].view(-1)[-1] = bad
-    for a in ([*tensors], vector.Measured(tensors, vector.Kind.of(tensors))):
+    for a in ([*tensors], vector.Measured(tensors, vector.TensorKind.of(tensors))):
         assert not bool(finite(a))
         assert not bool(finite(a, torch.tensor(-bad)))
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from steppe import InputError
 from steppe.core.numerics import vector
-from steppe.core.numerics.losses import kl
-from steppe.core.numerics.perturbations import ascent, in_scope, unit_dims
+from steppe.core.numerics.losses import kl_divergence
+from steppe.core.numerics.perturbations import in_scope, sam_perturbation, unit_dims
 from steppe.models import build
 
 
@@ -20,14 +20,14 @@ from steppe.models import build
 def test_the_ascent_has_length_rho_and_the_gradient_s_direction(seed, rho):
     g = torch.Generator().manual_seed(seed)
     grads = [torch.randn(3, 2, generator=g, dtype=torch.float64), None, torch.randn(4, generator=g).double()]
-    e = ascent(grads, rho)
+    e = sam_perturbation(grads, rho)
     assert vector.norm(e).item() == pytest.approx(rho)
     assert vector.dot(e, grads).item() == pytest.approx(rho * vector.norm(grads).item())
     assert e[1] is None
 
 
 def test_the_ascent_of_a_zero_gradient_is_zero():
-    assert torch.equal(ascent([torch.zeros(3)], 0.1)[0], torch.zeros(3))
+    assert torch.equal(sam_perturbation([torch.zeros(3)], 0.1)[0], torch.zeros(3))
 
 
 def taken(net: nn.Module, scope: str) -> list[str]:
@@ -73,8 +73,8 @@ def test_kl_is_that_of_its_definition_with_the_reference_first():
     for a, b in zip(p_logits, q_logits, strict=True):
         p, q = torch.exp(a / 2) / torch.exp(a / 2).sum(), torch.exp(b / 2) / torch.exp(b / 2).sum()
         total += float((p * torch.log(p / q)).sum())
-    assert kl(p_logits, q_logits, T=2).item() == pytest.approx(total / 2, rel=1e-12)
+    assert kl_divergence(p_logits, q_logits, T=2).item() == pytest.approx(total / 2, rel=1e-12)
 
 
 def test_kl_of_huge_logits_is_finite():
-    assert torch.isfinite(kl(torch.tensor([[200.0, 0.0]]), torch.tensor([[0.0, 200.0]])))
+    assert torch.isfinite(kl_divergence(torch.tensor([[200.0, 0.0]]), torch.tensor([[0.0, 200.0]])))

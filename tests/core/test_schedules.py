@@ -13,25 +13,25 @@ from torch import nn
 
 import steppe
 from steppe.core import schedules
-from steppe.core.schedules import Cosine, Each, Linear, Now, WithLR
+from steppe.core.schedules import Cosine, FunctionSchedule, Linear, TrainingProgress, WithLR
 
 
 @given(st.floats(-10, 10), st.floats(-10, 10), st.integers(1, 1000), st.integers(0, 2000))
 def test_linear_and_cosine_start_and_end_where_they_say_and_stay_between(start, end, over, t):
     for made in (Linear(start, end, over), Cosine(start, end, over)):
-        assert made.at(Now(0, None, 0.1)) == pytest.approx(start)
-        assert made.at(Now(over, None, 0.1)) == end
-        assert min(start, end) - 1e-9 <= made.at(Now(t, None, 0.1)) <= max(start, end) + 1e-9
+        assert made.at(TrainingProgress(0, None, 0.1)) == pytest.approx(start)
+        assert made.at(TrainingProgress(over, None, 0.1)) == end
+        assert min(start, end) - 1e-9 <= made.at(TrainingProgress(t, None, 0.1)) <= max(start, end) + 1e-9
 
 
 def test_values_in_the_middle():
-    assert Linear(0, 0.2, 10).at(Now(5, None, 0.1)) == pytest.approx(0.1)
-    assert Linear(0, 0.2, 0.5).at(Now(5, 0.25, 0.1)) == pytest.approx(0.1)
-    assert Linear(0, 0.2).at(Now(5, 0.25, 0.1)) == pytest.approx(0.05)
-    assert Cosine(1, 0, 4).at(Now(1, None, 0.1)) == pytest.approx((1 + math.sqrt(0.5)) / 2)
-    assert WithLR(0.2, 0.1, low=0.1, lr_min=0.02).at(Now(0, None, 0.06)) == pytest.approx(0.15)
-    assert WithLR(0.05, 0.1).at(Now(0, None, 0.025)) == pytest.approx(0.0125)
-    assert Each(lambda t: t * t).at(Now(3, None, 0.1)) == 9
+    assert Linear(0, 0.2, 10).at(TrainingProgress(5, None, 0.1)) == pytest.approx(0.1)
+    assert Linear(0, 0.2, 0.5).at(TrainingProgress(5, 0.25, 0.1)) == pytest.approx(0.1)
+    assert Linear(0, 0.2).at(TrainingProgress(5, 0.25, 0.1)) == pytest.approx(0.05)
+    assert Cosine(1, 0, 4).at(TrainingProgress(1, None, 0.1)) == pytest.approx((1 + math.sqrt(0.5)) / 2)
+    assert WithLR(0.2, 0.1, low=0.1, lr_min=0.02).at(TrainingProgress(0, None, 0.06)) == pytest.approx(0.15)
+    assert WithLR(0.05, 0.1).at(TrainingProgress(0, None, 0.025)) == pytest.approx(0.0125)
+    assert FunctionSchedule(lambda t: t * t).at(TrainingProgress(3, None, 0.1)) == 9
 
 
 def radii(method: steppe.Method, steps: int = 6, total: int | None = None, lr: float = 0.1) -> list[float]:
@@ -63,10 +63,10 @@ def test_rho_follows_a_schedule():
 
 
 def test_a_window_says_when_a_method_works():
-    assert radii(steppe.When(steppe.SAM(rho=0.1), start=2, stop=4)) == [0, 0, 0.1, 0.1, 0, 0]
-    assert radii(steppe.When(steppe.SAM(rho=0.1), start=1, every=3)) == [0, 0.1, 0, 0, 0.1, 0]
-    assert radii(steppe.When(steppe.SAM(rho=0.1), start=0.5), total=6) == [0, 0, 0, 0.1, 0.1, 0.1]
-    assert radii(steppe.When(steppe.SAM(rho=0.1), stop=0.5), total=6) == [0.1, 0.1, 0.1, 0, 0, 0]
+    assert radii(steppe.ActiveWindow(steppe.SAM(rho=0.1), start=2, stop=4)) == [0, 0, 0.1, 0.1, 0, 0]
+    assert radii(steppe.ActiveWindow(steppe.SAM(rho=0.1), start=1, every=3)) == [0, 0.1, 0, 0, 0.1, 0]
+    assert radii(steppe.ActiveWindow(steppe.SAM(rho=0.1), start=0.5), total=6) == [0, 0, 0, 0.1, 0.1, 0.1]
+    assert radii(steppe.ActiveWindow(steppe.SAM(rho=0.1), stop=0.5), total=6) == [0.1, 0.1, 0.1, 0, 0, 0]
 
 
 @pytest.mark.parametrize("name", BARE)
@@ -84,7 +84,7 @@ def test_outside_its_window_a_method_is_plain_bit_for_bit(name):
 
 def test_a_window_with_all_steps_is_the_method_bit_for_bit():
     nets = [small_net(), small_net()]
-    for net, method in zip(nets, (steppe.SADT(), steppe.When(steppe.SADT())), strict=True):
+    for net, method in zip(nets, (steppe.SADT(), steppe.ActiveWindow(steppe.SADT())), strict=True):
         torch.manual_seed(3)
         method.bind(net, sgd(net))(*small_batch())
     for a, b in zip(nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True):
@@ -94,7 +94,8 @@ def test_a_window_with_all_steps_is_the_method_bit_for_bit():
 def test_windows_combine_and_are_read_from_text():
     method = steppe.methods.parse("sam:rho=linear(0,0.1,0.5),start=2,every=5+gc:stop=0.25")
     assert method == steppe.On(
-        steppe.When(steppe.SAM(rho=Linear(0, 0.1, 0.5)), start=2, every=5), steppe.When(steppe.GC(), stop=0.25)
+        steppe.ActiveWindow(steppe.SAM(rho=Linear(0, 0.1, 0.5)), start=2, every=5),
+        steppe.ActiveWindow(steppe.GC(), stop=0.25),
     )
     assert steppe.methods.parse("sam:rho=with-lr(0.1,0.05)").rho == WithLR(0.1, 0.05)
     with pytest.raises(steppe.InputError, match="both define the step"):
@@ -132,7 +133,7 @@ def test_a_share_of_an_unknown_length_says_what_is_missing():
 def test_a_share_may_be_told_by_a_function():
     """As where a training ends after so many seconds or gradients, and nobody knows the steps."""
     net, clock = nn.Linear(3, 2), [0.0]
-    method = steppe.When(steppe.TwoStep(), start=0.3, stop=0.9)
+    method = steppe.ActiveWindow(steppe.TwoStep(), start=0.3, stop=0.9)
     step = method.bind(net, torch.optim.SGD(net.parameters(), 0.1), steps=lambda: clock[0])
     seen = []
     for clock[0] in (0.0, 0.1, 0.4, 0.6, 0.9, 1.0):
@@ -146,7 +147,7 @@ def test_a_share_may_be_told_by_a_function():
     "text", ["linear(0,0.1)", "linear(0,0.1,0.5)", "cosine(0.1,0,100)", "with-lr(0.1,0.05,0,0)"]
 )
 def test_text_of_a_schedule_reads_back(text):
-    assert schedules.text(schedules.parse(text)) == text
+    assert schedules.format_schedule(schedules.parse_schedule(text)) == text
 
 
 def grouped(net: nn.Sequential, rho: object) -> torch.optim.Optimizer:

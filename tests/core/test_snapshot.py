@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from steppe.core.param_groups import Trainable
-from steppe.core.snapshot import Copies, Copy
+from steppe.core.snapshot import CopyPool, TensorCopy
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool, torch.int16]
 
@@ -42,7 +42,7 @@ KINDS = [
 def test_what_was_copied_comes_back_into_its_storage(drawn: list[tuple[str, torch.dtype]], seed: int) -> None:
     tensors = [laid(kind, dtype, seed + i) for i, (kind, dtype) in enumerate(drawn)]
     places = [t.data_ptr() for t in tensors]
-    copies = Copies()
+    copies = CopyPool()
     first = [t.clone() for t in tensors]
     held = copies.make(tensors)
     for t in tensors:
@@ -61,20 +61,20 @@ def test_what_was_copied_comes_back_into_its_storage(drawn: list[tuple[str, torc
 def test_bits_that_compare_unequal_or_alike_come_back_too() -> None:
     patterns = torch.tensor([0x7FC00001, -0x00400000, -(2**31), 1, 0x7F800000], dtype=torch.int32)
     weights = nn.Parameter(patterns.view(torch.float32).clone())
-    copies = Copies()
+    copies = CopyPool()
     held = copies.make([weights])
     weights.data.zero_()
     held.back()
     assert torch.equal(weights.data.view(torch.int32), patterns)
 
 
-def weights_of(copy: Copy) -> list[int]:
+def weights_of(copy: TensorCopy) -> list[int]:
     return [long.data_ptr() for long in copy._long]
 
 
 def test_the_storage_of_a_copy_is_used_again() -> None:
     tensors = [torch.randn(3), torch.randn(2, 2)]
-    copies = Copies()
+    copies = CopyPool()
     held = copies.make(tensors)
     where = weights_of(held)
     copies.give_back(held)
@@ -102,7 +102,7 @@ def test_data_that_was_exchanged_is_copied_where_it_lies_now(how: str, shape: tu
     if how == "another layout" and len(shape) < 4:
         pytest.skip("a vector has one layout")
     p, other = nn.Parameter(torch.randn(shape)), nn.Parameter(torch.randn(2, 2))
-    copies = Copies()
+    copies = CopyPool()
     copies.give_back(copies.make([p, other]))
     p.data = EXCHANGES[how](p) + 1e-12
     expected = p.detach().clone()
@@ -117,7 +117,7 @@ def test_data_that_was_exchanged_is_copied_where_it_lies_now(how: str, shape: tu
 def test_data_that_was_exchanged_meanwhile_gets_its_values_back(how: str) -> None:
     p = nn.Parameter(torch.randn(4, 3, 2, 2))
     expected = p.detach().clone()
-    held = Copies().make([p])
+    held = CopyPool().make([p])
     p.data = EXCHANGES[how](p) + 1
     where = p.data_ptr()
     held.back()
@@ -129,7 +129,7 @@ def test_a_part_that_grew_in_its_own_storage_is_noticed() -> None:
     whole = torch.randn(6, 2)
     p = nn.Parameter(torch.zeros(0))
     p.data = whole[:2]
-    copies = Copies()
+    copies = CopyPool()
     copies.give_back(copies.make([p]))
     p.data = whole
     expected = whole.clone()

@@ -91,7 +91,7 @@ def test_a_direction_with_a_factor_for_each_unit_moves_as_if_multiplied_out(dtyp
     start = [torch.randn(4, 3, 2, generator=g).to(dtype), torch.randn(5, generator=g).to(dtype), torch.ones(2)]
     way = [torch.randn(t.shape, generator=g).to(t.dtype) for t in start[:2]]
     times = [torch.rand(4, 1, 1, generator=g).to(dtype), torch.tensor(0.25, dtype=dtype)]
-    along = vector.Along([*way, None], [*times, None])
+    along = vector.ScaledVector([*way, None], [*times, None])
     here = [t.clone() for t in start]
     vector.move(here[:2], way, times)
     there = [t if o is None else t + o for t, o in zip(start, along.vector(), strict=True)]

@@ -19,7 +19,7 @@ from steppe.config import Data, Run
 from steppe.core.batch import Batch
 from steppe.data.dataset import Images
 from steppe.data.loader import Loader, Normalizer
-from steppe.data.prefetch import Ahead, prepared
+from steppe.data.prefetch import PrefetchLoader, prepared
 from steppe.data.sources import cache
 from steppe.data.transforms.auto_augment import COMPOSITIONS, compositions
 from steppe.data.transforms.registry import STEPS
@@ -73,7 +73,7 @@ def test_two_processes_give_what_one_gives_from_memory_and_from_a_mapped_file(tm
     copied = Images(mapped.x, mapped.y)
     augment = ("crop", "flip", "cutmix")
     for held in (mapped, copied):
-        ahead = Ahead(loader(held, augment), 2)
+        ahead = PrefetchLoader(loader(held, augment), 2)
         next(iter(ahead.epoch(1)))
         for number in (1, 4):
             for a, b in zip(ahead.epoch(number), loader(copied, augment).epoch(number), strict=True):
@@ -81,7 +81,7 @@ def test_two_processes_give_what_one_gives_from_memory_and_from_a_mapped_file(tm
 
 
 def test_a_killed_process_is_one_line() -> None:
-    ahead = Ahead(loader(images(60)), 1)
+    ahead = PrefetchLoader(loader(images(60)), 1)
     batches = ahead.epoch(1)
     next(batches)
     for child in multiprocessing.active_children():
@@ -101,7 +101,7 @@ def test_a_run_ends_with_the_same_bits_and_under_the_same_name(tmp_path: Path) -
     for workers in (0, 2):
         run = Run(epochs=2, batch=20, data=data, workers=workers)
         folder = tmp_path / str(workers) / engine.digest(run)
-        result = engine.fit(run, folder, engine.load_data(run))
+        result = engine.train_run(run, folder, engine.load_data(run))
         kept = {k: result[k] for k in ("test", "val", "steps")}
         found.append((folder.name, (folder / "metrics.jsonl").read_text(), json.dumps(kept)))
     assert found[0] == found[1]

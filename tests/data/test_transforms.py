@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.foreign import importable
 
-from steppe.data.transforms.basic import _ORDERS, Rows, Sample, jitter, resized_crop
+from steppe.data.transforms.basic import _ORDERS, RowDraws, Sample, jitter, resized_crop
 
 
 def photos(count: int = 24, size: int = 20, channels: int = 3) -> Sample:
@@ -119,7 +119,7 @@ def test_rows_of_a_batch_are_augmented_as_in_the_whole_batch(step) -> None:
     whole = step(own, own, np.random.default_rng(9)).x
     for rows in (slice(0, 4), slice(4, 11)):
         part = Sample(own.x[rows], own.y[rows])
-        assert torch.equal(step(part, part, Rows(np.random.default_rng(9), rows, 11)).x, whole[rows])
+        assert torch.equal(step(part, part, RowDraws(np.random.default_rng(9), rows, 11)).x, whole[rows])
     assert torch.equal(own.x, photos(11, 12).x)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from steppe.config import Data, Optim, Study, Watch
+from steppe.config import Data, Monitoring, Optim, Study
 from steppe.experiments import prepare
 from steppe.records import load
 from steppe.training import run
@@ -17,10 +17,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("watched")
     study = Study(
         methods=("sam", "plain", "dml"), seeds=(0,), epochs=3, batch=20, optim=Optim(lr=1e-3),
-        data=Data(train=60, val=20, test=20, size=18), watch=Watch(weights=2, sharpness=1),
+        data=Data(train=60, val=20, test=20, size=18), watch=Monitoring(weights=2, sharpness=1),
     )  # fmt: skip
     for job in prepare(study, out, "steppe compare").jobs:
-        assert run.fit(job.run, job.folder, run.load_data(job.run))["status"] == "ok"
+        assert run.train_run(job.run, job.folder, run.load_data(job.run))["status"] == "ok"
     return out
 
 

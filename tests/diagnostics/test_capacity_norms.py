@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from steppe.diagnostics.capacity_norms import norms, operator_norm
-from steppe.diagnostics.loss_surface import Surface
+from steppe.diagnostics.loss_surface import LossSurface
 from steppe.errors import InputError
 
 
@@ -66,7 +66,7 @@ def test_every_term_of_a_network_of_hand_values():
     net, x, y = two_layers()
     start = [torch.zeros_like(p) for p in net.parameters()]
     start[0] = torch.eye(2, dtype=torch.float64)
-    found = norms(Surface(net, [(x, y)]), 100, start)
+    found = norms(LossSurface(net, [(x, y)]), 100, start)
     # margins are 6, 12, 8 and 24
     margin = float(np.quantile([6, 12, 8, 24], 0.1))
     assert (found.layers, found.margin) == (2, pytest.approx(margin))
@@ -84,10 +84,10 @@ def test_every_term_of_a_network_of_hand_values():
 
 def test_scaling_a_layer_by_2_moves_each_term_as_the_formula_says():
     net, x, y = two_layers()
-    before = norms(Surface(net, [(x, y)]), 100)
+    before = norms(LossSurface(net, [(x, y)]), 100)
     with torch.no_grad():
         net[2].weight.mul_(2)
-    after = norms(Surface(net, [(x, y)]), 400)
+    after = norms(LossSurface(net, [(x, y)]), 400)
     assert after.margin == pytest.approx(2 * before.margin)
     assert after.spectral - before.spectral == pytest.approx(math.log(2))
     # margin and norms cancel; four times the images are worth one half
@@ -98,7 +98,7 @@ def test_scaling_a_layer_by_2_moves_each_term_as_the_formula_says():
 
 def test_without_a_margin_there_is_no_bound():
     net, x, y = two_layers()
-    found = norms(Surface(net, [(x, 1 - y)]), 100)
+    found = norms(LossSurface(net, [(x, 1 - y)]), 100)
     assert found.margin < 0
     assert (found.neyshabur, found.golowich, found.bartlett) == (None, None, None)
 
@@ -106,7 +106,7 @@ def test_without_a_margin_there_is_no_bound():
 def test_looking_leaves_no_trace():
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2))
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    norms(Surface(net, [(torch.randn(5, 1, 4, 4), torch.tensor([0, 1, 0, 1, 0]))]), 5)
+    norms(LossSurface(net, [(torch.randn(5, 1, 4, 4), torch.tensor([0, 1, 0, 1, 0]))]), 5)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert all(m.training and not m._forward_pre_hooks for m in net.modules())
     assert all(p.grad is None for p in net.parameters())
@@ -115,7 +115,7 @@ def test_looking_leaves_no_trace():
 def test_inputs_that_are_no_tensor_have_no_norm():
     batch = {"x": torch.randn(3, 2), "labels": torch.tensor([0, 1, 0])}
     with pytest.raises(InputError, match="a batch's inputs are no tensor"):
-        norms(Surface(nn.Linear(2, 2), [batch]), 5)
+        norms(LossSurface(nn.Linear(2, 2), [batch]), 5)
 
 
 @pytest.mark.parametrize(
@@ -133,4 +133,4 @@ def test_inputs_that_are_no_tensor_have_no_norm():
 def test_impossible_arguments_are_refused(make, samples, message):
     net, x, y = make()
     with pytest.raises(InputError, match=message):
-        norms(Surface(net, [(x, y)]), samples)
+        norms(LossSurface(net, [(x, y)]), samples)

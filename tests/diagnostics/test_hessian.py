@@ -12,12 +12,12 @@ from support.bowl import bowl, curved
 from support.small import small_batch, small_net
 
 from steppe.diagnostics.hessian import density, eigenvalues, trace
-from steppe.diagnostics.loss_surface import Surface
+from steppe.diagnostics.loss_surface import LossSurface
 from steppe.errors import InputError
 
 
 @cache
-def network() -> tuple[Surface, np.ndarray]:
+def network() -> tuple[LossSurface, np.ndarray]:
     """A small network with convolution and BatchNorm, trained a little, and its dense Hessian."""
     net = small_net(dtype=torch.float64, dropout=0.3)
     x, y = small_batch(count=16, dtype=torch.float64)
@@ -37,7 +37,7 @@ def network() -> tuple[Surface, np.ndarray]:
     flat = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
     whole = torch.func.hessian(loss)(flat).numpy()
     net.train()
-    return Surface(net, [(x[:5], y[:5]), (x[5:], y[5:])]), whole
+    return LossSurface(net, [(x[:5], y[:5]), (x[5:], y[5:])]), whole
 
 
 def test_products_are_those_of_the_dense_hessian():

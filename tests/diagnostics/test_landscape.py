@@ -13,34 +13,34 @@ from support.bowl import Point, bowl, curved
 from support.small import small_batch, small_net
 
 from steppe.diagnostics.landscape import (
-    Spot,
+    LandscapePoint,
     barrier,
     between,
+    evaluate_on_plane,
     grid,
-    on_plane,
     segment,
     simplex,
     slice_along,
     width,
 )
 from steppe.diagnostics.landscape_directions import cosine, principal_plane, random_direction
-from steppe.diagnostics.loss_surface import Surface
+from steppe.diagnostics.loss_surface import LossSurface
 from steppe.errors import InputError
 
 W = torch.tensor([0.7, -1.3, 0.4, 2.0], dtype=torch.float64)
 
 
-def network(seed: int = 0, steps: int = 5) -> Surface:
+def network(seed: int = 0, steps: int = 5) -> LossSurface:
     net, (x, y) = small_net(seed, dtype=torch.float64), small_batch(dtype=torch.float64)
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     for _ in range(steps):
         optimizer.zero_grad()
         F.cross_entropy(net(x), y).backward()
         optimizer.step()
-    return Surface(net, [(x[:5], y[:5]), (x[5:], y[5:])])
+    return LossSurface(net, [(x[:5], y[:5]), (x[5:], y[5:])])
 
 
-def states_of_one_start() -> tuple[Surface, list[dict[str, torch.Tensor]]]:
+def states_of_one_start() -> tuple[LossSurface, list[dict[str, torch.Tensor]]]:
     surface = network()
     states = []
     for seed in range(2):
@@ -110,14 +110,14 @@ def test_a_grid_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
         slice_along(surface, directions, places, path=path, progress=stop)
     path.write_bytes(path.read_bytes()[:-7])  # killed in the middle of a line
     evaluated, heard = [], []
-    value = Surface.value
-    monkeypatch.setattr(Surface, "value", lambda self: evaluated.append(1) or value(self))
+    value = LossSurface.value
+    monkeypatch.setattr(LossSurface, "value", lambda self: evaluated.append(1) or value(self))
     resumed = slice_along(surface, directions, places, path=path, progress=lambda *p: heard.append(p))
     assert resumed == whole
     assert len(evaluated) == 3
     assert heard == [(i, 6) for i in range(1, 7)]
     assert [json.loads(line).get("at") for line in path.read_text().splitlines()][1:] == [list(p) for p in places]
-    for other in (network(seed=1), Surface(surface.net, [small_batch(seed=9, dtype=torch.float64)])):
+    for other in (network(seed=1), LossSurface(surface.net, [small_batch(seed=9, dtype=torch.float64)])):
         with pytest.raises(InputError, match="holds another slice; delete it"):
             slice_along(other, directions, places, path=path)
 
@@ -176,14 +176,14 @@ def test_in_the_nearest_mode_each_checkpoint_has_its_own_loss_at_its_place():
     surface, states = states_of_one_start()
     plane = principal_plane(surface, states)
     before = {k: v.clone() for k, v in surface.net.state_dict().items()}
-    spots = on_plane(surface, plane, states, [tuple(p) for p in plane.places], mode="nearest")
+    spots = evaluate_on_plane(surface, plane, states, [tuple(p) for p in plane.places], mode="nearest")
     x, y = small_batch(dtype=torch.float64)
     for state, spot in zip(states, spots, strict=True):
         net = small_net(dtype=torch.float64).eval()
         net.load_state_dict(state)
         assert spot.loss == pytest.approx(float(F.cross_entropy(net(x), y).detach()), rel=1e-9)
     assert all(torch.equal(v, before[k]) for k, v in surface.net.state_dict().items())
-    flat = on_plane(surface, plane, states, [tuple(p) for p in plane.places])
+    flat = evaluate_on_plane(surface, plane, states, [tuple(p) for p in plane.places])
     assert any(abs(a.loss - b.loss) > 1e-6 for a, b in zip(spots, flat, strict=True))
 
 
@@ -193,7 +193,7 @@ def test_on_the_plane_a_quadratic_is_a_quadratic():
     states = [Point(torch.randn(4, dtype=torch.float64, generator=g)).state_dict() for _ in range(5)]
     surface = bowl(h, W)
     plane = principal_plane(surface, states)
-    (spot,) = on_plane(surface, plane, states, [(0.4, -1.1)])
+    (spot,) = evaluate_on_plane(surface, plane, states, [(0.4, -1.1)])
     w = plane.mean[0] + 0.4 * plane.axes[0][0] - 1.1 * plane.axes[1][0]
     assert spot.loss == pytest.approx(float(w @ h @ w / 2), rel=1e-9)
 
@@ -207,7 +207,7 @@ def test_a_convex_loss_has_no_barrier_and_a_double_well_has_its_own():
         w = spot.at[0] * W - 2 * spot.at[1] * W
         assert spot.loss == pytest.approx(float(w @ h @ w / 2), rel=1e-9)
     # (w^2 - 1)^2 has minima at 1 and -1 and height 1 between them
-    well = Surface(Point(torch.ones(1)), [small_batch()], lambda z, y: ((z**2 - 1) ** 2).mean())
+    well = LossSurface(Point(torch.ones(1)), [small_batch()], lambda z, y: ((z**2 - 1) ** 2).mean())
     ends = [Point(torch.ones(1)).state_dict(), Point(-torch.ones(1)).state_dict()]
     assert barrier(between(well, ends, segment(21))) == pytest.approx(1.0)
 
@@ -241,11 +241,15 @@ def test_a_simplex_is_covered_once_and_whole():
 
 
 def test_width_of_a_parabola_and_of_an_open_valley():
-    line = [Spot((t,), t * t, None) for t in np.linspace(-2, 2, 4001).tolist()]
+    line = [LandscapePoint((t,), t * t, None) for t in np.linspace(-2, 2, 4001).tolist()]
     assert width(line, 0.25) == pytest.approx(1.0, abs=1e-3)
     assert width(line[::-1], 0.25) == width(line, 0.25)
     assert width(line, 5.0) == torch.inf
-    broken = [Spot((0.0,), 0.0, None), Spot((1.0,), torch.inf, None), Spot((-1.0,), 2.0, None)]
+    broken = [
+        LandscapePoint((0.0,), 0.0, None),
+        LandscapePoint((1.0,), torch.inf, None),
+        LandscapePoint((-1.0,), 2.0, None),
+    ]
     assert width(broken, 1.0) == pytest.approx(0.5)
 
 
@@ -259,8 +263,8 @@ def test_width_of_a_parabola_and_of_an_open_valley():
         (lambda s, st: principal_plane(s, [{**st[0], "0.weight": torch.ones(2)}, *st]), r"0.weight is \(2,\)"),
         (lambda s, st: between(s, st[:2], [(0.5, 0.6)]), "of sum 1"),
         (lambda s, st: between(s, st[:2], [(1.0,)]), "one per network"),
-        (lambda s, st: barrier([Spot((0.5, 0.5), 1.0, None)]), "own loss is missing"),
-        (lambda s, st: on_plane(s, principal_plane(s, st), st, [], mode="near"), "mode is 'near'"),
+        (lambda s, st: barrier([LandscapePoint((0.5, 0.5), 1.0, None)]), "own loss is missing"),
+        (lambda s, st: evaluate_on_plane(s, principal_plane(s, st), st, [], mode="near"), "mode is 'near'"),
     ],
 )
 def test_impossible_arguments_are_refused(call, message):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from steppe import Batch
 from steppe.diagnostics.hessian import eigenvalues
-from steppe.diagnostics.loss_surface import Surface
-from steppe.diagnostics.sharpness import worst
+from steppe.diagnostics.loss_surface import LossSurface
+from steppe.diagnostics.sharpness import worst_case_sharpness
 
 
 class Tagger(nn.Module):
@@ -39,18 +39,18 @@ def test_a_model_s_own_loss_and_named_inputs():
     ids, labels = (torch.cat([d[k] for d in data]) for k in ("ids", "labels"))
     said = net(ids, labels)
     for loss in ("model", F.cross_entropy):
-        surface = Surface(net, data, loss)
+        surface = LossSurface(net, data, loss)
         assert surface.value().loss == pytest.approx(float(said["loss"].detach()), rel=1e-12)
         assert surface.value().accuracy == pytest.approx(
             float((said["logits"].argmax(1) == labels).double().mean())
         )
-        assert worst(surface, 0.1) > 0
-    torch.testing.assert_close(Surface(net, data).outputs(), said["logits"].detach())
+        assert worst_case_sharpness(surface, 0.1) > 0
+    torch.testing.assert_close(LossSurface(net, data).outputs(), said["logits"].detach())
 
 
 def test_tied_weights_count_once_and_idle_ones_are_flat():
     net, data = tagged()
-    surface = Surface(net, data)
+    surface = LossSurface(net, data)
     assert [tuple(p.shape) for p in surface.params] == [(7, 4), (2, 2), (2,)]
     _, grads = surface.gradient()
     assert [float(g.abs().sum()) > 0 for g in grads] == [True, False, False]
@@ -67,26 +67,26 @@ def test_tied_weights_count_once_and_idle_ones_are_flat():
 def test_batches_of_all_kinds_are_one_set_of_samples():
     net = small_net(dtype=torch.float64)
     x, y = small_batch(dtype=torch.float64)
-    expected = Surface(net, [(x, y)]).value()
+    expected = LossSurface(net, [(x, y)]).value()
     for data in ([Batch(x[:5], y[:5]), (x[5:], y[5:])], [[(x[:3], y[:3]), (x[3:], y[3:])]], iter([(x, y)])):
-        surface = Surface(net, data)
+        surface = LossSurface(net, data)
         assert len(surface) == 12
         assert surface.value().loss == pytest.approx(expected.loss, rel=1e-12)
         assert surface.value().accuracy == expected.accuracy
     soft = F.one_hot(y, 5).double()
-    assert Surface(net, [(x, soft)]).value().loss == pytest.approx(expected.loss)
-    assert Surface(net, [(x, soft)]).value().accuracy is None
+    assert LossSurface(net, [(x, soft)]).value().loss == pytest.approx(expected.loss)
+    assert LossSurface(net, [(x, soft)]).value().accuracy is None
 
 
 def test_a_compiled_model_is_looked_at_below_its_wrapper():
     net, batch = small_net(), small_batch()
     wrapped = torch.compile(net, backend="eager")
-    assert Surface(wrapped, [batch]).net is net
+    assert LossSurface(wrapped, [batch]).net is net
 
 
 def test_weights_and_buffers_return_after_an_error_too():
     net = small_net()
-    surface = Surface(net, [small_batch()])
+    surface = LossSurface(net, [small_batch()])
     before = {k: v.clone() for k, v in net.state_dict().items()}
     state = {k: torch.zeros_like(v) for k, v in net.state_dict().items()}
     offset = [torch.ones_like(p) for p in surface.params]

@@ -11,10 +11,10 @@ from support.bowl import bowl, curved, signs
 
 from steppe.diagnostics.noise_tolerance import (
     EPSILON,
-    bearable_noise,
-    complexity,
     gaussian_divergence,
     magnitude_aware,
+    max_tolerated_noise,
+    noise_tolerance,
 )
 from steppe.errors import InputError
 
@@ -23,26 +23,26 @@ W = torch.tensor([0.7, -1.3, 0.4, 2.0], dtype=torch.float64)
 
 def test_the_sign_bears_the_noise_that_turns_a_tenth_of_it():
     # P(0.3 + sigma u < 0) is a tenth at sigma = 0.3 / 1.28
-    assert bearable_noise(signs(0.3, 1), draws=1500, steps=9) == pytest.approx(0.3 / -norm.ppf(0.1), rel=0.1)
-    assert bearable_noise(signs(0.3, 1), 0.25, draws=1500, steps=9) == pytest.approx(
+    assert max_tolerated_noise(signs(0.3, 1), draws=1500, steps=9) == pytest.approx(0.3 / -norm.ppf(0.1), rel=0.1)
+    assert max_tolerated_noise(signs(0.3, 1), 0.25, draws=1500, steps=9) == pytest.approx(
         0.3 / -norm.ppf(0.25), rel=0.1
     )
-    assert bearable_noise(signs(50.0, 1), draws=100) == 2.0
+    assert max_tolerated_noise(signs(50.0, 1), draws=100) == 2.0
 
 
 def test_measures_of_hand_values():
-    found = complexity(bowl(curved(4), W), 0.5, 100, [torch.ones(4, dtype=torch.float64)])
+    found = noise_tolerance(bowl(curved(4), W), 0.5, 100, [torch.ones(4, dtype=torch.float64)])
     squared, moved = float((W**2).sum()), float(((W - 1) ** 2).sum())
     assert (found.flatness, found.sigma) == (4.0, 0.5)
     assert found.origin == pytest.approx(squared + math.log(200) + 10)
     assert found.start == pytest.approx(moved + math.log(200) + 10)
-    assert complexity(bowl(curved(4), W), 0.5, 100).start is None
+    assert noise_tolerance(bowl(curved(4), W), 0.5, 100).start is None
 
 
 def test_noise_in_proportion_to_the_weights_is_borne_in_proportion():
     # the sign of a weight of any size turns as often: a tenth where sigma = 1 / 1.28
     for size in (0.5, 30.0):
-        found = bearable_noise(signs(size, 1), noise="magnitude", draws=1500, steps=9)
+        found = max_tolerated_noise(signs(size, 1), noise="magnitude", draws=1500, steps=9)
         assert found == pytest.approx(1 / -norm.ppf(0.1), rel=0.1)
 
 
@@ -67,12 +67,12 @@ def test_the_divergence_is_that_of_torch():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: bearable_noise(signs(1.0), 0.0), "drop is 0.0; give a number between 0 and 1"),
-        (lambda: bearable_noise(signs(1.0), draws=0), "draws is 0 and steps is 15"),
-        (lambda: bearable_noise(signs(1.0), noise="pink"), "noise is 'pink'; choose isotropic or magnitude"),
+        (lambda: max_tolerated_noise(signs(1.0), 0.0), "drop is 0.0; give a number between 0 and 1"),
+        (lambda: max_tolerated_noise(signs(1.0), draws=0), "draws is 0 and steps is 15"),
+        (lambda: max_tolerated_noise(signs(1.0), noise="pink"), "noise is 'pink'; choose isotropic or magnitude"),
         (lambda: magnitude_aware([W], 0.0, 5), "sigma is 0.0; give a number above 0"),
-        (lambda: complexity(signs(1.0), 0.0, 5), "sigma is 0.0; give a number above 0"),
-        (lambda: complexity(signs(1.0), 1.0, 0), "samples is 0"),
+        (lambda: noise_tolerance(signs(1.0), 0.0, 5), "sigma is 0.0; give a number above 0"),
+        (lambda: noise_tolerance(signs(1.0), 1.0, 0), "samples is 0"),
         (lambda: gaussian_divergence([W], 0.0, 1.0), "deviations are 0.0 and 1.0"),
     ],
 )

@@ -12,8 +12,16 @@ from scipy.stats import norm
 from support.bowl import Sign, signs
 from support.small import small_batch, small_net
 
-from steppe.diagnostics.loss_surface import Surface
-from steppe.diagnostics.pac_bayes import bounds, catoni, gibbs_error, kl, kl_inverse, mcallester, seeger
+from steppe.diagnostics.loss_surface import LossSurface
+from steppe.diagnostics.pac_bayes import (
+    bernoulli_kl,
+    bernoulli_kl_inverse,
+    bounds,
+    catoni,
+    gibbs_error,
+    mcallester,
+    seeger,
+)
 from steppe.errors import InputError
 
 rates = st.floats(0, 1)
@@ -21,27 +29,32 @@ budgets = st.floats(0, 20)
 
 
 def test_divergence_of_hand_values():
-    assert kl(0.5, 0.25) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
-    assert kl(0.0, 0.3) == pytest.approx(-math.log(0.7))
-    assert kl(1.0, 0.3) == pytest.approx(-math.log(0.3))
-    assert (kl(0.3, 0.0), kl(0.3, 1.0), kl(0.0, 0.0), kl(1.0, 1.0)) == (math.inf, math.inf, 0.0, 0.0)
+    assert bernoulli_kl(0.5, 0.25) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
+    assert bernoulli_kl(0.0, 0.3) == pytest.approx(-math.log(0.7))
+    assert bernoulli_kl(1.0, 0.3) == pytest.approx(-math.log(0.3))
+    assert (bernoulli_kl(0.3, 0.0), bernoulli_kl(0.3, 1.0), bernoulli_kl(0.0, 0.0), bernoulli_kl(1.0, 1.0)) == (
+        math.inf,
+        math.inf,
+        0.0,
+        0.0,
+    )
 
 
 @given(rates, budgets)
 def test_the_inverse_is_the_largest_rate_within_the_budget(q, budget):
-    p = kl_inverse(q, budget)
+    p = bernoulli_kl_inverse(q, budget)
     assert q <= p <= 1
     if p < 1:
         # the divergence is steep near 1, so the rate is checked and not the divergence
-        assert kl(q, max(q, p - 1e-11)) <= budget + 1e-15
-        assert kl(q, min(1.0, p + 1e-11)) >= budget - 1e-15
+        assert bernoulli_kl(q, max(q, p - 1e-11)) <= budget + 1e-15
+        assert bernoulli_kl(q, min(1.0, p + 1e-11)) >= budget - 1e-15
 
 
 def test_the_inverse_of_hand_values():
-    assert kl_inverse(0.0, 0.5) == pytest.approx(1 - math.exp(-0.5))
-    assert kl_inverse(0.25, kl(0.25, 0.75)) == pytest.approx(0.75)
-    assert kl_inverse(1.0, 0.1) == 1.0
-    assert kl_inverse(0.2, math.inf) == 1.0
+    assert bernoulli_kl_inverse(0.0, 0.5) == pytest.approx(1 - math.exp(-0.5))
+    assert bernoulli_kl_inverse(0.25, bernoulli_kl(0.25, 0.75)) == pytest.approx(0.75)
+    assert bernoulli_kl_inverse(1.0, 0.1) == 1.0
+    assert bernoulli_kl_inverse(0.2, math.inf) == 1.0
 
 
 def test_bounds_of_hand_values():
@@ -88,7 +101,7 @@ def test_bounds_are_the_formulas_at_the_best_of_the_grid():
     for kind, formula in (("mcallester", mcallester), ("seeger", seeger), ("catoni", catoni)):
         tried = {}
         for sigma in sigmas:
-            upper = kl_inverse(gibbs_error(surface, sigma, 50), math.log(2 / (0.1 * each)) / 50)
+            upper = bernoulli_kl_inverse(gibbs_error(surface, sigma, 50), math.log(2 / (0.1 * each)) / 50)
             tried[sigma] = formula(upper, 1 / (2 * sigma**2), 2000, 0.9 * each)
         assert found[kind].sigma == min(tried, key=tried.__getitem__)
         assert found[kind].value == pytest.approx(min(tried.values()))
@@ -102,7 +115,7 @@ def test_bounds_are_the_formulas_at_the_best_of_the_grid():
 
 
 def test_a_vacuous_bound_is_called_so():
-    found = bounds(Surface(small_net(), [small_batch()]), draws=2)
+    found = bounds(LossSurface(small_net(), [small_batch()]), draws=2)
     assert {b.kind for b in found} == {"mcallester", "seeger", "catoni"}
     assert all(b.vacuous and "vacuous" in str(b) and "at most" not in str(b) for b in found)
 
@@ -124,7 +137,7 @@ def test_a_bound_holds_for_the_true_error():
         (lambda: bounds(signs(1.0), delta=1.0), "delta is 1.0; give a number between 0 and 1"),
         (lambda: bounds(signs(1.0), draws=0), "draws is 0"),
         (
-            lambda: gibbs_error(Surface(Sign(1.0), [(torch.ones(3, 1).double(), torch.ones(3, 2))]), 1, 1),
+            lambda: gibbs_error(LossSurface(Sign(1.0), [(torch.ones(3, 1).double(), torch.ones(3, 2))]), 1, 1),
             "indices",
         ),
     ],
@@ -133,6 +146,6 @@ def test_impossible_arguments_are_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()
     with pytest.raises(ValueError, match="error rates"):
-        kl(1.5, 0.5)
+        bernoulli_kl(1.5, 0.5)
     with pytest.raises(ValueError, match="give a rate"):
-        kl_inverse(0.5, -1)
+        bernoulli_kl_inverse(0.5, -1)

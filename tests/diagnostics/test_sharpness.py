@@ -11,8 +11,8 @@ from scipy.optimize import brentq
 from support.bowl import Point, bowl, curved
 from support.small import small_batch, small_net
 
-from steppe.diagnostics.loss_surface import Surface
-from steppe.diagnostics.sharpness import average, worst
+from steppe.diagnostics.loss_surface import LossSurface
+from steppe.diagnostics.sharpness import average_sharpness, worst_case_sharpness
 from steppe.errors import InputError
 
 W = torch.tensor([0.7, -1.3, 0.4, 2.0], dtype=torch.float64)
@@ -24,7 +24,7 @@ def test_one_step_is_the_closed_form_of_a_quadratic():
     u = g / g.norm()
     for rho in (0.05, 0.8):
         expected = rho * g.norm() + rho**2 / 2 * (u @ h @ u)
-        assert worst(bowl(h, W[:2], W[2:]), rho) == pytest.approx(float(expected), rel=1e-12)
+        assert worst_case_sharpness(bowl(h, W[:2], W[2:]), rho) == pytest.approx(float(expected), rel=1e-12)
 
 
 def test_many_steps_reach_the_highest_point_of_the_ball():
@@ -40,15 +40,15 @@ def test_many_steps_reach_the_highest_point_of_the_ball():
     mu = brentq(length, float(values[-1]) + 1e-9, float(values[-1]) + 1e3)
     e = vectors @ (c / (mu - values))
     expected = float(g @ e + e @ h @ e / 2)
-    one, many = (worst(bowl(h, W), rho, steps=n) for n in (1, 60))
+    one, many = (worst_case_sharpness(bowl(h, W), rho, steps=n) for n in (1, 60))
     assert one < expected - 1e-3
     assert many == pytest.approx(expected, rel=1e-6)
 
 
 def test_more_steps_never_find_less():
     # a loss of many hills, over whose tops an ascent runs
-    surface = Surface(Point(W), [small_batch()], lambda z, y: torch.sin(5 * z).sum(1).mean())
-    found = [worst(surface, 1.0, steps=n) for n in range(1, 9)]
+    surface = LossSurface(Point(W), [small_batch()], lambda z, y: torch.sin(5 * z).sum(1).mean())
+    found = [worst_case_sharpness(surface, 1.0, steps=n) for n in range(1, 9)]
     assert all(a <= b for a, b in pairwise(found)) and found[0] < found[-1]
 
 
@@ -57,17 +57,17 @@ def test_adaptive_is_the_closed_form_and_blind_to_rescaling():
     g = h @ W
     e = rho * W**2 * g / (W * g).norm()
     expected = float(g @ e + e @ h @ e / 2)
-    assert worst(bowl(h, W), rho, ball="adaptive") == pytest.approx(expected, rel=1e-10)
+    assert worst_case_sharpness(bowl(h, W), rho, ball="adaptive") == pytest.approx(expected, rel=1e-10)
     s = torch.tensor([3.0, 0.2, 1.5, 7.0], dtype=torch.float64)
     rescaled = bowl(h / s[:, None] / s[None, :], W * s)
     for steps in (1, 4):
-        here, there = (worst(b, rho, steps=steps, ball="adaptive") for b in (bowl(h, W), rescaled))
+        here, there = (worst_case_sharpness(b, rho, steps=steps, ball="adaptive") for b in (bowl(h, W), rescaled))
         assert there == pytest.approx(here, rel=1e-9)
-    assert worst(rescaled, rho) != pytest.approx(worst(bowl(h, W), rho), rel=1e-2)
+    assert worst_case_sharpness(rescaled, rho) != pytest.approx(worst_case_sharpness(bowl(h, W), rho), rel=1e-2)
 
 
 def test_at_the_minimum_there_is_no_way_up():
-    assert worst(bowl(curved(4), torch.zeros(4, dtype=torch.float64)), 0.1, steps=3) == 0.0
+    assert worst_case_sharpness(bowl(curved(4), torch.zeros(4, dtype=torch.float64)), 0.1, steps=3) == 0.0
 
 
 def test_m_sharpness_is_the_mean_over_groups_of_their_own_ascents():
@@ -83,9 +83,9 @@ def test_m_sharpness_is_the_mean_over_groups_of_their_own_ascents():
         after = F.cross_entropy(torch.func.functional_call(net, moved, (x[a:b],)), y[a:b])
         total += float((after - before).detach()) * (b - a)
     # the groups need not be the loader's batches
-    surface = Surface(net, [(x[:3], y[:3]), (x[3:], y[3:])])
-    assert worst(surface, rho, m=4) == pytest.approx(total / 10, rel=1e-9)
-    assert worst(surface, rho, m=4) > worst(surface, rho)
+    surface = LossSurface(net, [(x[:3], y[:3]), (x[3:], y[3:])])
+    assert worst_case_sharpness(surface, rho, m=4) == pytest.approx(total / 10, rel=1e-9)
+    assert worst_case_sharpness(surface, rho, m=4) > worst_case_sharpness(surface, rho)
 
 
 @pytest.mark.parametrize("noise", ["isotropic", "filter"])
@@ -100,22 +100,24 @@ def test_average_sharpness_is_half_the_trace_within_its_error(noise):
         rows, bias = w[0].norm(dim=1), w[1].norm()
         scale = torch.stack([rows[0], rows[0], rows[1], rows[1], bias, bias])
     expected = float(sigma**2 / 2 * (torch.diag(h) * scale**2).sum())
-    found = average(bowl(h, *w), sigma, noise=noise, pairs=400)
+    found = average_sharpness(bowl(h, *w), sigma, noise=noise, pairs=400)
     assert found.n == 400
     assert found.error < 0.1 * expected
     assert abs(found.mean - expected) < 3 * found.error
     # the gradient's part, which is large here, cancels within each pair
-    tilted = average(bowl(h, *w, linear=1e3 * torch.ones(6, dtype=torch.float64)), sigma, noise=noise, pairs=400)
+    tilted = average_sharpness(
+        bowl(h, *w, linear=1e3 * torch.ones(6, dtype=torch.float64)), sigma, noise=noise, pairs=400
+    )
     assert tilted.mean == pytest.approx(found.mean, rel=1e-6)
 
 
 def test_the_standard_error_is_that_of_independent_repeats():
     h = curved(4)
-    found = [average(bowl(h, W), 0.3, pairs=20, seed=s) for s in range(60)]
+    found = [average_sharpness(bowl(h, W), 0.3, pairs=20, seed=s) for s in range(60)]
     means = torch.tensor([f.mean for f in found])
     assert float(means.std()) == pytest.approx(sum(f.error for f in found) / 60, rel=0.3)
-    assert average(bowl(h, W), 0.3, pairs=1).error is None
-    assert average(bowl(h, W), 0.3, seed=5) == average(bowl(h, W), 0.3, seed=5)
+    assert average_sharpness(bowl(h, W), 0.3, pairs=1).error is None
+    assert average_sharpness(bowl(h, W), 0.3, seed=5) == average_sharpness(bowl(h, W), 0.3, seed=5)
 
 
 def test_looking_leaves_no_trace():
@@ -124,9 +126,9 @@ def test_looking_leaves_no_trace():
     before = {k: v.clone() for k, v in net.state_dict().items()}
     modes = [m.training for m in net.modules()]
     state = torch.get_rng_state()
-    surface = Surface(net, [small_batch()])
-    worst(surface, 0.1, steps=2)
-    average(surface, 0.1, noise="filter", pairs=2)
+    surface = LossSurface(net, [small_batch()])
+    worst_case_sharpness(surface, 0.1, steps=2)
+    average_sharpness(surface, 0.1, noise="filter", pairs=2)
     surface.curvature([torch.ones_like(p) for p in surface.params])
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert [m.training for m in net.modules()] == modes
@@ -137,25 +139,27 @@ def test_looking_leaves_no_trace():
 def test_frozen_parameters_stay():
     net = small_net()
     net[0].weight.requires_grad_(False)
-    surface = Surface(net, [small_batch()])
+    surface = LossSurface(net, [small_batch()])
     assert len(surface.params) == len(list(net.parameters())) - 1
-    assert worst(surface, 0.1) < worst(Surface(small_net(), [small_batch()]), 0.1)
+    assert worst_case_sharpness(surface, 0.1) < worst_case_sharpness(
+        LossSurface(small_net(), [small_batch()]), 0.1
+    )
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda s: worst(s, -1), "rho is -1; give a radius"),
-        (lambda s: worst(s, float("nan")), "rho is nan"),
-        (lambda s: worst(s, steps=0), "steps is 0; give at least 1"),
-        (lambda s: worst(s, m=0), "m is 0; give at least 1"),
-        (lambda s: worst(s, ball="square"), "ball is 'square'; choose"),
-        (lambda s: average(s, -0.1), "sigma is -0.1"),
-        (lambda s: average(s, pairs=0), "pairs is 0"),
-        (lambda s: average(s, noise="pink"), "noise is 'pink'; choose"),
-        (lambda s: Surface(s.net, []), "data has no batch"),
-        (lambda s: Surface(torch.nn.ReLU(), [small_batch()]), "no trainable parameter"),
-        (lambda s: Surface(s.net, [small_batch()], loss="own"), "loss is 'own'"),
+        (lambda s: worst_case_sharpness(s, -1), "rho is -1; give a radius"),
+        (lambda s: worst_case_sharpness(s, float("nan")), "rho is nan"),
+        (lambda s: worst_case_sharpness(s, steps=0), "steps is 0; give at least 1"),
+        (lambda s: worst_case_sharpness(s, m=0), "m is 0; give at least 1"),
+        (lambda s: worst_case_sharpness(s, ball="square"), "ball is 'square'; choose"),
+        (lambda s: average_sharpness(s, -0.1), "sigma is -0.1"),
+        (lambda s: average_sharpness(s, pairs=0), "pairs is 0"),
+        (lambda s: average_sharpness(s, noise="pink"), "noise is 'pink'; choose"),
+        (lambda s: LossSurface(s.net, []), "data has no batch"),
+        (lambda s: LossSurface(torch.nn.ReLU(), [small_batch()]), "no trainable parameter"),
+        (lambda s: LossSurface(s.net, [small_batch()], loss="own"), "loss is 'own'"),
     ],
 )
 def test_impossible_arguments_are_refused(call, message):

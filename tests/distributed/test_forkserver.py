@@ -12,7 +12,7 @@ from steppe.distributed import forkserver
 
 PROGRAM = """
 import signal
-from steppe.distributed.forkserver import forked
+from steppe.distributed.forkserver import forkserver_context
 if __name__ == "__main__":
     process = forked(1, "imported_by_the_server").Process(target=print)
     process.start()

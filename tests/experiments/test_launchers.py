@@ -22,8 +22,8 @@ import pytest
 from steppe import InputError, experiments
 from steppe.cli.main import main
 from steppe.config import Data, Run, Study
-from steppe.experiments.launchers.cluster import NEWS, Ended, Task, launch_far
-from steppe.training.run import RESULT, Progress
+from steppe.experiments.launchers.cluster import NEWS, Task, TaskResult, launch_on_cluster
+from steppe.training.run import RESULT, TrainingStatus
 
 SMALL = [
     "--methods", "plain", "sam", "--seeds", "0", "--data.train", "200", "--data.test", "60",
@@ -186,11 +186,11 @@ def test_a_job_that_slurm_stops_goes_back_into_the_queue_as_it_was(tmp_path):
 class Scripted:
     """A cluster whose workers end as they are told to, one look after they were asked for."""
 
-    ends: list[Ended]
+    ends: list[TaskResult]
     pause: float = 0.0
     submitted: list[list[str]] = field(default_factory=list)
     cancelled: list[Any] = field(default_factory=list)
-    news: Progress | None = None
+    news: TrainingStatus | None = None
 
     def submit(self, tasks):
         self.submitted.append([task.run.method for task in tasks])
@@ -207,19 +207,19 @@ class Scripted:
         self.cancelled.append(worker)
 
 
-def grid_of(tmp_path: Path) -> experiments.Grid:
+def grid_of(tmp_path: Path) -> experiments.ComparisonPlan:
     study = Study(methods=("plain", "sam"), seeds=(0,), epochs=1, batch=50, data=Data(train=100, test=30, size=18))
     return experiments.prepare(study, tmp_path, "steppe compare")
 
 
 def test_a_killed_run_goes_to_another_worker_and_one_that_kills_them_all_is_told(tmp_path):
-    grid, killed = grid_of(tmp_path), Ended(None, "a lost machine")
-    cluster = Scripted([killed, Ended({"status": "ok"}), Ended({"status": "ok"})])
+    grid, killed = grid_of(tmp_path), TaskResult(None, "a lost machine")
+    cluster = Scripted([killed, TaskResult({"status": "ok"}), TaskResult({"status": "ok"})])
     heard: list[Any] = []
     assert experiments.run(grid, 1, lambda job, news: heard.append((job.run.method, news)), cluster) == {}
     assert cluster.submitted == [["plain"], ["plain"], ["sam"]]
     assert heard == [("plain", {"status": "ok"}), ("sam", {"status": "ok"})]
-    cluster = Scripted([killed, Ended("refused"), killed, killed])
+    cluster = Scripted([killed, TaskResult("refused"), killed, killed])
     errors = experiments.run(grid, 0, lambda job, news: None, cluster)
     assert cluster.submitted == [["plain", "sam"], ["plain"], ["plain"]]
     told = {job.run.method: text for job, text in errors.items()}
@@ -229,8 +229,8 @@ def test_a_killed_run_goes_to_another_worker_and_one_that_kills_them_all_is_told
 
 def test_progress_comes_home_once_and_a_stop_cancels_the_workers(tmp_path):
     grid = grid_of(tmp_path)
-    news = Progress(2, 0.5, 1.25, 0.75, 100.0, 3.0)
-    cluster = Scripted([Ended({}), Ended({})], news=news)
+    news = TrainingStatus(2, 0.5, 1.25, 0.75, 100.0, 3.0)
+    cluster = Scripted([TaskResult({}), TaskResult({})], news=news)
     heard: list[Any] = []
 
     def listen(job, said):
@@ -239,7 +239,7 @@ def test_progress_comes_home_once_and_a_stop_cancels_the_workers(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        launch_far(grid.jobs, 0, cluster, listen)
+        launch_on_cluster(grid.jobs, 0, cluster, listen)
     assert heard == [news, {}, news]
     assert len(cluster.cancelled) == 1
 
@@ -260,7 +260,7 @@ def test_a_task_tells_where_it_is_and_a_finished_run_is_not_done_again(tmp_path,
     job = grid.jobs[0]
     said = Task(job.run, job.folder, tmp_path)()
     assert isinstance(said, dict) and said["status"] == "ok"
-    assert seen and Progress(**json.loads(seen[-1])).share == 1.0
+    assert seen and TrainingStatus(**json.loads(seen[-1])).share == 1.0
     assert not (job.folder / NEWS).exists()
     before = (job.folder / RESULT).stat().st_mtime_ns
     assert Task(job.run, job.folder, tmp_path)() == said

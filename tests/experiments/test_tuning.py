@@ -24,15 +24,15 @@ import steppe
 from steppe import methods
 from steppe.cli import help_text, main
 from steppe.config import Data, Optim, Run
-from steppe.experiments.run_lock import claimed
+from steppe.experiments.run_lock import locked_run
 from steppe.training import run as engine
 
 optuna = pytest.importorskip("optuna")
 
-from steppe.experiments.tuning import Budget, Range, Search, search, space, spec_with  # noqa: E402
+from steppe.experiments.tuning import Range, TuningBudget, TuningResult, search, space, spec_with  # noqa: E402
 from steppe.experiments.tuning.plot import curve  # noqa: E402
-from steppe.experiments.tuning.result import as_dict, verdict  # noqa: E402
-from steppe.experiments.tuning.search import Tried  # noqa: E402
+from steppe.experiments.tuning.result import result_as_dict, verdict  # noqa: E402
+from steppe.experiments.tuning.search import Candidate  # noqa: E402
 
 RUN = Run(
     method="sam",
@@ -46,7 +46,7 @@ FLAGS = [
     *("--method", "sam", "--model", "resnet-thin", "--epochs", "2", "--batch", "30", "--optim.lr", "0.01"),
     *("--data.train", "120", "--data.val", "60", "--data.test", "20", "--data.size", "12", "--data.augment"),
 ]
-SMALL = Budget(trials=3, confirm=1, pruner="none")
+SMALL = TuningBudget(trials=3, confirm=1, pruner="none")
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_trials_are_ordinary_runs_and_the_best_is_the_best(found, images):
         run = replace(RUN, method=tried.method)
         assert digest == engine.digest(run)
         stamp = (out / "runs" / digest / "result.json").stat().st_mtime_ns
-        held = engine.fit(run, out / "runs" / digest, images)
+        held = engine.train_run(run, out / "runs" / digest, images)
         assert (out / "runs" / digest / "result.json").stat().st_mtime_ns == stamp
         assert tried.accuracies == [held["val"]["last"]["accuracy"]]
         assert all(r.low <= v <= r.high for r, v in zip(result.ranges, tried.values.values(), strict=False))
@@ -140,7 +140,7 @@ def test_trials_are_ordinary_runs_and_the_best_is_the_best(found, images):
     assert result.fresh == [1]
     for method, values in ((result.best.method, result.tuned_again), ("plain", result.plain_again)):
         for seed, value in zip(result.fresh, values, strict=True):
-            held = engine.fit(
+            held = engine.train_run(
                 run := replace(RUN, method=method, seed=seed), out / "runs" / engine.digest(run), images
             )
             assert value == held["val"]["last"]["accuracy"]
@@ -210,7 +210,7 @@ def test_a_pruned_trial_keeps_its_run(tmp_path, images, monkeypatch):
     lines = (tmp_path / "runs" / digest / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 1  # one epoch of the first seed, and none of the second
     assert pruned.accuracies == [json.loads(lines[0])["val_accuracy"]]
-    assert engine.fit(replace(RUN, method=pruned.method), tmp_path / "runs" / digest, images)["epochs"] == 2
+    assert engine.train_run(replace(RUN, method=pruned.method), tmp_path / "runs" / digest, images)["epochs"] == 2
     assert [len(t.accuracies) for t in (result.best, result.baseline)] == [2, 2]
     assert result.fresh == [2]
     drawn = curve(result).axes[0].get_legend()
@@ -219,8 +219,8 @@ def test_a_pruned_trial_keeps_its_run(tmp_path, images, monkeypatch):
 
 
 def test_two_searches_do_not_share_a_folder(tmp_path, images, monkeypatch):
-    monkeypatch.setattr(sys.modules[search.__module__], "claimed", partial(claimed, patience=0.1))
-    with claimed(tmp_path), pytest.raises(steppe.RunError, match="another process is at work"):
+    monkeypatch.setattr(sys.modules[search.__module__], "claimed", partial(locked_run, patience=0.1))
+    with locked_run(tmp_path), pytest.raises(steppe.RunError, match="another process is at work"):
         search(RUN, space("sam"), SMALL, tmp_path, images)
 
 
@@ -243,13 +243,13 @@ def test_trials_that_diverge_are_never_the_best(tmp_path, images):
 # -- the answer ------------------------------------------------------------------------------------------------
 
 
-def made(tuned: list[float], plain: list[float], best: float = 0.1) -> Search:
-    def tried(method: str, **values: float) -> Tried:
-        return Tried(values, method, "complete", [0.5], 1.0, ["0"])
+def made(tuned: list[float], plain: list[float], best: float = 0.1) -> TuningResult:
+    def tried(method: str, **values: float) -> Candidate:
+        return Candidate(values, method, "complete", [0.5], 1.0, ["0"])
 
     one = tried(f"sam:rho={best}", rho=best)
     ranges = [Range("rho", 0.01, 1.0, True, 0.05)]
-    return Search(RUN, ranges, [one], tried("plain"), one, tuned, plain, list(range(len(tuned))))
+    return TuningResult(RUN, ranges, [one], tried("plain"), one, tuned, plain, list(range(len(tuned))))
 
 
 def test_a_gain_is_claimed_only_beyond_the_noise_of_seeds():
@@ -262,7 +262,7 @@ def test_a_gain_is_claimed_only_beyond_the_noise_of_seeds():
     for words, (tuned, plain) in cases.items():
         answer = made(tuned, plain)
         assert words in verdict(answer)[0]
-        said = as_dict(answer)["confirmation"]
+        said = result_as_dict(answer)["confirmation"]
         pairs = [100 * (a - b) for a, b in zip(tuned, plain, strict=True)]
         assert said["points"]["mean"] == pytest.approx(fmean(pairs))
         assert said["beats_plain"] is (words == "beats plain")
@@ -302,7 +302,7 @@ def test_the_command_answers_in_json_and_on_disk(found, capsys):
 @pytest.mark.parametrize(("field", "value"), [("trials", 0), ("seeds", 0), ("confirm", 0), ("seconds", 0.0)])
 def test_a_budget_that_is_none_is_refused(field, value):
     with pytest.raises(steppe.InputError, match=r"within is 0|is 0; give at least 1"):
-        Budget(**{field: value})
+        TuningBudget(**{field: value})
 
 
 def test_the_guide_is_true(capsys):

@@ -14,9 +14,9 @@ from faults.command import PLANT
 def fresh_noise() -> None:
     """Resume with the random streams of a run's beginning."""
     from steppe.training.checkpoint import store
-    from steppe.training.checkpoint.store import Store
+    from steppe.training.checkpoint.store import CheckpointStore
 
-    Store._own_streams = lambda self, saved: {
+    CheckpointStore._own_streams = lambda self, saved: {
         name: store.torch.Generator().manual_seed(0).get_state() for name in self._numbers()
     }
 
@@ -69,9 +69,9 @@ class _Anything(str):
 
 def forgetful() -> None:
     """Keep no checkpoint but the newest."""
-    from steppe.training.checkpoint.store import Store
+    from steppe.training.checkpoint.store import CheckpointStore
 
-    Store._keep_before = lambda self, path: None
+    CheckpointStore._keep_before = lambda self, path: None
 
 
 def unchecked() -> None:
@@ -89,7 +89,7 @@ def unlocked() -> None:
     def free(*_: object) -> Iterator[None]:
         yield
 
-    run_lock.claimed = worker.claimed = comparison._alone = free
+    run_lock.locked_run = worker.claimed = comparison._alone = free
 
 
 def wall_clock() -> None:

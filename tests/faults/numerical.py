@@ -16,10 +16,10 @@ from faults.runs import TINY, quietly
 from steppe import methods, models
 from steppe.core.batch import Batch
 from steppe.testing import fixtures, multi_process, probes
-from steppe.testing.context import Lab
+from steppe.testing.context import CheckContext
 from steppe.testing.resolve import subjects_of
-from steppe.testing.result import Failed, NotApplicable
-from steppe.testing.subjects import OurSession, Setup, Subject
+from steppe.testing.result import CheckFailed, NotApplicable
+from steppe.testing.subjects import OurSession, Subject, SubjectOptions
 from steppe.training.checkpoint import file
 
 TITLE = "inf and NaN in images, weights, gradients, in every pass, on one process of two"
@@ -36,7 +36,7 @@ def cases(count: int, where: Where) -> Iterator[Case]:
     for name in named:
         yield from _steps(name)
     yield from _runs(where)
-    with Lab(timeout=PATIENCE) as lab:
+    with CheckContext(timeout=PATIENCE) as lab:
         for name in named if where.plant is None else ():
             yield _of_two(name, lab)
 
@@ -54,7 +54,7 @@ def _steps(name: str) -> Iterator[Case]:
 
 
 def _started(subject: Subject) -> OurSession:
-    session = subject.start(lambda: fixtures.small().append(probes.Trap()), Setup(base=fixtures.ADAM))
+    session = subject.start(lambda: fixtures.small().append(probes.Trap()), SubjectOptions(base=fixtures.ADAM))
     assert isinstance(session, OurSession)
     return session
 
@@ -176,12 +176,12 @@ def _failed(name: str, code: int, out: Path) -> Case:
     return Case(name, "held" if fine else "lost", "" if fine else f"message {result['message']!r}")
 
 
-def _of_two(name: str, lab: Lab) -> Case:
+def _of_two(name: str, lab: CheckContext) -> Case:
     (subject,) = subjects_of([name])
     try:
         multi_process.non_finite(subject, lab)
     except NotApplicable:
         pass
-    except Failed as failed:
+    except CheckFailed as failed:
         return Case(f"{name}: NaN on one of two processes", "lost", str(failed)[:200])
     return Case(f"{name}: NaN on one of two processes", "held")

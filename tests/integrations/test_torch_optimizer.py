@@ -14,7 +14,7 @@ from torch.amp.grad_scaler import GradScaler
 
 import steppe
 from steppe.integrations.torch_optimizer import SAM, MethodOptimizer
-from steppe.testing import CHECKS, Lab, examine
+from steppe.testing import CHECKS, CheckContext, examine
 from steppe.testing.resolve import subjects_of
 
 SETTINGS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2, "nesterov": True}
@@ -208,6 +208,6 @@ def test_it_goes_on_the_table_of_other_packages():
     """Fails what is left to the user: the loop's own exception between the two passes."""
     [subject] = subjects_of(["steppe.integrations.torch_optimizer:SAM"])
     names = ["reduces", "reference", "restored", "accumulation", "fp16", "clip-once", "resume"]
-    with Lab() as lab:
+    with CheckContext() as lab:
         results = [examine(subject, CHECKS[name], lab) for name in names]
     assert {r.check: r.why for r in results if r.status != "pass"} == {}

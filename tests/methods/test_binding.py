@@ -11,7 +11,7 @@ from support.small import BARE, adam, sgd, small_batch, small_net
 from torch import Tensor, nn
 
 import steppe
-from steppe.core.runtime import Out, Runtime
+from steppe.core.runtime import Runtime, StepOutput
 
 
 @pytest.mark.parametrize("name", BARE)
@@ -128,7 +128,7 @@ class Averaged(steppe.Method):
     def init(self, net: nn.Module) -> nn.Module:
         return copy.deepcopy(net).requires_grad_(False)
 
-    def after(self, batch: steppe.Batch, out: Out, state: nn.Module, rt: Runtime) -> None:
+    def after(self, batch: steppe.Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
         for mean, p in zip(state.parameters(), rt.net.parameters(), strict=True):
             mean.lerp_(p.detach(), 1 - self.decay)
 

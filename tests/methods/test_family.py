@@ -20,7 +20,7 @@ CROSS: list[tuple[steppe.Method, steppe.Method]] = [
     (steppe.GSAM(alpha=0.0), steppe.SAM()),
     (steppe.ESAM(beta=1.0, gamma=1.0), steppe.SAM()),
     (steppe.LookSAM(rho=0.05, k=1), steppe.SAM()),
-    (steppe.LookSAM(rho=0.05, k=3, alpha=0.0), steppe.When(steppe.SAM(), every=3)),
+    (steppe.LookSAM(rho=0.05, k=3, alpha=0.0), steppe.ActiveWindow(steppe.SAM(), every=3)),
     (steppe.FriendlySAM(rho=0.05, sigma=0.0), steppe.SAM()),
     (steppe.WSAM(gamma=0.5, decoupled=False), steppe.SAM()),
     (steppe.RSAM(gamma=0.0), steppe.SAM()),

@@ -11,9 +11,9 @@ from support.small import indexed, sgd, small_batch, small_net, trained
 from torch import Tensor, nn
 
 import steppe
-from steppe.core.numerics.losses import kl_each
-from steppe.core.state.logit_bank import PastOutputs, size_in_bytes
-from steppe.core.state.param_state import Memory
+from steppe.core.numerics.losses import kl_per_sample
+from steppe.core.state.logit_bank import LogitBank, size_in_bytes
+from steppe.core.state.param_state import ParamState
 
 
 def test_ema_is_the_mean_that_the_formula_says():
@@ -106,7 +106,7 @@ def test_sam_and_mesa_look_at_the_same_objective():
 
 @pytest.mark.parametrize("form", ["full", "half", "top:3", "top:9"])
 def test_past_outputs_come_back_by_sample_and_visit(form):
-    store = PastOutputs(past=2, form=form, T=2.0)
+    store = LogitBank(past=2, form=form, T=2.0)
     g = torch.Generator().manual_seed(0)
     said: dict[int, list[Tensor]] = {i: [] for i in range(20)}
     for _ in range(5):
@@ -128,7 +128,7 @@ def test_past_outputs_come_back_by_sample_and_visit(form):
 
 
 def test_the_divergence_from_some_classes_is_that_of_the_lumped_distributions():
-    store, g = PastOutputs(past=1, form="top:3", T=2.0), torch.Generator().manual_seed(2)
+    store, g = LogitBank(past=1, form="top:3", T=2.0), torch.Generator().manual_seed(2)
     before, now = torch.randn(6, 9, generator=g), torch.randn(6, 9, generator=g).requires_grad_()
     store.write(torch.arange(6), before)
     said, _ = store.read(torch.arange(6))
@@ -137,7 +137,7 @@ def test_the_divergence_from_some_classes_is_that_of_the_lumped_distributions():
     top = p.topk(3).indices
     p, q = (torch.cat([r.gather(1, top), 1 - r.gather(1, top).sum(1, keepdim=True)], 1) for r in (p, q))
     assert torch.allclose(found.double(), (p * (p / q).log()).sum(1), atol=1e-3)
-    whole = kl_each(before, now.detach(), 2.0)
+    whole = kl_per_sample(before, now.detach(), 2.0)
     assert (found.detach() <= whole + 1e-3).all()
     # within the lump the gradient only scales: its ratios are those of the present probabilities
     gradient = torch.autograd.grad(found.sum(), now)[0]
@@ -148,7 +148,7 @@ def test_the_divergence_from_some_classes_is_that_of_the_lumped_distributions():
 
 @pytest.mark.parametrize("form", ["full", "half", "top:3"])
 def test_reserved_memory_is_what_was_announced_from_the_start(form):
-    store = PastOutputs(past=3, form=form, T=5.0)
+    store = LogitBank(past=3, form=form, T=5.0)
     store.reserve(100, 10)
     announced = size_in_bytes(100, 10, 3, form)
     assert sum(b.numel() * b.element_size() for b in store.buffers()) == announced
@@ -159,7 +159,7 @@ def test_reserved_memory_is_what_was_announced_from_the_start(form):
 
 @pytest.mark.parametrize("form", ["full", "half", "top:3"])
 def test_the_memory_is_what_was_announced(form):
-    store = PastOutputs(past=3, form=form, T=5.0)
+    store = LogitBank(past=3, form=form, T=5.0)
     store.write(torch.arange(100), torch.randn(100, 10))
     held = sum(b.numel() * b.element_size() for b in store.buffers())
     assert held == size_in_bytes(100, 10, 3, form)
@@ -213,7 +213,7 @@ def test_saf_without_an_index_says_what_it_needs():
 
 def test_a_memory_answers_for_the_parameters_that_it_is_asked_about():
     net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
-    state, params = Memory(net), list(net.parameters())
+    state, params = ParamState(net), list(net.parameters())
     state.write(params, net, [torch.full_like(p, float(i)) for i, p in enumerate(params)])
     assert [float(m.mean()) for m in state.read(params, net)] == [0, 1, 2, 3]
     some = [params[3], params[0]]
@@ -225,7 +225,7 @@ def test_a_memory_answers_for_the_parameters_that_it_is_asked_about():
 
 def test_what_is_remembered_approaches_in_its_own_storage_and_nothing_counts_as_zero():
     net = nn.Linear(2, 1)
-    state, params = Memory(net), list(net.parameters())
+    state, params = ParamState(net), list(net.parameters())
     state.write(params, net, [torch.ones_like(p) for p in params])
     held = state.read(params, net)
     state.approach(params, net, [torch.full_like(params[0], 3.0), None], 0.25)

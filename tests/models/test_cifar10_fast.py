@@ -16,7 +16,7 @@ from steppe.data.dataset import DataSet
 from steppe.methods import METHODS
 from steppe.models.cifar10_fast import Whitening
 from steppe.training import run as engine
-from steppe.training.factories import new_model
+from steppe.training.factories import make_model
 
 TINY = Data(train=40, val=10, test=10, size=12, augment=("flip", "crop"), normalize="standard")
 RUN = Run(
@@ -54,7 +54,7 @@ def test_patches_of_the_images_it_learnt_from_vary_equally_in_every_direction() 
 def test_it_learns_from_the_training_images_before_training_and_is_not_trained(tmp_path: Path) -> None:
     images = engine.load_data(RUN)
     with torch.random.fork_rng():
-        net = new_model(RUN, images)
+        net = make_model(RUN, images)
     first = next(m for m in net.modules() if isinstance(m, Whitening))
     assert all("directions" not in name for name, _ in net.named_parameters())
     again = Whitening(3)
@@ -90,7 +90,7 @@ def tiny() -> DataSet:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_it(name: str, tiny: DataSet, tmp_path: Path) -> None:
     run = dataclasses.replace(RUN, method=name)
-    result = engine.fit(run, tmp_path / engine.digest(run), tiny)
+    result = engine.train_run(run, tmp_path / engine.digest(run), tiny)
     assert result["status"] == "ok", result["message"]
     assert result["steps"] == 2
     lines = (tmp_path / engine.digest(run) / "metrics.jsonl").read_text().splitlines()

@@ -11,7 +11,7 @@ from torch import nn
 import steppe
 from steppe.errors import InputError
 from steppe.models import build
-from steppe.models.multi.split_point import around, default_split
+from steppe.models.multi.split_point import default_split, modules_before_and_after
 
 # parameters with 10 and with 100 classes, as the reference counted them on the released code
 SIZES = {
@@ -52,7 +52,7 @@ def test_branches_begin_before_the_last_stage(name):
     where, below, above = CUTS[name]
     net = on_meta(name)
     assert default_split(net) == where
-    before, after = around(net, where)
+    before, after = modules_before_and_after(net, where)
     assert sum(count(net.get_submodule(n)) for n in before) == below
     assert sum(count(net.get_submodule(n)) for n in after) == above
 

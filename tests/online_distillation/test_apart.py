@@ -11,7 +11,7 @@ from support.small import sgd
 from torch import nn
 
 import steppe
-from steppe.core.multi_network import peer_of
+from steppe.core.multi_network import member_of
 from steppe.errors import InputError
 
 
@@ -70,7 +70,7 @@ def test_one_network_has_only_one_norm():
 
 def test_branches_are_apart_and_what_they_share_is_a_part_of_its_own():
     net = steppe.ONE(branches=2).build(maker(Staged))
-    number = dict(zip((n for n, _ in net.named_parameters()), peer_of(net, list(net.parameters())), strict=True))
+    number = dict(zip((n for n, _ in net.named_parameters()), member_of(net, list(net.parameters())), strict=True))
     for name, peer in number.items():
         wanted = [i for i in (1, 2) if name.startswith(f"body.branches.{i - 1}.")] or [0]
         assert [peer] == wanted, name

@@ -14,7 +14,7 @@ from support.small import sgd, small_net
 from torch import Tensor, nn
 
 import steppe
-from steppe.models.multi.branched import Branches, build_branches
+from steppe.models.multi.branched import BranchedNetwork, build_branched
 from steppe.models.multi.split_point import default_split
 
 METHODS = [
@@ -38,11 +38,11 @@ def sequence() -> nn.Sequential:
 KINDS = {"stages": (Staged, "layer3"), "tokens": (Tokens, "blocks.3"), "sequence": (sequence, "4")}
 
 
-def cut(kind: str, count: int = 3, dtype: torch.dtype = torch.float64) -> tuple[Branches, nn.Module]:
+def cut(kind: str, count: int = 3, dtype: torch.dtype = torch.float64) -> tuple[BranchedNetwork, nn.Module]:
     """Return branches, and the first network as it was before it was cut."""
     make, split_at = KINDS[kind]
     whole = maker(make, dtype=dtype)()
-    return build_branches(maker(make, dtype=dtype), count, split_at), whole
+    return build_branched(maker(make, dtype=dtype), count, split_at), whole
 
 
 def inputs(kind: str, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -148,7 +148,7 @@ def test_the_usual_families_are_cut_before_their_last_quarter():
     for name, where in (("vgg16-sadt", "conv5_1"), ("simple-cnn", "fc1")):
         net = steppe.models.build(name, classes=10, channels=3, size=32)
         found = default_split(net)
-        assert Branches([net], found).split_at == found, where
+        assert BranchedNetwork([net], found).split_at == found, where
     with pytest.raises(steppe.InputError, match="split_at is not given, and Odd has no family"):
         default_split(Odd())
 
@@ -179,7 +179,7 @@ class Odd(nn.Module):
 )
 def test_what_cannot_be_cut_is_refused(kind, split_at, message):
     with pytest.raises(steppe.InputError, match=message):
-        build_branches(maker(kind), 2, split_at)(images().x)
+        build_branched(maker(kind), 2, split_at)(images().x)
 
 
 def test_weights_on_both_sides_are_refused():
@@ -189,7 +189,7 @@ def test_weights_on_both_sides_are_refused():
         return net
 
     with pytest.raises(steppe.InputError, match="weights before it are used after it too"):
-        build_branches(tied, 2, "2")
+        build_branched(tied, 2, "2")
 
 
 def test_a_cut_network_can_be_copied():

@@ -13,7 +13,7 @@ from torch import nn
 
 import steppe
 from steppe.methods.online_distillation._okdph_presets import PRESETS
-from steppe.models.multi.ensemble import Cohort, Hybridised
+from steppe.models.multi.ensemble import Ensemble, HybridEnsemble
 
 
 def bound(method: steppe.Method, dtype: torch.dtype = torch.float32, **options: object):
@@ -64,7 +64,7 @@ def test_a_network_s_gradient_is_that_of_its_own_loss_alone(method):
 @pytest.mark.parametrize(("gradient", "factor"), [("none", 0.0), ("chain", 0.25), ("full", 1.0)])
 def test_the_hybrid_is_felt_as_the_mode_says(gradient, factor):
     """With omega = beta = 0 a student's gradient is the hybrid's times the factor; r is uneven on purpose."""
-    net = Hybridised([maker(Staged, 7, torch.float64)() for _ in range(2)], gradient)
+    net = HybridEnsemble([maker(Staged, 7, torch.float64)() for _ in range(2)], gradient)
     net.networks[1].load_state_dict(maker(Staged, 8, torch.float64)().state_dict())
     batch, mix = images(dtype=torch.float64), torch.tensor([0.25, 0.75], dtype=torch.float64)
     *_, hybrid = net(batch.x, mix=mix)
@@ -110,7 +110,7 @@ def test_chain_is_autograd_through_the_mixture():
 
 def test_fusion_moves_weights_and_running_statistics_and_nothing_else():
     for gamma in (0.0, 0.3, 1.0):
-        net = Hybridised([maker(Staged, s)() for s in (0, 50)], "chain")
+        net = HybridEnsemble([maker(Staged, s)() for s in (0, 50)], "chain")
         for k, n in enumerate(net.networks):
             n(images(k).x)
             n.bn1.num_batches_tracked.fill_(k + 3)
@@ -323,7 +323,7 @@ def test_what_is_reported_is_each_network():
 def test_one_network_is_built_as_it_is():
     for method in (steppe.DML(networks=1), steppe.KDCL(networks=1), steppe.OKDPH(networks=1)):
         assert isinstance(method.build(Staged), Staged)
-    assert isinstance(steppe.DML().build(maker(Staged)), Cohort)
+    assert isinstance(steppe.DML().build(maker(Staged)), Ensemble)
 
 
 @pytest.mark.parametrize("mean", [steppe.EMA(decay=0.9), steppe.SWA(start=0)], ids=lambda m: type(m).__name__)

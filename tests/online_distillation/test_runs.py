@@ -55,11 +55,11 @@ class Stop(Exception):  # noqa: N818
 
 def fit(run: Run, out, images, until: int = 99):
     def listen(news) -> None:
-        if isinstance(news, engine.Progress) and news.val_accuracy is not None and news.epoch == until:
+        if isinstance(news, engine.TrainingStatus) and news.val_accuracy is not None and news.epoch == until:
             raise Stop
 
     folder = out / engine.digest(run)
-    return engine.fit(run, folder, images, listen), folder
+    return engine.train_run(run, folder, images, listen), folder
 
 
 @pytest.mark.parametrize("method", METHODS)

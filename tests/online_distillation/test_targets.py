@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from steppe.core.schedules import Now
+from steppe.core.schedules import TrainingProgress
 from steppe.methods.online_distillation.kdcl import cross_entropy, general, linear, min_logit, naive
-from steppe.models.multi.inputs import diversity, one_hot, ramp_up, towards
+from steppe.models.multi.inputs import distillation_loss, diversity, one_hot, sigmoid_rampup
 
 
 @st.composite
@@ -85,13 +85,13 @@ def test_the_pull_is_t_squared_times_the_mean_divergence(seed, T):
     for b in range(6):
         p, q = torch.softmax(t[b] / T, 0), torch.softmax(z[b] / T, 0)
         expected += float((p * (p / q).log()).sum()) / 6
-    assert float(towards(t, z, T)) == pytest.approx(T * T * expected, rel=1e-9)
-    assert float(towards(t, t, T)) == pytest.approx(0, abs=1e-12)
+    assert float(distillation_loss(t, z, T)) == pytest.approx(T * T * expected, rel=1e-9)
+    assert float(distillation_loss(t, t, T)) == pytest.approx(0, abs=1e-12)
 
 
 def test_the_pull_stands_extreme_logits():
     z = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
-    value = towards(-z.detach(), z, 1.0)
+    value = distillation_loss(-z.detach(), z, 1.0)
     value.backward()
     assert value.isfinite()
     assert z.grad is not None and z.grad.isfinite().all()
@@ -101,9 +101,9 @@ def test_the_pull_stands_extreme_logits():
     ("epoch", "value"), [(0, 0.00674), (10, 0.0217), (40, 0.2865), (79, 0.9992), (80, 1), (200, 1)]
 )
 def test_the_ramp_has_the_values_of_the_codes(epoch, value):
-    assert ramp_up(Now(epoch, None, 0.1), 80) == pytest.approx(value, rel=3e-3)
-    assert ramp_up(Now(0, epoch / 300, 0.1), 80 / 300) == pytest.approx(value, rel=3e-3)
-    assert ramp_up(Now(epoch, None, 0.1), 0) == 1
+    assert sigmoid_rampup(TrainingProgress(epoch, None, 0.1), 80) == pytest.approx(value, rel=3e-3)
+    assert sigmoid_rampup(TrainingProgress(0, epoch / 300, 0.1), 80 / 300) == pytest.approx(value, rel=3e-3)
+    assert sigmoid_rampup(TrainingProgress(epoch, None, 0.1), 0) == 1
 
 
 def test_diversity_is_the_mean_distance_of_pairs():

@@ -21,7 +21,7 @@ from steppe.data.transforms.auto_augment import (
     rotate,
     strength,
 )
-from steppe.data.transforms.basic import Rows, Sample
+from steppe.data.transforms.basic import RowDraws, Sample
 from steppe.errors import InputError
 
 NAMES = ("crop-flip", "crop-flip-cutout", "crop-randaugment", "crop-autoaugment")
@@ -136,7 +136,7 @@ def test_equal_draws_give_the_rows_of_a_batch_what_the_whole_gives():
     for step in (randaugment, autoaugment, rotate, black_square):
         whole = step(own, own, np.random.default_rng(3)).x
         part = Sample(own.x[4:9], own.y[4:9])
-        draws = Rows(np.random.default_rng(3), slice(4, 9), 12)
+        draws = RowDraws(np.random.default_rng(3), slice(4, 9), 12)
         assert torch.equal(step(part, part, draws).x, whole[4:9]), step
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from steppe.diagnostics.loss_surface import Surface
+from steppe.diagnostics.loss_surface import LossSurface
 
 
 class Point(nn.Module):
@@ -19,7 +19,7 @@ class Point(nn.Module):
         return torch.cat([p.reshape(-1) for p in self.parts]).expand(len(x), -1)
 
 
-def bowl(h: Tensor, *tensors: Tensor, linear: Tensor | None = None) -> Surface:
+def bowl(h: Tensor, *tensors: Tensor, linear: Tensor | None = None) -> LossSurface:
     """Return the surface of w'Hw/2 + b'w at the weights given, over three batches of 4, 4 and 2 samples."""
     b = torch.zeros(len(h), dtype=h.dtype) if linear is None else linear
 
@@ -27,7 +27,7 @@ def bowl(h: Tensor, *tensors: Tensor, linear: Tensor | None = None) -> Surface:
         return (0.5 * ((logits @ h) * logits).sum(1) + logits @ b).mean()
 
     data = [(torch.zeros(n, 1), torch.zeros(n)) for n in (4, 4, 2)]
-    return Surface(Point(*tensors), data, loss)
+    return LossSurface(Point(*tensors), data, loss)
 
 
 def curved(size: int, seed: int = 0, lowest: float = 0.1) -> Tensor:
@@ -48,7 +48,7 @@ class Sign(nn.Module):
         return torch.cat([x * self.w, torch.zeros_like(x)], 1)
 
 
-def signs(w: float, count: int = 1000, wrong: int = 0) -> Surface:
+def signs(w: float, count: int = 1000, wrong: int = 0) -> LossSurface:
     y = torch.zeros(count, dtype=torch.long)
     y[:wrong] = 1
-    return Surface(Sign(w), [(torch.ones(count, 1, dtype=torch.float64), y)])
+    return LossSurface(Sign(w), [(torch.ones(count, 1, dtype=torch.float64), y)])

@@ -14,11 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from steppe import Batch, Method, Out, Runtime
+from steppe import Batch, Method, Runtime, StepOutput
 from steppe.core.batch import Accumulated
-from steppe.core.method import descend
+from steppe.core.method import plain_step
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import ascent
+from steppe.core.numerics.perturbations import sam_perturbation
 from steppe.core.numerics.vector import Vec
 from steppe.testing import oracles
 
@@ -33,7 +33,7 @@ class Sound(Method):
 
     rho: float = 0.05
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         if self.rho == 0:
             return self.reduced(batch, rt)
         out, g = self.first(batch, rt)
@@ -42,14 +42,14 @@ class Sound(Method):
         self.last(g, rt)
         return out
 
-    def reduced(self, batch: Batch, rt: Runtime) -> Out:
-        return descend(batch, rt)
+    def reduced(self, batch: Batch, rt: Runtime) -> StepOutput:
+        return plain_step(batch, rt)
 
-    def first(self, batch: Batch, rt: Runtime) -> tuple[Out, Vec]:
+    def first(self, batch: Batch, rt: Runtime) -> tuple[StepOutput, Vec]:
         return rt.grad(rt.objective, batch)
 
     def offset(self, g: Vec, rt: Runtime) -> Vec:
-        return ascent(rt.shared(g), self.rho)
+        return sam_perturbation(rt.shared(g), self.rho)
 
     def there(self, offset: Vec, rt: Runtime) -> Any:
         return rt.at(offset)
@@ -75,12 +75,12 @@ class MixesInsteadOfReturning(Sound):
 class DrawsAtItsLimit(Sound):
     def reduced(self, batch, rt):
         torch.rand(1)
-        return descend(batch, rt)
+        return plain_step(batch, rt)
 
 
 class ShortOfItsRadius(Sound):
     def offset(self, g, rt):
-        return ascent(rt.shared(g), 0.999 * self.rho)
+        return sam_perturbation(rt.shared(g), 0.999 * self.rho)
 
 
 class ClaimsOnePass(Sound):
@@ -169,7 +169,10 @@ class CountsOnlyTheSecondPass(Sound):
 
 class DrawsFromTheGlobalStream(Sound):
     def offset(self, g, rt):
-        return [None if o is None else o + 1e-4 * torch.randn(o.shape) for o in ascent(rt.shared(g), self.rho)]
+        return [
+            None if o is None else o + 1e-4 * torch.randn(o.shape)
+            for o in sam_perturbation(rt.shared(g), self.rho)
+        ]
 
 
 class SeesTheLastMicroBatch(Sound):
@@ -191,7 +194,7 @@ class DividesByAScaleThatIsNotThere(Sound):
 class FeelsTheLossScale(Sound):
     def offset(self, g, rt):
         scale = rt.precision.scaled(torch.ones(()))
-        return vector.scale(ascent(rt.shared(g), self.rho), 1 + 1e-5 * (scale - 1))
+        return vector.scale(sam_perturbation(rt.shared(g), self.rho), 1 + 1e-5 * (scale - 1))
 
 
 class GivesScaledGradients(Sound):
@@ -242,7 +245,7 @@ class RemembersInAnAttribute(Sound):
     def offset(self, g, rt):
         mean = vector.add(vector.scale(g, 0.1), getattr(self, "past", vector.scale(g, 0.0)), by=0.9)
         object.__setattr__(self, "past", mean)
-        return ascent(rt.shared(mean), self.rho)
+        return sam_perturbation(rt.shared(mean), self.rho)
 
 
 class StepsAlone(Sound):
@@ -262,7 +265,7 @@ class PerturbsTogetherWhenLocal(Sound):
 
 class PerturbsAloneWhenGlobal(Sound):
     def offset(self, g, rt):
-        return ascent(g, self.rho)
+        return sam_perturbation(g, self.rho)
 
 
 class PerturbsOnTheFirstRankOnly(Sound):
@@ -280,13 +283,13 @@ class MeasuresItsOwnShard(Sound):
 class SwallowsNaN(Sound):
     def objective(self, batch, state, rt):
         logits = torch.nan_to_num(rt.forward(batch.x))
-        return Out(rt.loss(logits, batch.y), logits)
+        return StepOutput(rt.loss(logits, batch.y), logits)
 
 
 class DecidesAlone(Sound):
     def step(self, batch, state, rt):
         out, g = rt.grad(rt.objective, batch)
-        if not bool(vector.sound(vector.witness(g))):
+        if not bool(vector.all_finite(vector.finite_check(g))):
             return out
         rt.apply(g)
         return out
@@ -300,7 +303,7 @@ class ChangesTheModuleEachStep(Sound):
 
 class TellsACompiledModel(Sound):
     def offset(self, g, rt):
-        return ascent(g, self.rho * (1.0 if rt.model is rt.net else 2.0))
+        return sam_perturbation(g, self.rho * (1.0 if rt.model is rt.net else 2.0))
 
 
 # what each must be caught by, and a word of what must be said

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from steppe.testing import Lab
+from steppe.testing import CheckContext
 
 
 @pytest.fixture(scope="session")
-def lab() -> Iterator[Lab]:
+def lab() -> Iterator[CheckContext]:
     """One pool of processes and one compiled network for all tests."""
-    with Lab(timeout=60) as lab:
+    with CheckContext(timeout=60) as lab:
         yield lab

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.mutants import MUTANTS, DecidesAlone, Sound
 
-from steppe.testing import CHECKS, Lab, OurMethod, examine
+from steppe.testing import CHECKS, CheckContext, OurMethod, examine
 
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=lambda c: c.name)
@@ -18,7 +18,7 @@ def test_the_sound_method_passes(check, lab):
 def test_a_broken_method_is_caught_and_told_why(mutant, lab):
     name, word = MUTANTS[mutant]
     if mutant is DecidesAlone:  # one process waits for the other, as long as it may
-        with Lab(timeout=10) as impatient:
+        with CheckContext(timeout=10) as impatient:
             result = examine(OurMethod(mutant()), CHECKS[name], impatient)
     else:
         result = examine(OurMethod(mutant()), CHECKS[name], lab)

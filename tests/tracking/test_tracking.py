@@ -59,7 +59,7 @@ def heard(monkeypatch) -> dict[str, Any]:
     module: Any = types.ModuleType("steppe.tracking.tensorboard")
     known: dict[str, Any] = {"opened": [], "fails": "", "keys": []}
 
-    def begin(place: Path, about: tracking.About, key: str | None, lines: int) -> Heard:
+    def begin(place: Path, about: tracking.RunInfo, key: str | None, lines: int) -> Heard:
         if known["fails"] == "begin":
             raise OSError("no room")
         known["about"] = about
@@ -78,8 +78,8 @@ def tracked(*names: str) -> Run:
 
 
 def test_every_epoch_is_told_once_and_training_does_not_notice(tmp_path, images, heard):
-    alone = engine.fit(RUN, tmp_path / "alone", images)
-    result = engine.fit(tracked(), tmp_path / "a", images)
+    alone = engine.train_run(RUN, tmp_path / "alone", images)
+    result = engine.train_run(tracked(), tmp_path / "a", images)
     (one,) = heard["opened"]
     lines = records.read_lines(tmp_path / "a" / trainer.METRICS)
     assert [epoch for epoch, _ in one.told] == [1, 2, 3]
@@ -100,8 +100,8 @@ def test_every_epoch_is_told_once_and_training_does_not_notice(tmp_path, images,
 
 def test_where_records_are_shown_is_not_part_of_a_run(tmp_path, images, heard):
     assert engine.digest(RUN) == engine.digest(tracked())
-    first = engine.fit(RUN, tmp_path, images)
-    assert engine.fit(tracked(), tmp_path, images) == json.loads(json.dumps(first))  # it is finished
+    first = engine.train_run(RUN, tmp_path, images)
+    assert engine.train_run(tracked(), tmp_path, images) == json.loads(json.dumps(first))  # it is finished
     assert not heard["opened"]
 
 
@@ -110,18 +110,18 @@ class Killed(BaseException):
 
 
 def stopped_after(epoch: int, run: Run, folder: Path, images: DataSet) -> None:
-    def listen(news: engine.Progress) -> None:
+    def listen(news: engine.TrainingStatus) -> None:
         if news.val_accuracy is not None and news.epoch == epoch:
             raise Killed
 
     with pytest.raises(Killed):
-        engine.fit(run, folder, images, listen)
+        engine.train_run(run, folder, images, listen)
 
 
 def test_a_run_that_goes_on_sends_nothing_twice(tmp_path, images, heard):
     stopped_after(2, tracked(), tmp_path, images)
     assert heard["opened"][0].closed and heard["opened"][0].end is None
-    engine.fit(tracked(), tmp_path, images)
+    engine.train_run(tracked(), tmp_path, images)
     first, second = heard["opened"]
     assert [e for e, _ in first.told] == [1, 2] and [e for e, _ in second.told] == [3]
     assert second.lines == 2 and heard["keys"] == [None, "k"]
@@ -129,14 +129,14 @@ def test_a_run_that_goes_on_sends_nothing_twice(tmp_path, images, heard):
 
 def test_a_tracker_that_comes_later_is_told_what_was_before(tmp_path, images, heard):
     stopped_after(2, RUN, tmp_path, images)
-    engine.fit(tracked(), tmp_path, images)
+    engine.train_run(tracked(), tmp_path, images)
     assert [e for e, _ in heard["opened"][0].told] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("fails", ["begin", "log 2"])
 def test_a_tracker_that_fails_is_left_out_with_one_line(fails, tmp_path, images, heard, capsys):
     heard["fails"] = fails
-    result = engine.fit(tracked(), tmp_path, images)
+    result = engine.train_run(tracked(), tmp_path, images)
     assert result["status"] == "ok"
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
@@ -151,12 +151,12 @@ def test_what_was_not_sent_is_sent_when_the_run_goes_on(tmp_path, images, heard,
     heard["fails"] = "log 1"
     stopped_after(2, tracked(), tmp_path, images)
     heard["fails"] = ""
-    engine.fit(tracked(), tmp_path, images)
+    engine.train_run(tracked(), tmp_path, images)
     assert [e for e, _ in heard["opened"][1].told] == [1, 2, 3]
 
 
 def test_several_trackers_are_told_the_same(tmp_path, images, heard):
-    engine.fit(tracked("tensorboard", "mlflow"), tmp_path, images)
+    engine.train_run(tracked("tensorboard", "mlflow"), tmp_path, images)
     first, second = heard["opened"]
     assert first.told == second.told and len(first.told) == 3 and first.end == second.end
 
@@ -183,7 +183,7 @@ def test_unknown_and_missing_trackers_are_said(monkeypatch, tmp_path, images):
 def twice(name: str, folder: Path, images: DataSet) -> list[dict[str, Any]]:
     """Stop a run after two epochs, go on, and return what was recorded."""
     stopped_after(2, tracked(name), folder, images)
-    engine.fit(tracked(name), folder, images)
+    engine.train_run(tracked(name), folder, images)
     return records.read_lines(folder / trainer.METRICS)
 
 

@@ -39,7 +39,7 @@ def test_every_part_and_every_moving_value_has_a_line():
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 6), st.one_of(st.none(), st.integers(7, 12)), st.integers(1, 4))
 def test_the_steps_keep_to_the_plan(start, stop, every):
-    method = steppe.When(steppe.SAM(), start=start, stop=stop, every=every)
+    method = steppe.ActiveWindow(steppe.SAM(), start=start, stop=stop, every=every)
     net = small_net()
     step = method.bind(net, sgd(net), steps=10)
     active = []

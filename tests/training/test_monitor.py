@@ -16,20 +16,20 @@ from support.tiny_steppe import tiny
 
 from steppe import InputError, methods, models, records
 from steppe.analysis import load_run
-from steppe.config import Data, Optim, Run, Watch
+from steppe.config import Data, Monitoring, Optim, Run
 from steppe.data.dataset import DataSet
 from steppe.data.splits import subset
 from steppe.training import run as engine
 from steppe.training import trainer
 from steppe.training.checkpoint import file
-from steppe.training.factories import new_network
+from steppe.training.factories import make_network
 from steppe.training.monitor import SAMPLES, kept, weights_name
 
 HERE = Path(__file__).parents[1]
 RUN = Run(
     model="resnet-thin", epochs=3, batch=30, data=Data(train=60, val=20, test=20, size=16), optim=Optim(lr=1e-3)
 )
-EVERY = Watch(sharpness=1, weights=2)
+EVERY = Monitoring(sharpness=1, weights=2)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def images() -> DataSet:
 
 def fit(run: Run, out: Path, images: DataSet, listen=lambda _: None) -> tuple[dict, Path]:
     folder = out / engine.digest(run)
-    return engine.fit(run, folder, images, listen), folder
+    return engine.train_run(run, folder, images, listen), folder
 
 
 def lines(folder: Path) -> list[dict]:
@@ -85,7 +85,7 @@ def test_what_is_watched_takes_no_training_time(tmp_path, images, monkeypatch):
         return look(*given)
 
     monkeypatch.setattr(trainer.Watcher, "look", slow)
-    result, _ = fit(dataclasses.replace(RUN, epochs=2, watch=Watch(sharpness=1)), tmp_path, images)
+    result, _ = fit(dataclasses.replace(RUN, epochs=2, watch=Monitoring(sharpness=1)), tmp_path, images)
     assert result["seconds"] == 0
 
 
@@ -94,7 +94,7 @@ def test_a_run_that_was_stopped_has_all_that_was_watched(method, watched, tmp_pa
     class Stop(Exception):  # noqa: N818
         pass
 
-    def stop(progress: engine.Progress) -> None:
+    def stop(progress: engine.TrainingStatus) -> None:
         if progress.epoch == 2:
             raise Stop
 
@@ -139,7 +139,7 @@ def test_the_weights_kept_are_those_of_the_start_and_of_the_end(method, watched,
     assert all(torch.equal(last["deployed"][k], v) for k, v in ended.items())
     if len(first) == 1:
         with torch.random.fork_rng():
-            begun = new_network(RUN, methods.parse("plain"), images).state_dict()
+            begun = make_network(RUN, methods.parse("plain"), images).state_dict()
         assert all(torch.equal(first["deployed"][k], v) for k, v in begun.items())
     else:
         assert list(first) == ["deployed", "network 1", "network 2"]
@@ -150,7 +150,7 @@ def test_the_weights_kept_are_those_of_the_start_and_of_the_end(method, watched,
 
 
 def test_only_the_epochs_asked_for_and_the_last_are_looked_at(tmp_path, images):
-    run = dataclasses.replace(RUN, epochs=5, watch=Watch(sharpness=2))
+    run = dataclasses.replace(RUN, epochs=5, watch=Monitoring(sharpness=2))
     _, folder = fit(run, tmp_path, images)
     assert ["sharpness" in line for line in lines(folder)] == [False, True, False, True, True]
     assert not list(folder.glob("weights-*"))
@@ -159,7 +159,7 @@ def test_only_the_epochs_asked_for_and_the_last_are_looked_at(tmp_path, images):
 @pytest.mark.parametrize("name", ["sharpness", "weights"])
 def test_no_epochs_are_refused(name):
     with pytest.raises(InputError, match=f"watch.{name} is 0; give a number of epochs, at least 1"):
-        Watch(**{name: 0})
+        Monitoring(**{name: 0})
 
 
 def test_shards_are_watched_as_one_network_is(tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ def images() -> DataSet:
 
 def fit(run: Run, out: Path, images: DataSet, listen=lambda _: None) -> tuple[dict, Path]:
     folder = out / engine.digest(run)
-    return engine.fit(run, folder, images, listen), folder
+    return engine.train_run(run, folder, images, listen), folder
 
 
 def lines(folder: Path) -> list[dict]:
@@ -92,7 +92,7 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(method, t
     run = dataclasses.replace(RUN, method=method)
     result, folder = fit(run, tmp_path / "whole", images)
 
-    def stop_in_epoch_two(progress: engine.Progress) -> None:
+    def stop_in_epoch_two(progress: engine.TrainingStatus) -> None:
         if progress.epoch == 2:
             raise Stop
 
@@ -291,7 +291,7 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path, images):
     _, folder = fit(RUN, tmp_path, images)
     other = dataclasses.replace(RUN, seed=5)
     with pytest.raises(InputError, match="belongs to another configuration; choose another folder"):
-        engine.fit(other, folder, images)
+        engine.train_run(other, folder, images)
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, images):
@@ -301,7 +301,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, images):
     place.mkdir()
     (folder / engine.CHECKPOINT).rename(place / engine.CHECKPOINT)
     with pytest.raises(InputError, match=f"belongs to run {folder.name}; delete it"):
-        engine.fit(other, place, images)
+        engine.train_run(other, place, images)
 
 
 def test_a_truncated_checkpoint_is_refused_and_kept(tmp_path, images):
@@ -353,7 +353,7 @@ def test_a_result_or_configuration_that_is_none_is_named(content, tmp_path, imag
 
 
 def stop_at(epoch: int):
-    def listen(progress: engine.Progress) -> None:
+    def listen(progress: engine.TrainingStatus) -> None:
         if progress.epoch == epoch:
             raise Stop
 
@@ -387,7 +387,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, images):
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
     with pytest.raises(RunError, match="cannot write"):
-        engine.fit(RUN, blocked / "run", images)
+        engine.train_run(RUN, blocked / "run", images)
 
 
 @pytest.mark.parametrize(

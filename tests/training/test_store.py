@@ -40,20 +40,20 @@ def images() -> DataSet:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, images) -> Path:
     folder = tmp_path_factory.mktemp("whole") / run.digest(RUN)
-    run.fit(RUN, folder, images)
+    run.train_run(RUN, folder, images)
     return folder
 
 
 def stopped(out: Path, images: DataSet, after: int = 3) -> Path:
     """Train, and leave it right after an epoch's checkpoint."""
 
-    def stop(news: run.Progress) -> None:
+    def stop(news: run.TrainingStatus) -> None:
         if news.epoch == after and news.val_accuracy is not None:
             raise Stop
 
     folder = out / run.digest(RUN)
     with pytest.raises(Stop):
-        run.fit(RUN, folder, images, stop)
+        run.train_run(RUN, folder, images, stop)
     return folder
 
 
@@ -82,7 +82,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(damage, whole,
     assert before.data["epoch"] == 2
     damage(folder / run.CHECKPOINT)
     with caplog.at_level(logging.WARNING):
-        run.fit(RUN, folder, images)
+        run.train_run(RUN, folder, images)
     (said,) = (r.getMessage() for r in caplog.records)
     assert said.startswith(f"checkpoint {folder / run.CHECKPOINT} is damaged (")
     assert said.endswith(
@@ -109,11 +109,11 @@ def test_two_damaged_ones_are_refused_and_kept(images, tmp_path):
     with pytest.raises(
         InputError, match=r"is damaged \(.*\), and so is the one before it; delete it to start this run"
     ):
-        run.fit(RUN, folder, images)
+        run.train_run(RUN, folder, images)
     assert names(folder) == kept
     # and what the line says works, without the leftovers of what was there
     (folder / run.CHECKPOINT).unlink()
-    run.fit(RUN, folder, images)
+    run.train_run(RUN, folder, images)
     assert names(folder) >= {run.RESULT}
     assert store.BEFORE not in names(folder)
 
@@ -129,7 +129,7 @@ def test_a_sound_file_that_does_not_fit_is_refused_by_its_name(change, images, t
     file.write(path, file.Checkpoint(spoilt, saved.data))
     kept = names(folder)
     with pytest.raises(InputError) as refused:
-        run.fit(RUN, folder, images)
+        run.train_run(RUN, folder, images)
     assert str(refused.value).startswith(f"checkpoint {path} does not fit this run (")
     assert str(refused.value).count("delete it") == 1
     assert names(folder) == kept
@@ -139,7 +139,7 @@ def test_who_deletes_a_checkpoint_begins_anew(whole, images, tmp_path):
     folder = stopped(tmp_path, images)
     (folder / run.CHECKPOINT).unlink()
     epochs = []
-    run.fit(RUN, folder, images, lambda news: epochs.append(news.epoch))
+    run.train_run(RUN, folder, images, lambda news: epochs.append(news.epoch))
     assert min(epochs) == 1
     assert_same(folder, whole)
 

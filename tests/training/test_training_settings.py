@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from steppe import models
 from steppe.config import Data, Optim, Run
 from steppe.training import run as engine
-from steppe.training.evaluation import on
-from steppe.training.factories import new_loss
+from steppe.training.evaluation import to_model_format
+from steppe.training.factories import make_loss
 from steppe.training.trainer import Trainer
 
 OPTIM = Optim(
@@ -48,7 +48,7 @@ def test_a_training_is_that_of_its_settings(augment, tmp_path, monkeypatch):
         rate = 0.02 + 0.18 * (1 + math.cos(math.pi * share)) / 2
         if share < 0.4:
             rate = 0.05 + 0.15 * share / 0.4
-        batch = on(batch, w[0])
+        batch = to_model_format(batch, w[0])
         g = torch.autograd.grad(smoothed(net(batch.x), batch.y), w)
         with torch.no_grad():
             slope = [a + 0.01 * p for a, p in zip(g, w, strict=True)]
@@ -79,7 +79,7 @@ def test_every_setting_changes_the_training(change, tmp_path, monkeypatch):
 
 
 def test_without_smoothing_the_loss_is_cross_entropy_itself():
-    assert new_loss(Run()) is nn.functional.cross_entropy
+    assert make_loss(Run()) is nn.functional.cross_entropy
 
 
 def test_accuracy_and_loss_of_an_epoch_are_those_of_the_images_that_were_looked_at(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from steppe import hardware, records
-from steppe.analysis.endpoint_plane import Extent, NotAlike, ends
+from steppe.analysis.endpoint_plane import Extent, NotComparable, endpoint_plane
 from steppe.analysis.load_run import Which, load, read_run
 from steppe.analysis.trajectories import epochs_kept, trajectories
 from steppe.data.dataset import DataSet, Images
@@ -26,7 +26,7 @@ _POINTS = ".part.jsonl"
 
 
 @dataclass(frozen=True)
-class Group:
+class RunGroup:
     """The runs of one data set, network and seed, plain training first, and what is looked at.
 
     Attributes:
@@ -51,13 +51,13 @@ class Group:
         return images
 
 
-def see_ends(group: Group, data: DataSet, points: Path, say: Say) -> dict[str, Any]:
-    """Return where the runs ended; see `steppe.analysis.endpoint_plane.ends`."""
+def compare_endpoints(group: RunGroup, data: DataSet, points: Path, say: Say) -> dict[str, Any]:
+    """Return where the runs ended; see `steppe.analysis.endpoint_plane.endpoint_plane`."""
     trained = {method: load(home, group.which, data) for method, home in group.folders.items()}
-    return ends(trained, group.images(data), Extent(group.samples), say, points)
+    return endpoint_plane(trained, group.images(data), Extent(group.samples), say, points)
 
 
-def see_paths(group: Group, data: DataSet, points: Path, say: Say) -> dict[str, Any]:
+def compare_trajectories(group: RunGroup, data: DataSet, points: Path, say: Say) -> dict[str, Any]:
     """Return how the runs went; see `steppe.analysis.trajectories.trajectories`."""
     first = load(group.first, group.which, data)
     return trajectories(group.folders, first, group.images(data), Extent(group.samples), say, points)
@@ -70,11 +70,11 @@ def write(folder: Path, found: Found, about: Mapping[str, Any], part: str, again
     has two runs, and for their ways the first that has kept weights.
     """
     groups = _groups(folder, found, about, part)
-    _write(folder / ENDS, [g for g in groups if len(g[1].folders) > 1], see_ends, about, again, say)
-    _write(folder / PATHS, [g for g in groups if epochs_kept(g[1].first)], see_paths, about, again, say)
+    _write(folder / ENDS, [g for g in groups if len(g[1].folders) > 1], compare_endpoints, about, again, say)
+    _write(folder / PATHS, [g for g in groups if epochs_kept(g[1].first)], compare_trajectories, about, again, say)
 
 
-def _groups(folder: Path, found: Found, about: Mapping[str, Any], part: str) -> list[tuple[str, Group]]:
+def _groups(folder: Path, found: Found, about: Mapping[str, Any], part: str) -> list[tuple[str, RunGroup]]:
     runs: dict[tuple[str, str, int], list[Record]] = {}
     for record in records.load(folder).records:
         if record.status == "ok":
@@ -83,14 +83,14 @@ def _groups(folder: Path, found: Found, about: Mapping[str, Any], part: str) -> 
     for (dataset, model, _), own in runs.items():
         homes = {r.method: folder / "runs" / r.digest for r in sorted(own, key=lambda r: r.method != BASELINE)}
         samples = found[next(iter(homes.values()))]["settings"]["samples"]
-        groups.append((f"{dataset}, {model}", Group(homes, about["which"], part, samples)))
+        groups.append((f"{dataset}, {model}", RunGroup(homes, about["which"], part, samples)))
     return groups
 
 
 def _write(
     path: Path,
-    groups: list[tuple[str, Group]],
-    see: Callable[[Group, DataSet, Path, Say], dict[str, Any]],
+    groups: list[tuple[str, RunGroup]],
+    see: Callable[[RunGroup, DataSet, Path, Say], dict[str, Any]],
     about: Mapping[str, Any],
     again: bool,
     say: Say,
@@ -116,7 +116,7 @@ def _write(
         # each point of a plane is kept there, so that one that was stopped goes on; another's name is another
         mark = hashlib.sha256(json.dumps([name, asked]).encode()).hexdigest()[:12]
         points = path.with_name(f"{path.stem}-{mark}{_POINTS}")
-        with hardware.threads(config.threads), contextlib.suppress(NotAlike):
+        with hardware.threads(config.threads), contextlib.suppress(NotComparable):
             made[name] = see(group, run.load_data(config), points, say) | {"about": asked}
     if made != held:
         records.write_json(path, made)

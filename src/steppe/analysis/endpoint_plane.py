@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from steppe.analysis.load_run import Trained
+from steppe.analysis.load_run import TrainedRun
 from steppe.data.dataset import Images
 from steppe.data.splits import subset
-from steppe.diagnostics.landscape import barrier, between, grid, on_plane, segment
+from steppe.diagnostics.landscape import barrier, between, evaluate_on_plane, grid, segment
 from steppe.diagnostics.landscape_directions import Plane, State, principal_plane
 from steppe.errors import InputError
 
 
-class NotAlike(InputError):  # noqa: N818 - says what is the case
+class NotComparable(InputError):  # noqa: N818 - says what is the case
     """These runs have no plane in common."""
 
 
@@ -44,8 +44,8 @@ class Extent:
     margin: float = 0.25
 
 
-def ends(
-    trained: Mapping[str, Trained],
+def endpoint_plane(
+    trained: Mapping[str, TrainedRun],
     images: Images,
     extent: Extent,
     say: Callable[[str], None],
@@ -65,7 +65,9 @@ def ends(
     first = trained[names[0]]
     alike = [n for n in names if _same_start(first, trained[n])]
     if len(alike) < 2:
-        raise NotAlike("fewer than two runs share a start and an architecture; there is no plane through them")
+        raise NotComparable(
+            "fewer than two runs share a start and an architecture; there is no plane through them"
+        )
     chosen = subset(images, extent.samples)
     surface = first.surface(chosen)
     states: list[State] = [first.start]
@@ -77,7 +79,9 @@ def ends(
     def told(done: int, count: int) -> None:
         say(f"loss on the plane through all ends, point {done} of {count}")
 
-    spots = on_plane(surface, plane, states, grid(xs, ys), statistics=statistics, path=points, progress=told)
+    spots = evaluate_on_plane(
+        surface, plane, states, grid(xs, ys), statistics=statistics, path=points, progress=told
+    )
     losses = [s.loss for s in spots]
     found: dict[str, Any] = {
         "extent": asdict(extent),
@@ -107,7 +111,7 @@ def window(plane: Plane, extent: Extent) -> tuple[list[float], list[float]]:
     return xs, ys
 
 
-def _same_start(a: Trained, b: Trained) -> bool:
+def _same_start(a: TrainedRun, b: TrainedRun) -> bool:
     """Return whether two runs began with the same trainable weights."""
     ours, theirs = ({n: t.start.get(n) for n, _ in t.model.named_parameters()} for t in (a, b))
     if set(ours) != set(theirs):

@@ -16,20 +16,20 @@ from steppe.core.batch import Batch
 from steppe.core.method import Method, overrides
 from steppe.data.dataset import DataSet, Images
 from steppe.data.loader import Normalizer, evaluation_batches
-from steppe.diagnostics.loss_surface import Surface
+from steppe.diagnostics.loss_surface import LossSurface
 from steppe.errors import InputError
 from steppe.training import run as engine
 from steppe.training.checkpoint import sharded
 from steppe.training.checkpoint.file import Checkpoint, fill
-from steppe.training.evaluation import BATCH, on
-from steppe.training.factories import new_model, new_network
+from steppe.training.evaluation import BATCH, to_model_format
+from steppe.training.factories import make_model, make_network
 from steppe.training.monitor import DEPLOYED, networks
 
 Which = Literal["last", "best"]
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedRun:
     """A run's network with its weights in place.
 
     Attributes:
@@ -47,14 +47,17 @@ class Trained:
     epoch: int
     start: dict[str, Tensor]
 
-    def surface(self, images: Images) -> Surface:
+    def surface(self, images: Images) -> LossSurface:
         """Return the cross-entropy surface over these images, normalised as in training and not augmented."""
-        return Surface(self.model, self.batches(images))
+        return LossSurface(self.model, self.batches(images))
 
     def batches(self, images: Images) -> list[Batch]:
         """Return these images as the network takes them."""
         like = next(self.model.parameters())
-        return [on(batch, like) for batch in evaluation_batches(images, BATCH, _normalizer(self.run, self.images))]
+        return [
+            to_model_format(batch, like)
+            for batch in evaluation_batches(images, BATCH, _normalizer(self.run, self.images))
+        ]
 
 
 def read_run(folder: Path) -> Run:
@@ -73,7 +76,7 @@ def read_run(folder: Path) -> Run:
     return made
 
 
-def load(folder: Path, which: Which = "last", images: DataSet | None = None) -> Trained:
+def load(folder: Path, which: Which = "last", images: DataSet | None = None) -> TrainedRun:
     """Return a run with its last weights, or those of its best validation epoch.
 
     ``images`` saves loading the run's data again.
@@ -91,12 +94,12 @@ def load(folder: Path, which: Which = "last", images: DataSet | None = None) -> 
         first = _alone(method, net, state, run, data).state_dict()
         _fill(net, state, saved, folder)
         alone = _alone(method, net, state, run, data)
-        return Trained(folder, run, data, alone, int(saved.data["epoch"]), first)
+        return TrainedRun(folder, run, data, alone, int(saved.data["epoch"]), first)
     _fill(net, state, saved, folder)
     few = next(evaluation_batches(data.val, 2, _normalizer(run, data)))
-    model, prefix = deployed(method, net, state, on(few, next(net.parameters())).x)
+    model, prefix = deployed(method, net, state, to_model_format(few, next(net.parameters())).x)
     start = {k.removeprefix(prefix): v for k, v in begun.items() if k.startswith(prefix)}
-    return Trained(folder, run, data, model, int(saved.data["epoch"]), start)
+    return TrainedRun(folder, run, data, model, int(saved.data["epoch"]), start)
 
 
 def networks_of(folder: Path, which: Which, data: DataSet) -> dict[str, dict[str, Tensor]]:
@@ -109,7 +112,7 @@ def networks_of(folder: Path, which: Which, data: DataSet) -> dict[str, dict[str
     state = method.init(net)
     _fill(net, state, sharded.read(_weights_file(folder, which)), folder)
     with torch.random.fork_rng():
-        found = networks(method, net, state, lambda: new_model(run, data))
+        found = networks(method, net, state, lambda: make_model(run, data))
     like = next(net.parameters())
     return {name: one.to(like).state_dict() for name, one in found.items() if name != DEPLOYED}
 
@@ -117,7 +120,7 @@ def networks_of(folder: Path, which: Which, data: DataSet) -> dict[str, dict[str
 def _built(run: Run, data: DataSet) -> tuple[Method, nn.Module]:
     method = methods.parse(run.method)
     with torch.random.fork_rng():
-        return method, new_network(run, method, data)
+        return method, make_network(run, method, data)
 
 
 def _normalizer(run: Run, data: DataSet) -> Normalizer:
@@ -126,7 +129,7 @@ def _normalizer(run: Run, data: DataSet) -> Normalizer:
 
 def _alone(method: Method, net: nn.Module, state: nn.Module, run: Run, data: DataSet) -> nn.Module:
     with torch.random.fork_rng():
-        plain = method.single(net, state, lambda: new_model(run, data))
+        plain = method.single(net, state, lambda: make_model(run, data))
     return plain.to(next(net.parameters())).eval()
 
 

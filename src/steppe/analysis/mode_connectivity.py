@@ -10,7 +10,7 @@ from typing import Any
 
 from steppe import records
 from steppe.analysis.endpoint_plane import Extent
-from steppe.analysis.load_run import Trained, Which, load, networks_of, read_run
+from steppe.analysis.load_run import TrainedRun, Which, load, networks_of, read_run
 from steppe.data.splits import subset
 from steppe.diagnostics.landscape import barrier, between, segment, simplex
 from steppe.diagnostics.landscape_directions import State
@@ -51,15 +51,15 @@ def write(
     if len(held) < 2:
         raise InputError(f"{homes[0]} is a run of one network; give 2 or 3 runs, or one of several networks")
     images = subset(getattr(data, part), samples)
-    found = middle(dict(list(held.items())[:MOST]), first, images, Extent(len(images)), say)
+    found = losses_along_paths(dict(list(held.items())[:MOST]), first, images, Extent(len(images)), say)
     found |= {"runs": [str(home) for home in homes], "left_out": list(held)[MOST:], "part": part, "which": which}
     records.make_folder(out)
     records.write_json(out / MIDDLE, found)
     return mode_connectivity.write(found, out)
 
 
-def middle(
-    states: Mapping[str, State], first: Trained, images: Any, extent: Extent, say: Callable[[str], None]
+def losses_along_paths(
+    states: Mapping[str, State], first: TrainedRun, images: Any, extent: Extent, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Return the loss along the segment between each two networks and, of three, on their triangle.
 

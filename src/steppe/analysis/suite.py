@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from steppe.analysis.load_run import Trained
+from steppe.analysis.load_run import TrainedRun
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
 from steppe.data.dataset import Images
@@ -25,7 +25,7 @@ from steppe.diagnostics.corruptions.published_sets import read_published
 from steppe.diagnostics.filter_norms import filter_norms
 from steppe.diagnostics.landscape import grid, slice_along, width
 from steppe.diagnostics.landscape_directions import parameter_names, random_direction
-from steppe.diagnostics.noise_tolerance import bearable_noise, complexity, magnitude_aware
+from steppe.diagnostics.noise_tolerance import magnitude_aware, max_tolerated_noise, noise_tolerance
 from steppe.diagnostics.pac_bayes import SIGMAS, bounds
 from steppe.errors import InputError
 
@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Settings:
+class SuiteSettings:
     """What is measured and how; networks are compared only where all of it is equal.
 
     Attributes:
@@ -92,8 +92,8 @@ class Settings:
 
 
 def affordable(
-    trained: Trained, images: Images, seconds: float, *, bounds: bool = False, least: int = 32
-) -> Settings:
+    trained: TrainedRun, images: Images, seconds: float, *, bounds: bool = False, least: int = 32
+) -> SuiteSettings:
     """Return the settings whose cost is about ``seconds``: as many samples as that allows, at most all.
 
     A forward pass and a Hessian-vector product are timed on a few images. Never fewer samples than ``least``,
@@ -108,11 +108,11 @@ def affordable(
     direction = vector.gaussian(surface.params, torch.Generator(surface.params[0].device).manual_seed(0))
     surface.curvature(direction)
     forward, product = (_quickest(look) for look in (surface.value, lambda: surface.curvature(direction)))
-    spent = Settings(1, bounds=bounds).passes
+    spent = SuiteSettings(1, bounds=bounds).passes
     per_image = (forward * spent[0] + product * spent[1]) / len(few)
     count = max(least, int(seconds / per_image))
     train = len(trained.images.train)
-    return Settings(min(len(images), count), trained=min(train, count), bounds=bounds)
+    return SuiteSettings(min(len(images), count), trained=min(train, count), bounds=bounds)
 
 
 def _quickest(look: Callable[[], Any], times: int = 3) -> float:
@@ -140,7 +140,9 @@ class Corrupted:
         """Return 'generated', or the name of the folder."""
         return "generated" if self.official is None else self.official.resolve().name
 
-    def of(self, trained: Trained, chosen: Images, seed: int) -> tuple[Images, Mapping[tuple[str, int], Images]]:
+    def of(
+        self, trained: TrainedRun, chosen: Images, seed: int
+    ) -> tuple[Images, Mapping[tuple[str, int], Images]]:
         """Return clean images and their standard corruptions at all severities, in the network's size.
 
         The images chosen, or as many test images where the files are published.
@@ -160,7 +162,7 @@ class Corrupted:
 
 
 def diagnose(
-    trained: Trained, images: Images, settings: Settings, corrupted: Corrupted, say: Say
+    trained: TrainedRun, images: Images, settings: SuiteSettings, corrupted: Corrupted, say: Say
 ) -> dict[str, Any]:
     """Return every measure of a network on the images chosen, as plain data.
 
@@ -174,12 +176,14 @@ def diagnose(
     found |= asdict(surface.value())
     s = settings
     found["sharpness"] = {
-        "sam": sharpness.worst(surface, s.rho),
-        "steps": sharpness.worst(surface, s.rho, steps=s.steps),
-        "m": sharpness.worst(surface, s.rho, m=s.m),
-        "adaptive": sharpness.worst(surface, 10 * s.rho, ball="adaptive"),
-        "isotropic": asdict(sharpness.average(surface, s.sigma, pairs=s.pairs, seed=s.seed)),
-        "filter": asdict(sharpness.average(surface, s.gamma, noise="filter", pairs=s.pairs, seed=s.seed)),
+        "sam": sharpness.worst_case_sharpness(surface, s.rho),
+        "steps": sharpness.worst_case_sharpness(surface, s.rho, steps=s.steps),
+        "m": sharpness.worst_case_sharpness(surface, s.rho, m=s.m),
+        "adaptive": sharpness.worst_case_sharpness(surface, 10 * s.rho, ball="adaptive"),
+        "isotropic": asdict(sharpness.average_sharpness(surface, s.sigma, pairs=s.pairs, seed=s.seed)),
+        "filter": asdict(
+            sharpness.average_sharpness(surface, s.gamma, noise="filter", pairs=s.pairs, seed=s.seed)
+        ),
     }
     say("Hessian")
     values = hessian.eigenvalues(surface, s.top, tolerance=1e-2, products=s.products, seed=s.seed)
@@ -222,7 +226,7 @@ def diagnose(
     return found
 
 
-def _complexity(trained: Trained, s: Settings, say: Say) -> dict[str, Any]:
+def _complexity(trained: TrainedRun, s: SuiteSettings, say: Say) -> dict[str, Any]:
     """Return how much noise the network bears on training images, its norms, and bounds if they are asked for."""
     surface = trained.surface(subset(trained.images.train, s.trained))
     names = parameter_names(surface)
@@ -236,9 +240,9 @@ def _complexity(trained: Trained, s: Settings, say: Say) -> dict[str, Any]:
     moved = weights if start is None else vector.add(weights, start, by=-1.0)
     say("noise that is borne")
     options: dict[str, Any] = {"draws": s.draws, "steps": s.halvings, "seed": s.seed}
-    sigma = bearable_noise(surface, **options)
-    relative = bearable_noise(surface, noise="magnitude", **options)
-    found["isotropic"] = asdict(complexity(surface, sigma, count, start)) if sigma else None
+    sigma = max_tolerated_noise(surface, **options)
+    relative = max_tolerated_noise(surface, noise="magnitude", **options)
+    found["isotropic"] = asdict(noise_tolerance(surface, sigma, count, start)) if sigma else None
     found["magnitude"] = (
         {"sigma": relative, "start": magnitude_aware(moved, relative, count)} if relative else None
     )
@@ -249,7 +253,7 @@ def _complexity(trained: Trained, s: Settings, say: Say) -> dict[str, Any]:
     return found
 
 
-def _accuracy(trained: Trained, images: Images) -> float:
+def _accuracy(trained: TrainedRun, images: Images) -> float:
     accuracy = trained.surface(images).value().accuracy
     assert accuracy is not None
     return accuracy

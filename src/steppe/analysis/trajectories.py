@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from steppe.analysis.endpoint_plane import Extent, NotAlike, window
-from steppe.analysis.load_run import Trained
+from steppe.analysis.endpoint_plane import Extent, NotComparable, window
+from steppe.analysis.load_run import TrainedRun
 from steppe.data.dataset import Images
 from steppe.data.splits import subset
-from steppe.diagnostics.landscape import grid, on_plane
+from steppe.diagnostics.landscape import evaluate_on_plane, grid
 from steppe.diagnostics.landscape_directions import State, parameter_names, principal_plane
-from steppe.diagnostics.loss_surface import Surface
+from steppe.diagnostics.loss_surface import LossSurface
 from steppe.training.monitor import DEPLOYED, kept, weights_name
 
 
@@ -31,7 +31,7 @@ def epochs_kept(folder: Path) -> list[int]:
 
 def trajectories(
     folders: Mapping[str, Path],
-    first: Trained,
+    first: TrainedRun,
     images: Images,
     extent: Extent,
     say: Callable[[str], None],
@@ -71,7 +71,7 @@ def trajectories(
                 tracks.append({"method": method, "name": name, "epochs": epochs})
                 states += way
     if len(states) < 3:
-        raise NotAlike("fewer than three checkpoints share a start; there is no plane through them")
+        raise NotComparable("fewer than three checkpoints share a start; there is no plane through them")
     say("the plane of all trajectories")
     plane = principal_plane(surface, states)
     statistics = first.batches(subset(first.images.train, extent.statistics))
@@ -80,7 +80,9 @@ def trajectories(
     def told(done: int, count: int) -> None:
         say(f"loss on the plane of all trajectories, point {done} of {count}")
 
-    spots = on_plane(surface, plane, states, grid(xs, ys), statistics=statistics, path=points, progress=told)
+    spots = evaluate_on_plane(
+        surface, plane, states, grid(xs, ys), statistics=statistics, path=points, progress=told
+    )
     losses = [s.loss for s in spots]
     at = 0
     for track in tracks:
@@ -101,7 +103,7 @@ def trajectories(
     }
 
 
-def _begins(state: State, first: Trained, names: list[str]) -> bool:
+def _begins(state: State, first: TrainedRun, names: list[str]) -> bool:
     """Return whether a track begins with these initial weights, and so is of this architecture too."""
     shared = all(name in state and name in first.start for name in names)
     return shared and all(torch.equal(state[name], first.start[name].cpu()) for name in names)
@@ -111,7 +113,7 @@ def _same(a: list[State], b: list[State], names: list[str]) -> bool:
     return all(torch.equal(x[name], y[name]) for x, y in zip(a, b, strict=True) for name in names)
 
 
-def _own(surface: Surface, state: State, names: list[str]) -> float:
+def _own(surface: LossSurface, state: State, names: list[str]) -> float:
     """Return a checkpoint's loss with its own weights and running statistics."""
     buffers = {n: state[n].to(b.device) for n, b in surface.net.named_buffers() if n in state}
     with surface.being([state[n].to(p) for n, p in zip(names, surface.params, strict=True)], buffers):

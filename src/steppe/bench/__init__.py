@@ -2,7 +2,7 @@
 
 from steppe.bench.data import DataCost, data_cost
 from steppe.bench.end_to_end import EndToEndCost, end_to_end_cost
-from steppe.bench.methods import Cost, methods_cost
+from steppe.bench.methods import StepCost, methods_cost
 from steppe.bench.params import ParamsCost, params_cost
 from steppe.bench.scaling import Growth, scaling
 from steppe.bench.settings import SettingCost, settings_cost
@@ -10,12 +10,12 @@ from steppe.bench.store import StoreCost, store_cost
 from steppe.bench.training import TrainingCost, models_cost
 
 __all__ = [
-    "Cost",
     "DataCost",
     "EndToEndCost",
     "Growth",
     "ParamsCost",
     "SettingCost",
+    "StepCost",
     "StoreCost",
     "TrainingCost",
     "data_cost",

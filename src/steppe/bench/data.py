@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from steppe import hardware
-from steppe.bench.timing import Spread, alternating, at_least_one, per_step, spread
+from steppe.bench.timing import TimingSpread, alternating, at_least_one, per_step, spread
 from steppe.core.batch import Batch
 from steppe.data.dataset import Images
 from steppe.data.loader import Loader, Normalizer
@@ -26,7 +26,7 @@ class DataCost:
     """The price of a batch with these steps: of one without, and by itself in milliseconds."""
 
     steps: str
-    of_none: Spread
+    of_none: TimingSpread
     milliseconds: float
 
     def as_dict(self) -> dict[str, Any]:

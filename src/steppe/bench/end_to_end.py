@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from steppe import hardware, methods, models
 from steppe.bench.apart import apart
 from steppe.bench.data import NONE, endless, loader, random_images
-from steppe.bench.timing import Spread, alternating, at_least_one, spread
+from steppe.bench.timing import TimingSpread, alternating, at_least_one, spread
 from steppe.data.dataset import Images
-from steppe.training.evaluation import on
+from steppe.training.evaluation import to_model_format
 
 USUAL_CHAINS = ("crop+flip+cutmix", NONE)
 WORKERS = 2
@@ -43,8 +43,8 @@ class EndToEndCost:
     """
 
     what: str
-    of_memory: Spread
-    of_torchvision: Spread | None
+    of_memory: TimingSpread
+    of_torchvision: TimingSpread | None
     milliseconds: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -120,11 +120,11 @@ def _ours(chain: str | None, model: str, batch: int, size: int, steps: int) -> C
     step = methods.parse("plain").bind(net, optimizer, steps=10**6, epoch=100)
     images = random_images(steps * batch, size)
     if chain is None:
-        held = on(next(endless(images, NONE, batch)), next(net.parameters()))
+        held = to_model_format(next(endless(images, NONE, batch)), next(net.parameters()))
         return partial(_epoch, step, lambda number: (held for _ in range(steps)))
     epochs = loader(images, chain, batch)
     param = next(net.parameters())
-    return partial(_epoch, lambda one: step(on(one, param)), epochs.epoch)
+    return partial(_epoch, lambda one: step(to_model_format(one, param)), epochs.epoch)
 
 
 def _usual(torchvision: bool, model: str, batch: int, size: int, steps: int) -> Callable[[int], float]:

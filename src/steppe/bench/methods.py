@@ -22,10 +22,10 @@ from torch.nn import functional as F
 from steppe import hardware, methods, models
 from steppe.bench.memory import peak_bytes
 from steppe.bench.passes import Timed, above
-from steppe.bench.timing import Spread, at_least_one, beside, per_step, spread
+from steppe.bench.timing import TimingSpread, at_least_one, beside, per_step, spread
 from steppe.core.batch import Batch
 from steppe.core.method import Method
-from steppe.testing.fixtures import Base
+from steppe.testing.fixtures import BaseOptimizer
 from steppe.testing.resolve import subjects_of
 from steppe.testing.subjects import OurMethod
 from steppe.testing.third_party import ThirdParty
@@ -35,7 +35,7 @@ _RATE, _MOMENTUM = 1e-4, 0.9
 
 
 @dataclass(frozen=True)
-class Cost:
+class StepCost:
     """A method's price: step time as a multiple of plain's, with quartiles, and of its floor; its passes.
 
     ``beside`` is what its step does beside its passes, over what as many plain steps do, as a share of the floor;
@@ -49,7 +49,7 @@ class Cost:
     high: float
     floor: float
     over_floor: float
-    beside: Spread | None
+    beside: TimingSpread | None
     forward: float
     backward: float
     updates: float
@@ -70,7 +70,7 @@ def methods_cost(
     steps: int = 5,
     repeats: int = 15,
     tell: Callable[[int], None] = lambda repeat: None,
-) -> list[Cost]:
+) -> list[StepCost]:
     """Return what a step of each method costs on random images.
 
     Args:
@@ -93,7 +93,7 @@ def methods_cost(
 
 def _measured(
     names: list[str], model: str, batch: int, size: int, steps: int, repeats: int, tell: Callable[[int], None]
-) -> list[Cost]:
+) -> list[StepCost]:
     works = {name: _work(name, model, batch, size) for name in names}
     for work in works.values():
         per_step(work.once, 2 * steps)
@@ -113,7 +113,7 @@ def _measured(
         floor = share * ahead + (1 - share) * back
         added = above(apart[name], apart[PLAIN], back, floor * base) if apart[name] else None
         found.append(
-            Cost(
+            StepCost(
                 *(name, ratio.median, ratio.low, ratio.high, floor, ratio.median / floor, added),
                 *(ahead, back, updates, 1000 * median(times[name]), memory[name] / memory[PLAIN]),
             )
@@ -121,7 +121,7 @@ def _measured(
     return found
 
 
-class _Work:
+class _StepWork:
     """The network or networks of a method, a batch of as many views as it looks at, and steps on it."""
 
     def __init__(self, method: Method, model: str, batch: int, size: int):
@@ -147,7 +147,7 @@ class _Work:
             self.net(self.batch.x)
 
 
-class _Ours(_Work):
+class _Ours(_StepWork):
     """A method bound to the network."""
 
     def __init__(self, method: Method, *about: Any):
@@ -164,12 +164,12 @@ class _Ours(_Work):
         return self.step.passes.per_step()
 
 
-class _Theirs(_Work):
+class _Theirs(_StepWork):
     """Another package's optimizer in the loop that it asks for."""
 
     def __init__(self, party: ThirdParty, *about: Any):
         super().__init__(methods.parse(PLAIN), *about)
-        base = Base(torch.optim.SGD, {"lr": _RATE, "momentum": _MOMENTUM, "fused": True})
+        base = BaseOptimizer(torch.optim.SGD, {"lr": _RATE, "momentum": _MOMENTUM, "fused": True})
         self.optimizer, self.form = party.make(self.net, base), party.form
         self.passes = self.steps = 0
 
@@ -203,7 +203,7 @@ class _Theirs(_Work):
         return each, each, 1.0
 
 
-def _work(spec: str, *about: Any) -> _Work:
+def _work(spec: str, *about: Any) -> _StepWork:
     """Return the work of a method, or of another package's optimizer."""
     (subject,) = subjects_of([spec])
     if isinstance(subject, OurMethod):

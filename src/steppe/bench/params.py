@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from steppe import hardware, methods, models
-from steppe.bench.timing import Spread, alternating, at_least_one, now, per_step, spread
+from steppe.bench.timing import TimingSpread, alternating, at_least_one, now, per_step, spread
 from steppe.core.batch import Batch
 from steppe.core.numerics.vector import Vec
-from steppe.core.step_state import Out
+from steppe.core.step_state import StepOutput
 from steppe.errors import InputError
 
 _CLASSES, _ROWS = 10, 8
@@ -39,9 +39,9 @@ class ParamsCost:
     """
 
     method: str
-    of_plain: Spread
-    loop: Spread | None
-    loop_fused: Spread | None
+    of_plain: TimingSpread
+    loop: TimingSpread | None
+    loop_fused: TimingSpread | None
     milliseconds: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -151,7 +151,9 @@ def ours(spec: str, network: nn.Module) -> Work:
     loss = torch.zeros(()).as_subclass(_Loss)
     loss.given = Given(step.runtime.params)
     logits = torch.zeros(_ROWS, _CLASSES)
-    step.runtime.objective = lambda batch: Out(loss, logits if len(batch) == _ROWS else logits[: len(batch)])
+    step.runtime.objective = lambda batch: StepOutput(
+        loss, logits if len(batch) == _ROWS else logits[: len(batch)]
+    )
     batch = Batch(torch.zeros(_ROWS, 1), torch.arange(_ROWS) % _CLASSES, torch.arange(_ROWS))
 
     def once() -> None:

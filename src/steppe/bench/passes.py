@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module
 
-from steppe.bench.timing import Spread, now, per_step, spread
+from steppe.bench.timing import TimingSpread, now, per_step, spread
 
 
 class Timed:
@@ -78,7 +78,7 @@ class Timed:
         return timed
 
 
-def above(own: list[float], plain: list[float], backward: float, floor: float) -> Spread:
+def above(own: list[float], plain: list[float], backward: float, floor: float) -> TimingSpread:
     """Return what a step does beside its passes over what as many plain steps do, as a share of its floor.
 
     Args:

@@ -25,7 +25,7 @@ from steppe import hardware, records
 from steppe.bench.data import NONE, endless, random_images
 from steppe.bench.params import ours
 from steppe.bench.timing import alternating, at_least_one, per_step, spread
-from steppe.core.state.logit_bank import PastOutputs
+from steppe.core.state.logit_bank import LogitBank
 from steppe.errors import unknown
 
 AXES = ("parameters", "tensors", "data", "classes", "runs")
@@ -112,13 +112,13 @@ def _data(folder: Path, count: int) -> Works:
 def _classes(folder: Path, count: int) -> Works:
     index = torch.arange(256)
 
-    def there_and_back(store: PastOutputs, logits: torch.Tensor) -> None:
+    def there_and_back(store: LogitBank, logits: torch.Tensor) -> None:
         store.write(index, logits)
         store.read(index)
 
     works: Works = {}
     for n in _tenfold(10, count):
-        store = PastOutputs(3, "full", 5.0)
+        store = LogitBank(3, "full", 5.0)
         store.reserve(2_000, n)
         works[n] = partial(there_and_back, store, torch.randn(256, n))
     return works

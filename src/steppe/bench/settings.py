@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from steppe import hardware, models
 from steppe.bench.apart import apart
 from steppe.bench.data import NONE, endless, random_images
-from steppe.bench.timing import Spread, alternating, at_least_one, per_step, spread
+from steppe.bench.timing import TimingSpread, alternating, at_least_one, per_step, spread
 from steppe.errors import unknown
 
 _RATE = 1e-3
@@ -57,7 +57,7 @@ class SettingCost:
     """
 
     setting: str
-    speed: Spread
+    speed: TimingSpread
     differs: float
     milliseconds: float
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steppe.core.state.logit_bank import FORMS, PastOutputs, Said, size_in_bytes, top_of
+from steppe.core.state.logit_bank import FORMS, LogitBank, StoredLogits, size_in_bytes, top_k
 from steppe.errors import InputError
 
 
@@ -75,7 +75,7 @@ def store_cost(
     for name, value in {"samples": samples, "classes": classes, "past": past, "batch": batch}.items():
         if value < 1:
             raise InputError(f"{name} is {value}; give at least 1")
-    if form not in FORMS[:2] and top_of(form) is None:
+    if form not in FORMS[:2] and top_k(form) is None:
         raise InputError(f"form is {form!r}; give 'full', 'half' or 'top:K', such as 'top:32'")
     g = torch.Generator().manual_seed(0)
     order = torch.randperm(samples, generator=g)
@@ -88,7 +88,7 @@ def store_cost(
         return z
 
     before = _peak_memory()
-    store = PastOutputs(past, form, T)
+    store = LogitBank(past, form, T)
     store.reserve(samples, classes)
     started = time.perf_counter()
     idle = 0.0
@@ -114,7 +114,7 @@ def store_cost(
         kept, _ = store.read(index)
         reading += time.perf_counter() - started
         gradients = []
-        for reference, found in ((Said(said(index), None, T), kls), (kept, stored)):
+        for reference, found in ((StoredLogits(said(index), None, T), kls), (kept, stored)):
             z = now.clone().requires_grad_()
             each = reference.divergence(z)
             found.append(float(each.detach().mean()))

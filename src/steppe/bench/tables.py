@@ -11,7 +11,7 @@ from steppe.bench.end_to_end import EndToEndCost
 from steppe.bench.params import ParamsCost
 from steppe.bench.scaling import Growth
 from steppe.bench.settings import SettingCost
-from steppe.bench.timing import Spread
+from steppe.bench.timing import TimingSpread
 from steppe.bench.training import TrainingCost
 from steppe.cli.tables import aligned
 
@@ -69,5 +69,5 @@ def scaling(grown: Sequence[Growth]) -> str:
     return f"{aligned(lines)}\n\nexponent: of the power of the size that time grows with; 1 is proportional"
 
 
-def _cells(s: Spread | None) -> tuple[str, str]:
+def _cells(s: TimingSpread | None) -> tuple[str, str]:
     return ("", "") if s is None else (f"{s.median:.3f}", f"{s.low:.3f}-{s.high:.3f}")

@@ -21,7 +21,7 @@ from steppe.errors import InputError
 
 
 @dataclass(frozen=True)
-class Spread:
+class TimingSpread:
     """A ratio over repeats: its median and quartiles."""
 
     median: float
@@ -29,11 +29,11 @@ class Spread:
     high: float
 
 
-def spread(times: Sequence[float], base: Sequence[float]) -> Spread:
+def spread(times: Sequence[float], base: Sequence[float]) -> TimingSpread:
     """Return how many times as long as ``base``, repeat by repeat."""
     ratios = [t / b for t, b in zip(times, base, strict=True)]
     low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
-    return Spread(median(ratios), low, high)
+    return TimingSpread(median(ratios), low, high)
 
 
 def alternating(

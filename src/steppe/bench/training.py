@@ -13,9 +13,9 @@ from torch import nn
 
 from steppe import hardware, methods, models
 from steppe.bench.data import NONE, endless, random_images
-from steppe.bench.timing import Spread, alternating, at_least_one, per_step, spread
+from steppe.bench.timing import TimingSpread, alternating, at_least_one, per_step, spread
 from steppe.core.batch import Batch
-from steppe.training.evaluation import on
+from steppe.training.evaluation import to_model_format
 
 USUAL_MODELS = ("simple-cnn", "resnet-thin", "resnet32", "cifar10-fast")
 
@@ -25,7 +25,7 @@ class TrainingCost:
     """The price of a training step: of the first one's, with its parameters, and in milliseconds."""
 
     what: str
-    of_first: Spread
+    of_first: TimingSpread
     parameters: int
     milliseconds: float
 
@@ -74,7 +74,7 @@ class _Training:
 
     def step(self, batch: Batch) -> None:
         """Train on a batch."""
-        self.bound(on(batch, self.bound.runtime.params[0]))
+        self.bound(to_model_format(batch, self.bound.runtime.params[0]))
 
 
 def _in_memory(batch: int, size: int) -> Batch:

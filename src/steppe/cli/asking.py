@@ -47,7 +47,7 @@ def configured(build: Callable[[ArgumentParser], None], cls: type, given: Namesp
 
     stated = explicit(build, cls, command)
     with Decoding(console.console()) as progress:
-        found, said = (recipe_scaling.run if cls is Run else recipe_scaling.study)(
+        found, said = (recipe_scaling.scaled_run if cls is Run else recipe_scaling.scaled_study)(
             given.recipe, given.scale, stated, progress
         )
     console.console().print("\n".join(said), highlight=False, markup=False, soft_wrap=True)

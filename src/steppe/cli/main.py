@@ -39,10 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     with contextlib.ExitStack() as stack:
         try:
-            if console.in_team() and argv and argv[0] in TEAMWORK:
+            if console.in_torchrun() and argv and argv[0] in TEAMWORK:
                 from steppe.distributed import process_group
 
-                stack.enter_context(process_group.joined())
+                stack.enter_context(process_group.process_group())
             return _run(argv)
         except (InputError, RunError) as error:
             if debug:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from steppe.training import run
 
 
-class Named(Protocol):
+class RunLabels(Protocol):
     """A job with a name; equal jobs are one."""
 
     @property
@@ -54,14 +54,14 @@ class Display:
     ) -> None:
         self._bars.stop()
 
-    def listen(self, job: Named, news: run.Progress | dict[str, Any] | str) -> None:
+    def listen(self, job: RunLabels, news: run.TrainingStatus | dict[str, Any] | str) -> None:
         """Take in a run's progress, its result, or its error in words."""
-        if isinstance(news, run.Progress):
+        if isinstance(news, run.TrainingStatus):
             self._progress(job.name, news)
         else:
             self._finish(job.name, news)
 
-    def _progress(self, name: str, p: run.Progress) -> None:
+    def _progress(self, name: str, p: run.TrainingStatus) -> None:
         text = (
             f"epoch {p.epoch}  loss {p.loss:.3f}  acc {p.accuracy:.1%}  "
             f"{p.images_per_second:,.0f} images/s  {duration(p.seconds_left)} left"

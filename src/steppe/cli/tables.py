@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from steppe.bench import Cost, StoreCost
-    from steppe.methods import Row
+    from steppe.bench import StepCost, StoreCost
+    from steppe.methods import MethodFacts
 
 
-def methods(rows: Sequence[Row]) -> str:
+def methods(rows: Sequence[MethodFacts]) -> str:
     """Return a line per method, its columns as wide as they must be."""
     head = ("method", "passes", "keeps", "source", "status", "what it does")
     lines = [head, *((r.name, r.cost, r.keeps, r.source, r.status, r.summary) for r in rows)]
@@ -20,7 +20,7 @@ def methods(rows: Sequence[Row]) -> str:
     )
 
 
-def costs(rows: Sequence[Cost]) -> str:
+def costs(rows: Sequence[StepCost]) -> str:
     """Return a line per measured method."""
     lines = [("method", "passes", "of plain", "quartiles", "floor", "above it", "beside", "memory", "ms")]
     for c in rows:

@@ -52,7 +52,7 @@ def _compare(given: Namespace, command: str) -> int:
     jobs = given.jobs or as_many
     kept = len(grid.jobs) - len(todo)
     kept_text = f", {kept} already finished" if kept else ""
-    here = collectives.here()
+    here = collectives.current_world()
     at_once = min(jobs, max(len(todo), 1)) if here.size == 1 else f"1 (on {here.size} processes)"
     at_once = at_once if jobs else f"as many as {launcher.name} carries"
     console.print(f"{len(todo)} runs, {at_once} at a time{kept_text}", highlight=False)
@@ -80,14 +80,14 @@ def _train(given: Namespace, command: str) -> int:
     from steppe import hardware
     from steppe.cli.progress import Decoding, Display
     from steppe.distributed import collectives
-    from steppe.experiments.run_lock import claimed
+    from steppe.experiments.run_lock import locked_run
     from steppe.training import run as engine
 
     run = configured(_train_arguments, Run, given, command)
     hardware.keep_freed_memory()
     console = voice.console()
     with Decoding(console) as progress:
-        images = collectives.here().in_turn(lambda: engine.load_data(run, progress))
+        images = collectives.current_world().in_turn(lambda: engine.load_data(run, progress))
     engine.check(run, images)
     _tell_left_out(run.dataset, images.skipped, console)
     if given.plan:
@@ -103,8 +103,8 @@ def _train(given: Namespace, command: str) -> int:
         name: str = f"{run.method} seed {run.seed}"
 
     _tell_memory(run.method, engine.footprint(run, images), console)
-    with collectives.here().held_by_lead(lambda: claimed(folder)), Display(1, console) as display:
-        result = engine.fit(run, folder, images, lambda news: display.listen(One(), news))
+    with collectives.current_world().held_by_lead(lambda: locked_run(folder)), Display(1, console) as display:
+        result = engine.train_run(run, folder, images, lambda news: display.listen(One(), news))
         display.listen(One(), result)
     console.print(f"records: {folder}", highlight=False, markup=False, soft_wrap=True)
     return 0 if result["status"] == "ok" else 1
@@ -121,10 +121,10 @@ def _tell_left_out(dataset: str, names: Sequence[str], console: Console) -> None
 
 def _tell_memory(method: str, count: int, console: Console) -> None:
     """Say what a method will keep per training image, if anything."""
-    from steppe.training.run import as_size
+    from steppe.training.run import format_bytes
 
     if count:
-        console.print(f"{method} keeps {as_size(count)} of past outputs", highlight=False, markup=False)
+        console.print(f"{method} keeps {format_bytes(count)} of past outputs", highlight=False, markup=False)
 
 
 def _report_arguments(parser: ArgumentParser) -> None:
@@ -243,7 +243,7 @@ def _diagnose(given: Namespace, command: str) -> int:
     from steppe.cli.commands import diagnose
 
     more = (given.corruptions, given.bounds, given.between)
-    asked = diagnose.Asked(given.seconds, given.which, given.on, given.again, *more)
+    asked = diagnose.DiagnoseOptions(given.seconds, given.which, given.on, given.again, *more)
     return diagnose.run(given.folders, asked, given.json, voice.console())
 
 
@@ -328,10 +328,10 @@ def _tune_arguments(parser: ArgumentParser) -> None:
 
 def _tune(given: Namespace, command: str) -> int:
     from steppe.cli.commands import tune
-    from steppe.experiments.tuning import Budget
+    from steppe.experiments.tuning import TuningBudget
 
     asked = configured(_tune_arguments, Run, given, command)
-    budget = Budget(given.trials, given.within, given.seeds, given.confirm, given.pruner)
+    budget = TuningBudget(given.trials, given.within, given.seeds, given.confirm, given.pruner)
     return tune.run(asked, given.settings, budget, Path(given.out), given.json, command, voice.console())
 
 

@@ -17,15 +17,15 @@ from typing import Any, Literal, get_args
 from steppe.errors import InputError
 
 Optimizer = Literal["adam", "adamw", "sgd"]
-Schedule = Literal["cosine", "constant", "step"]
+ScheduleName = Literal["cosine", "constant", "step"]
 Match = Literal["epochs", "gradients", "seconds"]
-Precision = Literal["fp32", "bf16", "fp16", "fp64"]
-Sync = Literal["local", "global"]
+PrecisionName = Literal["fp32", "bf16", "fp16", "fp64"]
+SyncName = Literal["local", "global"]
 Parallel = Literal["ddp", "fsdp"]
 Normalize = Literal["unit", "standard"]
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
-METHODS = ("plain", "repeat-step", "two-step", "gc", "agc", "sam", "sadt-v1", "sadt-v2", "sadt-v3")
+DEFAULT_METHODS = ("plain", "repeat-step", "two-step", "gc", "agc", "sam", "sadt-v1", "sadt-v2", "sadt-v3")
 
 
 def _positive(name: str, value: float | None, least: float = 0.0, strict: bool = True) -> None:
@@ -120,7 +120,7 @@ class Optim:
     lr: float = 1e-4
     momentum: float = 0.9
     weight_decay: float = 0.0
-    schedule: Schedule = "cosine"
+    schedule: ScheduleName = "cosine"
     clip: float | None = None
     nesterov: bool = False
     warmup: float = 0.0
@@ -131,7 +131,7 @@ class Optim:
 
     def __post_init__(self) -> None:
         _choice("optim.name", self.name, get_args(Optimizer))
-        _choice("optim.schedule", self.schedule, get_args(Schedule))
+        _choice("optim.schedule", self.schedule, get_args(ScheduleName))
         _positive("optim.lr", self.lr, strict=False)
         _positive("optim.weight_decay", self.weight_decay, strict=False)
         _positive("optim.momentum", self.momentum, strict=False)
@@ -168,7 +168,7 @@ class Optim:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watch:
+class Monitoring:
     """What is looked at while a run trains, beside validation; it changes no update.
 
     Attributes:
@@ -193,7 +193,7 @@ class Watch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Common:
+class RunOptions:
     """What a run and a comparison share.
 
     Attributes:
@@ -223,14 +223,14 @@ class _Common:
     epochs: int = 16
     match: Match = "epochs"
     seconds: float | None = None
-    precision: Precision = "fp32"
+    precision: PrecisionName = "fp32"
     threads: int = 1
     microbatch: int | None = None
     m: int | None = None
-    sync: Sync = "local"
+    sync: SyncName = "local"
     parallel: Parallel = "ddp"
     compile: bool = False
-    watch: Watch = field(default_factory=Watch)
+    watch: Monitoring = field(default_factory=Monitoring)
     track: tuple[str, ...] = ()
     workers: int = 0
 
@@ -240,11 +240,11 @@ class _Common:
         _positive("threads", self.threads)
         _positive("seconds", self.seconds)
         _choice("match", self.match, get_args(Match))
-        _choice("precision", self.precision, get_args(Precision))
+        _choice("precision", self.precision, get_args(PrecisionName))
         _positive("microbatch", self.microbatch)
         _positive("m", self.m)
         _positive("workers", self.workers, strict=False)
-        _choice("sync", self.sync, get_args(Sync))
+        _choice("sync", self.sync, get_args(SyncName))
         _choice("parallel", self.parallel, get_args(Parallel))
         for one in self.track:
             _choice("track", one, TRACKERS)
@@ -260,7 +260,7 @@ class _Common:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(_Common):
+class Run(RunOptions):
     """One training run.
 
     Attributes:
@@ -290,7 +290,7 @@ class Run(_Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study(_Common):
+class Study(RunOptions):
     """A comparison: methods x models x data sets x seeds.
 
     Attributes:
@@ -300,7 +300,7 @@ class Study(_Common):
         seeds: One run of everything per seed; methods are paired by seed.
     """
 
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = DEFAULT_METHODS
     models: tuple[str, ...] = ("simple-cnn",)
     datasets: tuple[str, ...] = ("digits",)
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -316,7 +316,7 @@ class Study(_Common):
 
     def runs(self) -> list[Run]:
         """Return every run of the grid; all methods of one seed stand together."""
-        common = {k: getattr(self, k) for k in _Common.__dataclass_fields__}
+        common = {k: getattr(self, k) for k in RunOptions.__dataclass_fields__}
         return [
             Run(method=method, model=model, dataset=dataset, seed=seed, **common)
             for dataset in self.datasets
@@ -343,10 +343,10 @@ def essential(config: Mapping[str, Any]) -> dict[str, Any]:
     How a network is shared out among processes is not part of it, nor is how many there are: a run may go on
     with another number of them. Nor is where its records are shown, or who makes its batches.
     """
-    used = _used(config, _Common, _YOUNGER[""])
+    used = _used(config, RunOptions, _YOUNGER[""])
     parts = {"data": _used(config["data"], Data, _YOUNGER["data"])}
     parts["optim"] = _used(config["optim"], Optim, _YOUNGER["optim"])
-    watch = _used(config.get("watch", {}), Watch, tuple(Watch.__dataclass_fields__))
+    watch = _used(config.get("watch", {}), Monitoring, tuple(Monitoring.__dataclass_fields__))
     rest = {k: v for k, v in (used | parts).items() if k not in _NO_RESULT}
     return rest | ({"watch": watch} if watch else {})
 

@@ -17,7 +17,7 @@ PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Precision:
+class MixedPrecision:
     """Autocast, and for fp16 one `GradScaler` that is told once per step whether all was finite.
 
     Gradients leave this class unscaled, so that no method sees the loss scale: neither the size of a
@@ -84,11 +84,11 @@ class Precision:
             self.scaler.load_state_dict(content)
 
 
-def widened(t: Tensor) -> Tensor:
+def upcast_to_float32(t: Tensor) -> Tensor:
     """Return half-precision values as float32: losses are computed in at least that."""
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
-def exact(like: Tensor) -> AbstractContextManager[Any]:
+def autocast_disabled(like: Tensor) -> AbstractContextManager[Any]:
     """Return the context, within a pass, for what half precision is too coarse for: no autocast."""
     return torch.autocast(like.device.type, enabled=False)

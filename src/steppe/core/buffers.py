@@ -10,7 +10,7 @@ from itertools import chain
 
 from torch import Tensor, nn
 
-from steppe.core.snapshot import Copies, Copy
+from steppe.core.snapshot import CopyPool, TensorCopy
 
 _Home = dict[str, Tensor | None]
 
@@ -21,14 +21,14 @@ class Buffers:
     def __init__(self, net: nn.Module):
         # looking for the modules that have any takes longer than all else here
         self._homes: list[_Home] = [m._buffers for m in net.modules() if m._buffers]
-        self._copies = Copies()
+        self._copies = CopyPool()
         self._look()
 
-    def keep(self) -> Kept:
+    def keep(self) -> BufferCopy:
         """Return what they are now."""
         if self._present() != self.held:
             self._look()
-        return Kept(self, self._copies)
+        return BufferCopy(self, self._copies)
 
     def _look(self) -> None:
         self.held = self._present()
@@ -40,13 +40,13 @@ class Buffers:
         return list(map(id, chain.from_iterable(map(dict.values, self._homes))))
 
 
-class Kept:
+class BufferCopy:
     """Buffers as they were."""
 
-    def __init__(self, buffers: Buffers, copies: Copies):
+    def __init__(self, buffers: Buffers, copies: CopyPool):
         self._buffers, self._copies = buffers, copies
         self._held, self._homes = buffers.held, buffers.homes
-        self._values: Copy = copies.make(buffers.tensors)
+        self._values: TensorCopy = copies.make(buffers.tensors)
 
     def back(self) -> None:
         """Return to it: modules have their tensors again, and these their values, bit for bit.

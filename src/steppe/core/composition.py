@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from steppe.core.batch import Batch
-from steppe.core.method import Method, descend, name_of, overrides, require
+from steppe.core.method import Method, name_of, overrides, plain_step, require
 from steppe.core.numerics.vector import Vec
-from steppe.core.runtime import Out, Runtime
-from steppe.core.schedules import Now
+from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.schedules import TrainingProgress
 from steppe.errors import InputError
 
 
@@ -57,12 +57,12 @@ class On(Method):
         """Remember what both remember."""
         return nn.ModuleDict({"rule": self.rule.init(net), "base": self.base.init(net)})
 
-    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Minimise the objective of whichever method defines one."""
         holder = self._holder("objective")
         return holder.objective(batch, self._state(holder, state), rt)
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Step as whichever method defines a step."""
         holder = self._holder("step")
         return holder.step(batch, self._state(holder, state), rt)
@@ -71,7 +71,7 @@ class On(Method):
         """Apply the base's transform, then the rule's."""
         return self.rule.transform(self.base.transform(grads, rt), rt)
 
-    def after(self, batch: Batch, out: Out, state: nn.Module, rt: Runtime) -> None:
+    def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
         """Let both remember."""
         for part in (self.base, self.rule):
             part.after(batch, out, self._state(part, state), rt)
@@ -122,7 +122,7 @@ class On(Method):
 
 
 @dataclass(frozen=True)
-class When(Method):
+class ActiveWindow(Method):
     """A method that works from ``start`` to ``stop`` on every ``every``-th step; the others are plain steps.
 
     Steps count from 0 and ``stop`` is the first one without the method. ``start`` and ``stop`` below 1 are
@@ -154,7 +154,7 @@ class When(Method):
                 "leave start, stop and every out"
             )
 
-    def active(self, now: Now) -> bool:
+    def active(self, now: TrainingProgress) -> bool:
         """Return whether this step is the method's."""
         over = self.stop is not None and now.reached(self.stop, "stop")
         if over or not now.reached(self.start, "start"):
@@ -175,19 +175,19 @@ class When(Method):
         """Remember what the method remembers."""
         return self.method.init(net)
 
-    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Minimise the method's objective in its steps, the loss alone in the others."""
         return self.method.objective(batch, state, rt) if self.active(rt.now) else rt.supervised(batch)
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Make the method's step, or a plain one."""
-        return self.method.step(batch, state, rt) if self.active(rt.now) else descend(batch, rt)
+        return self.method.step(batch, state, rt) if self.active(rt.now) else plain_step(batch, rt)
 
     def transform(self, grads: Vec, rt: Runtime) -> Vec:
         """Transform as the method does in its steps."""
         return self.method.transform(grads, rt) if self.active(rt.now) else grads
 
-    def after(self, batch: Batch, out: Out, state: nn.Module, rt: Runtime) -> None:
+    def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
         """Let the method remember."""
         self.method.after(batch, out, state, rt)
 

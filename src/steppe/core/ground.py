@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from steppe.core import param_groups, rng
-from steppe.core.amp import Precision, widened
+from steppe.core.amp import MixedPrecision, upcast_to_float32
 from steppe.core.batch import Batch
 from steppe.core.buffers import Buffers
-from steppe.core.model_call import call, logits_of, loss_of, unwrap
-from steppe.core.multi_network import Several, peer_of
+from steppe.core.model_call import call_model, extract_logits, extract_loss, unwrap_model
+from steppe.core.multi_network import MultiNetwork, member_of
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
-from steppe.core.parallel import Shards, Sync, ranks_of
-from steppe.core.schedules import Now, Value, value_at
-from steppe.core.snapshot import Copies
-from steppe.core.step_state import Course, Out
+from steppe.core.parallel import Sharded, SyncMode, parallelism_of
+from steppe.core.schedules import ScheduleValue, TrainingProgress, value_at
+from steppe.core.snapshot import CopyPool
+from steppe.core.step_state import StepOutput, StepState
 from steppe.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 T = TypeVar("T")
-Loss = Callable[[Tensor, Tensor], Tensor]
-Transform = Callable[..., Any]
-Objective = Callable[[Batch], Out]
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+GradientTransform = Callable[..., Any]
+Objective = Callable[[Batch], StepOutput]
 
 
 @dataclass
@@ -53,17 +53,17 @@ class Passes:
 
 
 @dataclass(frozen=True)
-class Setup:
+class BindOptions:
     """How a method is bound; see `steppe.core.method.Method.bind`."""
 
-    loss: Loss | str
-    transforms: Sequence[Transform] = ()
+    loss: LossFunction | str
+    transforms: Sequence[GradientTransform] = ()
     clip: float | None = None
     clip_each: bool = False
     precision: str = "fp32"
     scaler: GradScaler | None = None
     microbatch: int | None = None
-    sync: Sync = None
+    sync: SyncMode = None
     weigh: Callable[[Batch], float] = len
     steps: int | Callable[[], float] | None = None
     epoch: int | None = None
@@ -81,17 +81,17 @@ class Ground:
     left with the parameters.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, setup: Setup):
+    def __init__(self, model: nn.Module, optimizer: Optimizer, setup: BindOptions):
         self.model, self.optimizer, self.setup = model, optimizer, setup
-        self.net, wrapper = unwrap(model)
+        self.net, wrapper = unwrap_model(model)
         self._trainable = param_groups.Trainable(optimizer)
         self.params = self._trainable.params
         self.device = self.params[0].device
-        self.precision = Precision(setup.precision, self.params[0], setup.scaler)
-        self.ranks = ranks_of(self.net, wrapper, self.params, setup.sync)
+        self.precision = MixedPrecision(setup.precision, self.params[0], setup.scaler)
+        self.ranks = parallelism_of(self.net, wrapper, self.params, setup.sync)
         self.ranks.settle()
         self.owners = param_groups.owners(self.net, self.params)
-        self.divisible = model in (self.net, wrapper) and not isinstance(self.ranks, Shards)
+        self.divisible = model in (self.net, wrapper) and not isinstance(self.ranks, Sharded)
         self.rng = rng.generator(setup.seed, "noise", self.ranks.noise, self.device)
         # a number drawn on a GPU would have to be waited for
         self._mask_rng = rng.generator(setup.seed, "masks", self.ranks.rank, torch.device("cpu"))
@@ -100,8 +100,8 @@ class Ground:
         self.objective: Objective = _unset
         self._memo: dict[Hashable, Any] = {}
         self._good = torch.zeros((), dtype=torch.bool, device=self.device)
-        self.weight_copies, self.undo_copies, self.buffers = Copies(), Copies(), Buffers(self.net)
-        self.course = Course(self.buffers.keep(), 0, 0.0, self._good)
+        self.weight_copies, self.undo_copies, self.buffers = CopyPool(), CopyPool(), Buffers(self.net)
+        self.course = StepState(self.buffers.keep(), 0, 0.0, self._good)
         self.looking = False
         self.left: Vec | None = None
         self._clean_streams = rng.capture(self.device)
@@ -125,27 +125,27 @@ class Ground:
 
     def forward(self, x: Any) -> Tensor:
         """Return the model's logits on a batch's inputs, with their graph."""
-        return logits_of(call(self.model, x))
+        return extract_logits(call_model(self.model, x))
 
-    def supervised(self, batch: Batch) -> Out:
+    def supervised(self, batch: Batch) -> StepOutput:
         """Return the user's loss on a batch, with its graph."""
         if self.setup.loss == "model":
-            return Out(*loss_of(call(self.model, batch.x, batch.y)))
+            return StepOutput(*extract_loss(call_model(self.model, batch.x, batch.y)))
         if batch.y is None:
             raise InputError(
                 "the batch has no targets; give y, a mapping with 'labels', or loss='model' "
                 "if the model returns its own loss"
             )
         logits = self.forward(batch.x)
-        return Out(self.loss(logits, batch.y), logits)
+        return StepOutput(self.loss(logits, batch.y), logits)
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the user's loss, in at least float32 whatever the precision of the pass."""
         if not callable(self.setup.loss):
             raise InputError("this method computes losses itself; bind it with a loss function, not loss='model'")
-        return self.setup.loss(widened(logits), y)
+        return self.setup.loss(upcast_to_float32(logits), y)
 
-    def setting(self, name: str, value: Value) -> float | list[float]:
+    def setting(self, name: str, value: ScheduleValue) -> float | list[float]:
         """Return a hyper-parameter's value in this step: one number, or one per parameter.
 
         It may follow a schedule, and an optimizer's parameter group may have its own under the same name.
@@ -153,23 +153,23 @@ class Ground:
         return param_groups.per_group(self.optimizer, self.params, name, value_at(value, self.now))
 
     @property
-    def kind(self) -> vector.Kind:
+    def kind(self) -> vector.TensorKind:
         """What holds for all parameters, and so for their gradients; the model's type may change."""
-        return self.once(("kind", self.params[0].dtype), lambda: vector.Kind.of(self.params))
+        return self.once(("kind", self.params[0].dtype), lambda: vector.TensorKind.of(self.params))
 
     @property
     def peer(self) -> list[int]:
         """For each parameter the number of its network or branch, from 1; 0 if it belongs to none alone."""
-        return self.once("peer", lambda: peer_of(self.net, self.params))
+        return self.once("peer", lambda: member_of(self.net, self.params))
 
     @property
-    def now(self) -> Now:
+    def now(self) -> TrainingProgress:
         """Where training is."""
         lr = float(self.optimizer.param_groups[0]["lr"])
         done = max(self.passes.steps - 1, 0)
         length = self.setup.steps
         share = length() if callable(length) else done / length if length else None
-        return Now(done, share, lr)
+        return TrainingProgress(done, share, lr)
 
     def draw_masks(self) -> int:
         """Return a seed for fresh dropout masks, from the step's own generator."""
@@ -208,11 +208,11 @@ class Ground:
             self.owners, self._memo = param_groups.owners(self.net, self.params), {}
             self.buffers = Buffers(self.net)
         parts = self.parts(batch)
-        self.course = Course(self.buffers.keep(), len(batch), self.weight(batch), self._good)
+        self.course = StepState(self.buffers.keep(), len(batch), self.weight(batch), self._good)
         self.course.given = (batch, parts, self.course.weight)
         self.ranks.begin(self.course.weight, len(parts))
         self.ranks.settle()
-        if isinstance(self.net, Several):
+        if isinstance(self.net, MultiNetwork):
             several, sample = self.net, next(parts[0].split(2))
             self.worth = self.once("worth", lambda: several.worth(sample))
         self.passes.steps += 1
@@ -238,5 +238,5 @@ class Ground:
         self.left = None
 
 
-def _unset(batch: Batch) -> Out:
+def _unset(batch: Batch) -> StepOutput:
     raise RuntimeError("no objective yet: call the bound step, not the runtime")

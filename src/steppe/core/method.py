@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from steppe.core.batch import Batch
-from steppe.core.model_call import call, logits_of
+from steppe.core.model_call import call_model, extract_logits
 from steppe.core.numerics.vector import Vec
-from steppe.core.parallel import Sync
-from steppe.core.runtime import Loss, Out, Runtime, Setup
-from steppe.core.schedules import Each, Schedule
+from steppe.core.parallel import SyncMode
+from steppe.core.runtime import BindOptions, LossFunction, Runtime, StepOutput
+from steppe.core.schedules import FunctionSchedule, Schedule
 from steppe.core.step import Step
 from steppe.errors import InputError, unknown
 
@@ -71,19 +71,19 @@ class Method:
         """Return what the method remembers between steps, as a module of buffers: resume comes for free."""
         return nn.Module()
 
-    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Return what is minimised on a batch, with its graph."""
         return rt.supervised(batch)
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Make one update and return the output of the clean pass."""
-        return descend(batch, rt)
+        return plain_step(batch, rt)
 
     def transform(self, grads: Vec, rt: Runtime) -> Vec:
         """Return the gradient that the optimizer sees; must leave ``grads`` itself as it is."""
         return grads
 
-    def after(self, batch: Batch, out: Out, state: nn.Module, rt: Runtime) -> None:
+    def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
         """Remember: called once after each step that was not skipped."""
 
     def footprint(self, samples: int, classes: int) -> int:
@@ -95,7 +95,7 @@ class Method:
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         """Return the logits of what is deployed and evaluated."""
-        return logits_of(call(net, x))
+        return extract_logits(call_model(net, x))
 
     def standing(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
         """Return the context in which the network has the weights that are deployed in the place of its own."""
@@ -110,14 +110,14 @@ class Method:
 
     def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Return what `predict` deploys as one plain network, made by ``new_model``, with the weights it has."""
-        return filled(new_model(), net.state_dict())
+        return with_presets(new_model(), net.state_dict())
 
     def bind(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        loss: Loss | str = F.cross_entropy,
+        loss: LossFunction | str = F.cross_entropy,
         clip: float | None = None,
         clip_each: bool = False,
         precision: str = "fp32",
@@ -125,7 +125,7 @@ class Method:
         transforms: Sequence[Method] = (),
         microbatch: int | None = None,
         m: int | str | None = None,
-        sync: Sync = None,
+        sync: SyncMode = None,
         weigh: Callable[[Batch], float] = len,
         steps: int | Callable[[], float] | None = None,
         epoch: int | None = None,
@@ -181,7 +181,7 @@ class Method:
                 raise InputError(f"m is {m!r}; give a number of samples, 'micro', or None")
             if sync not in (None, "local"):
                 raise InputError(f"m is {m!r} and sync is {sync!r}; samples or processes share, leave one out")
-        setup = Setup(
+        setup = BindOptions(
             loss,
             transforms=[method.transform for method in (self, *transforms)],
             clip=clip,
@@ -202,7 +202,7 @@ def _kind(value: object) -> str:
     return f"of type {type(value).__name__}"
 
 
-def filled(plain: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+def with_presets(plain: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """Return the network with these weights and buffers; raises InputError if they are another network's."""
     try:
         plain.load_state_dict(weights)
@@ -212,7 +212,7 @@ def filled(plain: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     return plain
 
 
-def descend(batch: Batch, rt: Runtime) -> Out:
+def plain_step(batch: Batch, rt: Runtime) -> StepOutput:
     """Make one plain update: w <- U(w, grad L(w))."""
     out, g = rt.grad(rt.objective, batch)
     rt.apply(g)
@@ -235,7 +235,7 @@ def check_fields(method: Method) -> None:
             for a in allowed
         )
         if not fits and Schedule in allowed and callable(value):
-            object.__setattr__(method, f.name, Each(value))
+            object.__setattr__(method, f.name, FunctionSchedule(value))
             continue
         if not fits:
             wanted = " or ".join(_WORDS.get(a, getattr(a, "__name__", str(a))) for a in allowed)

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from steppe.errors import InputError
 
 
-def unwrap(model: nn.Module) -> tuple[nn.Module, DistributedDataParallel | None]:
+def unwrap_model(model: nn.Module) -> tuple[nn.Module, DistributedDataParallel | None]:
     """Return the user's own network below torch.compile and DDP, and the DDP wrapper if there is one."""
     replicas = None
     while True:
@@ -23,7 +23,7 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, DistributedDataParallel | None]
             return model, replicas
 
 
-def call(model: nn.Module, x: Any, y: Any = None) -> Any:
+def call_model(model: nn.Module, x: Any, y: Any = None) -> Any:
     """Call a model on a tensor, ``model(x)``, or on named inputs, ``model(**x)``; with targets if given."""
     if isinstance(x, Mapping):
         return model(**x) if y is None else model(**x, labels=y)
@@ -34,7 +34,7 @@ class NoLogitsError(InputError):
     """What a model returned has no logits, and a method needs them."""
 
 
-def logits_of(output: Any) -> Tensor:
+def extract_logits(output: Any) -> Tensor:
     """Return the logits of what a model returned: a tensor, or their ``logits``; raises NoLogitsError without."""
     if isinstance(output, Tensor):
         return output
@@ -47,7 +47,7 @@ def logits_of(output: Any) -> Tensor:
     return logits
 
 
-def loss_of(output: Any) -> tuple[Tensor, Tensor]:
+def extract_loss(output: Any) -> tuple[Tensor, Tensor]:
     """Return the loss that a model returned itself, and its logits (empty if it gives none).
 
     Accepted are a 0-dimensional tensor, something with ``loss`` (and ``logits``), a mapping of losses, which are

@@ -9,7 +9,7 @@ from torch import nn
 from steppe.core.batch import Batch
 
 
-class Several(nn.Module):
+class MultiNetwork(nn.Module):
     """Base of the modules that methods of several networks build."""
 
     @property
@@ -27,10 +27,10 @@ class Several(nn.Module):
         return float(self.size)
 
 
-def peer_of(net: nn.Module, params: Sequence[nn.Parameter]) -> list[int]:
+def member_of(net: nn.Module, params: Sequence[nn.Parameter]) -> list[int]:
     """Return for each parameter the number of its network or branch, from 1; 0 for what several of them share."""
     holders: dict[int, list[int]] = {}
-    for number, peer in enumerate(net.peers if isinstance(net, Several) else (), 1):
+    for number, peer in enumerate(net.peers if isinstance(net, MultiNetwork) else (), 1):
         for p in peer.parameters():
             holders.setdefault(id(p), []).append(number)
     return [own[0] if len(own := holders.get(id(p), [])) == 1 else 0 for p in params]

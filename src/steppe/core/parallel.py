@@ -21,11 +21,11 @@ from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
 from steppe.errors import InputError
 
-Sync = str | int | None
+SyncMode = str | int | None
 Params = Sequence[nn.Parameter]
 
 
-class One:
+class SingleProcess:
     """A process on its own; also what the others have in common."""
 
     rank = 0
@@ -81,12 +81,12 @@ class One:
         """Give all processes the same running statistics."""
 
 
-class Replicas(One):
+class DataParallel(SingleProcess):
     """Data parallel: every process has the whole model and its own part of the batch."""
 
     decides = False
 
-    def __init__(self, wrapper: DistributedDataParallel, sync: Sync):
+    def __init__(self, wrapper: DistributedDataParallel, sync: SyncMode):
         self.wrapper = wrapper
         self.group = wrapper.process_group
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
@@ -171,10 +171,10 @@ class Replicas(One):
         broadcast_buffers(net, first, self.group)
 
 
-class Shards(One):
+class Sharded(SingleProcess):
     """FSDP2: every process has a shard of each parameter, and backward gives shards of the mean gradient."""
 
-    def __init__(self, net: nn.Module, params: list[nn.Parameter], sync: Sync):
+    def __init__(self, net: nn.Module, params: list[nn.Parameter], sync: SyncMode):
         if sync not in (None, "global"):
             raise InputError(
                 f"sync is {sync!r} on a sharded model; its gradient exists only as the mean of all processes: "
@@ -225,7 +225,7 @@ class Shards(One):
 
     def fails(self, witness: Tensor) -> bool:
         """Return whether it is not finite anywhere."""
-        flag = (~vector.sound(witness)).float().reshape(1).to(self.device)
+        flag = (~vector.all_finite(witness)).float().reshape(1).to(self.device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
@@ -267,19 +267,19 @@ def gathered(tensors: Sequence[Tensor], size: int, group: Any) -> tuple[Tensor, 
     return tuple(found)
 
 
-def ranks_of(
-    net: nn.Module, wrapper: DistributedDataParallel | None, params: list[nn.Parameter], sync: Sync
-) -> One:
+def parallelism_of(
+    net: nn.Module, wrapper: DistributedDataParallel | None, params: list[nn.Parameter], sync: SyncMode
+) -> SingleProcess:
     """Return how this model's processes work together.
 
     Raises InputError for a ``sync`` that the model's parallelism cannot give.
     """
     if any(vector.sharded(p) for p in params):
-        return Shards(net, params, sync)
+        return Sharded(net, params, sync)
     if wrapper is not None:
-        return Replicas(wrapper, sync)
+        return DataParallel(wrapper, sync)
     known = sync in (None, "local", "global") or (isinstance(sync, int) and sync >= 1)
     if not known or isinstance(sync, bool):
         raise InputError(f"sync is {sync!r}; give 'local', 'global' or how many processes share a perturbation")
     # asking a GPU what a value is means to wait for it, so there it is asked once in a step
-    return One(decides=params[0].device.type == "cpu")
+    return SingleProcess(decides=params[0].device.type == "cpu")

@@ -19,14 +19,14 @@ from torch.func import functional_call
 
 from steppe.core import param_groups, rng
 from steppe.core.batch import Batch, join_logits
-from steppe.core.ground import Ground, Loss, Objective, Passes, Setup, Transform
+from steppe.core.ground import BindOptions, GradientTransform, Ground, LossFunction, Objective, Passes
 from steppe.core.numerics import vector
-from steppe.core.numerics.vector import Along, Vec
-from steppe.core.parallel import One
-from steppe.core.step_state import NonFinite, Out
+from steppe.core.numerics.vector import ScaledVector, Vec
+from steppe.core.parallel import SingleProcess
+from steppe.core.step_state import NonFinite, StepOutput
 from steppe.errors import InputError
 
-__all__ = ["Loss", "Objective", "Out", "Passes", "Runtime", "Setup", "Transform"]
+__all__ = ["BindOptions", "GradientTransform", "LossFunction", "Objective", "Passes", "Runtime", "StepOutput"]
 
 
 class Runtime(Ground):
@@ -34,7 +34,7 @@ class Runtime(Ground):
 
     def grad(
         self, objective: Objective, batch: Batch, *, work: float = 1.0, where: Sequence[bool] | None = None
-    ) -> tuple[Out, Vec]:
+    ) -> tuple[StepOutput, Vec]:
         """Return the output and the mean gradient of ``objective`` over ``batch`` at the current weights.
 
         The batch goes through in micro-batches if the step has them; the result is their exact mean. Under
@@ -71,14 +71,20 @@ class Runtime(Ground):
         grads = vector.Measured(grads, self.kind)
         self.count(forward=work * len(batch), backward=work * len(batch))
         mean = losses[0] if len(parts) == 1 else torch.stack(losses).sum()
-        joined = Out(mean, join_logits(logits))
+        joined = StepOutput(mean, join_logits(logits))
         self.course.first = self.course.first or joined
-        self._judge(vector.witness(grads, mean.to(self.device)))
+        self._judge(vector.finite_check(grads, mean.to(self.device)))
         return joined, grads
 
     def grads(
-        self, objective: Objective, here: Batch, there: Batch, offset: Vec | Along, *, masks: int | None = None
-    ) -> tuple[Out, Vec, Vec]:
+        self,
+        objective: Objective,
+        here: Batch,
+        there: Batch,
+        offset: Vec | ScaledVector,
+        *,
+        masks: int | None = None,
+    ) -> tuple[StepOutput, Vec, Vec]:
         """Return output and gradient at the weights, and the gradient at ``w + offset``; on a GPU side by side.
 
         The weights stay where they are: the second pass runs on tensors of its own, on a second stream, and
@@ -86,7 +92,11 @@ class Runtime(Ground):
 
         Raises InputError for a model that is compiled, or shared by processes, and for micro-batches.
         """
-        if not self.divisible or type(self.ranks) is not One or len(self.parts(here)) + len(self.parts(there)) > 2:
+        if (
+            not self.divisible
+            or type(self.ranks) is not SingleProcess
+            or len(self.parts(here)) + len(self.parts(there)) > 2
+        ):
             raise InputError("streams need a model that is neither compiled nor shared, and whole batches")
         if not self.looking:
             self._clean_streams = rng.capture(self.device)
@@ -107,10 +117,10 @@ class Runtime(Ground):
         found = [self.precision.unscaled([t.grad for t in ts]) for ts in (self.params, moved.values())]
         self.clear()
         self.count(forward=len(here) + len(there), backward=len(here) + len(there))
-        out = Out(clean.loss.detach(), clean.logits.detach())
+        out = StepOutput(clean.loss.detach(), clean.logits.detach())
         self.course.first = self.course.first or out
         losses = [t.detach().to(self.device) for t in (clean.loss, noisy.loss)]
-        self._judge(vector.witness(found[0], losses[0]) + vector.witness(found[1], losses[1]))
+        self._judge(vector.finite_check(found[0], losses[0]) + vector.finite_check(found[1], losses[1]))
         return out, found[0], found[1]
 
     @contextmanager
@@ -181,7 +191,7 @@ class Runtime(Ground):
             rng.restore(now, self.device)
 
     @contextmanager
-    def at(self, offset: Vec | Along, *, masks: int | None = None, clean: bool = False) -> Iterator[None]:
+    def at(self, offset: Vec | ScaledVector, *, masks: int | None = None, clean: bool = False) -> Iterator[None]:
         """Be at ``w + offset``; on leaving, also by an exception, the weights return bit for bit.
 
         The look leaves no trace (see `aside`), unless it is ``clean``: the only pass of its step, whose
@@ -236,7 +246,11 @@ class Runtime(Ground):
         for transform in self.setup.transforms:
             grads = transform(grads, self)
         if self.setup.clip is not None:
-            grads = vector.apart(self._clipped, grads, self.peer) if self.setup.clip_each else self._clipped(grads)
+            grads = (
+                vector.map_groups(self._clipped, grads, self.peer)
+                if self.setup.clip_each
+                else self._clipped(grads)
+            )
         if more:
             course.will_go_on(self.params, self.optimizer, self.undo_copies)
         self.ranks.settle()
@@ -272,7 +286,7 @@ class Runtime(Ground):
         with torch.no_grad(), self.precision.autocast():
             found = [self.forward(part.x) for part in self.parts(batch)]
         self.count(forward=len(batch))
-        self._judge(vector.witness([*found]).to(self.device))
+        self._judge(vector.finite_check([*found]).to(self.device))
         return found
 
     @contextmanager
@@ -290,14 +304,14 @@ class Runtime(Ground):
     def _judge(self, witness: Tensor) -> None:
         """Stop a step that is not finite, here and now where one process may decide, else when it updates."""
         if not self.ranks.decides:
-            self.course.bad = self.course.bad | ~vector.sound(witness)
+            self.course.bad = self.course.bad | ~vector.all_finite(witness)
         elif self.ranks.fails(witness):
             raise NonFinite(self.course.output)
 
 
-def _apart(offset: Vec | Along) -> tuple[Vec, list[Tensor], Tensor | list[Tensor] | None]:
+def _apart(offset: Vec | ScaledVector) -> tuple[Vec, list[Tensor], Tensor | list[Tensor] | None]:
     """Return an offset's direction, the tensors of it that are there, and the factors of these."""
-    if not isinstance(offset, Along):
+    if not isinstance(offset, ScaledVector):
         return offset, vector.present(offset), None
     way, times = offset.direction, offset.times
     return way, vector.present(way), vector.present(times) if isinstance(times, list) else times

@@ -12,7 +12,7 @@ from steppe.errors import InputError
 
 
 @dataclass(frozen=True)
-class Now:
+class TrainingProgress:
     """Where training is: ``step`` counts from 0; ``share`` of it is done, None if nobody knows; the learning rate.
 
     Amounts of training are whole numbers of steps or, below 1, shares of the whole.
@@ -50,7 +50,7 @@ class Schedule(ABC):
     """A value as a function of where training is."""
 
     @abstractmethod
-    def at(self, now: Now) -> float:
+    def at(self, now: TrainingProgress) -> float:
         """Return the value."""
 
 
@@ -62,7 +62,7 @@ class Linear(Schedule):
     end: float
     over: float | None = None
 
-    def at(self, now: Now) -> float:
+    def at(self, now: TrainingProgress) -> float:
         """Return start + (end - start) min(t / over, 1)."""
         done = now.part_of(self.over, "over")
         return self.end if done == 1 else self.start + (self.end - self.start) * done
@@ -76,7 +76,7 @@ class Cosine(Schedule):
     end: float
     over: float | None = None
 
-    def at(self, now: Now) -> float:
+    def at(self, now: TrainingProgress) -> float:
         """Return end + (start - end) (1 + cos(pi t / over)) / 2."""
         done = now.part_of(self.over, "over")
         if done == 1:
@@ -101,18 +101,18 @@ class WithLR(Schedule):
         if not self.lr_max > self.lr_min:
             raise InputError(f"lr_max is {self.lr_max:g} and lr_min {self.lr_min:g}; give a larger lr_max")
 
-    def at(self, now: Now) -> float:
+    def at(self, now: TrainingProgress) -> float:
         """Return the value at the present learning rate."""
         return self.low + (self.high - self.low) * (now.lr - self.lr_min) / (self.lr_max - self.lr_min)
 
 
 @dataclass(frozen=True)
-class Each(Schedule):
+class FunctionSchedule(Schedule):
     """Any function of the step number, which counts from 0."""
 
     function: Callable[[int], float]
 
-    def at(self, now: Now) -> float:
+    def at(self, now: TrainingProgress) -> float:
         """Return function(t)."""
         return float(self.function(now.step))
 
@@ -120,16 +120,16 @@ class Each(Schedule):
         return f"Each({getattr(self.function, '__qualname__', type(self.function).__name__)})"
 
 
-Value = float | Schedule
+ScheduleValue = float | Schedule
 NAMED: dict[str, Callable[..., Schedule]] = {"linear": Linear, "cosine": Cosine, "with-lr": WithLR}
 
 
-def value_at(value: Value, now: Now) -> float:
+def value_at(value: ScheduleValue, now: TrainingProgress) -> float:
     """Return a constant itself, a schedule's value now."""
     return value.at(now) if isinstance(value, Schedule) else value
 
 
-def lowest(value: Value) -> float:
+def lowest(value: ScheduleValue) -> float:
     """Return the least that a value can be, infinity if nobody knows."""
     if isinstance(value, Linear | Cosine):
         return min(value.start, value.end)
@@ -138,7 +138,7 @@ def lowest(value: Value) -> float:
     return math.inf if isinstance(value, Schedule) else value
 
 
-def parse(text: str) -> Schedule | None:
+def parse_schedule(text: str) -> Schedule | None:
     """Return the schedule that ``linear(0,0.1,0.5)`` or the like describes, None if the text is none.
 
     Raises InputError for a known name with wrong numbers.
@@ -155,10 +155,10 @@ def parse(text: str) -> Schedule | None:
         raise InputError(f"{text!r} is no schedule; write {_USAGE[match[1]]}") from None
 
 
-def text(value: Value) -> str:
+def format_schedule(value: ScheduleValue) -> str:
     """Return a value as a person writes it."""
     if isinstance(value, Schedule):
-        if isinstance(value, Each):
+        if isinstance(value, FunctionSchedule):
             return repr(value)
         name = next(k for k, v in NAMED.items() if v is type(value))
         return f"{name}({','.join(f'{n:g}' for n in vars(value).values() if n is not None)})"

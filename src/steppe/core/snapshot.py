@@ -19,28 +19,28 @@ _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _JOINED = frozenset((*_FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool))
 
 
-class Copies:
+class CopyPool:
     """Copies of the same tensors, as many at a time as are needed."""
 
     def __init__(self) -> None:
         self._places: _Places | None = None
-        self._free: list[Copy] = []
+        self._free: list[TensorCopy] = []
 
-    def make(self, tensors: Sequence[Tensor]) -> Copy:
+    def make(self, tensors: Sequence[Tensor]) -> TensorCopy:
         """Return a copy of the tensors as they are; ``give_back`` takes it again."""
         if self._places is None or not self._places.are(tensors):
             self._places, self._free = _Places(tensors), []
-        held = self._free.pop() if self._free else Copy(self._places)
+        held = self._free.pop() if self._free else TensorCopy(self._places)
         held.take()
         return held
 
-    def give_back(self, held: Copy) -> None:
+    def give_back(self, held: TensorCopy) -> None:
         """Take a copy that nobody needs any more."""
         if held.places is self._places:
             self._free.append(held)
 
 
-class Copy:
+class TensorCopy:
     """What tensors were when it was made."""
 
     def __init__(self, places: _Places):
@@ -64,7 +64,7 @@ class Copy:
                 # into the tensors: where the vectors lie they may lie no more
                 torch._foreach_copy_(row.tensors, parts)
             if self._apart:
-                put(self.places.apart, self._apart)
+                copy_into(self.places.apart, self._apart)
 
 
 class _Row:
@@ -122,7 +122,7 @@ class _Places:
         return [*map(Tensor.data_ptr, self._seen), *map(attrgetter("nbytes"), self._sized)]
 
 
-def put(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def copy_into(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Write each value into its tensor's own storage."""
     with torch.no_grad():
         if any_sharded(into):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from steppe.core.batch import Batch, as_batch, join_logits
-from steppe.core.parallel import Shards
-from steppe.core.runtime import Passes, Runtime, Setup
-from steppe.core.step_state import Group, NonFinite, Out
+from steppe.core.parallel import Sharded
+from steppe.core.runtime import BindOptions, Passes, Runtime
+from steppe.core.step_state import GradientAccumulator, NonFinite, StepOutput
 from steppe.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,17 +28,17 @@ class Step:
         method: Method,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        setup: Setup,
+        setup: BindOptions,
         m: int | str | None = None,
     ):
         self.method, self.m = method, m
         self.runtime = runtime = Runtime(model, optimizer, setup)
-        if m is not None and isinstance(runtime.ranks, Shards):
+        if m is not None and isinstance(runtime.ranks, Sharded):
             raise InputError(
                 f"m is {m!r} on a sharded model; its gradient exists only as the mean of all processes: "
                 "leave m out, or use DDP"
             )
-        if method.whole and isinstance(runtime.ranks, Shards):
+        if method.whole and isinstance(runtime.ranks, Sharded):
             raise InputError(f"{type(method).__name__} cannot train a sharded model: {method.whole}; use DDP")
         self.state = method.init(runtime.net)
         self.state.to(runtime.device)
@@ -54,7 +54,7 @@ class Step:
         """The loss scale of fp16, to look at; the step itself updates it and saves it."""
         return self.runtime.precision.scaler
 
-    def __call__(self, x: Any, y: Any = None) -> Out:
+    def __call__(self, x: Any, y: Any = None) -> StepOutput:
         """Make one step on ``(x, y)``, a `Batch`, a pair, a mapping, or a list of these.
 
         A list is one batch in micro-batches: every pass of the method sees every part with that part's own
@@ -84,19 +84,19 @@ class Step:
             self.method.after(batch, out, self.state, rt)
         return out
 
-    def _in_groups(self, batch: Batch) -> Out:
+    def _in_groups(self, batch: Batch) -> StepOutput:
         """Step on each group up to its update, and make one update from their mean gradient."""
         rt = self.runtime
         groups = batch.parts() if self.m == "micro" else list(batch.split(int(self.m or 1)))
-        collected = rt.course.group = Group([None] * len(rt.params))
+        collected = rt.course.group = GradientAccumulator([None] * len(rt.params))
         outs = []
         for group in groups:
             collected.begin(rt.weight(group) / rt.course.weight)
             out = self.method.step(group, self.state, rt)
-            outs.append(Out(out.loss * collected.share, out.logits))
+            outs.append(StepOutput(out.loss * collected.share, out.logits))
         rt.course.group = None
         rt.apply(collected.total, beside=collected.beside)
-        return Out(torch.stack([o.loss for o in outs]).sum(), join_logits([o.logits for o in outs]))
+        return StepOutput(torch.stack([o.loss for o in outs]).sum(), join_logits([o.logits for o in outs]))
 
     def _take_back(self) -> None:
         self.runtime.course.back()

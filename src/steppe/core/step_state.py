@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from steppe.core.batch import Batch
-from steppe.core.buffers import Kept
+from steppe.core.buffers import BufferCopy
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
-from steppe.core.snapshot import Copies
+from steppe.core.snapshot import CopyPool
 from steppe.errors import InputError
 
 
 @dataclass
-class Out:
+class StepOutput:
     """What a step gives back: mean ``loss`` () and ``logits`` (B, classes) of this process's clean pass.
 
     A method that cuts the batch (RWP with two batches) gives those of its first samples.
@@ -36,12 +36,12 @@ class Out:
 class NonFinite(ArithmeticError):  # noqa: N818 - it is a signal from a pass to the step, never shown to a user
     """A loss or a gradient is not finite, here or on another process; carries the clean pass's output."""
 
-    def __init__(self, out: Out):
+    def __init__(self, out: StepOutput):
         super().__init__("non-finite loss or gradient")
         self.out = out
 
 
-class Course:
+class StepState:
     """The state that lives as long as one step.
 
     ``before`` are the buffers as the step found them; ``size`` and ``weight`` are the batch's samples and its
@@ -50,24 +50,26 @@ class Course:
     is the batch, its micro-batches and its weight.
     """
 
-    def __init__(self, before: Kept, size: int, weight: float, bad: Tensor):
+    def __init__(self, before: BufferCopy, size: int, weight: float, bad: Tensor):
         self.size, self.weight, self.bad = size, weight, bad
-        self.first: Out | None = None
-        self.group: Group | None = None
+        self.first: StepOutput | None = None
+        self.group: GradientAccumulator | None = None
         self.given: tuple[Batch | None, list[Batch], float] = (None, [], 0.0)
-        self._undo: Undo | None = None
+        self._undo: UpdateSnapshot | None = None
         self._before = before
 
     @property
-    def output(self) -> Out:
+    def output(self) -> StepOutput:
         """The first pass's output."""
         assert self.first is not None
         return self.first
 
-    def will_go_on(self, params: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, copies: Copies) -> None:
+    def will_go_on(
+        self, params: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, copies: CopyPool
+    ) -> None:
         """Remember weights and optimizer before the first of several updates."""
         if self._undo is None:
-            self._undo = Undo(params, optimizer, copies)
+            self._undo = UpdateSnapshot(params, optimizer, copies)
 
     def back(self) -> None:
         """Return weights, optimizer and running statistics to what they were when the step began."""
@@ -84,7 +86,7 @@ class Course:
 
 
 @dataclass
-class Group:
+class GradientAccumulator:
     """The mean of the groups' gradients of one step, each of them up to its update, and of what goes beside."""
 
     total: Vec
@@ -106,10 +108,10 @@ class Group:
             self.beside = own if self.beside is None else vector.add(self.beside, own)
 
 
-class Undo:
+class UpdateSnapshot:
     """What weights and optimizer were when this was made; `back` returns to it, in place."""
 
-    def __init__(self, params: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, copies: Copies):
+    def __init__(self, params: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, copies: CopyPool):
         self._optimizer, self._copies = optimizer, copies
         self._state = {p: _remembered(held) for p, held in optimizer.state.items()}
         self._groups = [_remembered(group) for group in optimizer.param_groups]

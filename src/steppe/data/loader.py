@@ -13,7 +13,7 @@ from torch import Tensor
 from steppe.core.batch import Batch
 from steppe.data.dataset import Images
 from steppe.data.limited import fixed_noise
-from steppe.data.transforms.basic import Noted, Rows, Sample, Step, placed
+from steppe.data.transforms.basic import RecordedDraws, RowDraws, Sample, Transform, placed
 from steppe.data.transforms.pil_ops import unit
 from steppe.data.transforms.registry import MIXING, chain
 from steppe.errors import InputError
@@ -97,7 +97,7 @@ class Loader:
         seed: int,
         rank: int = 0,
         size: int = 1,
-        views: Sequence[Sequence[Step]] = (),
+        views: Sequence[Sequence[Transform]] = (),
         device: torch.device | str = "cpu",
     ):
         if batch < 1:
@@ -149,7 +149,7 @@ class Loader:
     def _batch(self, index: Tensor, partner: Tensor, rng: np.random.Generator, number: int, i: int) -> Batch:
         """Return the i-th batch of an epoch, of these images and partners."""
         rows = self.rows(len(index))
-        draws = Rows(rng, rows, len(index))
+        draws = RowDraws(rng, rows, len(index))
         index, partner = index[rows], partner[rows]
         own = self._sample(index)
         other = self._sample(partner) if self.mixes else own
@@ -162,7 +162,7 @@ class Loader:
     def _pass_over(self, rng: np.random.Generator, count: int) -> None:
         """Draw what a batch of so many images draws, and touch none of them."""
         if self._drawn is None:
-            noted = Noted(np.random.default_rng(0))
+            noted = RecordedDraws(np.random.default_rng(0))
             one = self._sample(torch.zeros(1, dtype=torch.long))
             for step in self.steps:
                 step(one, one, noted)
@@ -183,7 +183,7 @@ class Loader:
         """Return the further views of a batch, each from random numbers of its own."""
         found = {}
         for view, steps in enumerate(self.further, 2):
-            draws = Rows(np.random.default_rng([self.seed, _AUGMENT, epoch, number, view]), rows, whole)
+            draws = RowDraws(np.random.default_rng([self.seed, _AUGMENT, epoch, number, view]), rows, whole)
             own = self._sample(index)
             for step in steps:
                 own = step(own, own, draws)

@@ -10,13 +10,13 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from steppe.core.batch import Batch
 from steppe.data.loader import Loader
-from steppe.distributed.forkserver import forked
+from steppe.distributed.forkserver import forkserver_context
 from steppe.errors import RunError
 
 _AHEAD = 4  # batches that each process has ready
 
 
-class Ahead:
+class PrefetchLoader:
     """What `Loader.epoch` yields, bit for bit, made by ``workers`` processes while training goes on.
 
     Each process makes every ``workers``-th batch. Images mapped from a file are mapped by all of them, so that a
@@ -26,13 +26,13 @@ class Ahead:
     def __init__(self, loader: Loader, workers: int):
         self.number = torch.zeros((), dtype=torch.long).share_memory_()  # type: ignore[no-untyped-call]
         self.batches: DataLoader[Batch] = DataLoader(
-            _Own(loader, self.number),
+            _Immediate(loader, self.number),
             batch_size=None,
             num_workers=workers,
             prefetch_factor=_AHEAD,
             persistent_workers=True,
             pin_memory=torch.cuda.is_available(),
-            multiprocessing_context=forked(workers),
+            multiprocessing_context=forkserver_context(workers),
             generator=torch.Generator(),  # else it draws from the global stream, which is dropout's
         )
 
@@ -51,7 +51,7 @@ class Ahead:
             ) from error
 
 
-class _Own(IterableDataset[Batch]):
+class _Immediate(IterableDataset[Batch]):
     """The batches that one process makes."""
 
     def __init__(self, loader: Loader, number: Tensor):
@@ -63,6 +63,6 @@ class _Own(IterableDataset[Batch]):
         return self.loader.epoch(int(self.number), here.id, here.num_workers)
 
 
-def prepared(loader: Loader, workers: int) -> Loader | Ahead:
+def prepared(loader: Loader, workers: int) -> Loader | PrefetchLoader:
     """Return where the batches of an epoch come from: this process, or so many others."""
-    return Ahead(loader, workers) if workers else loader
+    return PrefetchLoader(loader, workers) if workers else loader

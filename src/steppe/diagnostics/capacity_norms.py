@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from steppe.core.model_call import call
+from steppe.core.model_call import call_model
 from steppe.core.numerics.perturbations import unit_dims, unit_norms
 from steppe.core.numerics.vector import Vec
 from steppe.diagnostics.calibration import margins
-from steppe.diagnostics.loss_surface import Surface
+from steppe.diagnostics.loss_surface import LossSurface
 from steppe.errors import InputError
 
 _CONVOLUTIONS = (
@@ -59,7 +59,9 @@ class Norms:
     bartlett: float | None
 
 
-def norms(surface: Surface, samples: int, start: Vec | None = None, *, steps: int = 30, seed: int = 0) -> Norms:
+def norms(
+    surface: LossSurface, samples: int, start: Vec | None = None, *, steps: int = 30, seed: int = 0
+) -> Norms:
     """Return the norms of a network that was trained on ``samples`` samples, with margins and inputs of these.
 
     Args:
@@ -147,7 +149,7 @@ def operator_norm(
     return found
 
 
-def _inputs(surface: Surface) -> list[tuple[nn.Module, tuple[int, ...]]]:
+def _inputs(surface: LossSurface) -> list[tuple[nn.Module, tuple[int, ...]]]:
     """Return each layer, in the order of execution, with the shape of its input."""
     found: dict[nn.Module, tuple[int, ...]] = {}
 
@@ -161,7 +163,7 @@ def _inputs(surface: Surface) -> list[tuple[nn.Module, tuple[int, ...]]]:
         for m in training:
             m.training = False
         with torch.no_grad():
-            call(surface.net, next(iter(surface.batch.split(1))).x)
+            call_model(surface.net, next(iter(surface.batch.split(1))).x)
     finally:
         for m in training:
             m.training = True
@@ -170,18 +172,18 @@ def _inputs(surface: Surface) -> list[tuple[nn.Module, tuple[int, ...]]]:
     return list(found.items())
 
 
-def _classes(surface: Surface) -> Tensor:
+def _classes(surface: LossSurface) -> Tensor:
     y = torch.cat([part.y for part in surface.batch.parts()])
     if y.is_floating_point() or y.ndim != 1:
         raise InputError("the targets are no class indices; a margin is about classes")
     return y
 
 
-def _lengths(surface: Surface) -> Tensor:
+def _lengths(surface: LossSurface) -> Tensor:
     return torch.cat([part.x.double().flatten(1).norm(dim=1) for part in surface.batch.parts()])
 
 
-def _distance(surface: Surface, start: Vec) -> float:
+def _distance(surface: LossSurface, start: Vec) -> float:
     pairs = zip(surface.params, start, strict=True)
     return math.sqrt(
         sum(float((p.detach().double() - s.double()).square().sum()) for p, s in pairs if s is not None)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from steppe.core import param_groups
-from steppe.core.model_call import unwrap
+from steppe.core.model_call import unwrap_model
 from steppe.core.numerics.perturbations import unit_dims, unit_norms
 from steppe.errors import InputError
 
@@ -45,7 +45,7 @@ def filter_norms(model: nn.Module, *, convolutions: bool = False) -> FilterNorms
 
     Raises InputError if the network has no filter.
     """
-    net, _ = unwrap(model)
+    net, _ = unwrap_model(model)
     named = list(net.named_parameters())
     found: list[np.ndarray] = []
     layers: list[str] = []

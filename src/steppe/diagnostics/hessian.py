@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from steppe.core.numerics.vector import Vec
-from steppe.diagnostics.loss_surface import Surface
-from steppe.diagnostics.sharpness import Estimate, estimate
+from steppe.diagnostics.loss_surface import LossSurface
+from steppe.diagnostics.sharpness import SharpnessEstimate, estimate
 from steppe.errors import InputError
 
 
@@ -52,7 +52,7 @@ class Density:
 
 
 def eigenvalues(
-    surface: Surface, k: int = 1, *, tolerance: float = 1e-4, products: int = 300, seed: int = 0
+    surface: LossSurface, k: int = 1, *, tolerance: float = 1e-4, products: int = 300, seed: int = 0
 ) -> Eigenvalues:
     r"""Return the ``k`` algebraically largest eigenvalues of the Hessian :math:`\nabla^2 L(w)`.
 
@@ -96,7 +96,7 @@ def eigenvalues(
     return Eigenvalues([float(values[i]) for i in order], residuals, count)
 
 
-def trace(surface: Surface, probes: int = 30, seed: int = 0) -> Estimate:
+def trace(surface: LossSurface, probes: int = 30, seed: int = 0) -> SharpnessEstimate:
     r"""Return the trace of the Hessian by Hutchinson's estimator, with its standard error.
 
     The mean of :math:`v^\top H v` over ``probes`` vectors of random signs (Hutchinson, Communications in
@@ -115,7 +115,7 @@ def trace(surface: Surface, probes: int = 30, seed: int = 0) -> Estimate:
     return estimate(found)
 
 
-def density(surface: Surface, steps: int = 40, probes: int = 2, seed: int = 0) -> Density:
+def density(surface: LossSurface, steps: int = 40, probes: int = 2, seed: int = 0) -> Density:
     """Return the spectral density by stochastic Lanczos quadrature.
 
     From each of ``probes`` random unit vectors, ``steps`` of the Lanczos iteration with full reorthogonalisation;
@@ -139,7 +139,7 @@ def density(surface: Surface, steps: int = 40, probes: int = 2, seed: int = 0) -
     return Density(joined[order], masses[order])
 
 
-def _lanczos(surface: Surface, start: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray, list[Tensor]]:
+def _lanczos(surface: LossSurface, start: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray, list[Tensor]]:
     """Return diagonal and off-diagonal of the tridiagonal matrix, and the basis; short if the space is used up."""
     like = surface.params[0]
     basis: list[Tensor] = []
@@ -163,7 +163,7 @@ def _lanczos(surface: Surface, start: np.ndarray, steps: int) -> tuple[np.ndarra
     return np.array(diagonal), np.array(beside[: len(diagonal) - 1]), basis
 
 
-def _ritz(surface: Surface, start: np.ndarray, steps: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _ritz(surface: LossSurface, start: np.ndarray, steps: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the top eigenvalues and eigenvectors of the Hessian on a Krylov space."""
     diagonal, beside, basis = _lanczos(surface, start, steps)
     values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))
@@ -171,7 +171,7 @@ def _ritz(surface: Surface, start: np.ndarray, steps: int, k: int) -> tuple[np.n
     return values[-k:], joined @ vectors[:, -k:]
 
 
-def _size(surface: Surface) -> int:
+def _size(surface: LossSurface) -> int:
     return sum(p.numel() for p in surface.params)
 
 
@@ -179,7 +179,7 @@ def _joined(a: Vec) -> Tensor:
     return torch.cat([t.reshape(-1) for t in a if t is not None]).double()
 
 
-def _split(v: Tensor, surface: Surface) -> Vec:
+def _split(v: Tensor, surface: LossSurface) -> Vec:
     pieces = torch.split(v, [p.numel() for p in surface.params])
     return [piece.view(p.shape).to(p.dtype) for piece, p in zip(pieces, surface.params, strict=True)]
 
@@ -189,5 +189,5 @@ def _flat(a: Vec) -> np.ndarray:
     return flat
 
 
-def _shaped(v: np.ndarray, surface: Surface) -> Vec:
+def _shaped(v: np.ndarray, surface: LossSurface) -> Vec:
     return _split(torch.from_numpy(np.ascontiguousarray(v)).to(surface.params[0].device), surface)

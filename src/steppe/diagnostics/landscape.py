@@ -22,15 +22,15 @@ from steppe import records
 from steppe.core.numerics import vector as vec
 from steppe.core.numerics.vector import Vec
 from steppe.diagnostics.landscape_directions import Plane, State, of_state, parameter_names
-from steppe.diagnostics.loss_surface import Surface, Value
+from steppe.diagnostics.loss_surface import LossSurface, SurfaceValue
 from steppe.errors import InputError
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 Statistics = Sequence[Any] | None
 
 
 @dataclass(frozen=True)
-class Spot:
+class LandscapePoint:
     """One point of a slice: its coordinates, the loss there, and the accuracy where there is one."""
 
     at: tuple[float, ...]
@@ -39,14 +39,14 @@ class Spot:
 
 
 def slice_along(
-    surface: Surface,
+    surface: LossSurface,
     directions: Sequence[Vec],
     places: Iterable[Sequence[float]],
     *,
     statistics: Statistics = None,
     path: Path | None = None,
-    progress: Progress | None = None,
-) -> list[Spot]:
+    progress: ProgressCallback | None = None,
+) -> list[LandscapePoint]:
     r"""Return the loss at :math:`w + \sum_i c_i d_i` for each place :math:`c`, the network's own at the origin.
 
     Args:
@@ -82,8 +82,8 @@ def grid(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
     return [(x, y) for y in ys for x in xs]
 
 
-def on_plane(
-    surface: Surface,
+def evaluate_on_plane(
+    surface: LossSurface,
     plane: Plane,
     states: Sequence[State],
     places: Iterable[tuple[float, float]],
@@ -91,8 +91,8 @@ def on_plane(
     mode: Literal["plane", "nearest"] = "plane",
     statistics: Statistics = None,
     path: Path | None = None,
-    progress: Progress | None = None,
-) -> list[Spot]:
+    progress: ProgressCallback | None = None,
+) -> list[LandscapePoint]:
     """Return the loss on a plane through checkpoints (see `landscape_directions.principal_plane`).
 
     In mode 'plane' every point lies on the plane, which the checkpoints themselves do not. In mode 'nearest' it is
@@ -125,14 +125,14 @@ def on_plane(
 
 
 def between(
-    surface: Surface,
+    surface: LossSurface,
     states: Sequence[State],
     shares: Iterable[Sequence[float]],
     *,
     statistics: Statistics = None,
     path: Path | None = None,
-    progress: Progress | None = None,
-) -> list[Spot]:
+    progress: ProgressCallback | None = None,
+) -> list[LandscapePoint]:
     r"""Return the loss at mixtures of networks, :math:`\sum_i \lambda_i w_i`.
 
     Running statistics are mixed as the weights are. `segment` and `simplex` give the shares. Counters and other
@@ -178,7 +178,7 @@ def simplex(corners: int, divisions: int) -> list[tuple[float, ...]]:
     return [tuple(c / divisions for c in cut) for cut in parts(divisions, corners)]
 
 
-def barrier(spots: Sequence[Spot]) -> float:
+def barrier(spots: Sequence[LandscapePoint]) -> float:
     r"""Return the loss barrier, :math:`\max_\lambda L(\sum\lambda_i w_i) - \sum\lambda_i L(w_i)`, never below 0.
 
     ``spots`` are `between`'s, corners included (Frankle et al., ICML 2020; Entezari et al., ICLR 2022).
@@ -192,7 +192,7 @@ def barrier(spots: Sequence[Spot]) -> float:
     return max(s.loss - sum(c * corners[i] for i, c in enumerate(s.at) if c) for s in spots)
 
 
-def width(spots: Sequence[Spot], rise: float) -> float:
+def width(spots: Sequence[LandscapePoint], rise: float) -> float:
     """Return how far one can go along a line until the loss has risen by ``rise``, both ways added.
 
     Linear between points; infinite where it never rises so far within the line. The line must have a point at 0.
@@ -212,25 +212,25 @@ def width(spots: Sequence[Spot], rise: float) -> float:
 
 
 def _walk(
-    surface: Surface,
+    surface: LossSurface,
     places: Sequence[tuple[float, ...]],
     there: Callable[[tuple[float, ...]], Any],
     statistics: Statistics,
     path: Path | None,
     about: str,
-    progress: Progress | None,
-) -> list[Spot]:
+    progress: ProgressCallback | None,
+) -> list[LandscapePoint]:
     """Evaluate each place that the file does not have yet."""
     how = "network's" if statistics is None else f"of {len(statistics)} batches"
     about = f"{about} statistics {how}"
     known = _known(path, about) if path is not None else {}
-    spots: list[Spot] = []
+    spots: list[LandscapePoint] = []
     for done, place in enumerate(places):
         spot = known.get(place)
         if spot is None:
             with there(place), nullcontext() if statistics is None else surface.recalibrated(statistics):
-                value: Value = surface.value()
-            spot = Spot(place, value.loss, value.accuracy)
+                value: SurfaceValue = surface.value()
+            spot = LandscapePoint(place, value.loss, value.accuracy)
             if path is not None:
                 row = {"at": list(place), "loss": spot.loss, "accuracy": spot.accuracy}
                 records.append_line(path, row)
@@ -240,7 +240,7 @@ def _walk(
     return spots
 
 
-def _known(path: Path, about: str) -> dict[tuple[float, ...], Spot]:
+def _known(path: Path, about: str) -> dict[tuple[float, ...], LandscapePoint]:
     """Return what the file has; start it if there is none."""
     lines = records.read_lines(path)
     if not lines:
@@ -252,11 +252,11 @@ def _known(path: Path, about: str) -> dict[tuple[float, ...], Spot]:
     for line in lines[1:]:
         place = tuple(map(float, line["at"]))
         # a loss that is not finite is written as null
-        found[place] = Spot(place, torch.nan if line["loss"] is None else line["loss"], line["accuracy"])
+        found[place] = LandscapePoint(place, torch.nan if line["loss"] is None else line["loss"], line["accuracy"])
     return found
 
 
-def _fingerprint(surface: Surface, *vectors: Vec) -> str:
+def _fingerprint(surface: LossSurface, *vectors: Vec) -> str:
     """Return what tells one slice from another: weights, directions and samples."""
     digest = hashlib.sha256()
     inputs = [part.x for part in surface.batch.parts()]
@@ -271,7 +271,7 @@ def _along(axes: tuple[Vec, Vec], x: float, y: float) -> Vec:
     return vec.add(vec.scale(axes[0], x), axes[1], by=y)
 
 
-def _buffers(surface: Surface, state: State) -> dict[str, Tensor]:
+def _buffers(surface: LossSurface, state: State) -> dict[str, Tensor]:
     return {n: of_state(state, n, b) for n, b in surface.net.named_buffers() if n in state}
 
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from steppe.core.numerics import vector
 from steppe.core.numerics.perturbations import unit_dims, unit_norms
 from steppe.core.numerics.vector import Vec
-from steppe.diagnostics.loss_surface import Surface
+from steppe.diagnostics.loss_surface import LossSurface
 from steppe.errors import InputError
 
 State = Mapping[str, Tensor]
 
 
-def random_direction(surface: Surface, seed: int = 0) -> Vec:
+def random_direction(surface: LossSurface, seed: int = 0) -> Vec:
     r"""Return a random direction at the scale of the network's filters.
 
     :math:`d_k \leftarrow d_k\, \lVert w_k\rVert / \lVert d_k\rVert`: standard normal noise in which each filter
@@ -68,7 +68,7 @@ class Plane:
         return int(np.argmin(np.hypot(self.places[:, 0] - x, self.places[:, 1] - y)))
 
 
-def principal_plane(surface: Surface, states: Sequence[State], fitted: Sequence[int] | None = None) -> Plane:
+def principal_plane(surface: LossSurface, states: Sequence[State], fitted: Sequence[int] | None = None) -> Plane:
     """Return the plane of the two largest principal components of checkpoints' trainable weights.
 
     Centred, not scaled, in float64, from the Gram matrix of the checkpoints, so that no more than one tensor of
@@ -110,7 +110,7 @@ def principal_plane(surface: Surface, states: Sequence[State], fitted: Sequence[
     return Plane(mean, axes, places, residuals, (float(values[0]) / whole, float(values[1]) / whole))
 
 
-def parameter_names(surface: Surface) -> list[str]:
+def parameter_names(surface: LossSurface) -> list[str]:
     """Return the trainable parameters' names, in the surface's order."""
     held = {id(p): n for n, p in surface.net.named_parameters()}
     return [held[id(p)] for p in surface.params]
@@ -128,7 +128,7 @@ def of_state(state: State, name: str, like: Tensor) -> Tensor:
 
 
 def _centred(
-    states: Sequence[State], name: str, rows: Sequence[int], surface: Surface
+    states: Sequence[State], name: str, rows: Sequence[int], surface: LossSurface
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return one parameter of all checkpoints minus its mean over the fitted ones, and that mean."""
     like = surface.net.get_parameter(name)

@@ -13,25 +13,25 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from steppe.core import param_groups
-from steppe.core.amp import widened
+from steppe.core.amp import upcast_to_float32
 from steppe.core.batch import Accumulated, Batch, as_batch
-from steppe.core.model_call import call, logits_of, loss_of, unwrap
+from steppe.core.model_call import call_model, extract_logits, extract_loss, unwrap_model
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
 from steppe.errors import InputError
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+BatchLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Value:
+class SurfaceValue:
     """What a network does at one point: mean loss, and accuracy as a fraction where targets are class indices."""
 
     loss: float
     accuracy: float | None
 
 
-class Surface:
+class LossSurface:
     """The mean loss of a network over fixed data, as a function of its trainable weights.
 
     The network is in evaluation mode whenever it is looked at: dropout is off and BatchNorm uses its running
@@ -48,10 +48,10 @@ class Surface:
         InputError: There is no batch, or no trainable parameter.
     """
 
-    def __init__(self, model: nn.Module, data: Iterable[Any], loss: Loss | str = F.cross_entropy):
+    def __init__(self, model: nn.Module, data: Iterable[Any], loss: BatchLoss | str = F.cross_entropy):
         if isinstance(loss, str) and loss != "model":
             raise InputError(f"loss is {loss!r}; give a function, or 'model' if the model returns its own loss")
-        self.net, _ = unwrap(model)
+        self.net, _ = unwrap_model(model)
         self.params = [p for p in self.net.parameters() if p.requires_grad]
         if not self.params:
             raise InputError("the model has no trainable parameter; there is no surface to look at")
@@ -67,11 +67,11 @@ class Surface:
         """Return how many samples the loss is a mean over."""
         return len(self.batch)
 
-    def over(self, batch: Batch) -> Surface:
+    def over(self, batch: Batch) -> LossSurface:
         """Return the surface of the same network over other samples."""
-        return Surface(self.net, [batch], self.given)
+        return LossSurface(self.net, [batch], self.given)
 
-    def groups(self, m: int | None) -> list[Surface]:
+    def groups(self, m: int | None) -> list[LossSurface]:
         """Return a surface for every ``m`` samples in order, this one alone if ``m`` is None.
 
         Raises InputError if ``m`` is below 1.
@@ -82,7 +82,7 @@ class Surface:
             raise InputError(f"m is {m}; give at least 1 sample, or None for all at once")
         return [self.over(batch) for batch in self.batch.split(m)]
 
-    def value(self) -> Value:
+    def value(self) -> SurfaceValue:
         """Return mean loss and accuracy at the present weights."""
         total, correct, counted = 0.0, 0, True
         with self._still(), torch.no_grad():
@@ -95,7 +95,7 @@ class Surface:
                     counted = counted and logits.ndim == 2
                 else:
                     counted = False
-        return Value(total / len(self), correct / len(self) if counted else None)
+        return SurfaceValue(total / len(self), correct / len(self) if counted else None)
 
     def loss(self) -> float:
         """Return the mean loss at the present weights, in the loss's unit (nats for cross-entropy)."""
@@ -104,7 +104,9 @@ class Surface:
     def outputs(self) -> Tensor:
         """Return the logits of all samples, in at least float32."""
         with self._still(), torch.no_grad():
-            found = [widened(logits_of(call(self.net, part.x))) for part in self.batch.parts()]
+            found = [
+                upcast_to_float32(extract_logits(call_model(self.net, part.x))) for part in self.batch.parts()
+            ]
         return torch.cat(found)
 
     def gradient(self) -> tuple[float, Vec]:
@@ -183,7 +185,7 @@ class Surface:
                     m.momentum, m.training = None, True
                 for item in data if norms else ():
                     for part in as_batch(item).parts():
-                        call(self.net, part.to(self.params[0].device).x)
+                        call_model(self.net, part.to(self.params[0].device).x)
             for m, momentum in zip(norms, momenta, strict=True):
                 m.momentum = momentum
             yield
@@ -196,9 +198,9 @@ class Surface:
 
     def _loss(self, part: Batch) -> tuple[Tensor, Tensor]:
         if isinstance(self.given, str):
-            return loss_of(call(self.net, part.x, part.y))
-        logits = logits_of(call(self.net, part.x))
-        return self.given(widened(logits), part.y), logits
+            return extract_loss(call_model(self.net, part.x, part.y))
+        logits = extract_logits(call_model(self.net, part.x))
+        return self.given(upcast_to_float32(logits), part.y), logits
 
     @contextmanager
     def _still(self) -> Iterator[None]:

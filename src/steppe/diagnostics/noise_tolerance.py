@@ -15,7 +15,7 @@ import torch
 
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
-from steppe.diagnostics.loss_surface import Surface
+from steppe.diagnostics.loss_surface import LossSurface
 from steppe.diagnostics.pac_bayes import gibbs_error
 from steppe.errors import InputError
 
@@ -24,7 +24,7 @@ _LARGEST = 2.0  # noise is searched for up to here, as the published code does
 
 
 @dataclass(frozen=True)
-class Complexity:
+class NoiseTolerance:
     r"""Sharpness-form measures of one network.
 
     Attributes:
@@ -41,8 +41,8 @@ class Complexity:
     start: float | None
 
 
-def bearable_noise(
-    surface: Surface,
+def max_tolerated_noise(
+    surface: LossSurface,
     drop: float = 0.1,
     *,
     noise: Literal["isotropic", "magnitude"] = "isotropic",
@@ -111,7 +111,7 @@ def magnitude_aware(moved: Vec, sigma: float, samples: int) -> float:
     return 0.25 * (count * top - below) + math.log(samples / sigma) + 10
 
 
-def complexity(surface: Surface, sigma: float, samples: int, start: Vec | None = None) -> Complexity:
+def noise_tolerance(surface: LossSurface, sigma: float, samples: int, start: Vec | None = None) -> NoiseTolerance:
     """Return the measures of a network that bears noise ``sigma`` and was trained on ``samples`` samples.
 
     ``start`` are its initial weights in the surface's order.
@@ -126,7 +126,7 @@ def complexity(surface: Surface, sigma: float, samples: int, start: Vec | None =
         return squared / (4 * sigma**2) + math.log(samples / sigma) + 10
 
     begun = None if start is None else nats(vector.add(weights, start, by=-1.0))
-    return Complexity(sigma, 1 / sigma**2, nats(weights), begun)
+    return NoiseTolerance(sigma, 1 / sigma**2, nats(weights), begun)
 
 
 def gaussian_divergence(moved: Vec, posterior: float, prior: float) -> float:

@@ -25,10 +25,10 @@ from scipy.optimize import brentq
 
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
-from steppe.diagnostics.loss_surface import Surface
+from steppe.diagnostics.loss_surface import LossSurface
 from steppe.errors import InputError
 
-Kind = Literal["mcallester", "seeger", "catoni"]
+BoundKind = Literal["mcallester", "seeger", "catoni"]
 SIGMAS = tuple(10 ** (-3 + 2.5 * j / 10) for j in range(11))
 CONSTANTS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
@@ -48,7 +48,7 @@ class Bound:
         confidence: 1 - delta, of everything together.
     """
 
-    kind: Kind
+    kind: BoundKind
     value: float
     sigma: float
     divergence: float
@@ -70,7 +70,7 @@ class Bound:
         return f"{self.kind}: error at most {self.value:.1%} with confidence {self.confidence:.0%} ({about})"
 
 
-def kl(q: float, p: float) -> float:
+def bernoulli_kl(q: float, p: float) -> float:
     r"""Return :math:`\mathrm{kl}(q\|p) = q\ln\frac qp + (1-q)\ln\frac{1-q}{1-p}` of two error rates, in nats."""
     if not (0 <= q <= 1 and 0 <= p <= 1):
         raise ValueError(f"q is {q} and p is {p}; error rates lie between 0 and 1")
@@ -81,7 +81,7 @@ def kl(q: float, p: float) -> float:
     return total
 
 
-def kl_inverse(q: float, budget: float) -> float:
+def bernoulli_kl_inverse(q: float, budget: float) -> float:
     r"""Return the largest p with :math:`\mathrm{kl}(q\|p) \le` ``budget``, to 1e-12.
 
     Raises ValueError if q is no error rate or the budget is negative.
@@ -91,9 +91,9 @@ def kl_inverse(q: float, budget: float) -> float:
     if q == 0:
         return -math.expm1(-budget)
     highest = 1 - 1e-15
-    if q >= highest or kl(q, highest) <= budget:
+    if q >= highest or bernoulli_kl(q, highest) <= budget:
         return 1.0
-    return float(brentq(lambda p: kl(q, p) - budget, q, highest, xtol=1e-13)) if budget else q
+    return float(brentq(lambda p: bernoulli_kl(q, p) - budget, q, highest, xtol=1e-13)) if budget else q
 
 
 def mcallester(empirical: float, divergence: float, n: int, delta: float) -> float:
@@ -106,7 +106,7 @@ def seeger(empirical: float, divergence: float, n: int, delta: float) -> float:
 
     Seeger, JMLR 3 (2002), with Maurer's constant (arXiv:cs/0411099); never above McAllester's.
     """
-    return kl_inverse(empirical, (divergence + math.log(2 * math.sqrt(n) / delta)) / n)
+    return bernoulli_kl_inverse(empirical, (divergence + math.log(2 * math.sqrt(n) / delta)) / n)
 
 
 def catoni(
@@ -125,7 +125,7 @@ FORMULAS = {"mcallester": mcallester, "seeger": seeger, "catoni": catoni}
 
 
 def bounds(
-    surface: Surface,
+    surface: LossSurface,
     start: Vec | None = None,
     *,
     sigmas: Sequence[float] = SIGMAS,
@@ -157,22 +157,22 @@ def bounds(
         raise InputError(f"draws is {draws}; give at least 1")
     moved = vector.clone([*surface.params])
     squared = float(vector.norm(moved if start is None else vector.add(moved, start, by=-1.0)).double()) ** 2
-    found: dict[Kind, Bound] = {}
+    found: dict[BoundKind, Bound] = {}
     each = delta / len(sigmas)
     for sigma in sigmas:
         divergence = squared / (2 * sigma**2)
         measured = gibbs_error(surface, sigma, draws, seed)
-        empirical = kl_inverse(measured, math.log(2 / (0.1 * each)) / draws)
+        empirical = bernoulli_kl_inverse(measured, math.log(2 / (0.1 * each)) / draws)
         for kind, formula in FORMULAS.items():
             value = formula(empirical, divergence, len(surface), 0.9 * each)
-            name: Kind = kind  # type: ignore[assignment]
+            name: BoundKind = kind  # type: ignore[assignment]
             if name not in found or value < found[name].value:
                 made = (name, value, sigma, divergence, measured, empirical, len(surface), 1 - delta)
                 found[name] = Bound(*made)
     return list(found.values())
 
 
-def gibbs_error(surface: Surface, sigma: float, draws: int, seed: int = 0) -> float:
+def gibbs_error(surface: LossSurface, sigma: float, draws: int, seed: int = 0) -> float:
     """Return the mean error over networks drawn from N(w, sigma^2 I), on all samples of the surface.
 
     Raises InputError if the targets are not class indices.

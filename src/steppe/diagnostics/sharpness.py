@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import ascent, filter_noise
+from steppe.core.numerics.perturbations import filter_noise, sam_perturbation
 from steppe.core.numerics.vector import Vec
-from steppe.diagnostics.loss_surface import Surface
+from steppe.diagnostics.loss_surface import LossSurface
 from steppe.errors import InputError
 
 Ball = Literal["euclidean", "adaptive"]
@@ -25,7 +25,7 @@ Noise = Literal["isotropic", "filter"]
 
 
 @dataclass(frozen=True)
-class Estimate:
+class SharpnessEstimate:
     """A mean over ``n`` independent draws and its standard error (None for a single draw)."""
 
     mean: float
@@ -33,8 +33,8 @@ class Estimate:
     n: int
 
 
-def worst(
-    surface: Surface, rho: float = 0.05, *, steps: int = 1, m: int | None = None, ball: Ball = "euclidean"
+def worst_case_sharpness(
+    surface: LossSurface, rho: float = 0.05, *, steps: int = 1, m: int | None = None, ball: Ball = "euclidean"
 ) -> float:
     r"""Return SAM's sharpness, the mean over groups of :math:`\max_{\epsilon} L(w+\epsilon) - L(w)`.
 
@@ -70,14 +70,14 @@ def worst(
     return math.fsum(rises) / len(surface)
 
 
-def average(
-    surface: Surface,
+def average_sharpness(
+    surface: LossSurface,
     sigma: float = 0.01,
     *,
     noise: Noise = "isotropic",
     pairs: int = 10,
     seed: int = 0,
-) -> Estimate:
+) -> SharpnessEstimate:
     r"""Return the mean rise under Gaussian noise, :math:`E_u[L(w + u)] - L(w)`, with its standard error.
 
     'isotropic': :math:`u \sim N(0, \sigma^2 I)`. 'filter': :math:`u_k \sim N(0, \sigma^2 \lVert w_k\rVert^2 I)`
@@ -105,15 +105,15 @@ def average(
     return estimate(rises)
 
 
-def estimate(values: list[float]) -> Estimate:
+def estimate(values: list[float]) -> SharpnessEstimate:
     """Return mean and standard error of independent draws."""
     n = len(values)
     mean = math.fsum(values) / n
     spread = math.fsum((v - mean) ** 2 for v in values)
-    return Estimate(mean, math.sqrt(spread / (n - 1) / n) if n > 1 else None, n)
+    return SharpnessEstimate(mean, math.sqrt(spread / (n - 1) / n) if n > 1 else None, n)
 
 
-def _rise(surface: Surface, rho: float, steps: int, ball: Ball) -> float:
+def _rise(surface: LossSurface, rho: float, steps: int, ball: Ball) -> float:
     """Return the highest rise along the projected ascent."""
     scale = [p.detach().abs() for p in surface.params] if ball == "adaptive" else None
     # the ascent goes on in stretched coordinates, in which the ball is round
@@ -126,7 +126,7 @@ def _rise(surface: Surface, rho: float, steps: int, ball: Ball) -> float:
         found = max(found, here - start) if step else found
         if float(vector.norm(_stretched(grads, scale))) == 0:
             return max(found, 0.0)
-        moved = vector.add(point, ascent(_stretched(grads, scale), rho))
+        moved = vector.add(point, sam_perturbation(_stretched(grads, scale), rho))
         point = vector.scale(moved, (rho / (vector.norm(moved) + 1e-30)).clamp(max=1.0)) if step else moved
     with surface.at(_stretched(point, scale)):
         return max(found, surface.loss() - start)
@@ -136,7 +136,7 @@ def _stretched(a: Vec, scale: list[torch.Tensor] | None) -> Vec:
     return a if scale is None else vector.times(a, list(scale))
 
 
-def _drawer(surface: Surface, sigma: float, noise: Noise) -> Callable[[torch.Generator], Vec]:
+def _drawer(surface: LossSurface, sigma: float, noise: Noise) -> Callable[[torch.Generator], Vec]:
     if noise == "isotropic":
         return lambda rng: vector.scale(vector.gaussian(surface.params, rng), sigma)
     if noise == "filter":

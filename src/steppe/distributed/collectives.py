@@ -25,12 +25,12 @@ T = TypeVar("T")
 _GONE = r"gloo|nccl|connection|socket|TCPStore|clients joined"
 
 
-class Lost(RunError):  # noqa: N818 - as in `Failed`, it says what happened
+class ProcessLost(RunError):  # noqa: N818 - as in `Failed`, it says what happened
     """Another process of the team is gone, so nothing can go on here."""
 
 
 @dataclass(frozen=True)
-class Team:
+class World:
     """``size`` processes that train together, this one being number ``rank`` of them.
 
     Every method but `rows` must be called by all of them, in the same order.
@@ -113,11 +113,11 @@ class Team:
                 dist.broadcast(buffer.detach(), 0)
 
 
-def here() -> Team:
+def current_world() -> World:
     """Return the team that this process is in."""
     if dist.is_available() and dist.is_initialized():
-        return Team(dist.get_rank(), dist.get_world_size())
-    return Team()
+        return World(dist.get_rank(), dist.get_world_size())
+    return World()
 
 
 @contextlib.contextmanager
@@ -129,7 +129,7 @@ def connected() -> Iterator[None]:
         if isinstance(error, RunError) or not re.search(_GONE, str(error), re.I):
             raise
         reason = str(error).splitlines()[0].split(". ")[0].split("] ", 1)[-1]
-        raise Lost(
+        raise ProcessLost(
             f"another process of this job is gone ({reason}); start the same command again, "
             "or let torchrun do it with --max-restarts"
         ) from error
@@ -138,7 +138,7 @@ def connected() -> Iterator[None]:
 def _tried(do: Callable[[], T]) -> tuple[T | None, InputError | RunError | None]:
     try:
         return do(), None
-    except Lost:
+    except ProcessLost:
         raise
     except (InputError, RunError) as error:
         return None, error

@@ -11,7 +11,7 @@ from multiprocessing.context import ForkServerContext
 _FILES, _FILES_EACH = 32, 8  # what the server opens while it imports, and what each process takes
 
 
-def forked(count: int, *preload: str) -> ForkServerContext:
+def forkserver_context(count: int, *preload: str) -> ForkServerContext:
     """Return the context in which ``count`` processes start; its server imports the modules of ``preload`` once.
 
     Ctrl-C goes to all processes of a terminal: the server and those it forks leave it to this one.

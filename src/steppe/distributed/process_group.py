@@ -23,7 +23,7 @@ _FAREWELL = datetime.timedelta(seconds=10)
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Join the processes that the environment names (RANK, WORLD_SIZE, LOCAL_RANK), and leave them together.
 
     On processors they talk through gloo, on GPUs also through nccl, each with the GPU of its LOCAL_RANK. Left in

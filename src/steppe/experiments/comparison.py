@@ -18,7 +18,7 @@ from steppe.distributed import collectives
 from steppe.errors import InputError, RunError
 from steppe.experiments.launchers import run_on
 from steppe.experiments.launchers.cluster import Cluster
-from steppe.experiments.launchers.torchrun import run_together
+from steppe.experiments.launchers.torchrun import run_in_torchrun
 from steppe.experiments.run_lock import Listen
 from steppe.training import run as engine
 from steppe.training.checkpoint import store
@@ -27,7 +27,7 @@ COMPARISON = "compare.json"
 
 
 @dataclass(frozen=True)
-class Job:
+class ComparisonRun:
     """One run of the grid, its folder, and what it is called while it trains."""
 
     run: Run
@@ -41,7 +41,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Grid:
+class ComparisonPlan:
     """A comparison about to run: its jobs and the folder that will hold it.
 
     ``memory`` has the bytes that each method keeps per run, ``left_out`` the images of each data set that could
@@ -50,12 +50,12 @@ class Grid:
 
     study: Study
     out: Path
-    jobs: list[Job]
+    jobs: list[ComparisonRun]
     memory: dict[str, int]
     left_out: dict[str, tuple[str, ...]]
 
     @property
-    def open(self) -> list[Job]:
+    def open(self) -> list[ComparisonRun]:
         """The jobs that are not finished, in order."""
         return [job for job in self.jobs if not job.finished]
 
@@ -67,7 +67,7 @@ def prepare(
     *,
     retry: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Grid:
+) -> ComparisonPlan:
     """Check everything that can be checked before training, and write down what will run.
 
     Loads each data set once (decoded images are cached for the workers), builds each model once and verifies
@@ -80,16 +80,16 @@ def prepare(
         RunError: The folder cannot be written.
     """
     runs = study.runs()
-    jobs = [Job(run, out / "runs" / engine.digest(run), _name(run, study)) for run in runs]
+    jobs = [ComparisonRun(run, out / "runs" / engine.digest(run), _name(run, study)) for run in runs]
     by_folder: dict[Path, str] = {}
     for job in jobs:
         twin = by_folder.setdefault(job.folder, job.name)
         if twin != job.name:
             raise InputError(f"methods {twin!r} and {job.name!r} are the same run; name one of them")
-    here = collectives.here()
+    here = collectives.current_world()
     sets = here.in_turn(lambda: _check(runs, progress))
     memory = {run.method: engine.footprint(run, sets[run.dataset]) for run in runs}
-    grid = Grid(study, out, jobs, memory, {name: images.skipped for name, images in sets.items()})
+    grid = ComparisonPlan(study, out, jobs, memory, {name: images.skipped for name, images in sets.items()})
 
     def write_down() -> None:
         for job in jobs:
@@ -101,7 +101,9 @@ def prepare(
     return grid
 
 
-def run(grid: Grid, workers: int, listen: Listen[Job], cluster: Cluster | None = None) -> dict[Job, str]:
+def run(
+    grid: ComparisonPlan, workers: int, listen: Listen[ComparisonRun], cluster: Cluster | None = None
+) -> dict[ComparisonRun, str]:
     """Run what is not finished, ``workers`` runs at a time; return what went wrong, by job.
 
     On this machine, or on a ``cluster`` (see `steppe.experiments.launchers`). A run whose worker is killed is
@@ -112,14 +114,14 @@ def run(grid: Grid, workers: int, listen: Listen[Job], cluster: Cluster | None =
         InputError: A cluster is given under torchrun.
         RunError: Another process works on the same comparison, or there is no such cluster.
     """
-    here = collectives.here()
+    here = collectives.current_world()
     if here.size > 1 and cluster is not None:
         raise InputError(f"a cluster is given and there are {here.size} processes; start it without torchrun")
     if here.size > 1:
         with here.held_by_lead(lambda: _alone(grid.out)):
             # what is finished is read from disk, where the lead writes
             chosen = here.first(lambda: [job.name for job in grid.open])
-            return run_together([job for job in grid.jobs if job.name in chosen], listen)
+            return run_in_torchrun([job for job in grid.jobs if job.name in chosen], listen)
     with _alone(grid.out):
         return run_on(cluster, grid.open, workers, listen)
 
@@ -148,7 +150,7 @@ def _check(runs: list[Run], progress: Callable[[int, int], None] | None) -> dict
     return sets
 
 
-def _check_saved(job: Job, retry: bool) -> None:
+def _check_saved(job: ComparisonRun, retry: bool) -> None:
     """Refuse damaged checkpoints and results before any worker starts."""
     result = job.folder / engine.RESULT
     if result.exists():
@@ -161,7 +163,7 @@ def _check_saved(job: Job, retry: bool) -> None:
         store.verify(job.folder)
 
 
-def _description(grid: Grid, sets: dict[str, DataSet], command: str) -> dict[str, Any]:
+def _description(grid: ComparisonPlan, sets: dict[str, DataSet], command: str) -> dict[str, Any]:
     return {
         "format": 1,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

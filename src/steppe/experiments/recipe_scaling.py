@@ -17,7 +17,7 @@ C = TypeVar("C", Run, Study)
 Progress = Callable[[int, int], None]
 
 
-def run(
+def scaled_run(
     recipe: str, scale: float, given: Mapping[str, Any], progress: Progress | None = None
 ) -> tuple[Run, list[str]]:
     """Return the run of a recipe at a scale, and lines that say what it became.
@@ -44,7 +44,7 @@ def run(
     return small, [said, *more]
 
 
-def study(
+def scaled_study(
     recipe: str, scale: float, given: Mapping[str, Any], progress: Progress | None = None
 ) -> tuple[Study, list[str]]:
     """Return the comparison of a recipe's rows at a scale, and lines that say what it became.
@@ -113,7 +113,7 @@ def _at(
 ) -> tuple[C, list[str]]:
     if scale == 1:
         return whole, []
-    images, classes = collectives.here().in_turn(lambda: _sizes(dataset, whole.data, progress))
+    images, classes = collectives.current_world().in_turn(lambda: _sizes(dataset, whole.data, progress))
     small = scaled(whole, images, scale, least=2 * classes, fixed=given)
     left = small.data.train or round(images * _legacy(small) / _legacy(whole))
     text = (

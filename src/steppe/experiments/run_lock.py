@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from steppe.config import Run
 from steppe.errors import RunError
-from steppe.training.run import Progress
+from steppe.training.run import TrainingStatus
 
 PATIENCE = 20.0  # seconds that a worker of a killed comparison may take to notice and leave its folder
 
@@ -29,11 +29,11 @@ class Runnable(Protocol):
 
 
 J = TypeVar("J", bound=Runnable)
-Listen = Callable[[J, Progress | dict[str, Any] | str], None]
+Listen = Callable[[J, TrainingStatus | dict[str, Any] | str], None]
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
+def locked_run(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
     """Hold the run's lock, so that no two processes ever train in one folder.
 
     The system releases it when the process ends, however it ends. Raises RunError if another process still holds

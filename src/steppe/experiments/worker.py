@@ -11,14 +11,16 @@ from typing import Any
 from steppe import hardware
 from steppe.config import Run
 from steppe.errors import InputError, RunError
-from steppe.experiments.run_lock import claimed
+from steppe.experiments.run_lock import locked_run
 from steppe.training import run as engine
-from steppe.training.run import Progress
+from steppe.training.run import TrainingStatus
 
 WORKERS = 3  # workers that a run is given if one after another is killed
 
 
-def work(run: Run, folder: Path, tell: Callable[[Progress], None], patience: float) -> dict[str, Any] | str:
+def train_job(
+    run: Run, folder: Path, tell: Callable[[TrainingStatus], None], patience: float
+) -> dict[str, Any] | str:
     """Do one run and return its result, or in words why there is none.
 
     A run that is finished is returned as it is, so it does no harm to be given one twice; of two workers with the
@@ -26,8 +28,8 @@ def work(run: Run, folder: Path, tell: Callable[[Progress], None], patience: flo
     """
     hardware.keep_freed_memory()
     try:
-        with claimed(folder, patience):
-            return engine.fit(run, folder, engine.load_data(run), tell)
+        with locked_run(folder, patience):
+            return engine.train_run(run, folder, engine.load_data(run), tell)
     except (InputError, RunError) as error:
         return str(error)
     except Exception as error:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from steppe.core.batch import Batch, as_batch
 from steppe.core.method import Method, name_of, overrides
 from steppe.core.model_call import NoLogitsError
-from steppe.core.runtime import Loss
+from steppe.core.runtime import LossFunction
 from steppe.core.step import Step
 from steppe.errors import InputError
 from steppe.integrations import deployed, ready
@@ -71,7 +71,9 @@ class SteppeCallback(Callback):  # type: ignore[misc]
             hides gradients, clipping by value, or a module with hooks of its own on gradients or updates.
     """
 
-    def __init__(self, method: Method | str, *, loss: Loss | None = None, bind: dict[str, Any] | None = None):
+    def __init__(
+        self, method: Method | str, *, loss: LossFunction | None = None, bind: dict[str, Any] | None = None
+    ):
         super().__init__()
         self.method, self.loss, self.bind_with = ready(method), loss, dict(bind or {})
         self.step: Step | None = None

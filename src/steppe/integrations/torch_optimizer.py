@@ -22,11 +22,11 @@ from torch.amp.grad_scaler import GradScaler
 
 from steppe.core import rng
 from steppe.core.batch import Batch
-from steppe.core.buffers import Kept
+from steppe.core.buffers import BufferCopy
 from steppe.core.method import Method, overrides
 from steppe.core.numerics import vector
-from steppe.core.numerics.vector import Along, Vec
-from steppe.core.runtime import Objective, Out, Runtime, Setup
+from steppe.core.numerics.vector import ScaledVector, Vec
+from steppe.core.runtime import BindOptions, Objective, Runtime, StepOutput
 from steppe.core.step_state import NonFinite
 from steppe.errors import InputError
 from steppe.integrations import ready
@@ -71,7 +71,9 @@ class MethodOptimizer(torch.optim.Optimizer):
         if self._state.state_dict():
             raise InputError(f"{method!r} remembers something between steps; use method.bind(model, optimizer)")
         self.method, self.base_optimizer, self.skipped = method, base_optimizer, False
-        self._runtime = _Given(net, base_optimizer, Setup(_no_loss, transforms=[method.transform], seed=seed))
+        self._runtime = _Given(
+            net, base_optimizer, BindOptions(_no_loss, transforms=[method.transform], seed=seed)
+        )
         self._runtime.objective = _no_objective
         self._running: _Running | None = None
         self.defaults = base_optimizer.defaults
@@ -204,7 +206,7 @@ class _Given(Runtime):
 
     def grad(
         self, objective: Objective, batch: Batch, *, work: float = 1.0, where: Sequence[bool] | None = None
-    ) -> tuple[Out, Vec]:
+    ) -> tuple[StepOutput, Vec]:
         """Return the gradients of the pass that was just made."""
         if objective is not self.objective:
             raise _unable()
@@ -212,9 +214,9 @@ class _Given(Runtime):
         grads: Vec = [p.grad for p in self.params]
         self.clear()
         self.count(forward=1, backward=1)
-        out = Out(torch.zeros(()), torch.zeros(0))
+        out = StepOutput(torch.zeros(()), torch.zeros(0))
         self.course.first = self.course.first or out
-        self._judge(vector.witness(grads))
+        self._judge(vector.finite_check(grads))
         return out, grads
 
     def forward(self, x: Any) -> Tensor:
@@ -222,7 +224,7 @@ class _Given(Runtime):
         raise _unable()
 
     @contextmanager
-    def at(self, offset: Vec | Along, *, masks: int | None = None, clean: bool = False) -> Iterator[None]:
+    def at(self, offset: Vec | ScaledVector, *, masks: int | None = None, clean: bool = False) -> Iterator[None]:
         """Be elsewhere, and know it."""
         with super().at(offset, masks=masks, clean=clean):
             self.away += 1
@@ -256,7 +258,7 @@ class _Running:
         self._runtime, self._method, self._state = runtime, method, state
         self._turn, self._done = threading.Semaphore(0), threading.Semaphore(0)
         self._error: BaseException | None = None
-        self._end: Kept | None = None
+        self._end: BufferCopy | None = None
         self._given, self._abandoned = given, False
         runtime.ask = self._wait
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -341,5 +343,5 @@ def _no_loss(logits: Tensor, y: Tensor) -> Tensor:
     raise _unable()
 
 
-def _no_objective(batch: Batch) -> Out:
+def _no_objective(batch: Batch) -> StepOutput:
     raise _unable()

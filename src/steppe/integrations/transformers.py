@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from steppe.core.batch import Batch
 from steppe.core.method import Method
-from steppe.core.model_call import unwrap
+from steppe.core.model_call import unwrap_model
 from steppe.core.step import Step
 from steppe.errors import InputError
 from steppe.integrations import deployed, ready
@@ -97,7 +97,7 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate, or predict, with the weights that the method deploys."""
-        net = unwrap(self.accelerator.unwrap_model(self.model))[0]
+        net = unwrap_model(self.accelerator.unwrap_model(self.model))[0]
         with deployed(self.step, net):
             return super().evaluation_loop(*args, **kwargs)
 

@@ -1,5 +1,5 @@
 """The methods, by family, and their registry."""
 
-from steppe.methods.registry import METHODS, Row, card, label, make, names, parse, row, summary
+from steppe.methods.registry import METHODS, MethodFacts, card, label, make, names, parse, row, summary
 
-__all__ = ["METHODS", "Row", "card", "label", "make", "names", "parse", "row", "summary"]
+__all__ = ["METHODS", "MethodFacts", "card", "label", "make", "names", "parse", "row", "summary"]

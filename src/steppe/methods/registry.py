@@ -11,7 +11,7 @@ from functools import partial
 
 from steppe.config import parse_spec
 from steppe.core import schedules
-from steppe.core.composition import On, When
+from steppe.core.composition import ActiveWindow, On
 from steppe.core.method import Method, make_checked, overrides
 from steppe.errors import InputError, unknown
 from steppe.methods.averaging.ema import EMA
@@ -92,7 +92,7 @@ def names() -> list[str]:
 def make(name: str, **settings: object) -> Method:
     """Make a method by name: ``make("sam", rho=0.1)``.
 
-    ``start``, ``stop`` and ``every`` say when it works (see `steppe.When`), and a schedule may be given as text,
+    ``start``, ``stop`` and ``every`` say when it works (see `ActiveWindow`), and a schedule may be given as text,
     ``rho="linear(0,0.1,0.5)"``.
 
     Raises InputError for an unknown name or setting, with the nearest known ones.
@@ -102,10 +102,10 @@ def make(name: str, **settings: object) -> Method:
             raise InputError(f"unknown method {name!r}; steppe.parse reads settings and combinations, make a name")
         raise unknown("method", name, METHODS)
     own = inspect.signature(METHODS[name]).parameters
-    read = {k: (isinstance(v, str) and schedules.parse(v)) or v for k, v in settings.items()}
+    read = {k: (isinstance(v, str) and schedules.parse_schedule(v)) or v for k, v in settings.items()}
     window = {k: v for k, v in read.items() if k in ("start", "stop", "every") and k not in own}
     method = make_checked(METHODS[name], name, {k: v for k, v in read.items() if k not in window})
-    return make_checked(partial(When, method), name, window) if window else method
+    return make_checked(partial(ActiveWindow, method), name, window) if window else method
 
 
 def parse(spec: str) -> Method:
@@ -150,7 +150,7 @@ def summary(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodFacts:
     """A method in a line.
 
     ``cost`` is what a step costs at most (forward / backward / updates), ``keeps`` what it remembers, ``status``
@@ -165,7 +165,7 @@ class Row:
     summary: str
 
 
-def row(name: str) -> Row:
+def row(name: str) -> MethodFacts:
     """Return the line of a method in the list."""
     method = make(name)
     cost = "/".join(f"{n:g}" for n in method.cost) if method.cost else "varies"
@@ -174,7 +174,7 @@ def row(name: str) -> Row:
     paper = re.search(r"^Paper +(.*)$", card(name), re.MULTILINE)
     dated = re.match(r"(?!none)(.*?\b(?:19|20)\d\d)\b", paper[1] if paper else "")
     status = "tried" if name in _TRIED else "checked"
-    return Row(name, cost, keeps, dated[1] if dated else "-", status, summary(name))
+    return MethodFacts(name, cost, keeps, dated[1] if dated else "-", status, summary(name))
 
 
 _TRIED = {

@@ -59,7 +59,7 @@ class Whitening(nn.Module):
         return torch.cat([kernels, -kernels])
 
 
-class Group(nn.Module):
+class ConvGroup(nn.Module):
     """Two 3x3 convolutions with BatchNorm and GELU, the first with a maximum over 2x2 after it."""
 
     def __init__(self, inputs: int, width: int):
@@ -93,7 +93,7 @@ def cifar10_fast(classes: int, channels: int, size: int) -> nn.Sequential:
     parts: OrderedDict[str, nn.Module] = OrderedDict(whiten=Whitening(channels), act=nn.GELU())
     inputs = 2 * channels * _PATCH**2
     for number, width in enumerate(_WIDTHS, 1):
-        parts[f"group{number}"] = Group(inputs, width)
+        parts[f"group{number}"] = ConvGroup(inputs, width)
         inputs = width
     parts["most"] = nn.AdaptiveMaxPool2d(1)
     parts["flatten"] = nn.Flatten()

@@ -20,7 +20,7 @@ def _conv(inputs: int, outputs: int, side: int, stride: int = 1) -> nn.Conv2d:
     return layer
 
 
-class Block(nn.Module):
+class BasicBlock(nn.Module):
     """Convolutions of these widths beside a shortcut, with BatchNorm after each and ReLU after the sum.
 
     ``sides`` are the kernels' sides; the stride is that of the first 3x3 one. ``shortcut`` is the way beside.
@@ -76,7 +76,7 @@ def _resnet(
             if inputs != outputs:
                 projected = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
                 shortcut = Padded(outputs - inputs) if padded else projected
-            blocks.append(Block(inputs, widths, sides, stride, shortcut))
+            blocks.append(BasicBlock(inputs, widths, sides, stride, shortcut))
             inputs = outputs
         parts[f"layer{stage + 1}"] = nn.Sequential(*blocks)
     parts |= {"mean": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "head": nn.Linear(inputs, classes)}
@@ -203,7 +203,7 @@ def _dense(outputs: int) -> nn.Linear:
     return layer
 
 
-class Dense(nn.Module):
+class DenseLayer(nn.Module):
     """BatchNorm, ReLU, a 1x1 convolution, BatchNorm, ReLU, a 3x3 one; its input stays beside its output."""
 
     def __init__(self, inputs: int, growth: int) -> None:
@@ -242,7 +242,7 @@ def densenet40_12(classes: int, channels: int, size: int) -> nn.Sequential:
     parts: OrderedDict[str, nn.Module] = OrderedDict(conv=_dense_conv(channels, 24, 3))
     width = 24
     for number in (1, 2, 3):
-        parts[f"block{number}"] = nn.Sequential(*(Dense(width + 12 * i, 12) for i in range(6)))
+        parts[f"block{number}"] = nn.Sequential(*(DenseLayer(width + 12 * i, 12) for i in range(6)))
         width += 72
         if number < 3:
             parts[f"transition{number}"] = nn.Sequential(

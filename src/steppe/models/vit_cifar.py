@@ -53,7 +53,7 @@ class Attention(nn.Module):
         return added
 
 
-class Block(nn.Module):
+class EncoderBlock(nn.Module):
     """Attention, then two dense layers with GELU between them, each added to its input (B, T, width)."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Block(nn.Module):
         return x
 
 
-class First(nn.Module):
+class FirstToken(nn.Module):
     """The class token: (B, T, width) to (B, width)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,6 +110,6 @@ def vit_cifar(classes: int, channels: int, size: int) -> nn.Sequential:
         )
     parts: OrderedDict[str, nn.Module] = OrderedDict(tokens=Tokens(channels, size))
     for i in range(1, DEPTH + 1):
-        parts[f"block{i}"] = Block()
-    parts |= {"first": First(), "norm": nn.LayerNorm(WIDTH), "head": nn.Linear(WIDTH, classes)}
+        parts[f"block{i}"] = EncoderBlock()
+    parts |= {"first": FirstToken(), "norm": nn.LayerNorm(WIDTH), "head": nn.Linear(WIDTH, classes)}
     return nn.Sequential(parts)

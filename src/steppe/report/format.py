@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from steppe.report.comparison.summary import Row, Spread
+from steppe.report.comparison.summary import ResultRow, Spread
 from steppe.report.statistics import Difference
 
 MARK = "*"
@@ -62,7 +62,7 @@ def difference(value: Difference | None, decimals: int, n: int | None = None) ->
     return text if n is None or value.n in (n, 1) else f"{text} n={value.n}"
 
 
-def seeds(row: Row) -> str:
+def seeds(row: ResultRow) -> str:
     """Return ``n=3``, with failed and unfinished runs beside it."""
     parts = [f"n={row.ok}"]
     parts += [f"{row.failed} failed"] if row.failed else []
@@ -70,14 +70,14 @@ def seeds(row: Row) -> str:
     return ", ".join(parts)
 
 
-def passes(row: Row) -> str:
+def passes(row: ResultRow) -> str:
     """Return forward, backward and updates per batch as ``2 / 2 / 1``."""
     if row.forward is None and row.backward is None and row.updates is None:
         return NONE
     return " / ".join(_short(v) for v in (row.forward, row.backward, row.updates))
 
 
-def ratio(row: Row) -> str:
+def ratio(row: ResultRow) -> str:
     """Return training time over plain's as ``1.9×``."""
     if row.time_ratio is None:
         return NONE

@@ -19,15 +19,25 @@ from steppe import hardware
 from steppe.core.method import Method
 from steppe.errors import unknown
 from steppe.testing.checks import CHECKS
-from steppe.testing.context import Check, Lab
+from steppe.testing.context import Check, CheckContext
 from steppe.testing.process_pool import in_a_line
-from steppe.testing.result import Failed, NotApplicable, Result, Status
+from steppe.testing.result import CheckFailed, CheckResult, NotApplicable, Status
 from steppe.testing.subjects import OurMethod, Subject
 from steppe.testing.third_party import ThirdParty
 
-__all__ = ["CHECKS", "Lab", "OurMethod", "Result", "Subject", "ThirdParty", "check_method", "examine", "run"]
+__all__ = [
+    "CHECKS",
+    "CheckContext",
+    "CheckResult",
+    "OurMethod",
+    "Subject",
+    "ThirdParty",
+    "check_method",
+    "examine",
+    "run",
+]
 
-Progress = Callable[[Subject, Check, Result | None], None]
+Progress = Callable[[Subject, Check, CheckResult | None], None]
 
 
 def check_method(method: Method, *, checks: Iterable[str] | None = None, device: str = "cpu") -> None:
@@ -51,7 +61,7 @@ def run(
     device: str = "cpu",
     timeout: float = 60.0,
     progress: Progress = lambda subject, check, result: None,
-) -> list[Result]:
+) -> list[CheckResult]:
     """Check every subject and return how each check ended, subject by subject.
 
     ``device`` is where half precision, overflow and compilation are tried; the rest runs on the processor.
@@ -62,7 +72,7 @@ def run(
     """
     chosen = [find(name) for name in (CHECKS if checks is None else checks)]
     results = []
-    with hardware.threads(1), torch.random.fork_rng(), Lab(device, timeout) as lab:
+    with hardware.threads(1), torch.random.fork_rng(), CheckContext(device, timeout) as lab:
         for subject in subjects:
             for check in chosen:
                 progress(subject, check, None)
@@ -79,18 +89,18 @@ def find(name: str) -> Check:
     return CHECKS[name]
 
 
-def examine(subject: Subject, check: Check, lab: Lab) -> Result:
+def examine(subject: Subject, check: Check, lab: CheckContext) -> CheckResult:
     """Run one check of one subject; whatever is raised in it is a failure of the subject."""
     started, status, why = time.perf_counter(), "pass", ""
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             why = check.run(subject, lab) or ""
-    except Failed as failure:
+    except CheckFailed as failure:
         status, why = "fail", str(failure)
     except NotApplicable as reason:
         status, why = "n/a", str(reason)
     except Exception as error:
         status, why = "fail", in_a_line(error)
     ended: Status = "pass" if status == "pass" else "fail" if status == "fail" else "n/a"
-    return Result(subject.name, check.name, ended, why, time.perf_counter() - started)
+    return CheckResult(subject.name, check.name, ended, why, time.perf_counter() - started)

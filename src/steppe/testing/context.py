@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from steppe.testing.process_pool import Pool
+from steppe.testing.process_pool import ProcessPool
 from steppe.testing.subjects import Subject
 
 if TYPE_CHECKING:
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Lab:
+class CheckContext:
     """Where checks are run; ``timeout`` is the longest that two processes may take for one job, in seconds."""
 
     device: str = "cpu"
     timeout: float = 60.0
-    pool: Pool = field(init=False)
+    pool: ProcessPool = field(init=False)
     compiled: nn.Module | None = None
 
     def __post_init__(self) -> None:
-        self.pool = Pool(self.timeout)
+        self.pool = ProcessPool(self.timeout)
 
-    def __enter__(self) -> Lab:
+    def __enter__(self) -> CheckContext:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -38,10 +38,10 @@ class Lab:
 class Check:
     """An invariant: its name, what holds where it passes, what a failure means to a user, and how to find out.
 
-    ``run`` raises `steppe.testing.result.Failed` or `NotApplicable`, and may return a remark.
+    ``run`` raises `steppe.testing.result.CheckFailed` or `NotApplicable`, and may return a remark.
     """
 
     name: str
     says: str
     otherwise: str
-    run: Callable[[Subject, Lab], str | None]
+    run: Callable[[Subject, CheckContext], str | None]

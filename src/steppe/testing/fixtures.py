@@ -98,7 +98,7 @@ def data(seed: int, count: int = 12, dtype: torch.dtype = torch.float32) -> Pair
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseOptimizer:
     """An optimizer by class and settings, because third-party wrappers want it in parts."""
 
     kind: Callable[..., torch.optim.Optimizer]
@@ -109,10 +109,10 @@ class Base:
         return self.kind(params, **self.settings)
 
 
-SGD = Base(torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2})
-NESTEROV = Base(torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2, "nesterov": True})
-ADAM = Base(torch.optim.Adam, {"lr": 1e-2})
-STILL = Base(torch.optim.SGD, {"lr": 0.0})
+SGD = BaseOptimizer(torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2})
+NESTEROV = BaseOptimizer(torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2, "nesterov": True})
+ADAM = BaseOptimizer(torch.optim.Adam, {"lr": 1e-2})
+STILL = BaseOptimizer(torch.optim.SGD, {"lr": 0.0})
 
 
 def weights(net: nn.Module) -> dict[str, Tensor]:

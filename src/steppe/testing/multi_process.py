@@ -14,17 +14,17 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from steppe.testing import fixtures, probes
-from steppe.testing.context import Lab
-from steppe.testing.result import Failed, NotApplicable
+from steppe.testing.context import CheckContext
+from steppe.testing.result import CheckFailed, NotApplicable
 from steppe.testing.single_process import busiest
-from steppe.testing.subjects import OurSession, Session, Setup, Subject
+from steppe.testing.subjects import OurSession, Session, Subject, SubjectOptions
 
 STEPS, CLOSE = 5, 1e-6
 EVEN, UNEVEN, WHOLE = (6, 6), (8, 4), (12,)
 
 
 @dataclass(frozen=True)
-class Job:
+class DistributedJob:
     """Training in which process r takes ``cut[r]`` samples of each batch.
 
     ``kind`` is 'one', 'ddp' or 'fsdp2'. The process ``bad`` meets NaN in its ``at``-th pass of all.
@@ -40,9 +40,9 @@ class Job:
     steps: int = STEPS
 
 
-def train(rank: int, subject: Subject, job: Job) -> dict[str, Any]:
+def train(rank: int, subject: Subject, job: DistributedJob) -> dict[str, Any]:
     """Do one process's part of a job, and return its weights after each step, which were skipped, its noise."""
-    setup = Setup(wrap=_wrap(job.kind), sync=job.sync, m=job.m, base=fixtures.SGD)
+    setup = SubjectOptions(wrap=_wrap(job.kind), sync=job.sync, m=job.m, base=fixtures.SGD)
     make = fixtures.small if job.norm else fixtures.smooth
     session = subject.start(lambda: make().append(probes.Trap()), setup)
     probes.trap_in(session.net).at = job.at if job.bad == rank else 0
@@ -87,21 +87,21 @@ def _agree(answers: list[dict[str, Any]]) -> None:
     for k, (a, b) in enumerate(zip(answers[0]["paths"], answers[1]["paths"], strict=True), 1):
         wrong = fixtures.difference(a, b)
         if wrong:
-            raise Failed(f"after step {k} the two processes hold different weights: {wrong}")
+            raise CheckFailed(f"after step {k} the two processes hold different weights: {wrong}")
         if not all(bool(v.isfinite().all()) for v in a.values()):
-            raise Failed(f"after step {k} the weights are not finite")
+            raise CheckFailed(f"after step {k} the weights are not finite")
 
 
 def _equals(answers: list[dict[str, Any]], one: dict[str, Any], what: str) -> None:
     off = fixtures.distance(answers[0]["paths"][-1], one["paths"][-1])
     if not off <= CLOSE:
-        raise Failed(f"after {STEPS} steps, {what}, the weights are {off:.1e} from those of one process")
+        raise CheckFailed(f"after {STEPS} steps, {what}, the weights are {off:.1e} from those of one process")
 
 
-def ddp_local(subject: Subject, lab: Lab) -> str | None:
+def ddp_local(subject: Subject, lab: CheckContext) -> str | None:
     """Perturb per replica: replicas stay one, and equal one process that perturbs per half batch."""
-    _agree(lab.pool.run(train, subject, Job("ddp", EVEN, sync="local", norm=True)))
-    answers = lab.pool.run(train, subject, Job("ddp", EVEN, sync="local"))
+    _agree(lab.pool.run(train, subject, DistributedJob("ddp", EVEN, sync="local", norm=True)))
+    answers = lab.pool.run(train, subject, DistributedJob("ddp", EVEN, sync="local"))
     _agree(answers)
     if not subject.ours:
         return "replicas agree; there is no m-sharpness in one process to compare with"
@@ -111,34 +111,34 @@ def ddp_local(subject: Subject, lab: Lab) -> str | None:
         return "replicas agree; each draws its own noise, so no single process does the same"
     if subject.cost is None or subject.cost[2] != 1:
         return "replicas agree; m-sharpness in one process is defined for one update per step"
-    _equals(answers, train(0, subject, Job(m=EVEN[0])), "perturbed per replica")
+    _equals(answers, train(0, subject, DistributedJob(m=EVEN[0])), "perturbed per replica")
     return None
 
 
-def ddp_global(subject: Subject, lab: Lab) -> None:
+def ddp_global(subject: Subject, lab: CheckContext) -> None:
     """Perturb by the whole batch's gradient: equal to one process."""
     _whole(subject, lab, "ddp", "global")
 
 
-def fsdp2(subject: Subject, lab: Lab) -> None:
+def fsdp2(subject: Subject, lab: CheckContext) -> None:
     """Shard everything: equal to one process."""
     if subject.whole:
         raise NotApplicable(subject.whole)
     _whole(subject, lab, "fsdp2", None)
 
 
-def _whole(subject: Subject, lab: Lab, kind: str, sync: str | None) -> None:
-    one = train(0, subject, Job())
+def _whole(subject: Subject, lab: CheckContext, kind: str, sync: str | None) -> None:
+    one = train(0, subject, DistributedJob())
     # DDP itself averages over processes, not samples, so only a bound method promises uneven parts
     for cut in (EVEN, UNEVEN) if subject.ours else (EVEN,):
-        answers = lab.pool.run(train, subject, Job(kind, cut, sync=sync))
+        answers = lab.pool.run(train, subject, DistributedJob(kind, cut, sync=sync))
         _agree(answers)
         if subject.local:
             raise NotApplicable(f"the processes agree, but are not one process: {subject.local}")
         _equals(answers, one, f"{cut[0]} and {cut[1]} samples per process")
 
 
-def non_finite(subject: Subject, lab: Lab) -> None:
+def non_finite(subject: Subject, lab: CheckContext) -> None:
     """Let one process alone meet NaN, in every pass: both skip that step and go on together."""
     if not subject.ours:
         raise NotApplicable("an optimizer alone promises nothing for values that are not finite; see overflow")
@@ -146,13 +146,15 @@ def non_finite(subject: Subject, lab: Lab) -> None:
     steps = busy.step + 2
     for kind in ("ddp",) if subject.whole else ("ddp", "fsdp2"):
         for at in range(1, busy.passes + 1):
-            answers = lab.pool.run(train, subject, Job(kind, EVEN, bad=1, at=busy.before + at, steps=steps))
+            answers = lab.pool.run(
+                train, subject, DistributedJob(kind, EVEN, bad=1, at=busy.before + at, steps=steps)
+            )
             where = f"NaN on one of two processes in pass {at} ({kind})"
             for rank, answer in enumerate(answers):
                 if answer["skipped"] != [k == busy.step for k in range(steps)]:
                     told = [k + 1 for k, s in enumerate(answer["skipped"]) if s] or "nothing"
-                    raise Failed(f"{where} of step {busy.step + 1}: process {rank} reports as skipped {told}")
+                    raise CheckFailed(f"{where} of step {busy.step + 1}: process {rank} reports as skipped {told}")
             _agree(answers)
             wrong = fixtures.difference(*answers[0]["paths"][busy.step - 1 : busy.step + 1])
             if wrong:
-                raise Failed(f"{where}: {wrong} from before the step")
+                raise CheckFailed(f"{where}: {wrong} from before the step")

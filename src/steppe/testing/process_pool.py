@@ -19,14 +19,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from steppe.testing.result import Failed, NotApplicable
+from steppe.testing.result import CheckFailed, NotApplicable
 
 SIZE = 2
 GRACE = 5.0  # seconds that the others get after one process has failed
 Answer = tuple[str, Any]
 
 
-class Pool:
+class ProcessPool:
     """The processes; ``timeout`` is the longest that one job may take, in seconds."""
 
     def __init__(self, timeout: float = 60.0):
@@ -55,9 +55,9 @@ class Pool:
         if failed or None in answers:
             self.close(kill=True)
             if not failed:
-                raise Failed(f"no end within {self.timeout:g} s: the processes wait for each other")
+                raise CheckFailed(f"no end within {self.timeout:g} s: the processes wait for each other")
             alone = " (while the other went on)" if len(failed) < SIZE else ""
-            raise Failed(f"{failed[0]}{alone}")
+            raise CheckFailed(f"{failed[0]}{alone}")
         return [torch.load(io.BytesIO(a[1]), weights_only=False) for a in answers if a]
 
     def _collect(self, until: float) -> list[Answer | None]:

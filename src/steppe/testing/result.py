@@ -8,7 +8,7 @@ from typing import Literal
 Status = Literal["pass", "fail", "n/a"]
 
 
-class Failed(AssertionError):  # noqa: N818 - an outcome, not a programming error
+class CheckFailed(AssertionError):  # noqa: N818 - an outcome, not a programming error
     """An invariant does not hold; the message says what was seen."""
 
 
@@ -17,7 +17,7 @@ class NotApplicable(Exception):  # noqa: N818 - an outcome, not a programming er
 
 
 @dataclass(frozen=True)
-class Result:
+class CheckResult:
     """How one check of one subject ended; ``why`` is the reason, or a remark on a pass."""
 
     subject: str

@@ -19,12 +19,12 @@ from steppe.core.method import Method
 from steppe.core.schedules import Schedule
 from steppe.methods import METHODS, label
 from steppe.testing import fixtures
-from steppe.testing.fixtures import Base, Make
+from steppe.testing.fixtures import BaseOptimizer, Make
 from steppe.testing.oracles import REFERENCES
-from steppe.testing.oracles.harness import Step
+from steppe.testing.oracles.harness import ReferenceStep
 from steppe.testing.result import NotApplicable
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+SubjectLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def _as_it_is(net: nn.Module) -> nn.Module:
@@ -32,11 +32,11 @@ def _as_it_is(net: nn.Module) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Setup:
+class SubjectOptions:
     """How a subject is put to work; ``wrap`` makes the model (compiled, DDP, sharded) of the network."""
 
-    base: Base = fixtures.SGD
-    loss: Loss = F.cross_entropy
+    base: BaseOptimizer = fixtures.SGD
+    loss: SubjectLoss = F.cross_entropy
     precision: str = "fp32"
     scale: float = 2.0**16
     clip: float | None = None
@@ -50,7 +50,7 @@ class Setup:
 class Session(ABC):
     """A subject at work on one network: ``optimizer`` is the one that makes the updates."""
 
-    def __init__(self, net: nn.Module, setup: Setup):
+    def __init__(self, net: nn.Module, setup: SubjectOptions):
         self.net, self.setup = net.to(setup.device), setup
         self.model = setup.wrap(self.net)
         self.optimizer: torch.optim.Optimizer = self._ready()
@@ -113,7 +113,7 @@ class Subject(ABC):
         return make()
 
     @abstractmethod
-    def start(self, make: Make, setup: Setup) -> Session:
+    def start(self, make: Make, setup: SubjectOptions) -> Session:
         """Put it to work on a network from ``make``."""
 
     @abstractmethod
@@ -121,7 +121,7 @@ class Subject(ABC):
         """Return it at settings where it is plain training; raises NotApplicable if it has none."""
 
     @abstractmethod
-    def reference(self) -> tuple[Step, Mapping[str, Any]]:
+    def reference(self) -> tuple[ReferenceStep, Mapping[str, Any]]:
         """Return its float64 restatement and the settings that go in; raises NotApplicable without."""
 
     def fresh(self) -> Subject:
@@ -144,7 +144,7 @@ class OurMethod(Subject):
         """Let the method build, of networks that differ if it wants several."""
         return self.method.build(fixtures.apart(make))
 
-    def start(self, make: Make, setup: Setup) -> Session:
+    def start(self, make: Make, setup: SubjectOptions) -> Session:
         """Bind the method."""
         return OurSession(self.method, self.build(make), setup)
 
@@ -155,7 +155,7 @@ class OurMethod(Subject):
         limited = dataclasses.replace(self.method, **dict(self.method.limit))
         return OurMethod(limited, self.name)
 
-    def reference(self) -> tuple[Step, Mapping[str, Any]]:
+    def reference(self) -> tuple[ReferenceStep, Mapping[str, Any]]:
         """Return the class's own ``reference``, or the one in `references` for a built-in method."""
         given = {f.name: getattr(self.method, f.name) for f in dataclasses.fields(self.method)}
         if any(isinstance(v, Schedule) for v in given.values()):
@@ -187,7 +187,7 @@ class OurMethod(Subject):
 class OurSession(Session):
     """A bound method."""
 
-    def __init__(self, method: Method, net: nn.Module, setup: Setup):
+    def __init__(self, method: Method, net: nn.Module, setup: SubjectOptions):
         self.method = method
         super().__init__(net, setup)
 

@@ -11,14 +11,14 @@ from rich.padding import Padding
 from rich.table import Table
 
 from steppe.testing.checks import CHECKS
-from steppe.testing.result import Result
+from steppe.testing.result import CheckResult
 
 WIDE = 10  # columns
 _SIGN = {"pass": "ok", "fail": "FAIL", "n/a": "n/a"}
 _STYLE = {"pass": "green", "fail": "bold red", "n/a": "dim"}
 
 
-def terminal(results: Sequence[Result]) -> Group:
+def terminal(results: Sequence[CheckResult]) -> Group:
     """Return tables with a row per check and a column per subject."""
     tables = []
     for block in _blocks(results):
@@ -32,25 +32,25 @@ def terminal(results: Sequence[Result]) -> Group:
     return Group(*tables)
 
 
-def remarks(results: Sequence[Result]) -> list[str]:
+def remarks(results: Sequence[CheckResult]) -> list[str]:
     """Return a line per failure and per reason why a check does not apply."""
     failed = [f"FAIL: {r.check}: {r.why} ({r.subject})" for r in results if r.status == "fail"]
     return failed + [f"n/a: {check}: {why} ({who})" for check, why, who in _reasons(results, "n/a")]
 
 
-def sentence(results: Sequence[Result]) -> str:
+def sentence(results: Sequence[CheckResult]) -> str:
     """Say how many checks passed."""
     count = {status: sum(r.status == status for r in results) for status in _SIGN}
     return f"{count['pass']} passed, {count['fail']} failed, {count['n/a']} not applicable"
 
 
-def as_json(results: Sequence[Result], versions: Mapping[str, str], device: str) -> str:
+def as_json(results: Sequence[CheckResult], versions: Mapping[str, str], device: str) -> str:
     """Return everything as JSON."""
     rows = [{**vars(r), "seconds": round(r.seconds, 3)} for r in results]
     return json.dumps({"versions": dict(versions), "device": device, "results": rows}, indent=1)
 
 
-def markdown(results: Sequence[Result], versions: Mapping[str, str], device: str, command: str) -> str:
+def markdown(results: Sequence[CheckResult], versions: Mapping[str, str], device: str, command: str) -> str:
     """Return a section of a document: versions, table, and what stands behind every sign that is not 'ok'."""
     where = "on the processor" if device == "cpu" else f"half precision, overflow and compilation on {device}"
     lines = [
@@ -97,24 +97,24 @@ def write(path: Path, section: str, command: str, names: Sequence[str]) -> None:
     path.write_text(text)
 
 
-def _blocks(results: Sequence[Result]) -> list[list[Result]]:
+def _blocks(results: Sequence[CheckResult]) -> list[list[CheckResult]]:
     """Return the results of a few subjects at a time, as many as fit side by side."""
     names = _subjects(results)
     return [[r for r in results if r.subject in names[i : i + WIDE]] for i in range(0, len(names), WIDE)]
 
 
-def _subjects(results: Sequence[Result]) -> list[str]:
+def _subjects(results: Sequence[CheckResult]) -> list[str]:
     return list(dict.fromkeys(r.subject for r in results))
 
 
-def _rows(results: Sequence[Result]) -> dict[str, list[Result]]:
-    rows: dict[str, list[Result]] = {}
+def _rows(results: Sequence[CheckResult]) -> dict[str, list[CheckResult]]:
+    rows: dict[str, list[CheckResult]] = {}
     for r in results:
         rows.setdefault(r.check, []).append(r)
     return rows
 
 
-def _reasons(results: Sequence[Result], status: str) -> list[tuple[str, str, str]]:
+def _reasons(results: Sequence[CheckResult], status: str) -> list[tuple[str, str, str]]:
     """Return (check, reason, subjects) with the subjects that share a reason together."""
     shared: dict[tuple[str, str], list[str]] = {}
     for r in results:

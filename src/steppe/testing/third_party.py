@@ -25,9 +25,9 @@ from steppe.errors import InputError
 from steppe.testing import fixtures
 from steppe.testing.fixtures import Make
 from steppe.testing.oracles import REFERENCES
-from steppe.testing.oracles.harness import Step
+from steppe.testing.oracles.harness import ReferenceStep
 from steppe.testing.result import NotApplicable
-from steppe.testing.subjects import Session, Setup, Subject
+from steppe.testing.subjects import Session, Subject, SubjectOptions
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -59,7 +59,7 @@ class ThirdParty(Subject):
                 "give a class that derives from it and can"
             ) from None
 
-    def make(self, model: nn.Module, base: fixtures.Base) -> Any:
+    def make(self, model: nn.Module, base: fixtures.BaseOptimizer) -> Any:
         """Make the optimizer, giving it what its signature asks for."""
         takes = inspect.signature(self.kind).parameters
         anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
@@ -74,7 +74,7 @@ class ThirdParty(Subject):
             made = base.make(model.parameters())
             return self.kind(model.parameters(), base_optimizer=made, **self.settings)
 
-    def start(self, make: Make, setup: Setup) -> Session:
+    def start(self, make: Make, setup: SubjectOptions) -> Session:
         """Put it to work by the recipe of its form."""
         if setup.m is not None:
             raise NotApplicable("has no m-sharpness within a process")
@@ -92,7 +92,7 @@ class ThirdParty(Subject):
             raise NotApplicable("has no radius rho that could be 0")
         return ThirdParty(self.kind, self.name, self.form, self.settings | {"rho": 0.0})
 
-    def reference(self) -> tuple[Step, Mapping[str, Any]]:
+    def reference(self) -> tuple[ReferenceStep, Mapping[str, Any]]:
         """Return the equation of SAM for what calls itself SAM."""
         takes = inspect.signature(self.kind).parameters
         if self.kind.__name__ != "SAM" or "rho" not in takes:
@@ -101,7 +101,7 @@ class ThirdParty(Subject):
 
 
 class _Session(Session):
-    def __init__(self, subject: ThirdParty, net: nn.Module, setup: Setup):
+    def __init__(self, subject: ThirdParty, net: nn.Module, setup: SubjectOptions):
         self.subject = subject
         super().__init__(net, setup)
 

@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from steppe.testing import fixtures
-from steppe.testing.context import Lab
-from steppe.testing.result import Failed
-from steppe.testing.subjects import Setup, Subject
+from steppe.testing.context import CheckContext
+from steppe.testing.result import CheckFailed
+from steppe.testing.subjects import Subject, SubjectOptions
 
 CLOSE = 1e-5
 COMPILERS = ("c++", "g++", "clang++")
 
 
-def compiled(subject: Subject, lab: Lab) -> str | None:
+def compiled(subject: Subject, lab: CheckContext) -> str | None:
     """Train the compiled and the eager network for five steps; count the graphs that are compiled."""
     from torch._dynamo.utils import counters
 
@@ -31,11 +31,11 @@ def compiled(subject: Subject, lab: Lab) -> str | None:
     shared = lab.compiled
     try:
         if type(subject.build(fixtures.smooth)) is type(fixtures.smooth()):
-            setup = Setup(wrap=lambda net: shared, device=lab.device)
+            setup = SubjectOptions(wrap=lambda net: shared, device=lab.device)
             session = subject.start(lambda: _renewed(shared), setup)
         else:
-            session = subject.start(fixtures.smooth, Setup(wrap=_compiler(backend), device=lab.device))
-        eager = subject.start(fixtures.smooth, Setup(device=lab.device))
+            session = subject.start(fixtures.smooth, SubjectOptions(wrap=_compiler(backend), device=lab.device))
+        eager = subject.start(fixtures.smooth, SubjectOptions(device=lab.device))
         warm = 0
         for k in range(5):
             session.step(fixtures.batch(k))
@@ -44,10 +44,10 @@ def compiled(subject: Subject, lab: Lab) -> str | None:
                 warm = counters["stats"]["unique_graphs"]
         again = counters["stats"]["unique_graphs"] - warm
         if again:
-            raise Failed(f"compiles {again} more times in steps 3 to 5")
+            raise CheckFailed(f"compiles {again} more times in steps 3 to 5")
         off = fixtures.distance(fixtures.weights(eager.net), fixtures.weights(session.net))
         if not off <= CLOSE:
-            raise Failed(f"after 5 steps the compiled model's weights are {off:.1e} from the eager one's")
+            raise CheckFailed(f"after 5 steps the compiled model's weights are {off:.1e} from the eager one's")
     except BaseException:
         # what went wrong may have left graphs behind that hide it from the next subject
         lab.compiled = None

@@ -23,9 +23,9 @@ from typing import Any
 from steppe import records
 from steppe.config import TRACKERS
 from steppe.errors import InputError
-from steppe.tracking.base import About, Tracker
+from steppe.tracking.base import RunInfo, Tracker
 
-__all__ = ["TRACKERS", "About", "Tracker", "available", "following"]
+__all__ = ["TRACKERS", "RunInfo", "Tracker", "available", "following"]
 
 FOLDER, SENT = "tracking", "sent.json"
 _FILES = ("metrics.jsonl", "timing.jsonl")
@@ -40,10 +40,10 @@ def available(names: Sequence[str]) -> None:
             raise InputError(f"track is {name!r} and {error}; pip install 'steppe[{name}]'") from None
 
 
-class Following:
+class TrackedRun:
     """Trackers that follow one run; see `following`."""
 
-    def __init__(self, names: Sequence[str], folder: Path, about: About):
+    def __init__(self, names: Sequence[str], folder: Path, about: RunInfo):
         self.folder, self.about = folder, about
         self._sent: dict[str, dict[str, Any]] = {}
         self._open: dict[str, Tracker] = {}
@@ -104,13 +104,13 @@ class Following:
 
 
 @contextmanager
-def following(names: Sequence[str], folder: Path, about: About) -> Iterator[Following]:
+def following(names: Sequence[str], folder: Path, about: RunInfo) -> Iterator[TrackedRun]:
     """Let these trackers follow the run of a folder: `Following.follow` after each epoch.
 
     Raises InputError if one is not installed.
     """
     available(names)
-    followers = Following(names, folder, about)
+    followers = TrackedRun(names, folder, about)
     try:
         yield followers
     finally:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
-class About:
+class RunInfo:
     """A run as trackers show it: its name, the digest that names its folder, and its whole configuration."""
 
     name: str

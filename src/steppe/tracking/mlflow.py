@@ -12,15 +12,15 @@ from pathlib import Path
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
 
-from steppe.tracking.base import About
+from steppe.tracking.base import RunInfo
 
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # how it makes its tables
 
 
-class Store:
+class MLflowTracker:
     """A run in MLflow's store; one that goes on keeps its id, and epochs that are there are not taken twice."""
 
-    def __init__(self, about: About, key: str | None, lines: int):
+    def __init__(self, about: RunInfo, key: str | None, lines: int):
         self._client, experiment = _experiment()
         self.key: str | None = key
         self._epoch, self._status = lines, "KILLED"
@@ -73,6 +73,6 @@ def _experiment() -> tuple[mlflow.MlflowClient, str]:
             time.sleep(0.5 + os.getpid() % 16 / 8)  # others in step with this one would meet it again
 
 
-def begin(place: Path, about: About, key: str | None, lines: int) -> Store:
+def begin(place: Path, about: RunInfo, key: str | None, lines: int) -> MLflowTracker:
     """Begin a run in the store, or go on with the one of this id."""
-    return Store(about, key, lines)
+    return MLflowTracker(about, key, lines)

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from steppe.tracking.base import About
+from steppe.tracking.base import RunInfo
 
 
-class Events:
+class TensorBoardTracker:
     """An event file; a run that goes on begins another, and TensorBoard shows both as one."""
 
     key = None
 
-    def __init__(self, place: Path, about: About, lines: int):
+    def __init__(self, place: Path, about: RunInfo, lines: int):
         safe = about.name.replace("/", "-")
         # whatever a process that was killed wrote beyond what it had kept count of is not shown
         self._writer = SummaryWriter(str(place / safe), purge_step=lines + 1 if lines else None)
@@ -40,6 +40,6 @@ class Events:
         self._writer.close()
 
 
-def begin(place: Path, about: About, key: str | None, lines: int) -> Events:
+def begin(place: Path, about: RunInfo, key: str | None, lines: int) -> TensorBoardTracker:
     """Begin an event file."""
-    return Events(place, about, lines)
+    return TensorBoardTracker(place, about, lines)

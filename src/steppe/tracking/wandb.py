@@ -9,13 +9,13 @@ from pathlib import Path
 
 import wandb
 
-from steppe.tracking.base import About
+from steppe.tracking.base import RunInfo
 
 
-class Board:
+class WandbTracker:
     """A run of W&B; one that goes on keeps its id, and steps that are there already are not taken twice."""
 
-    def __init__(self, place: Path, about: About, key: str | None):
+    def __init__(self, place: Path, about: RunInfo, key: str | None):
         self.key: str | None = key or uuid.uuid4().hex[:12]
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "steppe"),
@@ -43,6 +43,6 @@ class Board:
             wandb.teardown()
 
 
-def begin(place: Path, about: About, key: str | None, lines: int) -> Board:
+def begin(place: Path, about: RunInfo, key: str | None, lines: int) -> WandbTracker:
     """Begin a run, or go on with the one of this id."""
-    return Board(place, about, key)
+    return WandbTracker(place, about, key)

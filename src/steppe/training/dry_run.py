@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
-from steppe.core.composition import When
+from steppe.core.composition import ActiveWindow
 from steppe.core.method import Method
-from steppe.core.schedules import Now, Schedule, text, value_at
+from steppe.core.schedules import Schedule, TrainingProgress, format_schedule, value_at
 from steppe.methods import label
 
 
@@ -28,9 +28,9 @@ class Phase:
 
 def phases(method: Method, total: int, lr_at: Callable[[float], float]) -> list[Phase]:
     """Return when a method works in a training of ``total`` steps; ``lr_at(share)`` is the learning rate."""
-    if not isinstance(method, When):
+    if not isinstance(method, ActiveWindow):
         return [Phase(1, total, 1)]
-    active = [t for t in range(total) if method.active(Now(t, t / total, lr_at(t / total)))]
+    active = [t for t in range(total) if method.active(TrainingProgress(t, t / total, lr_at(t / total)))]
     return [Phase(active[0] + 1, active[-1] + 1, method.every)] if active else []
 
 
@@ -38,7 +38,7 @@ def describe(method: Method, total: int, per_epoch: int, lr_at: Callable[[float]
     """Return label and text of each line of the plan: when each part works, and how its values move."""
     lines = [("learning rate", _course(lambda t: lr_at(t / total), 0, total))]
     for part in _parts(method):
-        inner = part.method if isinstance(part, When) else part
+        inner = part.method if isinstance(part, ActiveWindow) else part
         active = phases(part, total, lr_at)
         if not active:
             lines.append((label(inner), f"never: no step of {total} is in its window"))
@@ -55,7 +55,7 @@ def describe(method: Method, total: int, per_epoch: int, lr_at: Callable[[float]
 def _parts(method: Method) -> Iterator[Method]:
     """Yield the methods that a combination is made of."""
     inner = [value for f in fields(method) if isinstance(value := getattr(method, f.name), Method)]
-    if isinstance(method, When) or not inner:
+    if isinstance(method, ActiveWindow) or not inner:
         yield method
     else:
         for one in inner:
@@ -70,9 +70,9 @@ def _moving(
         if isinstance(value, Schedule):
 
             def at(t: int, value: Schedule = value) -> float:
-                return value_at(value, Now(t, t / total, lr_at(t / total)))
+                return value_at(value, TrainingProgress(t, t / total, lr_at(t / total)))
 
-            yield f.name, f"{text(value)}: {_course(at, phase.first - 1, phase.last)}"
+            yield f.name, f"{format_schedule(value)}: {_course(at, phase.first - 1, phase.last)}"
 
 
 def _course(value: Callable[[int], float], first: int, end: int) -> str:

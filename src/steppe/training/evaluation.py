@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from steppe.core.amp import widened
+from steppe.core.amp import upcast_to_float32
 from steppe.core.batch import Batch
 from steppe.core.method import Method
 from steppe.core.step import Step
@@ -30,7 +30,7 @@ def evaluate(method: Method, step: Step, images: Images, normalize: Normalizer) 
 
     All processes of a team call it together and get the same numbers.
     """
-    here, net, like = collectives.here(), step.runtime.net, step.runtime.params[0]
+    here, net, like = collectives.current_world(), step.runtime.net, step.runtime.params[0]
     rows = here.rows(len(images))
     own = images.part(rows)
     here.share_buffers(net)
@@ -38,12 +38,12 @@ def evaluate(method: Method, step: Step, images: Images, normalize: Normalizer) 
     sums: dict[str, float] = {}
     with torch.no_grad():
         for batch in evaluation_batches(own, BATCH, normalize):
-            batch = on(batch, like)
+            batch = to_model_format(batch, like)
             for name, value in _counted(method.outputs(net, step.state, batch.x), batch.y).items():
                 sums[name] = sums.get(name, 0.0) + value
         # a sharded network is gathered by all processes at once, also by one that has nothing left to look at
         for _ in range(_passes(here.size, len(images)) - math.ceil(len(own) / BATCH)):
-            one = on(Batch(normalize(images.at(slice(0, 1))), images.y[:1]), like)
+            one = to_model_format(Batch(normalize(images.at(slice(0, 1))), images.y[:1]), like)
             for name in _counted(method.outputs(net, step.state, one.x), one.y):
                 sums.setdefault(name, 0.0)
     net.train()
@@ -55,7 +55,7 @@ def _counted(outputs: dict[str, Tensor], y: Tensor) -> dict[str, float]:
     """Return hits and summed loss of each output of a batch, and the summed distance between peers."""
     found = {}
     for name, z in outputs.items():
-        logits = widened(z)
+        logits = upcast_to_float32(z)
         found[f"accuracy {name}"] = float((logits.argmax(1) == y).sum())
         found[f"loss {name}"] = float(F.cross_entropy(logits, y, reduction="sum"))
     peers = [z for name, z in outputs.items() if name.startswith(PEERS)]
@@ -77,7 +77,7 @@ def _arranged(means: dict[str, float]) -> dict[str, Any]:
     return found | ({"diversity": means["diversity"]} if "diversity" in means else {})
 
 
-def on(batch: Batch, like: Tensor) -> Batch:
+def to_model_format(batch: Batch, like: Tensor) -> Batch:
     """Return the batch as the network takes it: on its device, in its precision, in the fast memory layout."""
     batch = batch.to(like.device)
 

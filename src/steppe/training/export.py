@@ -28,9 +28,9 @@ from steppe.data.loader import Normalizer, evaluation_batches
 from steppe.errors import InputError
 from steppe.records import make_folder, write_json
 from steppe.training import run as engine
-from steppe.training.checkpoint.store import Store
-from steppe.training.evaluation import on
-from steppe.training.factories import new_model, new_network, new_optimizer
+from steppe.training.checkpoint.store import CheckpointStore
+from steppe.training.evaluation import to_model_format
+from steppe.training.factories import make_model, make_network, make_optimizer
 
 Which = Literal["best", "last"]
 CLOSE = 1e-4  # of the largest logit
@@ -54,11 +54,11 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
     method = methods.parse(run.method)
     with torch.random.fork_rng():
         net, state, epoch = _restored(folder, run, method, images, which)
-        model = method.single(net, state, lambda: new_model(run, images)).to(next(net.parameters()).dtype).eval()
-        fresh = new_model(run, images).to(next(net.parameters()).dtype).eval()
+        model = method.single(net, state, lambda: make_model(run, images)).to(next(net.parameters()).dtype).eval()
+        fresh = make_model(run, images).to(next(net.parameters()).dtype).eval()
     net.eval()
     normalize = Normalizer.of(run.data.normalize, images.train)
-    x = on(next(evaluation_batches(images.test, IMAGES, normalize)), next(net.parameters())).x
+    x = to_model_format(next(evaluation_batches(images.test, IMAGES, normalize)), next(net.parameters())).x
     with torch.no_grad():
         expected = method.predict(net, state, x)
         _compare(model(x), expected, "the deployed network", run.method)
@@ -99,11 +99,11 @@ def _restored(
     folder: Path, run: Run, method: Method, images: DataSet, which: Which
 ) -> tuple[nn.Module, nn.Module, int]:
     """Return what a run trained, what its method remembers, and the epoch they are of."""
-    net = new_network(run, method, images)
-    optimizer = new_optimizer(run, net)
+    net = make_network(run, method, images)
+    optimizer = make_optimizer(run, net)
     step = method.bind(net, optimizer, precision=run.precision)
     method.reserve(step.state, len(images.train), len(images.classes))
-    store = Store(folder, net, step, optimizer, run.seed)
+    store = CheckpointStore(folder, net, step, optimizer, run.seed)
     saved = store.resume()
     if saved is None:
         raise InputError(f"{folder} has no checkpoint; train the run first")

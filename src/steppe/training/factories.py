@@ -15,7 +15,7 @@ from steppe import hardware, models
 from steppe.config import Run
 from steppe.core.method import Method
 from steppe.core.numerics.vector import sharded
-from steppe.core.runtime import Loss
+from steppe.core.runtime import LossFunction
 from steppe.data.dataset import DataSet
 from steppe.data.loader import Loader, Normalizer
 from steppe.data.transforms.auto_augment import compositions
@@ -26,7 +26,7 @@ _SEEN = 5000  # images that layers learn from before training
 _BIG = 0.05  # a part of a network that holds this share of its parameters is sharded on its own
 
 
-def new_model(run: Run, images: DataSet) -> nn.Module:
+def make_model(run: Run, images: DataSet) -> nn.Module:
     """Return the run's freshly initialised network; draws from the global generator.
 
     Layers that learn from images before training see some of the training images, as the network will see them.
@@ -38,12 +38,12 @@ def new_model(run: Run, images: DataSet) -> nn.Module:
     return net
 
 
-def new_loader(run: Run, images: DataSet, method: Method | None = None) -> Loader:
+def make_loader(run: Run, images: DataSet, method: Method | None = None) -> Loader:
     """Return this process's training batches, with as many views of each image as the method takes.
 
     Raises InputError if a batch is too large or too small, or there are too few views.
     """
-    here = collectives.here()
+    here = collectives.current_world()
     return Loader(
         images.train,
         classes=len(images.classes),
@@ -59,10 +59,10 @@ def new_loader(run: Run, images: DataSet, method: Method | None = None) -> Loade
     )
 
 
-def new_network(run: Run, method: Method, images: DataSet) -> nn.Module:
+def make_network(run: Run, method: Method, images: DataSet) -> nn.Module:
     """Return what is trained, on its device and in its precision, not yet spread over processes."""
     torch.manual_seed(derive(run.seed, "init"))
-    net = method.build(lambda: new_model(run, images)).to(hardware.device())
+    net = method.build(lambda: make_model(run, images)).to(hardware.device())
     if run.precision == "fp64":
         net = net.double()
     # FSDP2 takes no weights whose memory is in another order than their rows
@@ -72,7 +72,7 @@ def new_network(run: Run, method: Method, images: DataSet) -> nn.Module:
     return net
 
 
-def new_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
     """Return the run's optimizer over the network's parameters, which are shards where it is sharded."""
     o, params = run.optim, list(net.parameters())
     if o.name == "sgd":
@@ -85,15 +85,15 @@ def new_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
     return cls(params, o.lr, weight_decay=o.weight_decay, fused=True)
 
 
-def new_loss(run: Run) -> Loss:
+def make_loss(run: Run) -> LossFunction:
     """Return the training loss: cross-entropy, to targets of which a share is spread over all classes."""
     smoothing = run.optim.label_smoothing
     return partial(F.cross_entropy, label_smoothing=smoothing) if smoothing else F.cross_entropy
 
 
-def spread(net: nn.Module, parallel: str) -> nn.Module:
+def wrap_parallel(net: nn.Module, parallel: str) -> nn.Module:
     """Return what the team's processes call in place of ``net``: a replica each (ddp), or a shard each (fsdp)."""
-    if collectives.here().size == 1:
+    if collectives.current_world().size == 1:
         return net
     if parallel == "ddp":
         device = next(net.parameters()).device

@@ -16,22 +16,22 @@ from torch import Tensor, nn
 
 from steppe import hardware
 from steppe.config import Run
-from steppe.core.method import Method, filled
+from steppe.core.method import Method, with_presets
 from steppe.core.numerics.vector import sharded
 from steppe.core.step import Step
 from steppe.data.dataset import DataSet
 from steppe.data.loader import Normalizer, evaluation_batches
 from steppe.data.splits import subset
-from steppe.diagnostics.loss_surface import Surface
-from steppe.diagnostics.sharpness import worst
+from steppe.diagnostics.loss_surface import LossSurface
+from steppe.diagnostics.sharpness import worst_case_sharpness
 from steppe.distributed import collectives
-from steppe.models.multi.base import Headed
-from steppe.models.multi.branched import Whole
-from steppe.models.multi.ensemble import Cohort, Hybridised
+from steppe.models.multi.base import MultiHeadNetwork
+from steppe.models.multi.branched import SeparateNetworks
+from steppe.models.multi.ensemble import Ensemble, HybridEnsemble
 from steppe.training.checkpoint import file
 from steppe.training.checkpoint.file import Checkpoint
-from steppe.training.evaluation import BATCH, on
-from steppe.training.factories import new_model
+from steppe.training.evaluation import BATCH, to_model_format
+from steppe.training.factories import make_model
 
 RHO, SAMPLES = 0.05, 500
 DEPLOYED = "deployed"
@@ -43,7 +43,7 @@ def weights_name(epoch: int | str) -> str:
 
 
 @dataclass(frozen=True)
-class Watcher:
+class Monitor:
     """What a run is asked to look at; all processes of a run call `begin` and `look` together."""
 
     run: Run
@@ -72,14 +72,16 @@ class Watcher:
         net, state = self._whole()
         if weights:
             self._keep(epoch, net, state)
-        return collectives.here().first(lambda: {"sharpness": self._sharpness(net, state)}) if sharp else {}
+        return (
+            collectives.current_world().first(lambda: {"sharpness": self._sharpness(net, state)}) if sharp else {}
+        )
 
     def _sharpness(self, net: nn.Module, state: nn.Module) -> float:
         alone = self.method.single(net, state, self._new_model)
         chosen = subset(self.images.train, SAMPLES)
         like = next(alone.parameters())
-        batches = [on(b, like) for b in evaluation_batches(chosen, BATCH, self.normalize)]
-        return worst(Surface(alone, batches), RHO)
+        batches = [to_model_format(b, like) for b in evaluation_batches(chosen, BATCH, self.normalize)]
+        return worst_case_sharpness(LossSurface(alone, batches), RHO)
 
     def _keep(self, epoch: int, net: nn.Module, state: nn.Module) -> None:
         """Write the weights of what is deployed, and of each of several networks or branches.
@@ -93,12 +95,12 @@ class Watcher:
             content = Checkpoint(tensors, {"digest": self.folder.name, "epoch": epoch})
             file.write(self.folder / weights_name(epoch), content)
 
-        collectives.here().first(write)
+        collectives.current_world().first(write)
 
     def _new_model(self) -> nn.Module:
         """Return a network to be filled, without a trace in the random streams."""
         with torch.random.fork_rng():
-            model = new_model(self.run, self.images).to(hardware.device())
+            model = make_model(self.run, self.images).to(hardware.device())
         return model.double() if self.run.precision == "fp64" else model
 
     def _whole(self) -> tuple[nn.Module, nn.Module]:
@@ -121,12 +123,12 @@ def networks(method: Method, net: nn.Module, state: nn.Module, new_model: Any) -
     ``new_model`` makes one to be filled. Names are those of `Method.outputs`.
     """
     found = {DEPLOYED: method.single(net, state, new_model)}
-    if isinstance(net, Cohort | Hybridised):
+    if isinstance(net, Ensemble | HybridEnsemble):
         return found | {
-            f"network {i}": filled(new_model(), one.state_dict()) for i, one in enumerate(net.networks, 1)
+            f"network {i}": with_presets(new_model(), one.state_dict()) for i, one in enumerate(net.networks, 1)
         }
-    if isinstance(net, Headed):
-        kind = "network" if isinstance(net.body, Whole) else "branch"
+    if isinstance(net, MultiHeadNetwork):
+        kind = "network" if isinstance(net.body, SeparateNetworks) else "branch"
         return found | {f"{kind} {i + 1}": net.plain(i, new_model) for i in range(net.size)}
     return found
 

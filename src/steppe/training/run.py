@@ -20,21 +20,21 @@ from steppe.errors import InputError
 from steppe.training.checkpoint.store import CHECKPOINT, derive
 from steppe.training.dry_run import describe
 from steppe.training.evaluation import evaluate
-from steppe.training.factories import new_loader, new_model
-from steppe.training.trainer import Failed, Listener, Progress, Trainer
+from steppe.training.factories import make_loader, make_model
+from steppe.training.trainer import Listener, Trainer, TrainingFailed, TrainingStatus
 
 __all__ = [
     "CHECKPOINT",
     "CONFIG",
     "RESULT",
     "Listener",
-    "Progress",
+    "TrainingStatus",
     "check",
     "derive",
     "digest",
     "evaluate",
-    "fit",
     "load_data",
+    "train_run",
 ]
 
 CONFIG, RESULT = "config.json", "result.json"
@@ -50,8 +50,8 @@ def check(run: Run, images: DataSet) -> None:
     tracking.available(run.track)
     method = methods.parse(run.method)
     with torch.random.fork_rng():
-        net = method.build(lambda: new_model(run, images))
-    new_loader(run, images, method)
+        net = method.build(lambda: make_model(run, images))
+    make_loader(run, images, method)
     if any(isinstance(part, _BatchNorm) for part in net.modules()):
         _check_parts(run, len(images.train))
 
@@ -61,14 +61,14 @@ def plan(run: Run, images: DataSet) -> list[tuple[str, str]]:
 
     Where the budget is not in epochs nobody knows the number of steps; then it is that of as many epochs.
     """
-    per_epoch = len(new_loader(run, images))
+    per_epoch = len(make_loader(run, images))
     total = run.epochs * per_epoch
     counted = f"{total} steps, {per_epoch} an epoch"
     if run.match != "epochs":
         counted += f" (an example: what {run.match} allow is known at the end; shares are of that)"
     lines = [("steps", counted), *describe(methods.parse(run.method), total, per_epoch, run.optim.lr_at)]
     kept = footprint(run, images)
-    return [*lines, ("memory", f"{as_size(kept)} of past outputs")] if kept else lines
+    return [*lines, ("memory", f"{format_bytes(kept)} of past outputs")] if kept else lines
 
 
 def footprint(run: Run, images: DataSet) -> int:
@@ -76,7 +76,7 @@ def footprint(run: Run, images: DataSet) -> int:
     return methods.parse(run.method).footprint(len(images.train), len(images.classes))
 
 
-def as_size(count: int) -> str:
+def format_bytes(count: int) -> str:
     """Return a number of bytes as a person reads it."""
     value, unit = float(count), "bytes"
     for larger in ("KB", "MB", "GB", "TB"):
@@ -86,7 +86,7 @@ def as_size(count: int) -> str:
     return f"{value:.3g} {unit}" if unit != "bytes" else f"{count} bytes"
 
 
-def fit(run: Run, folder: Path, images: DataSet, listen: Listener = lambda _: None) -> dict[str, Any]:
+def train_run(run: Run, folder: Path, images: DataSet, listen: Listener = lambda _: None) -> dict[str, Any]:
     """Train one run in ``folder``, going on from its checkpoint if there is one, and return its result.
 
     A finished run is returned as it is. Steps whose loss is not finite are skipped; too many of them in a row
@@ -97,7 +97,7 @@ def fit(run: Run, folder: Path, images: DataSet, listen: Listener = lambda _: No
         InputError: The folder belongs to another configuration or its checkpoint is damaged.
         RunError: The disk is full or cannot be written, or another process is gone; what was saved is intact.
     """
-    here = collectives.here()
+    here = collectives.current_world()
     with collectives.connected():
         held = here.first(lambda: _begin(folder, run))
         if held is not None:
@@ -106,7 +106,7 @@ def fit(run: Run, folder: Path, images: DataSet, listen: Listener = lambda _: No
             trainer = Trainer(run, folder, images)
             trainer.resume()
 
-            def hear(news: Progress) -> None:
+            def hear(news: TrainingStatus) -> None:
                 if news.val_accuracy is not None:
                     trackers.follow()
                 listen(news)
@@ -114,7 +114,7 @@ def fit(run: Run, folder: Path, images: DataSet, listen: Listener = lambda _: No
             try:
                 trainer.train(hear)
                 result = trainer.result()
-            except Failed as failure:
+            except TrainingFailed as failure:
                 result = trainer.result(str(failure))
             here.first(lambda: records.write_json(folder / RESULT, result))
             here.first(trainer.store.finish)
@@ -131,7 +131,7 @@ def _check_parts(run: Run, images: int) -> None:
     """Refuse micro-batches and groups of a single sample, of which BatchNorm knows no variance."""
     if run.m is None and run.microbatch is None:
         return
-    size = collectives.here().size
+    size = collectives.current_world().size
     wholes = [run.batch, *([rest] if (rest := images % run.batch) >= 2 * size else [])]
     for count in {c for whole in wholes for c in (whole // size, math.ceil(whole / size))}:
         if run.m is not None:
@@ -188,7 +188,7 @@ def _plain(config: dict[str, Any]) -> Any:
     return json.loads(json.dumps({k: v for k, v in essential(config).items() if k != "method"}))
 
 
-def _followed(run: Run, folder: Path) -> AbstractContextManager[tracking.Following]:
+def _followed(run: Run, folder: Path) -> AbstractContextManager[tracking.TrackedRun]:
     """Let the run's trackers follow what the lead records."""
-    about = tracking.About(f"{run.method} seed {run.seed}", folder.name, run.as_dict())
-    return tracking.following(run.track if collectives.here().lead else (), folder, about)
+    about = tracking.RunInfo(f"{run.method} seed {run.seed}", folder.name, run.as_dict())
+    return tracking.following(run.track if collectives.current_world().lead else (), folder, about)

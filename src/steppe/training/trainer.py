@@ -28,10 +28,10 @@ from steppe.data.dataset import DataSet, Images
 from steppe.data.loader import Normalizer
 from steppe.data.prefetch import prepared
 from steppe.distributed import collectives
-from steppe.training.checkpoint.store import Store, derive
-from steppe.training.evaluation import evaluate, on
-from steppe.training.factories import new_loader, new_loss, new_network, new_optimizer, spread
-from steppe.training.monitor import Watcher
+from steppe.training.checkpoint.store import CheckpointStore, derive
+from steppe.training.evaluation import evaluate, to_model_format
+from steppe.training.factories import make_loader, make_loss, make_network, make_optimizer, wrap_parallel
+from steppe.training.monitor import Monitor
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 PATIENCE = 20  # skipped steps in a row after which a run has failed
@@ -39,7 +39,7 @@ _SILENCE = 0.25  # seconds between two progress reports
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingStatus:
     """What a run tells while it trains; ``share`` is the part of its budget that is spent, 0 to 1."""
 
     epoch: int
@@ -51,10 +51,10 @@ class Progress:
     val_accuracy: float | None = None
 
 
-Listener = Callable[[Progress], None]
+Listener = Callable[[TrainingStatus], None]
 
 
-class Failed(Exception):  # noqa: N818 - an outcome of training, caught by the engine
+class TrainingFailed(Exception):  # noqa: N818 - an outcome of training, caught by the engine
     """Training cannot go on; the message goes into the table."""
 
 
@@ -74,18 +74,18 @@ class Trainer:
 
     def __post_init__(self) -> None:
         run = self.run
-        self.team = collectives.here()
+        self.team = collectives.current_world()
         self.normalize = Normalizer.of(run.data.normalize, self.images.train, run.data.noise)
         self.method = methods.parse(run.method)
-        self.loader = new_loader(run, self.images, self.method)
+        self.loader = make_loader(run, self.images, self.method)
         self.batches = prepared(self.loader, run.workers)
-        self.net = new_network(run, self.method, self.images)
-        model = spread(self.net, run.parallel)
-        self.optimizer = new_optimizer(run, self.net)
+        self.net = make_network(run, self.method, self.images)
+        model = wrap_parallel(self.net, run.parallel)
+        self.optimizer = make_optimizer(run, self.net)
         self.step = self.method.bind(
             cast(nn.Module, torch.compile(model)) if run.compile else model,
             self.optimizer,
-            loss=new_loss(run),
+            loss=make_loss(run),
             clip=run.optim.clip,
             clip_each=run.optim.clip_each,
             precision=run.precision,
@@ -97,8 +97,8 @@ class Trainer:
             seed=derive(run.seed, "method"),
         )
         self.method.reserve(self.step.state, len(self.images.train), len(self.images.classes))
-        self.store = Store(self.folder, self.net, self.step, self.optimizer, run.seed)
-        self.watcher = Watcher(run, self.folder, self.images, self.method, self.net, self.step, self.normalize)
+        self.store = CheckpointStore(self.folder, self.net, self.step, self.optimizer, run.seed)
+        self.watcher = Monitor(run, self.folder, self.images, self.method, self.net, self.step, self.normalize)
 
     # -- training ----------------------------------------------------------------------------------------
 
@@ -112,7 +112,7 @@ class Trainer:
             train = self._train_epoch(listen, started, share_at_start)
             self.val = self._evaluated(self.images.val)
             if not math.isfinite(self.val["loss"]):
-                raise Failed(f"validation loss is not finite after step {self.steps} (epoch {self.epoch})")
+                raise TrainingFailed(f"validation loss is not finite after step {self.steps} (epoch {self.epoch})")
             improved = self.best is None or _rank(self.val) > _rank(self.best)
             if improved:
                 self.best = {"epoch": self.epoch, **self.val}
@@ -132,7 +132,7 @@ class Trainer:
         clock = time.perf_counter()
         for number, batch in enumerate(self.batches.epoch(self.epoch)):
             lr = self._set_lr()
-            batch = on(batch, self.step.runtime.params[0])
+            batch = to_model_format(batch, self.step.runtime.params[0])
             out = self.step(self._in_parts(batch, number))
             self._count_skips(out.skipped)
             if not out.skipped:
@@ -178,8 +178,8 @@ class Trainer:
         if self.skipped_in_a_row >= PATIENCE:
             raise self._diverged()
 
-    def _diverged(self) -> Failed:
-        return Failed(
+    def _diverged(self) -> TrainingFailed:
+        return TrainingFailed(
             f"loss or gradient was not finite in {self.skipped_in_a_row} steps in a row, up to step {self.steps} "
             f"(epoch {self.epoch})"
         )
@@ -213,12 +213,12 @@ class Trainer:
 
     def _progress(
         self, means: dict[str, float], started: float, share_at_start: float, val: float | None = None
-    ) -> Progress:
+    ) -> TrainingStatus:
         gained = max(self.share - share_at_start, 1e-9)
         elapsed = time.perf_counter() - started
         rate = self.steps * self.run.batch / max(self.seconds, 1e-9)
         left = elapsed * (1 - min(self.share, 1)) / gained
-        return Progress(
+        return TrainingStatus(
             self.epoch, min(self.share, 1), means["train_loss"], means["train_accuracy"], rate, left, val
         )
 

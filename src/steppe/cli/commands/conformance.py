@@ -13,7 +13,7 @@ from steppe.errors import InputError
 from steppe.testing import CHECKS, find, run, summary_table
 from steppe.testing.context import Check
 from steppe.testing.resolve import subjects_of, versions_of
-from steppe.testing.result import Result
+from steppe.testing.result import CheckResult
 from steppe.testing.subjects import Subject
 
 
@@ -63,11 +63,11 @@ def conformance(
 
 def _teller(
     console: Console, update: Callable[[str], None], count: int
-) -> Callable[[Subject, Check, Result | None], None]:
+) -> Callable[[Subject, Check, CheckResult | None], None]:
     """Return what tells the progress: the check at hand while it runs, and a line per subject."""
-    done: list[Result] = []
+    done: list[CheckResult] = []
 
-    def tell(subject: Subject, check: Check, result: Result | None) -> None:
+    def tell(subject: Subject, check: Check, result: CheckResult | None) -> None:
         if result is None:
             update(f"{subject.name}: {check.name} ({len(done) + 1} of {count})")
             return

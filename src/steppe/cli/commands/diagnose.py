@@ -15,7 +15,7 @@ from rich.console import Console
 from steppe import hardware, records
 from steppe.analysis import cross_run, mode_connectivity
 from steppe.analysis.load_run import Which, load, read_run
-from steppe.analysis.suite import FORMAT, Corrupted, Settings, affordable, diagnose
+from steppe.analysis.suite import FORMAT, Corrupted, SuiteSettings, affordable, diagnose
 from steppe.data.dataset import DataSet, Images
 from steppe.diagnostics.pac_bayes import Bound
 from steppe.errors import InputError
@@ -28,7 +28,7 @@ PARTS = ("val", "train")
 
 
 @dataclass(frozen=True)
-class Asked:
+class DiagnoseOptions:
     """What is asked of each run.
 
     Attributes:
@@ -58,7 +58,7 @@ class Asked:
         return {"format": FORMAT, **asked, "bounds": self.bounds}
 
 
-def run(folders: Sequence[str], asked: Asked, as_json: bool, console: Console) -> int:
+def run(folders: Sequence[str], asked: DiagnoseOptions, as_json: bool, console: Console) -> int:
     """Diagnose runs and comparisons, print and write what was found; return the exit code.
 
     Raises InputError for a folder that is neither, or a comparison without a finished run.
@@ -99,7 +99,7 @@ def run(folders: Sequence[str], asked: Asked, as_json: bool, console: Console) -
     return 0
 
 
-def _between(homes: list[Path], asked: Asked, out: Path, as_json: bool, console: Console) -> int:
+def _between(homes: list[Path], asked: DiagnoseOptions, out: Path, as_json: bool, console: Console) -> int:
     """Write the loss between networks, on as many images as there is time for, and say the barriers' heights."""
     with console.status("starting") as status, hardware.threads(read_run(homes[0]).threads):
         first = load(homes[0], asked.which)
@@ -126,10 +126,10 @@ def _finished(folder: Path) -> list[Path]:
     return [folder / "runs" / r.digest for r in done]
 
 
-def _all(homes: list[Path], asked: Asked, console: Console) -> dict[Path, dict[str, Any]]:
+def _all(homes: list[Path], asked: DiagnoseOptions, console: Console) -> dict[Path, dict[str, Any]]:
     """Diagnose every run that has not been, runs of equal data and network with equal settings."""
     found: dict[Path, dict[str, Any]] = {}
-    chosen: dict[str, Settings] = _held_settings(homes, asked)
+    chosen: dict[str, SuiteSettings] = _held_settings(homes, asked)
     sets: dict[str, DataSet] = {}
     corrupted = Corrupted(None if asked.corruptions is None else Path(asked.corruptions))
     began, worked = time.monotonic(), 0
@@ -167,18 +167,18 @@ def _alike(home: Path) -> str:
     return json.dumps([config.dataset, config.model, config.as_dict()["data"]])
 
 
-def _held_settings(homes: list[Path], asked: Asked) -> dict[str, Settings]:
+def _held_settings(homes: list[Path], asked: DiagnoseOptions) -> dict[str, SuiteSettings]:
     """Return the settings of what is already diagnosed, so that a diagnosis that was stopped goes on alike."""
-    found: dict[str, Settings] = {}
+    found: dict[str, SuiteSettings] = {}
     for home in homes if not asked.again else ():
         content = _known(home, asked, None)
         if content is not None:
             with contextlib.suppress(TypeError):
-                found.setdefault(_alike(home), Settings(**content["settings"]))
+                found.setdefault(_alike(home), SuiteSettings(**content["settings"]))
     return found
 
 
-def _known(home: Path, asked: Asked, settings: Settings | None) -> dict[str, Any] | None:
+def _known(home: Path, asked: DiagnoseOptions, settings: SuiteSettings | None) -> dict[str, Any] | None:
     """Return a run's diagnosis if it is what is asked for."""
     path = home / DIAGNOSIS
     if asked.again or not path.exists():

@@ -11,8 +11,8 @@ from rich.console import Console
 from steppe import hardware, records
 from steppe.config import Run
 from steppe.experiments.tuning.plot import curve
-from steppe.experiments.tuning.result import as_dict, table, verdict
-from steppe.experiments.tuning.search import Budget, search
+from steppe.experiments.tuning.result import result_as_dict, table, verdict
+from steppe.experiments.tuning.search import TuningBudget, search
 from steppe.experiments.tuning.space import space
 from steppe.report.comparison.figures import save
 from steppe.training import run as engine
@@ -21,7 +21,13 @@ ANSWER = "tune.json"
 
 
 def run(
-    asked: Run, settings: Sequence[str], budget: Budget, out: Path, as_json: bool, command: str, console: Console
+    asked: Run,
+    settings: Sequence[str],
+    budget: TuningBudget,
+    out: Path,
+    as_json: bool,
+    command: str,
+    console: Console,
 ) -> int:
     """Search, and write ``tune.json`` and the curve as SVG and PNG into ``out``; return the exit code.
 
@@ -35,7 +41,7 @@ def run(
     watching.print(f"{asked.method}: {shown}; up to {budget.trials} trials", highlight=False, markup=False)
     with watching.status("starting") as status:
 
-        def listen(one: Run, news: engine.Progress | str) -> None:
+        def listen(one: Run, news: engine.TrainingStatus | str) -> None:
             name = f"{one.method} seed {one.seed}"
             if isinstance(news, str):
                 watching.print(f"{name}: {news}", highlight=False, markup=False, soft_wrap=True)
@@ -43,7 +49,7 @@ def run(
                 status.update(f"{name}: epoch {news.epoch}, loss {news.loss:.3f}")
 
         found = search(asked, ranges, budget, out, images, listen)
-    content = as_dict(found) | {"command": command, "environment": hardware.environment()}
+    content = result_as_dict(found) | {"command": command, "environment": hardware.environment()}
     records.write_json(out / ANSWER, content)
     drawn = curve(found)
     for suffix in ("svg", "png"):

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from steppe.config import Data, Optim, Run, Watch, parse_spec
+from steppe.config import Data, Monitoring, Optim, Run, parse_spec
 from steppe.errors import InputError, unknown
 
 
@@ -62,7 +62,7 @@ class Choice:
         for key, value in self.values.items():
             part, _, field = key.rpartition(".")
             parts[part][field] = tuple(value) if isinstance(value, list) else value
-        data, optim, watch = Data(**parts["data"]), Optim(**parts["optim"]), Watch(**parts["watch"])
+        data, optim, watch = Data(**parts["data"]), Optim(**parts["optim"]), Monitoring(**parts["watch"])
         return Run(data=data, optim=optim, watch=watch, **parts[""])
 
 

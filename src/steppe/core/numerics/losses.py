@@ -12,7 +12,7 @@ def _log_probabilities(logits: Tensor, T: float) -> Tensor:
     return F.log_softmax(wide / T, dim=1)
 
 
-def kl(reference: Tensor, logits: Tensor, T: float = 1.0) -> Tensor:
+def kl_divergence(reference: Tensor, logits: Tensor, T: float = 1.0) -> Tensor:
     r"""Return the mean Kullback-Leibler divergence :math:`\frac1B\sum_b D(p_b \| q_b)`.
 
     :math:`p = \mathrm{softmax}(\text{reference}/T)` and :math:`q = \mathrm{softmax}(\text{logits}/T)`, both
@@ -24,7 +24,7 @@ def kl(reference: Tensor, logits: Tensor, T: float = 1.0) -> Tensor:
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
-def kl_each(reference: Tensor, logits: Tensor, T: float = 1.0) -> Tensor:
+def kl_per_sample(reference: Tensor, logits: Tensor, T: float = 1.0) -> Tensor:
     """Return the divergence of each sample (B,), whose mean is `kl`."""
     log_p = _log_probabilities(reference, T)
     log_q = _log_probabilities(logits, T)

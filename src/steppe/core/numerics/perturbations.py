@@ -15,7 +15,7 @@ from steppe.errors import InputError
 SCOPES = ("all", "kernels", "last-conv", "last-dense", "last-bias", "tensor:INDEX")
 
 
-def ascent(grads: Vec, rho: float | Sequence[float], eps: float = 1e-12) -> Vec:
+def sam_perturbation(grads: Vec, rho: float | Sequence[float], eps: float = 1e-12) -> Vec:
     r"""Return :math:`\epsilon = \rho\, g / (\lVert g\rVert_2 + \text{eps})`, the norm over all parameters.
 
     The first-order maximiser of the loss in an L2 ball of radius rho (Foret et al., ICLR 2021, equation 2);
@@ -28,17 +28,19 @@ def ascent(grads: Vec, rho: float | Sequence[float], eps: float = 1e-12) -> Vec:
     return vector.scale(grads, rho / (vector.norm(grads) + eps))
 
 
-def climb(grads: Vec, rho: float | Sequence[float], scale: Vec | None = None) -> Vec | vector.Along:
+def schedule_perturbation(
+    grads: Vec, rho: float | Sequence[float], scale: Vec | None = None
+) -> Vec | vector.ScaledVector:
     r"""Return `ascent` as `steppe.core.runtime.Runtime.at` takes it: with one radius, not multiplied out.
 
     With a ``scale`` s it is the ascent in the space scaled by it, :math:`s \cdot \text{ascent}(s \cdot g)`.
     """
     scaled = grads if scale is None else vector.times(grads, scale)
     if isinstance(rho, Sequence):
-        offset = ascent(scaled, rho)
+        offset = sam_perturbation(scaled, rho)
         return offset if scale is None else vector.times(offset, scale)
     way = scaled if scale is None else vector.times(scaled, scale)
-    return vector.Along(way, rho / (vector.norm(scaled) + 1e-12))
+    return vector.ScaledVector(way, rho / (vector.norm(scaled) + 1e-12))
 
 
 def unit_dims(param: Tensor, owner: nn.Module) -> tuple[int, ...] | None:
@@ -120,7 +122,7 @@ def filter_noise(
     gamma: float | Sequence[float],
     rng: torch.Generator,
     damping: Vec | None = None,
-) -> vector.Along:
+) -> vector.ScaledVector:
     r"""Return filter-wise Gaussian noise: :math:`N(0, (\gamma\lVert w_k\rVert_2)^2)` for each element of unit k.
 
     A unit is a filter of a convolution, a row of a matrix, or a whole bias or norm parameter (Bisla et al.,
@@ -130,7 +132,7 @@ def filter_noise(
     deviation = filter_deviation(params, owners, gamma)
     if damping is not None:
         deviation = vector.times(deviation, damping)
-    return vector.Along(vector.gaussian(params, rng), deviation)
+    return vector.ScaledVector(vector.gaussian(params, rng), deviation)
 
 
 def filter_deviation(

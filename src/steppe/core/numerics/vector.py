@@ -37,7 +37,7 @@ def any_sharded(tensors: Sequence[Tensor | None]) -> bool:
 
 
 @dataclass(frozen=True)
-class Kind:
+class TensorKind:
     """What holds for all tensors of a vector, looked up once: gradients are of their parameters' kind.
 
     ``plain``: none is a DTensor; ``wide``: none is in half precision; ``small``: those that cost more to call for
@@ -49,7 +49,7 @@ class Kind:
     small: list[bool] | None
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> Kind:
+    def of(cls, tensors: Sequence[Tensor]) -> TensorKind:
         """Return what holds for these."""
         small = [dim == 1 for dim in map(Tensor.dim, tensors)]
         vectors = list(compress(tensors, small))
@@ -65,7 +65,7 @@ class Measured(list[Tensor | None]):
     its tensors are, unless one is missing.
     """
 
-    def __init__(self, a: Vec, kind: Kind | None = None):
+    def __init__(self, a: Vec, kind: TensorKind | None = None):
         super().__init__(a)
         self._held = tuple(a)
         self._kind = None if missing(a) else kind
@@ -97,7 +97,7 @@ class Measured(list[Tensor | None]):
 
 
 @dataclass(frozen=True)
-class Along:
+class ScaledVector:
     """``times`` of a direction; multiplied out only where it is added to something.
 
     One number for all of it, 0-dimensional, or for each tensor one number or one for each of its units, in a form
@@ -153,11 +153,11 @@ def norm(a: Vec) -> Tensor:
     return _norm(a) if known is None else known
 
 
-def _norm(a: Vec, kind: Kind | None = None) -> Tensor:
+def _norm(a: Vec, kind: TensorKind | None = None) -> Tensor:
     tensors = cast(list[Tensor], a) if kind else present(a)
     if not tensors:
         return torch.zeros(())
-    kind = kind or Kind.of(tensors)
+    kind = kind or TensorKind.of(tensors)
     if not kind.wide:
         tensors = [t if t.dtype in _WIDE else t.float() for t in tensors]
     if kind.plain:
@@ -186,7 +186,7 @@ def dot(a: Vec, b: Vec) -> Tensor:
     return torch.stack(sums).sum()
 
 
-def witness(a: Vec, beside: Tensor | None = None) -> Tensor:
+def finite_check(a: Vec, beside: Tensor | None = None) -> Tensor:
     """Return a number that is finite if all that this process holds is, and a number ``beside``; 0-dimensional."""
     if isinstance(a, Measured) and not a.sharded:
         length = a.measure()
@@ -196,7 +196,7 @@ def witness(a: Vec, beside: Tensor | None = None) -> Tensor:
     return length if beside is None else length + beside
 
 
-def sound(number: Tensor) -> Tensor:
+def all_finite(number: Tensor) -> Tensor:
     """Return whether a number is finite, 0-dimensional, without waiting for it."""
     # less itself, what is not finite is not zero; isfinite() is twice as many operations
     zero: Tensor = (number - number) == 0
@@ -240,7 +240,7 @@ def add(a: Vec, b: Vec, by: float = 1.0) -> Vec:
     return out
 
 
-def apart(f: Callable[[Vec], Vec], a: Vec, group: Sequence[int]) -> Vec:
+def map_groups(f: Callable[[Vec], Vec], a: Vec, group: Sequence[int]) -> Vec:
     """Return ``f`` of each group's tensors by themselves, put together again."""
     parts = [f(only(a, [g == one for g in group])) for one in sorted(set(group))]
     return [next((t for t in each if t is not None), None) for each in zip(*parts, strict=True)]
@@ -250,7 +250,7 @@ def move(
     tensors: Sequence[Tensor],
     by: Sequence[Tensor],
     times: Tensor | list[Tensor] | None = None,
-    kind: Kind | None = None,
+    kind: TensorKind | None = None,
 ) -> None:
     """Add to each tensor in place ``by``, or ``times`` as much (see `Along`), where no graph is recorded.
 
@@ -258,7 +258,7 @@ def move(
     """
     if not tensors:
         return
-    kind = kind or Kind.of(tensors)
+    kind = kind or TensorKind.of(tensors)
     if times is not None and kind.plain and kind.wide and tensors[0].device.type == "cpu":
         each = [times] * len(tensors) if isinstance(times, Tensor) else times
         torch._foreach_addcmul_(list(tensors), list(by), each)
@@ -291,7 +291,7 @@ def times(a: Vec, b: Vec) -> Vec:
     return [None if p is None or q is None else next(products) for p, q in zip(a, b, strict=True)]
 
 
-def reject(a: Vec, b: Vec) -> Vec:
+def orthogonal_part(a: Vec, b: Vec) -> Vec:
     r"""Return the part of ``a`` orthogonal to ``b``, :math:`a - \langle a,b\rangle b/\lVert b\rVert^2`.
 
     It is ``a`` where ``b`` is zero.

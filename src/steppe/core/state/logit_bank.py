@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steppe.core.amp import widened
-from steppe.core.numerics.losses import kl_each
+from steppe.core.amp import upcast_to_float32
+from steppe.core.numerics.losses import kl_per_sample
 
 FORMS = ("full", "half", "top:K")
 
 
 @dataclass(frozen=True)
-class Said:
+class StoredLogits:
     """What a network said about samples: logits (B, C), or the probabilities of ``classes``, both (B, K)."""
 
     values: Tensor
@@ -33,9 +33,9 @@ class Said:
         """
         values = self.values.to(logits.device)
         if self.classes is None:
-            return kl_each(values, logits, self.T)
+            return kl_per_sample(values, logits, self.T)
         classes = self.classes.to(logits.device)
-        log_q = torch.log_softmax(widened(logits) / self.T, 1)
+        log_q = torch.log_softmax(upcast_to_float32(logits) / self.T, 1)
         known = (torch.xlogy(values, values) - values * log_q.gather(1, classes)).sum(1)
         if classes.shape[1] == logits.shape[1]:
             return known
@@ -44,7 +44,7 @@ class Said:
         return known + torch.xlogy(left, left) - left * log_left
 
 
-class PastOutputs(nn.Module):
+class LogitBank(nn.Module):
     """Outputs of the last ``past`` visits to each sample, by its stable index, in the host's memory.
 
     A sample's visits count themselves, so epochs, their order, and who shuffles them need not be known. The form
@@ -57,7 +57,7 @@ class PastOutputs(nn.Module):
     def __init__(self, past: int, form: str, T: float):
         super().__init__()
         self.past, self.form, self.T = past, form, T
-        self.top = top_of(form)
+        self.top = top_k(form)
         self.register_buffer("visits", torch.zeros(0, dtype=torch.int32))
         self.register_buffer("values", torch.zeros(0))
         self.register_buffer("classes", torch.zeros(0, dtype=torch.int16))
@@ -68,7 +68,7 @@ class PastOutputs(nn.Module):
         self._know(torch.zeros(0, classes))
         self._grow(samples, exactly=True)
 
-    def read(self, index: Tensor) -> tuple[Said, Tensor]:
+    def read(self, index: Tensor) -> tuple[StoredLogits, Tensor]:
         """Return what was said ``past`` visits ago about samples (B,), and their visits so far (B,).
 
         What it says of samples with fewer visits than that means nothing.
@@ -77,15 +77,15 @@ class PastOutputs(nn.Module):
         self._grow(int(index.max()) + 1)
         visits = self.get_buffer("visits")[index]
         if not self.total:
-            return Said(torch.zeros(len(index), 0), None, self.T), visits
+            return StoredLogits(torch.zeros(len(index), 0), None, self.T), visits
         slot = visits.long() % self.past
-        values = widened(self.get_buffer("values")[index, slot])
+        values = upcast_to_float32(self.get_buffer("values")[index, slot])
         classes = None if self.top is None else self.get_buffer("classes")[index, slot].long() & 0xFFFF
-        return Said(values, classes, self.T), visits
+        return StoredLogits(values, classes, self.T), visits
 
     def write(self, index: Tensor, logits: Tensor) -> None:
         """Take in a visit to each sample: ``logits`` (B, C)."""
-        index, logits = index.cpu(), widened(logits.detach()).cpu()
+        index, logits = index.cpu(), upcast_to_float32(logits.detach()).cpu()
         self._know(logits)
         self._grow(int(index.max()) + 1)
         visits = self.get_buffer("visits")
@@ -135,12 +135,12 @@ class PastOutputs(nn.Module):
                 setattr(self, name, torch.zeros_like(saved, device="cpu"))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PastOutputs:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LogitBank:
         """Stay in the host's memory, whatever moves the rest."""
         return self
 
 
-def top_of(form: str) -> int | None:
+def top_k(form: str) -> int | None:
     """Return K of 'top:K', None for another form."""
     match = re.fullmatch(r"top:([1-9]\d*)", form)
     return int(match[1]) if match else None
@@ -148,6 +148,6 @@ def top_of(form: str) -> int | None:
 
 def size_in_bytes(samples: int, classes: int, past: int, form: str) -> int:
     """Return the memory that past outputs of so many samples take."""
-    top = top_of(form)
+    top = top_k(form)
     entry = min(top, classes) * 4 if top else classes * (4 if form == "full" else 2)
     return samples * (past * entry + 4)

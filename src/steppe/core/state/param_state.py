@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from steppe.core import param_groups
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
-from steppe.core.snapshot import put
+from steppe.core.snapshot import copy_into
 
 
-class Memory(nn.Module):
+class ParamState(nn.Module):
     """One buffer per parameter of a network, in the order of its registration, zero at first.
 
     ``writes`` counts how often it was written.
@@ -37,7 +37,7 @@ class Memory(nn.Module):
     def write(self, params: Sequence[nn.Parameter], net: nn.Module, values: Vec) -> None:
         """Remember; a parameter without a value keeps what it had."""
         held = [(m, v) for m, v in zip(self.read(params, net), values, strict=True) if v is not None]
-        put([m for m, _ in held if m is not None], [v for _, v in held])
+        copy_into([m for m, _ in held if m is not None], [v for _, v in held])
         self.writes += 1
 
     def approach(self, params: Sequence[nn.Parameter], net: nn.Module, values: Vec, weight: float) -> None:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from steppe.core.parallel import reshard
-from steppe.core.snapshot import Copies, put
+from steppe.core.snapshot import CopyPool, copy_into
 
 
-class Average(nn.Module):
+class WeightAverage(nn.Module):
     """The average of a network's weights and float buffers, and a copy of its integer buffers.
 
     ``count`` tells how many networks are in it. It is no network itself: to be looked at, it is put in the
@@ -22,7 +22,7 @@ class Average(nn.Module):
     def __init__(self, net: nn.Module):
         super().__init__()
         self.count = 0
-        self._copies = Copies()
+        self._copies = CopyPool()
         for i, t in enumerate(_tensors(net)):
             self.register_buffer(str(i), t.detach().clone(memory_format=torch.preserve_format))
 
@@ -50,7 +50,7 @@ class Average(nn.Module):
                 kept = copies.make(present)
             try:
                 with _ordinary():
-                    put(present, list(self.buffers()))
+                    copy_into(present, list(self.buffers()))
                 for module in training:
                     module.training = False
                 # autocast keeps what it has cast, and would go on with the other weights

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from steppe.data.transforms import pil_ops
-from steppe.data.transforms.basic import Draws, Sample, Step, crop, flip, placed
+from steppe.data.transforms.basic import Draws, Sample, Transform, crop, flip, placed
 from steppe.data.transforms.pil_ops import eight_bits, picked, unit
 from steppe.errors import InputError, unknown
 
@@ -146,7 +146,7 @@ _POLICIES: tuple[tuple[_Part, _Part], ...] = (
     (("equalize", 8, 0), ("equalize", 6, 0)),
 )
 
-COMPOSITIONS: dict[str, tuple[Step, ...]] = {
+COMPOSITIONS: dict[str, tuple[Transform, ...]] = {
     "plain": (),
     "crop-flip": (crop, flip),
     "crop-flip-rotate": (crop, flip, rotate),
@@ -156,7 +156,7 @@ COMPOSITIONS: dict[str, tuple[Step, ...]] = {
 }
 
 
-def compositions(names: Sequence[str], wanted: int) -> list[tuple[Step, ...]]:
+def compositions(names: Sequence[str], wanted: int) -> list[tuple[Transform, ...]]:
     """Return the steps of the first ``wanted`` named views.
 
     Raises InputError for an unknown name, and if there are several but fewer than wanted.

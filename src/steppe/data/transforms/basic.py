@@ -43,7 +43,7 @@ class Draws(Protocol):
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowDraws:
     """Draws for ``rows`` of a batch of ``whole`` images: what a generator gives these rows when it draws for all.
 
     So the processes that share a batch augment each image as one process alone would.
@@ -66,7 +66,7 @@ class Rows:
         return self.rng.beta(a, b, self.whole)[self.rows]
 
 
-class Noted:
+class RecordedDraws:
     """Draws that remember what was asked of them: the name and the arguments before the size.
 
     No step's draws depend on what was drawn, so what one image asks for is what any number of them asks for.
@@ -94,7 +94,7 @@ class Noted:
         return drawn
 
 
-Step = Callable[[Sample, Sample, Draws], Sample]
+Transform = Callable[[Sample, Sample, Draws], Sample]
 
 _TRIES, _AREA, _RATIO = 10, (0.08, 1.0), (3 / 4, 4 / 3)
 _GREY = (0.2989, 0.587, 0.114)

@@ -8,10 +8,10 @@ from functools import partial
 from torch import Tensor
 
 from steppe.data.transforms.auto_augment import randaugment, rotate
-from steppe.data.transforms.basic import Step, crop, cutmix, cutout, flip, jitter, mixup, resized_crop
+from steppe.data.transforms.basic import Transform, crop, cutmix, cutout, flip, jitter, mixup, resized_crop
 from steppe.errors import InputError, unknown
 
-STEPS: dict[str, Step] = {
+STEPS: dict[str, Transform] = {
     "flip": flip,
     "crop": crop,
     "resized-crop": resized_crop,
@@ -25,7 +25,7 @@ STEPS: dict[str, Step] = {
 MIXING = ("mixup", "cutmix")
 
 
-def chain(names: Sequence[str], blank: Tensor | None = None) -> list[Step]:
+def chain(names: Sequence[str], blank: Tensor | None = None) -> list[Transform]:
     """Return the steps of these names; ``blank`` (C,) is what cutout sets.
 
     Raises InputError for an unknown one, or two that both mix labels.

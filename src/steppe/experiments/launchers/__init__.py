@@ -9,10 +9,10 @@ from typing import Any
 
 from steppe.config import parse_spec
 from steppe.errors import unknown
-from steppe.experiments.launchers.cluster import Cluster, launch_far
+from steppe.experiments.launchers.cluster import Cluster, launch_on_cluster
 from steppe.experiments.launchers.local import launch
-from steppe.experiments.launchers.ray import OnRay
-from steppe.experiments.launchers.slurm import OnSlurm
+from steppe.experiments.launchers.ray import RayCluster
+from steppe.experiments.launchers.slurm import SlurmCluster
 from steppe.experiments.run_lock import J, Listen
 
 NAMES = ("local", "ray", "slurm")
@@ -34,7 +34,7 @@ class Launcher:
         name, settings = parse_spec(spec, "launcher")
         if name not in NAMES:
             raise unknown("launcher", name, NAMES)
-        known = list(inspect.signature(OnRay).parameters) if name == "ray" else []
+        known = list(inspect.signature(RayCluster).parameters) if name == "ray" else []
         for key in settings:
             if name != "slurm" and key not in known:
                 raise unknown(f"setting of launcher {name}", key, known)
@@ -47,11 +47,11 @@ class Launcher:
         """
         if self.name == "local":
             return None
-        return OnRay(**self.settings) if self.name == "ray" else OnSlurm(out / "slurm", **self.settings)
+        return RayCluster(**self.settings) if self.name == "ray" else SlurmCluster(out / "slurm", **self.settings)
 
 
 def run_on(cluster: Cluster | None, jobs: list[J], at_once: int, listen: Listen[J]) -> dict[J, str]:
     """Run all jobs there, at most ``at_once`` of them together; return the errors by job."""
     if cluster is None:
         return launch(jobs, at_once, listen)
-    return launch_far(jobs, at_once, cluster, listen)
+    return launch_on_cluster(jobs, at_once, cluster, listen)

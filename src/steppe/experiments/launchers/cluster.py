@@ -18,8 +18,8 @@ from steppe import records
 from steppe.config import Run
 from steppe.errors import RunError
 from steppe.experiments.run_lock import J, Listen
-from steppe.experiments.worker import WORKERS, given_up, work
-from steppe.training.run import Progress
+from steppe.experiments.worker import WORKERS, given_up, train_job
+from steppe.training.run import TrainingStatus
 
 NEWS = "news.json"
 _SILENCE = 1.0  # seconds between two pieces of news of a run
@@ -46,19 +46,19 @@ class Task:
         os.chdir(self.home)
         spoke = 0.0
 
-        def tell(news: Progress) -> None:
+        def tell(news: TrainingStatus) -> None:
             nonlocal spoke
             if time.monotonic() - spoke > _SILENCE:
                 spoke = time.monotonic()
                 records.write_json(self.folder / NEWS, asdict(news))
 
-        said = work(self.run, self.folder, tell, _PATIENCE)
+        said = train_job(self.run, self.folder, tell, _PATIENCE)
         (self.folder / NEWS).unlink(missing_ok=True)
         return said
 
 
 @dataclass(frozen=True)
-class Ended:
+class TaskResult:
     """How a worker ended: what its task said, or, if it was killed, by what."""
 
     said: dict[str, Any] | str | None
@@ -75,14 +75,14 @@ class Cluster(Protocol):
     def submit(self, tasks: Sequence[Task]) -> list[Any]:
         """Ask for a worker per task, and return what each is known by."""
 
-    def ended(self, worker: Any) -> Ended | None:
+    def ended(self, worker: Any) -> TaskResult | None:
         """Return how a worker ended, None while it waits or works."""
 
     def cancel(self, worker: Any) -> None:
         """Stop a worker."""
 
 
-def launch_far(jobs: Sequence[J], at_once: int, cluster: Cluster, listen: Listen[J]) -> dict[J, str]:
+def launch_on_cluster(jobs: Sequence[J], at_once: int, cluster: Cluster, listen: Listen[J]) -> dict[J, str]:
     """Run all jobs on a cluster, at most ``at_once`` of them (0: as many as it carries); as `launch` does here.
 
     A run whose worker is killed is given to another, up to `WORKERS` of them. On Ctrl-C all workers are stopped.
@@ -130,4 +130,4 @@ def _pass_on(job: J, heard: dict[J, bytes], listen: Listen[J]) -> None:
         raise RunError(f"cannot read {job.folder / NEWS}: {error.strerror}") from None
     if content != heard.get(job):
         heard[job] = content
-        listen(job, Progress(**json.loads(content)))
+        listen(job, TrainingStatus(**json.loads(content)))

@@ -14,10 +14,10 @@ from typing import Any
 
 from steppe import hardware
 from steppe.config import Run
-from steppe.distributed.forkserver import forked
+from steppe.distributed.forkserver import forkserver_context
 from steppe.experiments.run_lock import PATIENCE, J, Listen
-from steppe.experiments.worker import WORKERS, given_up, work
-from steppe.training.run import Progress
+from steppe.experiments.worker import WORKERS, given_up, train_job
+from steppe.training.run import TrainingStatus
 
 
 @dataclass
@@ -38,7 +38,7 @@ def launch(jobs: Sequence[J], workers: int, listen: Listen[J]) -> dict[J, str]:
     # once in the server, so that a worker starts in a fraction of a second; the second is what torch imports with
     # the first optimizer. With a GPU that imports Triton too, and what has touched a GPU must not be forked
     more = () if hardware.device().type == "cuda" else ("torch._dynamo",)
-    context = forked(workers, "steppe.training.run", *more)
+    context = forkserver_context(workers, "steppe.training.run", *more)
     waiting = list(jobs)
     left = dict.fromkeys(waiting, WORKERS)
     active: dict[J, _Worker] = {}
@@ -91,11 +91,11 @@ def _work(run: Run, folder: Path, pipe: Connection) -> None:
     """Do one run in this process and tell the parent; leave when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def tell(news: Progress | dict[str, Any] | str) -> None:
+    def tell(news: TrainingStatus | dict[str, Any] | str) -> None:
         try:
             pipe.send(news)
         except OSError:
             os._exit(0)
 
     with contextlib.closing(pipe):
-        tell(work(run, folder, tell, PATIENCE))
+        tell(train_job(run, folder, tell, PATIENCE))

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from steppe.errors import InputError, RunError
-from steppe.experiments.launchers.cluster import Ended, Task
+from steppe.experiments.launchers.cluster import Task, TaskResult
 
 
-class OnRay:
+class RayCluster:
     """Workers of Ray: of the cluster at ``address``, of one that runs here, or of one started on this machine.
 
     ``cpus`` and ``gpus`` are what a run is given; its threads and no GPU if not stated. A fraction of a GPU lets
@@ -41,15 +41,15 @@ class OnRay:
         # a worker used again would measure the memory of the run before
         return self.ray.remote(**needs, max_calls=1)(_do)
 
-    def ended(self, worker: Any) -> Ended | None:
+    def ended(self, worker: Any) -> TaskResult | None:
         """Look whether the task is done, without waiting for it."""
         ready, _ = self.ray.wait([worker], timeout=0)
         if not ready:
             return None
         try:
-            return Ended(self.ray.get(worker))
+            return TaskResult(self.ray.get(worker))
         except self.ray.exceptions.RayError as error:
-            return Ended(None, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
+            return TaskResult(None, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
 
     def cancel(self, worker: Any) -> None:
         """Kill the worker's process."""

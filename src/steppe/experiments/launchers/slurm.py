@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from steppe.errors import InputError, RunError
-from steppe.experiments.launchers.cluster import Ended, Task
+from steppe.experiments.launchers.cluster import Task, TaskResult
 
 _LOOK = 30.0  # seconds between two questions to Slurm's accounting, which answers for all jobs at once
 
 
-class OnSlurm:
+class SlurmCluster:
     """Jobs of Slurm, an array of them for the runs that start together; settings are options of sbatch.
 
     Raises InputError if submitit or Slurm's commands are not there, or an option is unknown to submitit.
@@ -50,7 +50,7 @@ class OnSlurm:
         except self.submitit.core.utils.FailedSubmissionError as error:
             raise RunError(f"sbatch refused: {' '.join(str(error).split())}") from None
 
-    def ended(self, worker: Any) -> Ended | None:
+    def ended(self, worker: Any) -> TaskResult | None:
         """Look for the job's result, and now and then ask Slurm whether it still runs."""
         ask = time.monotonic() - self.asked > _LOOK
         if ask:
@@ -58,11 +58,11 @@ class OnSlurm:
         if not worker.done(force_check=ask):
             return None
         try:
-            return Ended(worker.result())
+            return TaskResult(worker.result())
         except self.submitit.core.utils.FailedJobError as error:
-            return Ended(f"its worker failed: {str(error).strip().splitlines()[-1]}")
+            return TaskResult(f"its worker failed: {str(error).strip().splitlines()[-1]}")
         except self.submitit.core.utils.UncompletedJobError:
-            return Ended(None, f"Slurm ({worker.state.lower()}, see {worker.paths.stderr})")
+            return TaskResult(None, f"Slurm ({worker.state.lower()}, see {worker.paths.stderr})")
 
     def cancel(self, worker: Any) -> None:
         """Tell Slurm to cancel the job."""

@@ -10,14 +10,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from steppe.experiments.tuning.search import BASELINE, Search, Tried
+from steppe.experiments.tuning.search import BASELINE, Candidate, TuningResult
 from steppe.experiments.tuning.space import Range
 from steppe.records import Comparison
 from steppe.report.comparison.figures import dress, label
 from steppe.report.style import Style, styles
 
 
-def curve(found: Search) -> Figure:
+def curve(found: TuningResult) -> Figure:
     """Return a panel per setting, in the manner of figures 3, 7 and 8 of the RWP paper.
 
     A point is a trial, the mean over its seeds, its bar from the lowest to the highest; the best one is larger, a
@@ -42,13 +42,13 @@ def curve(found: Search) -> Figure:
     return figure
 
 
-def _plain(panel: Axes, baseline: Tried, style: Style) -> None:
+def _plain(panel: Axes, baseline: Candidate, style: Style) -> None:
     values = [100 * a for a in baseline.accuracies]
     panel.axhspan(min(values), max(values), color=style.light, alpha=0.10, linewidth=0)
     panel.axhline(fmean(values), color=style.light, linewidth=style.width * 0.75, label=label(BASELINE))
 
 
-def _trials(panel: Axes, found: Search, setting: Range, style: Style) -> None:
+def _trials(panel: Axes, found: TuningResult, setting: Range, style: Style) -> None:
     order = sorted(found.trials, key=lambda t: t.values[setting.name])
     done = [t for t in order if t.state == "complete"]
     x = [t.values[setting.name] for t in done]

@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from steppe.experiments.tuning.search import Search, Tried
+from steppe.experiments.tuning.search import Candidate, TuningResult
 from steppe.experiments.tuning.space import Range
 from steppe.report.format import interval, number
 from steppe.report.statistics import Difference, mean_std, paired_difference
@@ -16,13 +16,13 @@ from steppe.report.statistics import Difference, mean_std, paired_difference
 _EDGE = 0.05  # a best value this close to an end of its range, as a share of it, may lie outside
 
 
-def difference(found: Search) -> Difference:
+def difference(found: TuningResult) -> Difference:
     """Return the best setting minus plain, in points of validation accuracy, paired by fresh seed."""
     tuned, plain = ([100 * a for a in values] for values in (found.tuned_again, found.plain_again))
     return paired_difference(tuned, plain)
 
 
-def verdict(found: Search) -> list[str]:
+def verdict(found: TuningResult) -> list[str]:
     """Return the answer, a sentence each: gain or none, and the end of a range that the best value is at."""
     d, method = difference(found), found.best.method
     seeds = f"{d.n} fresh {'seed' if d.n == 1 else 'seeds'}"
@@ -52,7 +52,7 @@ def _at_an_end(value: float, of: Range) -> bool:
     return min(share, 1 - share) < _EDGE
 
 
-def as_dict(found: Search) -> dict[str, Any]:
+def result_as_dict(found: TuningResult) -> dict[str, Any]:
     """Return a search as plain data; accuracies are fractions of the validation images."""
     d = difference(found)
     return {
@@ -73,7 +73,7 @@ def as_dict(found: Search) -> dict[str, Any]:
     }
 
 
-def table(found: Search) -> Table:
+def table(found: TuningResult) -> Table:
     """Return the trials, best first, below them those that were pruned, and plain."""
     shown = Table(box=box.SIMPLE_HEAD)
     names = [r.name for r in found.ranges]
@@ -87,10 +87,10 @@ def table(found: Search) -> Table:
     return shown
 
 
-def _row(tried: Tried) -> dict[str, Any]:
+def _row(tried: Candidate) -> dict[str, Any]:
     return vars(tried) | {"accuracy": tried.accuracy}
 
 
-def _percent(tried: Tried) -> str:
+def _percent(tried: Candidate) -> str:
     mean, std = mean_std([100 * a for a in tried.accuracies] or [0.0])
     return f"{mean:.2f}" + ("" if std is None else f" ± {std:.2f}")

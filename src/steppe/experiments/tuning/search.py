@@ -19,11 +19,11 @@ from steppe import methods, records
 from steppe.config import Run
 from steppe.data.dataset import DataSet
 from steppe.errors import InputError
-from steppe.experiments.run_lock import claimed
+from steppe.experiments.run_lock import locked_run
 from steppe.experiments.tuning.space import Range, spec_with
 from steppe.training import run as engine
 from steppe.training.checkpoint.store import derive
-from steppe.training.run import Progress
+from steppe.training.run import TrainingStatus
 from steppe.training.trainer import METRICS
 
 try:
@@ -36,12 +36,12 @@ except ImportError as error:
 
 JOURNAL, BASELINE = "tune.journal", "plain"
 Pruner = Literal["median", "halving", "none"]
-Listen = Callable[[Run, Progress | str], None]  # progress, or in words how a run ended
+Listen = Callable[[Run, TrainingStatus | str], None]  # progress, or in words how a run ended
 _RANDOM = 5  # trials before TPE and the pruner have something to go by
 
 
 @dataclass(frozen=True)
-class Budget:
+class TuningBudget:
     """How much a search may do.
 
     Attributes:
@@ -68,7 +68,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Tried:
+class Candidate:
     """One setting: its values, its state ('complete', 'pruned' or 'failed') and what its runs reached.
 
     ``accuracies`` are of the validation images after the last epoch, as fractions, in the order of the seeds; of a
@@ -89,14 +89,14 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Search:
+class TuningResult:
     """What a search found: every trial, the best, and best and baseline on fresh seeds, as (seed, accuracy)."""
 
     run: Run
     ranges: list[Range]
-    trials: list[Tried]
-    baseline: Tried
-    best: Tried
+    trials: list[Candidate]
+    baseline: Candidate
+    best: Candidate
     tuned_again: list[float]
     plain_again: list[float]
     fresh: list[int]
@@ -109,11 +109,11 @@ class _Pruned(Exception):  # noqa: N818 - how a trial leaves the engine
 def search(
     run: Run,
     ranges: Sequence[Range],
-    budget: Budget,
+    budget: TuningBudget,
     out: Path,
     images: DataSet,
     listen: Listen = lambda _run, _news: None,
-) -> Search:
+) -> TuningResult:
     """Try settings of ``run.method`` within the budget, going on where an earlier search in ``out`` was stopped.
 
     The first trial is the method's default. A trial whose loss ceases to be finite counts as accuracy 0.
@@ -124,11 +124,11 @@ def search(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     engine.check(run, images)
-    with claimed(out):
+    with locked_run(out):
         return _search(_study(run, ranges, budget, out), _Work(run, list(ranges), out, images, listen), budget)
 
 
-def _search(study: optuna.Study, work: _Work, budget: Budget) -> Search:
+def _search(study: optuna.Study, work: _Work, budget: TuningBudget) -> TuningResult:
     began, run = time.monotonic(), work.run
     seeds = [run.seed + i for i in range(budget.seeds)]
     fresh = [seeds[-1] + 1 + i for i in range(budget.confirm)]
@@ -147,12 +147,12 @@ def _search(study: optuna.Study, work: _Work, budget: Budget) -> Search:
         trial = study.ask()
         work.trial(study, trial, seeds)
         longest = max(longest, time.monotonic() - began - spent)
-    trials = [Tried(**t.user_attrs["tried"]) for t in study.get_trials(states=_OVER)]
+    trials = [Candidate(**t.user_attrs["tried"]) for t in study.get_trials(states=_OVER)]
     best = max((t for t in trials if t.state == "complete"), key=_rank, default=None)
     if best is None:
         raise InputError(f"no trial of {run.method} was completed; give other values, --settings NAME=LOW..HIGH")
     again = [work.whole(method, fresh).accuracies for method in (best.method, BASELINE)]
-    return Search(run, work.ranges, trials, baseline, best, again[0], again[1], fresh)
+    return TuningResult(run, work.ranges, trials, baseline, best, again[0], again[1], fresh)
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class _Work:
     images: DataSet
     listen: Listen
 
-    def whole(self, method: str, seeds: Sequence[int], values: dict[str, float] | None = None) -> Tried:
+    def whole(self, method: str, seeds: Sequence[int], values: dict[str, float] | None = None) -> Candidate:
         """Train a method on all seeds."""
         runs = [replace(self.run, method=method, seed=seed) for seed in seeds]
         return self._tried(values or {}, runs, [self._fit(one, lambda: None) for one in runs])
@@ -191,7 +191,7 @@ class _Work:
                 results.append(self._fit(one, report))
         except _Pruned:
             begun = [engine.digest(one) for one in runs if self.folder(one).exists()]
-            tried = Tried(values, method, "pruned", heard[-1:], None, begun)
+            tried = Candidate(values, method, "pruned", heard[-1:], None, begun)
             trial.set_user_attr("tried", asdict(tried))
             study.tell(trial, state=TrialState.PRUNED)
             self.listen(runs[len(begun) - 1], f"pruned at validation accuracy {heard[-1]:.2%}")
@@ -205,23 +205,23 @@ class _Work:
         return self.out / "runs" / engine.digest(run)
 
     def _fit(self, run: Run, report: Callable[[], None]) -> dict[str, Any]:
-        def heard(news: Progress) -> None:
+        def heard(news: TrainingStatus) -> None:
             self.listen(run, news)
             if news.val_accuracy is not None:
                 report()
 
         folder = self.folder(run)
         report()
-        with claimed(folder):
-            result = engine.fit(run, folder, self.images, heard)
+        with locked_run(folder):
+            result = engine.train_run(run, folder, self.images, heard)
         report()
         self.listen(run, _ended(result))
         return result
 
-    def _tried(self, values: dict[str, float], runs: Sequence[Run], results: list[dict[str, Any]]) -> Tried:
+    def _tried(self, values: dict[str, float], runs: Sequence[Run], results: list[dict[str, Any]]) -> Candidate:
         state = "complete" if all(r["status"] == "ok" for r in results) else "failed"
         last = [r["val"]["last"] for r in results if state == "complete"]
-        return Tried(
+        return Candidate(
             values,
             runs[0].method,
             state,
@@ -238,7 +238,7 @@ def _finished(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False, states=_OVER))
 
 
-def _study(run: Run, ranges: Sequence[Range], budget: Budget, out: Path) -> optuna.Study:
+def _study(run: Run, ranges: Sequence[Range], budget: TuningBudget, out: Path) -> optuna.Study:
     """Open the folder's search, or begin one with the default as its first trial."""
     pruner: optuna.pruners.BasePruner = {
         "median": optuna.pruners.MedianPruner(n_startup_trials=_RANDOM, n_warmup_steps=run.epochs // 4),
@@ -287,6 +287,6 @@ def _rounded(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def _rank(tried: Tried) -> tuple[float, float]:
+def _rank(tried: Candidate) -> tuple[float, float]:
     """Order settings: by accuracy, ties by the lower loss."""
     return tried.accuracy, -(tried.loss if tried.loss is not None else float("inf"))

@@ -20,10 +20,10 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from steppe.core.batch import Batch
-from steppe.core.method import Method, filled, require
-from steppe.core.model_call import call, logits_of
-from steppe.core.runtime import Out, Runtime
-from steppe.core.state.weight_average import Average
+from steppe.core.method import Method, require, with_presets
+from steppe.core.model_call import call_model, extract_logits
+from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.state.weight_average import WeightAverage
 
 
 @dataclass(frozen=True)
@@ -41,24 +41,24 @@ class EMA(Method):
 
     def init(self, net: nn.Module) -> nn.Module:
         """Start from the initial weights."""
-        return Average(net)
+        return WeightAverage(net)
 
-    def after(self, batch: Batch, out: Out, state: nn.Module, rt: Runtime) -> None:
+    def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
         """Take in the new weights."""
-        assert isinstance(state, Average)
+        assert isinstance(state, WeightAverage)
         state.take_in(rt.net, 1 - min(self.decay, (1 + state.count) / (10 + state.count)))
 
     def standing(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
         """Put the mean in the network's place."""
-        assert isinstance(state, Average)
+        assert isinstance(state, WeightAverage)
         return state.in_place_of(net)
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         """Deploy the mean."""
         with self.standing(net, state):
-            return logits_of(call(net, x))
+            return extract_logits(call_model(net, x))
 
     def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Deploy the mean alone."""
         with self.standing(net, state):
-            return filled(new_model(), net.state_dict())
+            return with_presets(new_model(), net.state_dict())

@@ -21,10 +21,10 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from steppe.core.batch import Batch
-from steppe.core.method import Method, filled, require
-from steppe.core.model_call import call, logits_of
-from steppe.core.runtime import Out, Runtime
-from steppe.core.state.weight_average import Average
+from steppe.core.method import Method, require, with_presets
+from steppe.core.model_call import call_model, extract_logits
+from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.state.weight_average import WeightAverage
 
 
 @dataclass(frozen=True)
@@ -44,25 +44,25 @@ class SWA(Method):
 
     def init(self, net: nn.Module) -> nn.Module:
         """Start with nothing."""
-        return Average(net)
+        return WeightAverage(net)
 
-    def after(self, batch: Batch, out: Out, state: nn.Module, rt: Runtime) -> None:
+    def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
         """Take in the new weights if it is time."""
-        assert isinstance(state, Average)
+        assert isinstance(state, WeightAverage)
         if rt.now.reached(self.start, "start") and rt.now.step % self.every == 0:
             state.take_in(rt.net, 1 / (state.count + 1))
 
     def standing(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
         """Put the mean in the network's place."""
-        assert isinstance(state, Average)
+        assert isinstance(state, WeightAverage)
         return state.in_place_of(net) if state.count else nullcontext()
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         """Deploy the mean once there is one."""
         with self.standing(net, state):
-            return logits_of(call(net, x))
+            return extract_logits(call_model(net, x))
 
     def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Deploy the mean alone."""
         with self.standing(net, state):
-            return filled(new_model(), net.state_dict())
+            return with_presets(new_model(), net.state_dict())

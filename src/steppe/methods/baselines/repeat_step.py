@@ -19,7 +19,7 @@ from torch import nn
 
 from steppe.core.batch import Batch
 from steppe.core.method import Method
-from steppe.core.runtime import Out, Runtime
+from steppe.core.runtime import Runtime, StepOutput
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class RepeatStep(Method):
 
     cost: ClassVar = (1, 1, 2)
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Update twice from one gradient."""
         out, g = rt.grad(rt.objective, batch)
         rt.apply(g, times=2)

@@ -20,7 +20,7 @@ from torch import nn
 
 from steppe.core.batch import Batch
 from steppe.core.method import Method
-from steppe.core.runtime import Out, Runtime
+from steppe.core.runtime import Runtime, StepOutput
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TwoStep(Method):
 
     cost: ClassVar = (2, 2, 2)
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Update, look again, update."""
         out, g = rt.grad(rt.objective, batch)
         rt.apply(g, more=True)

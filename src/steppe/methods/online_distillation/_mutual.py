@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from steppe.core.method import Method, filled, name_of, require
+from steppe.core.method import Method, name_of, require, with_presets
 from steppe.core.runtime import Runtime
-from steppe.models.multi.ensemble import Cohort, named
-from steppe.models.multi.inputs import expect, fresh_networks, towards
+from steppe.models.multi.ensemble import Ensemble, named
+from steppe.models.multi.inputs import distillation_loss, expect_views, fresh_networks
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Mutual(Method):
 
     def build(self, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Return a `Cohort` of freshly initialised networks, the network itself if one is wanted."""
-        return Cohort(fresh_networks(new_model, self.networks)) if self.networks > 1 else new_model()
+        return Ensemble(fresh_networks(new_model, self.networks)) if self.networks > 1 else new_model()
 
     def init(self, net: nn.Module) -> nn.Module:
         """Remember nothing; refuse a model that was not built for this."""
         if self.networks > 1:
-            expect(net, Cohort, self.networks, name_of(self), "networks")
+            expect_views(net, Ensemble, self.networks, name_of(self), "networks")
         return nn.Module()
 
     def lesson(self, m: int, said: Sequence[Tensor], y: Tensor, rt: Runtime) -> Tensor:
@@ -51,7 +51,7 @@ class Mutual(Method):
         loss = rt.loss(said[m], y)
         if not self.lam:
             return loss
-        pulls = [towards(t.detach(), said[m], self.T) for k, t in enumerate(said) if k != m]
+        pulls = [distillation_loss(t.detach(), said[m], self.T) for k, t in enumerate(said) if k != m]
         return loss + self.lam * torch.stack(pulls).mean()
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
@@ -60,8 +60,8 @@ class Mutual(Method):
 
     def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Deploy the first network alone."""
-        first = net.networks[0] if isinstance(net, Cohort) else net
-        return filled(new_model(), first.state_dict())
+        first = net.networks[0] if isinstance(net, Ensemble) else net
+        return with_presets(new_model(), first.state_dict())
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
         """Report each network."""

@@ -26,8 +26,8 @@ import torch
 from torch import nn
 
 from steppe.core.batch import Batch
-from steppe.core.model_call import call
-from steppe.core.runtime import Out, Runtime
+from steppe.core.model_call import call_model
+from steppe.core.runtime import Runtime, StepOutput
 from steppe.methods.online_distillation._mutual import Mutual
 from steppe.models.multi.inputs import views_of
 
@@ -43,10 +43,10 @@ class DML(Mutual):
         super().check()
         object.__setattr__(self, "cost", (self.networks, self.networks, 1))
 
-    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """The sum of all networks' losses and pulls; no gradient crosses from one to another."""
         if self.networks == 1:
             return rt.supervised(batch)
-        said = call(rt.model, views_of(batch, self.networks))
+        said = call_model(rt.model, views_of(batch, self.networks))
         losses = [self.lesson(m, said, batch.y, rt) for m in range(self.networks)]
-        return Out(torch.stack(losses).sum(), said[0])
+        return StepOutput(torch.stack(losses).sum(), said[0])

@@ -26,9 +26,9 @@ from typing import ClassVar
 from torch import nn
 
 from steppe.core.batch import Batch
-from steppe.core.method import descend
-from steppe.core.model_call import call
-from steppe.core.runtime import Out, Runtime
+from steppe.core.method import plain_step
+from steppe.core.model_call import call_model
+from steppe.core.runtime import Runtime, StepOutput
 from steppe.methods.online_distillation._mutual import Mutual
 from steppe.models.multi.inputs import views_of
 
@@ -44,11 +44,11 @@ class AlternatingDML(Mutual):
         super().check()
         object.__setattr__(self, "cost", (self.networks**2, self.networks, self.networks))
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Update the networks in turn."""
         if self.networks == 1:
-            return descend(batch, rt)
-        first: Out | None = None
+            return plain_step(batch, rt)
+        first: StepOutput | None = None
         for m in range(self.networks):
             own = [peer == m + 1 for peer in rt.peer]
             with rt.aside() if m else nullcontext():
@@ -59,7 +59,7 @@ class AlternatingDML(Mutual):
         assert first is not None
         return first
 
-    def _lesson(self, m: int, rt: Runtime, batch: Batch) -> Out:
+    def _lesson(self, m: int, rt: Runtime, batch: Batch) -> StepOutput:
         """The loss of network m, and the others' pulls on it."""
-        said = call(rt.model, views_of(batch, self.networks))
-        return Out(self.lesson(m, said, batch.y, rt), said[m])
+        said = call_model(rt.model, views_of(batch, self.networks))
+        return StepOutput(self.lesson(m, said, batch.y, rt), said[m])

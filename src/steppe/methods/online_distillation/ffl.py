@@ -28,20 +28,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from steppe.core.amp import exact
+from steppe.core.amp import autocast_disabled
 from steppe.core.batch import Batch
-from steppe.core.method import Method, filled, name_of, require
-from steppe.core.model_call import call
-from steppe.core.runtime import Out, Runtime
-from steppe.models.multi.base import Headed
-from steppe.models.multi.branched import Branches, branch_outputs, build_branches
-from steppe.models.multi.inputs import expect, mean_of, ramp_up, towards
+from steppe.core.method import Method, name_of, require, with_presets
+from steppe.core.model_call import call_model
+from steppe.core.runtime import Runtime, StepOutput
+from steppe.models.multi.base import MultiHeadNetwork
+from steppe.models.multi.branched import BranchedNetwork, branch_outputs, build_branched
+from steppe.models.multi.inputs import distillation_loss, expect_views, mean_of, sigmoid_rampup
 
 
-class Fused(Headed):
+class Fused(MultiHeadNetwork):
     """Branches and their fusion; called, it returns the branches' logits and last the fused classifier's."""
 
-    def __init__(self, body: Branches):
+    def __init__(self, body: BranchedNetwork):
         super().__init__(body)
         wide, width = body.size * body.width, body.width
         fusion = nn.Sequential(
@@ -61,7 +61,7 @@ class Fused(Headed):
         """Return the logits (B, classes) of each branch, and of the fused classifier."""
         said = self.body(x, views=views, **named)
         maps = torch.cat(said.maps, 1)
-        with exact(maps):  # BatchNorm of few values makes gradients that fp16 cannot hold
+        with autocast_disabled(maps):  # BatchNorm of few values makes gradients that fp16 cannot hold
             return (*said.logits, self.fusion(maps.to(next(self.fusion.parameters()).dtype)))
 
 
@@ -90,24 +90,24 @@ class FFL(Method):
         """Return branches with their fusion, the network itself if one branch is wanted."""
         if self.branches == 1:
             return new_model()
-        return Fused(build_branches(new_model, self.branches, self.split_at))
+        return Fused(build_branched(new_model, self.branches, self.split_at))
 
     def init(self, net: nn.Module) -> nn.Module:
         """Remember nothing; refuse a model that was not built for this."""
         if self.branches > 1:
-            expect(net, Fused, self.branches, name_of(self), "branches")
+            expect_views(net, Fused, self.branches, name_of(self), "branches")
         return nn.Module()
 
-    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """The losses of branches and fusion, and what they teach each other."""
         if self.branches == 1:
             return rt.supervised(batch)
-        *branches, fused = call(rt.model, batch.x)
+        *branches, fused = call_model(rt.model, batch.x)
         losses = [rt.loss(z, batch.y) for z in (*branches, fused)]
-        weight = ramp_up(rt.now, self.ramp)
-        losses += [weight * towards(fused.detach(), z, self.T) for z in branches]
-        losses.append(weight * towards(mean_of(branches).detach(), fused, self.T))
-        return Out(torch.stack(losses).sum(), branches[0])
+        weight = sigmoid_rampup(rt.now, self.ramp)
+        losses += [weight * distillation_loss(fused.detach(), z, self.T) for z in branches]
+        losses.append(weight * distillation_loss(mean_of(branches).detach(), fused, self.T))
+        return StepOutput(torch.stack(losses).sum(), branches[0])
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         """Deploy the first branch."""
@@ -117,7 +117,7 @@ class FFL(Method):
         """Deploy trunk and first branch alone."""
         if isinstance(net, Fused):
             return net.plain(0, new_model)
-        return filled(new_model(), net.state_dict())
+        return with_presets(new_model(), net.state_dict())
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
         """Report each branch, their mean and the fused classifier."""

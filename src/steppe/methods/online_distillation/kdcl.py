@@ -31,13 +31,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from steppe.core.amp import exact, widened
+from steppe.core.amp import autocast_disabled, upcast_to_float32
 from steppe.core.batch import Batch
-from steppe.core.method import Method, filled, name_of, require
-from steppe.core.model_call import call
-from steppe.core.runtime import Out, Runtime
-from steppe.models.multi.ensemble import Cohort, named
-from steppe.models.multi.inputs import expect, fresh_networks, one_hot, towards, views_of
+from steppe.core.method import Method, name_of, require, with_presets
+from steppe.core.model_call import call_model
+from steppe.core.runtime import Runtime, StepOutput
+from steppe.models.multi.ensemble import Ensemble, named
+from steppe.models.multi.inputs import distillation_loss, expect_views, fresh_networks, one_hot, views_of
 
 
 @dataclass(frozen=True)
@@ -71,26 +71,26 @@ class KDCL(Method):
 
     def build(self, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Return a `Cohort` of freshly initialised networks, the network itself if one is wanted."""
-        return Cohort(fresh_networks(new_model, self.networks)) if self.networks > 1 else new_model()
+        return Ensemble(fresh_networks(new_model, self.networks)) if self.networks > 1 else new_model()
 
     def init(self, net: nn.Module) -> nn.Module:
         """Remember nothing; refuse a model that was not built for this."""
         if self.networks > 1:
-            expect(net, Cohort, self.networks, name_of(self), "networks")
+            expect_views(net, Ensemble, self.networks, name_of(self), "networks")
         return nn.Module()
 
-    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """The sum of all networks' losses and of their pulls towards the target."""
         if self.networks == 1:
             return rt.supervised(batch)
-        said = call(rt.model, views_of(batch, self.networks))
+        said = call_model(rt.model, views_of(batch, self.networks))
         losses = [self.ce * rt.loss(z, batch.y) for z in said]
         if self.lam:
-            z = torch.stack([widened(s.detach()) for s in said])
-            with exact(z):
+            z = torch.stack([upcast_to_float32(s.detach()) for s in said])
+            with autocast_disabled(z):
                 teacher = TARGETS[self.target](z, one_hot(batch.y, z[0]))
-            losses += [self.lam * towards(teacher, s, self.T) for s in said]
-        return Out(torch.stack(losses).sum(), said[0])
+            losses += [self.lam * distillation_loss(teacher, s, self.T) for s in said]
+        return StepOutput(torch.stack(losses).sum(), said[0])
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         """Deploy the first network."""
@@ -98,8 +98,8 @@ class KDCL(Method):
 
     def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Deploy the first network alone."""
-        first = net.networks[0] if isinstance(net, Cohort) else net
-        return filled(new_model(), first.state_dict())
+        first = net.networks[0] if isinstance(net, Ensemble) else net
+        return with_presets(new_model(), first.state_dict())
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
         """Report each network."""

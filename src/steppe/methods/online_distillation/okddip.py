@@ -29,25 +29,25 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from steppe.core.amp import exact, widened
+from steppe.core.amp import autocast_disabled, upcast_to_float32
 from steppe.core.batch import Batch
-from steppe.core.method import Method, filled, name_of, require
-from steppe.core.model_call import call, logits_of
-from steppe.core.runtime import Out, Runtime
+from steppe.core.method import Method, name_of, require, with_presets
+from steppe.core.model_call import call_model, extract_logits
+from steppe.core.runtime import Runtime, StepOutput
 from steppe.errors import InputError
-from steppe.models.multi.base import Headed
-from steppe.models.multi.branched import Branches, Whole, build_branches
-from steppe.models.multi.inputs import expect, fresh_networks, mean_of, ramp_up, towards
+from steppe.models.multi.base import MultiHeadNetwork
+from steppe.models.multi.branched import BranchedNetwork, SeparateNetworks, build_branched
+from steppe.models.multi.inputs import distillation_loss, expect_views, fresh_networks, mean_of, sigmoid_rampup
 
 
-class Led(Headed):
+class Led(MultiHeadNetwork):
     """Peers, a leader, and the attention between peers.
 
     Called, it returns the logits of the peers and the leader, and then, without gradient into those if they are to
     be constants, the targets of the peers.
     """
 
-    def __init__(self, body: Branches | Whole, factor: int, detach: bool):
+    def __init__(self, body: BranchedNetwork | SeparateNetworks, factor: int, detach: bool):
         super().__init__(body)
         self.detach = detach
         if body.width < factor:
@@ -62,8 +62,8 @@ class Led(Headed):
         """Return logits (B, classes) of peers and leader, and the peers' targets."""
         said = self.body(x, views=views, **named)
         h = torch.stack(said.features[:-1], 1).to(self.query.weight.dtype)
-        z = torch.stack([widened(z) for z in said.logits[:-1]], 1)
-        with exact(h):
+        z = torch.stack([upcast_to_float32(z) for z in said.logits[:-1]], 1)
+        with autocast_disabled(h):
             attention = torch.softmax(self.query(h) @ self.key(h).transpose(1, 2), 2)
             mixed = attention.to(z.dtype) @ (z.detach() if self.detach else z)
         return (*said.logits, *mixed.unbind(1))
@@ -104,28 +104,28 @@ class OKDDip(Method):
         if self.branches == 1:
             return new_model()
         if self.form == "network":
-            return Led(Whole(fresh_networks(new_model, self.branches)), self.factor, self.detach)
-        return Led(build_branches(new_model, self.branches, self.split_at), self.factor, self.detach)
+            return Led(SeparateNetworks(fresh_networks(new_model, self.branches)), self.factor, self.detach)
+        return Led(build_branched(new_model, self.branches, self.split_at), self.factor, self.detach)
 
     def init(self, net: nn.Module) -> nn.Module:
         """Remember nothing; refuse a model that was not built for this."""
         if self.branches > 1:
-            expect(net, Led, self.branches, name_of(self), "branches")
+            expect_views(net, Led, self.branches, name_of(self), "branches")
         return nn.Module()
 
-    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """The losses of all, the peers' pulls towards their targets and the leader's towards the peers' mean."""
         if self.branches == 1:
             return rt.supervised(batch)
-        said = call(rt.model, batch.x)
+        said = call_model(rt.model, batch.x)
         peers, leader, targets = said[: self.branches - 1], said[self.branches - 1], said[self.branches :]
         losses = [rt.loss(z, batch.y) for z in (*peers, leader)]
         if self.alpha:
-            weight = self.alpha * ramp_up(rt.now, self.ramp)
-            losses += [weight * towards(t, z, self.T) for t, z in zip(targets, peers, strict=True)]
+            weight = self.alpha * sigmoid_rampup(rt.now, self.ramp)
+            losses += [weight * distillation_loss(t, z, self.T) for t, z in zip(targets, peers, strict=True)]
             group = mean_of(peers)
-            losses.append(weight * towards(group.detach() if self.detach else group, leader, self.T))
-        return Out(torch.stack(losses).sum(), leader)
+            losses.append(weight * distillation_loss(group.detach() if self.detach else group, leader, self.T))
+        return StepOutput(torch.stack(losses).sum(), leader)
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         """Deploy the leader."""
@@ -135,13 +135,13 @@ class OKDDip(Method):
         """Deploy the leader alone."""
         if isinstance(net, Led):
             return net.plain(self.branches - 1, new_model)
-        return filled(new_model(), net.state_dict())
+        return with_presets(new_model(), net.state_dict())
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
         """Report the leader, each peer, and the peers' mean."""
-        said = call(net, x)
+        said = call_model(net, x)
         if self.branches == 1:
-            return {"deployed": logits_of(said)}
+            return {"deployed": extract_logits(said)}
         peers, leader = said[: self.branches - 1], said[self.branches - 1]
         kind = "branch" if self.form == "branch" else "network"
         found = {"deployed": leader, "leader": leader} | {f"{kind} {i}": z for i, z in enumerate(peers, 1)}

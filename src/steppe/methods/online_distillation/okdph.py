@@ -35,13 +35,13 @@ from torch import Tensor, nn
 
 from steppe.core import rng as streams
 from steppe.core.batch import Batch
-from steppe.core.method import Method, filled, name_of, require
-from steppe.core.model_call import call
-from steppe.core.runtime import Out, Runtime
+from steppe.core.method import Method, name_of, require, with_presets
+from steppe.core.model_call import call_model
+from steppe.core.runtime import Runtime, StepOutput
 from steppe.errors import InputError, unknown
 from steppe.methods.online_distillation._okdph_presets import PRESETS
-from steppe.models.multi.ensemble import Gradient, Hybridised, named
-from steppe.models.multi.inputs import expect, fresh_networks, mean_of, towards, views_of
+from steppe.models.multi.ensemble import Gradient, HybridEnsemble, named
+from steppe.models.multi.inputs import distillation_loss, expect_views, fresh_networks, mean_of, views_of
 
 _DEFAULTS = {"omega": 0.8, "beta": 0.8, "gamma": 0.5, "every": "5b"}
 
@@ -110,15 +110,15 @@ class OKDPH(Method):
         else:
             networks = fresh_networks(new_model, self.networks)
         silent = self.omega == 1  # nothing learns through the hybrid then
-        return Hybridised(networks, "none" if silent else cast(Gradient, self.gradient))
+        return HybridEnsemble(networks, "none" if silent else cast(Gradient, self.gradient))
 
     def init(self, net: nn.Module) -> nn.Module:
         """Remember nothing; refuse a model that was not built for this."""
         if self.networks > 1:
-            expect(net, Hybridised, self.networks, name_of(self), "networks")
+            expect_views(net, HybridEnsemble, self.networks, name_of(self), "networks")
         return nn.Module()
 
-    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """The students' losses and pulls, and the hybrid's loss once."""
         if self.networks == 1:
             return rt.supervised(batch)
@@ -128,28 +128,28 @@ class OKDPH(Method):
             self._remember(rt)
         given = views_of(batch, self.networks + 1)
         inputs = given if isinstance(given, dict) else {"x": given}
-        *students, hybrid = call(rt.model, {**inputs, "mix": self.shares(rt)})
+        *students, hybrid = call_model(rt.model, {**inputs, "mix": self.shares(rt)})
         learns = omega < 1 and self.gradient != "none"
         own = len(batch) / self.networks  # the hybrid is one network more
         rt.count(forward=own, backward=own if learns else 0.0)
         losses = [omega * rt.loss(z, batch.y) for z in students]
         if beta:
             teacher = mean_of([*students, hybrid]).detach()
-            losses += [beta * towards(teacher, z, self.T) for z in students]
+            losses += [beta * distillation_loss(teacher, z, self.T) for z in students]
         if omega < 1:
             losses.append((1 - omega) * rt.loss(hybrid, batch.y))
-        return Out(torch.stack(losses).sum(), students[0])
+        return StepOutput(torch.stack(losses).sum(), students[0])
 
-    def after(self, batch: Batch, out: Out, state: nn.Module, rt: Runtime) -> None:
+    def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
         """Fuse, if it is time."""
         if self.networks > 1 and self.gamma and self.due(rt.now.step, rt.setup.epoch):
-            assert isinstance(rt.net, Hybridised)
+            assert isinstance(rt.net, HybridEnsemble)
             rt.net.fuse(self.gamma, self.shares(rt), rt.net.earlier)
             rt.net.earlier = None
 
     def _remember(self, rt: Runtime) -> None:
         """Keep the hybrid of before the step, at the first of its micro-batches."""
-        assert isinstance(rt.net, Hybridised)
+        assert isinstance(rt.net, HybridEnsemble)
         if rt.net.earlier is None or rt.net.earlier_step != rt.now.step:
             held = rt.net.hybrid(self.shares(rt))
             rt.net.earlier = {name: t.detach().clone() for name, t in held.items()}
@@ -183,10 +183,10 @@ class OKDPH(Method):
     def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Deploy the first student or the hybrid alone."""
         plain = new_model()
-        if not isinstance(net, Hybridised):
-            return filled(plain, net.state_dict())
+        if not isinstance(net, HybridEnsemble):
+            return with_presets(plain, net.state_dict())
         held = net.hybrid() if self.deploy == "hybrid" else net.networks[0].state_dict()
-        return filled(plain, {k: held[k] for k in plain.state_dict()})
+        return with_presets(plain, {k: held[k] for k in plain.state_dict()})
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
         """Report each student, their mean, and the hybrid (of equal shares)."""

@@ -26,21 +26,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from steppe.core.amp import widened
+from steppe.core.amp import upcast_to_float32
 from steppe.core.batch import Batch
-from steppe.core.method import Method, filled, name_of, require
-from steppe.core.model_call import call
-from steppe.core.runtime import Out, Runtime
+from steppe.core.method import Method, name_of, require, with_presets
+from steppe.core.model_call import call_model
+from steppe.core.runtime import Runtime, StepOutput
 from steppe.errors import InputError
-from steppe.models.multi.base import Headed
-from steppe.models.multi.branched import Branches, branch_outputs, build_branches
-from steppe.models.multi.inputs import expect, ramp_up, towards
+from steppe.models.multi.base import MultiHeadNetwork
+from steppe.models.multi.branched import BranchedNetwork, branch_outputs, build_branched
+from steppe.models.multi.inputs import distillation_loss, expect_views, sigmoid_rampup
 
 
-class Gated(Headed):
+class Gated(MultiHeadNetwork):
     """Branches and the gate that weighs them; called, it returns their logits and last the ensemble's."""
 
-    def __init__(self, body: Branches):
+    def __init__(self, body: BranchedNetwork):
         super().__init__(body)
         if not body.entry:
             raise InputError(
@@ -58,8 +58,8 @@ class Gated(Headed):
                 f"split_at is {self.body.split_at!r}, which is given {said.entered.shape[1]} channels and begins "
                 f"with a layer of {self.body.entry}; name a module further on"
             )
-        g = torch.softmax(widened(self.gate(said.entered.to(self.gate[0].weight.dtype))), 1)
-        z = torch.stack([widened(z) for z in said.logits], 1)
+        g = torch.softmax(upcast_to_float32(self.gate(said.entered.to(self.gate[0].weight.dtype))), 1)
+        z = torch.stack([upcast_to_float32(z) for z in said.logits], 1)
         return (*said.logits, (g[:, :, None] * z).sum(1))
 
 
@@ -91,25 +91,25 @@ class ONE(Method):
         """Return branches with a gate, the network itself if one branch is wanted."""
         if self.branches == 1:
             return new_model()
-        return Gated(build_branches(new_model, self.branches, self.split_at))
+        return Gated(build_branched(new_model, self.branches, self.split_at))
 
     def init(self, net: nn.Module) -> nn.Module:
         """Remember nothing; refuse a model that was not built for this."""
         if self.branches > 1:
-            expect(net, Gated, self.branches, name_of(self), "branches")
+            expect_views(net, Gated, self.branches, name_of(self), "branches")
         return nn.Module()
 
-    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """The losses of branches and ensemble, and the branches' pulls."""
         if self.branches == 1:
             return rt.supervised(batch)
-        *branches, ensemble = call(rt.model, batch.x)
+        *branches, ensemble = call_model(rt.model, batch.x)
         losses = [rt.loss(z, batch.y) for z in (*branches, ensemble)]
         if self.alpha:
-            weight = self.alpha * ramp_up(rt.now, self.ramp)
+            weight = self.alpha * sigmoid_rampup(rt.now, self.ramp)
             teacher = ensemble.detach() if self.detach else ensemble
-            losses += [weight * towards(teacher, z, self.T) for z in branches]
-        return Out(torch.stack(losses).sum(), branches[0])
+            losses += [weight * distillation_loss(teacher, z, self.T) for z in branches]
+        return StepOutput(torch.stack(losses).sum(), branches[0])
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         """Deploy the first branch."""
@@ -119,7 +119,7 @@ class ONE(Method):
         """Deploy trunk and first branch alone."""
         if isinstance(net, Gated):
             return net.plain(0, new_model)
-        return filled(new_model(), net.state_dict())
+        return with_presets(new_model(), net.state_dict())
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
         """Report each branch, their mean and the gated ensemble."""

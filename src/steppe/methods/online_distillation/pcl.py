@@ -32,21 +32,21 @@ import torch
 from torch import Tensor, nn
 
 from steppe.core.batch import Batch
-from steppe.core.method import Method, filled, name_of, require
-from steppe.core.model_call import call
-from steppe.core.runtime import Out, Runtime
-from steppe.core.state.weight_average import Average
-from steppe.models.multi.base import Headed
-from steppe.models.multi.branched import Branches, branch_outputs, build_branches
-from steppe.models.multi.inputs import expect, ramp_up, towards, views_of
+from steppe.core.method import Method, name_of, require, with_presets
+from steppe.core.model_call import call_model
+from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.state.weight_average import WeightAverage
+from steppe.models.multi.base import MultiHeadNetwork
+from steppe.models.multi.branched import BranchedNetwork, branch_outputs, build_branched
+from steppe.models.multi.inputs import distillation_loss, expect_views, sigmoid_rampup, views_of
 
 
-class Joined(Headed):
+class Joined(MultiHeadNetwork):
     """Branches and the classifier of their joined features; called, it returns the logits of all, its own last."""
 
     views = True
 
-    def __init__(self, body: Branches):
+    def __init__(self, body: BranchedNetwork):
         super().__init__(body)
         self.classifier = nn.Linear(body.size * body.width, body.classes).to(next(body.parameters()))
 
@@ -88,36 +88,36 @@ class PCL(Method):
         """Return branches with a joint classifier, the network itself if one branch is wanted."""
         if self.branches == 1:
             return new_model()
-        return Joined(build_branches(new_model, self.branches, self.split_at))
+        return Joined(build_branched(new_model, self.branches, self.split_at))
 
     def init(self, net: nn.Module) -> nn.Module:
         """Start the mean from the initial weights; refuse a model that was not built for this."""
         if self.branches == 1:
             return nn.Module()
-        expect(net, Joined, self.branches, name_of(self), "branches")
-        return Average(net)
+        expect_views(net, Joined, self.branches, name_of(self), "branches")
+        return WeightAverage(net)
 
-    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """The losses of branches and joint classifier, and what joint classifier and mean teach the branches."""
         if self.branches == 1:
             return rt.supervised(batch)
-        assert isinstance(state, Average)
+        assert isinstance(state, WeightAverage)
         given = views_of(batch, self.branches)
         # before the pass of the weights, whose graph a change of them would break
         with state.in_place_of(rt.net):
-            *past, _ = call(rt.net, given)
+            *past, _ = call_model(rt.net, given)
         rt.count(forward=len(batch))
-        *branches, joint = call(rt.model, given)
+        *branches, joint = call_model(rt.model, given)
         losses = [rt.loss(z, batch.y) for z in (*branches, joint)]
-        weight = ramp_up(rt.now, self.ramp)
+        weight = sigmoid_rampup(rt.now, self.ramp)
         for j, z in enumerate(branches):
-            peers = [towards(t, z, self.T) for k, t in enumerate(past) if k != j]
-            losses.append(weight * (towards(joint.detach(), z, self.T) + torch.stack(peers).mean()))
-        return Out(torch.stack(losses).sum(), branches[0])
+            peers = [distillation_loss(t, z, self.T) for k, t in enumerate(past) if k != j]
+            losses.append(weight * (distillation_loss(joint.detach(), z, self.T) + torch.stack(peers).mean()))
+        return StepOutput(torch.stack(losses).sum(), branches[0])
 
-    def after(self, batch: Batch, out: Out, state: nn.Module, rt: Runtime) -> None:
+    def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
         """Take in the new weights."""
-        if isinstance(state, Average):
+        if isinstance(state, WeightAverage):
             state.take_in(rt.net, 1 - min(self.decay, 1 - 1 / (state.count + 1)))
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
@@ -126,15 +126,15 @@ class PCL(Method):
 
     def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Deploy the mean's trunk and first branch alone."""
-        if not isinstance(net, Joined) or not isinstance(state, Average):
-            return filled(new_model(), net.state_dict())
+        if not isinstance(net, Joined) or not isinstance(state, WeightAverage):
+            return with_presets(new_model(), net.state_dict())
         with state.in_place_of(net):
             return net.plain(0, new_model)
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
         """Report the mean's branches and joint classifier, and the weights' own."""
         own = branch_outputs(net, x, Joined, "ensemble")
-        if not isinstance(state, Average):
+        if not isinstance(state, WeightAverage):
             return own
         with state.in_place_of(net):
             mean = branch_outputs(net, x, Joined, "ensemble")

@@ -23,10 +23,10 @@ from torch import nn
 
 from steppe.core.batch import Batch
 from steppe.core.method import Method, require
-from steppe.core.model_call import call, logits_of
-from steppe.core.numerics.losses import kl
-from steppe.core.runtime import Out, Runtime
-from steppe.core.state.weight_average import Average
+from steppe.core.model_call import call_model, extract_logits
+from steppe.core.numerics.losses import kl_divergence
+from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.state.weight_average import WeightAverage
 
 
 @dataclass(frozen=True)
@@ -51,23 +51,23 @@ class MESA(Method):
 
     def init(self, net: nn.Module) -> nn.Module:
         """Start from the initial weights."""
-        return Average(net)
+        return WeightAverage(net)
 
-    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """The loss plus the divergence from the mean."""
-        assert isinstance(state, Average)
+        assert isinstance(state, WeightAverage)
         if self.lam == 0 or not rt.now.reached(self.start, "start"):
             return rt.supervised(batch)
         # before the pass of the weights, whose graph a change of them would break
         with state.in_place_of(rt.net):
-            past = logits_of(call(rt.net, batch.x))
+            past = extract_logits(call_model(rt.net, batch.x))
         rt.count(forward=len(batch))
         out = rt.supervised(batch)
         weight = self.lam * (self.T**2 if self.squared else 1.0)
-        return Out(out.loss + weight * kl(past, out.logits, self.T), out.logits)
+        return StepOutput(out.loss + weight * kl_divergence(past, out.logits, self.T), out.logits)
 
-    def after(self, batch: Batch, out: Out, state: nn.Module, rt: Runtime) -> None:
+    def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
         """Take in the new weights."""
-        assert isinstance(state, Average)
+        assert isinstance(state, WeightAverage)
         if self.lam:
             state.take_in(rt.net, 1 - min(self.decay, (1 + state.count) / (10 + state.count)))

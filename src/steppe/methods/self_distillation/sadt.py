@@ -36,10 +36,10 @@ from torch.func import functional_call
 from steppe.core.batch import Batch
 from steppe.core.method import Method, require
 from steppe.core.numerics import vector
-from steppe.core.numerics.losses import kl
+from steppe.core.numerics.losses import kl_divergence
 from steppe.core.numerics.perturbations import SCOPES, in_scope, last_of
 from steppe.core.numerics.vector import Vec
-from steppe.core.runtime import Out, Runtime
+from steppe.core.runtime import Runtime, StepOutput
 from steppe.models.multi.shared_trunk import share, split_at
 
 _PAPER = {
@@ -95,7 +95,7 @@ class SADT(Method):
         passes = 1 + len(known)
         object.__setattr__(self, "cost", (passes, passes, self.updates))
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Update; look at the batch through the teachers; update with both gradients."""
         out, up = rt.grad(rt.objective, batch)
         if self.weight == 0:
@@ -145,22 +145,22 @@ class SADT(Method):
                 total = vector.add(total, rt.grad(partial(self._match, rt), batch)[1])
         return total
 
-    def _match(self, rt: Runtime, batch: Batch) -> Out:
+    def _match(self, rt: Runtime, batch: Batch) -> StepOutput:
         return self._divergence(rt.forward(batch.x), batch)
 
-    def _divergence(self, logits: Tensor, batch: Batch) -> Out:
+    def _divergence(self, logits: Tensor, batch: Batch) -> StepOutput:
         clean = batch.extra["clean"]
         pair = (clean, logits) if self.direction == "pre-aux" else (logits, clean)
-        return Out(kl(*pair), logits)
+        return StepOutput(kl_divergence(*pair), logits)
 
     def _through_branches(
         self, teachers: list[Vec], below: nn.Module, above: nn.Module, rt: Runtime, batch: Batch
-    ) -> Out:
+    ) -> StepOutput:
         """Run the trunk once and each teacher's own top on it; the masks of all tops are the same."""
         names = {id(p): name for name, p in above.named_parameters()}
         trunk = below(batch.x)
 
-        def top(offset: Vec) -> Out:
+        def top(offset: Vec) -> StepOutput:
             moved = {names[id(p)]: p + o for p, o in zip(rt.params, offset, strict=True) if o is not None}
             return self._divergence(functional_call(above, moved, (trunk,)), batch)
 
@@ -169,7 +169,7 @@ class SADT(Method):
             with rt.rewound():
                 outs.append(top(offset))
         outs.append(top(teachers[-1]))
-        return Out(torch.stack([o.loss for o in outs]).sum(), outs[-1].logits)
+        return StepOutput(torch.stack([o.loss for o in outs]).sum(), outs[-1].logits)
 
 
 def _within(teachers: list[Vec], part: nn.Module, rt: Runtime) -> bool:

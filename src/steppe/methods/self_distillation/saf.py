@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from steppe.core.batch import Batch
 from steppe.core.method import Method, require
-from steppe.core.runtime import Out, Runtime
-from steppe.core.state.logit_bank import FORMS, PastOutputs, size_in_bytes, top_of
+from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.state.logit_bank import FORMS, LogitBank, size_in_bytes, top_k
 from steppe.errors import InputError
 
 
@@ -57,13 +57,13 @@ class SAF(Method):
         require(self, "T", self.T > 0, "a number above 0 (5 is usual)")
         require(self, "past", self.past >= 1, "at least 1 epoch (3 is usual)")
         require(self, "start", self.start >= 0, "a step number, or a share of the training below 1")
-        known = self.store in FORMS[:2] or top_of(self.store) is not None
+        known = self.store in FORMS[:2] or top_k(self.store) is not None
         require(self, "store", known, "'full', 'half' or 'top:K', such as 'top:32'")
         require(self, "mixed", self.mixed in ("accept", "skip"), "'accept' or 'skip'")
 
     def init(self, net: nn.Module) -> nn.Module:
         """Start with nothing said."""
-        return PastOutputs(self.past, self.store, self.T)
+        return LogitBank(self.past, self.store, self.T)
 
     def footprint(self, samples: int, classes: int) -> int:
         """Return the memory in bytes that is kept between steps."""
@@ -71,13 +71,13 @@ class SAF(Method):
 
     def reserve(self, state: nn.Module, samples: int, classes: int) -> None:
         """Take the memory before training starts."""
-        assert isinstance(state, PastOutputs)
+        assert isinstance(state, LogitBank)
         if self.lam:
             state.reserve(samples, classes)
 
-    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """The loss plus the divergence from the past."""
-        assert isinstance(state, PastOutputs)
+        assert isinstance(state, LogitBank)
         out = rt.supervised(batch)
         if self.lam == 0 or (self.mixed == "skip" and batch.y is not None and batch.y.is_floating_point()):
             return out
@@ -87,11 +87,11 @@ class SAF(Method):
             return out
         each = past.divergence(out.logits)
         weight = self.lam * (self.T**2 if self.squared else 1.0)
-        return Out(out.loss + weight * (each * old.to(each)).mean(), out.logits)
+        return StepOutput(out.loss + weight * (each * old.to(each)).mean(), out.logits)
 
-    def after(self, batch: Batch, out: Out, state: nn.Module, rt: Runtime) -> None:
+    def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
         """Keep what was said, on all processes."""
-        assert isinstance(state, PastOutputs)
+        assert isinstance(state, LogitBank)
         if self.lam:
             # a rule may give the objective's clean pass the first samples only
             state.write(*rt.ranks.gather(_index(batch)[: len(out.logits)], out.logits))

@@ -24,11 +24,11 @@ import torch
 from torch import nn
 
 from steppe.core.batch import Batch
-from steppe.core.method import Method, descend, require
-from steppe.core.numerics.perturbations import climb, is_weight
+from steppe.core.method import Method, plain_step, require
+from steppe.core.numerics.perturbations import is_weight, schedule_perturbation
 from steppe.core.numerics.vector import Vec
-from steppe.core.runtime import Out, Runtime
-from steppe.core.schedules import Value, lowest
+from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.schedules import ScheduleValue, lowest
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ASAM(Method):
     limit: ClassVar = {"rho": 0.0}
     cost: ClassVar = (2, 2, 1)
 
-    rho: Value = 0.5
+    rho: ScheduleValue = 0.5
     eta: float = 0.01
     scaling: str = "weights"
 
@@ -49,13 +49,13 @@ class ASAM(Method):
         require(self, "eta", self.eta >= 0, "a number of at least 0 (0.01 or 0)")
         require(self, "scaling", self.scaling in ("weights", "all"), "'weights' or 'all'")
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Climb in the scaled space, look, come back, descend."""
         rho = rt.setting("rho", self.rho)
         if rho == 0:
-            return descend(batch, rt)
+            return plain_step(batch, rt)
         out, g = rt.grad(rt.objective, batch)
-        with rt.at(climb(rt.shared(g), rho, self._scale(rt))):
+        with rt.at(schedule_perturbation(rt.shared(g), rho, self._scale(rt))):
             _, g = rt.grad(rt.objective, batch)
         rt.apply(g)
         return out

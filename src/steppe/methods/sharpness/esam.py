@@ -28,12 +28,12 @@ import torch
 from torch import nn
 
 from steppe.core.batch import Batch
-from steppe.core.method import Method, descend, require
+from steppe.core.method import Method, plain_step, require
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import ascent, climb
+from steppe.core.numerics.perturbations import sam_perturbation, schedule_perturbation
 from steppe.core.numerics.vector import Vec
-from steppe.core.runtime import Out, Runtime
-from steppe.core.schedules import Value, lowest
+from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.schedules import ScheduleValue, lowest
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ESAM(Method):
     limit: ClassVar = {"rho": 0.0, "gamma": 1.0}
     local: ClassVar = "each process chooses among its own samples"
 
-    rho: Value = 0.05
+    rho: ScheduleValue = 0.05
     beta: float = 0.6
     gamma: float = 0.5
     mask: str = "tensor"
@@ -58,11 +58,11 @@ class ESAM(Method):
         sharp = 0 if self.gamma == 1 else 1
         object.__setattr__(self, "cost", (1 + sharp + self.gamma, 1 + self.gamma, 1))
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Climb in a part, choose the sharpest samples, come back, descend on these."""
         rho = rt.setting("rho", self.rho)
         if rho == 0 and self.gamma == 1:
-            return descend(batch, rt)
+            return plain_step(batch, rt)
         kept = self._tensors(rt)
         out, g = rt.grad(rt.objective, batch, where=kept)
         with rt.at(self._ascent(rt.shared(g), rho, rt)):
@@ -80,15 +80,15 @@ class ESAM(Method):
         kept[drawn.argmin()] = True
         return [bool(k) for k in kept.tolist()]
 
-    def _ascent(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec | vector.Along:
+    def _ascent(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec | vector.ScaledVector:
         if self.beta == 1:
-            return climb(g, rho)
-        offset = vector.scale(ascent(g, rho), 1 / self.beta)
+            return schedule_perturbation(g, rho)
+        offset = vector.scale(sam_perturbation(g, rho), 1 / self.beta)
         if self.mask == "tensor":
             return offset
         return vector.times(offset, vector.bernoulli(rt.params, self.beta, rt.rng))
 
-    def _sharpest(self, batch: Batch, out: Out, rt: Runtime) -> Batch:
+    def _sharpest(self, batch: Batch, out: StepOutput, rt: Runtime) -> Batch:
         rise = rt.losses(rt.outputs(batch), batch) - rt.losses(out.logits, batch)
         kept = max(min(2, len(batch)), math.floor(self.gamma * len(batch)))
         return batch.take(rise.topk(kept).indices.sort().values)

@@ -21,12 +21,12 @@ from typing import ClassVar
 from torch import nn
 
 from steppe.core.batch import Batch
-from steppe.core.method import Method, descend, require
+from steppe.core.method import Method, plain_step, require
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import climb
-from steppe.core.runtime import Out, Runtime
-from steppe.core.schedules import Value, lowest
-from steppe.core.state.param_state import Memory
+from steppe.core.numerics.perturbations import schedule_perturbation
+from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.schedules import ScheduleValue, lowest
+from steppe.core.state.param_state import ParamState
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class FriendlySAM(Method):
     limit: ClassVar = {"rho": 0.0}
     cost: ClassVar = (2, 2, 1)
 
-    rho: Value = 0.2
+    rho: ScheduleValue = 0.2
     sigma: float = 1.0
     lam: float = 0.6
 
@@ -48,19 +48,19 @@ class FriendlySAM(Method):
 
     def init(self, net: nn.Module) -> nn.Module:
         """Remember the gradient's running mean."""
-        return Memory(net)
+        return ParamState(net)
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Climb along the batch's own part, look, come back, descend."""
         rho = rt.setting("rho", self.rho)
         if rho == 0:
-            return descend(batch, rt)
-        assert isinstance(state, Memory)
+            return plain_step(batch, rt)
+        assert isinstance(state, ParamState)
         mean = state.read(rt.params, rt.net)
         out, g = rt.grad(rt.objective, batch)
         common = rt.agreed(g)
         d = vector.add(rt.shared(g), mean, by=-self.sigma) if self.sigma else rt.shared(g)
-        with rt.at(climb(vector.only(d, [t is not None for t in g]), rho)):
+        with rt.at(schedule_perturbation(vector.only(d, [t is not None for t in g]), rho)):
             _, g = rt.grad(rt.objective, batch)
         rt.apply(g)
         weight = 1 - self.lam if state.writes else 1.0

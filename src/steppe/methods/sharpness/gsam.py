@@ -23,12 +23,12 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from steppe.core.batch import Batch
-from steppe.core.method import Method, descend, require
+from steppe.core.method import Method, plain_step, require
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import ascent, climb
+from steppe.core.numerics.perturbations import sam_perturbation, schedule_perturbation
 from steppe.core.numerics.vector import Vec
-from steppe.core.runtime import Out, Runtime
-from steppe.core.schedules import Value, lowest
+from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.schedules import ScheduleValue, lowest
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class GSAM(Method):
     limit: ClassVar = {"rho": 0.0}
     cost: ClassVar = (2, 2, 1)
 
-    rho: Value = 0.05
+    rho: ScheduleValue = 0.05
     alpha: float = 0.4
     adaptive: str = "none"
     descend: str = "perturbed"
@@ -51,11 +51,11 @@ class GSAM(Method):
         require(self, "adaptive", self.adaptive in ("none", "abs", "square"), "'none', 'abs' or 'square'")
         require(self, "descend", self.descend in ("perturbed", "clean"), "'perturbed' or 'clean'")
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Climb, look, come back, descend without what the look did not see."""
         rho = rt.setting("rho", self.rho)
         if rho == 0:
-            return descend(batch, rt)
+            return plain_step(batch, rt)
         out, g = rt.grad(rt.objective, batch)
         g = rt.shared(g)
         with rt.at(self._ascent(g, rho, rt)):
@@ -64,18 +64,18 @@ class GSAM(Method):
         if self.alpha == 0:
             rt.apply(g_p)
         elif self.descend == "clean":
-            rt.apply(vector.add(g, vector.reject(g_p, g), by=self.alpha))
+            rt.apply(vector.add(g, vector.orthogonal_part(g_p, g), by=self.alpha))
         else:
-            rt.apply(vector.add(g_p, vector.scale(vector.reject(g, g_p), seen(g_p)), by=-self.alpha))
+            rt.apply(vector.add(g_p, vector.scale(vector.orthogonal_part(g, g_p), seen(g_p)), by=-self.alpha))
         return out
 
-    def _ascent(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec | vector.Along:
+    def _ascent(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec | vector.ScaledVector:
         if self.adaptive == "none":
-            return climb(g, rho)
+            return schedule_perturbation(g, rho)
         size: Vec = [p.detach().abs() for p in rt.params]
         if self.adaptive == "abs":
-            return vector.times(ascent(g, rho), size)
-        return vector.times(ascent(vector.times(g, size), rho), size)
+            return vector.times(sam_perturbation(g, rho), size)
+        return vector.times(sam_perturbation(vector.times(g, size), rho), size)
 
 
 def seen(g_p: Vec) -> Tensor:

@@ -25,13 +25,13 @@ import torch
 from torch import nn
 
 from steppe.core.batch import Batch
-from steppe.core.method import Method, descend, require
+from steppe.core.method import Method, plain_step, require
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import climb
+from steppe.core.numerics.perturbations import schedule_perturbation
 from steppe.core.numerics.vector import Vec
-from steppe.core.runtime import Out, Runtime
-from steppe.core.schedules import Value, lowest
-from steppe.core.state.param_state import Memory
+from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.schedules import ScheduleValue, lowest
+from steppe.core.state.param_state import ParamState
 
 _TINY = 1e-12
 
@@ -44,7 +44,7 @@ class LookSAM(Method):
     limit: ClassVar = {"rho": 0.0}
     cost: ClassVar = (2, 2, 1)
 
-    rho: Value = 0.1
+    rho: ScheduleValue = 0.1
     k: int = 5
     alpha: float = 0.7
     norm: str = "global"
@@ -61,18 +61,18 @@ class LookSAM(Method):
 
     def init(self, net: nn.Module) -> nn.Module:
         """Remember what the last look added."""
-        return Memory(net)
+        return ParamState(net)
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Look, or remember."""
         rho = rt.setting("rho", self.rho)
         if rho == 0:
-            return descend(batch, rt)
-        assert isinstance(state, Memory)
+            return plain_step(batch, rt)
+        assert isinstance(state, ParamState)
         out, g = rt.grad(rt.objective, batch)
         if rt.now.step % self.k == 0:
             common = rt.shared(g)
-            with rt.at(self._layers(common, rho, rt) if self.layerwise else climb(common, rho)):
+            with rt.at(self._layers(common, rho, rt) if self.layerwise else schedule_perturbation(common, rho)):
                 _, g_s = rt.grad(rt.objective, batch)
             added = self._added(rt.agreed(g_s), rt.agreed(g)) if self.k > 1 else None
             rt.apply(g_s)
@@ -87,8 +87,8 @@ class LookSAM(Method):
 
     def _added(self, g_s: Vec, g: Vec) -> Vec:
         if self.norm == "global":
-            return vector.reject(g_s, g)
-        return [vector.reject([s], [t])[0] for s, t in zip(g_s, g, strict=True)]
+            return vector.orthogonal_part(g_s, g)
+        return [vector.orthogonal_part([s], [t])[0] for s, t in zip(g_s, g, strict=True)]
 
     def _again(self, g: Vec, added: Vec) -> Vec:
         """Return what was added, as long as the present gradient; nothing where that has no part."""

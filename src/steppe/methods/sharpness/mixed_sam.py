@@ -18,11 +18,11 @@ from typing import ClassVar
 from torch import nn
 
 from steppe.core.batch import Batch
-from steppe.core.method import Method, descend, require
+from steppe.core.method import Method, plain_step, require
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import climb
-from steppe.core.runtime import Out, Runtime
-from steppe.core.schedules import Value, lowest
+from steppe.core.numerics.perturbations import schedule_perturbation
+from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.schedules import ScheduleValue, lowest
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class MixedSAM(Method):
     limit: ClassVar = {"alpha": 1.0}
     cost: ClassVar = (2, 2, 1)
 
-    rho: Value = 0.05
+    rho: ScheduleValue = 0.05
     alpha: float = 0.2
 
     def check(self) -> None:
@@ -41,13 +41,13 @@ class MixedSAM(Method):
         require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
         require(self, "alpha", 0 <= self.alpha <= 1, "a number from 0 (SAM) to 1 (plain)")
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Climb, look, come back, descend with both."""
         rho = rt.setting("rho", self.rho)
         if rho == 0 or self.alpha == 1:
-            return descend(batch, rt)
+            return plain_step(batch, rt)
         out, g = rt.grad(rt.objective, batch)
-        with rt.at(climb(rt.shared(g), rho)):
+        with rt.at(schedule_perturbation(rt.shared(g), rho)):
             _, g_p = rt.grad(rt.objective, batch)
         rt.apply(vector.lerp(g_p, g, self.alpha))
         return out

@@ -20,11 +20,11 @@ from typing import ClassVar
 from torch import nn
 
 from steppe.core.batch import Batch
-from steppe.core.method import Method, descend, require
+from steppe.core.method import Method, plain_step, require
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import ascent, climb, filter_noise
-from steppe.core.runtime import Out, Runtime
-from steppe.core.schedules import Value, lowest
+from steppe.core.numerics.perturbations import filter_noise, sam_perturbation, schedule_perturbation
+from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.schedules import ScheduleValue, lowest
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RSAM(Method):
     limit: ClassVar = {"rho": 0.0, "gamma": 0.0}
     cost: ClassVar = (2, 2, 1)
 
-    rho: Value = 0.05
+    rho: ScheduleValue = 0.05
     gamma: float = 0.01
 
     def check(self) -> None:
@@ -43,18 +43,20 @@ class RSAM(Method):
         require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
         require(self, "gamma", self.gamma >= 0, "a number of at least 0 (0.01)")
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Jump, climb from there, look, come back, descend."""
         rho = rt.setting("rho", self.rho)
         if rho == 0 and self.gamma == 0:
-            return descend(batch, rt)
+            return plain_step(batch, rt)
         nowhere: vector.Vec = [None] * len(rt.params)
         noise = filter_noise(rt.params, rt.owners, self.gamma, rt.rng).vector() if self.gamma else nowhere
         with rt.at(noise, clean=True):
             out, g = rt.grad(rt.objective, batch)
         if rho:
             g = rt.shared(g)
-            with rt.at(vector.add(noise, ascent(g, rho)) if self.gamma else climb(g, rho)):
+            with rt.at(
+                vector.add(noise, sam_perturbation(g, rho)) if self.gamma else schedule_perturbation(g, rho)
+            ):
                 _, g = rt.grad(rt.objective, batch)
         rt.apply(g)
         return out

@@ -18,11 +18,11 @@ from typing import ClassVar
 from torch import nn
 
 from steppe.core.batch import Batch
-from steppe.core.method import Method, descend, require
+from steppe.core.method import Method, plain_step, require
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import climb
-from steppe.core.runtime import Out, Runtime
-from steppe.core.schedules import Value, lowest
+from steppe.core.numerics.perturbations import schedule_perturbation
+from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.schedules import ScheduleValue, lowest
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,18 @@ class RandomSAM(Method):
     limit: ClassVar = {"rho": 0.0}
     cost: ClassVar = (1, 1, 1)
 
-    rho: Value = 0.05
+    rho: ScheduleValue = 0.05
 
     def check(self) -> None:
         """Rho is a radius."""
         require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Look in a random direction, come back, descend."""
         rho = rt.setting("rho", self.rho)
         if rho == 0:
-            return descend(batch, rt)
-        with rt.at(climb(vector.gaussian(rt.params, rt.rng), rho), clean=True):
+            return plain_step(batch, rt)
+        with rt.at(schedule_perturbation(vector.gaussian(rt.params, rt.rng), rho), clean=True):
             out, g = rt.grad(rt.objective, batch)
         rt.apply(g)
         return out

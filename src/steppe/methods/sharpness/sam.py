@@ -24,12 +24,12 @@ from typing import ClassVar
 from torch import nn
 
 from steppe.core.batch import Batch
-from steppe.core.method import Method, descend, require
+from steppe.core.method import Method, plain_step, require
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import ascent, climb, project
+from steppe.core.numerics.perturbations import project, sam_perturbation, schedule_perturbation
 from steppe.core.numerics.vector import Vec
-from steppe.core.runtime import Out, Runtime
-from steppe.core.schedules import Value, lowest
+from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.schedules import ScheduleValue, lowest
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SAM(Method):
     limit: ClassVar = {"rho": 0.0}
     cost: ClassVar = (2, 2, 1)
 
-    rho: Value = 0.05
+    rho: ScheduleValue = 0.05
     ascents: int = 1
     norm: str = "global"
     decay: float = 0.0
@@ -57,14 +57,14 @@ class SAM(Method):
         require(self, "decay", self.decay >= 0, "a number of at least 0")
         object.__setattr__(self, "cost", (self.ascents + 1, self.ascents + 1, 1))
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Climb, look, come back, descend."""
         rho = rt.setting("rho", self.rho)
         if rho == 0 and not self.decay:
-            return descend(batch, rt)
+            return plain_step(batch, rt)
         out, g = self._gradient(batch, rt)
         offset: Vec = [None] * len(g)
-        there: Vec | vector.Along
+        there: Vec | vector.ScaledVector
         for _ in range(self.ascents if rho else 0):
             g = rt.shared(g)
             if self.ascents > 1:
@@ -76,16 +76,16 @@ class SAM(Method):
         rt.apply(g)
         return out
 
-    def _gradient(self, batch: Batch, rt: Runtime) -> tuple[Out, Vec]:
+    def _gradient(self, batch: Batch, rt: Runtime) -> tuple[StepOutput, Vec]:
         out, g = rt.grad(rt.objective, batch)
         if self.decay:
             here: Vec = [p.detach() if t is not None else None for p, t in zip(rt.params, g, strict=True)]
             g = vector.add(g, here, by=self.decay)
         return out, g
 
-    def _once(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec | vector.Along:
+    def _once(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec | vector.ScaledVector:
         if self.norm == "global":
-            return climb(g, rho)
+            return schedule_perturbation(g, rho)
         if self.norm == "tensor" or isinstance(rho, list):
             return self._climb(g, rho, rt)
 
@@ -93,16 +93,18 @@ class SAM(Method):
             times = rho / (vector.norm(part) + 1e-12)
             return [None if t is None else times for t in part]
 
-        return vector.Along(g, vector.apart(length, g, rt.peer))
+        return vector.ScaledVector(g, vector.map_groups(length, g, rt.peer))
 
     def _climb(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec:
         if self.norm == "tensor":
             return vector.scale(vector.each_unit(g), rho)
         return (
-            vector.apart(lambda part: ascent(part, rho), g, rt.peer) if self.norm == "network" else ascent(g, rho)
+            vector.map_groups(lambda part: sam_perturbation(part, rho), g, rt.peer)
+            if self.norm == "network"
+            else sam_perturbation(g, rho)
         )
 
     def _held(self, offset: Vec, rho: float | list[float], rt: Runtime) -> Vec:
         if self.norm == "network":
-            return vector.apart(lambda part: project(part, rho, "global"), offset, rt.peer)
+            return vector.map_groups(lambda part: project(part, rho, "global"), offset, rt.peer)
         return project(offset, rho, self.norm)

@@ -22,12 +22,12 @@ from typing import ClassVar
 from torch import nn
 
 from steppe.core.batch import Batch
-from steppe.core.method import Method, descend, require
+from steppe.core.method import Method, plain_step, require
 from steppe.core.numerics import vector
 from steppe.core.numerics.perturbations import filter_noise, unit_sums
-from steppe.core.runtime import Out, Runtime
-from steppe.core.schedules import Value, lowest
-from steppe.core.state.param_state import Memory
+from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.schedules import ScheduleValue, lowest
+from steppe.core.state.param_state import ParamState
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ARWP(Method):
     limit: ClassVar = {"alpha": 1.0}
     cost: ClassVar = (2, 2, 1)
 
-    gamma: Value = 0.015
+    gamma: ScheduleValue = 0.015
     alpha: float = 0.5
     eta: float = 0.1
     beta: float = 0.99
@@ -52,14 +52,14 @@ class ARWP(Method):
 
     def init(self, net: nn.Module) -> nn.Module:
         """Remember the squared gradients."""
-        return Memory(net)
+        return ParamState(net)
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Take the clean and the noisy gradient; descend with their mean; remember the noisy one's square."""
         gamma = rt.setting("gamma", self.gamma)
         if self.alpha == 1 or gamma == 0:
-            return descend(batch, rt)
-        assert isinstance(state, Memory)
+            return plain_step(batch, rt)
+        assert isinstance(state, ParamState)
         past = state.read(rt.params, rt.net)
         damping = None
         if self.eta:

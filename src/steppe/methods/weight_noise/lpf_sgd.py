@@ -22,12 +22,12 @@ import torch
 from torch import nn
 
 from steppe.core.batch import Batch, join_logits
-from steppe.core.method import Method, descend, require
+from steppe.core.method import Method, plain_step, require
 from steppe.core.numerics import vector
 from steppe.core.numerics.perturbations import filter_deviation
 from steppe.core.numerics.vector import Vec
-from steppe.core.runtime import Out, Runtime
-from steppe.core.schedules import Value, lowest
+from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.schedules import ScheduleValue, lowest
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class LPFSGD(Method):
     cost: ClassVar = (1, 1, 1)
     local: ClassVar = "each part of a process's batch has noise of its own"
 
-    gamma: Value = 5e-4
+    gamma: ScheduleValue = 5e-4
     M: int = 8
 
     def check(self) -> None:
@@ -47,11 +47,11 @@ class LPFSGD(Method):
         require(self, "gamma", lowest(self.gamma) >= 0, "a number of at least 0 (0.0005 is usual)")
         require(self, "M", self.M >= 1, "at least 1 (8 is usual)")
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Take each part's gradient at its own noise; descend with their mean."""
         gamma = rt.setting("gamma", self.gamma)
         if gamma == 0:
-            return descend(batch, rt)
+            return plain_step(batch, rt)
         total: Vec = [None] * len(rt.params)
         outs = []
         count = max(1, min(self.M, len(batch) // 2))  # BatchNorm takes no part of a single sample
@@ -60,9 +60,9 @@ class LPFSGD(Method):
         for a, b in pairwise(edges):
             part = batch.take(slice(a, b))
             share = rt.weight(part) / rt.weight(batch)
-            with rt.at(vector.Along(vector.gaussian(rt.params, rt.rng), deviation), clean=True):
+            with rt.at(vector.ScaledVector(vector.gaussian(rt.params, rt.rng), deviation), clean=True):
                 out, g = rt.grad(rt.objective, part)
             total = vector.gather(total, g, share)
-            outs.append(Out(out.loss * share, out.logits))
+            outs.append(StepOutput(out.loss * share, out.logits))
         rt.apply(total)
-        return Out(torch.stack([o.loss for o in outs]).sum(), join_logits([o.logits for o in outs]))
+        return StepOutput(torch.stack([o.loss for o in outs]).sum(), join_logits([o.logits for o in outs]))

@@ -30,11 +30,11 @@ from typing import ClassVar
 from torch import nn
 
 from steppe.core.batch import Batch
-from steppe.core.method import Method, descend, require
+from steppe.core.method import Method, plain_step, require
 from steppe.core.numerics import vector
 from steppe.core.numerics.perturbations import filter_noise
-from steppe.core.runtime import Out, Runtime
-from steppe.core.schedules import Value, lowest
+from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.schedules import ScheduleValue, lowest
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class RWP(Method):
     controls: ClassVar[tuple[str, ...]] = ("plain", "two-step")
     limit: ClassVar = {"alpha": 1.0, "batches": 1}
 
-    gamma: Value = 0.01
+    gamma: ScheduleValue = 0.01
     alpha: float = 0.5
     batches: int = 1
     halves: bool = False
@@ -62,7 +62,7 @@ class RWP(Method):
         if self.batches == 2 or self.halves:
             object.__setattr__(self, "local", "which samples meet the noise depends on the processes")
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> Out:
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Take the clean and the noisy gradient; descend with their mean."""
         if self.halves:
             return self._by_process(batch, rt)
@@ -71,7 +71,7 @@ class RWP(Method):
         clean, other = batch.halves() if cut else (batch, batch)
         gamma = rt.setting("gamma", self.gamma)
         if self.alpha == 1 or (gamma == 0 and self.batches == 1):
-            return descend(clean, rt)
+            return plain_step(clean, rt)
         if self.alpha == 0:
             with rt.at(self._noise(gamma, rt), clean=True):
                 out, g = rt.grad(rt.objective, clean)
@@ -87,7 +87,7 @@ class RWP(Method):
         rt.apply(vector.lerp(noisy, g, self.alpha))
         return out
 
-    def _by_process(self, batch: Batch, rt: Runtime) -> Out:
+    def _by_process(self, batch: Batch, rt: Runtime) -> StepOutput:
         clean, noisy = rt.ranks.deal(2)
         if rt.ranks.rank % 2 == 0:
             out, g = rt.grad(rt.objective, batch)
@@ -98,5 +98,5 @@ class RWP(Method):
             rt.apply(g, weight=(1 - self.alpha) / noisy)
         return out
 
-    def _noise(self, gamma: float | list[float], rt: Runtime) -> vector.Along:
+    def _noise(self, gamma: float | list[float], rt: Runtime) -> vector.ScaledVector:
         return filter_noise(rt.params, rt.owners, gamma, rt.rng)

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from torch import nn
 
 from steppe.core.batch import Batch
-from steppe.core.multi_network import Several
-from steppe.models.multi.branched import Branches, Whole
+from steppe.core.multi_network import MultiNetwork
+from steppe.models.multi.branched import BranchedNetwork, SeparateNetworks
 from steppe.models.multi.inputs import views_of
 from steppe.models.multi.shared_trunk import work
 
 
-class Headed(Several):
+class MultiHeadNetwork(MultiNetwork):
     """``body`` and what a method puts on it; called, it returns the logits of the branches first.
 
     ``views`` tells whether branches see views of their own, if the loader gives them.
@@ -21,7 +21,7 @@ class Headed(Several):
 
     views = False
 
-    def __init__(self, body: Branches | Whole):
+    def __init__(self, body: BranchedNetwork | SeparateNetworks):
         super().__init__()
         self.body = body
 
@@ -33,11 +33,13 @@ class Headed(Several):
     @property
     def peers(self) -> nn.ModuleList:
         """The branches, or the networks."""
-        return self.body.networks if isinstance(self.body, Whole) else self.body.branches
+        return self.body.networks if isinstance(self.body, SeparateNetworks) else self.body.branches
 
     def worth(self, batch: Batch) -> float:
         """Return the multiply-adds of a pass of all, over those of trunk and first branch alone."""
-        if isinstance(self.body, Whole) or any(m._compiled_call_impl is not None for m in self.modules()):
+        if isinstance(self.body, SeparateNetworks) or any(
+            m._compiled_call_impl is not None for m in self.modules()
+        ):
             return float(self.size)
         given = views_of(batch, self.size) if self.views else batch.x
         alone = work(self, batch.x, [self.body.trunk, self.body.branches[0]])[1]

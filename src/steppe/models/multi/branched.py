@@ -19,24 +19,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steppe.core.amp import widened
-from steppe.core.model_call import call, logits_of
+from steppe.core.amp import upcast_to_float32
+from steppe.core.model_call import call_model, extract_logits
 from steppe.errors import InputError
 from steppe.models.multi.inputs import fresh_networks, inputs_of, mean_of
 from steppe.models.multi.split_point import (
-    around,
-    check,
-    containers,
+    check_split,
+    classifier_path,
+    classifier_width,
     default_split,
-    head_of,
-    replace,
-    width_of,
-    without,
+    module_lists,
+    modules_before_and_after,
+    replace_module,
+    without_module,
 )
 
 
 @dataclass
-class Said:
+class BranchOutputs:
     """What the branches said in one pass: logits (B, classes), features (B, D) and feature maps, of each.
 
     The features are what reaches the last dense layer; the maps (B, D, H, W) the last of as many channels, the
@@ -54,7 +54,7 @@ class _Reached(Exception):  # noqa: N818 - ends the trunk's pass, and is caught 
     """The trunk has come to the cut."""
 
 
-class _Tape:
+class _ActivationCache:
     """What the trunk said in this pass, by module, and what arrived at the cut; and what a branch has seen."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class _Tape:
 class _Cut(nn.Module):
     """Stands in the trunk where the cut is."""
 
-    def __init__(self, tape: _Tape):
+    def __init__(self, tape: _ActivationCache):
         super().__init__()
         self.tape = tape
 
@@ -85,7 +85,7 @@ class _Cut(nn.Module):
 class _Replayed(nn.Module):
     """Stands in a branch for a module of the trunk. ``own`` is that module, if it has no weights."""
 
-    def __init__(self, tape: _Tape, name: str, own: nn.Module | None):
+    def __init__(self, tape: _ActivationCache, name: str, own: nn.Module | None):
         super().__init__()
         self.tape, self.name, self.own = tape, name, own
 
@@ -101,7 +101,7 @@ class _Replayed(nn.Module):
         )
 
 
-class Branches(nn.Module):
+class BranchedNetwork(nn.Module):
     """One trunk and ``branches``; called with one input for all, or with ``views``, one for each.
 
     Args:
@@ -117,13 +117,13 @@ class Branches(nn.Module):
     def __init__(self, networks: Sequence[nn.Module], split_at: str = ""):
         super().__init__()
         self.split_at = split_at or default_split(networks[0])
-        self.tape = _Tape()
-        before, after = around(networks[0], self.split_at)
-        check(networks[0], self.split_at, before, after)
-        self.entry = width_of(networks[0].get_submodule(self.split_at))
-        self.head = head_of(networks[0])
+        self.tape = _ActivationCache()
+        before, after = modules_before_and_after(networks[0], self.split_at)
+        check_split(networks[0], self.split_at, before, after)
+        self.entry = classifier_width(networks[0].get_submodule(self.split_at))
+        self.head = classifier_path(networks[0])
         for net in networks[1:]:
-            if around(net, self.split_at) != (before, after):
+            if modules_before_and_after(net, self.split_at) != (before, after):
                 raise InputError(f"split_at is {self.split_at!r} and the networks differ; build equal ones")
         self.trunk = self._as_trunk(networks[0], after)
         self.branches = nn.ModuleList(self._as_branch(net, before, after) for net in networks)
@@ -147,17 +147,17 @@ class Branches(nn.Module):
         head = self.branches[0].get_submodule(self.head)
         return int(head.out_features)  # type: ignore[arg-type]
 
-    def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> Said:
+    def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> BranchOutputs:
         """Return what the branches say; the trunk runs once per view."""
         given = inputs_of(self.size, x, views, named)
-        said = Said()
+        said = BranchOutputs()
         for number, (branch, own) in enumerate(zip(self.branches, given, strict=True)):
             if number == 0 or views is not None:
                 self._begin(own)
             if number == 0:
                 said.entered = pooled(self._entered(), self.entry)
             self.tape.rewind()
-            z = logits_of(call(branch, own))
+            z = extract_logits(call_model(branch, own))
             features = self.tape.features
             assert features is not None
             said.logits.append(z)
@@ -172,7 +172,7 @@ class Branches(nn.Module):
         """Let the trunk speak."""
         self.tape.said, self.tape.arrived = {}, None
         try:
-            call(self.trunk, x)
+            call_model(self.trunk, x)
         except _Reached:
             return
         raise InputError(f"split_at is {self.split_at!r}, which the network does not use; name another module")
@@ -194,8 +194,8 @@ class Branches(nn.Module):
 
     def _as_trunk(self, net: nn.Module, after: list[str]) -> nn.Module:
         """Return the network without what comes from the cut on."""
-        trunk = without(net, after)
-        replace(trunk, self.split_at, _Cut(self.tape))
+        trunk = without_module(net, after)
+        replace_module(trunk, self.split_at, _Cut(self.tape))
         return trunk
 
     def _as_branch(self, net: nn.Module, before: list[str], after: list[str]) -> nn.Module:
@@ -204,8 +204,8 @@ class Branches(nn.Module):
             module = net.get_submodule(name)
             silent = next(iter(module.state_dict()), None) is None
             # a copy, for what the trunk's own says is recorded
-            replace(net, name, _Replayed(self.tape, name, copy.deepcopy(module) if silent else None))
-        for path in containers(self.split_at):
+            replace_module(net, name, _Replayed(self.tape, name, copy.deepcopy(module) if silent else None))
+        for path in module_lists(self.split_at):
             own, common = net.get_submodule(path), self.trunk.get_submodule(path)
             for name, p in common._parameters.items():
                 own._parameters[name] = p
@@ -218,13 +218,13 @@ class Branches(nn.Module):
     def plain(self, branch: int, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Return a network from ``new_model`` with the weights of the trunk and of one branch, for use alone."""
         net = new_model()
-        before, after = around(net, self.split_at)
+        before, after = modules_before_and_after(net, self.split_at)
         source = self.branches[branch]
         for names, held in ((before, self.trunk), (after, source)):
             for name in names:
                 net.get_submodule(name).load_state_dict(held.get_submodule(name).state_dict())
         with torch.no_grad():
-            for path in containers(self.split_at):
+            for path in module_lists(self.split_at):
                 for name, p in net.get_submodule(path)._parameters.items():
                     if p is not None:
                         p.copy_(self.trunk.get_submodule(path).get_parameter(name))
@@ -234,14 +234,14 @@ class Branches(nn.Module):
         return net
 
 
-class Whole(nn.Module):
+class SeparateNetworks(nn.Module):
     """Networks that share nothing, called as `Branches` are and saying the same."""
 
     def __init__(self, networks: Sequence[nn.Module]):
         super().__init__()
         self.networks = nn.ModuleList(networks)
-        self.tape = _Tape()
-        self.head = head_of(networks[0])
+        self.tape = _ActivationCache()
+        self.head = classifier_path(networks[0])
         for net in networks:
             net.get_submodule(self.head).register_forward_pre_hook(_Features(self.tape))
 
@@ -255,11 +255,11 @@ class Whole(nn.Module):
         """The width D of the features."""
         return int(self.networks[0].get_submodule(self.head).in_features)  # type: ignore[arg-type]
 
-    def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> Said:
+    def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> BranchOutputs:
         """Return what the networks say, without maps."""
-        said = Said()
+        said = BranchOutputs()
         for net, own in zip(self.networks, inputs_of(self.size, x, views, named), strict=True):
-            said.logits.append(logits_of(call(net, own)))
+            said.logits.append(extract_logits(call_model(net, own)))
             assert self.tape.features is not None
             said.features.append(pooled(self.tape.features))
         self.tape.rewind()
@@ -273,7 +273,7 @@ class Whole(nn.Module):
 
 
 class _Listener:
-    def __init__(self, tape: _Tape, name: str):
+    def __init__(self, tape: _ActivationCache, name: str):
         self.tape, self.name = tape, name
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -281,7 +281,7 @@ class _Listener:
 
 
 class _Arrival:
-    def __init__(self, tape: _Tape):
+    def __init__(self, tape: _ActivationCache):
         self.tape = tape
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -290,7 +290,7 @@ class _Arrival:
 
 
 class _Features:
-    def __init__(self, tape: _Tape):
+    def __init__(self, tape: _ActivationCache):
         self.tape = tape
 
     def __call__(self, module: nn.Module, args: Any) -> None:
@@ -298,7 +298,7 @@ class _Features:
 
 
 class _Maps:
-    def __init__(self, tape: _Tape):
+    def __init__(self, tape: _ActivationCache):
         self.tape = tape
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -306,9 +306,9 @@ class _Maps:
             self.tape.maps.append(output)
 
 
-def build_branches(new_model: Callable[[], nn.Module], count: int, split_at: str | int) -> Branches:
+def build_branched(new_model: Callable[[], nn.Module], count: int, split_at: str | int) -> BranchedNetwork:
     """Make ``count`` networks and cut them; see `Branches`. A number is a part of a sequence."""
-    return Branches(fresh_networks(new_model, count), str(split_at))
+    return BranchedNetwork(fresh_networks(new_model, count), str(split_at))
 
 
 def pooled(t: Tensor, width: int = 0) -> Tensor:
@@ -316,7 +316,7 @@ def pooled(t: Tensor, width: int = 0) -> Tensor:
 
     Channels are the second dimension of maps and the last of tokens, or whichever has ``width`` of them.
     """
-    wide = widened(t)
+    wide = upcast_to_float32(t)
     first = wide.ndim == 4 if width not in (wide.shape[1], wide.shape[-1]) else wide.shape[1] == width
     return (wide.flatten(2).mean(2) if first else wide.flatten(1, -2).mean(1)) if wide.ndim > 2 else wide
 
@@ -326,9 +326,9 @@ def branch_outputs(net: nn.Module, x: Any, kind: type[nn.Module], last: str) -> 
 
     Deployed is the first branch; a network that is not of this ``kind`` is only deployed.
     """
-    said = call(net, x)
+    said = call_model(net, x)
     if not isinstance(net, kind):
-        return {"deployed": logits_of(said)}
+        return {"deployed": extract_logits(said)}
     *branches, final = said
     found = {"deployed": branches[0]} | {f"branch {i}": z for i, z in enumerate(branches, 1)}
     return found | {"mean": mean_of(branches), last: final}

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from steppe.core.model_call import call, logits_of
-from steppe.core.multi_network import Several
+from steppe.core.model_call import call_model, extract_logits
+from steppe.core.multi_network import MultiNetwork
 from steppe.errors import InputError
 from steppe.models.multi.inputs import inputs_of, mean_of
 
 Gradient = Literal["none", "chain", "full"]
 
 
-class Cohort(Several):
+class Ensemble(MultiNetwork):
     """Networks side by side; called with one input for all, or with ``views``, one for each.
 
     The result is a tuple of logits (B, classes), in the order of ``networks``.
@@ -40,10 +40,10 @@ class Cohort(Several):
     def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> tuple[Tensor, ...]:
         """Return what each network says."""
         given = inputs_of(self.size, x, views, named)
-        return tuple(logits_of(call(net, v)) for net, v in zip(self.networks, given, strict=True))
+        return tuple(extract_logits(call_model(net, v)) for net, v in zip(self.networks, given, strict=True))
 
 
-class Hybridised(Several):
+class HybridEnsemble(MultiNetwork):
     r"""Networks of one architecture, and the network whose weights are their mixture.
 
     The hybrid's weights are :math:`\theta_h = \sum_m r_m \theta_m`, those of the float buffers (running
@@ -79,11 +79,11 @@ class Hybridised(Several):
     ) -> tuple[Tensor, ...]:
         """Return what each network says, and last the hybrid with shares ``mix`` (N,), equal ones if not given."""
         *given, last = inputs_of(self.size + 1, x, views, named)
-        said = [logits_of(call(net, v)) for net, v in zip(self.networks, given, strict=True)]
+        said = [extract_logits(call_model(net, v)) for net, v in zip(self.networks, given, strict=True)]
         first: Any = self.networks[0]
         args, kwargs = ((), last) if isinstance(last, dict) else ((last,), {})
         hybrid = functional_call(first, self.hybrid(mix), args, kwargs, tie_weights=False)
-        return (*said, logits_of(hybrid))
+        return (*said, extract_logits(hybrid))
 
     def hybrid(self, mix: Tensor | None = None) -> dict[str, Tensor]:
         """Return the hybrid's weights and buffers by name; the buffers are copies, for a pass may change them."""
@@ -146,9 +146,9 @@ def named(net: nn.Module, x: Any, last: str = "") -> dict[str, Tensor]:
 
     ``last`` names the last output, if that is no network of its own. A single network is only deployed.
     """
-    said = call(net, x)
-    if not isinstance(net, Cohort | Hybridised):
-        return {"deployed": logits_of(said)}
+    said = call_model(net, x)
+    if not isinstance(net, Ensemble | HybridEnsemble):
+        return {"deployed": extract_logits(said)}
     found = {"deployed": said[0]}
     found |= {f"network {m}": z for m, z in enumerate(said[: net.size], 1)}
     found["ensemble"] = mean_of(said[: net.size])

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steppe.core.amp import widened
+from steppe.core.amp import upcast_to_float32
 from steppe.core.batch import Batch
-from steppe.core.numerics.losses import kl
-from steppe.core.schedules import Now
+from steppe.core.numerics.losses import kl_divergence
+from steppe.core.schedules import TrainingProgress
 from steppe.errors import InputError
 
 VIEW = "view {}"  # names of the further views of a batch's samples, from 2 on
@@ -58,7 +58,7 @@ def fresh_networks(new_model: Callable[[], nn.Module], count: int) -> list[nn.Mo
     return networks
 
 
-def expect(net: nn.Module, kind: type[nn.Module], count: int, name: str, field: str) -> None:
+def expect_views(net: nn.Module, kind: type[nn.Module], count: int, name: str, field: str) -> None:
     """Raise InputError unless ``net`` is what the method's ``build`` made with so many networks."""
     size = getattr(net, "size", None)
     if not isinstance(net, kind):
@@ -70,12 +70,12 @@ def expect(net: nn.Module, kind: type[nn.Module], count: int, name: str, field: 
         raise InputError(f"{name}: {field} is {count} and the model was built with {size}; give both the same")
 
 
-def towards(teacher: Tensor, logits: Tensor, T: float) -> Tensor:
+def distillation_loss(teacher: Tensor, logits: Tensor, T: float) -> Tensor:
     r"""Return :math:`\frac{T^2}B\sum_b D(\mathrm{softmax}(t_b/T) \| \mathrm{softmax}(z_b/T))`."""
-    return T**2 * kl(teacher, logits, T)
+    return T**2 * kl_divergence(teacher, logits, T)
 
 
-def ramp_up(now: Now, over: float) -> float:
+def sigmoid_rampup(now: TrainingProgress, over: float) -> float:
     """Return exp(-5 (1 - t)^2) for the part t of the first ``over`` (steps, or a share) that is done, then 1.
 
     Laine and Aila, ICLR 2017, arXiv:1610.02242, section 2.2.
@@ -93,11 +93,11 @@ def one_hot(y: Tensor, like: Tensor) -> Tensor:
 
 def mean_of(logits: Sequence[Tensor]) -> Tensor:
     """Return the mean of several networks' logits, in at least float32."""
-    return torch.stack([widened(z) for z in logits]).mean(0)
+    return torch.stack([upcast_to_float32(z) for z in logits]).mean(0)
 
 
 def diversity(logits: Sequence[Tensor]) -> Tensor:
     """Return the L2 distance between the probabilities of two networks, meant over pairs and samples."""
-    p = torch.stack([torch.softmax(widened(z), 1) for z in logits])
+    p = torch.stack([torch.softmax(upcast_to_float32(z), 1) for z in logits])
     pairs = [(a - b).norm(dim=1).mean() for i, a in enumerate(p) for b in p[i + 1 :]]
     return torch.stack(pairs).mean()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from steppe.core.model_call import call
+from steppe.core.model_call import call_model
 
 
 def split_at(net: nn.Module, child: nn.Module) -> tuple[nn.Sequential, nn.Sequential] | None:
@@ -101,7 +101,7 @@ def work(net: nn.Module, x: Any, parts: Sequence[nn.Module] = ()) -> tuple[int, 
         for module, _ in flags:
             module.training = False
         with torch.random.fork_rng(list(devices)), torch.no_grad(), counter:
-            call(net, x)
+            call_model(net, x)
     finally:
         for module, training in flags:
             module.training = training

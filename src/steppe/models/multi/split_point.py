@@ -15,7 +15,7 @@ from torch import nn
 from steppe.errors import InputError, unknown
 
 
-def head_of(net: nn.Module) -> str:
+def classifier_path(net: nn.Module) -> str:
     """Return the path of the last dense layer; raises InputError without one."""
     names: list[str] = [name for name, m in net.named_modules() if isinstance(m, nn.Linear)]
     if not names:
@@ -23,7 +23,7 @@ def head_of(net: nn.Module) -> str:
     return names[-1]
 
 
-def width_of(module: nn.Module) -> int:
+def classifier_width(module: nn.Module) -> int:
     """Return how many channels a module takes, from the first layer in it that says so, 0 if none does."""
     for layer in module.modules():
         for name in ("in_channels", "in_features", "num_features", "num_channels"):
@@ -46,7 +46,7 @@ def default_split(net: nn.Module) -> str:
     """
     path, module = "", net
     whole = _count(net)
-    head = head_of(net)
+    head = classifier_path(net)
     while True:
         for names in _families(module):
             members = [(n, module.get_submodule(n)) for n in names]
@@ -86,19 +86,19 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def containers(path: str) -> list[str]:
+def module_lists(path: str) -> list[str]:
     """Return the paths of the modules around a module, the outermost, '', first."""
     parts = path.split(".")
     return [".".join(parts[:i]) for i in range(len(parts))]
 
 
-def around(net: nn.Module, path: str) -> tuple[list[str], list[str]]:
+def modules_before_and_after(net: nn.Module, path: str) -> tuple[list[str], list[str]]:
     """Return the paths of the modules before the one at ``path``, and from it on, in order of registration."""
     known = [name for name, _ in net.named_modules() if name]
     if path not in known:
         raise unknown("module for split_at", path, known)
     before, after = [], [path]
-    for outer in containers(path):
+    for outer in module_lists(path):
         inner = path[len(outer) + 1 if outer else 0 :].split(".")[0]
         names = [n for n, m in net.get_submodule(outer)._modules.items() if m is not None]
         at = names.index(inner)
@@ -107,7 +107,7 @@ def around(net: nn.Module, path: str) -> tuple[list[str], list[str]]:
     return before, after
 
 
-def check(net: nn.Module, path: str, before: Sequence[str], after: Sequence[str]) -> None:
+def check_split(net: nn.Module, path: str, before: Sequence[str], after: Sequence[str]) -> None:
     """Raise InputError if nothing with weights is before the cut, or weights are on both sides of it."""
     own = {id(p) for name in before for p in net.get_submodule(name).parameters()}
     if not own:
@@ -118,15 +118,15 @@ def check(net: nn.Module, path: str, before: Sequence[str], after: Sequence[str]
         )
 
 
-def replace(net: nn.Module, path: str, by: nn.Module) -> None:
+def replace_module(net: nn.Module, path: str, by: nn.Module) -> None:
     """Put another module in the place of one."""
     outer, _, name = path.rpartition(".")
     net.get_submodule(outer)._modules[name] = by
 
 
-def without(net: nn.Module, names: Sequence[str]) -> nn.Module:
+def without_module(net: nn.Module, names: Sequence[str]) -> nn.Module:
     """Return a copy of the network's outer modules around the very modules within, without those named."""
-    before, _ = around(net, names[0])
+    before, _ = modules_before_and_after(net, names[0])
     shared = {id(m): m for m in map(net.get_submodule, before)}
     held = {id(p): p for p in net.parameters()}
     gone = {id(net.get_submodule(name)): nn.Module() for name in names}

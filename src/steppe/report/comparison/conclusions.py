@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 
 from steppe.report import format
-from steppe.report.comparison.summary import Row
+from steppe.report.comparison.summary import ResultRow
 from steppe.report.statistics import Difference, holm
 
 CONTROLS = {
@@ -14,7 +14,7 @@ CONTROLS = {
 }
 
 
-def sentence(rows: list[Row]) -> str:
+def sentence(rows: list[ResultRow]) -> str:
     """Return what the comparison shows: the highest mean against plain, then against its controls.
 
     "Above" and "below" without a qualifier are said only where the 95 % interval of the paired difference
@@ -30,7 +30,7 @@ def sentence(rows: list[Row]) -> str:
     )
 
 
-def remarks(rows: list[Row]) -> list[str]:
+def remarks(rows: list[ResultRow]) -> list[str]:
     """Return what else the intervals say: which methods differ from plain, which from all their controls.
 
     Also how many runs are missing from the means. One or more lines per data set and network; none where
@@ -45,7 +45,7 @@ def remarks(rows: list[Row]) -> list[str]:
     ]
 
 
-def sentences(rows: list[Row]) -> list[str]:
+def sentences(rows: list[ResultRow]) -> list[str]:
     """Return what ``sentence`` says of one data set and network, without the adjustment."""
     done = [row for row in rows if row.last is not None]
     if not done:
@@ -54,7 +54,7 @@ def sentences(rows: list[Row]) -> list[str]:
     return [s for s in (_highest(best, len(done)), _versus_controls(done, best)) if s]
 
 
-def _highest(best: Row, count: int) -> str:
+def _highest(best: ResultRow, count: int) -> str:
     assert best.last is not None
     over = f"Over {best.last.n} seeds" if best.last.n > 1 else "With one seed"
     shown = format.spread(best.last, best.decimals)
@@ -69,7 +69,7 @@ def _highest(best: Row, count: int) -> str:
     return f"{start}, {by} from plain: {_why_not(best.difference)}."
 
 
-def _versus_controls(done: list[Row], best: Row) -> str:
+def _versus_controls(done: list[ResultRow], best: ResultRow) -> str:
     having = [row for row in done if row.controls]
     if not having:
         return ""
@@ -100,7 +100,7 @@ def on_front(methods: list[str], count: int, cost: str) -> str:
     return " ".join([*said, "The front is drawn through means; neighbours on it need not separate."])
 
 
-def adjusted(rows: list[Row]) -> str:
+def adjusted(rows: list[ResultRow]) -> str:
     """Return what is left of one table's differences after Holm's adjustment; nothing without intervals."""
     p = [d.p for row in rows for d in (row.difference, *row.controls.values()) if d and d.p is not None]
     if not p:
@@ -115,7 +115,7 @@ def adjusted(rows: list[Row]) -> str:
     )
 
 
-def _versus_plain(rows: list[Row]) -> str:
+def _versus_plain(rows: list[ResultRow]) -> str:
     others = [row for row in rows if row.difference is not None and row.difference.low is not None]
     if len(others) < 2:
         return ""
@@ -127,7 +127,7 @@ def _versus_plain(rows: list[Row]) -> str:
     return f"Of {len(others)} methods, intervals that exclude 0 put {' and '.join(said)}."
 
 
-def _above_controls(rows: list[Row]) -> str:
+def _above_controls(rows: list[ResultRow]) -> str:
     having = [row for row in rows if any(d.low is not None for d in row.controls.values())]
     if len(having) < 2:
         return ""
@@ -136,7 +136,7 @@ def _above_controls(rows: list[Row]) -> str:
     return f"Of {len(having)} methods with controls, {who} above every control by an interval that excludes 0."
 
 
-def _missing(rows: list[Row]) -> str:
+def _missing(rows: list[ResultRow]) -> str:
     failed, unfinished = sum(r.failed for r in rows), sum(r.unfinished for r in rows)
     parts = [f"{failed} {'run' if failed == 1 else 'runs'} failed"] if failed else []
     if unfinished:
@@ -158,7 +158,7 @@ def _why_not(difference: Difference) -> str:
     return "the difference is equal in all seeds, which gives no interval"
 
 
-def _name(row: Row) -> str:
+def _name(row: ResultRow) -> str:
     return format.plain_text(row.method)
 
 
@@ -166,7 +166,7 @@ def _list(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _mean(row: Row) -> float:
+def _mean(row: ResultRow) -> float:
     return row.last.mean if row.last else float("-inf")
 
 
@@ -175,7 +175,7 @@ def _control(name: str) -> str:
     return f"{shown} ({CONTROLS[name]})" if name in CONTROLS else shown
 
 
-def _grouped(rows: list[Row]) -> list[tuple[str, list[Row]]]:
+def _grouped(rows: list[ResultRow]) -> list[tuple[str, list[ResultRow]]]:
     return [
         (format.plain_text(f"{dataset}, {model}"), list(group))
         for (dataset, model), group in groupby(rows, key=lambda r: (r.dataset, r.model))

@@ -14,7 +14,7 @@ from steppe.report.format import inert
 from steppe.report.statistics import Difference
 
 Axis = Literal["epochs", "gradients", "seconds"]
-Value = float | None
+Reading = float | None
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Reached:
 
 
 @dataclass(frozen=True)
-class Budget:
+class EqualBudget:
     """The largest budget that every finished run reached, in the unit of ``axis``, and who was where by then."""
 
     axis: Axis
@@ -45,7 +45,7 @@ class Budget:
     reached: list[Reached]
 
 
-def budgets(comparison: Comparison, group: tuple[str, str]) -> list[Budget]:
+def budgets(comparison: Comparison, group: tuple[str, str]) -> list[EqualBudget]:
     """Return one budget per axis, as far as records have it, for one data set and network.
 
     Between the two epochs on either side of the budget B a straight line is drawn: for costs c and accuracies a,
@@ -76,7 +76,7 @@ def csv(comparison: Comparison) -> str:
     return file.getvalue()
 
 
-def _budget(comparison: Comparison, group: tuple[str, str], axis: Axis) -> Budget | None:
+def _budget(comparison: Comparison, group: tuple[str, str], axis: Axis) -> EqualBudget | None:
     runs = {m: [r for r in chosen(comparison, group, m) if r.status == "ok"] for m in comparison.methods}
     runs = {method: records for method, records in runs.items() if records}
     ends = [_cost(r, axis)[-1] for records in runs.values() for r in records if r.metrics]
@@ -99,16 +99,16 @@ def _budget(comparison: Comparison, group: tuple[str, str], axis: Axis) -> Budge
                 {c: difference for c, other in against.items() if (difference := paired(found, other))},
             )
         )
-    return Budget(axis, amount, reached)
+    return EqualBudget(axis, amount, reached)
 
 
 def _seeds(
-    records: list[Record], axis: Axis, amount: float, values: Callable[[Record], Sequence[Value]]
-) -> Mapping[int, Value]:
+    records: list[Record], axis: Axis, amount: float, values: Callable[[Record], Sequence[Reading]]
+) -> Mapping[int, Reading]:
     return {r.seed: read_off(_cost(r, axis), values(r), amount) for r in records}
 
 
-def _cost(record: Record, axis: Axis) -> list[Value]:
+def _cost(record: Record, axis: Axis) -> list[Reading]:
     """Return what a run had spent after each of its epochs."""
     if axis == "seconds":
         spent = [line.get("seconds") for line in record.timing[: len(record.metrics)]]
@@ -116,12 +116,12 @@ def _cost(record: Record, axis: Axis) -> list[Value]:
     return [line.get("epoch" if axis == "epochs" else "gradients") for line in record.metrics]
 
 
-def _accuracy(record: Record) -> list[Value]:
+def _accuracy(record: Record) -> list[Reading]:
     found = [line.get("val_accuracy") for line in record.metrics]
     return [None if a is None else 100 * a for a in found]
 
 
-def read_off(x: Sequence[Value], y: Sequence[Value], at: float) -> Value:
+def read_off(x: Sequence[Reading], y: Sequence[Reading], at: float) -> Reading:
     """Return the height at ``at`` of the line through the points that are known; None before the first.
 
     ``x`` rises. After the last point its height is returned.

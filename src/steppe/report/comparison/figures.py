@@ -59,7 +59,7 @@ def curves(comparison: Comparison, points: int = 200) -> Figure:
     return figure
 
 
-def accuracy_cost(comparison: Comparison, cost: _cost.Cost = "gradients") -> Figure:
+def accuracy_cost(comparison: Comparison, cost: _cost.CostAxis = "gradients") -> Figure:
     """Return test accuracy after the last epoch against the cost of a run, one point per method.
 
     The cost is gradient evaluations (backward passes) or training seconds, the mean over seeds. Bars are

@@ -24,7 +24,7 @@ from steppe.report.comparison import (
     template_context,
 )
 from steppe.report.comparison.curves import AXES, METRICS, Series, series
-from steppe.report.comparison.summary import Row, groups, rows
+from steppe.report.comparison.summary import ResultRow, groups, rows
 from steppe.report.style import outline, styles
 
 _REPORT = Path(__file__).parents[1]
@@ -73,7 +73,7 @@ def write(folder: Path) -> Path:
     return page
 
 
-def files(comparison: Comparison, table: list[Row]) -> dict[str, str]:
+def files(comparison: Comparison, table: list[ResultRow]) -> dict[str, str]:
     """Return the tables that lie beside the page and can be saved from it, by name."""
     found = {"table.csv": tables.csv(table), "table.tex": tables.latex(table)}
     parts = deployables.parts(comparison)
@@ -82,7 +82,7 @@ def files(comparison: Comparison, table: list[Row]) -> dict[str, str]:
     return found | ({"outputs.csv": deployables.csv(parts)} if parts else {})
 
 
-def html(comparison: Comparison, table: list[Row], beside: dict[str, str], live: Live | None = None) -> str:
+def html(comparison: Comparison, table: list[ResultRow], beside: dict[str, str], live: Live | None = None) -> str:
     """Return the page as text: everything inline, everything from runs escaped; ``beside`` can be saved from it.
 
     A content security policy lets no other script run than the page's own and lets nothing load; a page that

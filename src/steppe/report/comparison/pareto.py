@@ -8,9 +8,9 @@ from typing import Literal
 from matplotlib.ticker import MaxNLocator
 
 from steppe.records import Comparison
-from steppe.report.comparison.summary import Row, Spread, chosen, rows
+from steppe.report.comparison.summary import ResultRow, Spread, chosen, rows
 
-Cost = Literal["gradients", "seconds"]
+CostAxis = Literal["gradients", "seconds"]
 TITLES = {"gradients": "Gradient evaluations of a run", "seconds": "Training seconds of a run"}
 
 
@@ -38,7 +38,7 @@ class Layout:
     y_ticks: list[float]
 
 
-def layout(comparison: Comparison, group: tuple[str, str], cost: Cost, gap: float = 0.055) -> Layout | None:
+def layout(comparison: Comparison, group: tuple[str, str], cost: CostAxis, gap: float = 0.055) -> Layout | None:
     """Place the methods of one data set and network; None if no run has finished.
 
     Methods of equal cost stand side by side; labels stand to the right of theirs, at least ``gap`` of the
@@ -87,7 +87,7 @@ def stairs(on_front: list[Point]) -> list[tuple[float, float]]:
     return corners
 
 
-def _cost(comparison: Comparison, row: Row, cost: Cost) -> float | None:
+def _cost(comparison: Comparison, row: ResultRow, cost: CostAxis) -> float | None:
     if cost == "seconds":
         return row.seconds
     records = [r for r in chosen(comparison, (row.dataset, row.model), row.method) if r.status == "ok"]

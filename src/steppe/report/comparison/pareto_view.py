@@ -15,7 +15,7 @@ LEFT, RIGHT, TOP, WIDTH = 46, 8, 28, 960
 _COSTS = {"gradients": "gradient evaluations", "seconds": "training seconds"}
 
 
-def figure(comparison: Comparison, name: tuple[str, str], kind: pareto.Cost) -> dict[str, Any] | None:
+def figure(comparison: Comparison, name: tuple[str, str], kind: pareto.CostAxis) -> dict[str, Any] | None:
     """Return the figure of one data set and network; None if no run has finished.
 
     It is taller where many methods of like cost have their names below each other.

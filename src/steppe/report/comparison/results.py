@@ -7,8 +7,8 @@ from typing import Any
 
 from steppe.records import Comparison
 from steppe.report import format
-from steppe.report.comparison.equal_budget import Budget, Reached, budgets
-from steppe.report.comparison.summary import Row, Spread
+from steppe.report.comparison.equal_budget import EqualBudget, Reached, budgets
+from steppe.report.comparison.summary import ResultRow, Spread
 from steppe.report.format import minus, plain_text
 from steppe.report.statistics import Difference
 
@@ -28,7 +28,7 @@ _TRAINS = {
 _STRIP = 130.0
 
 
-def tables(comparison: Comparison, group: tuple[str, str], rows: list[Row]) -> list[dict[str, Any]]:
+def tables(comparison: Comparison, group: tuple[str, str], rows: list[ResultRow]) -> list[dict[str, Any]]:
     """Return a table per way of comparing: first the runs as they were made, then one per equal budget."""
     order = list(comparison.methods)
     common = [_common(row, order.index(row.method)) for row in rows]
@@ -44,7 +44,7 @@ def tables(comparison: Comparison, group: tuple[str, str], rows: list[Row]) -> l
     ]
 
 
-def _as_run(comparison: Comparison, rows: list[Row]) -> list[str]:
+def _as_run(comparison: Comparison, rows: list[ResultRow]) -> list[str]:
     matched = {"epochs": "epochs", "gradients": "gradient evaluations", "seconds": "training seconds"}
     what = matched.get(str(comparison.study.get("match")))
     given = f"; every method was given the same number of {what}." if what else "."
@@ -54,14 +54,14 @@ def _as_run(comparison: Comparison, rows: list[Row]) -> list[str]:
     return said
 
 
-def _heads(rows: list[Row]) -> dict[str, Any]:
+def _heads(rows: list[ResultRow]) -> dict[str, Any]:
     heads = [("last", "Test, %\nlast epoch"), ("best", "Test, % at best\nvalidation epoch")]
     if any(row.best_of_all for row in rows):
         heads.append(("all", f"{format.BEST_OF_ALL.capitalize()},\ntest %"))
     return {"heads": heads, "has_controls": any(row.controls for row in rows)}
 
 
-def _run_rows(rows: list[Row], common: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _run_rows(rows: list[ResultRow], common: list[dict[str, Any]]) -> list[dict[str, Any]]:
     limits = _limits([r.difference for r in rows])
     count = len(_heads(rows)["heads"])
     shown = []
@@ -72,7 +72,9 @@ def _run_rows(rows: list[Row], common: list[dict[str, Any]]) -> list[dict[str, A
     return shown
 
 
-def _at(budget: Budget, rows: list[Row], common: list[dict[str, Any]], data: Mapping[str, Any]) -> dict[str, Any]:
+def _at(
+    budget: EqualBudget, rows: list[ResultRow], common: list[dict[str, Any]], data: Mapping[str, Any]
+) -> dict[str, Any]:
     amount = _AMOUNTS[budget.axis].format(budget.amount)
     decimals = 2 if (data.get("val") or 0) >= 2000 else 1
     found = {r.method: r for r in budget.reached}
@@ -97,7 +99,7 @@ def _at(budget: Budget, rows: list[Row], common: list[dict[str, Any]], data: Map
     }
 
 
-def _common(row: Row, style: int) -> dict[str, Any]:
+def _common(row: ResultRow, style: int) -> dict[str, Any]:
     return {
         "name": plain_text(row.method),
         "summary": plain_text(row.summary),
@@ -118,7 +120,7 @@ def _common(row: Row, style: int) -> dict[str, Any]:
 def _against(
     difference: Difference | None,
     controls: Mapping[str, Difference],
-    row: Row,
+    row: ResultRow,
     decimals: int,
     limits: tuple[float, float],
 ) -> dict[str, Any]:

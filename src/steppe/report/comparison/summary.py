@@ -22,7 +22,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """What the runs of one method say on one data set and network.
 
     Attributes:
@@ -112,7 +112,7 @@ def best_of_all(record: Record) -> float | None:
     return 100 * max(found) if found else None
 
 
-def rows(comparison: Comparison) -> list[Row]:
+def rows(comparison: Comparison) -> list[ResultRow]:
     """Summarise a comparison: one row per data set, network and method, in that order.
 
     Means and standard deviations are over finished seeds; differences are over the seeds that both methods
@@ -127,7 +127,7 @@ def rows(comparison: Comparison) -> list[Row]:
     ]
 
 
-def _row(comparison: Comparison, group: tuple[str, str], method: str, every: list[str]) -> Row:
+def _row(comparison: Comparison, group: tuple[str, str], method: str, every: list[str]) -> ResultRow:
     records = chosen(comparison, group, method)
     statuses = [r.status for r in records]
     results = _results(records)
@@ -138,7 +138,7 @@ def _row(comparison: Comparison, group: tuple[str, str], method: str, every: lis
         if (difference := _difference(results, _results(chosen(comparison, group, control))))
     }
     test_images = comparison.data.get(group[0], {}).get("test") or 0
-    return Row(
+    return ResultRow(
         dataset=group[0],
         model=group[1],
         method=method,

@@ -16,15 +16,15 @@ from rich.text import Text
 
 from steppe.report import format
 from steppe.report.comparison.conclusions import sentence
-from steppe.report.comparison.summary import Row, rows
+from steppe.report.comparison.summary import ResultRow, rows
 from steppe.report.statistics import Difference
 
-__all__ = ["Row", "csv", "latex", "markdown", "rows", "sentence", "terminal"]
+__all__ = ["ResultRow", "csv", "latex", "markdown", "rows", "sentence", "terminal"]
 
 
 class _Column(NamedTuple):
     title: str
-    cell: Callable[[Row], str]
+    cell: Callable[[ResultRow], str]
     left_out_first: int = 0
 
 
@@ -42,7 +42,7 @@ _COLUMNS = (
 )
 
 
-def terminal(rows: list[Row]) -> RenderableType:
+def terminal(rows: list[ResultRow]) -> RenderableType:
     """Return the tables for a terminal; they fit its width by leaving out seconds, memory, passes, best epoch.
 
     Differences whose interval contains 0 are dim; those whose interval excludes it bear a star, so that
@@ -51,12 +51,12 @@ def terminal(rows: list[Row]) -> RenderableType:
     return _Terminal(rows)
 
 
-def markdown(rows: list[Row]) -> str:
+def markdown(rows: list[ResultRow]) -> str:
     """Return one Markdown table per data set and network; differences away from 0 are bold."""
 
     cell = format.markdown_cell
 
-    def strong(difference: Difference | None, row: Row) -> str:
+    def strong(difference: Difference | None, row: ResultRow) -> str:
         shown = format.difference(difference, row.decimals, row.ok)
         return f"**{shown}**" if difference and difference.separates else shown
 
@@ -78,7 +78,7 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join([*out, *notes, ""])
 
 
-def csv(rows: list[Row]) -> str:
+def csv(rows: list[ResultRow]) -> str:
     """Return one line per row with unrounded numbers: percent, percentage points, seconds, MB."""
     controls = list(dict.fromkeys(name for row in rows for name in row.controls))
     file = io.StringIO()
@@ -102,14 +102,14 @@ def csv(rows: list[Row]) -> str:
     return file.getvalue()
 
 
-def latex(rows: list[Row]) -> str:
+def latex(rows: list[ResultRow]) -> str:
     """Return one booktabs table per data set and network; differences whose interval contains 0 are grey.
 
     Needs ``\\usepackage{booktabs,xcolor}``.
     """
     out = [r"% needs \usepackage{booktabs,xcolor}"]
 
-    def muted(difference: Difference | None, row: Row) -> str:
+    def muted(difference: Difference | None, row: ResultRow) -> str:
         shown = _tex(format.difference(difference, row.decimals, row.ok)).replace("-", "$-$")
         shown = "--" if difference is None else shown
         return shown if difference is None or difference.separates else rf"\textcolor{{gray}}{{{shown}}}"
@@ -136,21 +136,21 @@ _PASSES = "Best val.: at the best validation epoch. Passes: forward / backward /
 _UNADJUSTED = " Intervals are not adjusted for several comparisons."
 
 
-def _watched(rows: list[Row]) -> bool:
+def _watched(rows: list[ResultRow]) -> bool:
     return any(row.best_of_all is not None for row in rows)
 
 
-def _columns(rows: list[Row]) -> list[_Column]:
+def _columns(rows: list[ResultRow]) -> list[_Column]:
     best_of_all = f"{format.BEST_OF_ALL}, %"
     return [c for c in _COLUMNS if c.title != best_of_all or _watched(rows)]
 
 
-def _about_best_of_all(rows: list[Row]) -> list[str]:
+def _about_best_of_all(rows: list[ResultRow]) -> list[str]:
     return [f"{format.BEST_OF_ALL.capitalize()}: {format.ABOUT_BEST_OF_ALL}"] if _watched(rows) else []
 
 
 class _Terminal:
-    def __init__(self, rows: list[Row]) -> None:
+    def __init__(self, rows: list[ResultRow]) -> None:
         self.rows = rows
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -180,7 +180,7 @@ class _Terminal:
         yield Text(plain("\n".join(notes)), style="dim")
 
 
-def _table(title: str, group: list[Row], columns: list[_Column], plain: Callable[[str], str]) -> Table:
+def _table(title: str, group: list[ResultRow], columns: list[_Column], plain: Callable[[str], str]) -> Table:
     table = Table(
         title=Text(plain(title), style="bold"),
         title_justify="left",
@@ -201,7 +201,7 @@ def _table(title: str, group: list[Row], columns: list[_Column], plain: Callable
     return table
 
 
-def _controls(group: list[Row], plain: Callable[[str], str]) -> Table:
+def _controls(group: list[ResultRow], plain: Callable[[str], str]) -> Table:
     table = Table("method", "minus its control", "", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for row in group:
         for i, (name, d) in enumerate(row.controls.items()):
@@ -213,7 +213,7 @@ def _controls(group: list[Row], plain: Callable[[str], str]) -> Table:
     return table
 
 
-def _style(column: _Column, row: Row) -> str:
+def _style(column: _Column, row: ResultRow) -> str:
     if column.title == "minus plain" and row.difference is not None and not row.difference.separates:
         return "dim"
     if column.title == "seeds" and row.failed:
@@ -221,12 +221,12 @@ def _style(column: _Column, row: Row) -> str:
     return "bold" if column.title == "method" and row.is_baseline else ""
 
 
-def _marked(difference: Difference | None, row: Row) -> str:
+def _marked(difference: Difference | None, row: ResultRow) -> str:
     shown = format.difference(difference, row.decimals, row.ok)
     return f"{shown} {format.MARK}" if difference and difference.separates else shown
 
 
-def _grouped(rows: list[Row]) -> list[tuple[str, list[Row]]]:
+def _grouped(rows: list[ResultRow]) -> list[tuple[str, list[ResultRow]]]:
     return [
         (format.plain_text(f"{dataset}, {model}"), list(group))
         for (dataset, model), group in groupby(rows, key=lambda r: (r.dataset, r.model))

@@ -9,8 +9,8 @@ from steppe.records import Comparison
 from steppe.report.comparison import config_diff, deployables, pareto_view, results
 from steppe.report.comparison.conclusions import CONTROLS, adjusted, remarks, sentences
 from steppe.report.comparison.curves import Series
-from steppe.report.comparison.pareto import Cost
-from steppe.report.comparison.summary import Row, all_controls, controls_of, groups
+from steppe.report.comparison.pareto import CostAxis
+from steppe.report.comparison.summary import ResultRow, all_controls, controls_of, groups
 from steppe.report.format import left_out, minus, plain_text
 
 _PARTS = {"train": "training", "val": "validation", "test": "test"}
@@ -35,7 +35,9 @@ def header(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def group(comparison: Comparison, name: tuple[str, str], table: list[Row], drawn: list[Series]) -> dict[str, Any]:
+def group(
+    comparison: Comparison, name: tuple[str, str], table: list[ResultRow], drawn: list[Series]
+) -> dict[str, Any]:
     """Return the tables, the legend and the cost figures of one data set and network."""
     order = list(comparison.methods)
     return {
@@ -44,7 +46,7 @@ def group(comparison: Comparison, name: tuple[str, str], table: list[Row], drawn
         "remarks": [minus(s) for s in (adjusted(table), *remarks(table)) if s],
         "tables": results.tables(comparison, name, table),
         "curves": [(order.index(line.method), plain_text(line.method)) for line in drawn],
-        "costs": [c for kind in get_args(Cost) if (c := pareto_view.figure(comparison, name, kind))],
+        "costs": [c for kind in get_args(CostAxis) if (c := pareto_view.figure(comparison, name, kind))],
     }
 
 

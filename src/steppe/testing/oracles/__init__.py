@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from steppe.testing.oracles.harness import Reference, Restated, Step, Weights, length, plus, times
+from steppe.testing.oracles.harness import Reference, ReferenceStep, Restated, Weights, length, plus, times
 from steppe.testing.oracles.online_distillation import PEERS
 from steppe.testing.oracles.sharpness import FAMILY
 
@@ -60,7 +60,7 @@ def random_sam(r: Reference, x: Tensor, y: Tensor) -> None:
     r.update(r.gradient(plus(r.w, times(u, r.given["rho"] / length(u))), x, y))
 
 
-def sadt(teachers: Callable[[Reference, Weights], list[Weights]], reverse: bool = False) -> Step:
+def sadt(teachers: Callable[[Reference, Weights], list[Weights]], reverse: bool = False) -> ReferenceStep:
     """Return the step whose teachers' weights are those; ``reverse`` turns the divergence round."""
 
     def step(r: Reference, x: Tensor, y: Tensor) -> None:

@@ -82,7 +82,7 @@ class Reference:
         return g
 
 
-Step = Callable[[Reference, Tensor, Tensor], None]
+ReferenceStep = Callable[[Reference, Tensor, Tensor], None]
 
 
 def plus(*terms: Weights) -> Weights:
@@ -105,6 +105,6 @@ class Restated:
     """A reference of the method ``name`` at ``settings``, for any value of the settings in ``free``."""
 
     name: str
-    step: Step
+    step: ReferenceStep
     free: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -24,7 +24,7 @@ from steppe.errors import InputError
 from steppe.records import write_text
 
 
-class Damaged(InputError):  # noqa: N818 - it says what is the matter, as an outcome does
+class CorruptCheckpoint(InputError):  # noqa: N818 - it says what is the matter, as an outcome does
     """A file of a checkpoint is not what was written, or is missing."""
 
 
@@ -95,13 +95,13 @@ def opened(path: Path) -> tuple[Checkpoint, str]:
             raise ValueError("its data is no object")
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Damaged(f"checkpoint {path} is damaged ({reason}); {REMEDY}") from None
+        raise CorruptCheckpoint(f"checkpoint {path} is damaged ({reason}); {REMEDY}") from None
     except FileNotFoundError:
-        raise Damaged(f"checkpoint {path} is missing; {REMEDY}") from None
+        raise CorruptCheckpoint(f"checkpoint {path} is missing; {REMEDY}") from None
     except OSError as error:
         raise InputError(f"cannot read checkpoint {path}: {error.strerror or error}; {REMEDY}") from None
     if expected != checksum:
-        raise Damaged(f"checkpoint {path} is damaged (its checksum does not match); {REMEDY}")
+        raise CorruptCheckpoint(f"checkpoint {path} is damaged (its checksum does not match); {REMEDY}")
     return Checkpoint(tensors, content), checksum
 
 

@@ -19,7 +19,7 @@ from steppe.core.numerics.vector import sharded
 from steppe.distributed import collectives
 from steppe.errors import InputError
 from steppe.training.checkpoint import file
-from steppe.training.checkpoint.file import Checkpoint, Damaged
+from steppe.training.checkpoint.file import Checkpoint, CorruptCheckpoint
 
 PREFIX = "shard-"
 
@@ -31,7 +31,7 @@ def write(path: Path, saved: Checkpoint, mark: str) -> None:
 
     Raises RunError, on all processes, if one of them cannot write; the checkpoint before is intact.
     """
-    here = collectives.here()
+    here = collectives.current_world()
     plain = {k: t for k, t in saved.tensors.items() if not sharded(t)}
     data = saved.data
     if len(plain) < len(saved.tensors):
@@ -67,11 +67,13 @@ def read(path: Path) -> Checkpoint:
             raise InputError(f"checkpoint {path} is damaged (it names {name!r}); {file.REMEDY}")
         try:
             part, checksum = file.opened(path.parent / name)
-        except Damaged as error:
+        except CorruptCheckpoint as error:
             reason = str(error).removesuffix(f"; {file.REMEDY}")
-            raise Damaged(f"{path} is incomplete: {reason}; {file.REMEDY}") from None
+            raise CorruptCheckpoint(f"{path} is incomplete: {reason}; {file.REMEDY}") from None
         if checksum != expected:
-            raise Damaged(f"checkpoint {path} is damaged ({name} belongs to another checkpoint); {file.REMEDY}")
+            raise CorruptCheckpoint(
+                f"checkpoint {path} is damaged ({name} belongs to another checkpoint); {file.REMEDY}"
+            )
         parts.append(part)
     return Checkpoint(_Assembled(index.tensors, parts), index.data)
 

@@ -27,7 +27,7 @@ from steppe.distributed import collectives
 from steppe.errors import InputError
 from steppe.training.checkpoint import file
 from steppe.training.checkpoint import sharded as shards
-from steppe.training.checkpoint.file import Checkpoint, Damaged
+from steppe.training.checkpoint.file import Checkpoint, CorruptCheckpoint
 
 CHECKPOINT = "checkpoint.safetensors"
 BEFORE = "checkpoint-before.safetensors"
@@ -48,19 +48,19 @@ def verify(folder: Path) -> None:
     """
     try:
         shards.read(folder / CHECKPOINT)
-    except Damaged as error:
+    except CorruptCheckpoint as error:
         _step_back(folder, error)
 
 
-def _step_back(folder: Path, error: Damaged) -> None:
+def _step_back(folder: Path, error: CorruptCheckpoint) -> None:
     path, before = folder / CHECKPOINT, folder / BEFORE
     if not before.exists():
         raise error
     reason = str(error).removesuffix(f"; {file.REMEDY}")
     try:
         epoch = shards.read(before).data["epoch"]
-    except (Damaged, KeyError):
-        raise Damaged(f"{reason}, and so is the one before it; {file.REMEDY}") from None
+    except (CorruptCheckpoint, KeyError):
+        raise CorruptCheckpoint(f"{reason}, and so is the one before it; {file.REMEDY}") from None
     records.keep_as(path, folder / DAMAGED)
     records.keep_as(before, path)
     # the same file by now, which the next bad block would damage under both names
@@ -70,7 +70,7 @@ def _step_back(folder: Path, error: Damaged) -> None:
 
 
 @dataclass(frozen=True)
-class Store:
+class CheckpointStore:
     """The saved state of one run in its folder; ``net`` is the network below wrappers, ``seed`` the run's."""
 
     folder: Path
@@ -104,7 +104,7 @@ class Store:
             **{name: own[name] for name in ("method", "passes", "scaler")},
             "optimizer": optimizer_data,
         }
-        here = collectives.here()
+        here = collectives.current_world()
         here.first(lambda: self._keep_before(path))
         shards.write(path, Checkpoint(tensors, data), mark)
         self._marks[:] = [*self._marks[-1:], (best, mark)]
@@ -118,12 +118,12 @@ class Store:
         Raises InputError, on all processes, if both are damaged, or it is another run's.
         """
         path = self.folder / CHECKPOINT
-        here = collectives.here()
+        here = collectives.current_world()
         if not here.first(path.exists):
             return None
         try:
             return here.all(lambda: self._resume(path))
-        except Damaged as error:
+        except CorruptCheckpoint as error:
             damaged = error
         here.first(lambda: _step_back(self.folder, damaged))
         return here.all(lambda: self._resume(path))
@@ -136,7 +136,7 @@ class Store:
 
     def load_best(self, epoch: int) -> None:
         """Put the best epoch's weights in place; raises InputError, on all processes, if they are damaged."""
-        collectives.here().all(lambda: self._load_weights(shards.read(self.folder / _best_name(epoch))))
+        collectives.current_world().all(lambda: self._load_weights(shards.read(self.folder / _best_name(epoch))))
 
     def _resume(self, path: Path) -> dict[str, Any]:
         saved = shards.read(path)
@@ -204,7 +204,9 @@ class Store:
         """Return the states of all processes' random streams."""
         numbers = self._numbers()
         held: dict[str, Tensor] = {}
-        for states in collectives.here().every({_stream(k, numbers[k]): state for k, state in own.items()}):
+        for states in collectives.current_world().every(
+            {_stream(k, numbers[k]): state for k, state in own.items()}
+        ):
             held |= states
         return held
 
