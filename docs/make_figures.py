@@ -55,7 +55,7 @@ def path(name: str) -> list[tuple[Point, list[Point]]]:
     method = methods.make(name, **large)
     net, (x, y) = TwoWeights(), data()
     step = method.bind(net, torch.optim.SGD(net.parameters(), lr=2.5), steps=STEPS, epoch=1, seed=1)
-    method.reserve(step.state, len(y), 2)
+    method.allocate(step.state, len(y), 2)
     asked: list[Point] = []
     grad = step.runtime.grad
 

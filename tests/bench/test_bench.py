@@ -50,11 +50,11 @@ class Spinning(nn.Module):
 
     def __init__(self, forward: float, backward: float):
         super().__init__()
-        self.inner, self.seconds, self.back = nn.Identity(), forward, backward
+        self.inner, self.seconds, self.restore = nn.Identity(), forward, backward
 
     def forward(self, x):
         x = self.inner(x * 1.0)
-        x.register_hook(lambda g: spin(self.back))
+        x.register_hook(lambda g: spin(self.restore))
         spin(self.seconds)
         return self.inner(x)
 

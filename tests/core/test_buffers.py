@@ -109,12 +109,12 @@ def test_a_table_that_has_grown_stays() -> None:
     buffers = Buffers(net)
     kept = buffers.keep()
     net(torch.zeros(5, 1))
-    kept.back()
+    kept.restore()
     kept.close()
     assert len(net[0].table) == 5
     kept = buffers.keep()
     net(torch.zeros(7, 1))
-    kept.back()
+    kept.restore()
     assert torch.equal(net[0].table, torch.arange(7.0))
 
 
@@ -126,8 +126,8 @@ def test_values_and_places_are_kept_apart_from_what_follows() -> None:
     inner, moved = buffers.keep(), net[1].mean
     value = moved.clone()
     moved += 1
-    inner.back()
+    inner.restore()
     inner.close()
     assert net[1].mean is moved and torch.equal(moved, value) and bool((value != 0).any())
-    kept.back()
+    kept.restore()
     assert net[1].mean is mean and torch.equal(mean, torch.zeros(3)) and int(net[1].seen) == 0

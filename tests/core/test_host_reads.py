@@ -43,8 +43,8 @@ def bound(method: Method, *, decides: bool) -> tuple[nn.Module, Step]:
     net = method.build(fixtures.small)
     optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, fused=True)
     step = method.bind(net, optimizer, steps=100, epoch=5)
-    method.reserve(step.state, 100, 5)
-    step.runtime.ranks.decides = decides
+    method.allocate(step.state, 100, 5)
+    step.runtime.parallel.decides = decides
     return net, step
 
 

@@ -52,8 +52,8 @@ def test_what_was_copied_comes_back_into_its_storage(drawn: list[tuple[str, torc
     for t in tensors:
         t.fill_(1)
     for copy, expected in ((inner, second), (held, first)):
-        copy.back()
-        copies.give_back(copy)
+        copy.restore()
+        copies.release(copy)
         assert all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))
     assert [t.data_ptr() for t in tensors] == places
 
@@ -64,7 +64,7 @@ def test_bits_that_compare_unequal_or_alike_come_back_too() -> None:
     copies = CopyPool()
     held = copies.make([weights])
     weights.data.zero_()
-    held.back()
+    held.restore()
     assert torch.equal(weights.data.view(torch.int32), patterns)
 
 
@@ -77,14 +77,14 @@ def test_the_storage_of_a_copy_is_used_again() -> None:
     copies = CopyPool()
     held = copies.make(tensors)
     where = weights_of(held)
-    copies.give_back(held)
+    copies.release(held)
     tensors[0].add_(1)
     again = copies.make(tensors)
     assert weights_of(again) == where
     assert weights_of(copies.make(tensors)) != where
     expected = [t.clone() for t in tensors]
     tensors[1].zero_()
-    again.back()
+    again.restore()
     assert all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))
 
 
@@ -103,12 +103,12 @@ def test_data_that_was_exchanged_is_copied_where_it_lies_now(how: str, shape: tu
         pytest.skip("a vector has one layout")
     p, other = nn.Parameter(torch.randn(shape)), nn.Parameter(torch.randn(2, 2))
     copies = CopyPool()
-    copies.give_back(copies.make([p, other]))
+    copies.release(copies.make([p, other]))
     p.data = EXCHANGES[how](p) + 1e-12
     expected = p.detach().clone()
     held = copies.make([p, other])
     p.data.zero_()
-    held.back()
+    held.restore()
     assert p.dtype == expected.dtype
     assert torch.equal(p, expected)
 
@@ -120,7 +120,7 @@ def test_data_that_was_exchanged_meanwhile_gets_its_values_back(how: str) -> Non
     held = CopyPool().make([p])
     p.data = EXCHANGES[how](p) + 1
     where = p.data_ptr()
-    held.back()
+    held.restore()
     assert p.data_ptr() == where
     assert torch.equal(p, expected.to(p.dtype))
 
@@ -130,12 +130,12 @@ def test_a_part_that_grew_in_its_own_storage_is_noticed() -> None:
     p = nn.Parameter(torch.zeros(0))
     p.data = whole[:2]
     copies = CopyPool()
-    copies.give_back(copies.make([p]))
+    copies.release(copies.make([p]))
     p.data = whole
     expected = whole.clone()
     held = copies.make([p])
     p.data.zero_()
-    held.back()
+    held.restore()
     assert torch.equal(whole, expected)
 
 

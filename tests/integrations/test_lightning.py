@@ -208,7 +208,7 @@ def test_what_is_evaluated_is_what_the_method_deploys():
     trainer.test(module, loader(), verbose=False)
     found = torch.cat(trainer.predict(module, loader()))
     assert same(module, plain, atol=0)
-    with callback.step.standing():
+    with callback.step.deployed_weights():
         mean = weights(module)
     assert not same(module, nn_with(mean), atol=1e-3)
     for where in ("validation", "test", "predict"):

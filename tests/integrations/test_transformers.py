@@ -168,12 +168,12 @@ def test_what_is_evaluated_is_what_the_method_deploys(tmp_path):
     ours.model.register_forward_pre_hook(look)
     ours.train()
     trained = [p.detach().clone() for p in ours.model.parameters()]
-    with ours.step.standing():
+    with ours.step.deployed_weights():
         mean = [p.detach().clone() for p in ours.model.parameters()]
     assert not all(torch.equal(a, b) for a, b in zip(trained, mean, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(seen[-1], mean, strict=True))
     before = ours.evaluate()["eval_loss"]
-    with ours.step.standing():
+    with ours.step.deployed_weights():
         assert trainer(tmp_path, None, ours.model).evaluate(Sentences())["eval_loss"] == before
 
 

@@ -189,7 +189,7 @@ def test_the_deployed_mean_is_also_to_be_had_in_inference_mode():
     for _ in range(2):
         step(x, y)
         trained = [p.detach().clone() for p in net.parameters()]
-        with torch.inference_mode(), step.standing():
+        with torch.inference_mode(), step.deployed_weights():
             inside = net(x)
         assert torch.equal(inside, step.predict(x))
         assert all(torch.equal(a, b) for a, b in zip(trained, net.parameters(), strict=True))

@@ -82,7 +82,7 @@ def test_in_place_of_a_network_an_average_leaves_it_as_it_was():
     before, places = copy.deepcopy(net.state_dict()), [p.data_ptr() for p in net.parameters()]
 
     def look() -> None:
-        with step.state.in_place_of(net):
+        with step.state.swapped_in(net):
             assert not torch.equal(net[0].weight, before["0.weight"])
             raise RuntimeError("on purpose")
 
@@ -93,7 +93,7 @@ def test_in_place_of_a_network_an_average_leaves_it_as_it_was():
 
 
 def averaged(step: steppe.Step, net: nn.Module) -> nn.Module:
-    with step.state.in_place_of(net):
+    with step.state.swapped_in(net):
         return copy.deepcopy(net)
 
 
@@ -149,7 +149,7 @@ def test_the_divergence_from_some_classes_is_that_of_the_lumped_distributions():
 @pytest.mark.parametrize("form", ["full", "half", "top:3"])
 def test_reserved_memory_is_what_was_announced_from_the_start(form):
     store = LogitBank(past=3, form=form, T=5.0)
-    store.reserve(100, 10)
+    store.allocate(100, 10)
     announced = size_in_bytes(100, 10, 3, form)
     assert sum(b.numel() * b.element_size() for b in store.buffers()) == announced
     for index in torch.randperm(100).split(7):
@@ -163,7 +163,7 @@ def test_the_memory_is_what_was_announced(form):
     store.write(torch.arange(100), torch.randn(100, 10))
     held = sum(b.numel() * b.element_size() for b in store.buffers())
     assert held == size_in_bytes(100, 10, 3, form)
-    assert steppe.SAF(store=form).footprint(100, 10) == held
+    assert steppe.SAF(store=form).memory_bytes(100, 10) == held
 
 
 @pytest.mark.parametrize("store", ["full", "half", "top:2"])

@@ -336,12 +336,12 @@ def test_a_mean_of_all_weights_deploys_the_first_network_of_the_mean(mean):
     net.eval()
     with torch.no_grad():
         predicted, found = step.predict(x), method.outputs(net, step.state, x)
-        with step.state.get_submodule("rule").in_place_of(net):
+        with step.state.get_submodule("rule").swapped_in(net):
             expected = [n(x) for n in net.networks]
     assert torch.equal(predicted, expected[0])
     assert torch.equal(found["network 2"], expected[1])
     assert not torch.equal(predicted, net.networks[0](x))
-    alone = method.single(net, step.state, maker(Staged)).eval()
+    alone = method.deployed_model(net, step.state, maker(Staged)).eval()
     assert torch.equal(alone(x), predicted)
 
 

@@ -52,7 +52,7 @@ def test_counting_draws_no_random_number_and_moves_no_statistic():
     net = method.build(maker(Staged))
     before = {k: t.clone() for k, t in net.state_dict().items()}
     state = torch.get_rng_state()
-    net.worth(images())
+    net.relative_cost(images())
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(t, before[k]) for k, t in net.state_dict().items())
 

@@ -183,7 +183,7 @@ def test_every_python_block_runs_or_says_that_it_does_not():
 
 
 MISTAKES = {
-    "ddp-global": ("common = rt.agreed(g)  #", "common = g  #"),
+    "ddp-global": ("common = rt.all_reduce_mean(g)  #", "common = g  #"),
     "reference": ("ascent(mean, self.rho)", "ascent(mean, -self.rho)"),
     "resume": ("return Memory(net)", "return Forgetful(net)"),
 }

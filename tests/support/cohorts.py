@@ -82,4 +82,4 @@ def images(seed: int = 0, count: int = 12, dtype: torch.dtype = torch.float32) -
 def views(count: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> steppe.Batch:
     """Return a batch with so many views of each sample."""
     first = images(seed, dtype=dtype)
-    return first.having(**{f"view {i}": images(seed + 100 * i, dtype=dtype).x for i in range(2, count + 1)})
+    return first.with_extra(**{f"view {i}": images(seed + 100 * i, dtype=dtype).x for i in range(2, count + 1)})

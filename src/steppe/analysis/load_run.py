@@ -129,7 +129,7 @@ def _normalizer(run: Run, data: DataSet) -> Normalizer:
 
 def _alone(method: Method, net: nn.Module, state: nn.Module, run: Run, data: DataSet) -> nn.Module:
     with torch.random.fork_rng():
-        plain = method.single(net, state, lambda: make_model(run, data))
+        plain = method.deployed_model(net, state, lambda: make_model(run, data))
     return plain.to(next(net.parameters())).eval()
 
 

@@ -119,7 +119,7 @@ def _classes(folder: Path, count: int) -> Works:
     works: Works = {}
     for n in _tenfold(10, count):
         store = LogitBank(3, "full", 5.0)
-        store.reserve(2_000, n)
+        store.allocate(2_000, n)
         works[n] = partial(there_and_back, store, torch.randn(256, n))
     return works
 

@@ -89,7 +89,7 @@ def store_cost(
 
     before = _peak_memory()
     store = LogitBank(past, form, T)
-    store.reserve(samples, classes)
+    store.allocate(samples, classes)
     started = time.perf_counter()
     idle = 0.0
     batches = torch.split(order, batch)

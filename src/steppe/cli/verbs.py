@@ -62,7 +62,7 @@ def _compare(given: Namespace, command: str) -> int:
         _tell_memory(method, count, console)
     with Display(len(todo), console) as display:
         errors = experiments.run(grid, jobs, display.listen, cluster)
-    here.first(lambda: _print_report(grid.out, console))
+    here.on_main_process(lambda: _print_report(grid.out, console))
     for job, message in errors.items():
         voice.complain(f"{job.name}: {message}")
     return 1 if errors else 0
@@ -87,7 +87,7 @@ def _train(given: Namespace, command: str) -> int:
     hardware.keep_freed_memory()
     console = voice.console()
     with Decoding(console) as progress:
-        images = collectives.current_world().in_turn(lambda: engine.load_data(run, progress))
+        images = collectives.current_world().main_process_first(lambda: engine.load_data(run, progress))
     engine.check(run, images)
     _tell_left_out(run.dataset, images.skipped, console)
     if given.plan:
@@ -102,8 +102,11 @@ def _train(given: Namespace, command: str) -> int:
     class One:
         name: str = f"{run.method} seed {run.seed}"
 
-    _tell_memory(run.method, engine.footprint(run, images), console)
-    with collectives.current_world().held_by_lead(lambda: locked_run(folder)), Display(1, console) as display:
+    _tell_memory(run.method, engine.memory_bytes(run, images), console)
+    with (
+        collectives.current_world().held_by_main_process(lambda: locked_run(folder)),
+        Display(1, console) as display,
+    ):
         result = engine.train_run(run, folder, images, lambda news: display.listen(One(), news))
         display.listen(One(), result)
     console.print(f"records: {folder}", highlight=False, markup=False, soft_wrap=True)

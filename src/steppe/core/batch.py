@@ -36,7 +36,7 @@ class Batch:
         """Return the micro-batches that this batch was given in; itself, if in one."""
         return [self]
 
-    def having(self, **extra: Any) -> Batch:
+    def with_extra(self, **extra: Any) -> Batch:
         """Return the same samples with these tensors (B, ...) travelling along."""
         return replace(self, extra={**self.extra, **extra})
 
@@ -87,12 +87,12 @@ class Accumulated(Batch):
         """Return the micro-batches."""
         return cast(list[Batch], self.__dict__["_parts"])
 
-    def having(self, **extra: Any) -> Batch:
+    def with_extra(self, **extra: Any) -> Batch:
         """Return the same samples with these travelling along: tensors (B, ...), or one tensor per part."""
         sizes = [len(part) for part in self.parts()]
         pieces = {k: torch.split(v, sizes) if isinstance(v, Tensor) else v for k, v in extra.items()}
         return Accumulated(
-            [part.having(**{k: v[i] for k, v in pieces.items()}) for i, part in enumerate(self.parts())]
+            [part.with_extra(**{k: v[i] for k, v in pieces.items()}) for i, part in enumerate(self.parts())]
         )
 
     def take(self, rows: Tensor | slice) -> Batch:

@@ -48,7 +48,7 @@ class BufferCopy:
         self._held, self._homes = buffers.held, buffers.homes
         self._values: TensorCopy = copies.make(buffers.tensors)
 
-    def back(self) -> None:
+    def restore(self) -> None:
         """Return to it: modules have their tensors again, and these their values, bit for bit.
 
         A tensor that another of a different shape or type has taken the place of (a table that has grown) is not
@@ -60,11 +60,11 @@ class BufferCopy:
                     now = home.get(name)
                     if now is not t and now is not None and t is not None and _alike(now, t):
                         home[name] = t
-        self._values.back()
+        self._values.restore()
 
     def close(self) -> None:
         """Let go of it."""
-        self._copies.give_back(self._values)
+        self._copies.release(self._values)
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

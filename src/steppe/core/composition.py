@@ -76,19 +76,19 @@ class On(Method):
         for part in (self.base, self.rule):
             part.after(batch, out, self._state(part, state), rt)
 
-    def footprint(self, samples: int, classes: int) -> int:
+    def memory_bytes(self, samples: int, classes: int) -> int:
         """Keep what both keep."""
-        return self.rule.footprint(samples, classes) + self.base.footprint(samples, classes)
+        return self.rule.memory_bytes(samples, classes) + self.base.memory_bytes(samples, classes)
 
-    def reserve(self, state: nn.Module, samples: int, classes: int) -> None:
+    def allocate(self, state: nn.Module, samples: int, classes: int) -> None:
         """Take what both ask for."""
         for part in (self.rule, self.base):
-            part.reserve(self._state(part, state), samples, classes)
+            part.allocate(self._state(part, state), samples, classes)
 
-    def standing(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
+    def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
         """Put in the network's place what the rule does, else what the base does."""
-        part = self.rule if overrides(self.rule, "standing") else self.base
-        return part.standing(net, self._state(part, state))
+        part = self.rule if overrides(self.rule, "deployed_weights") else self.base
+        return part.deployed_weights(net, self._state(part, state))
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         """Deploy what the one that defines a prediction deploys, the base by default.
@@ -105,16 +105,16 @@ class On(Method):
         with placed:
             return holder.outputs(net, self._state(holder, state), x)
 
-    def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
+    def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Deploy alone what is deployed."""
         holder, placed = self._deploying(net, state)
         with placed:
-            return holder.single(net, self._state(holder, state), new_model)
+            return holder.deployed_model(net, self._state(holder, state), new_model)
 
     def _deploying(self, net: nn.Module, state: nn.Module) -> tuple[Method, AbstractContextManager[None]]:
         both = all(overrides(part, "predict") for part in (self.rule, self.base))
-        if both and overrides(self.rule, "standing"):
-            return self.base, self.rule.standing(net, self._state(self.rule, state))
+        if both and overrides(self.rule, "deployed_weights"):
+            return self.base, self.rule.deployed_weights(net, self._state(self.rule, state))
         return self._holder("predict"), nullcontext()
 
     def _state(self, part: Method, state: nn.Module) -> nn.Module:
@@ -191,26 +191,26 @@ class ActiveWindow(Method):
         """Let the method remember."""
         self.method.after(batch, out, state, rt)
 
-    def footprint(self, samples: int, classes: int) -> int:
+    def memory_bytes(self, samples: int, classes: int) -> int:
         """Keep what the method keeps."""
-        return self.method.footprint(samples, classes)
+        return self.method.memory_bytes(samples, classes)
 
-    def reserve(self, state: nn.Module, samples: int, classes: int) -> None:
+    def allocate(self, state: nn.Module, samples: int, classes: int) -> None:
         """Take what the method asks for."""
-        self.method.reserve(state, samples, classes)
+        self.method.allocate(state, samples, classes)
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         """Deploy what the method deploys."""
         return self.method.predict(net, state, x)
 
-    def standing(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
+    def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
         """Put in the network's place what the method does."""
-        return self.method.standing(net, state)
+        return self.method.deployed_weights(net, state)
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
         """Report what the method reports."""
         return self.method.outputs(net, state, x)
 
-    def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
+    def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Deploy alone what the method deploys."""
-        return self.method.single(net, state, new_model)
+        return self.method.deployed_model(net, state, new_model)

@@ -88,21 +88,21 @@ class Ground:
         self.params = self._trainable.params
         self.device = self.params[0].device
         self.precision = MixedPrecision(setup.precision, self.params[0], setup.scaler)
-        self.ranks = parallelism_of(self.net, wrapper, self.params, setup.sync)
-        self.ranks.settle()
+        self.parallel = parallelism_of(self.net, wrapper, self.params, setup.sync)
+        self.parallel.reshard()
         self.owners = param_groups.owners(self.net, self.params)
-        self.divisible = model in (self.net, wrapper) and not isinstance(self.ranks, Sharded)
-        self.rng = rng.generator(setup.seed, "noise", self.ranks.noise, self.device)
+        self.callable_in_parts = model in (self.net, wrapper) and not isinstance(self.parallel, Sharded)
+        self.rng = rng.generator(setup.seed, "noise", self.parallel.noise, self.device)
         # a number drawn on a GPU would have to be waited for
-        self._mask_rng = rng.generator(setup.seed, "masks", self.ranks.rank, torch.device("cpu"))
+        self._mask_rng = rng.generator(setup.seed, "masks", self.parallel.rank, torch.device("cpu"))
         self.passes = Passes()
-        self.worth = 1.0
+        self.relative_cost = 1.0
         self.objective: Objective = _unset
         self._memo: dict[Hashable, Any] = {}
         self._good = torch.zeros((), dtype=torch.bool, device=self.device)
         self.weight_copies, self.undo_copies, self.buffers = CopyPool(), CopyPool(), Buffers(self.net)
-        self.course = StepState(self.buffers.keep(), 0, 0.0, self._good)
-        self.looking = False
+        self.step_state = StepState(self.buffers.keep(), 0, 0.0, self._good)
+        self.untracked = False
         self.left: Vec | None = None
         self._clean_streams = rng.capture(self.device)
 
@@ -158,7 +158,7 @@ class Ground:
         return self.once(("kind", self.params[0].dtype), lambda: vector.TensorKind.of(self.params))
 
     @property
-    def peer(self) -> list[int]:
+    def member(self) -> list[int]:
         """For each parameter the number of its network or branch, from 1; 0 if it belongs to none alone."""
         return self.once("peer", lambda: member_of(self.net, self.params))
 
@@ -171,12 +171,12 @@ class Ground:
         share = length() if callable(length) else done / length if length else None
         return TrainingProgress(done, share, lr)
 
-    def draw_masks(self) -> int:
+    def draw_mask_seed(self) -> int:
         """Return a seed for fresh dropout masks, from the step's own generator."""
         return int(torch.randint(2**62, (), generator=self._mask_rng, device=self._mask_rng.device))
 
     @contextmanager
-    def rewound(self) -> Iterator[None]:
+    def rng_restored(self) -> Iterator[None]:
         """Return the random streams to this point on leaving, so that what follows sees the same masks."""
         states = rng.capture(self.device)
         try:
@@ -193,7 +193,7 @@ class Ground:
 
     def count(self, *, forward: float = 0.0, backward: float = 0.0) -> None:
         """Count samples that went through the model; kept in passes of one network over the step's batch."""
-        unit = (self.course.size or 1) / self.worth
+        unit = (self.step_state.size or 1) / self.relative_cost
         self.passes.forward += forward / unit
         self.passes.backward += backward / unit
 
@@ -208,27 +208,27 @@ class Ground:
             self.owners, self._memo = param_groups.owners(self.net, self.params), {}
             self.buffers = Buffers(self.net)
         parts = self.parts(batch)
-        self.course = StepState(self.buffers.keep(), len(batch), self.weight(batch), self._good)
-        self.course.given = (batch, parts, self.course.weight)
-        self.ranks.begin(self.course.weight, len(parts))
-        self.ranks.settle()
+        self.step_state = StepState(self.buffers.keep(), len(batch), self.weight(batch), self._good)
+        self.step_state.given = (batch, parts, self.step_state.weight)
+        self.parallel.begin(self.step_state.weight, len(parts))
+        self.parallel.reshard()
         if isinstance(self.net, MultiNetwork):
             several, sample = self.net, next(parts[0].split(2))
-            self.worth = self.once("worth", lambda: several.worth(sample))
+            self.relative_cost = self.once("relative_cost", lambda: several.relative_cost(sample))
         self.passes.steps += 1
 
     def parts(self, batch: Batch) -> list[Batch]:
         """Return the micro-batches that a batch goes through in."""
-        if batch is self.course.given[0]:
-            return self.course.given[1]
+        if batch is self.step_state.given[0]:
+            return self.step_state.given[1]
         size = self.setup.microbatch
         parts = batch.parts()
         return parts if size is None else [piece for part in parts for piece in part.split(size)]
 
     def weight(self, batch: Batch) -> float:
         """Return what a batch counts in a mean: its samples, if the user did not say otherwise."""
-        if batch is self.course.given[0]:
-            return self.course.given[2]
+        if batch is self.step_state.given[0]:
+            return self.step_state.given[2]
         return float(sum(map(self.setup.weigh, self.parts(batch))))
 
     def clear(self) -> None:

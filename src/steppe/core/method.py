@@ -86,18 +86,18 @@ class Method:
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
         """Remember: called once after each step that was not skipped."""
 
-    def footprint(self, samples: int, classes: int) -> int:
+    def memory_bytes(self, samples: int, classes: int) -> int:
         """Return the memory in bytes that is kept per training sample between steps, in all."""
         return 0
 
-    def reserve(self, state: nn.Module, samples: int, classes: int) -> None:
+    def allocate(self, state: nn.Module, samples: int, classes: int) -> None:
         """Take the memory of `footprint` at once, before training starts; optional."""
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         """Return the logits of what is deployed and evaluated."""
         return extract_logits(call_model(net, x))
 
-    def standing(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
+    def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
         """Return the context in which the network has the weights that are deployed in the place of its own."""
         return nullcontext()
 
@@ -108,7 +108,7 @@ class Method:
         """
         return {"deployed": self.predict(net, state, x)}
 
-    def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
+    def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Return what `predict` deploys as one plain network, made by ``new_model``, with the weights it has."""
         return with_presets(new_model(), net.state_dict())
 

@@ -18,11 +18,11 @@ class MultiNetwork(nn.Module):
         raise NotImplementedError
 
     @property
-    def peers(self) -> nn.ModuleList:
+    def members(self) -> nn.ModuleList:
         """The networks or branches."""
         raise NotImplementedError
 
-    def worth(self, batch: Batch) -> float:
+    def relative_cost(self, batch: Batch) -> float:
         """Return how many passes of one plain network one pass of this is worth on ``batch``."""
         return float(self.size)
 
@@ -30,7 +30,7 @@ class MultiNetwork(nn.Module):
 def member_of(net: nn.Module, params: Sequence[nn.Parameter]) -> list[int]:
     """Return for each parameter the number of its network or branch, from 1; 0 for what several of them share."""
     holders: dict[int, list[int]] = {}
-    for number, peer in enumerate(net.peers if isinstance(net, MultiNetwork) else (), 1):
+    for number, peer in enumerate(net.members if isinstance(net, MultiNetwork) else (), 1):
         for p in peer.parameters():
             holders.setdefault(id(p), []).append(number)
     return [own[0] if len(own := holders.get(id(p), [])) == 1 else 0 for p in params]

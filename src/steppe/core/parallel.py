@@ -39,18 +39,18 @@ class SingleProcess:
     def begin(self, weight: float, parts: int) -> None:
         """Start a step on ``parts`` micro-batches that weigh this much."""
 
-    def stops(self, bad: Tensor, more: bool) -> bool:
+    def should_skip_update(self, bad: Tensor, more: bool) -> bool:
         """Return whether an update must not be made, where that was not decided in the passes before it.
 
         An update that more passes of the step follow can be made: it is taken back at the next one.
         """
         return not self.decides and not more and bool(bad)
 
-    def passing(self) -> AbstractContextManager[Any]:
+    def no_sync(self) -> AbstractContextManager[Any]:
         """Return the context that a pass runs in."""
         return nullcontext()
 
-    def settle(self) -> None:
+    def reshard(self) -> None:
         """Make the optimizer's parameters the ones that the next pass reads."""
 
     def share(self) -> float:
@@ -61,7 +61,7 @@ class SingleProcess:
         """Return whether a number is not finite on any process that must agree."""
         return not math.isfinite(witness)
 
-    def nearby_mean(self, params: Params, grads: Vec, weight: float, bad: Tensor) -> tuple[Vec, Tensor]:
+    def group_mean(self, params: Params, grads: Vec, weight: float, bad: Tensor) -> tuple[Vec, Tensor]:
         """Return the mean over the processes that share a perturbation."""
         return grads, bad
 
@@ -108,12 +108,12 @@ class DataParallel(SingleProcess):
         groups = [dist.new_group(members[i : i + together]) for i in range(0, self.size, together)]
         return groups[self.noise]
 
-    def passing(self) -> AbstractContextManager[Any]:
+    def no_sync(self) -> AbstractContextManager[Any]:
         """Let DDP be silent: its own all-reduce would mix replicas in the middle of a method."""
         silent: AbstractContextManager[Any] = self.wrapper.no_sync()
         return silent
 
-    def stops(self, bad: Tensor, more: bool) -> bool:
+    def should_skip_update(self, bad: Tensor, more: bool) -> bool:
         """Return what the message about the mean gradient says."""
         return bool(bad)
 
@@ -121,7 +121,7 @@ class DataParallel(SingleProcess):
         """Refuse: one process cannot know."""
         raise AssertionError("replicas learn of bad values when they average")
 
-    def nearby_mean(self, params: Params, grads: Vec, weight: float, bad: Tensor) -> tuple[Vec, Tensor]:
+    def group_mean(self, params: Params, grads: Vec, weight: float, bad: Tensor) -> tuple[Vec, Tensor]:
         """Average over the processes that share a perturbation; alone, nothing is sent."""
         return (grads, bad) if self.nearby is None else self._mean(params, grads, weight, bad, self.nearby)
 
@@ -214,7 +214,7 @@ class Sharded(SingleProcess):
         """Gather rows from all."""
         return gathered(tensors, self.size, None)
 
-    def settle(self) -> None:
+    def reshard(self) -> None:
         """Drop gathered copies: FSDP2 keeps the root's after a forward pass without a backward one."""
         for module in self.modules:
             module.reshard()

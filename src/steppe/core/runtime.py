@@ -45,16 +45,16 @@ class Runtime(Ground):
 
         Raises `NonFinite` if the loss or a gradient is not finite, where that can be known at once.
         """
-        if not self.looking:
+        if not self.untracked:
             self._clean_streams = rng.capture(self.device)
-        if self.course.first is None or self.left is not None:
+        if self.step_state.first is None or self.left is not None:
             self.clear()
         parts = self.parts(batch)
-        whole, share = self.weight(batch), self.ranks.share()
+        whole, share = self.weight(batch), self.parallel.share()
         losses, logits = [], []
         for part in parts:
             weight = self.setup.weigh(part) / whole
-            with self.ranks.passing(), nullcontext() if where is None else self._only(where):
+            with self.parallel.no_sync(), nullcontext() if where is None else self._only(where):
                 with self.precision.autocast():
                     out = objective(part)
                 factor = weight * share
@@ -72,7 +72,7 @@ class Runtime(Ground):
         self.count(forward=work * len(batch), backward=work * len(batch))
         mean = losses[0] if len(parts) == 1 else torch.stack(losses).sum()
         joined = StepOutput(mean, join_logits(logits))
-        self.course.first = self.course.first or joined
+        self.step_state.first = self.step_state.first or joined
         self._judge(vector.finite_check(grads, mean.to(self.device)))
         return joined, grads
 
@@ -93,12 +93,12 @@ class Runtime(Ground):
         Raises InputError for a model that is compiled, or shared by processes, and for micro-batches.
         """
         if (
-            not self.divisible
-            or type(self.ranks) is not SingleProcess
+            not self.callable_in_parts
+            or type(self.parallel) is not SingleProcess
             or len(self.parts(here)) + len(self.parts(there)) > 2
         ):
             raise InputError("streams need a model that is neither compiled nor shared, and whole batches")
-        if not self.looking:
+        if not self.untracked:
             self._clean_streams = rng.capture(self.device)
         self.clear()
         moved = {id(p): p.detach().clone() for p in self.params}
@@ -118,7 +118,7 @@ class Runtime(Ground):
         self.clear()
         self.count(forward=len(here) + len(there), backward=len(here) + len(there))
         out = StepOutput(clean.loss.detach(), clean.logits.detach())
-        self.course.first = self.course.first or out
+        self.step_state.first = self.step_state.first or out
         losses = [t.detach().to(self.device) for t in (clean.loss, noisy.loss)]
         self._judge(vector.finite_check(found[0], losses[0]) + vector.finite_check(found[1], losses[1]))
         return out, found[0], found[1]
@@ -143,21 +143,21 @@ class Runtime(Ground):
 
         One process, or ``sync='local'``, sends nothing and returns them as they are.
         """
-        course = self.course
+        course = self.step_state
         if course.group is not None:
             return grads
-        means, course.bad = self.ranks.nearby_mean(self.params, grads, course.weight, course.bad)
+        means, course.bad = self.parallel.group_mean(self.params, grads, course.weight, course.bad)
         return means
 
-    def agreed(self, values: Vec) -> Vec:
+    def all_reduce_mean(self, values: Vec) -> Vec:
         """Return the mean over all processes whatever ``sync`` is: for what the method remembers.
 
         Raises InputError while groups of a batch have perturbations of their own: each would remember its own.
         """
-        course = self.course
+        course = self.step_state
         if course.group is not None:
             raise InputError("m needs a method that remembers no gradients, and this one does; leave m out")
-        means, course.bad = self.ranks.mean(self.params, values, course.weight, course.bad)
+        means, course.bad = self.parallel.mean(self.params, values, course.weight, course.bad)
         return means
 
     @contextmanager
@@ -172,14 +172,14 @@ class Runtime(Ground):
             with self._masks(masks):
                 yield
         finally:
-            saved.back()
+            saved.restore()
             saved.close()
 
     @contextmanager
     def _masks(self, masks: int | None) -> Iterator[None]:
         """Draw the dropout masks of the last clean pass, or those of a seed; then go on where the streams were."""
-        now, outer = rng.capture(self.device), self.looking
-        self.looking = True
+        now, outer = rng.capture(self.device), self.untracked
+        self.untracked = True
         try:
             if masks is None:
                 rng.restore(self._clean_streams, self.device)
@@ -187,7 +187,7 @@ class Runtime(Ground):
                 torch.manual_seed(masks)
             yield
         finally:
-            self.looking = outer
+            self.untracked = outer
             rng.restore(now, self.device)
 
     @contextmanager
@@ -204,14 +204,14 @@ class Runtime(Ground):
         with nullcontext() if clean else self.aside(masks), torch.no_grad():
             saved = self.weight_copies.make(moved)
             try:
-                self.ranks.settle()
+                self.parallel.reshard()
                 vector.move(moved, by, times, self.kind if whole else None)
                 with torch.enable_grad():
                     yield
             finally:
-                self.ranks.settle()
-                saved.back()
-                self.weight_copies.give_back(saved)
+                self.parallel.reshard()
+                saved.restore()
+                self.weight_copies.release(saved)
 
     def apply(
         self,
@@ -232,28 +232,28 @@ class Runtime(Ground):
 
         Raises `NonFinite` if any process met a non-finite value in this step.
         """
-        course = self.course
+        course = self.step_state
         if course.group is not None:
             course.group.collect(grads, beside, one=times == 1 and not more)
             return
         counts = course.weight if weight is None else weight
-        grads, course.bad = self.ranks.mean(self.params, grads, counts, course.bad)
-        if self.ranks.stops(course.bad, more):
+        grads, course.bad = self.parallel.mean(self.params, grads, counts, course.bad)
+        if self.parallel.should_skip_update(course.bad, more):
             raise NonFinite(course.output)
         if beside is not None:
-            beside, _ = self.ranks.mean(self.params, beside, counts, course.bad)
+            beside, _ = self.parallel.mean(self.params, beside, counts, course.bad)
         given = grads
         for transform in self.setup.transforms:
             grads = transform(grads, self)
         if self.setup.clip is not None:
             grads = (
-                vector.map_groups(self._clipped, grads, self.peer)
+                vector.map_groups(self._clipped, grads, self.member)
                 if self.setup.clip_each
                 else self._clipped(grads)
             )
         if more:
             course.will_go_on(self.params, self.optimizer, self.undo_copies)
-        self.ranks.settle()
+        self.parallel.reshard()
         for left in reversed(range(times)):
             # some optimizers write into what they are given
             fresh = vector.clone(grads) if left or (more and grads is given) else grads
@@ -292,7 +292,7 @@ class Runtime(Ground):
     @contextmanager
     def _only(self, where: Sequence[bool]) -> Iterator[None]:
         """Compute no gradient for the other parameters, where switching them off has no price."""
-        off = [p for p, w in zip(self.params, where, strict=True) if not w] if self.divisible else []
+        off = [p for p, w in zip(self.params, where, strict=True) if not w] if self.callable_in_parts else []
         for p in off:
             p.requires_grad_(False)
         try:
@@ -303,10 +303,10 @@ class Runtime(Ground):
 
     def _judge(self, witness: Tensor) -> None:
         """Stop a step that is not finite, here and now where one process may decide, else when it updates."""
-        if not self.ranks.decides:
-            self.course.bad = self.course.bad | ~vector.all_finite(witness)
-        elif self.ranks.fails(witness):
-            raise NonFinite(self.course.output)
+        if not self.parallel.decides:
+            self.step_state.bad = self.step_state.bad | ~vector.all_finite(witness)
+        elif self.parallel.fails(witness):
+            raise NonFinite(self.step_state.output)
 
 
 def _apart(offset: Vec | ScaledVector) -> tuple[Vec, list[Tensor], Tensor | list[Tensor] | None]:

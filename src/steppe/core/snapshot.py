@@ -34,7 +34,7 @@ class CopyPool:
         held.take()
         return held
 
-    def give_back(self, held: TensorCopy) -> None:
+    def release(self, held: TensorCopy) -> None:
         """Take a copy that nobody needs any more."""
         if held.places is self._places:
             self._free.append(held)
@@ -57,7 +57,7 @@ class TensorCopy:
                 torch.cat(row.vectors, out=long)
             self._apart = [t.clone() for t in self.places.apart]
 
-    def back(self) -> None:
+    def restore(self) -> None:
         """Write it into the tensors' own storage, bit for bit."""
         with torch.no_grad():
             for row, parts in zip(self.places.rows, self._parts, strict=True):

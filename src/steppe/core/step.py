@@ -33,12 +33,12 @@ class Step:
     ):
         self.method, self.m = method, m
         self.runtime = runtime = Runtime(model, optimizer, setup)
-        if m is not None and isinstance(runtime.ranks, Sharded):
+        if m is not None and isinstance(runtime.parallel, Sharded):
             raise InputError(
                 f"m is {m!r} on a sharded model; its gradient exists only as the mean of all processes: "
                 "leave m out, or use DDP"
             )
-        if method.whole and isinstance(runtime.ranks, Sharded):
+        if method.whole and isinstance(runtime.parallel, Sharded):
             raise InputError(f"{type(method).__name__} cannot train a sharded model: {method.whole}; use DDP")
         self.state = method.init(runtime.net)
         self.state.to(runtime.device)
@@ -76,9 +76,9 @@ class Step:
             raise
         if rt.left is not None:
             rt.clear()
-        rt.course.close()
+        rt.step_state.close()
         rt.precision.record(finite=not skipped)
-        rt.ranks.share_buffers(rt.net)
+        rt.parallel.share_buffers(rt.net)
         out.skipped = skipped
         if not skipped:
             self.method.after(batch, out, self.state, rt)
@@ -88,31 +88,31 @@ class Step:
         """Step on each group up to its update, and make one update from their mean gradient."""
         rt = self.runtime
         groups = batch.parts() if self.m == "micro" else list(batch.split(int(self.m or 1)))
-        collected = rt.course.group = GradientAccumulator([None] * len(rt.params))
+        collected = rt.step_state.group = GradientAccumulator([None] * len(rt.params))
         outs = []
         for group in groups:
-            collected.begin(rt.weight(group) / rt.course.weight)
+            collected.begin(rt.weight(group) / rt.step_state.weight)
             out = self.method.step(group, self.state, rt)
             outs.append(StepOutput(out.loss * collected.share, out.logits))
-        rt.course.group = None
+        rt.step_state.group = None
         rt.apply(collected.total, beside=collected.beside)
         return StepOutput(torch.stack([o.loss for o in outs]).sum(), join_logits([o.logits for o in outs]))
 
     def _take_back(self) -> None:
-        self.runtime.course.back()
+        self.runtime.step_state.restore()
         self.runtime.clear()
 
     def predict(self, x: Any) -> Tensor:
         """Return the logits of what the method deploys."""
         return self.method.predict(self.runtime.net, self.state, x)
 
-    def standing(self) -> AbstractContextManager[None]:
+    def deployed_weights(self) -> AbstractContextManager[None]:
         """Return the context in which the model itself has the weights that the method deploys.
 
         The mean of `EMA` and `SWA`, in evaluation mode; for most methods they are those that are trained, and it
         does nothing. On leaving, the weights are bit for bit what they were.
         """
-        return self.method.standing(self.runtime.net, self.state)
+        return self.method.deployed_weights(self.runtime.net, self.state)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resume needs beside the model's and the optimizer's own state.

@@ -71,11 +71,11 @@ class StepState:
         if self._undo is None:
             self._undo = UpdateSnapshot(params, optimizer, copies)
 
-    def back(self) -> None:
+    def restore(self) -> None:
         """Return weights, optimizer and running statistics to what they were when the step began."""
         if self._undo is not None:
-            self._undo.back()
-        self._before.back()
+            self._undo.restore()
+        self._before.restore()
 
     def close(self) -> None:
         """Let go of what was kept for the way back."""
@@ -118,7 +118,7 @@ class UpdateSnapshot:
         held = [v for values in (*self._state.values(), *self._groups) for v in values.values()]
         self._values = copies.make([*params, *(v for v in held if isinstance(v, Tensor))])
 
-    def back(self) -> None:
+    def restore(self) -> None:
         """Return to then: what was a tensor is that tensor again, and has its values."""
         state = self._optimizer.state
         for key in [k for k in state if k not in self._state]:
@@ -127,11 +127,11 @@ class UpdateSnapshot:
         for held, before in zip(now, (*self._state.values(), *self._groups), strict=True):
             held.clear()
             held.update(before)
-        self._values.back()
+        self._values.restore()
 
     def close(self) -> None:
         """Let go of it."""
-        self._copies.give_back(self._values)
+        self._copies.release(self._values)
 
 
 def _remembered(held: dict[str, Any]) -> dict[str, Any]:

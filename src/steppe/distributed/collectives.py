@@ -40,7 +40,7 @@ class World:
     size: int = 1
 
     @property
-    def lead(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process is the one that writes and prints."""
         return self.rank == 0
 
@@ -48,7 +48,7 @@ class World:
         """Return this process's part of ``count`` rows; parts differ by one row at most."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
-    def sums(self, *values: float) -> list[float]:
+    def all_reduce_sum(self, *values: float) -> list[float]:
         """Return each value summed over all processes."""
         if self.size == 1:
             return list(values)
@@ -56,7 +56,7 @@ class World:
         dist.all_reduce(total)
         return cast(list[float], total.tolist())
 
-    def agreed(self, value: float) -> float:
+    def broadcast(self, value: float) -> float:
         """Return the lead's value."""
         if self.size == 1:
             return value
@@ -64,7 +64,7 @@ class World:
         dist.broadcast(held, 0)
         return float(held)
 
-    def every(self, value: T) -> list[T]:
+    def all_gather_object(self, value: T) -> list[T]:
         """Return the values of all processes, by rank."""
         if self.size == 1:
             return [value]
@@ -72,38 +72,38 @@ class World:
         dist.all_gather_object(held, value)
         return held
 
-    def all(self, do: Callable[[], T]) -> T:
+    def on_every_process(self, do: Callable[[], T]) -> T:
         """Let every process do its part; an InputError or RunError of one is raised on all of them."""
         if self.size == 1:
             return do()
         value, error = _tried(do)
-        first = next((e for e in self.every(error) if e is not None), None)
+        first = next((e for e in self.all_gather_object(error) if e is not None), None)
         if first is not None:
             raise first
         return cast(T, value)
 
-    def first(self, do: Callable[[], T]) -> T:
+    def on_main_process(self, do: Callable[[], T]) -> T:
         """Let the lead do something, and return its result, or raise its InputError or RunError, on all."""
         if self.size == 1:
             return do()
-        held: list[Any] = list(_tried(do)) if self.lead else [None, None]
+        held: list[Any] = list(_tried(do)) if self.is_main_process else [None, None]
         dist.broadcast_object_list(held, 0)
         if held[1] is not None:
             raise held[1]
         return cast(T, held[0])
 
-    def in_turn(self, do: Callable[[], T]) -> T:
+    def main_process_first(self, do: Callable[[], T]) -> T:
         """Let the lead do something and then the others, for work whose result the lead leaves in a cache."""
         held: list[T] = []
-        self.all(lambda: held.append(do()) if self.lead else None)
-        self.all(lambda: None if self.lead else held.append(do()))
+        self.on_every_process(lambda: held.append(do()) if self.is_main_process else None)
+        self.on_every_process(lambda: None if self.is_main_process else held.append(do()))
         return held[0]
 
     @contextlib.contextmanager
-    def held_by_lead(self, hold: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    def held_by_main_process(self, hold: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
         """Let the lead hold something for all, a lock say; its InputError or RunError is raised on all."""
         with contextlib.ExitStack() as stack:
-            self.first(lambda: stack.enter_context(hold()) and None)
+            self.on_main_process(lambda: stack.enter_context(hold()) and None)
             yield
 
     def share_buffers(self, net: nn.Module) -> None:

@@ -87,8 +87,8 @@ def prepare(
         if twin != job.name:
             raise InputError(f"methods {twin!r} and {job.name!r} are the same run; name one of them")
     here = collectives.current_world()
-    sets = here.in_turn(lambda: _check(runs, progress))
-    memory = {run.method: engine.footprint(run, sets[run.dataset]) for run in runs}
+    sets = here.main_process_first(lambda: _check(runs, progress))
+    memory = {run.method: engine.memory_bytes(run, sets[run.dataset]) for run in runs}
     grid = ComparisonPlan(study, out, jobs, memory, {name: images.skipped for name, images in sets.items()})
 
     def write_down() -> None:
@@ -97,7 +97,7 @@ def prepare(
         records.make_folder(out)
         records.write_json(out / COMPARISON, _description(grid, sets, command))
 
-    here.first(write_down)
+    here.on_main_process(write_down)
     return grid
 
 
@@ -118,9 +118,9 @@ def run(
     if here.size > 1 and cluster is not None:
         raise InputError(f"a cluster is given and there are {here.size} processes; start it without torchrun")
     if here.size > 1:
-        with here.held_by_lead(lambda: _alone(grid.out)):
+        with here.held_by_main_process(lambda: _alone(grid.out)):
             # what is finished is read from disk, where the lead writes
-            chosen = here.first(lambda: [job.name for job in grid.open])
+            chosen = here.on_main_process(lambda: [job.name for job in grid.open])
             return run_in_torchrun([job for job in grid.jobs if job.name in chosen], listen)
     with _alone(grid.out):
         return run_on(cluster, grid.open, workers, listen)

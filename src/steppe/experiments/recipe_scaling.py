@@ -113,7 +113,7 @@ def _at(
 ) -> tuple[C, list[str]]:
     if scale == 1:
         return whole, []
-    images, classes = collectives.current_world().in_turn(lambda: _sizes(dataset, whole.data, progress))
+    images, classes = collectives.current_world().main_process_first(lambda: _sizes(dataset, whole.data, progress))
     small = scaled(whole, images, scale, least=2 * classes, fixed=given)
     left = small.data.train or round(images * _legacy(small) / _legacy(whole))
     text = (

@@ -30,4 +30,4 @@ def ready(method: Method | str) -> Method:
 
 def deployed(step: Step | None, model: nn.Module) -> AbstractContextManager[None]:
     """Return the context in which the model has what the method deploys, if ``step`` is one of this model."""
-    return nullcontext() if step is None or step.runtime.net is not model else step.standing()
+    return nullcontext() if step is None or step.runtime.net is not model else step.deployed_weights()

@@ -218,7 +218,7 @@ def _as_forward(trainer: Trainer, module: LightningModule, step: Step, count: in
         nonlocal recorded
         # inside of training_step the module is its own network
         del module.forward
-        quiet = step.runtime.looking or recorded >= count
+        quiet = step.runtime.untracked or recorded >= count
         recorded += 0 if quiet else len(rows)
         try:
             with trainer.precision_plugin.forward_context(), _unrecorded(module) if quiet else _recorded():

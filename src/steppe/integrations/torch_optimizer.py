@@ -215,7 +215,7 @@ class _Given(Runtime):
         self.clear()
         self.count(forward=1, backward=1)
         out = StepOutput(torch.zeros(()), torch.zeros(0))
-        self.course.first = self.course.first or out
+        self.step_state.first = self.step_state.first or out
         self._judge(vector.finite_check(grads))
         return out, grads
 
@@ -242,7 +242,7 @@ class _Given(Runtime):
             yield
         finally:
             rng.restore(now, self.device)
-            saved.back()
+            saved.restore()
             saved.close()
 
 
@@ -292,7 +292,7 @@ class _Running:
         """Take back what that pass left in gradients and running statistics."""
         assert self._end is not None
         self._runtime.clear()
-        self._end.back()
+        self._end.restore()
         self._end.close()
 
     def _wait(self) -> None:
@@ -322,12 +322,12 @@ class _Running:
             self._error = error
             self._take_back()
         finally:
-            self._runtime.course.close()
+            self._runtime.step_state.close()
             self.over = True
             self._done.release()
 
     def _take_back(self) -> None:
-        self._runtime.course.back()
+        self._runtime.step_state.restore()
         self._runtime.clear()
 
 

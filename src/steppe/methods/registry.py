@@ -169,7 +169,7 @@ def row(name: str) -> MethodFacts:
     """Return the line of a method in the list."""
     method = make(name)
     cost = "/".join(f"{n:g}" for n in method.cost) if method.cost else "varies"
-    per_sample, per_weight = method.footprint(1, 10) > 0, overrides(method, "init")
+    per_sample, per_weight = method.memory_bytes(1, 10) > 0, overrides(method, "init")
     keeps = "outputs of each sample" if per_sample else "a vector of weights" if per_weight else "-"
     paper = re.search(r"^Paper +(.*)$", card(name), re.MULTILINE)
     dated = re.match(r"(?!none)(.*?\b(?:19|20)\d\d)\b", paper[1] if paper else "")

@@ -72,11 +72,11 @@ class Session(ABC):
         """Return the present loss scale."""
 
     @abstractmethod
-    def own_state(self) -> dict[str, Any]:
+    def method_state(self) -> dict[str, Any]:
         """Return what is to be saved beside the network."""
 
     @abstractmethod
-    def load_own_state(self, content: dict[str, Any]) -> None:
+    def load_method_state(self, content: dict[str, Any]) -> None:
         """Go on from such a state."""
 
     def step(self, *parts: Batch) -> bool:
@@ -86,7 +86,7 @@ class Session(ABC):
     def save(self) -> bytes:
         """Return all that a checkpoint holds, as bytes."""
         stream = io.BytesIO()
-        content = {"net": self.net.state_dict(), "own": self.own_state(), "random": torch.get_rng_state()}
+        content = {"net": self.net.state_dict(), "own": self.method_state(), "random": torch.get_rng_state()}
         torch.save(content, stream)
         return stream.getvalue()
 
@@ -94,7 +94,7 @@ class Session(ABC):
         """Go on from a checkpoint."""
         read = torch.load(io.BytesIO(content), weights_only=False)
         self.net.load_state_dict(read["net"])
-        self.load_own_state(read["own"])
+        self.load_method_state(read["own"])
         torch.set_rng_state(read["random"])
 
 
@@ -230,11 +230,11 @@ class OurSession(Session):
         state: Tensor = self.bound.state_dict()["generators"]["noise"]
         return state
 
-    def own_state(self) -> dict[str, Any]:
+    def method_state(self) -> dict[str, Any]:
         """Return the optimizer's state and the step's."""
         return {"optimizer": self.optimizer.state_dict(), "step": self.bound.state_dict()}
 
-    def load_own_state(self, content: dict[str, Any]) -> None:
+    def load_method_state(self, content: dict[str, Any]) -> None:
         """Give both back."""
         self.optimizer.load_state_dict(content["optimizer"])
         self.bound.load_state_dict(content["step"])

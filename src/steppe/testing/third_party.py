@@ -160,12 +160,12 @@ class _Session(Session):
         """Return the scaler's scale, 1 without one."""
         return 1.0 if self.scaler is None else float(self.scaler.get_scale())
 
-    def own_state(self) -> dict[str, Any]:
+    def method_state(self) -> dict[str, Any]:
         """Return what the optimizer's own ``state_dict`` gives, and the scaler's."""
         scaler = {} if self.scaler is None else self.scaler.state_dict()
         return {"optimizer": self.theirs.state_dict(), "scaler": scaler}
 
-    def load_own_state(self, content: dict[str, Any]) -> None:
+    def load_method_state(self, content: dict[str, Any]) -> None:
         """Give both back."""
         self.theirs.load_state_dict(content["optimizer"])
         if self.scaler is not None:

@@ -47,7 +47,7 @@ def evaluate(method: Method, step: Step, images: Images, normalize: Normalizer) 
             for name in _counted(method.outputs(net, step.state, one.x), one.y):
                 sums.setdefault(name, 0.0)
     net.train()
-    means = {k: v / len(images.y) for k, v in zip(sums, here.sums(*sums.values()), strict=True)}
+    means = {k: v / len(images.y) for k, v in zip(sums, here.all_reduce_sum(*sums.values()), strict=True)}
     return _arranged(means)
 
 

@@ -54,7 +54,11 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
     method = methods.parse(run.method)
     with torch.random.fork_rng():
         net, state, epoch = _restored(folder, run, method, images, which)
-        model = method.single(net, state, lambda: make_model(run, images)).to(next(net.parameters()).dtype).eval()
+        model = (
+            method.deployed_model(net, state, lambda: make_model(run, images))
+            .to(next(net.parameters()).dtype)
+            .eval()
+        )
         fresh = make_model(run, images).to(next(net.parameters()).dtype).eval()
     net.eval()
     normalize = Normalizer.of(run.data.normalize, images.train)
@@ -102,7 +106,7 @@ def _restored(
     net = make_network(run, method, images)
     optimizer = make_optimizer(run, net)
     step = method.bind(net, optimizer, precision=run.precision)
-    method.reserve(step.state, len(images.train), len(images.classes))
+    method.allocate(step.state, len(images.train), len(images.classes))
     store = CheckpointStore(folder, net, step, optimizer, run.seed)
     saved = store.resume()
     if saved is None:

@@ -73,11 +73,13 @@ class Monitor:
         if weights:
             self._keep(epoch, net, state)
         return (
-            collectives.current_world().first(lambda: {"sharpness": self._sharpness(net, state)}) if sharp else {}
+            collectives.current_world().on_main_process(lambda: {"sharpness": self._sharpness(net, state)})
+            if sharp
+            else {}
         )
 
     def _sharpness(self, net: nn.Module, state: nn.Module) -> float:
-        alone = self.method.single(net, state, self._new_model)
+        alone = self.method.deployed_model(net, state, self._new_model)
         chosen = subset(self.images.train, SAMPLES)
         like = next(alone.parameters())
         batches = [to_model_format(b, like) for b in evaluation_batches(chosen, BATCH, self.normalize)]
@@ -95,7 +97,7 @@ class Monitor:
             content = Checkpoint(tensors, {"digest": self.folder.name, "epoch": epoch})
             file.write(self.folder / weights_name(epoch), content)
 
-        collectives.current_world().first(write)
+        collectives.current_world().on_main_process(write)
 
     def _new_model(self) -> nn.Module:
         """Return a network to be filled, without a trace in the random streams."""
@@ -108,7 +110,7 @@ class Monitor:
         ours = (self.net, self.step.state)
         if not any(sharded(p) for p in self.net.parameters()):
             return ours
-        self.step.runtime.ranks.settle()
+        self.step.runtime.parallel.reshard()
         with torch.random.fork_rng():
             net = self.method.build(self._new_model).to(hardware.device())
         state = self.method.init(net)
@@ -122,7 +124,7 @@ def networks(method: Method, net: nn.Module, state: nn.Module, new_model: Any) -
 
     ``new_model`` makes one to be filled. Names are those of `Method.outputs`.
     """
-    found = {DEPLOYED: method.single(net, state, new_model)}
+    found = {DEPLOYED: method.deployed_model(net, state, new_model)}
     if isinstance(net, Ensemble | HybridEnsemble):
         return found | {
             f"network {i}": with_presets(new_model(), one.state_dict()) for i, one in enumerate(net.networks, 1)

@@ -67,13 +67,13 @@ def plan(run: Run, images: DataSet) -> list[tuple[str, str]]:
     if run.match != "epochs":
         counted += f" (an example: what {run.match} allow is known at the end; shares are of that)"
     lines = [("steps", counted), *describe(methods.parse(run.method), total, per_epoch, run.optim.lr_at)]
-    kept = footprint(run, images)
+    kept = memory_bytes(run, images)
     return [*lines, ("memory", f"{format_bytes(kept)} of past outputs")] if kept else lines
 
 
-def footprint(run: Run, images: DataSet) -> int:
+def memory_bytes(run: Run, images: DataSet) -> int:
     """Return the bytes that the run's method keeps per training image between steps, in all."""
-    return methods.parse(run.method).footprint(len(images.train), len(images.classes))
+    return methods.parse(run.method).memory_bytes(len(images.train), len(images.classes))
 
 
 def format_bytes(count: int) -> str:
@@ -99,7 +99,7 @@ def train_run(run: Run, folder: Path, images: DataSet, listen: Listener = lambda
     """
     here = collectives.current_world()
     with collectives.connected():
-        held = here.first(lambda: _begin(folder, run))
+        held = here.on_main_process(lambda: _begin(folder, run))
         if held is not None:
             return held
         with torch.random.fork_rng(), hardware.threads(run.threads), _followed(run, folder) as trackers:
@@ -116,8 +116,8 @@ def train_run(run: Run, folder: Path, images: DataSet, listen: Listener = lambda
                 result = trainer.result()
             except TrainingFailed as failure:
                 result = trainer.result(str(failure))
-            here.first(lambda: records.write_json(folder / RESULT, result))
-            here.first(trainer.store.finish)
+            here.on_main_process(lambda: records.write_json(folder / RESULT, result))
+            here.on_main_process(trainer.store.finish)
             trackers.finish(result)
         return result
 
@@ -191,4 +191,4 @@ def _plain(config: dict[str, Any]) -> Any:
 def _followed(run: Run, folder: Path) -> AbstractContextManager[tracking.TrackedRun]:
     """Let the run's trackers follow what the lead records."""
     about = tracking.RunInfo(f"{run.method} seed {run.seed}", folder.name, run.as_dict())
-    return tracking.following(run.track if collectives.current_world().lead else (), folder, about)
+    return tracking.following(run.track if collectives.current_world().is_main_process else (), folder, about)

@@ -74,7 +74,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         run = self.run
-        self.team = collectives.current_world()
+        self.world = collectives.current_world()
         self.normalize = Normalizer.of(run.data.normalize, self.images.train, run.data.noise)
         self.method = methods.parse(run.method)
         self.loader = make_loader(run, self.images, self.method)
@@ -96,7 +96,7 @@ class Trainer:
             epoch=len(self.loader),
             seed=derive(run.seed, "method"),
         )
-        self.method.reserve(self.step.state, len(self.images.train), len(self.images.classes))
+        self.method.allocate(self.step.state, len(self.images.train), len(self.images.classes))
         self.store = CheckpointStore(self.folder, self.net, self.step, self.optimizer, run.seed)
         self.watcher = Monitor(run, self.folder, self.images, self.method, self.net, self.step, self.normalize)
 
@@ -117,13 +117,13 @@ class Trainer:
             if improved:
                 self.best = {"epoch": self.epoch, **self.val}
             seen = self._watched()
-            self.team.first(partial(self._record, train, seen))
+            self.world.on_main_process(partial(self._record, train, seen))
             self._save(improved)
             listen(self._progress(train, started, share_at_start, self.val["accuracy"]))
 
     def _train_epoch(self, listen: Listener, started: float, share_at_start: float) -> dict[str, float]:
         """Train on each batch once, or until the budget is spent; return the epoch's means."""
-        own = f" rank {self.team.rank}" if self.team.rank else ""
+        own = f" rank {self.world.rank}" if self.world.rank else ""
         torch.manual_seed(derive(self.run.seed, f"dropout {self.epoch}{own}"))
         # summed where the network is: reading a number from a GPU would wait for it in every step
         loss = torch.zeros((), dtype=torch.float64, device=self.step.runtime.device)
@@ -153,7 +153,7 @@ class Trainer:
             raise self._diverged()
         sums = float(loss), float(correct), count
         self.seconds += time.perf_counter() - clock  # a GPU may have been behind
-        return {"lr": lr, **_means(*self.team.sums(*sums))}
+        return {"lr": lr, **_means(*self.world.all_reduce_sum(*sums))}
 
     def _in_parts(self, batch: Batch, number: int) -> Batch:
         """Return the batch in micro-batches of nearly equal size, as many on every process.
@@ -166,7 +166,7 @@ class Trainer:
         if size is None or self.run.m is not None:
             return batch
         whole = min(self.run.batch, len(self.images.train) - number * self.run.batch)
-        parts = min(math.ceil(math.ceil(whole / self.team.size) / size), len(batch))
+        parts = min(math.ceil(math.ceil(whole / self.world.size) / size), len(batch))
         edges = [i * len(batch) // parts for i in range(parts + 1)]
         pieces = [batch.take(slice(a, b)) for a, b in pairwise(edges)]
         return pieces[0] if len(pieces) == 1 else Accumulated(pieces)
@@ -187,10 +187,10 @@ class Trainer:
     def _agree(self) -> None:
         """Take the lead's measurement where the budget depends on one, so that all processes stop together."""
         if self.run.match == "seconds":
-            self.seconds = self.team.agreed(self.seconds)
+            self.seconds = self.world.broadcast(self.seconds)
         elif self.run.match == "gradients":
             # parts of batches of unequal size may add up differently in the last digit
-            self.step.passes.backward = self.team.agreed(self.step.passes.backward)
+            self.step.passes.backward = self.world.broadcast(self.step.passes.backward)
 
     @property
     def steps(self) -> int:
@@ -253,7 +253,7 @@ class Trainer:
         if saved is not None:
             for name in _SAVED:
                 setattr(self, name, saved.get(name, 0))  # older checkpoints do not know of rows of skips
-        self.team.first(self._forget)
+        self.world.on_main_process(self._forget)
 
     def _forget(self) -> None:
         for name in (METRICS, TIMING):

@@ -63,7 +63,7 @@ class LogitBank(nn.Module):
         self.register_buffer("classes", torch.zeros(0, dtype=torch.int16))
         self.total = 0  # classes, known from the first outputs
 
-    def reserve(self, samples: int, classes: int) -> None:
+    def allocate(self, samples: int, classes: int) -> None:
         """Take the memory for so many samples at once, instead of as their indices come."""
         self._know(torch.zeros(0, classes))
         self._grow(samples, exactly=True)

@@ -26,7 +26,7 @@ class WeightAverage(nn.Module):
         for i, t in enumerate(_tensors(net)):
             self.register_buffer(str(i), t.detach().clone(memory_format=torch.preserve_format))
 
-    def take_in(self, net: nn.Module, weight: float) -> None:
+    def update(self, net: nn.Module, weight: float) -> None:
         """Move to ``(1 - weight) average + weight net``."""
         with torch.no_grad():
             pairs = list(zip(self._buffers.values(), _tensors(net), strict=True))
@@ -40,7 +40,7 @@ class WeightAverage(nn.Module):
         self.count += 1
 
     @contextmanager
-    def in_place_of(self, net: nn.Module) -> Iterator[None]:
+    def swapped_in(self, net: nn.Module) -> Iterator[None]:
         """Let the network be the average, in evaluation mode; on leaving it is bit for bit what it was."""
         present, copies = _tensors(net), self._copies
         training = [module for module in net.modules() if module.training]
@@ -60,8 +60,8 @@ class WeightAverage(nn.Module):
                 torch.clear_autocast_cache()
                 reshard(net)
                 with _ordinary():
-                    kept.back()
-                copies.give_back(kept)
+                    kept.restore()
+                copies.release(kept)
                 for module in training:
                     module.training = True
 

@@ -26,9 +26,9 @@ def run_in_torchrun(jobs: Sequence[J], listen: Listen[J]) -> dict[J, str]:
     for job in jobs:
         hardware.forget_peak_memory()
         try:
-            with here.held_by_lead(partial(locked_run, job.folder)):
+            with here.held_by_main_process(partial(locked_run, job.folder)):
                 if job.run.dataset not in held:
-                    held = {job.run.dataset: here.in_turn(partial(run.load_data, job.run))}
+                    held = {job.run.dataset: here.main_process_first(partial(run.load_data, job.run))}
                 images = held[job.run.dataset]
                 listen(job, run.train_run(job.run, job.folder, images, partial(listen, job)))
         except collectives.ProcessLost:

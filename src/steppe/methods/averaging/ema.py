@@ -46,19 +46,19 @@ class EMA(Method):
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
         """Take in the new weights."""
         assert isinstance(state, WeightAverage)
-        state.take_in(rt.net, 1 - min(self.decay, (1 + state.count) / (10 + state.count)))
+        state.update(rt.net, 1 - min(self.decay, (1 + state.count) / (10 + state.count)))
 
-    def standing(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
+    def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
         """Put the mean in the network's place."""
         assert isinstance(state, WeightAverage)
-        return state.in_place_of(net)
+        return state.swapped_in(net)
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         """Deploy the mean."""
-        with self.standing(net, state):
+        with self.deployed_weights(net, state):
             return extract_logits(call_model(net, x))
 
-    def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
+    def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Deploy the mean alone."""
-        with self.standing(net, state):
+        with self.deployed_weights(net, state):
             return with_presets(new_model(), net.state_dict())

@@ -50,19 +50,19 @@ class SWA(Method):
         """Take in the new weights if it is time."""
         assert isinstance(state, WeightAverage)
         if rt.now.reached(self.start, "start") and rt.now.step % self.every == 0:
-            state.take_in(rt.net, 1 / (state.count + 1))
+            state.update(rt.net, 1 / (state.count + 1))
 
-    def standing(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
+    def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
         """Put the mean in the network's place."""
         assert isinstance(state, WeightAverage)
-        return state.in_place_of(net) if state.count else nullcontext()
+        return state.swapped_in(net) if state.count else nullcontext()
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         """Deploy the mean once there is one."""
-        with self.standing(net, state):
+        with self.deployed_weights(net, state):
             return extract_logits(call_model(net, x))
 
-    def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
+    def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Deploy the mean alone."""
-        with self.standing(net, state):
+        with self.deployed_weights(net, state):
             return with_presets(new_model(), net.state_dict())

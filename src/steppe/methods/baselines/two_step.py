@@ -33,7 +33,7 @@ class TwoStep(Method):
         """Update, look again, update."""
         out, g = rt.grad(rt.objective, batch)
         rt.apply(g, more=True)
-        with rt.aside(rt.draw_masks()):
+        with rt.aside(rt.draw_mask_seed()):
             _, g = rt.grad(rt.objective, batch)
         rt.apply(g)
         return out

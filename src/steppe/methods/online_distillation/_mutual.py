@@ -58,7 +58,7 @@ class Mutual(Method):
         """Deploy the first network."""
         return self.outputs(net, state, x)["deployed"]
 
-    def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
+    def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Deploy the first network alone."""
         first = net.networks[0] if isinstance(net, Ensemble) else net
         return with_presets(new_model(), first.state_dict())

@@ -50,7 +50,7 @@ class AlternatingDML(Mutual):
             return plain_step(batch, rt)
         first: StepOutput | None = None
         for m in range(self.networks):
-            own = [peer == m + 1 for peer in rt.peer]
+            own = [peer == m + 1 for peer in rt.member]
             with rt.aside() if m else nullcontext():
                 out, g = rt.grad(partial(self._lesson, m, rt), batch, work=1 / self.networks, where=own)
             rt.count(forward=len(batch) * (1 - 1 / self.networks))

@@ -113,7 +113,7 @@ class FFL(Method):
         """Deploy the first branch."""
         return self.outputs(net, state, x)["deployed"]
 
-    def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
+    def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Deploy trunk and first branch alone."""
         if isinstance(net, Fused):
             return net.plain(0, new_model)

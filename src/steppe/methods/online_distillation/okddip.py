@@ -131,7 +131,7 @@ class OKDDip(Method):
         """Deploy the leader."""
         return self.outputs(net, state, x)["deployed"]
 
-    def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
+    def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Deploy the leader alone."""
         if isinstance(net, Led):
             return net.plain(self.branches - 1, new_model)

@@ -124,7 +124,7 @@ class OKDPH(Method):
             return rt.supervised(batch)
         omega, beta = _of(self.omega), _of(self.beta)
         due = self.due(rt.now.step, rt.setup.epoch)  # refuses before the first update what it cannot know after it
-        if due and self.gamma and self.fuse == "before" and not rt.looking:
+        if due and self.gamma and self.fuse == "before" and not rt.untracked:
             self._remember(rt)
         given = views_of(batch, self.networks + 1)
         inputs = given if isinstance(given, dict) else {"x": given}
@@ -180,7 +180,7 @@ class OKDPH(Method):
         """Deploy the first student, or the hybrid."""
         return self.outputs(net, state, x)["deployed"]
 
-    def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
+    def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Deploy the first student or the hybrid alone."""
         plain = new_model()
         if not isinstance(net, HybridEnsemble):

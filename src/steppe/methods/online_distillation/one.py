@@ -115,7 +115,7 @@ class ONE(Method):
         """Deploy the first branch."""
         return self.outputs(net, state, x)["deployed"]
 
-    def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
+    def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Deploy trunk and first branch alone."""
         if isinstance(net, Gated):
             return net.plain(0, new_model)

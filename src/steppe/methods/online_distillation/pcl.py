@@ -104,7 +104,7 @@ class PCL(Method):
         assert isinstance(state, WeightAverage)
         given = views_of(batch, self.branches)
         # before the pass of the weights, whose graph a change of them would break
-        with state.in_place_of(rt.net):
+        with state.swapped_in(rt.net):
             *past, _ = call_model(rt.net, given)
         rt.count(forward=len(batch))
         *branches, joint = call_model(rt.model, given)
@@ -118,17 +118,17 @@ class PCL(Method):
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
         """Take in the new weights."""
         if isinstance(state, WeightAverage):
-            state.take_in(rt.net, 1 - min(self.decay, 1 - 1 / (state.count + 1)))
+            state.update(rt.net, 1 - min(self.decay, 1 - 1 / (state.count + 1)))
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         """Deploy the first branch of the mean."""
         return self.outputs(net, state, x)["deployed"]
 
-    def single(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
+    def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Deploy the mean's trunk and first branch alone."""
         if not isinstance(net, Joined) or not isinstance(state, WeightAverage):
             return with_presets(new_model(), net.state_dict())
-        with state.in_place_of(net):
+        with state.swapped_in(net):
             return net.plain(0, new_model)
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
@@ -136,7 +136,7 @@ class PCL(Method):
         own = branch_outputs(net, x, Joined, "ensemble")
         if not isinstance(state, WeightAverage):
             return own
-        with state.in_place_of(net):
+        with state.swapped_in(net):
             mean = branch_outputs(net, x, Joined, "ensemble")
         return (
             {"deployed": mean["deployed"]}

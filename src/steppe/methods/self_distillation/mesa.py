@@ -59,7 +59,7 @@ class MESA(Method):
         if self.lam == 0 or not rt.now.reached(self.start, "start"):
             return rt.supervised(batch)
         # before the pass of the weights, whose graph a change of them would break
-        with state.in_place_of(rt.net):
+        with state.swapped_in(rt.net):
             past = extract_logits(call_model(rt.net, batch.x))
         rt.count(forward=len(batch))
         out = rt.supervised(batch)
@@ -70,4 +70,4 @@ class MESA(Method):
         """Take in the new weights."""
         assert isinstance(state, WeightAverage)
         if self.lam:
-            state.take_in(rt.net, 1 - min(self.decay, (1 + state.count) / (10 + state.count)))
+            state.update(rt.net, 1 - min(self.decay, (1 + state.count) / (10 + state.count)))

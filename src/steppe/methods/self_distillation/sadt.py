@@ -104,8 +104,8 @@ class SADT(Method):
         if self.updates == 2:
             rt.apply(up, more=True)
         teachers = self._teachers(up, rt)
-        masks = rt.draw_masks() if self.masks == "fresh" else None
-        aux = self._distil(teachers, batch.having(clean=out.logits), masks, rt)
+        masks = rt.draw_mask_seed() if self.masks == "fresh" else None
+        aux = self._distil(teachers, batch.with_extra(clean=out.logits), masks, rt)
         rt.apply(vector.add(up, aux, by=self.weight))
         return out
 
@@ -132,7 +132,7 @@ class SADT(Method):
     def _distil(self, teachers: list[Vec], batch: Batch, masks: int | None, rt: Runtime) -> Vec:
         """Return the sum of the teachers' gradients, sharing what lies below all of their perturbations."""
         conv = last_of(rt.net, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-        parts = rt.once("sadt parts", lambda: conv and rt.divisible and split_at(rt.net, conv))
+        parts = rt.once("sadt parts", lambda: conv and rt.callable_in_parts and split_at(rt.net, conv))
         sample = next(batch.split(2)).x
         if len(teachers) > 1 and parts and _within(teachers, parts[1], rt):
             above = rt.once(("sadt share", sample.shape[1:]), lambda: share(rt.net, parts[1], sample))
@@ -166,7 +166,7 @@ class SADT(Method):
 
         outs = []
         for offset in teachers[:-1]:
-            with rt.rewound():
+            with rt.rng_restored():
                 outs.append(top(offset))
         outs.append(top(teachers[-1]))
         return StepOutput(torch.stack([o.loss for o in outs]).sum(), outs[-1].logits)

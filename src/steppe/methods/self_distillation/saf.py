@@ -65,15 +65,15 @@ class SAF(Method):
         """Start with nothing said."""
         return LogitBank(self.past, self.store, self.T)
 
-    def footprint(self, samples: int, classes: int) -> int:
+    def memory_bytes(self, samples: int, classes: int) -> int:
         """Return the memory in bytes that is kept between steps."""
         return size_in_bytes(samples, classes, self.past, self.store) if self.lam else 0
 
-    def reserve(self, state: nn.Module, samples: int, classes: int) -> None:
+    def allocate(self, state: nn.Module, samples: int, classes: int) -> None:
         """Take the memory before training starts."""
         assert isinstance(state, LogitBank)
         if self.lam:
-            state.reserve(samples, classes)
+            state.allocate(samples, classes)
 
     def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """The loss plus the divergence from the past."""
@@ -94,7 +94,7 @@ class SAF(Method):
         assert isinstance(state, LogitBank)
         if self.lam:
             # a rule may give the objective's clean pass the first samples only
-            state.write(*rt.ranks.gather(_index(batch)[: len(out.logits)], out.logits))
+            state.write(*rt.parallel.gather(_index(batch)[: len(out.logits)], out.logits))
 
 
 def _index(batch: Batch) -> Tensor:

@@ -58,7 +58,7 @@ class FriendlySAM(Method):
         assert isinstance(state, ParamState)
         mean = state.read(rt.params, rt.net)
         out, g = rt.grad(rt.objective, batch)
-        common = rt.agreed(g)
+        common = rt.all_reduce_mean(g)
         d = vector.add(rt.shared(g), mean, by=-self.sigma) if self.sigma else rt.shared(g)
         with rt.at(schedule_perturbation(vector.only(d, [t is not None for t in g]), rho)):
             _, g = rt.grad(rt.objective, batch)

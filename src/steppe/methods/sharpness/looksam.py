@@ -74,7 +74,7 @@ class LookSAM(Method):
             common = rt.shared(g)
             with rt.at(self._layers(common, rho, rt) if self.layerwise else schedule_perturbation(common, rho)):
                 _, g_s = rt.grad(rt.objective, batch)
-            added = self._added(rt.agreed(g_s), rt.agreed(g)) if self.k > 1 else None
+            added = self._added(rt.all_reduce_mean(g_s), rt.all_reduce_mean(g)) if self.k > 1 else None
             rt.apply(g_s)
             if added is not None:
                 state.write(rt.params, rt.net, added)

@@ -93,18 +93,18 @@ class SAM(Method):
             times = rho / (vector.norm(part) + 1e-12)
             return [None if t is None else times for t in part]
 
-        return vector.ScaledVector(g, vector.map_groups(length, g, rt.peer))
+        return vector.ScaledVector(g, vector.map_groups(length, g, rt.member))
 
     def _climb(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec:
         if self.norm == "tensor":
             return vector.scale(vector.each_unit(g), rho)
         return (
-            vector.map_groups(lambda part: sam_perturbation(part, rho), g, rt.peer)
+            vector.map_groups(lambda part: sam_perturbation(part, rho), g, rt.member)
             if self.norm == "network"
             else sam_perturbation(g, rho)
         )
 
     def _held(self, offset: Vec, rho: float | list[float], rt: Runtime) -> Vec:
         if self.norm == "network":
-            return vector.map_groups(lambda part: project(part, rho, "global"), offset, rt.peer)
+            return vector.map_groups(lambda part: project(part, rho, "global"), offset, rt.member)
         return project(offset, rho, self.norm)

@@ -69,7 +69,7 @@ class ARWP(Method):
         out, g = rt.grad(rt.objective, batch)
         with rt.at(noise):
             _, noisy = rt.grad(rt.objective, batch)
-        common = rt.agreed(noisy)
+        common = rt.all_reduce_mean(noisy)
         rt.apply(vector.lerp(noisy, g, self.alpha))
         state.write(rt.params, rt.net, vector.add(vector.times(common, common), past, by=self.beta))
         return out

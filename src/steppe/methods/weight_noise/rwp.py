@@ -77,7 +77,7 @@ class RWP(Method):
                 out, g = rt.grad(rt.objective, clean)
             rt.apply(g)
             return out
-        masks = rt.draw_masks() if self.batches == 2 else None
+        masks = rt.draw_mask_seed() if self.batches == 2 else None
         if self.streams:
             out, g, noisy = rt.grads(rt.objective, clean, other, self._noise(gamma, rt), masks=masks)
         else:
@@ -88,8 +88,8 @@ class RWP(Method):
         return out
 
     def _by_process(self, batch: Batch, rt: Runtime) -> StepOutput:
-        clean, noisy = rt.ranks.deal(2)
-        if rt.ranks.rank % 2 == 0:
+        clean, noisy = rt.parallel.deal(2)
+        if rt.parallel.rank % 2 == 0:
             out, g = rt.grad(rt.objective, batch)
             rt.apply(g, weight=self.alpha / clean)
         else:

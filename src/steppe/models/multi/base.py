@@ -31,11 +31,11 @@ class MultiHeadNetwork(MultiNetwork):
         return self.body.size
 
     @property
-    def peers(self) -> nn.ModuleList:
+    def members(self) -> nn.ModuleList:
         """The branches, or the networks."""
         return self.body.networks if isinstance(self.body, SeparateNetworks) else self.body.branches
 
-    def worth(self, batch: Batch) -> float:
+    def relative_cost(self, batch: Batch) -> float:
         """Return the multiply-adds of a pass of all, over those of trunk and first branch alone."""
         if isinstance(self.body, SeparateNetworks) or any(
             m._compiled_call_impl is not None for m in self.modules()

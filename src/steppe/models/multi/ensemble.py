@@ -33,7 +33,7 @@ class Ensemble(MultiNetwork):
         return len(self.networks)
 
     @property
-    def peers(self) -> nn.ModuleList:
+    def members(self) -> nn.ModuleList:
         """The networks."""
         return self.networks
 
@@ -70,7 +70,7 @@ class HybridEnsemble(MultiNetwork):
         return len(self.networks)
 
     @property
-    def peers(self) -> nn.ModuleList:
+    def members(self) -> nn.ModuleList:
         """The networks."""
         return self.networks
 

@@ -43,9 +43,9 @@ def write(path: Path, saved: Checkpoint, mark: str) -> None:
                 places[k] = {"start": start, "shape": list(t.shape)}
                 pieces[k] = local
         own = Checkpoint(pieces, {"pieces": places})
-        checksum = here.all(lambda: file.write(path.parent / name, own))
-        data = {**data, "shards": dict(here.every((name, checksum)))}
-    here.first(lambda: file.write(path, Checkpoint(plain, data)) and None)
+        checksum = here.on_every_process(lambda: file.write(path.parent / name, own))
+        data = {**data, "shards": dict(here.all_gather_object((name, checksum)))}
+    here.on_main_process(lambda: file.write(path, Checkpoint(plain, data)) and None)
 
 
 def read(path: Path) -> Checkpoint:

@@ -86,7 +86,7 @@ class CheckpointStore:
 
         ``content`` is what the trainer keeps, with the present ``epoch`` and the ``best`` one.
         """
-        self.step.runtime.ranks.settle()
+        self.step.runtime.parallel.reshard()
         path, (best, mark) = self.folder / CHECKPOINT, _marks(content)
         if improved:
             weights = Checkpoint(self._weights(), {"epoch": content["epoch"]})
@@ -105,10 +105,10 @@ class CheckpointStore:
             "optimizer": optimizer_data,
         }
         here = collectives.current_world()
-        here.first(lambda: self._keep_before(path))
+        here.on_main_process(lambda: self._keep_before(path))
         shards.write(path, Checkpoint(tensors, data), mark)
         self._marks[:] = [*self._marks[-1:], (best, mark)]
-        here.first(self._tidy)
+        here.on_main_process(self._tidy)
 
     def resume(self) -> dict[str, Any] | None:
         """Go on from the checkpoint and return what the trainer keeps, None if there is no checkpoint.
@@ -119,14 +119,14 @@ class CheckpointStore:
         """
         path = self.folder / CHECKPOINT
         here = collectives.current_world()
-        if not here.first(path.exists):
+        if not here.on_main_process(path.exists):
             return None
         try:
-            return here.all(lambda: self._resume(path))
+            return here.on_every_process(lambda: self._resume(path))
         except CorruptCheckpoint as error:
             damaged = error
-        here.first(lambda: _step_back(self.folder, damaged))
-        return here.all(lambda: self._resume(path))
+        here.on_main_process(lambda: _step_back(self.folder, damaged))
+        return here.on_every_process(lambda: self._resume(path))
 
     def finish(self) -> None:
         """Drop what a run that is over needs no more."""
@@ -136,7 +136,9 @@ class CheckpointStore:
 
     def load_best(self, epoch: int) -> None:
         """Put the best epoch's weights in place; raises InputError, on all processes, if they are damaged."""
-        collectives.current_world().all(lambda: self._load_weights(shards.read(self.folder / _best_name(epoch))))
+        collectives.current_world().on_every_process(
+            lambda: self._load_weights(shards.read(self.folder / _best_name(epoch)))
+        )
 
     def _resume(self, path: Path) -> dict[str, Any]:
         saved = shards.read(path)
@@ -178,7 +180,7 @@ class CheckpointStore:
         return net | file.prefixed("state", self.step.state.state_dict())
 
     def _load_weights(self, saved: Checkpoint) -> None:
-        self.step.runtime.ranks.settle()
+        self.step.runtime.parallel.reshard()
         for name, target in file.prefixed("net", self.net.state_dict()).items():
             file.fill(target, self._held(saved, name))
         remembered = {}
@@ -197,14 +199,14 @@ class CheckpointStore:
 
     def _numbers(self) -> dict[str, int]:
         """Return the number of each of this process's random streams; equal numbers are equal streams."""
-        ranks = self.step.runtime.ranks
+        ranks = self.step.runtime.parallel
         return {"noise": ranks.noise, "masks": ranks.rank}
 
     def _streams(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the states of all processes' random streams."""
         numbers = self._numbers()
         held: dict[str, Tensor] = {}
-        for states in collectives.current_world().every(
+        for states in collectives.current_world().all_gather_object(
             {_stream(k, numbers[k]): state for k, state in own.items()}
         ):
             held |= states
