@@ -1,4 +1,4 @@
-"""A work in a process of its own: how memory is handed back, and what else runs, belong to a whole process."""
+"""Functions in processes of their own: how freed memory is kept is a property of the whole process."""
 
 from __future__ import annotations
 
@@ -10,43 +10,45 @@ from typing import Any
 
 from steppe.errors import InputError
 
-Ask = Callable[[int], Any]
+Remote = Callable[[int], Any]
 
 
 @contextmanager
-def apart(what: str, make: Callable[..., Ask], *about: Any) -> Iterator[Ask]:
-    """Start a process that makes a work with ``make(*about)``; yield what asks it a number and waits.
+def isolated(name: str, make: Callable[..., Remote], *arguments: Any) -> Iterator[Remote]:
+    """Start a process that builds a function with ``make(*arguments)``; yield a function that calls it there.
 
-    Asking raises InputError, which names ``what``, if the process has ended.
+    A call raises InputError, which has ``name`` in it, if the process has ended.
     """
     context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    # not a daemon: such a process may have no workers
-    process = context.Process(target=_answer, args=(there, make, about))
+    local, remote = context.Pipe()
+    # not a daemon: a daemon may not start data loading workers
+    process = context.Process(target=_serve, args=(remote, make, arguments))
     process.start()
-    there.close()
+    remote.close()
 
-    def ask(number: int) -> Any:
+    def call(number: int) -> Any:
         try:
-            here.send(number)
-            return here.recv()
+            local.send(number)
+            return local.recv()
         except (EOFError, BrokenPipeError):
-            raise InputError(f"the process of {what!r} ended; batch or size may be too large for memory") from None
+            raise InputError(
+                f"the process of {name!r} ended; if memory was short, give a smaller batch or size"
+            ) from None
 
     try:
-        yield ask
+        yield call
     finally:
-        here.close()
+        local.close()
         process.join(10)
         process.kill()
 
 
-def _answer(connection: Connection, make: Callable[..., Ask], about: tuple[Any, ...]) -> None:
-    """Answer until nobody asks any more."""
-    answer = make(*about)
+def _serve(connection: Connection, make: Callable[..., Remote], arguments: tuple[Any, ...]) -> None:
+    """Answer calls until the other end is closed."""
+    function = make(*arguments)
     while True:
         try:
             number = connection.recv()
         except EOFError:
             return
-        connection.send(answer(number))
+        connection.send(function(number))

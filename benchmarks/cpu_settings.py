@@ -1,15 +1,15 @@
-"""What the settings of a run on a processor buy: the same plain steps with PyTorch's and with ours.
+"""Speed of our default settings on a CPU over PyTorch's: the same plain steps with each.
 
-How memory is handed back belongs to a whole process, so each setting has a process of its own; they take turns.
-All train the same network on the same batch; how far the first step takes their weights from those of PyTorch's
-settings says whether what is faster is also the same.
+Whether freed memory is kept is a property of the process, so each setting has a process of its own; they take
+turns. All train the same network on the same batch. The distance between the weights after the first step and
+those with PyTorch's settings shows whether the faster setting computes the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from typing import Any
@@ -19,20 +19,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks._isolated import isolated
+from benchmarks.augmentation import NONE, endless, random_images
+from benchmarks.models import build
 from steppe import hardware, models
-from steppe.bench.apart import apart
-from steppe.bench.data import NONE, endless, random_images
-from steppe.bench.timing import TimingSpread, alternating, at_least_one, per_step, spread
+from steppe.bench.timing import TimingSpread, alternating, at_least_one, no_progress, per_step, spread
 from steppe.errors import unknown
-
-_RATE = 1e-3
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How a process computes: whether it keeps freed memory, its memory layout, its optimizer, its precision."""
+    """Whether a process keeps freed memory, and its memory layout, optimizer implementation and precision."""
 
-    kept: bool = False
+    keep_memory: bool = False
     channels_last: bool = False
     fused: bool = False
     bf16: bool = False
@@ -41,95 +40,81 @@ class Setting:
 PYTORCH = "pytorch"
 SETTINGS = {
     PYTORCH: Setting(),
-    "memory": Setting(kept=True),
+    "memory": Setting(keep_memory=True),
     "channels-last": Setting(channels_last=True),
     "fused": Setting(fused=True),
-    "ours": Setting(kept=True, channels_last=True, fused=True),
-    "ours-bf16": Setting(kept=True, channels_last=True, fused=True, bf16=True),
+    "ours": Setting(keep_memory=True, channels_last=True, fused=True),
+    "ours-bf16": Setting(keep_memory=True, channels_last=True, fused=True, bf16=True),
 }
 
 
 @dataclass(frozen=True)
 class SettingCost:
-    """A setting's steps per second over those of PyTorch's settings, and how far from theirs its first step ends.
+    """Steps per second over those with PyTorch's settings, and the relative distance of the weights from theirs.
 
-    ``differs`` is the norm of the difference of all weights over the norm of the weights.
+    ``difference`` is the norm of the difference of all weights after one step, over the norm of the weights.
     """
 
     setting: str
     speed: TimingSpread
-    differs: float
+    difference: float
     milliseconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain data."""
-        return asdict(self)
 
 
 def settings_cost(
-    names: Sequence[str] = tuple(SETTINGS),
+    names: Sequence[str],
     *,
-    model: str = "simple-cnn",
-    batch: int = 64,
-    size: int = 32,
-    steps: int = 3,
-    repeats: int = 7,
-    tell: Callable[[int], None] = lambda repeat: None,
+    model: str,
+    batch: int,
+    size: int,
+    steps: int,
+    repeats: int,
+    progress: Callable[[int], None] = no_progress,
 ) -> list[SettingCost]:
-    """Return what each setting's step costs beside PyTorch's own settings, in processes that take turns.
+    """Return the speed of each setting of `SETTINGS`, and of PyTorch's own, in processes that take turns.
 
-    Args:
-        names: Of `SETTINGS`; PyTorch's are always there.
-        model: Name of a network.
-        batch: Images per step.
-        size: Side of the images in pixels.
-        steps: Steps per timing.
-        repeats: Timings of each.
-        tell: Called with the number of each finished repeat.
-
-    Raises:
-        InputError: A number is below 1, or a name is unknown.
+    Raises InputError for a number below 1 and an unknown name.
     """
     at_least_one(batch=batch, size=size, steps=steps, repeats=repeats)
     for name in names:
         if name not in SETTINGS:
             raise unknown("setting", name, SETTINGS)
     with torch.random.fork_rng():
-        models.build(model, classes=10, channels=3, size=size)  # in this process, whose errors are one line
-    wanted = dict.fromkeys((PYTORCH, *names))
+        models.build(model, classes=10, channels=3, size=size)  # in this process, where an error is one line
     with ExitStack() as stack:
-        asked = {n: stack.enter_context(apart(n, _work, SETTINGS[n], model, batch, size)) for n in wanted}
-        for ask in asked.values():
-            ask(1)  # the first step is none like the others
-        weights = {name: ask(0) for name, ask in asked.items()}
-        times = alternating({name: partial(ask, steps) for name, ask in asked.items()}, repeats, tell)
-    first = weights[PYTORCH]
+        steps_of = {
+            name: stack.enter_context(isolated(name, _timed_steps, SETTINGS[name], model, batch, size))
+            for name in dict.fromkeys((PYTORCH, *names))
+        }
+        for timed in steps_of.values():
+            timed(1)  # warm up
+        weights = {name: timed(0) for name, timed in steps_of.items()}
+        times = alternating({name: partial(timed, steps) for name, timed in steps_of.items()}, repeats, progress)
+    reference = weights[PYTORCH]
     return [
         SettingCost(
             name,
             spread(times[PYTORCH], t),
-            float(np.linalg.norm(weights[name] - first) / np.linalg.norm(first)),
+            float(np.linalg.norm(weights[name] - reference) / np.linalg.norm(reference)),
             1000 * median(t),
         )
         for name, t in times.items()
     ]
 
 
-def _work(setting: Setting, model: str, batch: int, size: int) -> Callable[[int], Any]:
-    """Return what gives the seconds of one of so many steps, or of 0 all weights."""
+def _timed_steps(setting: Setting, model: str, batch: int, size: int) -> Callable[[int], Any]:
+    """Return a function of n: the mean seconds of n steps, or, for n = 0, all weights."""
     torch.set_num_threads(1)
-    if setting.kept:
+    if setting.keep_memory:
         hardware.keep_freed_memory()
-    torch.manual_seed(0)
     layout = torch.channels_last if setting.channels_last else torch.contiguous_format
-    built = models.build(model, classes=10, channels=3, size=size).to(hardware.device())
-    net: nn.Module = built.to(memory_format=layout)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(net.parameters(), _RATE, momentum=0.9, fused=True if setting.fused else None)
+    net = build(model, size, layout)
+    optimizer = torch.optim.SGD(net.parameters(), 1e-3, momentum=0.9, fused=True if setting.fused else None)
     whole = next(endless(random_images(batch, size), NONE, batch))
     x, y = whole.x.to(hardware.device(), memory_format=layout), whole.y.to(hardware.device())
 
     def step() -> None:
-        torch.manual_seed(1)  # dropout of each step is the same, whatever came before
+        torch.manual_seed(1)  # the same dropout in each process
         optimizer.zero_grad()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=setting.bf16):
             loss = F.cross_entropy(net(x), y)
@@ -140,6 +125,6 @@ def _work(setting: Setting, model: str, batch: int, size: int) -> Callable[[int]
 
 
 def _weights(net: nn.Module) -> np.ndarray:
-    """Return all weights as one vector, in the same order whatever their layout."""
-    found: np.ndarray = np.concatenate([p.detach().cpu().double().flatten().numpy() for p in net.parameters()])
-    return found
+    """Return all weights as one vector, in the same order for any memory layout."""
+    weights: np.ndarray = np.concatenate([p.detach().cpu().double().flatten().numpy() for p in net.parameters()])
+    return weights

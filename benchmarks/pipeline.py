@@ -1,9 +1,9 @@
-"""From images to updated weights: whole epochs by the clock, beside a batch in memory and beside what is usual.
+"""From images to updated weights: wall-clock time of epochs, next to a batch in memory and to PyTorch's loop.
 
 Each contestant has a process of its own with PyTorch's default number of threads, and workers if it has any; they
-take turns, an epoch at a time, and start an epoch with nothing prepared. What is usual is the loop of PyTorch's
-tutorials in its default memory layout: on the batch in memory, and, where torchvision is installed, fed by a
-DataLoader whose workers decode, crop and flip each image and mix batches as torchvision does.
+take turns, an epoch at a time, and start an epoch with nothing prefetched. The usual loop is that of PyTorch's
+tutorials in its default memory layout: on a batch in memory, and, where torchvision is installed, fed by a
+DataLoader whose workers decode, crop and flip each image and mix batches with torchvision.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from steppe import hardware, methods, models
-from steppe.bench.apart import apart
-from steppe.bench.data import NONE, endless, loader, random_images
-from steppe.bench.timing import TimingSpread, alternating, at_least_one, spread
+from benchmarks._isolated import isolated
+from benchmarks.augmentation import NONE, endless, loader, random_images
+from benchmarks.models import build, plain_step
+from steppe import hardware, models
+from steppe.bench.timing import TimingSpread, alternating, at_least_one, no_progress, spread
 from steppe.data.dataset import Images
 from steppe.training.evaluation import to_model_format
 
-USUAL_CHAINS = ("crop+flip+cutmix", NONE)
+DEFAULT_CHAINS = ("crop+flip+cutmix", NONE)
 WORKERS = 2
 MEMORY, LOOP = "a batch in memory", "PyTorch's loop, a batch in memory"
 TORCHVISION = f"PyTorch's loop, torchvision, {WORKERS} workers"
-_RATE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -42,62 +42,49 @@ class EndToEndCost:
     ``of_torchvision`` is None where torchvision is not installed; ``milliseconds`` are those of a step.
     """
 
-    what: str
+    batches: str
     of_memory: TimingSpread
     of_torchvision: TimingSpread | None
     milliseconds: float
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain data."""
-        return asdict(self)
-
 
 def end_to_end_cost(
-    chains: Sequence[str] = USUAL_CHAINS,
+    chains: Sequence[str],
     *,
-    model: str = "simple-cnn",
-    batch: int = 64,
-    size: int = 32,
-    steps: int = 3,
-    repeats: int = 7,
-    tell: Callable[[int], None] = lambda repeat: None,
+    model: str,
+    batch: int,
+    size: int,
+    steps: int,
+    repeats: int,
+    progress: Callable[[int], None] = no_progress,
 ) -> list[EndToEndCost]:
-    """Return how fast a network trains from images, beside a batch in memory and beside what is usual.
+    """Return how fast a network trains from images, with each chain of augmentation; an epoch has ``steps`` steps.
 
-    Args:
-        chains: Steps of ``data.augment``, joined by '+'; 'none' for none.
-        model: Name of a network.
-        batch: Images per step.
-        size: Side of the images in pixels.
-        steps: Steps per epoch.
-        repeats: Epochs of each.
-        tell: Called with the number of each finished repeat.
-
-    Raises:
-        InputError: A number is below 1, or a name is unknown.
+    Raises InputError for a number below 1 and an unknown name.
     """
     at_least_one(batch=batch, size=size, steps=steps, repeats=repeats)
+    # in this process first, where a wrong name is an error of one line
     for chain in chains:
-        endless(random_images(batch, size), chain, batch)  # here, where an error is one line
+        endless(random_images(batch, size), chain, batch)
     with torch.random.fork_rng():
         models.build(model, classes=10, channels=3, size=size)
-    about = (model, batch, size, steps)
+    setup = (model, batch, size, steps)
     with ExitStack() as stack:
-        asked = {MEMORY: stack.enter_context(apart(MEMORY, _ours, None, *about))}
+        epochs = {MEMORY: stack.enter_context(isolated(MEMORY, _ours, None, *setup))}
         for chain in dict.fromkeys(chains):
-            asked[chain] = stack.enter_context(apart(chain, _ours, chain, *about))
-        asked[LOOP] = stack.enter_context(apart(LOOP, _usual, False, *about))
+            epochs[chain] = stack.enter_context(isolated(chain, _ours, chain, *setup))
+        epochs[LOOP] = stack.enter_context(isolated(LOOP, _usual_loop, False, *setup))
         if _torchvision_loads():
-            asked[TORCHVISION] = stack.enter_context(apart(TORCHVISION, _usual, True, *about))
-        for ask in asked.values():
-            ask(0)  # the first epoch is none like the others
-        times = alternating({name: partial(ask, 1) for name, ask in asked.items()}, repeats, tell)
-    theirs = times.get(TORCHVISION)
+            epochs[TORCHVISION] = stack.enter_context(isolated(TORCHVISION, _usual_loop, True, *setup))
+        for epoch in epochs.values():
+            epoch(0)  # warm up
+        times = alternating({name: partial(epoch, 1) for name, epoch in epochs.items()}, repeats, progress)
+    torchvision = times.get(TORCHVISION)
     return [
         EndToEndCost(
             name,
             spread(times[MEMORY], t),
-            None if theirs is None else spread(theirs, t),
+            None if torchvision is None else spread(torchvision, t),
             1000 * median(t) / steps,
         )
         for name, t in times.items()
@@ -113,24 +100,21 @@ def _torchvision_loads() -> bool:
 
 
 def _ours(chain: str | None, model: str, batch: int, size: int, steps: int) -> Callable[[int], float]:
-    """Return what trains for an epoch as ``steppe train`` does, without a chain on one batch over and over."""
+    """Return a function that trains an epoch as ``steppe train`` does; without a chain on one batch repeatedly."""
     hardware.keep_freed_memory()
-    net = _network(model, size, torch.channels_last)
-    optimizer = torch.optim.SGD(net.parameters(), _RATE, momentum=0.9, fused=True)
-    step = methods.parse("plain").bind(net, optimizer, steps=10**6, epoch=100)
+    net = build(model, size, torch.channels_last)
+    step = plain_step(net)
     images = random_images(steps * batch, size)
     if chain is None:
-        held = to_model_format(next(endless(images, NONE, batch)), next(net.parameters()))
-        return partial(_epoch, step, lambda number: (held for _ in range(steps)))
-    epochs = loader(images, chain, batch)
-    param = next(net.parameters())
-    return partial(_epoch, lambda one: step(to_model_format(one, param)), epochs.epoch)
+        in_memory = to_model_format(next(endless(images, NONE, batch)), next(net.parameters()))
+        return partial(_epoch_seconds, step, lambda number: (in_memory for _ in range(steps)))
+    return partial(_epoch_seconds, step, loader(images, chain, batch).epoch)
 
 
-def _usual(torchvision: bool, model: str, batch: int, size: int, steps: int) -> Callable[[int], float]:
-    """Return what trains for an epoch as PyTorch's tutorials do."""
-    net = _network(model, size, torch.contiguous_format)
-    optimizer = torch.optim.SGD(net.parameters(), _RATE, momentum=0.9)
+def _usual_loop(torchvision: bool, model: str, batch: int, size: int, steps: int) -> Callable[[int], float]:
+    """Return a function that trains an epoch as PyTorch's tutorials do."""
+    net = build(model, size, torch.contiguous_format)
+    optimizer = torch.optim.SGD(net.parameters(), 1e-4, momentum=0.9)
     device = hardware.device()
     images = random_images(steps * batch, size)
 
@@ -141,15 +125,14 @@ def _usual(torchvision: bool, model: str, batch: int, size: int, steps: int) -> 
         optimizer.step()
 
     if torchvision:
-        batches = _torchvision(images, size, batch)
-        return partial(_epoch, step, lambda number: batches)
+        batches = _torchvision_loader(images, size, batch)
+        return partial(_epoch_seconds, step, lambda number: batches)
     whole = next(endless(images, NONE, batch))
-    held = whole.x.to(device), whole.y.to(device)
-    return partial(_epoch, step, lambda number: (held for _ in range(steps)))
+    in_memory = whole.x.to(device), whole.y.to(device)
+    return partial(_epoch_seconds, step, lambda number: (in_memory for _ in range(steps)))
 
 
-def _epoch(step: Callable[[Any], object], epoch: Callable[[int], Iterable[Any]], number: int) -> float:
-    """Return the seconds of an epoch."""
+def _epoch_seconds(step: Callable[[Any], object], epoch: Callable[[int], Iterable[Any]], number: int) -> float:
     start = time.perf_counter()
     for batch in epoch(number):
         step(batch)
@@ -158,22 +141,22 @@ def _epoch(step: Callable[[Any], object], epoch: Callable[[int], Iterable[Any]],
     return time.perf_counter() - start
 
 
-def _torchvision(images: Images, size: int, batch: int) -> Iterable[tuple[Tensor, Tensor]]:
-    """Return batches of images cropped, flipped and mixed as torchvision's guide does, made by workers."""
+def _torchvision_loader(images: Images, size: int, batch: int) -> Iterable[tuple[Tensor, Tensor]]:
+    """Return batches cropped, flipped and mixed by workers, as in torchvision's guide."""
     return DataLoader(
-        _Photographs(images, size),
+        _PillowImages(images, size),
         batch,
         shuffle=True,
         num_workers=WORKERS,
         persistent_workers=True,
         drop_last=True,
-        collate_fn=_mixed,
+        collate_fn=_cutmix,
         pin_memory=torch.cuda.is_available(),
     )
 
 
-class _Photographs(Dataset[tuple[Tensor, int]]):
-    """Images as torchvision's data sets have them: bytes in memory, each a Pillow image when asked for."""
+class _PillowImages(Dataset[tuple[Tensor, int]]):
+    """Images as in torchvision's data sets: bytes in memory, each made a Pillow image when it is read."""
 
     def __init__(self, images: Images, size: int):
         from torchvision import transforms
@@ -193,13 +176,7 @@ class _Photographs(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
 
 
-def _mixed(samples: list[tuple[Tensor, int]]) -> Any:
+def _cutmix(samples: list[tuple[Tensor, int]]) -> Any:
     from torchvision.transforms import v2
 
     return v2.CutMix(num_classes=10)(*default_collate(samples))
-
-
-def _network(model: str, size: int, layout: torch.memory_format) -> nn.Module:
-    torch.manual_seed(0)
-    net: nn.Module = models.build(model, classes=10, channels=3, size=size).to(hardware.device())
-    return net.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]

@@ -1,9 +1,9 @@
-"""How cost grows: time at sizes ten times apart, and the exponent of the power law through them.
+"""Scaling: time at sizes ten times apart, and the exponent of the power law through them.
 
 parameters  SAM's work on parameters, 20 tensors of 5e3 to 5e5 elements each
 tensors     the same on 1e6 elements in 30 to 3,000 tensors
-data        a training batch, out of 2e3 to 2e5 images; orders of an epoch are drawn, so it is not free
-classes     SAF's table, written and read for a batch, of 10 to 1,000 classes
+data        training batches out of 2e3 to 2e5 images, with the shuffling of an epoch
+classes     writing and reading SAF's logit bank for a batch, with 10 to 1,000 classes
 runs        reading the records of 10 to 1,000 runs of five epochs
 """
 
@@ -13,7 +13,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.augmentation import NONE, endless, random_images
+from benchmarks.param_ops import bound_method
 from steppe import hardware, records
-from steppe.bench.data import NONE, endless, random_images
-from steppe.bench.params import ours
 from steppe.bench.timing import alternating, at_least_one, per_step, spread
 from steppe.core.state.logit_bank import LogitBank
 from steppe.errors import unknown
@@ -33,45 +33,34 @@ AXES = ("parameters", "tensors", "data", "classes", "runs")
 
 @dataclass(frozen=True)
 class Growth:
-    """What one quantity costs at growing sizes: times over the first, and the exponent fitted to them."""
+    """Times along one axis over that at its first size, and the exponent fitted to them."""
 
     axis: str
     sizes: tuple[int, ...]
     ratios: tuple[float, ...]
     exponent: float
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain data."""
-        return asdict(self)
-
 
 def scaling(
-    axes: Sequence[str] = AXES,
+    axes: Sequence[str],
     *,
-    steps: int = 3,
-    repeats: int = 7,
+    steps: int,
+    repeats: int,
     largest: int = 3,
-    tell: Callable[[str], None] = lambda axis: None,
+    progress: Callable[[str], None] = lambda axis: None,
 ) -> list[Growth]:
-    """Return how cost grows along each axis.
+    """Return how cost grows along each axis of `AXES`, at ``largest`` sizes (2 or 3), each ten times the last one.
 
-    Args:
-        axes: Names of `AXES`.
-        steps: Steps per timing.
-        repeats: Timings of each size, in turns.
-        largest: How many sizes, each ten times the one before; 2 or 3.
-        tell: Called with the name of each axis before it is measured.
-
-    Raises:
-        InputError: An axis is unknown, or a number is not usable.
+    ``progress`` is called with the name of each axis before it is measured. Raises InputError for a number below 1
+    and an unknown axis.
     """
     at_least_one(steps=steps, repeats=repeats)
-    found = []
+    growths = []
     with hardware.threads(1), tempfile.TemporaryDirectory() as folder:
         for axis in axes:
             if axis not in AXES:
                 raise unknown("axis", axis, AXES)
-            tell(axis)
+            progress(axis)
             works = _WORKS[axis](Path(folder), largest)
             for work in works.values():
                 work()
@@ -79,12 +68,12 @@ def scaling(
             times = alternating(timed, repeats)
             first = times[str(min(works))]
             ratios = tuple(spread(t, first).median for t in times.values())
-            found.append(Growth(axis, tuple(works), ratios, exponent(tuple(works), ratios)))
-    return found
+            growths.append(Growth(axis, tuple(works), ratios, exponent(tuple(works), ratios)))
+    return growths
 
 
 def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
-    """Return the slope of the straight line that fits log time over log size best."""
+    """Return the slope of the least-squares line of log time over log size."""
     x, y = ([math.log(v) for v in values] for values in (sizes, times))
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
@@ -94,11 +83,11 @@ Works = dict[int, Callable[[], object]]
 
 
 def _parameters(folder: Path, count: int) -> Works:
-    return {20 * each: ours("sam", _Tensors([each] * 20)).step for each in _tenfold(5_000, count)}
+    return {20 * each: bound_method("sam", _Tensors([each] * 20)).step for each in _tenfold(5_000, count)}
 
 
 def _tensors(folder: Path, count: int) -> Works:
-    return {n: ours("sam", _Tensors([1_000_000 // n] * n)).step for n in _tenfold(30, count)}
+    return {n: bound_method("sam", _Tensors([1_000_000 // n] * n)).step for n in _tenfold(30, count)}
 
 
 def _data(folder: Path, count: int) -> Works:
@@ -112,15 +101,15 @@ def _data(folder: Path, count: int) -> Works:
 def _classes(folder: Path, count: int) -> Works:
     index = torch.arange(256)
 
-    def there_and_back(store: LogitBank, logits: torch.Tensor) -> None:
-        store.write(index, logits)
-        store.read(index)
+    def write_and_read(bank: LogitBank, logits: torch.Tensor) -> None:
+        bank.write(index, logits)
+        bank.read(index)
 
     works: Works = {}
     for n in _tenfold(10, count):
-        store = LogitBank(3, "full", 5.0)
-        store.allocate(2_000, n)
-        works[n] = partial(there_and_back, store, torch.randn(256, n))
+        bank = LogitBank(3, "full", 5.0)
+        bank.allocate(2_000, n)
+        works[n] = partial(write_and_read, bank, torch.randn(256, n))
     return works
 
 
@@ -129,9 +118,9 @@ def _runs(folder: Path, count: int) -> Works:
 
 
 def _comparison(folder: Path, count: int) -> Path:
-    """Write a comparison of so many finished runs."""
+    """Write a comparison of ``count`` finished runs."""
     line = {"epoch": 1, "train_loss": 1.0, "val_accuracy": 0.5, "val_loss": 1.0, "steps": 10, "gradients": 10.0}
-    held = {"test": {"last": {"accuracy": 0.5, "loss": 1.0}, "best": {"epoch": 5, "accuracy": 0.5, "loss": 1.0}}}
+    test = {"test": {"last": {"accuracy": 0.5, "loss": 1.0}, "best": {"epoch": 5, "accuracy": 0.5, "loss": 1.0}}}
     runs = []
     for i in range(count):
         home = folder / "runs" / f"{i:012x}"
@@ -139,20 +128,20 @@ def _comparison(folder: Path, count: int) -> Path:
         for name in ("metrics", "timing"):
             lines = [json.dumps({**line, "epoch": e, "seconds": 1.0}) for e in range(1, 6)]
             (home / f"{name}.jsonl").write_text("".join(one + "\n" for one in lines))
-        (home / "result.json").write_text(json.dumps({"status": "ok", "message": None, "epochs": 5, **held}))
+        (home / "result.json").write_text(json.dumps({"status": "ok", "message": None, "epochs": 5, **test}))
         runs.append({"digest": home.name, "method": "plain", "model": "m", "dataset": "d", "seed": i})
-    about = {"created": "", "command": "", "environment": {}, "study": {}, "data": {"d": {}}, "runs": runs}
+    header = {"created": "", "command": "", "environment": {}, "study": {}, "data": {"d": {}}, "runs": runs}
     methods = {"plain": {"summary": "", "resolved": "", "controls": []}}
-    (folder / "compare.json").write_text(json.dumps({"format": records.FORMAT, **about, "methods": methods}))
+    (folder / "compare.json").write_text(json.dumps({"format": records.FORMAT, **header, "methods": methods}))
     return folder
 
 
 class _Tensors(nn.Module):
-    """So many parameters of so many elements."""
+    """A parameter for each size."""
 
     def __init__(self, sizes: Sequence[int]):
         super().__init__()
-        self.held = nn.ParameterList([torch.zeros(size) for size in sizes])
+        self.params = nn.ParameterList([torch.zeros(size) for size in sizes])
 
 
 def _tenfold(first: int, count: int) -> list[int]:

@@ -13,6 +13,7 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 from steppe.cli import console as voice
 from steppe.cli import tables as listing
 from steppe.cli.asking import add_recipe, configured
+from steppe.cli.commands import bench
 from steppe.cli.options import ConfigFile, add_fields
 from steppe.config import Run, Study
 from steppe.errors import InputError
@@ -276,41 +277,6 @@ def _export(given: Namespace, command: str) -> int:
 TEAMWORK = ("compare", "train")  # verbs that the processes of a torchrun job do together
 
 
-def _bench_arguments(parser: ArgumentParser) -> None:
-    kinds = Literal["methods", "params", "data", "models", "end-to-end", "settings", "store", "scaling"]
-    parser.add_argument("kind", type=kinds, nargs="?", default="methods", help="what is measured")
-    parser.add_argument(
-        "names", type=str, nargs="*", default=[], help="methods, augmentation, networks, settings, forms, axes"
-    )
-    parser.add_argument("--model", type=str, default="simple-cnn", help="network (params: resnet110)")
-    parser.add_argument("--batch", type=int, default=64, help="images per step")
-    parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
-    parser.add_argument("--steps", type=int, default=5, help="steps per timing")
-    parser.add_argument("--repeats", type=int, default=15, help="timings of each")
-    parser.add_argument("--samples", type=int, default=1_281_167, help="store: size of the data set")
-    parser.add_argument("--classes", type=int, default=1000, help="store: number of classes")
-    parser.add_argument("--past", type=int, default=4, help="store: slots per sample")
-    parser.add_argument("--json", action=ActionYesNo, default=False, help="print the results as JSON")
-
-
-def _bench(given: Namespace, command: str) -> int:
-    from steppe import hardware
-    from steppe.cli.commands import bench
-
-    hardware.keep_freed_memory()
-    console, where = voice.console(), hardware.environment()
-    with console.status("starting") as status:
-        results, text = bench.measure(given.as_dict(), status.update)
-    if given.json:
-        print(json.dumps({"command": command, "environment": where, "results": results}, indent=1))
-    else:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-        console.print(
-            f"\n{command}\n{where['processor']}, {where['device']}, torch {where['torch']}", highlight=False
-        )
-    return 0
-
-
 def _tune_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the settings below")
     parser.add_argument("--out", type=str, default="out/tune", help="folder of the search and its runs")
@@ -346,7 +312,7 @@ COMMANDS: dict[str, Verb] = {
     "report": (_report_arguments, _report, "Write the report of a comparison anew."),
     "list": (_list_arguments, _list, "List methods, models, data sets or recipes."),
     "show": (_show_arguments, _show, "Show the card of a method or a recipe."),
-    "bench": (_bench_arguments, _bench, "Measure what things cost, side by side."),
+    "bench": (bench.add_arguments, bench.run, "Measure what a step of each method costs."),
     "tune": (_tune_arguments, _tune, "Choose a method's settings on the validation split, within a budget."),
     "diagnose": (_diagnose_arguments, _diagnose, "Measure what was trained: sharpness, landscapes, robustness."),
     "export": (_export_arguments, _export, "Write the one network that a run deploys as a plain module."),
