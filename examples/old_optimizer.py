@@ -1,9 +1,9 @@
-"""Code written for another SAM optimizer, with the import changed and nothing else."""
+"""Code written for davda54's SAM optimizer: only the import is changed."""
 
 import torch
 from sklearn.datasets import load_digits
 
-from steppe.integrations.torch_optimizer import SAM  # from sam import SAM
+from steppe.integrations.torch_optimizer import SAMOptimizer as SAM  # from sam import SAM
 
 digits = load_digits()
 x, y = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
