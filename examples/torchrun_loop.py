@@ -1,7 +1,7 @@
 """Any method on several processes: torchrun --nproc-per-node 2 examples/torchrun_loop.py
 
-Each process takes its part of each batch. With sync="global" all perturb alike, and the result is that of one process;
-by default each process perturbs along its own gradient, as in the papers.
+Each process takes its part of each batch. With sync="global" all perturb alike, as one process
+would; by default each process perturbs along its own gradient, as in the papers.
 """
 
 import os

@@ -67,8 +67,8 @@ class SteppeScaler:
         self._task_model = _TaskModel(task)
         if not isinstance(task, ClassificationTask) and _distributed(task):
             raise InputError(
-                f"{type(task).__name__} computes its own loss and is distributed, so no method can call the network "
-                "alone; use a ClassificationTask, or one process"
+                f"{type(task).__name__} computes its own loss and is distributed, so no method can call the "
+                "network alone; use a ClassificationTask, or one process"
             )
         if isinstance(task, ClassificationTask) and not hasattr(task, "trainable_module"):
             raise InputError("this version of timm has no trainable_module; pip install 'timm>=1.0.28'")
