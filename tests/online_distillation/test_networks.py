@@ -13,7 +13,8 @@ from torch import nn
 
 import steppe
 from steppe.methods.online_distillation._okdph_presets import PRESETS
-from steppe.models.multi.ensemble import Ensemble, HybridEnsemble
+from steppe.models.multi.ensemble import Ensemble
+from steppe.models.multi.hybrid import HybridEnsemble
 
 
 def bound(method: steppe.Method, dtype: torch.dtype = torch.float32, **options: object):

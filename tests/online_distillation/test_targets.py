@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from steppe.core.numerics.losses import distillation_loss, diversity, one_hot, sigmoid_rampup
 from steppe.core.schedules import TrainingProgress
 from steppe.methods.online_distillation.kdcl import cross_entropy, general, linear, min_logit, naive
-from steppe.models.multi.inputs import distillation_loss, diversity, one_hot, sigmoid_rampup
 
 
 @st.composite

@@ -27,7 +27,8 @@ from steppe.diagnostics.sharpness import worst_case_sharpness
 from steppe.distributed import collectives
 from steppe.models.multi.base import MultiHeadNetwork
 from steppe.models.multi.branched import SeparateNetworks
-from steppe.models.multi.ensemble import Ensemble, HybridEnsemble
+from steppe.models.multi.ensemble import Ensemble
+from steppe.models.multi.hybrid import HybridEnsemble
 from steppe.training.checkpoint import file
 from steppe.training.checkpoint.file import Checkpoint
 from steppe.training.evaluation import BATCH, to_model_format
