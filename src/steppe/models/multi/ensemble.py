@@ -13,11 +13,8 @@ from steppe.core.numerics.losses import mean_of
 from steppe.models.multi.inputs import inputs_of
 
 
-class Ensemble(MultiNetwork):
-    """Networks that are called with one input for all, or with ``views``, one for each.
-
-    The result is a tuple of logits (B, classes), in the order of ``networks``.
-    """
+class NetworkList(MultiNetwork):
+    """Several whole networks; a forward pass returns a tuple of logits that begins with theirs."""
 
     def __init__(self, networks: Sequence[nn.Module]):
         super().__init__()
@@ -33,6 +30,13 @@ class Ensemble(MultiNetwork):
         """The networks."""
         return self.networks
 
+
+class Ensemble(NetworkList):
+    """Networks that are called with one input for all, or with ``views``, one for each.
+
+    The result is a tuple of logits (B, classes), in the order of ``networks``.
+    """
+
     def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> tuple[Tensor, ...]:
         """Return the logits of each network."""
         inputs = inputs_of(self.size, x, views, named)
@@ -46,7 +50,7 @@ def network_outputs(net: nn.Module, x: Any, last: str = "") -> dict[str, Tensor]
     'deployed'.
     """
     outputs = call_model(net, x)
-    if not isinstance(net, MultiNetwork):
+    if not isinstance(net, NetworkList):
         return {"deployed": extract_logits(outputs)}
     named = {"deployed": outputs[0]}
     named |= {f"network {m}": z for m, z in enumerate(outputs[: net.size], 1)}

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from steppe.core.model_call import call_model, extract_logits
-from steppe.core.multi_network import MultiNetwork
 from steppe.errors import InputError
+from steppe.models.multi.ensemble import NetworkList
 from steppe.models.multi.inputs import inputs_of
 
 Gradient = Literal["none", "chain", "full"]
 
 
-class HybridEnsemble(MultiNetwork):
+class HybridEnsemble(NetworkList):
     r"""Networks of one architecture, and the hybrid, whose weights are their weighted mean.
 
     The hybrid's weights are :math:`\theta_h = \sum_m r_m \theta_m`, those of the float buffers (running
@@ -29,24 +29,13 @@ class HybridEnsemble(MultiNetwork):
     """
 
     def __init__(self, networks: Sequence[nn.Module], gradient: Gradient):
-        super().__init__()
-        self.networks = nn.ModuleList(networks)
+        super().__init__(networks)
         self.gradient = gradient
         self.earlier: dict[str, Tensor] | None = None  # the hybrid that is to be fused, if not the present one
         self.earlier_step = -1
         shapes = [{k: t.shape for k, t in net.state_dict().items() if hasattr(t, "shape")} for net in networks]
         if any(s != shapes[0] for s in shapes):
             raise InputError("hybrid weights need networks of one architecture, and these differ")
-
-    @property
-    def size(self) -> int:
-        """The number of networks, without the hybrid."""
-        return len(self.networks)
-
-    @property
-    def members(self) -> nn.ModuleList:
-        """The networks."""
-        return self.networks
 
     def forward(
         self, x: Any = None, *, views: Sequence[Any] | None = None, mix: Tensor | None = None, **named: Any
