@@ -73,7 +73,7 @@ def test_markdown_is_written_and_rewritten_in_its_place(here, capsys):
     assert main(command) == 1
     first = (here / "docs/table.md").read_text()
     assert "| batch-norm | **FAIL** |" in first
-    assert CHECKS["batch-norm"].otherwise in first
+    assert CHECKS["batch-norm"].consequence in first
     assert "`steppe conformance own_methods:Forgetful:rate=1 --checks passes" in first
     (here / "docs/table.md").write_text(first + "\nWritten by hand.\n")
     assert main(command) == 1

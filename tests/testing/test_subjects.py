@@ -94,7 +94,7 @@ def test_check_method_raises_with_every_failure_and_what_it_means():
     assert "fails 2 of its checks" in text
     assert "declares 2 forward, 1 backward, 1 updates per step and makes 1 forward" in text
     assert "from its equation" in text
-    assert CHECKS["reference"].says in text
+    assert CHECKS["reference"].claim in text
     check_method(steppe.SAM(), checks=["passes", "reference", "restored"])
 
 
