@@ -95,19 +95,11 @@ class TestInstalledPackage:
         importable(package)
 
     @pytest.mark.parametrize("channels", [1, 3])
-    def test_resnet18_has_the_channels_and_classes_asked_for(self, package: str, channels: int) -> None:
+    def test_resnet18_has_these_channels_and_classes(self, package: str, channels: int) -> None:
         net = build(f"{package}/resnet18", classes=7, channels=channels, size=32)
         assert net.training
         assert all(m.training for m in net.modules())
         assert net(torch.rand(2, channels, 32, 32)).shape == (2, 7)
-
-    def test_equal_seeds_give_equal_weights(self, package: str) -> None:
-        def weights() -> torch.Tensor:
-            torch.manual_seed(3)
-            net = build(f"{package}/resnet18", classes=2, channels=1, size=16)
-            return nn.utils.parameters_to_vector(net.parameters())
-
-        assert torch.equal(weights(), weights())
 
     def test_building_leaves_batchnorm_statistics_fresh(self, package: str) -> None:
         net = build(f"{package}/resnet18", classes=2, channels=3, size=16)

@@ -70,10 +70,8 @@ def test_for_one_network_norms_per_network_change_nothing():
 
 def test_parameters_of_branches_have_their_number_and_shared_ones_zero():
     net = steppe.ONE(branches=2).build(maker(Staged))
-    numbers = dict(
-        zip((n for n, _ in net.named_parameters()), member_of(net, list(net.parameters())), strict=True)
-    )
-    for name, number in numbers.items():
+    numbers = member_of(net, list(net.parameters()))
+    for (name, _), number in zip(net.named_parameters(), numbers, strict=True):
         expected = [i for i in (1, 2) if name.startswith(f"body.branches.{i - 1}.")] or [0]
         assert [number] == expected, name
     assert set(numbers) == {0, 1, 2}

@@ -16,13 +16,13 @@ TOLERANCE = 0.1  # of the distance from the initial weights
 
 @check("bf16", "The method cannot be used in mixed precision.")
 def bf16(subject: Subject, context: CheckContext) -> None:
-    """Three bf16 steps follow fp32 to a tenth of the way."""
+    """Three bf16 steps end within 10 % of their distance from fp32's weights."""
     _compare_with_fp32(subject, context, "bf16", 1.0)
 
 
 @check("fp16", "The loss scale, which changes during training, changes the method.")
 def fp16(subject: Subject, context: CheckContext) -> None:
-    """Three fp16 steps follow fp32 to a tenth of the way, and the loss scale does not change the perturbation."""
+    """Three fp16 steps end within 10 % of their distance from fp32's; the loss scale changes no perturbation."""
     high, low = (_compare_with_fp32(subject, context, "fp16", 2.0**power) for power in (16, 4))
     for a, b in zip(high, low, strict=True):
         if abs(a - b) > 0.02 * max(a, b):
@@ -63,7 +63,7 @@ def _three_steps(
     "One overflow, which is normal while the loss scale adapts, ends an fp16 run with non-finite weights.",
 )
 def overflow(subject: Subject, context: CheckContext) -> None:
-    """After inf or NaN in any pass nothing has changed but the loss scale, halved once; the next step works."""
+    """After inf or NaN in any pass only the loss scale has changed, halved once; the next step works."""
 
     def state(session: Session) -> Tensors:
         tensors = {**fixtures.weights(session.net), **fixtures.optimizer_state(session.optimizer)}
