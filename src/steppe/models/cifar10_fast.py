@@ -96,8 +96,7 @@ def cifar10_fast(classes: int, channels: int, size: int) -> nn.Sequential:
     for number, width in enumerate(_WIDTHS, 1):
         parts[f"group{number}"] = ConvGroup(inputs, width)
         inputs = width
-    parts["most"] = nn.AdaptiveMaxPool2d(1)
-    parts["flatten"] = nn.Flatten()
+    parts |= {"most": nn.AdaptiveMaxPool2d(1), "flatten": nn.Flatten()}
     parts["head"] = ScaledLinear(inputs, classes, bias=False)
     return nn.Sequential(parts)
 

@@ -10,8 +10,6 @@ from steppe.models.keras_layers import check_images
 
 MIN_SIZE = 8
 
-UNITS = (2, 2, 2, 2)
-
 
 class Residual(nn.Module):
     """Two 3x3 convolutions with BatchNorm after each, plus a shortcut; ReLU after the sum.
@@ -44,15 +42,13 @@ def _resnet(name: str, classes: int, channels: int, size: int, width: int) -> nn
         conv=nn.Conv2d(channels, width, 3, 1, 1, bias=False), bn=nn.BatchNorm2d(width), relu=nn.ReLU()
     )
     inputs = width
-    for group, units in enumerate(UNITS):
+    for group in range(4):
         outputs = width * 2**group
-        for unit in range(units):
+        for unit in range(2):
             stride = 2 if group and not unit else 1
             parts[f"unit{group + 1}_{unit + 1}"] = Residual(inputs, outputs, stride)
             inputs = outputs
-    parts["mean"] = nn.AdaptiveAvgPool2d(1)
-    parts["flatten"] = nn.Flatten()
-    parts["head"] = nn.Linear(inputs, classes)
+    parts |= {"mean": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "head": nn.Linear(inputs, classes)}
     return nn.Sequential(parts)
 
 

@@ -47,8 +47,7 @@ def vgg16_bn(classes: int, channels: int, size: int) -> nn.Sequential:
             parts[f"relu{b}_{i}"] = nn.ReLU()
             width = filters
         parts[f"pool{b}"] = nn.MaxPool2d(2)
-    parts["mean"] = nn.AdaptiveAvgPool2d(1)
-    parts["flatten"] = nn.Flatten()
+    parts |= {"mean": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
     for i in (1, 2):
         parts |= {f"drop{i}": nn.Dropout(0.5), f"fc{i}": nn.Linear(width, 512), f"relu_fc{i}": nn.ReLU()}
         width = 512

@@ -38,21 +38,14 @@ def vgg16_sadt(classes: int, channels: int, size: int) -> nn.Sequential:
     width = channels
     for b, block in enumerate(BLOCKS, 1):
         for i, filters in enumerate(block, 1):
-            parts[f"conv{b}_{i}"] = conv(width, filters, same=True, he=True)
-            parts[f"bn{b}_{i}"] = norm2d(filters)
-            parts[f"relu{b}_{i}"] = nn.ReLU()
-            parts[f"drop{b}_{i}"] = nn.Dropout(0.1)
+            parts |= {f"conv{b}_{i}": conv(width, filters, same=True, he=True), f"bn{b}_{i}": norm2d(filters)}
+            parts |= {f"relu{b}_{i}": nn.ReLU(), f"drop{b}_{i}": nn.Dropout(0.1)}
             width = filters
         parts[f"pool{b}"] = nn.MaxPool2d(2)
-    parts["mean"] = nn.AdaptiveAvgPool2d(1)
-    parts["flatten"] = nn.Flatten()
+    parts |= {"mean": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
     for i in (1, 2):
-        parts[f"fc{i}"] = dense(width, 512)
-        parts[f"bn_fc{i}"] = norm1d(512)
-        parts[f"relu_fc{i}"] = nn.ReLU()
-        parts[f"drop_fc{i}"] = nn.Dropout(0.3)
+        parts |= {f"fc{i}": dense(width, 512), f"bn_fc{i}": norm1d(512)}
+        parts |= {f"relu_fc{i}": nn.ReLU(), f"drop_fc{i}": nn.Dropout(0.3)}
         width = 512
-    parts["fc3"] = dense(width, classes)
-    parts["relu_fc3"] = nn.ReLU()
-    parts["head"] = dense(classes, classes)
+    parts |= {"fc3": dense(width, classes), "relu_fc3": nn.ReLU(), "head": dense(classes, classes)}
     return nn.Sequential(parts)

@@ -20,18 +20,9 @@ def small(seed: int = 0, dtype: torch.dtype = torch.float32, dropout: float = 0.
     """Make a classifier of (B, 2, 6, 6) images into 5 classes, with BatchNorm and dropout."""
     torch.manual_seed(seed)
     net = nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.Conv2d(4, 3, 3),
-        nn.BatchNorm2d(3),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Dropout(dropout),
-        nn.Linear(3 * 16, 8),
-        nn.ReLU(),
-        nn.Linear(8, 5),
+        *(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(dropout)),
+        *(nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout)),
+        *(nn.Linear(3 * 16, 8), nn.ReLU(), nn.Linear(8, 5)),
     )
     return net.to(dtype)
 
@@ -43,16 +34,8 @@ def smooth(seed: int = 0, dtype: torch.dtype = torch.float32, dropout: float = 0
     """
     torch.manual_seed(seed)
     net = nn.Sequential(
-        nn.Dropout(dropout),
-        nn.Conv2d(2, 4, 3),
-        nn.GroupNorm(2, 4),
-        nn.Tanh(),
-        nn.Conv2d(4, 3, 3),
-        nn.Tanh(),
-        nn.Flatten(),
-        nn.Linear(12, 8),
-        nn.Tanh(),
-        nn.Linear(8, 5),
+        *(nn.Dropout(dropout), nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Conv2d(4, 3, 3), nn.Tanh()),
+        *(nn.Flatten(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 5)),
     )
     return net.to(dtype)
 

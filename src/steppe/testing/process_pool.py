@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -61,19 +61,18 @@ class ProcessPool:
         return [torch.load(io.BytesIO(a[1]), weights_only=False) for a in answers if a]
 
     def _collect(self, until: float) -> list[Answer | None]:
+        """Return the answers that arrive in time; one failure shortens the time for the other to ``GRACE``."""
         answers: list[Answer | None] = [None] * SIZE
-        while None in answers and time.monotonic() < until:
-            for rank, pipe in enumerate(self.pipes):
-                if answers[rank] is None and pipe.poll(0.002):
-                    try:
-                        answers[rank] = pickle.loads(pipe.recv_bytes())
-                    except EOFError:
-                        answers[rank] = ("failed", "the process died")
+        while None in answers and (seconds := until - time.monotonic()) > 0:
+            waiting = {pipe: rank for rank, pipe in enumerate(self.pipes) if answers[rank] is None}
+            for pipe in wait(list(waiting), seconds):
+                assert isinstance(pipe, Connection)
+                try:
+                    answers[waiting[pipe]] = pickle.loads(pipe.recv_bytes())
+                except EOFError:
+                    answers[waiting[pipe]] = ("failed", "the process died")
             if any(a is not None and a[0] == "failed" for a in answers):
                 until = min(until, time.monotonic() + GRACE)
-                # a process that waits for the failed one will not answer
-                if all(a is not None or not p.poll(GRACE) for a, p in zip(answers, self.pipes, strict=True)):
-                    break
         return answers
 
     def _start(self) -> None:

@@ -119,7 +119,7 @@ def _text(cost: tuple[float, float, float]) -> str:
 
 @check("restored", "Weights drift, or lose the memory that optimizers, shards and CUDA graphs refer to.")
 def restored(subject: Subject, context: CheckContext) -> None:
-    """A step at learning rate 0 changes neither bits nor memory of any weight, also tied, frozen or unused ones."""
+    """A step at learning rate 0 changes no bit of any weight, and not where it is; tied, frozen and unused too."""
     session = subject.start(fixtures.Awkward, SubjectOptions(base=fixtures.LR_ZERO))
     before = fixtures.weights(session.net)
     places = {k: p.data_ptr() for k, p in session.net.named_parameters()}
@@ -269,7 +269,7 @@ def accumulation(subject: Subject, context: CheckContext) -> None:
 
 @check("masks", "With gradient accumulation the passes of a step drop different units than without.")
 def masks(subject: Subject, context: CheckContext) -> None:
-    """Later passes repeat a micro-batch's dropout masks if they do for whole batches; otherwise they draw new ones."""
+    """With micro-batches, too, passes repeat dropout masks, or draw new ones, as they do on whole batches."""
     whole = _masks(subject, 1)
     if len(whole) == 1:
         raise NotApplicable("makes one pass")

@@ -34,7 +34,6 @@ class SubjectOptions:
     """How a subject trains; ``wrap`` makes the model (compiled, DDP, FSDP) of the network."""
 
     base: BaseOptimizer = fixtures.SGD
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
     precision: str = "fp32"
     scale: float = 2.0**16
     clip: float | None = None
@@ -63,12 +62,8 @@ class Session(ABC):
     def _step(self, parts: list[Batch]) -> bool: ...
 
     @abstractmethod
-    def method_state(self) -> dict[str, Any]:
-        """Return the state that a checkpoint needs besides the network's."""
-
-    @abstractmethod
-    def load_method_state(self, state: dict[str, Any]) -> None:
-        """Load such a state."""
+    def stateful(self) -> dict[str, Any]:
+        """Return the objects besides the network whose ``state_dict`` a checkpoint contains."""
 
     def networks(self) -> list[nn.Module]:
         """Return the network, and modules that may contain copies of it that also run."""
@@ -102,15 +97,15 @@ class Session(ABC):
     def save(self) -> bytes:
         """Return a checkpoint."""
         stream = io.BytesIO()
-        content = {"net": self.net.state_dict(), "own": self.method_state(), "random": torch.get_rng_state()}
-        torch.save(content, stream)
+        states = {name: part.state_dict() for name, part in {"net": self.net, **self.stateful()}.items()}
+        torch.save({"states": states, "random": torch.get_rng_state()}, stream)
         return stream.getvalue()
 
     def load(self, checkpoint: bytes) -> None:
         """Load a checkpoint."""
         content = torch.load(io.BytesIO(checkpoint), weights_only=False)
-        self.net.load_state_dict(content["net"])
-        self.load_method_state(content["own"])
+        for name, part in {"net": self.net, **self.stateful()}.items():
+            part.load_state_dict(content["states"][name])
         torch.set_rng_state(content["random"])
 
 
@@ -208,7 +203,7 @@ class OurSession(Session):
         self.bound = self.method.bind(
             self.model,
             optimizer,
-            loss=options.loss,
+            loss=F.cross_entropy,
             precision=options.precision,
             scaler=self.scaler if self.scaler.is_enabled() else None,
             clip=options.clip,
@@ -239,11 +234,6 @@ class OurSession(Session):
         state: Tensor = self.bound.state_dict()["generators"]["noise"]
         return state
 
-    def method_state(self) -> dict[str, Any]:
-        """Return the optimizer's state and the step's."""
-        return {"optimizer": self.optimizer.state_dict(), "step": self.bound.state_dict()}
-
-    def load_method_state(self, state: dict[str, Any]) -> None:
-        """Load both."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.bound.load_state_dict(state["step"])
+    def stateful(self) -> dict[str, Any]:
+        """Return the optimizer and the step."""
+        return {"optimizer": self.optimizer, "step": self.bound}

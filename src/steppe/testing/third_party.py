@@ -17,6 +17,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steppe.core.batch import Batch
@@ -85,12 +86,13 @@ class ThirdParty(Subject):
         """Train by the recipe of its form."""
         if options.m is not None:
             raise NotApplicable("has no m-sharpness within a process")
-        if self.form == "closure" and options.precision == "fp16":
-            raise NotApplicable("torch's GradScaler does not take closures")
-        if self.form == "closure" and options.clip is not None:
-            raise NotApplicable("step(closure) has no place between the last pass and the update")
-        if self.form == "closure" and options.sync == "local":
-            raise NotApplicable("step(closure) does not show which pass is to run without communication")
+        if self.form == "closure":
+            if options.precision == "fp16":
+                raise NotApplicable("torch's GradScaler does not take closures")
+            if options.clip is not None:
+                raise NotApplicable("step(closure) has no place between the last pass and the update")
+            if options.sync == "local":
+                raise NotApplicable("step(closure) does not show which pass is to run without communication")
         return _Session(self, make(), options)
 
     def at_limit(self) -> Subject:
@@ -147,16 +149,11 @@ class _Session(Session):
             half = precision in _HALF
             with torch.autocast(self.options.device, _HALF[precision]) if half else nullcontext():
                 logits = self.model(part.x)
-            loss = self.options.loss(logits.float() if half else logits, part.y) / len(parts)
+            loss = F.cross_entropy(logits.float() if half else logits, part.y) / len(parts)
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach()
         return total
 
-    def method_state(self) -> dict[str, Any]:
-        """Return the optimizer's own ``state_dict``, and the scaler's."""
-        return {"optimizer": self.theirs.state_dict(), "scaler": self.scaler.state_dict()}
-
-    def load_method_state(self, state: dict[str, Any]) -> None:
-        """Load both."""
-        self.theirs.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+    def stateful(self) -> dict[str, Any]:
+        """Return the optimizer and the scaler."""
+        return {"optimizer": self.theirs, "scaler": self.scaler}

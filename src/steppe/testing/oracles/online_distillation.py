@@ -45,6 +45,11 @@ def branches(r: Reference, w: Mapping[str, Tensor]) -> list[Weights]:
     return [{**trunk, **subset(w, f"body.branches.{i}.")} for i in range(r.settings["branches"])]
 
 
+def features(r: Reference, each: list[Weights], x: Tensor) -> Tensor:
+    """Return the inputs of all classifiers, side by side."""
+    return torch.cat([activations(r, w, x, 11) for w in each], 1)
+
+
 def supervised(logits: list[Tensor], y: Tensor) -> Tensor:
     """Return the sum of the mean cross-entropies."""
     return torch.stack([cross_entropy(z, y).mean() for z in logits]).sum()
@@ -238,8 +243,9 @@ def ffl(r: Reference, x: Tensor, y: Tensor) -> None:
     def loss(w: Weights) -> Tensor:
         each = branches(r, w)
         logits = [r.logits(own, x) for own in each]
-        f = torch.cat([activations(r, own, x, 11) for own in each], 1)
-        f = norm(f * w["fusion.0.weight"][:, 0, 1, 1], w["fusion.1.weight"], w["fusion.1.bias"]).clamp(min=0)
+        f = norm(
+            features(r, each, x) * w["fusion.0.weight"][:, 0, 1, 1], w["fusion.1.weight"], w["fusion.1.bias"]
+        ).clamp(min=0)
         f = f @ w["fusion.3.weight"][:, :, 0, 0].T
         f = norm(f, w["fusion.4.weight"], w["fusion.4.bias"]).clamp(min=0)
         fused = f @ w["fusion.8.weight"].T + w["fusion.8.bias"]
@@ -265,8 +271,7 @@ def pcl(r: Reference, x: Tensor, y: Tensor) -> None:
     def loss(w: Weights) -> Tensor:
         each = branches(r, w)
         logits = [r.logits(own, x) for own in each]
-        f = torch.cat([activations(r, own, x, 11) for own in each], 1)
-        joint = f @ w["classifier.weight"].T + w["classifier.bias"]
+        joint = features(r, each, x) @ w["classifier.weight"].T + w["classifier.bias"]
         total = supervised([*logits, joint], y)
         for j, z in enumerate(logits):
             others = torch.stack([distillation(r, t, z) for k, t in enumerate(past) if k != j])
