@@ -249,9 +249,7 @@ def test_pcl_gives_each_branch_its_view():
     assert torch.equal(inputs[1], batch.extra["view 2"])
 
 
-@pytest.mark.parametrize(
-    "method", [steppe.DML(), steppe.OKDPH(same_start=False), steppe.PCL(ramp=0)], ids=repr
-)
+@pytest.mark.parametrize("method", [steppe.DML(), steppe.OKDPH(same_start=False), steppe.PCL(ramp=0)], ids=repr)
 def test_a_language_model_with_named_inputs_is_split_and_trained(method):
     from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
