@@ -18,7 +18,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch.distributed as dist
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from steppe.core.method import Method
@@ -26,12 +25,16 @@ from steppe.core.step import Step
 from steppe.errors import InputError
 from steppe.integrations import deployed, ready
 
+try:
+    from lightning.pytorch import LightningModule
+except ImportError as error:
+    raise InputError(f"{error}; pip install 'steppe[lightning]'") from None
+
 PRECISIONS = ("32-true", "64-true", "bf16-true")  # no autocast and no loss scale of Lightning's own
 GRADIENT_HOOKS = ("on_before_backward", "on_after_backward", "configure_gradient_clipping")
-_Base: Any = nn.Module  # what it is mixed into: a LightningModule
 
 
-class SteppeMixin(_Base):  # type: ignore[misc]
+class SteppeMixin(LightningModule):  # type: ignore[misc]
     """Goes before `LightningModule` among the bases; the network is the module's ``forward``.
 
     ``method`` may be text, 'sam:rho=0.1'; ``bind_options`` are further arguments of `Method.bind`. Validation,
@@ -67,7 +70,6 @@ class SteppeMixin(_Base):  # type: ignore[misc]
 
     def _check(self) -> None:
         optimizers, model, precision = self.optimizers(), self.trainer.strategy.model, self.trainer.precision
-        base = next(c for c in type(self).__mro__ if c.__name__ == "LightningModule")
         if isinstance(optimizers, list):
             raise InputError(
                 f"configure_optimizers gives {len(optimizers)} optimizers; give one, with parameter groups"
@@ -79,7 +81,7 @@ class SteppeMixin(_Base):  # type: ignore[misc]
         if model is not self and not isinstance(model, DistributedDataParallel):
             raise InputError(f"strategy is {type(self.trainer.strategy).__name__}; use 'auto' or 'ddp'")
         for name in GRADIENT_HOOKS:
-            if getattr(type(self), name) is not getattr(base, name):
+            if getattr(type(self), name) is not getattr(LightningModule, name):
                 raise InputError(f"{name} is overridden and would not be called; use on_before_optimizer_step")
 
     def _load(self) -> None:
