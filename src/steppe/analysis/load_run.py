@@ -15,7 +15,8 @@ from steppe.config import Run
 from steppe.core.batch import Batch
 from steppe.core.method import Method, overrides
 from steppe.data.dataset import DataSet, Images
-from steppe.data.loader import Normalizer, evaluation_batches
+from steppe.data.loader import evaluation_batches
+from steppe.data.normalize import Normalizer
 from steppe.diagnostics.loss_surface import LossSurface
 from steppe.errors import InputError
 from steppe.training import run as engine

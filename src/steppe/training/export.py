@@ -24,7 +24,8 @@ from steppe.analysis.load_run import read_run
 from steppe.config import Run
 from steppe.core.method import Method
 from steppe.data.dataset import DataSet
-from steppe.data.loader import Normalizer, evaluation_batches
+from steppe.data.loader import evaluation_batches
+from steppe.data.normalize import Normalizer
 from steppe.errors import InputError
 from steppe.records import make_folder, write_json
 from steppe.training import run as engine
