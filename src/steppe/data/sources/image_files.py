@@ -134,6 +134,10 @@ def _is_image(name: str) -> bool:
 
 def decode(files: ImageFiles, size: int | None) -> list[Decoded]:
     """Return all images sorted by name, resized to ``size`` pixels if given; of equal names the last is used."""
+
+    def decode_group(group: list[tuple[str, bytes | OSError]]) -> list[Decoded]:
+        return [_decode_one(name, content, size) for name, content in group]
+
     by_name: dict[str, Decoded] = {}
     remaining = iter(files)
     # the warning filter is global to the process, so it is set once and not in each thread
@@ -141,7 +145,7 @@ def decode(files: ImageFiles, size: int | None) -> list[Decoded]:
         warnings.simplefilter("ignore")
         while chunk := list(islice(remaining, _CHUNK)):
             groups = [chunk[i : i + _GROUP] for i in range(0, len(chunk), _GROUP)]
-            for images in pool.map(lambda group: [_decode_one(*file, size=size) for file in group], groups):
+            for images in pool.map(decode_group, groups):
                 by_name.update((image.name, image) for image in images)
     return [by_name[name] for name in sorted(by_name)]
 
