@@ -246,14 +246,14 @@ def test_differences_to_plain_are_paired_by_seed():
         DiagnosisRow("plain", [run(0, 1.0), run(1, 5.0), run(2, 3.0)], {}),
         DiagnosisRow("sam", [run(1, 4.0), run(0, 0.5), run(7, 99.0)], {}),
     ]
-    found = minus_plain(rows, measure)
-    assert set(found) == {"sam"}
-    assert found["sam"].mean == pytest.approx(-0.75) and found["sam"].n == 2
+    differences = minus_plain(rows, measure)
+    assert set(differences) == {"sam"}
+    assert differences["sam"].mean == pytest.approx(-0.75) and differences["sam"].n == 2
     assert minus_plain(rows[1:], measure) == {}
 
 
 @pytest.mark.parametrize(
-    ("value", "count", "shown"),
+    ("value", "count", "text"),
     [
         (561.2, 3, "561"),
         (2.3, 3, "2.30"),
@@ -264,8 +264,8 @@ def test_differences_to_plain_are_paired_by_seed():
         (9.996, 3, "10.00"),
     ],
 )
-def test_numbers_have_their_significant_digits(value, count, shown):
-    assert digits(value, count) == shown
+def test_numbers_have_their_significant_digits(value, count, text):
+    assert digits(value, count) == text
 
 
 def test_agreement_of_hand_values():
@@ -274,10 +274,10 @@ def test_agreement_of_hand_values():
         return DiagnosisRow("m", [], {MEASURES[0].name: Spread(accuracy, None, 1), MEASURES[2].name: value})
 
     # of 6 pairs 5 are in opposite order and one is not: tau = (1 - 5) / 6
-    found = agreement([row(1, 9), row(2, 7), row(3, 8), row(4, 2)], MEASURES[2])
-    assert found and found.tau == pytest.approx(-4 / 6) and found.n == 4
-    # exact: of the 24 orders 8 are as far from 0
-    assert found.p == pytest.approx(8 / 24)
+    result = agreement([row(1, 9), row(2, 7), row(3, 8), row(4, 2)], MEASURES[2])
+    assert result and result.tau == pytest.approx(-4 / 6) and result.n == 4
+    # exact: 8 of the 24 orders are as far from 0
+    assert result.p == pytest.approx(8 / 24)
     assert agreement([row(1, 2), row(2, 3)], MEASURES[2]) is None
     assert agreement([row(1, 2), row(2, 2), row(3, 2)], MEASURES[2]) is None
     assert agreement([row(1, 2), row(2, 3), row(3, None)], MEASURES[2]) is None

@@ -8,7 +8,6 @@ import torch
 
 from steppe import InputError, data
 from steppe.config import Data
-from steppe.data.sources import builtin
 
 
 def test_digits_are_the_real_ones_upscaled() -> None:
@@ -21,14 +20,6 @@ def test_digits_are_the_real_ones_upscaled() -> None:
     raw = torch.from_numpy((load_digits().images * 255 / 16).round().astype(np.uint8))
     everything = torch.cat([small.train.x, small.val.x, small.test.x])[:, 0]
     assert torch.equal(everything.long().sum(dim=0), raw.long().sum(dim=0))
-
-
-def test_digits_at_another_path_are_loaded_by_scikit_learn(monkeypatch) -> None:
-    images = data.load("digits", Data())
-    with monkeypatch.context() as patch:
-        patch.setattr(builtin.distribution("scikit-learn").__class__, "locate_file", lambda self, path: "nowhere")
-        by_package = data.load("digits", Data())
-    assert torch.equal(images.train.x, by_package.train.x) and torch.equal(images.test.y, by_package.test.y)
 
 
 @pytest.mark.parametrize(

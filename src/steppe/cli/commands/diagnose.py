@@ -88,11 +88,11 @@ def run(folders: Sequence[str], options: DiagnoseOptions, as_json: bool, console
         if not as_json:
             for table in page.terminal(folder):
                 console.print(table)
-            console.print(f"\ndiagnosis: {html}", highlight=False, markup=False, soft_wrap=True)
+            _print(f"\ndiagnosis: {html}", console)
     if not comparisons and not as_json:
         console.print(page.one([Diagnosed(_record(home), result) for home, result in results.items()]))
         for home in results:
-            console.print(f"diagnosis: {home / DIAGNOSIS}", highlight=False, markup=False, soft_wrap=True)
+            _print(f"diagnosis: {home / DIAGNOSIS}", console)
     return 0
 
 
@@ -110,7 +110,7 @@ def _between(homes: list[Path], options: DiagnoseOptions, out: Path, as_json: bo
     if result["triangle"]:
         lines.append(f"between all three: barrier {result['triangle']['barrier']:.3g} nats")
     for line in (*lines, str(figure)):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        _print(line, console)
     return 0
 
 
@@ -155,8 +155,7 @@ def _diagnose_all(homes: list[Path], options: DiagnoseOptions, console: Console)
             measured += 1
             records.write_json(home / DIAGNOSIS, result | options.request)
             results[home] = json.loads((home / DIAGNOSIS).read_text())
-            line = f"[{number + 1}/{len(homes)}] {title}: {result['took']:.1f} s"
-            console.print(line, highlight=False, markup=False)
+            _print(f"[{number + 1}/{len(homes)}] {title}: {result['took']:.1f} s", console)
     return results
 
 
@@ -201,7 +200,11 @@ def _print_bounds(results: dict[Path, dict[str, Any]], console: Console) -> None
         config = engine.read_run(home)
         for values in result["complexity"].get("bounds", ()):
             bound = Bound(**{k: v for k, v in values.items() if k != "vacuous"})
-            console.print(f"{config.method} seed {config.seed}, {bound}", highlight=False, markup=False)
+            _print(f"{config.method} seed {config.seed}, {bound}", console)
+
+
+def _print(line: str, console: Console) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _record(home: Path) -> Record:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import distribution
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from steppe.config import Data
 from steppe.data.dataset import Images, Source, resized
@@ -21,7 +21,10 @@ def digits(options: Data) -> Source:
 
     A fixed fifth of every class is the test set, because the data set has none.
     """
-    pixels, y = _read_table()
+    spec = find_spec("sklearn")  # importing scikit-learn would take a second
+    assert spec is not None
+    table = np.loadtxt(Path(str(spec.origin)).parent / "datasets/data/digits.csv.gz", delimiter=",")
+    pixels, y = table[:, :-1], table[:, -1].astype(np.int64)
     x = (pixels.reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8)
     x = resized(x, options.size or _DIGITS_SIZE)
     chosen = stratified(y, round(_TEST_SHARE * len(y)), np.random.default_rng(0))
@@ -32,19 +35,6 @@ def digits(options: Data) -> Source:
         tuple(str(i) for i in range(10)),
         note="test images: a fixed fifth of every class, as the data set comes without a test set",
     )
-
-
-def _read_table() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return pixels (N, 64) and digits (N,)."""
-    path = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
-    try:
-        table = np.loadtxt(str(path), delimiter=",")
-    except OSError:
-        # the file is elsewhere; load_digits finds it, but importing scikit-learn takes a second
-        from sklearn.datasets import load_digits
-
-        table = np.column_stack(load_digits(return_X_y=True))
-    return table[:, :-1], table[:, -1].astype(np.int64)
 
 
 def synthetic(options: Data) -> Source:
