@@ -78,10 +78,13 @@ def test_batches_of_all_kinds_are_one_set_of_samples():
     assert LossSurface(net, [(x, soft)]).value().accuracy is None
 
 
-def test_the_wrapper_of_a_compiled_model_is_removed():
+def test_the_wrapper_of_a_compiled_model_is_removed_and_frozen_parameters_are_left_out():
     net, batch = small_net(), small_batch()
+    net[0].weight.requires_grad_(False)
     wrapped = torch.compile(net, backend="eager")
-    assert LossSurface(wrapped, [batch]).net is net
+    surface = LossSurface(wrapped, [batch])
+    assert surface.net is net
+    assert len(surface.params) == len(list(net.parameters())) - 1
 
 
 def test_weights_and_buffers_are_restored_after_an_error():
