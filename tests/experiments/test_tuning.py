@@ -219,7 +219,7 @@ def test_a_pruned_trial_keeps_its_run(tmp_path, images, monkeypatch):
 
 
 def test_two_searches_do_not_share_a_folder(tmp_path, images, monkeypatch):
-    monkeypatch.setattr(sys.modules[search.__module__], "claimed", partial(locked_run, patience=0.1))
+    monkeypatch.setattr(sys.modules[search.__module__], "locked_run", partial(locked_run, patience=0.1))
     with locked_run(tmp_path), pytest.raises(steppe.RunError, match="another process is at work"):
         search(RUN, space("sam"), SMALL, tmp_path, images)
 

@@ -81,7 +81,7 @@ def test_contributing_shows_the_method_that_is_there():
     assert [line for line in shown.splitlines() if line] == [line for line in (card + code).splitlines() if line]
     assert len(held.splitlines()) < 50
     restated = blocks("CONTRIBUTING.md")[1]
-    references = (ROOT / "src/steppe/testing/oracles.py").read_text()
+    references = (ROOT / "src/steppe/testing/oracles/__init__.py").read_text()
     assert restated in references
     entry = re.search(r"below it, `(.*)`", (ROOT / "CONTRIBUTING.md").read_text())
     assert entry and entry[1] in references

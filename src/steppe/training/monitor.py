@@ -28,7 +28,7 @@ from steppe.diagnostics.sharpness import worst_case_sharpness
 from steppe.distributed import collectives
 from steppe.models.multi.base import MultiHeadNetwork
 from steppe.models.multi.branched import SeparateNetworks
-from steppe.models.multi.ensemble import Ensemble, HybridEnsemble
+from steppe.models.multi.ensemble import NetworkList
 from steppe.training.checkpoint import file
 from steppe.training.checkpoint.file import Checkpoint
 from steppe.training.evaluation import BATCH, to_model_format
@@ -126,7 +126,7 @@ def networks(method: Method, net: nn.Module, state: nn.Module, new_model: Any) -
     ``new_model`` makes one to be filled. Names are those of `Method.outputs`.
     """
     found = {DEPLOYED: method.deployed_model(net, state, new_model)}
-    if isinstance(net, Ensemble | HybridEnsemble):
+    if isinstance(net, NetworkList):
         return found | {
             f"network {i}": with_presets(new_model(), one.state_dict()) for i, one in enumerate(net.networks, 1)
         }

@@ -1,4 +1,4 @@
-"""Noisy and limited data: the published choice, and noise that no epoch can be lucky with."""
+"""Noisy and limited data: the published subsets, noise that is fixed in evaluation and new in training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from steppe.data.transforms.noise import fixed_noise
 from steppe.errors import InputError
 
 
-def test_the_published_choice_of_cifar():
+def test_the_published_subset_of_cifar():
     """The first five places of the published lists, by which image of its class each is.
 
     CIFAR-10's first class has its 861st, 3773rd, ... image at 8335, 37579, 30906, 4488, 44041; CIFAR-100's its
@@ -37,9 +37,9 @@ def test_limited_training_images_are_no_validation_images():
     limited = load("digits", Data(legacy_share=0.1, val=60))
     assert 100 < len(limited.train) < 180
     assert torch.equal(limited.test.x, whole.test.x)
-    seen = {image.numpy().tobytes() for image in limited.train.x}
-    assert len(seen) < len(limited.train)  # with repetitions
-    assert not seen & {image.numpy().tobytes() for image in limited.val.x}
+    distinct = {image.numpy().tobytes() for image in limited.train.x}
+    assert len(distinct) < len(limited.train)  # with repetitions
+    assert not distinct & {image.numpy().tobytes() for image in limited.val.x}
     with pytest.raises(InputError, match=r"data.legacy_share is 0.1 and data.train 50; .* only one of them"):
         Data(legacy_share=0.1, train=50)
 
@@ -51,7 +51,7 @@ def pictures(count: int = 40) -> Images:
     )
 
 
-def test_a_tested_image_has_the_same_noise_whoever_looks_when():
+def test_a_test_image_always_has_the_same_noise():
     images = pictures()
     noisy = Normalizer((0.5,) * 3, (0.25,) * 3, 2.0)
     (whole,) = evaluation_batches(images, 100, noisy)
@@ -72,11 +72,11 @@ def test_training_noise_is_new_in_every_epoch_and_view_and_leaves_labels_alone()
         return Loader(images, classes=5, batch=20, augment=(), normalize=unit, seed=3, views=[(), ()], **place)
 
     def noise(epoch: int, view: str | None = None) -> torch.Tensor:
-        found = []
+        rows = []
         for a, b in zip(loader(0.0).epoch(epoch), loader(1.0).epoch(epoch), strict=True):
             assert torch.equal(a.y, b.y) and torch.equal(a.y, images.y[a.index])
-            found.append(b.x - a.x if view is None else b.extra[view] - a.extra[view])
-        return torch.cat(found)
+            rows.append(b.x - a.x if view is None else b.extra[view] - a.extra[view])
+        return torch.cat(rows)
 
     one, two, other = noise(1), noise(2), noise(1, "view 2")
     assert torch.equal(one, noise(1))
