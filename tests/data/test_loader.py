@@ -114,7 +114,7 @@ def test_batches_are_contiguous_float32_with_fitting_labels(augment: tuple[str, 
     [
         ({"augment": ("cutmixx",)}, "unknown augmentation in data.augment 'cutmixx'; did you mean 'cutmix'"),
         ({"augment": ("mixup", "cutmix")}, "both mixup and cutmix"),
-        ({"batch": 24}, "batch is 24 and there are only 23 training images"),
+        ({"batch": 24}, "batch is 24 and only 23 images are trained on"),
         ({"batch": 0}, "batch is 0; give at least 1"),
         ({"seed": -1}, "seed is -1; give 0 or"),
         ({"size": 3}, "batch is 5 on 3 processes; give at least 6"),

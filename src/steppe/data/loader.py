@@ -59,7 +59,7 @@ class Loader:
             )
         if batch > len(images):
             raise InputError(
-                f"batch is {batch} and there are only {len(images)} training images; give a smaller batch"
+                f"batch is {batch} and only {len(images)} images are trained on; give a smaller batch"
             )
         if seed < 0:
             raise InputError(f"seed is {seed}; give 0 or a positive whole number")
