@@ -9,7 +9,8 @@ from torch import Tensor
 
 from steppe.config import Data, Run, essential
 from steppe.data.dataset import Images
-from steppe.data.loader import Loader, Normalizer
+from steppe.data.loader import Loader
+from steppe.data.normalize import Normalizer
 from steppe.data.transforms.auto_augment import (
     _POLICIES,
     COMPOSITIONS,
@@ -77,7 +78,7 @@ def test_strengths_are_those_of_the_reference():
     """On 32 x 32 at strength 9 of 30, as the reference on the released code lists them."""
 
     def at(name: str) -> float:
-        return strength(name, 9, 31, 32, 32, turned=False)
+        return strength(name, 9, 31, 32, 32, negative=False)
 
     assert at("shear-x") == pytest.approx(0.09)
     assert at("translate-y") == pytest.approx(4.35, abs=0.01)
@@ -85,8 +86,8 @@ def test_strengths_are_those_of_the_reference():
     assert at("color") == at("sharpness") == pytest.approx(0.27)
     assert at("posterize") == 7
     assert at("solarize") == pytest.approx(178.5)
-    assert strength("rotate", 9, 31, 32, 32, turned=True) == pytest.approx(-9)
-    assert strength("solarize", 9, 31, 32, 32, turned=True) == pytest.approx(178.5)
+    assert strength("rotate", 9, 31, 32, 32, negative=True) == pytest.approx(-9)
+    assert strength("solarize", 9, 31, 32, 32, negative=True) == pytest.approx(178.5)
     assert len(_POLICIES) == 25
 
 
@@ -149,7 +150,7 @@ def test_a_further_view_changes_nothing_about_the_first():
 
 
 def test_unknown_or_too_few_views_are_refused():
-    with pytest.raises(InputError, match="data.views names 2 and the method takes 3; name 3, or one"):
+    with pytest.raises(InputError, match="data.views has 2 views and the method takes 3; give 3, or one"):
         compositions(("plain", "crop-flip"), 3)
     with pytest.raises(InputError, match="did you mean 'crop-flip'"):
         compositions(("crop-flop",), 1)

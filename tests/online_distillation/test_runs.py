@@ -16,7 +16,8 @@ import steppe
 from steppe import models, records
 from steppe.config import Data, Optim, Run
 from steppe.core.method import Method
-from steppe.data.loader import Normalizer, evaluation_batches
+from steppe.data.loader import evaluation_batches
+from steppe.data.normalize import Normalizer
 from steppe.training import run as engine
 from steppe.training import trainer
 from steppe.training.checkpoint import file
@@ -120,7 +121,7 @@ def test_outputs_are_those_of_each_network_alone(images):
 
 def test_views_of_a_run_must_be_enough(images):
     run = dataclasses.replace(RUN, method="okdph:networks=3")
-    with pytest.raises(steppe.InputError, match="data.views names 3 and the method takes 4"):
+    with pytest.raises(steppe.InputError, match="data.views has 3 views and the method takes 4"):
         engine.check(run, images)
     engine.check(dataclasses.replace(run, method="sam"), images)  # the first view serves
 
