@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from steppe.records import load
-from steppe.report import format
-from steppe.report.comparison import config_diff, deployables, page, tables
+from steppe.report import formatting
+from steppe.report.comparison import _config_diff, deployables, page, tables
 
 NAMES = ("network 1", "network 2", "ensemble")
 
@@ -102,7 +102,7 @@ def test_best_of_all_is_named_and_explained_everywhere(cohort: Any) -> None:
         flowing = " ".join(form.replace("\n%", "\n").split())
         assert "best of all," in flowing.lower()
         assert "nothing is chosen by it here" in flowing
-        assert format.spread(rows[1].best_of_all, 1).split(" ")[0] in flowing
+        assert formatting.spread(rows[1].best_of_all, 1).split(" ")[0] in flowing
     assert "test_best_of_all_mean,test_best_of_all_std" in tables.csv(rows)
     shown_there = html(cohort)
     assert "Best of all,\ntest %" in shown_there
@@ -142,7 +142,7 @@ def test_settings_in_which_rows_of_one_kind_differ_are_marked(folder: Any) -> No
     for label, resolved in settings.items():
         folder.method(label, resolved=resolved)
     folder.write()
-    found = config_diff.of_methods(load(folder.path))
+    found = _config_diff.of_methods(load(folder.path))
     assert {label: "".join(piece for piece, _ in pieces) for label, pieces in found.items()} == settings
     marked = {label: [piece for piece, strong in pieces if strong] for label, pieces in found.items()}
     assert marked == {"plain": [], "sam": ["rho=0.05"], "sam:rho=0.2": ["rho=0.2"], "gsam": [], "odd": []}
@@ -155,7 +155,7 @@ def test_runs_that_were_not_configured_alike_are_named(folder: Any) -> None:
         config = {"method": label, "seed": 0, "batch": 64, "optim": {"lr": rate}, "resolved": label}
         (home / "config.json").write_text(json.dumps(config))
     folder.write()
-    found = config_diff.of_runs(load(folder.path))
+    found = _config_diff.of_runs(load(folder.path))
     assert found == [("optim.lr", [("0.1", ["plain", "sam"]), ("0.3", ["rwp"])])]
     assert "These settings are not equal in all runs" in html(folder)
     assert "they differ in the method alone" not in html(folder)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from steppe.records import Record
-from steppe.report.diagnosis.noise_tolerance import MEASURES, bound_cell, complexity
+from steppe.report.diagnosis._noise_tolerance import MEASURES, bound_cell, complexity
 from steppe.report.diagnosis.summary import Diagnosed, DiagnosisRow
-from steppe.report.format import NONE
+from steppe.report.formatting import NONE
 
 
 def row(method: str, *values: float, sigma: float | None = 0.1) -> DiagnosisRow:

@@ -13,7 +13,7 @@ from rich.console import Console
 from steppe.records import load
 from steppe.report.comparison import tables
 from steppe.report.comparison.conclusions import remarks
-from steppe.report.format import number
+from steppe.report.formatting import number
 
 T2 = 4.302652729911275  # t(0.975; 2)
 T1 = 12.706204736174694  # t(0.975; 1)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from steppe.experiments.tuning.search import Candidate, TuningResult
 from steppe.experiments.tuning.space import Range
-from steppe.report.format import interval, number
+from steppe.report.formatting import interval, number
 from steppe.report.statistics import Difference, mean_std, paired_difference
 
 _EDGE = 0.05  # a best value this close to an end of its range, as a share of it, may lie outside

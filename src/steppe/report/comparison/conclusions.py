@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from steppe.report import format
+from steppe.report import formatting
 from steppe.report.comparison.summary import ResultRow
 from steppe.report.statistics import Difference, holm
 
@@ -57,7 +57,7 @@ def sentences(rows: list[ResultRow]) -> list[str]:
 def _highest(best: ResultRow, count: int) -> str:
     assert best.last is not None
     over = f"Over {best.last.n} seeds" if best.last.n > 1 else "With one seed"
-    shown = format.spread(best.last, best.decimals)
+    shown = formatting.spread(best.last, best.decimals)
     if count == 1:
         return f"{over} {_name(best)} reaches a test accuracy of {shown} %; nothing stands beside it yet."
     start = f"{over} {_name(best)} has the highest mean test accuracy, {shown} %"
@@ -89,7 +89,7 @@ def _versus_controls(done: list[ResultRow], best: ResultRow) -> str:
 
 def on_front(methods: list[str], count: int, cost: str) -> str:
     """Return which of ``count`` methods are on the Pareto front of accuracy and cost."""
-    names = _list([format.plain_text(m) for m in methods])
+    names = _list([formatting.plain_text(m) for m in methods])
     if count == 1:
         return f"{names} stands alone."
     others = count - len(methods)
@@ -145,8 +145,8 @@ def _missing(rows: list[ResultRow]) -> str:
 
 
 def _amount(difference: Difference, decimals: int) -> str:
-    shown = format.number(difference.mean, decimals, sign=True)
-    bounds = f" {format.interval(difference, decimals)}" if difference.low is not None else ""
+    shown = formatting.number(difference.mean, decimals, sign=True)
+    bounds = f" {formatting.interval(difference, decimals)}" if difference.low is not None else ""
     return f"{shown} points{bounds}"
 
 
@@ -159,7 +159,7 @@ def _why_not(difference: Difference) -> str:
 
 
 def _name(row: ResultRow) -> str:
-    return format.plain_text(row.method)
+    return formatting.plain_text(row.method)
 
 
 def _list(names: list[str]) -> str:
@@ -171,12 +171,12 @@ def _mean(row: ResultRow) -> float:
 
 
 def _control(name: str) -> str:
-    shown = format.plain_text(name)
+    shown = formatting.plain_text(name)
     return f"{shown} ({CONTROLS[name]})" if name in CONTROLS else shown
 
 
 def _grouped(rows: list[ResultRow]) -> list[tuple[str, list[ResultRow]]]:
     return [
-        (format.plain_text(f"{dataset}, {model}"), list(group))
+        (formatting.plain_text(f"{dataset}, {model}"), list(group))
         for (dataset, model), group in groupby(rows, key=lambda r: (r.dataset, r.model))
     ]

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steppe.records import Comparison
-from steppe.report import format
+from steppe.report import formatting
 from steppe.report.comparison.summary import Spread, chosen, groups, spread
 
 TITLE = "What each method can deploy"
@@ -93,7 +93,7 @@ def terminal(found: list[Part]) -> list[RenderableType]:
         for method, own in groupby(group, key=lambda p: p.method):
             for i, p in enumerate(own):
                 style = "bold" if p.name == DEPLOYED else "dim" if p.name == DIVERSITY else ""
-                name = format.plain_text(method) if i == 0 else ""
+                name = formatting.plain_text(method) if i == 0 else ""
                 table.add_row(Text(name), *(Text(c, style=style) for c in _cells(p)))
         tables.append(table)
     return [*tables, Text(NOTE, style="dim")] if tables else []
@@ -104,12 +104,12 @@ def markdown(found: list[Part]) -> str:
     out: list[str] = []
     for title, group in _grouped(found):
         out += [
-            f"### {TITLE}: {format.markdown_cell(title)}",
+            f"### {TITLE}: {formatting.markdown_cell(title)}",
             "",
             "| method | what | last epoch, % | best val., % |",
         ]
         out += ["| --- | --- | ---: | ---: |"]
-        out += [f"| {' | '.join(map(format.markdown_cell, (p.method, *_cells(p))))} |" for p in group]
+        out += [f"| {' | '.join(map(formatting.markdown_cell, (p.method, *_cells(p))))} |" for p in group]
         out += [""]
     return "\n".join([*out, NOTE, ""]) if out else ""
 
@@ -122,15 +122,18 @@ def csv(found: list[Part]) -> str:
     writer.writerow(["dataset", "model", "method", "what", "n", *ends])
     for p in found:
         values = [v for s in (p.last, p.best) for v in ((s.mean, s.std) if s else (None, None))]
-        names = [format.inert(name) for name in (p.dataset, p.model, p.method, p.name)]
+        names = [formatting.inert(name) for name in (p.dataset, p.model, p.method, p.name)]
         writer.writerow([*names, p.last.n if p.last else 0, *values])
     return file.getvalue()
 
 
 def _cells(part: Part) -> list[str]:
-    return [format.plain_text(part.name), *(format.spread(s, part.decimals) for s in (part.last, part.best))]
+    return [
+        formatting.plain_text(part.name),
+        *(formatting.spread(s, part.decimals) for s in (part.last, part.best)),
+    ]
 
 
 def _grouped(found: list[Part]) -> list[tuple[str, list[Part]]]:
     by = groupby(found, key=lambda p: (p.dataset, p.model))
-    return [(format.plain_text(", ".join(group)), list(own)) for group, own in by]
+    return [(formatting.plain_text(", ".join(group)), list(own)) for group, own in by]

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from steppe.records import Comparison, Record
 from steppe.report.comparison.summary import BASELINE, Spread, chosen, controls_of, groups, paired, spread
-from steppe.report.format import inert
+from steppe.report.formatting import inert
 from steppe.report.statistics import Difference
 
 Axis = Literal["epochs", "gradients", "seconds"]

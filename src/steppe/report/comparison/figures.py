@@ -17,7 +17,7 @@ from steppe.records import Comparison, write_text
 from steppe.report.comparison import pareto as _cost
 from steppe.report.comparison.curves import METRICS, Series, series
 from steppe.report.comparison.summary import BASELINE, groups
-from steppe.report.format import plain_text
+from steppe.report.formatting import plain_text
 from steppe.report.style import Style, styles
 
 _PANELS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")

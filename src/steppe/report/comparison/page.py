@@ -13,22 +13,22 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from steppe.records import Comparison, load, write_text
-from steppe.report import format
+from steppe.report import formatting
 from steppe.report.comparison import (
-    config_diff,
+    _config_diff,
+    _results,
+    _template_context,
     deployables,
     equal_budget,
     figures,
-    results,
     tables,
-    template_context,
 )
 from steppe.report.comparison.curves import AXES, METRICS, Series, series
 from steppe.report.comparison.summary import ResultRow, groups, rows
 from steppe.report.style import outline, styles
 
 _REPORT = Path(__file__).parents[1]
-_SCRIPTS = ("base.js", "table.js", "chart.js", "curves.js", "export.js", "start.js")
+_SCRIPTS = ("base.js", "table.js", "chart.js", "page.js", "export.js", "start.js")
 DIAGNOSIS = "diagnosis.html"
 # What is put into the page to be saved from it, and lies beside it too: name, what it is called, its type.
 _DOWNLOADS = (
@@ -96,29 +96,29 @@ def html(comparison: Comparison, table: list[ResultRow], beside: dict[str, str],
     script = _script((*_SCRIPTS, "live.js") if live else _SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     look = [asdict(style) | {"mark": outline(style.marker)} for style in styles(comparison).values()]
-    shown = [template_context.group(comparison, g, parts[g], drawn[g]) for g in found]
+    shown = [_template_context.group(comparison, g, parts[g], drawn[g]) for g in found]
     offered = {t["mode"] for g in shown for t in g["tables"]}
     loader = FileSystemLoader(_REPORT / "templates", encoding="utf-8")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     return environment.get_template("page.html.j2").render(
-        **template_context.header(comparison),
+        **_template_context.header(comparison),
         groups=shown,
         several=len(found) > 1,
-        modes=[(mode, name) for mode, name in results.MODES.items() if mode in offered],
-        titles=results.MODES,
+        modes=[(mode, name) for mode, name in _results.MODES.items() if mode in offered],
+        titles=_results.MODES,
         watched=any(row.best_of_all for row in table),
-        best_of_all=format.BEST_OF_ALL,
-        about_best_of_all=format.ABOUT_BEST_OF_ALL,
-        deployable=template_context.deployable(comparison),
+        best_of_all=formatting.BEST_OF_ALL,
+        about_best_of_all=formatting.ABOUT_BEST_OF_ALL,
+        deployable=_template_context.deployable(comparison),
         deploy_title=deployables.TITLE,
         deploy_note=deployables.NOTE,
-        failures=template_context.failures(comparison),
-        fact_groups=template_context.facts(comparison),
-        changed=template_context.changed(comparison),
-        run_differences=config_diff.of_runs(comparison),
-        methods=template_context.methods(comparison),
-        controls=template_context.controls(comparison),
-        folders=template_context.folders(comparison),
+        failures=_template_context.failures(comparison),
+        fact_groups=_template_context.facts(comparison),
+        changed=_template_context.changed(comparison),
+        run_differences=_config_diff.of_runs(comparison),
+        methods=_template_context.methods(comparison),
+        controls=_template_context.controls(comparison),
+        folders=_template_context.folders(comparison),
         diagnosis=DIAGNOSIS if (comparison.folder / DIAGNOSIS).exists() else "",
         downloads=_downloads(beside),
         metrics=[(name, title.split(" (")[0].lower()) for name, title in METRICS.items()],

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from steppe.records import Comparison
-from steppe.report import format
+from steppe.report import formatting
 from steppe.report.comparison import pareto
 from steppe.report.comparison.conclusions import on_front
-from steppe.report.format import plain_text
+from steppe.report.formatting import plain_text
 from steppe.report.style import outline, styles
 
 LEFT, RIGHT, TOP, WIDTH = 46, 8, 28, 960
@@ -46,7 +46,7 @@ def figure(comparison: Comparison, name: tuple[str, str], kind: pareto.CostAxis)
                 "style": order.index(p.method),
                 "name": plain_text(p.method),
                 "mark": outline(look[p.method].marker or "o"),
-                "about": f"{plain_text(p.method)}: {format.spread(p.accuracy, 2)} %, {p.cost:,.0f} {_COSTS[kind]}",
+                "about": f"{plain_text(p.method)}: {formatting.spread(p.accuracy, 2)} %, {p.cost:,.0f} {_COSTS[kind]}",
                 "x": x(p.x),
                 "y": y(p.accuracy.mean),
                 "low": y(p.accuracy.mean - std) if std else None,

@@ -14,7 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from steppe.report import format
+from steppe.report import formatting
 from steppe.report.comparison.conclusions import sentence
 from steppe.report.comparison.summary import ResultRow, rows
 from steppe.report.statistics import Difference
@@ -29,16 +29,16 @@ class _Column(NamedTuple):
 
 
 _COLUMNS = (
-    _Column("method", lambda r: format.plain_text(r.method)),
-    _Column("seeds", format.seeds),
-    _Column("last epoch, %", lambda r: format.spread(r.last, r.decimals)),
-    _Column("best val., %", lambda r: format.spread(r.best, r.decimals), 4),
-    _Column(f"{format.BEST_OF_ALL}, %", lambda r: format.spread(r.best_of_all, r.decimals), 3),
+    _Column("method", lambda r: formatting.plain_text(r.method)),
+    _Column("seeds", formatting.seeds),
+    _Column("last epoch, %", lambda r: formatting.spread(r.last, r.decimals)),
+    _Column("best val., %", lambda r: formatting.spread(r.best, r.decimals), 4),
+    _Column(f"{formatting.BEST_OF_ALL}, %", lambda r: formatting.spread(r.best_of_all, r.decimals), 3),
     _Column("minus plain", lambda r: _marked(r.difference, r)),
-    _Column("passes", format.passes, 3),
-    _Column("seconds", lambda r: format.number(r.seconds, 1), 1),
-    _Column("time", format.ratio),
-    _Column("peak MB", lambda r: format.number(r.memory, 0), 2),
+    _Column("passes", formatting.passes, 3),
+    _Column("seconds", lambda r: formatting.number(r.seconds, 1), 1),
+    _Column("time", formatting.ratio),
+    _Column("peak MB", lambda r: formatting.number(r.memory, 0), 2),
 )
 
 
@@ -54,10 +54,10 @@ def terminal(rows: list[ResultRow]) -> RenderableType:
 def markdown(rows: list[ResultRow]) -> str:
     """Return one Markdown table per data set and network; differences away from 0 are bold."""
 
-    cell = format.markdown_cell
+    cell = formatting.markdown_cell
 
     def strong(difference: Difference | None, row: ResultRow) -> str:
-        shown = format.difference(difference, row.decimals, row.ok)
+        shown = formatting.difference(difference, row.decimals, row.ok)
         return f"**{shown}**" if difference and difference.separates else shown
 
     out: list[str] = []
@@ -70,11 +70,11 @@ def markdown(rows: list[ResultRow]) -> str:
         out += [f"### {cell(title)}", "", _line(heads), _line(["---"] + ["---:"] * (len(heads) - 1))]
         for row in group:
             cells = [cell(c.cell(row)) for c in shown]
-            against = [f"{cell(format.plain_text(n))} {strong(d, row)}" for n, d in row.controls.items()]
-            cells[at:at] = [strong(row.difference, row), "<br>".join(against) or format.NONE]
+            against = [f"{cell(formatting.plain_text(n))} {strong(d, row)}" for n, d in row.controls.items()]
+            cells[at:at] = [strong(row.difference, row), "<br>".join(against) or formatting.NONE]
             out.append(_line(cells))
         out.append("")
-    notes = [format.NOTES[0], "Bold: the interval excludes 0." + _UNADJUSTED, *_about_best_of_all(rows)]
+    notes = [formatting.NOTES[0], "Bold: the interval excludes 0." + _UNADJUSTED, *_about_best_of_all(rows)]
     return "\n".join([*out, *notes, ""])
 
 
@@ -88,10 +88,10 @@ def csv(rows: list[ResultRow]) -> str:
     heads += [f"test_{which}_{part}" for which in accuracies for part in ("mean", "std")]
     heads += ["forward", "backward", "updates", "seconds", "time_ratio", "peak_memory_mb"]
     for name in ["plain", *controls]:
-        heads += [f"minus_{format.inert(name)}{part}" for part in ("", "_low", "_high", "_n", "_p")]
+        heads += [f"minus_{formatting.inert(name)}{part}" for part in ("", "_low", "_high", "_n", "_p")]
     writer.writerow(heads)
     for row in rows:
-        cells: list[object] = [format.inert(c) for c in (row.dataset, row.model, row.method)]
+        cells: list[object] = [formatting.inert(c) for c in (row.dataset, row.model, row.method)]
         cells += [row.ok, row.failed, row.unfinished]
         for value in (row.last, row.best, row.best_of_all)[: len(accuracies)]:
             cells += [value.mean, value.std] if value else [None, None]
@@ -110,7 +110,7 @@ def latex(rows: list[ResultRow]) -> str:
     out = [r"% needs \usepackage{booktabs,xcolor}"]
 
     def muted(difference: Difference | None, row: ResultRow) -> str:
-        shown = _tex(format.difference(difference, row.decimals, row.ok)).replace("-", "$-$")
+        shown = _tex(formatting.difference(difference, row.decimals, row.ok)).replace("-", "$-$")
         shown = "--" if difference is None else shown
         return shown if difference is None or difference.separates else rf"\textcolor{{gray}}{{{shown}}}"
 
@@ -119,16 +119,20 @@ def latex(rows: list[ResultRow]) -> str:
         columns = _columns(rows)
         columns = columns[: [c.title for c in columns].index("minus plain")]
         heads = [_tex(c.title[0].upper() + c.title[1:]) for c in columns] + ["Minus plain"]
-        heads += [f"Minus {_tex(format.plain_text(name))}" for name in names] + ["Passes", "Time"]
-        out += [f"% {format.plain_text(title)}", rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule"]
+        heads += [f"Minus {_tex(formatting.plain_text(name))}" for name in names] + ["Passes", "Time"]
+        out += [
+            f"% {formatting.plain_text(title)}",
+            rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
+            r"\toprule",
+        ]
         out += [" & ".join(heads) + r" \\", r"\midrule"]
         for row in group:
             cells = [_tex(c.cell(row)) for c in columns] + [muted(row.difference, row)]
             cells += [muted(row.controls.get(name), row) for name in names]
-            cells += [_tex(format.passes(row)), _tex(format.ratio(row))]
+            cells += [_tex(formatting.passes(row)), _tex(formatting.ratio(row))]
             out.append(" & ".join(cells) + r" \\")
         out += [r"\bottomrule", r"\end{tabular}", ""]
-    notes = f"{format.NOTES[0]} Grey: the interval contains 0, or there is none.{_UNADJUSTED}"
+    notes = f"{formatting.NOTES[0]} Grey: the interval contains 0, or there is none.{_UNADJUSTED}"
     return "\n".join([*out, *(f"% {note}" for note in (notes, *_about_best_of_all(rows))), ""])
 
 
@@ -141,12 +145,12 @@ def _watched(rows: list[ResultRow]) -> bool:
 
 
 def _columns(rows: list[ResultRow]) -> list[_Column]:
-    best_of_all = f"{format.BEST_OF_ALL}, %"
+    best_of_all = f"{formatting.BEST_OF_ALL}, %"
     return [c for c in _COLUMNS if c.title != best_of_all or _watched(rows)]
 
 
 def _about_best_of_all(rows: list[ResultRow]) -> list[str]:
-    return [f"{format.BEST_OF_ALL.capitalize()}: {format.ABOUT_BEST_OF_ALL}"] if _watched(rows) else []
+    return [f"{formatting.BEST_OF_ALL.capitalize()}: {formatting.ABOUT_BEST_OF_ALL}"] if _watched(rows) else []
 
 
 class _Terminal:
@@ -157,7 +161,7 @@ class _Terminal:
         ascii_only = options.ascii_only
 
         def plain(value: str) -> str:
-            for fancy, simple in (("±", "+/-"), (format.TIMES, "x"), (format.NONE, "-")):
+            for fancy, simple in (("±", "+/-"), (formatting.TIMES, "x"), (formatting.NONE, "-")):
                 value = value.replace(fancy, simple) if ascii_only else value
             return value.encode("ascii", "replace").decode() if ascii_only else value
 
@@ -174,7 +178,7 @@ class _Terminal:
             yield table
             if any(row.controls for row in group):
                 yield _controls(group, plain)
-        notes = [*format.NOTES, _PASSES, *_about_best_of_all(self.rows)]
+        notes = [*formatting.NOTES, _PASSES, *_about_best_of_all(self.rows)]
         if left_out:
             notes.append(f"Left out at this width: {', '.join(left_out)}.")
         yield Text(plain("\n".join(notes)), style="dim")
@@ -206,8 +210,8 @@ def _controls(group: list[ResultRow], plain: Callable[[str], str]) -> Table:
     for row in group:
         for i, (name, d) in enumerate(row.controls.items()):
             table.add_row(
-                Text(plain(format.plain_text(row.method) if i == 0 else "")),
-                Text(plain(format.plain_text(name))),
+                Text(plain(formatting.plain_text(row.method) if i == 0 else "")),
+                Text(plain(formatting.plain_text(name))),
                 Text(plain(_marked(d, row)), style="" if d.separates else "dim"),
             )
     return table
@@ -222,13 +226,13 @@ def _style(column: _Column, row: ResultRow) -> str:
 
 
 def _marked(difference: Difference | None, row: ResultRow) -> str:
-    shown = format.difference(difference, row.decimals, row.ok)
-    return f"{shown} {format.MARK}" if difference and difference.separates else shown
+    shown = formatting.difference(difference, row.decimals, row.ok)
+    return f"{shown} {formatting.MARK}" if difference and difference.separates else shown
 
 
 def _grouped(rows: list[ResultRow]) -> list[tuple[str, list[ResultRow]]]:
     return [
-        (format.plain_text(f"{dataset}, {model}"), list(group))
+        (formatting.plain_text(f"{dataset}, {model}"), list(group))
         for (dataset, model), group in groupby(rows, key=lambda r: (r.dataset, r.model))
     ]
 
@@ -239,6 +243,10 @@ def _line(cells: list[str]) -> str:
 
 def _tex(value: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    special |= {c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", format.TIMES: r"$\times$", format.NONE: "--"}
+    special |= {c: f"\\{c}" for c in "&%$#_{}"} | {
+        "±": r"$\pm$",
+        formatting.TIMES: r"$\times$",
+        formatting.NONE: "--",
+    }
     special |= {"<": r"\textless{}", ">": r"\textgreater{}"}
     return "".join(special.get(c, c) for c in value)

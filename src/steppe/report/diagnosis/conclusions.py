@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from steppe.report import format
+from steppe.report import formatting
 from steppe.report.comparison.summary import Spread
 from steppe.report.diagnosis.summary import (
     CORRUPTED,
@@ -17,7 +17,7 @@ from steppe.report.diagnosis.summary import (
     minus_plain,
     named,
 )
-from steppe.report.format import plain_text
+from steppe.report.formatting import plain_text
 from steppe.report.statistics import Difference
 
 CAUTION = (
@@ -100,8 +100,8 @@ def _difference(value: Difference | None) -> dict[str, Any] | None:
     known = value.low is not None and value.high is not None
     shown = f"[{digits(value.low or 0.0, 2)}, {digits(value.high or 0.0, 2)}]" if known else ""
     return {
-        "mean": format.minus(digits(value.mean, 2, sign=True)),
-        "interval": format.minus(shown),
+        "mean": formatting.minus(digits(value.mean, 2, sign=True)),
+        "interval": formatting.minus(shown),
         "strong": value.separates,
     }
 
@@ -153,13 +153,13 @@ def _order(rows: list[DiagnosisRow]) -> str:
 def cell(measure: Measure, value: Spread | None) -> tuple[str, str]:
     """Return the mean and the standard deviation as text."""
     if value is None:
-        return format.NONE, ""
+        return formatting.NONE, ""
     places = measure.decimals
     shown = digits(value.mean, 3) if places is None else f"{value.mean:,.{places}f}"
     if not value.std:
-        return format.minus(shown), ""
+        return formatting.minus(shown), ""
     std = digits(value.std, 2) if places is None else f"{value.std:.{places}f}"
-    return format.minus(shown), f"± {std}"
+    return formatting.minus(shown), f"± {std}"
 
 
 def digits(value: float, count: int, *, sign: bool = False) -> str:
@@ -173,4 +173,4 @@ def digits(value: float, count: int, *, sign: bool = False) -> str:
 
 def tau(value: Agreement | None) -> str:
     """Return a rank correlation and its p-value as text; nothing where there is none."""
-    return "" if value is None else format.minus(f"tau {value.tau:+.2f}, p {value.p:.2g}")
+    return "" if value is None else formatting.minus(f"tau {value.tau:+.2f}, p {value.p:.2g}")

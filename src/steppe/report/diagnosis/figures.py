@@ -11,9 +11,9 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from steppe.records import Comparison
 from steppe.report.comparison.figures import FAINT, INK, dress, label
-from steppe.report.diagnosis.plot_helpers import band, legend, number, panels_of
 from steppe.report.diagnosis.summary import ACCURACY, SHARPNESS, DiagnosisRow, named
 from steppe.report.diagnosis.surface_3d import limits
+from steppe.report.plotting import band, legend, number, panels_of
 from steppe.report.style import styles
 
 _DISTANCE = "Distance along one random direction, in filter norms"

@@ -11,7 +11,7 @@ from matplotlib.tri import Triangulation
 
 from steppe.report.comparison import figures
 from steppe.report.comparison.figures import INK, dress, label
-from steppe.report.diagnosis.plot_helpers import number, panels_of
+from steppe.report.plotting import number, panels_of
 from steppe.report.style import MARKERS
 
 PICTURE = "between.svg"

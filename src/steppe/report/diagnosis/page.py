@@ -16,11 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from steppe.records import Comparison, load, write_text
-from steppe.report.comparison import figures, template_context
+from steppe.report.comparison import _template_context, figures
 from steppe.report.comparison.page import embedded
 from steppe.report.comparison.summary import Spread, groups
 from steppe.report.diagnosis import figures as diagnosis_figures
 from steppe.report.diagnosis import surface_3d, trajectories
+from steppe.report.diagnosis._noise_tolerance import complexity
 from steppe.report.diagnosis.conclusions import (
     ABOUT_EPOCHS,
     CAUTION,
@@ -31,7 +32,6 @@ from steppe.report.diagnosis.conclusions import (
     reading,
     tau,
 )
-from steppe.report.diagnosis.noise_tolerance import complexity
 from steppe.report.diagnosis.summary import (
     ACCURACY,
     ENDS,
@@ -47,7 +47,7 @@ from steppe.report.diagnosis.summary import (
     named,
     together,
 )
-from steppe.report.format import minus, plain_text
+from steppe.report.formatting import minus, plain_text
 
 _REPORT = Path(__file__).parents[1]
 
@@ -78,9 +78,9 @@ def write(folder: Path) -> Path:
         autoescape=True,
         undefined=StrictUndefined,
     )
-    script = (_REPORT / "static" / "diagnosis.js").read_text(encoding="utf-8")
+    script = (_REPORT / "static" / "surface.js").read_text(encoding="utf-8")
     html = environment.get_template("diagnosis.html.j2").render(
-        **template_context.header(comparison),
+        **_template_context.header(comparison),
         sections=sections,
         several=len(sections) > 1,
         css=Markup((_REPORT / "static" / "page.css").read_text(encoding="utf-8")),

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from steppe.report.diagnosis.plot_helpers import number
 from steppe.report.diagnosis.summary import DiagnosisRow
-from steppe.report.format import plain_text
+from steppe.report.formatting import plain_text
+from steppe.report.plotting import number
 
 
 def surfaces(rows: Sequence[DiagnosisRow]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from steppe.records import Comparison
 from steppe.report.comparison.figures import INK, dress, label
-from steppe.report.diagnosis.plot_helpers import band, ground, keys, legend, number, panels_of
 from steppe.report.diagnosis.summary import DiagnosisRow
+from steppe.report.plotting import band, ground, keys, legend, number, panels_of
 from steppe.report.style import styles
 
 

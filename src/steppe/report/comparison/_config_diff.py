@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from steppe.records import Comparison
-from steppe.report.format import plain_text
+from steppe.report.formatting import plain_text
 
 # What tells the runs of one grid apart by design.
 _GRID = ("method", "model", "dataset", "seed", "resolved", "digest")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from steppe.report import format
+from steppe.report import formatting
 from steppe.report.diagnosis.conclusions import cell, digits
 from steppe.report.diagnosis.summary import Diagnosed, DiagnosisRow, Measure, agreement, spread
-from steppe.report.format import plain_text
+from steppe.report.formatting import plain_text
 from steppe.report.statistics import mean_std
 
 CAUTION = (
@@ -131,4 +131,4 @@ def bound_cell(row: DiagnosisRow, kind: str) -> tuple[str, str]:
     mean, std = mean_std(said)
     below = [] if std is None else [f"± {digits(std, 2)}"]
     below += [f"{len(values) - len(said)} of {len(values)} {VACUOUS}"] if len(said) < len(values) else []
-    return format.number(mean, 1), ", ".join(below)
+    return formatting.number(mean, 1), ", ".join(below)

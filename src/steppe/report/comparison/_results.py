@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from steppe.records import Comparison
-from steppe.report import format
+from steppe.report import formatting
 from steppe.report.comparison.equal_budget import EqualBudget, Reached, budgets
 from steppe.report.comparison.summary import ResultRow, Spread
-from steppe.report.format import minus, plain_text
+from steppe.report.formatting import minus, plain_text
 from steppe.report.statistics import Difference
 
 AS_RUN = "run"
@@ -50,14 +50,14 @@ def _as_run(comparison: Comparison, rows: list[ResultRow]) -> list[str]:
     given = f"; every method was given the same number of {what}." if what else "."
     said = [f"Test accuracy at the end of each run{given}"]
     if any(row.best_of_all for row in rows):
-        said.append(f"{format.BEST_OF_ALL.capitalize()}: {format.ABOUT_BEST_OF_ALL}")
+        said.append(f"{formatting.BEST_OF_ALL.capitalize()}: {formatting.ABOUT_BEST_OF_ALL}")
     return said
 
 
 def _heads(rows: list[ResultRow]) -> dict[str, Any]:
     heads = [("last", "Test, %\nlast epoch"), ("best", "Test, % at best\nvalidation epoch")]
     if any(row.best_of_all for row in rows):
-        heads.append(("all", f"{format.BEST_OF_ALL.capitalize()},\ntest %"))
+        heads.append(("all", f"{formatting.BEST_OF_ALL.capitalize()},\ntest %"))
     return {"heads": heads, "has_controls": any(row.controls for row in rows)}
 
 
@@ -107,12 +107,12 @@ def _common(row: ResultRow, style: int) -> dict[str, Any]:
         "ok": row.ok,
         "failed": row.failed,
         "unfinished": row.unfinished,
-        "passes": format.passes(row),
+        "passes": formatting.passes(row),
         "passes_sort": "" if row.backward is None else (row.forward or 0) + row.backward,
-        "ratio": format.ratio(row),
+        "ratio": formatting.ratio(row),
         "seconds": "" if row.seconds is None else duration(row.seconds),
         "seconds_sort": "" if row.seconds is None else row.seconds,
-        "memory": format.NONE if row.memory is None else f"{row.memory:,.0f} MB",
+        "memory": formatting.NONE if row.memory is None else f"{row.memory:,.0f} MB",
         "memory_sort": "" if row.memory is None else row.memory,
     }
 
@@ -135,22 +135,22 @@ def _against(
 def accuracy(value: Spread | None, decimals: int) -> dict[str, Any]:
     """Return a cell's mean, deviation and the number that it is sorted by."""
     if value is None:
-        return {"mean": format.NONE, "std": "", "sort": ""}
-    std = "" if value.std is None else format.number(value.std, decimals)
-    return {"mean": format.number(value.mean, decimals), "std": std, "sort": value.mean}
+        return {"mean": formatting.NONE, "std": "", "sort": ""}
+    std = "" if value.std is None else formatting.number(value.std, decimals)
+    return {"mean": formatting.number(value.mean, decimals), "std": std, "sort": value.mean}
 
 
 def _number(value: float | None) -> dict[str, Any]:
-    shown = format.NONE if value is None else format.number(value, 1)
+    shown = formatting.NONE if value is None else formatting.number(value, 1)
     return {"mean": shown.removesuffix(".0"), "std": "", "sort": "" if value is None else value}
 
 
 def _difference(value: Difference | None, n: int, decimals: int) -> dict[str, Any] | None:
     if value is None:
         return None
-    shown = minus(format.interval(value, decimals)) if value.low is not None else "(no interval)"
+    shown = minus(formatting.interval(value, decimals)) if value.low is not None else "(no interval)"
     return {
-        "mean": minus(format.number(value.mean, decimals, sign=True)),
+        "mean": minus(formatting.number(value.mean, decimals, sign=True)),
         "interval": shown if value.n in (n, 1) else f"{shown} n={value.n}",
         "strong": value.separates,
         "sort": value.mean,

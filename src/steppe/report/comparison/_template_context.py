@@ -6,12 +6,12 @@ import datetime
 from typing import Any, get_args
 
 from steppe.records import Comparison
-from steppe.report.comparison import config_diff, deployables, pareto_view, results
+from steppe.report.comparison import _config_diff, _results, deployables, pareto_view
 from steppe.report.comparison.conclusions import CONTROLS, adjusted, remarks, sentences
 from steppe.report.comparison.curves import Series
 from steppe.report.comparison.pareto import CostAxis
 from steppe.report.comparison.summary import ResultRow, all_controls, controls_of, groups
-from steppe.report.format import left_out, minus, plain_text
+from steppe.report.formatting import left_out, minus, plain_text
 
 _PARTS = {"train": "training", "val": "validation", "test": "test"}
 
@@ -44,7 +44,7 @@ def group(
         "name": plain_text(", ".join(name)),
         "sentences": [minus(s) for s in sentences(table)],
         "remarks": [minus(s) for s in (adjusted(table), *remarks(table)) if s],
-        "tables": results.tables(comparison, name, table),
+        "tables": _results.tables(comparison, name, table),
         "curves": [(order.index(line.method), plain_text(line.method)) for line in drawn],
         "costs": [c for kind in get_args(CostAxis) if (c := pareto_view.figure(comparison, name, kind))],
     }
@@ -64,7 +64,7 @@ def deployable(comparison: Comparison) -> list[tuple[str, list[dict[str, Any]]]]
                 "style": order.index(part.method),
                 "name": plain_text(part.name),
                 "kind": " strong" if first else " muted" if part.name == deployables.DIVERSITY else "",
-                "cells": [results.accuracy(s, part.decimals) for s in (part.last, part.best)],
+                "cells": [_results.accuracy(s, part.decimals) for s in (part.last, part.best)],
             }
         )
     return list(found.items())
@@ -88,7 +88,7 @@ def failures(comparison: Comparison) -> list[dict[str, Any]]:
 
 def facts(comparison: Comparison) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return the configuration, the environment and the split as lists of terms and values."""
-    study = {k: v for k, v in config_diff.flat(comparison.study) if k not in ("methods", "models", "datasets")}
+    study = {k: v for k, v in _config_diff.flat(comparison.study) if k not in ("methods", "models", "datasets")}
     seeds = sorted({r.seed for r in comparison.records})
     study["seeds"] = ", ".join(map(str, seeds))
     split = []
@@ -118,7 +118,7 @@ def changed(comparison: Comparison) -> str:
 
 def methods(comparison: Comparison) -> list[dict[str, Any]]:
     """Return each method's sentence, controls and hyper-parameters, those marked in which rows differ."""
-    resolved = config_diff.of_methods(comparison)
+    resolved = _config_diff.of_methods(comparison)
     return [
         {
             "name": plain_text(label),
