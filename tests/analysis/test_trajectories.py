@@ -17,7 +17,7 @@ from steppe.diagnostics.landscape import grid
 from steppe.records import load
 from steppe.report.diagnosis import conclusions
 from steppe.report.diagnosis import trajectories as diagnosis_paths
-from steppe.report.diagnosis.summary import PATHS, Diagnosed, DiagnosisRow
+from steppe.report.diagnosis.summary import PATHS, DiagnosedRun, DiagnosisRow
 from steppe.training.monitor import kept, weights_name
 
 EXTENT = Extent(20, side=3)
@@ -41,13 +41,13 @@ def test_tracks_share_a_start_and_the_others_are_named(found):
     assert found["elsewhere"] == ["dml, network 2"]
     starts = np.array([t["places"][0] for t in found["tracks"]])
     assert np.ptp(starts, axis=0) == pytest.approx([0, 0], abs=1e-9)
-    said = conclusions.about_paths(found)
-    assert "Began elsewhere and not drawn: dml, network 2." in said and "128 training images" in said
+    said = conclusions.about_trajectories(found)
+    assert "Not drawn, since they have another start: dml, network 2." in said and "128 training images" in said
     lowest = min(found["tracks"], key=lambda t: t["own"][-1])
     assert f"{lowest['name']} ends lowest, at {lowest['own'][-1]:.3g} nats" in said
     # a loss that was not finite is none in the file
     tracks = [t | {"own": [None]} if t is lowest else t for t in found["tracks"]]
-    assert f"{lowest['name']} ends lowest" not in conclusions.about_paths(found | {"tracks": tracks})
+    assert f"{lowest['name']} ends lowest" not in conclusions.about_trajectories(found | {"tracks": tracks})
 
 
 def test_the_plane_is_that_of_the_two_largest_components(found, homes):
@@ -161,7 +161,7 @@ def test_what_was_not_kept_is_not_looked_for(tmp_path):
 
 def test_sharpness_over_epochs_is_drawn_as_it_was_recorded(watched):
     comparison = load(watched)
-    rows = [DiagnosisRow(r.method, [Diagnosed(r, {})], {}) for r in comparison.records]
+    rows = [DiagnosisRow(r.method, [DiagnosedRun(r, {})], {}) for r in comparison.records]
     figure = diagnosis_paths.over_epochs(comparison, rows)
     assert figure is not None
     drawn = [line.get_ydata().tolist() for line in figure.axes[0].get_lines()]

@@ -21,7 +21,7 @@ from steppe.diagnostics.pac_bayes import Bound
 from steppe.errors import InputError
 from steppe.records import Record
 from steppe.report.diagnosis import page as diagnosis
-from steppe.report.diagnosis.summary import DIAGNOSIS, Diagnosed
+from steppe.report.diagnosis.summary import DIAGNOSIS, DiagnosedRun
 from steppe.training import run as engine
 
 PARTS = ("val", "train")
@@ -93,7 +93,9 @@ def run(folders: Sequence[str], asked: DiagnoseOptions, as_json: bool, console: 
                 console.print(table)
             console.print(f"\ndiagnosis: {page}", highlight=False, markup=False, soft_wrap=True)
     if not comparisons and not as_json:
-        console.print(diagnosis.one([Diagnosed(_record(home), content) for home, content in found.items()]))
+        console.print(
+            diagnosis.terminal_runs([DiagnosedRun(_record(home), content) for home, content in found.items()])
+        )
         for home in found:
             console.print(f"diagnosis: {home / DIAGNOSIS}", highlight=False, markup=False, soft_wrap=True)
     return 0

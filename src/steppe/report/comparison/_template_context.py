@@ -1,155 +1,196 @@
-"""What the page's template is filled with: plain text and coordinates, nothing that is markup."""
+"""What the page's template is filled with; the template formats it."""
 
 from __future__ import annotations
 
-import datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any, get_args
 
 from steppe.records import Comparison
-from steppe.report.comparison import _config_diff, _results, deployables, pareto_view
-from steppe.report.comparison.conclusions import CONTROLS, adjusted, remarks, sentences
+from steppe.report import formatting
+from steppe.report.comparison import _config_diff, deployables, pareto
+from steppe.report.comparison.conclusions import CONTROLS, adjusted, on_front, remarks, sentences
 from steppe.report.comparison.curves import Series
-from steppe.report.comparison.pareto import CostAxis
-from steppe.report.comparison.summary import ResultRow, all_controls, controls_of, groups
-from steppe.report.formatting import left_out, minus, plain_text
+from steppe.report.comparison.equal_budget import BudgetRow, budgets
+from steppe.report.comparison.summary import ResultRow, Spread, all_controls, controls_of, decimals, groups
+from steppe.report.formatting import count, minus
+from steppe.report.statistics import Difference
 
+AS_RUN = "run"
+MODES: dict[str, str] = {
+    AS_RUN: "as run",
+    "epochs": "at equal epochs",
+    "gradients": "at equal compute",
+    "seconds": "at equal time",
+}
+_AMOUNTS = {"epochs": "{:,.4g} epochs", "gradients": "{:,.0f} gradient evaluations", "seconds": "{:,.1f} seconds"}
+_COMMANDS = {
+    "epochs": "steppe compare --epochs N",
+    "gradients": "steppe compare --match gradients",
+    "seconds": "steppe compare --match seconds --seconds N",
+}
+_MATCHED = {"epochs": "epochs", "gradients": "gradient evaluations", "seconds": "training seconds"}
 _PARTS = {"train": "training", "val": "validation", "test": "test"}
 
 
-def header(comparison: Comparison) -> dict[str, Any]:
-    """Return the title, the line above it, the command and the line at the foot."""
-    found = groups(comparison)
-    count = len(comparison.methods)
-    seeds = len({r.seed for r in comparison.records})
-    where = ", ".join(dict.fromkeys(plain_text(dataset) for dataset, _ in found)) or "no data"
-    networks = ", ".join(dict.fromkeys(plain_text(model) for _, model in found))
-    epochs = comparison.study.get("epochs")
-    parts = [networks, f"{seeds} {'seed' if seeds == 1 else 'seeds'}"]
-    parts += [f"{epochs} epochs"] if epochs else []
-    parts += [_date(comparison.created)]
-    return {
-        "title": f"{count} {'method' if count == 1 else 'methods'} on {where}",
-        "eyebrow": " · ".join(plain_text(p) for p in parts if p),
-        "command": plain_text(comparison.command),
-        "colophon": f"Written by steppe {plain_text(comparison.environment.get('steppe', ''))}".strip() + ".",
-    }
-
-
-def group(
-    comparison: Comparison, name: tuple[str, str], table: list[ResultRow], drawn: list[Series]
+def context(
+    comparison: Comparison, rows: list[ResultRow], curves: Mapping[tuple[str, str], list[Series]]
 ) -> dict[str, Any]:
-    """Return the tables, the legend and the cost figures of one data set and network."""
-    order = list(comparison.methods)
+    """Return everything that the template prints, but for colours, figures and downloads."""
+    sections = [
+        _section(comparison, group, [r for r in rows if (r.dataset, r.model) == group], lines)
+        for group, lines in curves.items()
+    ]
+    modes = {table["mode"] for section in sections for table in section["tables"]}
+    parts = groupby(deployables.parts(comparison), key=lambda part: (part.dataset, part.model))
     return {
-        "name": plain_text(", ".join(name)),
-        "sentences": [minus(s) for s in sentences(table)],
-        "remarks": [minus(s) for s in (adjusted(table), *remarks(table)) if s],
-        "tables": _results.tables(comparison, name, table),
-        "curves": [(order.index(line.method), plain_text(line.method)) for line in drawn],
-        "costs": [c for kind in get_args(CostAxis) if (c := pareto_view.figure(comparison, name, kind))],
+        "command": comparison.command,
+        "groups": sections,
+        "several": len(sections) > 1,
+        "modes": [(mode, name) for mode, name in MODES.items() if mode in modes],
+        "titles": MODES,
+        "matched": _MATCHED.get(str(comparison.study.get("match"))),
+        "watched": any(row.best_of_all for row in rows),
+        "deployable": [(", ".join(group), list(own)) for group, own in parts],
+        "failures": [r for status in ("failed", "unfinished") for r in comparison.records if r.status == status],
+        "fact_groups": _facts(comparison),
+        "changed": _changed(comparison),
+        "run_differences": _config_diff.of_runs(comparison),
+        "methods": comparison.methods,
+        "resolved": _config_diff.of_methods(comparison),
+        "controls_of": {method: controls_of(comparison, method) for method in comparison.methods},
+        "controls": {c: CONTROLS.get(c, comparison.methods[c].get("summary")) for c in all_controls(comparison)},
+        "folders": _folders(comparison),
+        "progress": _progress(comparison),
     }
 
 
-def deployable(comparison: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Return what methods can deploy, per data set and network that has such methods."""
-    order = list(comparison.methods)
-    found: dict[str, list[dict[str, Any]]] = {}
-    for part in deployables.parts(comparison):
-        own = found.setdefault(plain_text(f"{part.dataset}, {part.model}"), [])
-        first = part.name == deployables.DEPLOYED
-        own.append(
-            {
-                "first": first,
-                "method": plain_text(part.method),
-                "style": order.index(part.method),
-                "name": plain_text(part.name),
-                "kind": " strong" if first else " muted" if part.name == deployables.DIVERSITY else "",
-                "cells": [_results.accuracy(s, part.decimals) for s in (part.last, part.best)],
-            }
-        )
-    return list(found.items())
+def _section(
+    comparison: Comparison, group: tuple[str, str], rows: list[ResultRow], lines: list[Series]
+) -> dict[str, Any]:
+    """Return the sentences, tables and curves of one data set and network."""
+    layouts = {cost: pareto.place(comparison, group, cost) for cost in get_args(pareto.CostAxis)}
+    return {
+        "name": ", ".join(group),
+        "sentences": [minus(s) for s in sentences(rows)],
+        "remarks": [minus(s) for s in (adjusted(rows), *remarks(rows)) if s],
+        "tables": [_as_run(rows), *_at_budgets(comparison, group, rows)],
+        "curves": [line.method for line in lines],
+        "fronts": [
+            on_front([p.method for p in layout.front], len(layout.points), pareto.COSTS[cost])
+            for cost, layout in layouts.items()
+            if layout
+        ],
+    }
 
 
-def failures(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return the runs without a result: failed ones first, each with its message."""
-    found = [r for status in ("failed", "unfinished") for r in comparison.records if r.status == status]
-    return [
-        {
-            "status": r.status,
-            "name": plain_text(r.method),
-            "seed": r.seed,
-            "group": plain_text(f"{r.dataset}, {r.model}"),
-            "message": plain_text(r.message) or ("no message" if r.status == "failed" else "not finished"),
-            "reached": f"{len(r.metrics)} {'epoch' if len(r.metrics) == 1 else 'epochs'} recorded",
+def _as_run(rows: list[ResultRow]) -> dict[str, Any]:
+    heads = [("last", "Test, %\nlast epoch"), ("best", "Test, % at best\nvalidation epoch")]
+    heads += (
+        [("all", f"{formatting.BEST_OF_ALL.capitalize()},\ntest %")] if any(r.best_of_all for r in rows) else []
+    )
+    cells = [[_accuracy(a, r.decimals) for a in (r.last, r.best, r.best_of_all)][: len(heads)] for r in rows]
+    return {"mode": AS_RUN, "heads": heads, **_rows(rows, rows, cells, rows[0].decimals)}
+
+
+def _at_budgets(comparison: Comparison, group: tuple[str, str], rows: list[ResultRow]) -> Iterator[dict[str, Any]]:
+    places = decimals(comparison, group[0], "val")
+    for budget in budgets(comparison, group):
+        amount = _AMOUNTS[budget.axis].format(budget.amount)
+        by_method = {row.method: row for row in budget.rows}
+        own = [by_method.get(row.method) or BudgetRow(row.method, None, None) for row in rows]
+        cells = [
+            [_accuracy(b.accuracy, places), (formatting.number(b.epochs).removesuffix(".0"), "", b.epochs)]
+            for b in own
+        ]
+        yield {
+            "mode": budget.axis,
+            "amount": budget.amount,
+            "budget": amount,
+            "command": _COMMANDS[budget.axis],
+            "heads": [("val", f"Validation, % at\n{amount}"), ("epochs", "Epochs\nby then")],
+            **_rows(rows, own, cells, places),
         }
-        for r in found
-    ]
 
 
-def facts(comparison: Comparison) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return the configuration, the environment and the split as lists of terms and values."""
+def _rows(
+    rows: list[ResultRow], own: Sequence[ResultRow | BudgetRow], cells: list[Any], places: int
+) -> dict[str, Any]:
+    """Return a table's rows: the method's result, its cells, differences and the interval's strip."""
+    limits = _limits([b.difference for b in own])
+    return {
+        "has_controls": any(b.controls for b in own),
+        "places": places,
+        "rows": [
+            (row, values, b.difference, b.controls, _strip(b.difference, limits) if b.difference else None)
+            for row, b, values in zip(rows, own, cells, strict=True)
+        ],
+    }
+
+
+def _accuracy(value: Spread | None, places: int) -> tuple[str, str, float | None]:
+    """Return a cell's mean and deviation as text, and the number that it is sorted by."""
+    mean, _, std = formatting.spread(value, places).partition(" ± ")
+    return mean, std, value.mean if value else None
+
+
+def _limits(differences: Iterable[Difference | None]) -> tuple[float, float]:
+    """Return the ends of the interval strips; one very wide interval does not flatten all others."""
+    present = [d for d in differences if d]
+    widest = max(1.0, 2.5 * max((abs(d.mean) for d in present), default=0.0))
+    ends = [v for d in present for v in (d.mean, d.low, d.high) if v is not None]
+    return max(-widest, min([*ends, -0.1])), min(widest, max([*ends, 0.1]))
+
+
+def _strip(value: Difference, limits: tuple[float, float], width: float = 130) -> dict[str, float | None]:
+    """Return where 0, the mean and the interval are on a strip of ``width`` pixels."""
+
+    def x(v: float | None) -> float | None:
+        if v is None:
+            return None
+        share = (v - limits[0]) / (limits[1] - limits[0])
+        return round(5 + (width - 10) * min(max(share, -0.03), 1.03), 1)
+
+    return {"zero": x(0.0), "mean": x(value.mean), "low": x(value.low), "high": x(value.high)}
+
+
+def _facts(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """Return the split, the environment and the configuration as terms and values."""
     study = {k: v for k, v in _config_diff.flat(comparison.study) if k not in ("methods", "models", "datasets")}
-    seeds = sorted({r.seed for r in comparison.records})
-    study["seeds"] = ", ".join(map(str, seeds))
-    split = []
+    study["seeds"] = ", ".join(map(str, sorted({r.seed for r in comparison.records})))
+    images = {}
     for name, about in comparison.data.items():
-        sizes = [f"{about[part]:,} {word}" for part, word in _PARTS.items() if isinstance(about.get(part), int)]
-        classes = [f"{about['classes']} classes"] if about.get("classes") else []
-        note = [str(about["note"])] if about.get("note") else []
-        note += [left_out(names)] if (names := about.get("skipped")) else []
-        split.append((plain_text(name), plain_text("; ".join([", ".join(sizes + classes), *note]))))
-    environment = [(plain_text(k), plain_text(v)) for k, v in comparison.environment.items()]
-    environment.append(("started", plain_text(comparison.created)))
-    chosen = [(plain_text(k), plain_text(v)) for k, v in study.items()]
-    return [("Images", split), ("Environment", environment), ("Configuration", chosen)]
+        sizes = [f"{about[part]:,} {title}" for part, title in _PARTS.items() if isinstance(about.get(part), int)]
+        sizes += [f"{about['classes']} classes"] if about.get("classes") else []
+        notes = [str(about["note"])] if about.get("note") else []
+        notes += [formatting.left_out(about["skipped"])] if about.get("skipped") else []
+        images[name] = "; ".join([", ".join(sizes), *notes])
+    environment = comparison.environment | {"started": comparison.created}
+    return {"Images": images, "Environment": environment, "Configuration": study}
 
 
-def changed(comparison: Comparison) -> str:
-    """Return what differs between the environments of the runs and of the comparison, or nothing."""
+def _changed(comparison: Comparison) -> list[str]:
+    """Return the names of what differs between the environments of the runs and of the comparison."""
     ours = comparison.environment
-    names = [
-        name
-        for r in comparison.records
-        for name, value in ((r.result or {}).get("environment") or {}).items()
-        if name in ours and ours[name] != value
-    ]
-    return ", ".join(plain_text(name) for name in dict.fromkeys(names))
+    environments = [(r.result or {}).get("environment") or {} for r in comparison.records]
+    names = [name for e in environments for name, value in e.items() if ours.get(name, value) != value]
+    return list(dict.fromkeys(names))
 
 
-def methods(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return each method's sentence, controls and hyper-parameters, those marked in which rows differ."""
-    resolved = _config_diff.of_methods(comparison)
-    return [
-        {
-            "name": plain_text(label),
-            "summary": plain_text(about.get("summary") or ""),
-            "resolved": resolved[label] if about.get("resolved") else [],
-            "controls": ", ".join(plain_text(c) for c in controls_of(comparison, label)),
-        }
-        for label, about in comparison.methods.items()
-    ]
-
-
-def folders(comparison: Comparison) -> list[tuple[str, list[tuple[int, str]]]]:
+def _folders(comparison: Comparison) -> dict[str, list[tuple[int, str]]]:
     """Return the folder of each seed's run, per method, data set and network."""
     several = len(groups(comparison)) > 1
-    found: dict[str, list[tuple[int, str]]] = {}
+    folders: dict[str, list[tuple[int, str]]] = {}
     for r in comparison.records:
         name = f"{r.method}, {r.dataset}, {r.model}" if several else r.method
-        found.setdefault(plain_text(name), []).append((r.seed, f"runs/{r.digest}"))
-    return list(found.items())
+        folders.setdefault(name, []).append((r.seed, f"runs/{r.digest}"))
+    return folders
 
 
-def controls(comparison: Comparison) -> list[tuple[str, str]]:
-    """Return what each control of the comparison is."""
-    found = all_controls(comparison)
-    about = {c: CONTROLS.get(c) or str(comparison.methods[c].get("summary") or "") for c in found}
-    return [(plain_text(c), plain_text(said).rstrip(".")) for c, said in about.items()]
-
-
-def _date(created: str) -> str:
-    try:
-        day = datetime.datetime.fromisoformat(created)
-    except ValueError:
-        return created
-    return f"{day.day} {day:%B %Y}"
+def _progress(comparison: Comparison) -> str:
+    """Return how many runs have finished, failed and begun."""
+    statuses = [r.status for r in comparison.records]
+    parts = [f"{statuses.count('ok')} of {count(len(statuses), 'run')} finished"]
+    parts += [f"{statuses.count('failed')} failed"] if "failed" in statuses else []
+    begun = sum(r.status == "unfinished" and bool(r.metrics) for r in comparison.records)
+    return ", ".join([*parts, f"{begun} begun"] if begun else parts) + "."
