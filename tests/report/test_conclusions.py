@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
-import pytest
 from support.recorded import grid
 
 from steppe.records import load
@@ -26,16 +24,6 @@ def test_an_interval_that_contains_0_is_not_significant(folder: Any) -> None:
     text = sentence(folder.simple({"plain": [90, 91, 92], "sam": [93, 90, 95]}))
     assert "compared with plain (not significant)" in text
     assert text.endswith("The interval is at 95 %.")
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_the_verdict_on_the_best_is_that_of_its_interval(folder: Any, seed: int) -> None:
-    draw = random.Random(seed)
-    table = folder.simple({m: [90 + draw.gauss(0, 2) for _ in range(3)] for m in ("plain", "a", "b", "c")})
-    best = max(table, key=lambda r: r.last.mean)
-    (text,) = sentences(table)
-    assert ("(significant)" in text) == bool(best.difference and best.difference.significant)
-    assert "better" not in " ".join([text, *remarks(table)])
 
 
 def test_one_seed_has_no_interval(folder: Any) -> None:
@@ -65,13 +53,9 @@ def test_without_a_finished_run_there_is_no_result(folder: Any) -> None:
     assert remarks(table) == ["1 run is unfinished and left out of the means."]
 
 
-def test_remarks_compare_with_plain_and_count_what_is_missing(full: Any) -> None:
-    table = rows(load(full.path))
-    texts = remarks(table)
-    for row in table:
-        if row.difference and row.difference.significant:
-            assert row.method in texts[0]
-    assert texts[-1] == "1 run failed and 1 run is unfinished; they are left out of the means."
+def test_remarks_count_what_is_missing(full: Any) -> None:
+    notice = "1 run failed and 1 run is unfinished; they are left out of the means."
+    assert remarks(rows(load(full.path)))[-1] == notice
 
 
 def test_remarks_name_what_is_significantly_above_plain_and_all_controls(folder: Any) -> None:

@@ -42,7 +42,7 @@ def test_methods_differ_from_plain_only_where_the_interval_excludes_0():
 
 def test_without_intervals_there_is_no_comparison():
     text = sentences([row("plain", [5], 50), row("sam", [1], 60)])
-    assert text == "A rank correlation needs at least three methods."
+    assert text == "A rank correlation needs at least three methods of different accuracy."
     wide = sentences([row("plain", [5, 5.5], 50), row("gc", [9, 1], 60)])
     assert wide.startswith("No method differs significantly from plain in SAM sharpness. No method")
 

@@ -111,7 +111,7 @@ def test_the_mouse_turns_them_and_past_half_a_turn_they_go_on(visit):
     assert visit.page.locator('.surfaces input[name="turn"]').input_value() == "145"
 
 
-def test_a_dark_page_has_light_letters(visit):
+def test_a_dark_page_has_light_text(visit):
     light = settled(visit)
     visit.page.emulate_media(color_scheme="dark")
     assert all(a != b for a, b in zip(light, settled(visit), strict=True))

@@ -112,7 +112,7 @@ def legend(
 
     names = list(methods)
     defaults: dict[str, Any] = {"loc": "outside lower center", "ncols": min(len(names), 6), "fontsize": 9}
-    defaults |= {"frameon": False, "handlelength": 3.2}
+    defaults |= {"frameon": False, "handlelength": 3.2, "labelcolor": INK}
     handles, labels = [handle(styles[m]) for m in names], [label(m) for m in names]
     plain_legend(figure.legend(handles, labels, **defaults | options))
 

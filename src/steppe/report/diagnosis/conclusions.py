@@ -47,7 +47,7 @@ def _correlations(rows: list[DiagnosisRow]) -> str:
     """Return which measures are significantly rank-correlated with test accuracy."""
     results = [(m, t) for m in SHARPNESS if (t := rank_correlation(rows, m))]
     if not results:
-        return "A rank correlation needs at least three methods."
+        return "A rank correlation needs at least three methods of different accuracy."
     methods = results[0][1].n
     significant = [(m, t) for m, t in results if t.p <= 0.05]
     if not significant:

@@ -37,7 +37,8 @@ def middle(content: dict[str, Any]) -> Figure:
         options: dict[str, Any] = {"color": color, "marker": marker, "markersize": 4, "linewidth": 1.6}
         lines.plot(segment["at"], plotting.numbers(segment["loss"]), label=name, **options)
     plotting.style_axes(lines, "Share of the second network in the mixture", "Loss along the straight line, nats")
-    plotting.plain_legend(figure.legend(loc="outside lower center", frameon=False, fontsize=9, handlelength=3.2))
+    key: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 9, "handlelength": 3.2}
+    plotting.plain_legend(figure.legend(**key))
     if rest:
         _triangle(figure, rest[0], content)
     return figure
