@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from support.recorded import grid
-
 from steppe.records import load
 from steppe.report.comparison.conclusions import on_front, remarks, sentence, sentences
 from steppe.report.comparison.summary import rows
@@ -36,13 +34,6 @@ def test_plain_can_be_the_best_and_a_method_can_be_the_only_one(folder: Any) -> 
     table = folder.simple({"plain": [95, 96, 97], "sam": [90, 91.1, 92]})
     assert "plain has the highest mean test accuracy, 96.0 ± 1.0 %. The interval" in sentence(table)
     assert sentences(table[:1]) == ["Over 3 seeds, plain reaches a test accuracy of 96.0 ± 1.0 %."]
-
-
-def test_each_data_set_has_its_own_sentence(folder: Any) -> None:
-    for dataset in ("digits", "cifar10"):
-        grid(folder, dataset)
-    table = rows(load(folder.write()))
-    assert "cifar10, simple-cnn: Over 3 seeds" in sentence(table)
 
 
 def test_without_a_finished_run_there_is_no_result(folder: Any) -> None:

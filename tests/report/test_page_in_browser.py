@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 import xml.etree.ElementTree as ET
@@ -49,16 +48,8 @@ def visit(browser: Any, home: Path) -> Iterator[Visit]:
 
 
 def curves(home: Path, method: str) -> list[tuple[Any, Any]]:
-    """Return metrics and timing of each finished run of a method, as they are on disk."""
-    runs = []
-    for run in json.loads((home / "compare.json").read_text())["runs"]:
-        folder = home / "runs" / run["digest"]
-        result = folder / "result.json"
-        if run["method"] == method and result.exists() and json.loads(result.read_text())["status"] == "ok":
-            files = (folder / "metrics.jsonl", folder / "timing.jsonl")
-            lines, times = ([json.loads(x) for x in file.read_text().splitlines()] for file in files)
-            runs.append((lines, times))
-    return runs
+    """Return metrics and timing of each finished run of a method."""
+    return [(r.metrics, r.timing) for r in load(home).records if r.method == method and r.status == "ok"]
 
 
 def at_budget(home: Path, cost: Any) -> dict[str, str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import TypeVar
 
 from steppe.report.comparison.summary import ResultRow, Spread
 from steppe.report.statistics import Difference
+
+_Row = TypeVar("_Row")
 
 MARK = "*"
 NONE = "\N{EN DASH}"
@@ -24,12 +27,10 @@ ABOUT_BEST_OF_ALL = (
 )
 
 
-def by_group(rows: Sequence[ResultRow]) -> list[tuple[str, list[ResultRow]]]:
+def by_group(rows: Iterable[_Row]) -> list[tuple[str, list[_Row]]]:
     """Return the rows of each data set and network under its name, ``digits, resnet8``."""
-    return [
-        (plain_text(", ".join(group)), list(members))
-        for group, members in groupby(rows, key=lambda row: (row.dataset, row.model))
-    ]
+    grouped = groupby(rows, key=lambda row: (row.dataset, row.model))  # type: ignore[attr-defined]
+    return [(plain_text(", ".join(group)), list(members)) for group, members in grouped]
 
 
 def left_out(names: Sequence[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
 from typing import Any, get_args
 
 from steppe.records import Comparison
@@ -42,7 +41,6 @@ def context(
         for group, lines in curves.items()
     ]
     modes = {table["mode"] for section in sections for table in section["tables"]}
-    parts = groupby(deployables.parts(comparison), key=lambda part: (part.dataset, part.model))
     return {
         "command": comparison.command,
         "groups": sections,
@@ -51,7 +49,7 @@ def context(
         "titles": MODES,
         "matched": _MATCHED.get(str(comparison.study.get("match"))),
         "watched": any(row.best_of_all for row in rows),
-        "deployable": [(", ".join(group), list(own)) for group, own in parts],
+        "deployable": formatting.by_group(deployables.parts(comparison)),
         "failures": [r for status in ("failed", "unfinished") for r in comparison.records if r.status == status],
         "fact_groups": _facts(comparison),
         "changed": _changed(comparison),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv as _csv
 import io
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -79,7 +78,7 @@ def _parts(comparison: Comparison, group: tuple[str, str], method: str) -> list[
 def terminal(rows: list[Part]) -> list[RenderableType]:
     """Return a table for a terminal for each data set and network, and a note; nothing without outputs."""
     tables: list[RenderableType] = []
-    for title, group in _by_group(rows):
+    for title, group in formatting.by_group(rows):
         table = Table(title=Text(f"{TITLE}: {title}", style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
         table.pad_edge = False
         for head in ("method", "what"):
@@ -99,7 +98,7 @@ def markdown(rows: list[Part]) -> str:
     """Return a Markdown table for each data set and network; nothing without outputs."""
     cell = formatting.markdown_cell
     lines: list[str] = []
-    for title, group in _by_group(rows):
+    for title, group in formatting.by_group(rows):
         lines += [f"### {TITLE}: {cell(title)}", "", "| method | what | last epoch, % | best val., % |"]
         lines += ["| --- | --- | ---: | ---: |"]
         lines += [f"| {' | '.join(map(cell, (row.method, *_cells(row))))} |" for row in group]
@@ -122,8 +121,3 @@ def csv(rows: list[Part]) -> str:
 
 def _cells(row: Part) -> list[str]:
     return [formatting.plain_text(row.name), *(formatting.spread(s, row.decimals) for s in (row.last, row.best))]
-
-
-def _by_group(rows: Iterable[Part]) -> list[tuple[str, list[Part]]]:
-    grouped = groupby(rows, key=lambda row: (row.dataset, row.model))
-    return [(formatting.plain_text(", ".join(group)), list(own)) for group, own in grouped]

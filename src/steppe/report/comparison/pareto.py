@@ -35,13 +35,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Layout:
-    """The points, the Pareto front among them by rising cost, the limits of both axes and the x ticks."""
+    """The points, the Pareto front among them by rising cost, and the limits of both axes."""
 
     points: list[Point]
     front: list[Point]
     x: tuple[float, float]
     y: tuple[float, float]
-    x_ticks: list[float]
 
 
 def figure(comparison: Comparison) -> Figure | None:
@@ -81,7 +80,9 @@ def _draw(panel: Axes, layout: Layout, style_of: dict[str, Style]) -> None:
         weight = "bold" if point in layout.front else "normal"
         name = panel.text(point.label_x, point.label_y, f" {plotting.label(point.method)}", va="center")
         name.set(color=style.light, fontsize=9, fontweight=weight, parse_math=False)
-    panel.set(xlim=layout.x, ylim=layout.y, xticks=layout.x_ticks, yticks=_ticks(layout.y))
+    panel.set(xlim=layout.x, ylim=layout.y)
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
 
 
 def place(comparison: Comparison, group: tuple[str, str], cost: CostAxis, gap: float = 0.05) -> Layout | None:
@@ -105,7 +106,7 @@ def place(comparison: Comparison, group: tuple[str, str], cost: CostAxis, gap: f
     for column in _columns(items, 0.1 * span):
         points += _placed(column, y, gap, 0.014 * span)
     x = (min(costs) - 0.08 * span, max(costs) + 0.3 * span)
-    return Layout(points, front(points), x, y, _ticks((x[0], max(costs) + 0.15 * span)))
+    return Layout(points, front(points), x, y)
 
 
 def front(points: Sequence[Point]) -> list[Point]:
@@ -183,8 +184,3 @@ def _spaced(heights: list[float], gap: float, limits: tuple[float, float]) -> li
     over = max(0.0, placed[-1] - limits[1])
     under = max(0.0, limits[0] - placed[0])
     return [p - over if over else p + under for p in placed]
-
-
-def _ticks(limits: tuple[float, float]) -> list[float]:
-    locator = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
-    return [float(t) for t in locator.tick_values(*limits) if limits[0] <= t <= limits[1]]

@@ -26,27 +26,17 @@ class ResultRow:
     """The results of one method on one data set and network.
 
     Attributes:
-        dataset: Name of the data set.
-        model: Name of the network.
-        method: Label of the method.
-        summary: One sentence about the method.
-        ok: Seeds that ran to the end; the numbers below are over these.
-        failed: Seeds that stopped with an error.
-        unfinished: Seeds without a result yet.
-        last: Test accuracy after the last epoch, in percent.
-        best: Test accuracy after the epoch of highest validation accuracy, in percent.
+        dataset, model, method, summary: Their names, and one sentence about the method.
+        ok, failed, unfinished: Numbers of seeds. All that follows is over those that finished (``ok``).
+        last, best: Test accuracy in percent after the last epoch, and after the best validation epoch.
         best_of_all: The largest test accuracy of any network, branch or ensemble at any epoch, in percent. It
             cannot be chosen without the test images. None unless every epoch was tested (``watch.test``).
-        forward: Forward passes per batch.
-        backward: Backward passes per batch.
-        updates: Optimizer updates per batch.
-        seconds: Training seconds of a run.
-        time_ratio: Training seconds over plain's, on the seeds that both finished.
+        forward, backward, updates: Passes and optimizer updates per batch.
+        seconds, time_ratio: Training seconds of a run, and over plain's on the seeds that both finished.
         memory: Peak memory in MB.
         difference: Last-epoch test accuracy minus plain's, in percentage points, paired by seed.
         controls: The same difference to each control of the method that this comparison has.
-        decimals: Decimals worth printing: 2 where the test set has 2,000 images or more, else 1.
-        is_control: Whether another method names this one as its control.
+        decimals: Decimals worth printing.
     """
 
     dataset: str
@@ -68,12 +58,6 @@ class ResultRow:
     difference: Difference | None = None
     controls: dict[str, Difference] = field(default_factory=dict)
     decimals: int = 1
-    is_control: bool = False
-
-    @property
-    def is_baseline(self) -> bool:
-        """Return whether this is plain training, which every method is compared with."""
-        return self.method == BASELINE
 
 
 def controls_of(comparison: Comparison, method: str) -> list[str]:
@@ -109,9 +93,8 @@ def rows(comparison: Comparison) -> list[ResultRow]:
     Means and standard deviations are over finished seeds. Differences are over the seeds that both methods
     finished, with Student's 95 % t interval (see ``steppe.report.statistics.paired_difference``).
     """
-    controls = all_controls(comparison)
     return [
-        _row(comparison, group, method, method in controls)
+        _row(comparison, group, method)
         for group in groups(comparison)
         for method in comparison.methods
         if runs_of(comparison, group, method)
@@ -130,7 +113,7 @@ def paired(a: Mapping[int, float | None], b: Mapping[int, float | None]) -> Diff
     return paired_difference([x for x, _ in pairs], [y for _, y in pairs]) if pairs else None
 
 
-def _row(comparison: Comparison, group: tuple[str, str], method: str, is_control: bool) -> ResultRow:
+def _row(comparison: Comparison, group: tuple[str, str], method: str) -> ResultRow:
     records = runs_of(comparison, group, method)
     statuses = [r.status for r in records]
     results = _results(records)
@@ -159,7 +142,6 @@ def _row(comparison: Comparison, group: tuple[str, str], method: str, is_control
         difference=None if method == BASELINE else paired(last, _last(plain)),
         controls={c: difference for c, difference in controls.items() if difference},
         decimals=decimals(comparison, group[0]),
-        is_control=is_control,
     )
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steppe.report import formatting
-from steppe.report.comparison.summary import ResultRow
+from steppe.report.comparison.summary import BASELINE, ResultRow
 from steppe.report.formatting import by_group, plain_text
 from steppe.report.statistics import Difference
 
@@ -190,7 +190,7 @@ def _style(column: _Column, row: ResultRow) -> str:
         return "dim"
     if column.title == "seeds" and row.failed:
         return "red"
-    return "bold" if column.title == "method" and row.is_baseline else ""
+    return "bold" if column.title == "method" and row.method == BASELINE else ""
 
 
 def _marked(difference: Difference | None, row: ResultRow) -> str:

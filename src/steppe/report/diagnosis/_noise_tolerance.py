@@ -8,7 +8,7 @@ from typing import Any
 
 from steppe.report import formatting
 from steppe.report.diagnosis.conclusions import cell, digits
-from steppe.report.diagnosis.summary import DiagnosedRun, DiagnosisRow, Measure, over_runs, rank_correlation
+from steppe.report.diagnosis.summary import DiagnosisRow, Measure, at, over_runs, rank_correlation
 from steppe.report.formatting import plain_text
 from steppe.report.statistics import mean_std
 
@@ -16,61 +16,51 @@ BOUNDS = {"mcallester": "McAllester", "seeger": "Seeger", "catoni": "Catoni"}
 VACUOUS = "vacuous"
 
 
-def _measure(name: str, about: str, part: str, key: str) -> Measure:
-    def value(run: DiagnosedRun) -> float | None:
-        content = run.diagnosis["complexity"][part]
-        return None if content is None or content[key] is None else float(content[key])
-
-    return Measure(name, about, value)
-
-
 MEASURES = (
-    _measure(
+    Measure(
         "Tolerated noise",
         "Largest standard deviation of noise on every weight that raises the training error by at most a tenth.",
-        "isotropic",
-        "sigma",
+        at("complexity", "isotropic", "sigma"),
     ),
-    _measure(
+    Measure(
         "Tolerated relative noise",
         "The same with noise in proportion to each weight.",
-        "magnitude",
-        "sigma",
+        at("complexity", "magnitude", "sigma"),
     ),
-    _measure(
+    Measure(
         "From the start, nats",
         "Squared distance from the initial weights over 4 times the variance of the tolerated noise, plus "
         "constants (Jiang et al.).",
-        "isotropic",
-        "start",
+        at("complexity", "isotropic", "start"),
     ),
-    _measure(
+    Measure(
         "Relative, nats",
         "The same in coordinates that are scaled by the weights (Jiang et al., magnitude-aware).",
-        "magnitude",
-        "start",
+        at("complexity", "magnitude", "start"),
     ),
-    _measure("Distance", "L2 distance from the initial weights.", "norms", "distance"),
-    _measure(
-        "Margin", "10th percentile over images of the right logit minus the highest other.", "norms", "margin"
+    Measure("Distance", "L2 distance from the initial weights.", at("complexity", "norms", "distance")),
+    Measure(
+        "Margin",
+        "10th percentile over images of the right logit minus the highest other.",
+        at("complexity", "norms", "margin"),
     ),
-    _measure(
-        "Spectral, ln", "Logarithm of the product of all layers' largest singular values.", "norms", "spectral"
+    Measure(
+        "Spectral, ln",
+        "Logarithm of the product of all layers' largest singular values.",
+        at("complexity", "norms", "spectral"),
     ),
-    _measure(
+    Measure(
         "Neyshabur, ln",
         "Logarithm of 2 to the depth times the product of Frobenius norms over margin and the root of the number "
         "of images; Golowich's is lower by the same amount for all networks of one depth. None where the "
         "margin is below 0.",
-        "norms",
-        "neyshabur",
+        at("complexity", "norms", "neyshabur"),
     ),
-    _measure(
+    Measure(
         "Bartlett, ln",
         "Logarithm of the spectral product times the layers' distances from their start, over margin and the root "
         "of the number of images. None where the margin is below 0.",
-        "norms",
-        "bartlett",
+        at("complexity", "norms", "bartlett"),
     ),
 )
 

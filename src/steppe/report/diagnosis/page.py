@@ -15,31 +15,10 @@ from rich.text import Text
 from steppe.records import Comparison, load, write_text
 from steppe.report import _html, plotting
 from steppe.report.comparison.summary import groups
-from steppe.report.diagnosis import figures, surface_3d, trajectories
+from steppe.report.diagnosis import conclusions, figures, summary, surface_3d, trajectories
 from steppe.report.diagnosis._noise_tolerance import complexity
-from steppe.report.diagnosis.conclusions import (
-    about_endpoints,
-    about_trajectories,
-    cell,
-    differences,
-    sentences,
-    tau,
-)
-from steppe.report.diagnosis.summary import (
-    ACCURACY,
-    ENDS,
-    MEASURES,
-    PATHS,
-    SHARPNESS,
-    DiagnosedRun,
-    DiagnosisRow,
-    diagnosis_rows,
-    load_cross_run,
-    load_diagnoses,
-    over_runs,
-    rank_correlation,
-    with_settings,
-)
+from steppe.report.diagnosis.conclusions import cell
+from steppe.report.diagnosis.summary import ACCURACY, MEASURES, SHARPNESS, DiagnosedRun, DiagnosisRow
 from steppe.report.formatting import plain_text
 
 
@@ -51,11 +30,11 @@ def write(folder: Path) -> Path:
         steppe.errors.RunError: A file cannot be written.
     """
     comparison = load(folder)
-    runs = load_diagnoses(comparison)
+    runs = summary.load_diagnoses(comparison)
     sections: list[dict[str, Any]] = []
     surfaces: list[dict[str, Any]] = []
     for number, group in enumerate(groups(comparison)):
-        rows = diagnosis_rows(comparison, group, runs)
+        rows = summary.diagnosis_rows(comparison, group, runs)
         if not rows:
             continue
         drawings = _figures(comparison, group, rows)
@@ -72,15 +51,15 @@ def write(folder: Path) -> Path:
 def terminal(folder: Path) -> list[RenderableType]:
     """Return the tables of a comparison's diagnosis for a terminal, one per data set and network."""
     comparison = load(folder)
-    runs = load_diagnoses(comparison)
-    tables = [(group, diagnosis_rows(comparison, group, runs)) for group in groups(comparison)]
+    runs = summary.load_diagnoses(comparison)
+    tables = [(group, summary.diagnosis_rows(comparison, group, runs)) for group in groups(comparison)]
     return [_table(plain_text(", ".join(group)), rows) for group, rows in tables if rows]
 
 
 def terminal_runs(runs: list[DiagnosedRun]) -> RenderableType:
     """Return a table for a terminal with a row per run."""
     names = [f"{run.record.method} seed {run.record.seed}" for run in runs]
-    values = [{m.name: over_runs([run], m) for m in MEASURES} for run in runs]
+    values = [{m.name: summary.over_runs([run], m) for m in MEASURES} for run in runs]
     return _table("", [DiagnosisRow(n, [run], v) for n, run, v in zip(names, runs, values, strict=True)])
 
 
@@ -94,11 +73,11 @@ def _table(title: str, rows: list[DiagnosisRow]) -> Table:
     table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("method", no_wrap=True)
     for measure in measures:
-        table.add_column(Text(with_settings(measure.name, settings)), justify="right")
+        table.add_column(Text(summary.with_settings(measure.name, settings)), justify="right")
     for row in rows:
         cells = [cell(measure, row.values[measure.name])[0] for measure in measures]
         table.add_row(Text(plain_text(row.method)), *map(Text, cells))
-    taus = [rank_correlation(rows, m) if m is not ACCURACY else None for m in measures]
+    taus = [summary.rank_correlation(rows, m) if m is not ACCURACY else None for m in measures]
     if any(taus):
         table.add_section()
         cells = ["tau with accuracy", *(f"{t.tau:+.2f}" if t else "" for t in taus)]
@@ -118,15 +97,14 @@ def _section(
         "which": first["which"],
         "settings": settings,
         "corruptions": first["robustness"]["origin"],
-        "heads": [with_settings(m.name, settings) for m in MEASURES],
-        "about": [(with_settings(m.name, settings), with_settings(m.about, settings)) for m in MEASURES],
-        "rows": [
-            (plain_text(row.method), len(row.runs), [cell(m, row.values[m.name]) for m in MEASURES])
-            for row in rows
+        "heads": [summary.with_settings(m.name, settings) for m in MEASURES],
+        "about": [
+            (summary.with_settings(m.name, settings), summary.with_settings(m.about, settings)) for m in MEASURES
         ],
-        "taus": [rank_correlation(rows, m) if m is not ACCURACY else None for m in MEASURES],
-        "sentences": sentences(rows),
-        "differences": differences(rows),
+        "rows": [(plain_text(r.method), len(r.runs), [cell(m, r.values[m.name]) for m in MEASURES]) for r in rows],
+        "taus": [summary.rank_correlation(rows, m) if m is not ACCURACY else None for m in MEASURES],
+        "sentences": conclusions.sentences(rows),
+        "differences": conclusions.differences(rows),
         "figures": [(name, Markup(plotting.inline(figure)), about) for name, figure, about in drawings],
         "surfaces": [plain_text(f"{row.method}, seed {row.runs[0].record.seed}") for row in rows],
         "scale": f"{low:.3g} to {high:.3g}; what is above is cut off",
@@ -138,18 +116,19 @@ def _figures(
     comparison: Comparison, group: tuple[str, str], rows: list[DiagnosisRow]
 ) -> list[tuple[str, Figure, str]]:
     """Return name, figure and caption of each figure, in the page's order; "" for a caption of the template."""
-    notes = {m.name: tau(rank_correlation(rows, m)) for m in SHARPNESS}
-    ends = load_cross_run(comparison, group, ENDS)
-    paths = load_cross_run(comparison, group, PATHS)
-    drawings = [
-        ("line", figures.lines(comparison, rows), ""),
-        ("plane", figures.planes(comparison, rows), ""),
-        ("ends", trajectories.ends(comparison, ends), about_endpoints(ends)) if ends else None,
-        ("paths", trajectories.trajectories(comparison, paths), about_trajectories(paths)) if paths else None,
-        ("epochs", epochs, "") if (epochs := trajectories.over_epochs(comparison, rows)) else None,
+    drawings = [("line", figures.lines(comparison, rows), ""), ("plane", figures.planes(comparison, rows), "")]
+    if ends := summary.load_cross_run(comparison, group, summary.ENDS):
+        drawings.append(("ends", trajectories.ends(comparison, ends), conclusions.about_endpoints(ends)))
+    if paths := summary.load_cross_run(comparison, group, summary.PATHS):
+        about = conclusions.about_trajectories(paths)
+        drawings.append(("paths", trajectories.trajectories(comparison, paths), about))
+    if epochs := trajectories.over_epochs(comparison, rows):
+        drawings.append(("epochs", epochs, ""))
+    notes = {m.name: conclusions.tau(summary.rank_correlation(rows, m)) for m in SHARPNESS}
+    return [
+        *drawings,
         ("scatter", figures.scatter(comparison, rows, notes), ""),
         ("robustness", figures.corruptions(comparison, rows), ""),
         ("spectrum", figures.spectra(comparison, rows), ""),
         ("filters", figures.filters(comparison, rows), ""),
     ]
-    return [drawing for drawing in drawings if drawing]

@@ -53,6 +53,18 @@ class RankCorrelation:
     n: int
 
 
+def at(*path: str, scale: float = 1.0) -> Callable[[DiagnosedRun], float | None]:
+    """Return the function that reads a number at a path of the diagnosis; None where the path ends early."""
+
+    def value(run: DiagnosedRun) -> float | None:
+        content: Any = run.diagnosis
+        for key in path:
+            content = None if content is None else content[key]
+        return None if content is None else scale * float(content)
+
+    return value
+
+
 def _accuracy(run: DiagnosedRun) -> float | None:
     result = run.record.result or {}
     value = ((result.get("test") or {}).get(run.diagnosis["which"]) or {}).get("accuracy")
@@ -79,56 +91,46 @@ SHARPNESS = (
     Measure(
         "SAM sharpness",
         "Rise of the loss at the end of one gradient step of length {rho} (Foret et al.).",
-        lambda r: r.diagnosis["sharpness"]["sam"],
+        at("sharpness", "sam"),
     ),
     Measure(
         "Worst of {steps} steps",
         "The highest rise at the end of {steps} steps of projected gradient ascent in the same ball.",
-        lambda r: r.diagnosis["sharpness"]["steps"],
+        at("sharpness", "steps"),
     ),
     Measure(
         "Adaptive",
         "The same rise where each weight may change in proportion to its size, by {adaptive:g} times in all. It "
         "does not change when layers are rescaled (Kwon et al.).",
-        lambda r: r.diagnosis["sharpness"]["adaptive"],
+        at("sharpness", "adaptive"),
     ),
     Measure(
         "Filter noise",
         "Mean rise under Gaussian noise on each weight, {gamma} times its filter's norm.",
-        lambda r: r.diagnosis["sharpness"]["filter"]["mean"],
+        at("sharpness", "filter", "mean"),
     ),
-    Measure(
-        "Along a line",
-        "Mean rise along the random line of the first figure.",
-        _line_rise,
-    ),
+    Measure("Along a line", "Mean rise along the random line of the first figure.", _line_rise),
     Measure(
         "Top eigenvalue",
         "Largest eigenvalue of the loss's Hessian.",
-        lambda r: r.diagnosis["hessian"]["values"][0],
+        lambda run: run.diagnosis["hessian"]["values"][0],
         axis="Eigenvalue",
     ),
     Measure(
-        "Trace",
-        "Trace of the Hessian, estimated.",
-        lambda r: r.diagnosis["hessian"]["trace"]["mean"],
-        axis="Sum of eigenvalues",
+        "Trace", "Trace of the Hessian, estimated.", at("hessian", "trace", "mean"), axis="Sum of eigenvalues"
     ),
 )
 
 CORRUPTED = Measure(
-    "Corrupted accuracy, %",
-    "Mean over 15 corruptions at 5 severities.",
-    lambda r: 100 * r.diagnosis["robustness"]["mean"],
-    1,
+    "Corrupted accuracy, %", "Mean over 15 corruptions at 5 severities.", at("robustness", "mean", scale=100), 1
 )
 
 MEASURES = (
     ACCURACY,
-    Measure("Loss", "Cross-entropy on the images measured, in nats.", lambda r: r.diagnosis["loss"]),
+    Measure("Loss", "Cross-entropy on the images measured, in nats.", at("loss")),
     *SHARPNESS,
     CORRUPTED,
-    Measure("ECE, %", "Expected calibration error.", lambda r: 100 * r.diagnosis["calibration"]["ece"], 1),
+    Measure("ECE, %", "Expected calibration error.", at("calibration", "ece", scale=100), 1),
     Measure("Gradient evaluations", "Backward passes over a batch in the whole run: the cost.", _gradients, 0),
 )
 
