@@ -394,4 +394,4 @@ def test_bounds_are_made_where_they_are_asked_for(folder, quick, capsys, monkeyp
             assert f"{spec} seed 0, {bound['kind']}: vacuous (sigma" in said
     text = (folder / "diagnosis.html").read_text()
     assert text.count("<td>vacuous</td>") == 3 * len(SPECS)
-    assert "McAllester, %" in text and "which says nothing" in text
+    assert "McAllester, %" in text and "PAC-Bayes bound" in text
