@@ -72,7 +72,7 @@ def verdict(published: float, ours: Difference | None, *, full: bool) -> str:
         return "undecided"
     if full:
         return "agrees" if ours.low <= published <= ours.high else "differs"
-    if not ours.separates:
+    if not ours.significant:
         return "undecided"
     return "agrees" if ours.mean * published > 0 else "differs"
 

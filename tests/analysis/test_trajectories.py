@@ -17,7 +17,7 @@ from steppe.diagnostics.landscape import grid
 from steppe.records import load
 from steppe.report.diagnosis import conclusions
 from steppe.report.diagnosis import trajectories as figures
-from steppe.report.diagnosis.summary import PATHS, Diagnosed, DiagnosisRow
+from steppe.report.diagnosis.summary import PATHS, DiagnosedRun, DiagnosisRow
 from steppe.training.monitor import kept, weights_name
 
 RESOLUTION = Resolution(20, side=3)
@@ -42,12 +42,12 @@ def test_tracks_share_a_start_and_the_others_are_named(result):
     assert result["elsewhere"] == ["dml, network 2"]
     starts = np.array([t["places"][0] for t in result["tracks"]])
     assert np.ptp(starts, axis=0) == pytest.approx([0, 0], abs=1e-9)
-    text = conclusions.about_paths(result)
+    text = conclusions.about_trajectories(result)
     lowest = min(result["tracks"], key=lambda t: t["own"][-1])
     assert f"{lowest['name']} ends lowest, at {lowest['own'][-1]:.3g} nats" in text
     # a loss that is not finite is null in the file
     tracks = [t | {"own": [None]} if t is lowest else t for t in result["tracks"]]
-    assert f"{lowest['name']} ends lowest" not in conclusions.about_paths(result | {"tracks": tracks})
+    assert f"{lowest['name']} ends lowest" not in conclusions.about_trajectories(result | {"tracks": tracks})
 
 
 def test_the_loss_at_a_point_is_that_of_its_network(result, homes):
@@ -143,7 +143,7 @@ def test_saved_epochs_are_sorted_as_numbers(tmp_path):
 
 def test_the_figure_of_sharpness_over_epochs_has_the_recorded_values(comparison):
     records = load(comparison).records
-    rows = [DiagnosisRow(r.method, [Diagnosed(r, {})], {}) for r in records]
+    rows = [DiagnosisRow(r.method, [DiagnosedRun(r, {})], {}) for r in records]
     figure = figures.over_epochs(load(comparison), rows)
     assert figure is not None
     lines = [line.get_ydata().tolist() for line in figure.axes[0].get_lines()]

@@ -116,7 +116,7 @@ def _train(given: Namespace, command: str) -> int:
 
 def _tell_left_out(dataset: str, names: Sequence[str], console: Console) -> None:
     """Say which images of a data set could not be read, if any."""
-    from steppe.report.format import left_out
+    from steppe.report.formatting import left_out
 
     if names:
         text = f"{dataset}: {left_out(names)}"

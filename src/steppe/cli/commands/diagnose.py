@@ -22,7 +22,7 @@ from steppe.diagnostics.pac_bayes import Bound
 from steppe.errors import InputError
 from steppe.records import Record
 from steppe.report.diagnosis import page
-from steppe.report.diagnosis.summary import DIAGNOSIS, Diagnosed
+from steppe.report.diagnosis.summary import DIAGNOSIS, DiagnosedRun
 from steppe.training import run as engine
 
 
@@ -90,7 +90,9 @@ def run(folders: Sequence[str], options: DiagnoseOptions, as_json: bool, console
                 console.print(table)
             _print(f"\ndiagnosis: {html}", console)
     if not comparisons and not as_json:
-        console.print(page.one([Diagnosed(_record(home), result) for home, result in results.items()]))
+        console.print(
+            page.terminal_runs([DiagnosedRun(_record(home), result) for home, result in results.items()])
+        )
         for home in results:
             _print(f"diagnosis: {home / DIAGNOSIS}", console)
     return 0

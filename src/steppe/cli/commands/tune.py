@@ -14,7 +14,7 @@ from steppe.experiments.tuning.plot import curve
 from steppe.experiments.tuning.result import result_as_dict, table, verdict
 from steppe.experiments.tuning.search import TuningBudget, search
 from steppe.experiments.tuning.space import space
-from steppe.report.comparison.figures import save
+from steppe.report.plotting import save
 from steppe.training import run as engine
 
 ANSWER = "tune.json"

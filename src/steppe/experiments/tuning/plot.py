@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from steppe.experiments.tuning.search import BASELINE, Candidate, TuningResult
 from steppe.experiments.tuning.space import Range
 from steppe.records import Comparison
-from steppe.report.comparison.figures import dress, label
+from steppe.report.plotting import label, style_axes
 from steppe.report.style import Style, styles
 
 
@@ -31,7 +31,7 @@ def curve(found: TuningResult) -> Figure:
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(found.ranges), squeeze=False, sharey=True).flat
     for panel, setting in zip(panels, found.ranges, strict=True):
-        dress(panel, setting.name, f"{method}: validation accuracy after the last epoch, %")
+        style_axes(panel, setting.name, f"{method}: validation accuracy after the last epoch, %")
         _plain(panel, found.baseline, look[BASELINE])
         _trials(panel, found, setting, look[method])
         if setting.log:

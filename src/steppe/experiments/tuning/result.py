@@ -10,7 +10,7 @@ from rich.table import Table
 
 from steppe.experiments.tuning.search import Candidate, TuningResult
 from steppe.experiments.tuning.space import Range
-from steppe.report.format import interval, number
+from steppe.report.formatting import interval, number
 from steppe.report.statistics import Difference, mean_std, paired_difference
 
 _EDGE = 0.05  # a best value this close to an end of its range, as a share of it, may lie outside
@@ -28,9 +28,9 @@ def verdict(found: TuningResult) -> list[str]:
     seeds = f"{d.n} fresh {'seed' if d.n == 1 else 'seeds'}"
     bounds = f" {interval(d, 2)}" if d.low is not None else ""
     amount = f"{number(d.mean, 2, sign=True)} points{bounds} of validation accuracy on {seeds}"
-    if d.separates and d.mean > 0:
+    if d.significant and d.mean > 0:
         said = [f"{method} beats plain: {amount}."]
-    elif d.separates:
+    elif d.significant:
         said = [f"{method}, the best found, is worse than plain: {amount}."]
     else:
         why = "" if d.low is not None else ", and there is no interval" + ("" if d.n > 1 else " from one seed")
@@ -67,7 +67,7 @@ def result_as_dict(found: TuningResult) -> dict[str, Any]:
             "tuned": found.tuned_again,
             "plain": found.plain_again,
             "points": {"mean": d.mean, "low": d.low, "high": d.high},
-            "beats_plain": d.separates and d.mean > 0,
+            "beats_plain": d.significant and d.mean > 0,
         },
         "verdict": " ".join(verdict(found)),
     }

@@ -3,7 +3,7 @@
   document.documentElement.classList.add("js");
   const all = (where, what) => [...where.querySelectorAll(what)];
   const data = JSON.parse(document.getElementById("data").textContent);
-  // viridis from its bright end to its dark one, as in the contours: dark is high
+  // viridis reversed, as in the contours: dark is high
   const HUES = [
     [253, 231, 37], [160, 218, 57], [74, 193, 109], [31, 161, 135], [39, 127, 142], [54, 92, 141], [70, 50, 127], [68, 1, 84],
   ];
@@ -28,8 +28,8 @@
     pen.lineJoin = "round";
     const unit = Math.min(W / 3.9, H / 3.1), middleX = W / 2 + 16, reach = surface.at[surface.at.length - 1];
     const [c, s] = [Math.cos(turn), Math.sin(turn)], [up, flat] = [Math.cos(tilt), Math.sin(tilt)];
-    // x and y from -1 to 1 on the ground, z from 0 to 1 above it; from above, unturned, y points up as in the
-    // contours. The last number is nearness.
+    // x and y are -1 to 1, z is 0 to 1; unturned and from above, y points up as in the contours. The last
+    // number is the distance towards the reader.
     const place = (x, y, z) => {
       const depth = x * s - y * c;
       return [middleX + unit * (x * c + y * s), H * 0.6 + unit * (depth * flat - (z - 0.25) * 1.3 * up), depth * up + z * flat];
@@ -42,7 +42,7 @@
       pen.lineWidth = width;
       pen.stroke();
     };
-    // text keeps within the canvas
+    // text stays within the canvas
     const write = (text, x, y, share) => {
       const width = pen.measureText(text).width;
       pen.fillStyle = soft;
@@ -51,9 +51,9 @@
 
     const corners = [[-1, -1], [1, -1], [1, 1], [-1, 1]];
     line([...corners, corners[0]].map(([x, y]) => place(x, y, 0)), faint, 1);
-    // the scale stands at the corner that is farthest to the left, where the surface hides least of it
+    // the scale is at the leftmost corner, where the surface hides least of it
     const [px, py] = corners.reduce((a, b) => (place(...b, 0)[0] < place(...a, 0)[0] ? b : a));
-    // seen from above it has no length
+    // from above it has no length
     if (up > 0.2) {
       line([place(px, py, 0), place(px, py, 1)], soft, 1);
       for (const z of [0, 0.5, 1]) {
@@ -91,7 +91,7 @@
     const [x, y] = place(0, 0, height(surface.loss[middle][middle]));
     line([[x - 5, y], [x + 5, y]], ink, 1.6);
     line([[x, y - 5], [x, y + 5]], ink, 1.6);
-    // each direction is named at the edge that is nearest to the reader
+    // each direction is named at its nearest edge
     for (const [name, ends] of [["direction 1", [[0, -1], [0, 1]]], ["direction 2", [[-1, 0], [1, 0]]]]) {
       const edge = ends.reduce((a, b) => (place(...b, 0)[2] > place(...a, 0)[2] ? b : a));
       const [ex, ey] = place(edge[0] * 1.12, edge[1] * 1.12, 0);
@@ -124,17 +124,17 @@
     }
 
     for (const canvas of canvases) {
-      let held = null;
+      let last = null;
       canvas.addEventListener("pointerdown", (event) => {
-        held = [event.clientX, event.clientY];
+        last = [event.clientX, event.clientY];
         canvas.setPointerCapture(event.pointerId);
       });
       canvas.addEventListener("pointermove", (event) => {
-        if (!held) return;
-        move(-(event.clientX - held[0]) * 0.6, (event.clientY - held[1]) * 0.4);
-        held = [event.clientX, event.clientY];
+        if (!last) return;
+        move(-(event.clientX - last[0]) * 0.6, (event.clientY - last[1]) * 0.4);
+        last = [event.clientX, event.clientY];
       });
-      for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => { held = null; });
+      for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => { last = null; });
     }
     [turn, tilt].forEach((input) => input.addEventListener("input", render));
     figure.querySelector("[data-reset]").addEventListener("click", () => {

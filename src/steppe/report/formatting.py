@@ -1,37 +1,56 @@
-"""Numbers as text, the same in every table: rounded alike, with their spread and the count behind them."""
+"""Numbers as text, rounded alike in every table."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import TypeVar
 
 from steppe.report.comparison.summary import ResultRow, Spread
 from steppe.report.statistics import Difference
 
+_Row = TypeVar("_Row")
+
 MARK = "*"
 NONE = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
-NOTES = (
+UNITS = (
     "Accuracies are in percent, mean ± sample standard deviation over n seeds; differences are in percentage "
-    "points, paired by seed, after the last epoch, with their 95 % interval.",
-    f"{MARK} the interval excludes 0. Intervals are not adjusted for several comparisons.",
+    "points, paired by seed, after the last epoch, with their 95 % interval."
 )
+UNADJUSTED = "Intervals are not adjusted for several comparisons."
 BEST_OF_ALL = "best of all"
 ABOUT_BEST_OF_ALL = (
-    "the largest test accuracy of any network, branch or ensemble at any epoch, as several papers report; "
-    "nothing is chosen by it here."
+    "The largest test accuracy of any network, branch or ensemble at any epoch, as several papers report. "
+    "It needs the test images, so nothing here is chosen by it."
 )
+
+
+def by_group(rows: Iterable[_Row]) -> list[tuple[str, list[_Row]]]:
+    """Return the rows of each data set and network under its name, ``digits, resnet8``."""
+    grouped = groupby(rows, key=lambda row: (row.dataset, row.model))  # type: ignore[attr-defined]
+    return [(plain_text(", ".join(group)), list(members)) for group, members in grouped]
 
 
 def left_out(names: Sequence[str]) -> str:
-    """Return which images could not be read, three of them by name."""
+    """Return how many images could not be read, and the names of the first three."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    count = "1 image" if len(names) == 1 else f"{len(names)} images"
-    return f"{count} left out that cannot be read: {', '.join(names[:3])}{more}"
+    return f"{count(len(names), 'image')} left out that cannot be read: {', '.join(names[:3])}{more}"
+
+
+def count(n: int, noun: str) -> str:
+    """Return ``1 run`` or ``2 runs``."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return ``a, b and c``."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def number(value: float | None, decimals: int = 1, sign: bool = False) -> str:
-    """Return the number rounded, never as -0; a dash where there is none."""
+    """Return the number rounded, never as -0; a dash for None."""
     if value is None:
         return NONE
     rounded = round(value, decimals) + 0.0
@@ -63,7 +82,7 @@ def difference(value: Difference | None, decimals: int, n: int | None = None) ->
 
 
 def seeds(row: ResultRow) -> str:
-    """Return ``n=3``, with failed and unfinished runs beside it."""
+    """Return ``n=3``, and the numbers of failed and unfinished runs if there are any."""
     parts = [f"n={row.ok}"]
     parts += [f"{row.failed} failed"] if row.failed else []
     parts += [f"{row.unfinished} unfinished"] if row.unfinished else []
@@ -71,10 +90,11 @@ def seeds(row: ResultRow) -> str:
 
 
 def passes(row: ResultRow) -> str:
-    """Return forward, backward and updates per batch as ``2 / 2 / 1``."""
-    if row.forward is None and row.backward is None and row.updates is None:
+    """Return forward passes, backward passes and updates per batch as ``2 / 2 / 1``."""
+    values = (row.forward, row.backward, row.updates)
+    if not any(v is not None for v in values):
         return NONE
-    return " / ".join(_short(v) for v in (row.forward, row.backward, row.updates))
+    return " / ".join(NONE if v is None else f"{v:.2f}".rstrip("0").rstrip(".") for v in values)
 
 
 def ratio(row: ResultRow) -> str:
@@ -84,28 +104,29 @@ def ratio(row: ResultRow) -> str:
     return f"{number(row.time_ratio, 1 if row.time_ratio < 10 else 0)}{TIMES}"
 
 
+def duration(seconds: float) -> str:
+    """Return a time in seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def plain_text(value: object) -> str:
     """Return a name or message in one line, without characters that steer a terminal or break a file."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
 
 
-def minus(shown: str) -> str:
+def minus(text: str) -> str:
     """Return the text with true minus signs before its numbers."""
-    return re.sub(r"(?<![\w-])-(?=\d)", "\N{MINUS SIGN}", shown)
+    return re.sub(r"(?<![\w-])-(?=\d)", "\N{MINUS SIGN}", text)
 
 
 def markdown_cell(value: str) -> str:
-    """Return text that stays in its cell of a Markdown table and marks nothing up."""
-    for character in "\\|<>`*_[]":
-        value = value.replace(character, "\\" + character)
-    return value
+    """Return text with everything escaped that Markdown would read as markup or as the cell's end."""
+    return re.sub(r"([\\|<>`*_\[\]])", r"\\\1", value)
 
 
 def inert(name: str) -> str:
-    """Return a name that no spreadsheet takes for a formula."""
+    """Return a name that no spreadsheet evaluates as a formula."""
     name = plain_text(name)
     return f"'{name}" if name.startswith(("=", "+", "-", "@")) else name
-
-
-def _short(value: float | None) -> str:
-    return NONE if value is None else f"{value:.2f}".rstrip("0").rstrip(".")

@@ -1,4 +1,4 @@
-"""The surfaces of the page in a real browser: drawn, turned by keyboard and mouse, put back, in both schemes."""
+"""The surfaces of the page in a real browser: drawn, rotated by keyboard and mouse, reset, light and dark."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.browsing import Visit, chromium
+from support.browsing import Visit
 from support.recorded import Folder
 
 from steppe.report.diagnosis.page import write
@@ -55,33 +55,27 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(folder.path)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
-
-
 @pytest.fixture
 def visit(browser: Any, page: Path) -> Iterator[Visit]:
-    found = Visit(browser, page.as_uri(), viewport={"width": 1200, "height": 800})
-    yield found
-    found.context.close()
+    visit = Visit(browser, page.as_uri(), viewport={"width": 1200, "height": 800})
+    yield visit
+    visit.context.close()
 
 
 def settled(visit: Visit) -> list[str]:
-    """Return all canvases as pictures, once what was asked for is drawn."""
+    """Return all canvases as pictures, once they are drawn."""
     visit.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     return [canvas.evaluate(PIXELS) for canvas in visit.page.locator("canvas").all()]
 
 
 def test_every_method_has_a_surface_and_nothing_is_loaded(visit, page):
-    drawn = settled(visit)
-    assert len(drawn) == len(set(drawn)) == 3
+    pictures = settled(visit)
+    assert len(pictures) == len(set(pictures)) == 3
     blank = visit.page.evaluate("() => document.createElement('canvas').toDataURL()")
-    assert all(len(picture) > 10 * len(blank) for picture in drawn)
+    assert all(len(picture) > 10 * len(blank) for picture in pictures)
     captions = visit.page.locator(".surfaces figcaption").all_inner_texts()
     assert captions == ["plain, seed 0", "sam, seed 0", "<b>odd</b>, seed 0"]
-    assert visit.said == [] and visit.asked == [page.as_uri()]
+    assert visit.messages == [] and visit.requests == [page.as_uri()]
 
 
 def test_arrow_keys_turn_all_together_and_the_button_puts_them_back(visit):
@@ -95,7 +89,7 @@ def test_arrow_keys_turn_all_together_and_the_button_puts_them_back(visit):
     visit.page.keyboard.press("End")
     assert tilt.input_value() == "90"
     assert all(a != b for a, b in zip(turned, settled(visit), strict=True))
-    visit.page.get_by_role("button", name="As at first").press("Enter")
+    visit.page.get_by_role("button", name="Reset").press("Enter")
     assert settled(visit) == first
 
 
@@ -117,7 +111,7 @@ def test_the_mouse_turns_them_and_past_half_a_turn_they_go_on(visit):
     assert visit.page.locator('.surfaces input[name="turn"]').input_value() == "145"
 
 
-def test_a_dark_page_has_light_letters(visit):
+def test_a_dark_page_has_light_text(visit):
     light = settled(visit)
     visit.page.emulate_media(color_scheme="dark")
     assert all(a != b for a, b in zip(light, settled(visit), strict=True))

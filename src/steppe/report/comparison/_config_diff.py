@@ -1,16 +1,17 @@
-"""In what the rows of a comparison differ, beside the method: settings of the method, settings of the run."""
+"""The settings in which the runs and the methods of a comparison differ."""
 
 from __future__ import annotations
 
 import ast
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from steppe.records import Comparison
-from steppe.report.format import plain_text
+from steppe.report.formatting import plain_text
 
-# What tells the runs of one grid apart by design.
+# These differ between the runs of a grid by design.
 _GRID = ("method", "model", "dataset", "seed", "resolved", "digest")
 
 
@@ -26,11 +27,8 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 
 def of_runs(comparison: Comparison) -> list[tuple[str, list[tuple[str, list[str]]]]]:
-    """Return the settings that are not equal in all runs: per setting, each value and the methods that have it.
-
-    What the grid varies on purpose (method, network, data set, seed) is not among them.
-    """
-    found: dict[str, dict[str, dict[str, None]]] = {}
+    """Return the settings that are not equal in all runs: per setting, each value and the methods that have it."""
+    settings: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
     for record in comparison.records:
         path = comparison.folder / "runs" / record.digest / "config.json"
         try:
@@ -39,41 +37,35 @@ def of_runs(comparison: Comparison) -> list[tuple[str, list[tuple[str, list[str]
             continue
         for key, value in flat(content if isinstance(content, Mapping) else {}):
             if key not in _GRID:
-                found.setdefault(key, {}).setdefault(value, {})[record.method] = None
+                settings[plain_text(key)][plain_text(value)][plain_text(record.method)] = None
     return [
-        (
-            plain_text(key),
-            [(plain_text(value), [plain_text(m) for m in methods]) for value, methods in values.items()],
-        )
-        for key, values in found.items()
+        (key, [(value, list(methods)) for value, methods in values.items()])
+        for key, values in settings.items()
         if len(values) > 1
     ]
 
 
 def of_methods(comparison: Comparison) -> dict[str, list[tuple[str, bool]]]:
-    """Return each method's resolved settings in pieces, true for those in which rows of one kind differ.
+    """Return each method's resolved settings in pieces, true for those in which methods of one class differ.
 
-    ``SAM(rho=0.05, norm='global')`` and ``SAM(rho=0.2, norm='global')`` are of one kind and differ in rho.
+    ``SAM(rho=0.05, norm='global')`` and ``SAM(rho=0.2, norm='global')`` differ in rho.
     """
     texts = {label: plain_text(about.get("resolved") or "") for label, about in comparison.methods.items()}
     parsed = {label: _settings(text) for label, text in texts.items()}
-    kinds: dict[str, dict[str, set[str]]] = {}
-    for kind, settings in parsed.values():
-        for name, value in settings:
-            kinds.setdefault(kind, {}).setdefault(name, set()).add(value)
+    values: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for name, settings in parsed.values():
+        for key, value in settings:
+            values[name, key].add(value)
     pieces = {}
-    for label, (kind, settings) in parsed.items():
-        if not settings or kind != texts[label].partition("(")[0]:
-            pieces[label] = [(texts[label], False)]
-            continue
-        shown = [(f"{name}={value}", len(kinds[kind][name]) > 1) for name, value in settings]
-        joined = [part for item in shown for part in ((", ", False), item)][1:]
-        pieces[label] = [(f"{kind}(", False), *joined, (")", False)]
+    for label, (name, settings) in parsed.items():
+        items = [(f"{key}={value}", len(values[name, key]) > 1) for key, value in settings]
+        joined = [part for item in items for part in ((", ", False), item)][1:]
+        pieces[label] = [(f"{name}(", False), *joined, (")", False)] if settings else [(texts[label], False)]
     return pieces
 
 
 def _settings(resolved: str) -> tuple[str, list[tuple[str, str]]]:
-    """Return the class and its keywords of ``Class(name=value, ...)``; no keywords of anything else."""
+    """Return the class and the keywords of ``Class(name=value, ...)``; no keywords of anything else."""
     try:
         call = ast.parse(resolved, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
