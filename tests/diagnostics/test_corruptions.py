@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from steppe.data.dataset import Images
-from steppe.diagnostics.corruptions import FAMILIES, STANDARD, Robustness, corrupt
+from steppe.diagnostics.corruptions import EXTRA, FAMILIES, STANDARD, Robustness, corrupt
 from steppe.diagnostics.corruptions.digital import glass_blur
 from steppe.errors import InputError
 
@@ -43,7 +43,7 @@ def unit(images: Images) -> np.ndarray:
     return images.x.numpy() / 255.0
 
 
-@pytest.mark.parametrize("name", STANDARD)
+@pytest.mark.parametrize("name", [*STANDARD, *EXTRA])
 def test_equal_seeds_give_equal_bits_and_the_images_are_unchanged(name):
     images = photos(3)
     before = images.x.clone()
@@ -51,10 +51,11 @@ def test_equal_seeds_give_equal_bits_and_the_images_are_unchanged(name):
     assert torch.equal(one.x, two.x) and torch.equal(images.x, before)
     assert not torch.equal(one.x, before) and torch.equal(one.y, images.y)
     fixed = ("defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression")
+    fixed += ("gaussian_blur", "saturate")
     assert torch.equal(corrupt(images, name, 3, seed=1).x, one.x) == (name in fixed)
 
 
-@pytest.mark.parametrize("name", STANDARD)
+@pytest.mark.parametrize("name", [*STANDARD, "speckle_noise", "gaussian_blur"])
 def test_the_change_grows_with_severity(name):
     # some published settings are not ordered by the mean squared change
     pairs = {
@@ -151,7 +152,24 @@ def test_weather_and_jpeg_change_brightness_and_contrast_as_they_should():
     assert jpeg.mean() == pytest.approx(before.mean(), abs=0.01)
 
 
-@pytest.mark.parametrize("name", STANDARD)
+@pytest.mark.parametrize(("severity", "sigma"), [(1, 0.06), (5, 0.2)])
+def test_speckle_noise_is_proportional_to_the_value(severity, sigma):
+    assert unit(corrupt(flat(100), "speckle_noise", severity)).std() == pytest.approx(sigma * 100 / 255, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("severity", "factor", "shift"), [(1, 0.3, 0), (2, 0.1, 0), (3, 1.5, 0), (4, 2, 0.1), (5, 2.5, 0.2)]
+)
+def test_saturate_changes_the_saturation_of_hsv(severity, factor, shift):
+    images = photos(2)
+    after, before = unit(corrupt(images, "saturate", severity)), unit(images)
+    for i, y, x in ((0, 3, 5), (1, 20, 11), (0, 16, 16)):
+        h, s, v = colorsys.rgb_to_hsv(*before[i, :, y, x])
+        expected = colorsys.hsv_to_rgb(h, min(s * factor + shift, 1), v)
+        np.testing.assert_allclose(after[i, :, y, x], expected, atol=0.5 / 255 + 1e-9)
+
+
+@pytest.mark.parametrize("name", [*STANDARD, "speckle_noise", "gaussian_blur", "spatter"])
 def test_grey_images_of_another_size_are_corrupted(name):
     images = images_of(photos(2, 24).x[:, :1].contiguous())
     after = corrupt(images, name, 5)
@@ -172,6 +190,7 @@ def test_accuracies_are_averaged_as_published():
     [
         (lambda: corrupt(photos(1), "fogg", 1), "unknown corruption 'fogg'; did you mean 'fog'"),
         (lambda: corrupt(photos(1), "fog", 6), "severity is 6; give 1 to 5"),
+        (lambda: corrupt(flat(1, channels=1), "saturate", 1), "needs colour"),
         (lambda: Robustness("generated", 1.0, {}).mean, "none of these corruptions"),
     ],
 )

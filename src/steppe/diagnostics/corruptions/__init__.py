@@ -1,8 +1,8 @@
-"""Common corruptions: the 15 of Hendrycks and Dietterich (ICLR 2019) at the 5 severities of the CIFAR sets.
+"""Common corruptions: the 15 of Hendrycks and Dietterich (ICLR 2019) and their 4 extra ones, at 5 severities.
 
-`corrupt` generates them with the published parameters but code of our own; snow, frost and fog also have textures
-of our own. Accuracies on generated images compare networks of one study with each other, and not with numbers
-published for CIFAR-10-C or CIFAR-100-C. `published_sets` reads the published files.
+`corrupt` generates them with the parameters of the CIFAR sets but code of our own; snow, frost, fog and spatter
+also have textures of our own. Accuracies on generated images compare networks of one study with each other, but
+not with numbers published for CIFAR-10-C or CIFAR-100-C. `published_sets` reads the published files.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ FAMILIES = {
     "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
 }
 STANDARD = tuple(name for family in FAMILIES.values() for name in family)
+EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 SEVERITIES = (1, 2, 3, 4, 5)
 
 # each corruption with its parameters at severities 1 to 5
@@ -57,6 +58,19 @@ _CORRUPTIONS: dict[str, tuple[Callable[..., np.ndarray], tuple[tuple[Any, ...], 
     ),
     "pixelate": (digital.pixelate, ((0.95,), (0.9,), (0.85,), (0.75,), (0.65,))),
     "jpeg_compression": (digital.jpeg_compression, ((80,), (65,), (58,), (50,), (40,))),
+    "speckle_noise": (digital.speckle_noise, ((0.06,), (0.1,), (0.12,), (0.16,), (0.2,))),
+    "gaussian_blur": (digital.gaussian_blur, ((0.4,), (0.6,), (0.7,), (0.8,), (1,))),
+    "spatter": (
+        weather.spatter,
+        (
+            (0.62, 0.1, 0.7, 0.7, 0.5, False),
+            (0.65, 0.1, 0.8, 0.7, 0.5, False),
+            (0.65, 0.3, 1, 0.69, 0.5, False),
+            (0.65, 0.1, 0.7, 0.69, 0.6, True),
+            (0.65, 0.1, 0.5, 0.68, 0.6, True),
+        ),
+    ),
+    "saturate": (weather.saturate, ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2))),
 }
 
 
@@ -65,14 +79,16 @@ def corrupt(images: Images, name: str, severity: int, seed: int = 0) -> Images:
 
     Random numbers are the same at all severities. Lengths, of blurs for example, are for 32 pixels and scale with
     the side. The severities are in the published order, which is not everywhere one of strength (elastic_transform
-    bends ever more locally).
+    bends ever more locally, saturate first lowers and then raises).
 
-    Raises InputError for an unknown name, or a severity other than 1 to 5.
+    Raises InputError for an unknown name, a severity other than 1 to 5, or ``saturate`` on grey images.
     """
     if name not in _CORRUPTIONS:
         raise unknown("corruption", name, _CORRUPTIONS)
     if severity not in SEVERITIES:
         raise InputError(f"severity is {severity}; give 1 to 5")
+    if name == "saturate" and images.x.shape[1] == 1:
+        raise InputError("corruption 'saturate' needs colour; these images are grey")
     function, parameters = _CORRUPTIONS[name]
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     out = function(images.x.numpy() / 255.0, rng, *parameters[severity - 1])

@@ -32,6 +32,18 @@ def impulse_noise(x: np.ndarray, rng: np.random.Generator, amount: float) -> np.
     return np.where(hit, high.astype(float), x)
 
 
+def speckle_noise(x: np.ndarray, rng: np.random.Generator, sigma: float) -> np.ndarray:
+    """Add normal noise proportional to the value."""
+    return x + sigma * x * rng.standard_normal(x.shape)
+
+
+def gaussian_blur(x: np.ndarray, rng: np.random.Generator | None, sigma: float) -> np.ndarray:
+    """Blur with a Gaussian; edges are continued."""
+    scaled = sigma * x.shape[-1] / _SIDE
+    blurred: np.ndarray = ndimage.gaussian_filter(x, (0, 0, scaled, scaled), mode="nearest")
+    return blurred
+
+
 def defocus_blur(x: np.ndarray, rng: np.random.Generator, radius: float, edge: float) -> np.ndarray:
     """Blur with a disc whose edge is smoothed by a 3x3 Gaussian of deviation ``edge``."""
     scaled = radius * x.shape[-1] / _SIDE
@@ -46,8 +58,7 @@ def defocus_blur(x: np.ndarray, rng: np.random.Generator, radius: float, edge: f
 def glass_blur(x: np.ndarray, rng: np.random.Generator, sigma: float, reach: int, rounds: int) -> np.ndarray:
     """Swap each pixel with a random one up to ``reach`` above and left of it; blur before and after."""
     count, _, h, w = x.shape
-    scaled = sigma * w / _SIDE
-    out: np.ndarray = ndimage.gaussian_filter(x, (0, 0, scaled, scaled), mode="nearest")
+    out = gaussian_blur(x, None, sigma)
     images = np.arange(count)
     for _ in range(rounds):
         for i in range(h):
@@ -56,8 +67,7 @@ def glass_blur(x: np.ndarray, rng: np.random.Generator, sigma: float, reach: int
                 k, m = np.maximum(i + step[0], 0), np.maximum(j + step[1], 0)
                 other = out[images, :, k, m]  # a copy, because the index is an array
                 out[images, :, k, m], out[:, :, i, j] = out[:, :, i, j].copy(), other
-    blurred: np.ndarray = ndimage.gaussian_filter(out, (0, 0, scaled, scaled), mode="nearest")
-    return blurred
+    return gaussian_blur(out, None, sigma)
 
 
 def motion_blur(x: np.ndarray, rng: np.random.Generator, radius: float, sigma: float) -> np.ndarray:

@@ -1,14 +1,17 @@
-"""Corruptions by weather and light; conventions as in `steppe.diagnostics.corruptions.digital`.
+"""Corruptions by weather, light and dirt; conventions as in `steppe.diagnostics.corruptions.digital`.
 
-The published sets use photographs of frost and ImageMagick's motion blur. Here frost, snow and fog are textures of
-our own with the published parameters; brightness follows its published formula.
+The published sets use photographs of frost and ImageMagick's motion blur. Here frost, snow, fog and spatter are
+textures of our own with the published parameters; brightness and saturate follow their published formulas.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from scipy import ndimage
 
 from steppe.diagnostics.corruptions.digital import enlarge, smear
+
+_WATER, _MUD = (175, 238, 238), (63, 42, 20)
 
 
 def brightness(x: np.ndarray, rng: np.random.Generator, by: float) -> np.ndarray:
@@ -17,6 +20,16 @@ def brightness(x: np.ndarray, rng: np.random.Generator, by: float) -> np.ndarray
     raised = np.clip(value + by, 0, 1)
     brighter: np.ndarray = np.where(value > 0, x * (raised / np.where(value > 0, value, 1)), raised)
     return brighter
+
+
+def saturate(x: np.ndarray, rng: np.random.Generator, factor: float, by: float) -> np.ndarray:
+    """Scale and shift the saturation in HSV and keep hue and value; grey has no hue and does not change."""
+    value, lowest = x.max(1, keepdims=True), x.min(1, keepdims=True)
+    chroma = value - lowest
+    saturation = chroma / np.where(value > 0, value, 1)
+    target = np.clip(saturation * factor + by, 0, 1)
+    # at equal hue, every channel's distance from the value is proportional to the saturation
+    return np.where(chroma > 0, value - (value - x) * target / np.where(saturation > 0, saturation, 1), x)
 
 
 def fog(x: np.ndarray, rng: np.random.Generator, amount: float, decay: float) -> np.ndarray:
@@ -52,6 +65,31 @@ def snow(
     pale = np.maximum(x, 1.5 * _grey(x) + 0.5)
     snowy: np.ndarray = mix * x + (1 - mix) * pale + flakes + flakes[:, :, ::-1, ::-1]
     return snowy
+
+
+def spatter(
+    x: np.ndarray,
+    rng: np.random.Generator,
+    mean: float,
+    std: float,
+    sigma: float,
+    threshold: float,
+    strength: float,
+    mud: bool,
+) -> np.ndarray:
+    """Cover part of the image with drops of water, or of mud; the drops are ours."""
+    scaled = sigma * x.shape[-1] / 32
+    drops = mean + std * rng.standard_normal((len(x), 1, *x.shape[2:]))
+    drops = ndimage.gaussian_filter(drops, (0, 0, scaled, scaled), mode="nearest")
+    # the blur reduces the deviation, which the threshold assumes
+    drops = mean + (drops - mean) * (std / np.maximum(drops.std((2, 3), keepdims=True), 1e-12))
+    cover = np.clip((drops - threshold) / (std + 1e-12), 0, 1)
+    cover = strength * ndimage.gaussian_filter(cover, (0, 0, 0.3, 0.3)) if not mud else (cover > 0) * strength
+    colour = np.array(_MUD if mud else _WATER) / 255
+    if x.shape[1] == 1:
+        colour = colour.mean(keepdims=True)
+    covered: np.ndarray = x * (1 - cover) + cover * colour[:, None, None]
+    return covered
 
 
 def clouds(shape: tuple[int, ...], rng: np.random.Generator, decay: float) -> np.ndarray:
