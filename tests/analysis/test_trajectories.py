@@ -18,7 +18,7 @@ from steppe.records import load
 from steppe.report.diagnosis import conclusions
 from steppe.report.diagnosis import trajectories as diagnosis_paths
 from steppe.report.diagnosis.summary import PATHS, Diagnosed, DiagnosisRow
-from steppe.training.monitor import kept, weights_name
+from steppe.training.monitor import load_weights, weights_name
 
 EXTENT = Extent(20, side=3)
 
@@ -31,7 +31,7 @@ def found(homes: dict[str, Path]) -> dict[str, Any]:
 
 def rows_of(homes: dict[str, Path], names: list[str]) -> np.ndarray:
     """All weights that were kept, a row each, as they are in the files."""
-    states = [kept(homes[m] / weights_name(e))["deployed"] for m in ("plain", "sam", "dml") for e in (0, 2, 3)]
+    states = [load_weights(homes[m] / weights_name(e))["deployed"] for m in ("plain", "sam", "dml") for e in (0, 2, 3)]
     return np.stack([np.concatenate([s[n].double().numpy().ravel() for n in names]) for s in states])
 
 

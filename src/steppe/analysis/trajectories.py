@@ -20,7 +20,7 @@ from steppe.data.splits import subset
 from steppe.diagnostics.landscape import evaluate_on_plane, grid
 from steppe.diagnostics.landscape_directions import State, parameter_names, principal_plane
 from steppe.diagnostics.loss_surface import LossSurface
-from steppe.training.monitor import DEPLOYED, kept, weights_name
+from steppe.training.monitor import DEPLOYED, load_weights, weights_name
 
 
 def epochs_kept(folder: Path) -> list[int]:
@@ -61,7 +61,7 @@ def trajectories(
     elsewhere: list[str] = []
     for method, folder in folders.items():
         epochs = epochs_kept(folder)
-        held = [kept(folder / weights_name(epoch)) for epoch in epochs]
+        held = [load_weights(folder / weights_name(epoch)) for epoch in epochs]
         for network in held[0] if epochs[:1] == [0] else ():
             way = [one[network] for one in held]
             name = method if network == DEPLOYED else f"{method}, {network}"

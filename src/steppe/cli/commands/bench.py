@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
-from steppe import methods
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+
+from steppe import hardware, methods
 from steppe.bench import tables
 from steppe.bench.data import USUAL, data_cost
 from steppe.bench.end_to_end import USUAL_CHAINS, end_to_end_cost
@@ -15,10 +18,43 @@ from steppe.bench.scaling import AXES, scaling
 from steppe.bench.settings import SETTINGS, settings_cost
 from steppe.bench.store import store_cost
 from steppe.bench.training import USUAL_MODELS, models_cost
+from steppe.cli import console
 from steppe.cli import tables as listing
 
 Tell = Callable[[str], None]
 Found = tuple[list[dict[str, Any]], str]
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options."""
+    kinds = Literal["methods", "params", "data", "models", "end-to-end", "settings", "store", "scaling"]
+    parser.add_argument("kind", type=kinds, nargs="?", default="methods", help="what is measured")
+    parser.add_argument(
+        "names", type=str, nargs="*", default=[], help="methods, augmentation, networks, settings, forms, axes"
+    )
+    parser.add_argument("--model", type=str, default="simple-cnn", help="network (params: resnet110)")
+    parser.add_argument("--batch", type=int, default=64, help="images per step")
+    parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
+    parser.add_argument("--steps", type=int, default=5, help="steps per timing")
+    parser.add_argument("--repeats", type=int, default=15, help="timings of each")
+    parser.add_argument("--samples", type=int, default=1_281_167, help="store: size of the data set")
+    parser.add_argument("--classes", type=int, default=1000, help="store: number of classes")
+    parser.add_argument("--past", type=int, default=4, help="store: slots per sample")
+    parser.add_argument("--json", action=ActionYesNo, default=False, help="print the results as JSON")
+
+
+def run(options: Namespace, command: str) -> int:
+    """Measure, and print a table or JSON."""
+    hardware.keep_freed_memory()
+    terminal, environment = console.console(), hardware.environment()
+    with terminal.status("starting") as status:
+        results, text = measure(options.as_dict(), status.update)
+    if options.json:
+        print(json.dumps({"command": command, "environment": environment, "results": results}, indent=1))
+    else:
+        machine = f"{environment['processor']}, {environment['device']}, torch {environment['torch']}"
+        console.print_text(terminal, f"{text}\n\n{command}\n{machine}")
+    return 0
 
 
 def measure(given: Mapping[str, Any], tell: Tell) -> Found:
