@@ -107,8 +107,8 @@ class Optim:
         schedule: 'cosine' decays the rate to min_lr over the run's budget, once per step; 'constant' keeps it;
             'step' divides it by ten at half and again at three quarters of the budget.
         min_lr: Rate at which the cosine ends.
-        warmup: Share of the budget in which the rate rises linearly from warmup_lr to lr; it replaces the first part
-            of the schedule.
+        warmup: Share of the budget in which the rate rises linearly from warmup_lr to lr; it replaces the
+            first part of the schedule.
         warmup_lr: Rate at which the warm-up starts.
         label_smoothing: Share of each target that is spread evenly over all classes in the training loss.
         clip: Largest L2 norm of all gradients together; no clipping if not given.
