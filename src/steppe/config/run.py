@@ -202,7 +202,7 @@ class RunOptions:
         batch: Samples per batch, over all processes.
         epochs: Passes of plain training over the training images; the budget if match is not 'seconds'.
         match: What is equal between methods: 'epochs' (passes over the data), 'gradients' (gradient
-            evaluations, as many as plain training takes in that many epochs) or 'seconds' (training time).
+            evaluations, as many as plain training makes in that many epochs) or 'seconds' (training time).
         seconds: Training seconds per run when match is 'seconds'.
         precision: fp32; bf16 or fp16 autocast with fp32 weights, fp16 with a loss scale; fp64 for images and
             network in double precision.
