@@ -31,7 +31,8 @@ def found(homes: dict[str, Path]) -> dict[str, Any]:
 
 def rows_of(homes: dict[str, Path], names: list[str]) -> np.ndarray:
     """All weights that were kept, a row each, as they are in the files."""
-    states = [load_weights(homes[m] / weights_name(e))["deployed"] for m in ("plain", "sam", "dml") for e in (0, 2, 3)]
+    files = [homes[m] / weights_name(e) for m in ("plain", "sam", "dml") for e in (0, 2, 3)]
+    states = [load_weights(path)["deployed"] for path in files]
     return np.stack([np.concatenate([s[n].double().numpy().ravel() for n in names]) for s in states])
 
 

@@ -1,7 +1,7 @@
 """Real processes, really killed: a resumed comparison ends with the bits of an undisturbed one.
 
-A random sleep, a share of the undisturbed duration, chooses the moment of a kill. A bad guess only kills earlier or
-later, because no test relies on the moment.
+A random sleep, a share of the undisturbed duration, chooses the moment of a kill. No test relies on the moment, so
+a bad guess only kills earlier or later.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from steppe.testing.fixtures import small as small_net
 
 __all__ = ["BARE", "adam", "indexed", "sgd", "small_batch", "small_net", "trained"]
 
-# without saf, which needs sample indices, swa, which needs the length of training, and methods that build a network;
+# without saf (needs sample indices), swa (needs the length of training) and methods that build a network;
 # the conformance suite covers all
 BARE = [name for name in METHODS if name not in ("saf", "swa") and not overrides(make(name), "build")]
 
