@@ -127,12 +127,6 @@ def test_a_resumed_run_sends_nothing_twice(tmp_path, images, fake):
     assert second.lines == 2 and fake["keys"] == [None, "k"]
 
 
-def test_a_tracker_that_is_added_later_receives_all_epochs(tmp_path, images, fake):
-    stopped_after(2, RUN, tmp_path, images)
-    train_run(tracked(), tmp_path, images)
-    assert [e for e, _ in fake["opened"][0].logged] == [1, 2, 3]
-
-
 @pytest.mark.parametrize("fails", ["begin", "log 2"])
 def test_a_tracker_that_fails_is_disabled_with_one_line(fails, tmp_path, images, fake, capsys):
     fake["fails"] = fails
