@@ -14,7 +14,7 @@ import yaml
 from steppe import methods, models
 from steppe.config import recipes
 from steppe.config.recipes import Recipe
-from steppe.models.multi.shared_trunk import work
+from steppe.models.multi.shared_trunk import count_flops
 from steppe.report.statistics import Difference, mean_std, paired_difference
 
 FOLDER = Path(__file__).parent / "records"
@@ -72,7 +72,7 @@ def verdict(published: float, ours: Difference | None, *, full: bool) -> str:
         return "undecided"
     if full:
         return "agrees" if ours.low <= published <= ours.high else "differs"
-    if not ours.separates:
+    if not ours.significant:
         return "undecided"
     return "agrees" if ours.mean * published > 0 else "differs"
 
@@ -99,7 +99,7 @@ def multiply_adds(model: str, classes: int) -> float:
         return float(index()["macs"][model]) * 1e9
     with torch.device("meta"):
         net = models.build(model, classes=classes, channels=3, size=32)
-        return work(net, torch.zeros(1, 3, 32, 32))[0] / 2
+        return count_flops(net, torch.zeros(1, 3, 32, 32))[0] / 2
 
 
 def cost(held: Recipe, data: str, model: str, row: str) -> float:

@@ -1,4 +1,4 @@
-"""A loop that Accelerate prepares: accelerate launch examples/accelerate_loop.py, or plain python."""
+"""A training loop prepared by Accelerate: accelerate launch examples/accelerate_loop.py, or plain python."""
 
 import accelerate
 import torch

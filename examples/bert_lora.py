@@ -40,7 +40,7 @@ with tempfile.TemporaryDirectory() as folder:
     trainer = SteppeTrainer(model=model, args=args, train_dataset=data, method=method)
     loss = trainer.train().training_loss
 
-held = torch.randint(0, 40, (300, 8)).to(model.device)
+new_ids = torch.randint(0, 40, (300, 8)).to(model.device)
 with torch.no_grad():
-    accuracy = (model.eval()(input_ids=held).logits.argmax(1) == held[:, 0] % 3).float().mean()
+    accuracy = (model.eval()(input_ids=new_ids).logits.argmax(1) == new_ids[:, 0] % 3).float().mean()
 print(f"mean loss {loss:.3f}, accuracy on new texts {accuracy:.1%}, {trainer.step.passes}")

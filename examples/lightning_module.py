@@ -1,23 +1,30 @@
-"""A LightningModule as it is, trained with ASAM by a callback."""
+"""A LightningModule trained with ASAM: manual optimisation with ``self.step``."""
 
 import lightning
 import torch
 from sklearn.datasets import load_digits
 
 import steppe
-from steppe.integrations.lightning import SteppeCallback
+from steppe.integrations.lightning import SteppeMixin
 
 
-class Classifier(lightning.LightningModule):
+class Classifier(SteppeMixin, lightning.LightningModule):
+    method = steppe.ASAM(rho=0.5)
+    bind_options = {"clip": 1.0, "precision": "bf16"}
+
     def __init__(self):
         super().__init__()
         self.net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
 
+    def forward(self, x):
+        return self.net(x)
+
     def training_step(self, batch, batch_idx):
-        x, y = batch
-        loss = torch.nn.functional.cross_entropy(self.net(x), y)
-        self.log("loss", loss)
-        return loss
+        out = self.step(*batch)
+        self.log("loss", out.loss)
+
+    def on_train_epoch_end(self):
+        self.lr_schedulers().step()
 
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
@@ -29,21 +36,11 @@ x, y = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.
 data = torch.utils.data.TensorDataset(x[:1400], y[:1400])
 
 lightning.seed_everything(0, verbose=False)
-module, callback = Classifier(), SteppeCallback(steppe.ASAM(rho=0.5))
-trainer = lightning.Trainer(
-    callbacks=[callback],
-    max_epochs=10,
-    accelerator="auto",
-    devices=1,
-    precision="bf16-mixed",
-    gradient_clip_val=1.0,
-    logger=False,
-    enable_checkpointing=False,
-    enable_progress_bar=False,
-    enable_model_summary=False,
-)
+module = Classifier()
+quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+trainer = lightning.Trainer(max_epochs=10, accelerator="auto", devices=1, logger=False, **quiet)
 trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=70, shuffle=True))
 
 with torch.no_grad():
-    accuracy = (module.net(x[1400:].to(module.device)).argmax(1) == y[1400:].to(module.device)).float().mean()
-print(f"test accuracy {accuracy:.1%}, {callback.step.passes}")
+    accuracy = (module(x[1400:].to(module.device)).argmax(1) == y[1400:].to(module.device)).float().mean()
+print(f"test accuracy {accuracy:.1%}, {module.step.passes}")

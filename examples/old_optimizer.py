@@ -1,9 +1,9 @@
-"""Code written for another SAM optimizer, with the import changed and nothing else."""
+"""Code written for davda54's SAM optimizer: only the import is changed."""
 
 import torch
 from sklearn.datasets import load_digits
 
-from steppe.integrations.torch_optimizer import SAM  # from sam import SAM
+from steppe.integrations.torch_optimizer import SAMOptimizer  # from sam import SAM
 
 digits = load_digits()
 x, y = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
@@ -12,7 +12,7 @@ train, test = slice(0, 1400), slice(1400, None)
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
 loss_fn = torch.nn.CrossEntropyLoss()
-optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1, momentum=0.9)
+optimizer = SAMOptimizer(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1, momentum=0.9)
 scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
 
 for _ in range(10):

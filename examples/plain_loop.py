@@ -1,4 +1,4 @@
-"""Any method in a loop of your own: two lines are steppe's, the rest is what you have already."""
+"""Any method in your own training loop: two lines are new."""
 
 import torch
 from sklearn.datasets import load_digits

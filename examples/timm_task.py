@@ -1,6 +1,6 @@
-"""A timm model in timm's own kind of loop: the method stands where its loss scaler does.
+"""A timm model in a loop like timm's: the method replaces its loss scaler.
 
-In a copy of timm's train.py it is the same line, after the task is prepared and the optimizer made.
+In a copy of timm's train.py it is the same line, after the task is prepared and the optimizer created.
 """
 
 import timm

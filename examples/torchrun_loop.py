@@ -1,7 +1,7 @@
 """Any method on several processes: torchrun --nproc-per-node 2 examples/torchrun_loop.py
 
-Each process takes its part of each batch. With sync="global" the weights are those of one process; without it
-every process perturbs in a direction of its own, as in the papers.
+Each process takes its part of each batch. With sync="global" all perturb alike, as one process
+would; by default each process perturbs along its own gradient, as in the papers.
 """
 
 import os
@@ -30,7 +30,7 @@ def main() -> None:
     step = steppe.SAM(rho=0.05).bind(DistributedDataParallel(model), optimizer, sync="global")
 
     for _ in range(10):
-        for rows in torch.randperm(1400).split(70):  # the same on all: they were seeded alike
+        for rows in torch.randperm(1400).split(70):  # the same on all processes: they have the same seed
             mine = rows[rank::size]
             step(x[train][mine], y[train][mine])
 
@@ -41,5 +41,5 @@ def main() -> None:
 
 dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 main()
-dist.barrier()  # no process may leave while another one still works
+dist.barrier()  # no process may exit while another still trains
 dist.destroy_process_group()

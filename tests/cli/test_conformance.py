@@ -1,4 +1,4 @@
-"""``steppe conformance`` as a person meets it."""
+"""The command ``steppe conformance``: output, files, exit codes, errors."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ FAST = ["--checks", "passes", "batch-norm", "restored"]
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A folder with a module of the user's in it."""
+def folder(tmp_path, monkeypatch):
+    """A folder with a user's module."""
     (tmp_path / "own_methods.py").write_text(OWN)
     (tmp_path / "broken_module.py").write_text("1 / 0")
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -44,7 +44,7 @@ def here(tmp_path, monkeypatch):
     sys.modules.pop("own_methods", None)
 
 
-def test_all_green_is_exit_code_0(here, capsys):
+def test_all_green_is_exit_code_0(folder, capsys):
     names = ["plain", "sam:rho=0.1", "own_methods:Mine", "own_methods:Mine:rho=0.2"]
     assert main(["conformance", *names, *FAST]) == 0
     out = capsys.readouterr().out
@@ -53,14 +53,14 @@ def test_all_green_is_exit_code_0(here, capsys):
     assert "FAIL" not in out
 
 
-def test_a_failure_is_exit_code_1_and_says_what_was_seen(here, capsys):
+def test_a_failure_is_exit_code_1_and_shows_what_was_measured(folder, capsys):
     assert main(["conformance", "sam", "own_methods:Forgetful:rate=1", *FAST]) == 1
     out = capsys.readouterr().out
     assert "FAIL: batch-norm: 1.num_batches_tracked is 2 after one step (own_methods:Forgetful:rate=1)" in out
     assert "n/a: passes: declares no cost; counted 2 forward" in out
 
 
-def test_json_is_all_that_goes_to_the_output(here, capsys):
+def test_only_json_is_printed(folder, capsys):
     assert main(["conformance", "sam", "--json", *FAST]) == 0
     read = json.loads(capsys.readouterr().out)
     assert [r["check"] for r in read["results"]] == FAST[1:]
@@ -68,18 +68,18 @@ def test_json_is_all_that_goes_to_the_output(here, capsys):
     assert {"steppe", "torch", "python"} <= set(read["versions"])
 
 
-def test_markdown_is_written_and_rewritten_in_its_place(here, capsys):
+def test_markdown_is_written_and_replaced_in_place(folder, capsys):
     command = ["conformance", "own_methods:Forgetful:rate=1", *FAST, "--markdown", "docs/table.md"]
     assert main(command) == 1
-    first = (here / "docs/table.md").read_text()
+    first = (folder / "docs/table.md").read_text()
     assert "| batch-norm | **FAIL** |" in first
-    assert CHECKS["batch-norm"].otherwise in first
+    assert CHECKS["batch-norm"].consequence in first
     assert "`steppe conformance own_methods:Forgetful:rate=1 --checks passes" in first
-    (here / "docs/table.md").write_text(first + "\nWritten by hand.\n")
+    (folder / "docs/table.md").write_text(first + "\nWritten by hand.\n")
     assert main(command) == 1
-    assert (here / "docs/table.md").read_text() == first + "\nWritten by hand.\n"
+    assert (folder / "docs/table.md").read_text() == first + "\nWritten by hand.\n"
     assert main(["conformance", "sam", *FAST, "--markdown", "docs/table.md"]) == 0
-    assert "Written by hand.\n\n<!-- made by: steppe conformance sam" in (here / "docs/table.md").read_text()
+    assert "Written by hand.\n\n<!-- made by: steppe conformance sam" in (folder / "docs/table.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_markdown_is_written_and_rewritten_in_its_place(here, capsys):
         ("sam --markdown .", "markdown is '.', a folder; give a file"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(arguments, message, here, capsys):
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, folder, capsys):
     assert main(["conformance", *arguments.split()]) == 2
     error = capsys.readouterr().err
     assert error.startswith("steppe: error: ")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import steppe
 from steppe.core.buffers import Buffers
-from steppe.integrations.torch_optimizer import MethodOptimizer
+from steppe.integrations.torch_optimizer import SAMOptimizer
 
 
 class Assigning(nn.Module):
@@ -85,7 +85,7 @@ def test_a_step_that_was_not_finite_leaves_no_assignment() -> None:
 @pytest.mark.parametrize("closure", [True, False])
 def test_a_method_as_an_optimizer_takes_assignments_back(closure: bool) -> None:
     net = network()
-    optimizer = MethodOptimizer(steppe.SAM(rho=0.5), torch.optim.SGD(net.parameters(), 0.1), net)
+    optimizer = SAMOptimizer(net.parameters(), torch.optim.SGD, rho=0.5, model=net, lr=0.1)
     (x, y), (mean, seen) = data(), statistics_of_one_plain_pass()
 
     def run() -> Tensor:

@@ -179,7 +179,7 @@ def _failed(name: str, code: int, out: Path) -> Case:
 def _of_two(name: str, lab: CheckContext) -> Case:
     (subject,) = subjects_of([name])
     try:
-        multi_process.non_finite(subject, lab)
+        multi_process.non_finite.run(subject, lab)
     except NotApplicable:
         pass
     except CheckFailed as failed:

@@ -1,13 +1,14 @@
-"""timm's loop with the scaler: its own training where the method is plain, a bound loop where it is not."""
+"""timm's loop with SteppeScaler: timm's own training for plain, and a bound loop's for other methods."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
 import torch
-from support.many import smooth_net, together
+from support.many import farthest, smooth_net, together
 from support.small import small_batch, small_net
 from torch import nn
 
@@ -16,10 +17,7 @@ import steppe
 pytest.importorskip("timm.task")
 
 from support.timm_loop import Matching, batches, epoch, of_process, of_timm
-from timm.task import (
-    MultiLabelClassificationTask,
-    resume_task_checkpoint,
-)
+from timm.task import MultiLabelClassificationTask, resume_task_checkpoint
 from timm.utils import CheckpointSaver, NativeScaler
 
 from steppe.integrations.timm import SteppeScaler
@@ -30,39 +28,30 @@ pytestmark = [
 ]
 
 
-@torch.no_grad()
 def distance(a: nn.Module, b: nn.Module) -> float:
-    pairs = zip(a.parameters(), b.parameters(), strict=True)
-    return max(float((s.double() - t.double()).abs().max()) for s, t in pairs)
+    return farthest(list(a.parameters()), list(b.parameters()))
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"accumulate": 3}, {"accumulate": 3, "clip": 0.3}, {"clip": 0.3}], ids=str
-)
+@pytest.mark.parametrize("settings", [{}, {"accumulate": 3, "clip": 0.3}], ids=str)
 def test_plain_is_timm_s_own_loop(settings):
     theirs, ours = of_timm(), of_timm()
-    shown = epoch(*theirs, None, batches(), **settings)
+    their_losses = epoch(*theirs, None, batches(), **settings)
     scaler = SteppeScaler(steppe.Plain(), *ours)
-    mine = epoch(*ours, scaler, batches(), **settings)
+    losses = epoch(*ours, scaler, batches(), **settings)
     assert distance(theirs[0].trainable_module, ours[0].trainable_module) < 1e-6
     if "accumulate" not in settings:
-        assert mine == pytest.approx(shown, rel=1e-5)
+        assert losses == pytest.approx(their_losses, rel=1e-5)
     assert scaler.step.passes.updates == (3 if "accumulate" in settings else 7)
+    if "clip" in settings:
+        unclipped = of_timm()
+        epoch(*unclipped, None, batches(), **settings | {"clip": None})
+        assert distance(unclipped[0].trainable_module, ours[0].trainable_module) > 1e-3
 
 
-def test_clipping_has_something_to_clip():
-    free, held = of_timm(), of_timm()
-    epoch(*free, SteppeScaler(steppe.Plain(), *free), batches())
-    epoch(*held, SteppeScaler(steppe.Plain(), *held), batches(), clip=0.3)
-    assert distance(free[0].trainable_module, held[0].trainable_module) > 1e-3
-
-
-@pytest.mark.parametrize("name", ["sam", "gsam", "sadt-v1", "esam", "looksam", "sam+mesa"])
+@pytest.mark.parametrize("name", ["sam", "sadt-v1", "esam"])
 def test_every_pass_sees_every_micro_batch(name):
     task, optimizer = of_timm()
-    shown = epoch(
-        task, optimizer, SteppeScaler(steppe.methods.parse(name), task, optimizer, seed=4), batches(6), 2
-    )
+    logged = epoch(task, optimizer, SteppeScaler(name, task, optimizer, seed=4), batches(6), 2)
     net = small_net(dropout=0.0)
     step = steppe.methods.parse(name).bind(
         net, torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=1e-2), seed=4
@@ -70,8 +59,8 @@ def test_every_pass_sees_every_micro_batch(name):
     data = batches(6)
     losses = [float(step(data[i : i + 2]).loss) for i in (0, 2, 4)]
     assert distance(task.trainable_module, net) == 0
-    assert shown[1::2] == pytest.approx(losses)
-    assert shown[2::2] == pytest.approx(losses[:-1])  # not known yet: that of the step before
+    assert logged[1::2] == pytest.approx(losses)
+    assert logged[2::2] == pytest.approx(losses[:-1])  # the step's loss is not known yet
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -102,31 +91,29 @@ def test_soft_and_multi_label_targets():
 
 
 def test_a_task_with_a_loss_of_its_own_is_called_in_each_pass():
-    def made() -> tuple[Any, Any]:
+    def of_task() -> tuple[Any, Any]:
         task = Matching(small_net(dropout=0.0), smooth_net())
         return task, torch.optim.SGD(task.trainable_module.parameters(), 0.1)
 
-    theirs, ours = made(), made()
+    theirs, ours, sam = of_task(), of_task(), of_task()
     epoch(*theirs, None, batches(4))
     epoch(*ours, SteppeScaler(steppe.Plain(), *ours), batches(4))
     assert distance(theirs[0], ours[0]) < 1e-6
-    sam = made()
     scaler = SteppeScaler(steppe.SAM(rho=0.1), *sam)
     epoch(*sam, scaler, batches(4))
     assert scaler.step.passes.forward == 8 and distance(sam[0], ours[0]) > 1e-5
 
 
-def test_evaluation_goes_through_the_task_as_before():
+def test_evaluation_calls_the_task_as_before():
     task, optimizer = of_timm()
     before = copy.deepcopy(task)
     SteppeScaler(steppe.SAM(), task, optimizer)
-    x, y = small_batch()
     with torch.no_grad():
-        assert torch.equal(task.eval()(x, y)["output"], before.eval()(x, y)["output"])
+        assert torch.equal(task.eval()(*small_batch())["output"], before.eval()(*small_batch())["output"])
 
 
 @pytest.mark.parametrize("method", [steppe.RWP(gamma=0.05), steppe.LookSAM(k=3)], ids=repr)
-def test_timm_s_checkpoints_go_on_to_the_same_bits(method, tmp_path):
+def test_timm_s_checkpoints_resume_bitwise(method, tmp_path):
     whole = of_timm()
     scaler = SteppeScaler(method, *whole, precision="fp16")
     for _ in range(2):
@@ -138,8 +125,8 @@ def test_timm_s_checkpoints_go_on_to_the_same_bits(method, tmp_path):
     saver.save_checkpoint(0, metric=1.0)
     second = of_timm(small_net(seed=8, dropout=0.0))
     scaler = SteppeScaler(method, *second, precision="fp16")
-    found = resume_task_checkpoint(second[0], str(tmp_path / "last.pth.tar"), second[1], scaler, log_info=False)
-    assert found == 1
+    checkpoint = str(tmp_path / "last.pth.tar")
+    assert resume_task_checkpoint(second[0], checkpoint, second[1], scaler, log_info=False) == 1
     epoch(*second, scaler, batches(4))
     assert distance(whole[0].trainable_module, second[0].trainable_module) == 0
 
@@ -149,23 +136,19 @@ def test_two_processes_train_as_one():
     task, optimizer = of_timm(net)
     epoch(task, optimizer, SteppeScaler(steppe.SAM(rho=0.1), task, optimizer), batches(4), 2)
     for weights in together(2, of_process):
-        assert (
-            max(float((a - b.detach()).abs().max()) for a, b in zip(weights, net.parameters(), strict=True)) < 1e-6
-        )
+        assert farthest(weights, list(net.parameters())) < 1e-6
 
 
-def test_what_cannot_be_trained_is_said():
+def test_what_cannot_be_trained_is_an_error():
     task, optimizer = of_timm()
     scaler = SteppeScaler(steppe.SAM(), task, optimizer)
     with pytest.raises(steppe.InputError, match="clip_mode is 'value'"):
         epoch(task, optimizer, scaler, batches(1), clip=1.0, mode="value")
-    with pytest.raises(steppe.InputError, match="differentiates gradients"):
+    with pytest.raises(steppe.InputError, match="needs create_graph"):
         scaler(torch.zeros(()), optimizer, create_graph=True)
 
 
-def test_it_is_called_as_timm_s_own_scaler():
-    import inspect
-
+def test_its_arguments_are_those_of_timm_s_own_scaler():
     assert list(inspect.signature(SteppeScaler.__call__).parameters) == list(
         inspect.signature(NativeScaler.__call__).parameters
     )

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from steppe.core.numerics.perturbations import last_of
-from steppe.models import build, names
-from steppe.models.multi.shared_trunk import share, split_at
+from steppe.models import build
+from steppe.models.multi.shared_trunk import flops_share, split_sequential
+
+NAMES = ["simple-cnn", "vgg16-sadt", "inception-resnet-sadt", "densenet40-12", "resnet-thin"]
 
 
 def last_conv(net: nn.Module) -> nn.Module | None:
@@ -26,28 +28,22 @@ def net_of(name: str) -> nn.Module:
 
 def halves(net: nn.Module, child: nn.Module | None) -> tuple[nn.Sequential, nn.Sequential]:
     assert child is not None
-    cut = split_at(net, child)
-    assert cut is not None
-    return cut
+    parts = split_sequential(net, child)
+    assert parts is not None
+    return parts
 
 
 def small() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3), nn.Flatten(), nn.Linear(8, 3))
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("last", [last_conv, last_dense])
-def test_above_of_below_is_bitwise_the_whole_network(name: str, last: type) -> None:
+def test_above_of_below_is_bitwise_the_network_with_its_very_parameters(name: str, last: type) -> None:
     net = net_of(name).eval()
     below, above = halves(net, last(net))
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(above(below(x)), net(x))
-
-
-@pytest.mark.parametrize("name", names())
-def test_halves_hold_the_very_parameters_and_names_of_the_network(name: str) -> None:
-    net = net_of(name)
-    below, above = halves(net, last_conv(net))
     parts = dict(below.named_parameters()) | dict(above.named_parameters())
     whole = dict(net.named_parameters())
     assert parts.keys() == whole.keys()
@@ -85,18 +81,18 @@ def test_a_first_part_leaves_nothing_below() -> None:
     net = small()
     below, above = halves(net, net[0])
     assert (len(below), len(above)) == (0, 5)
-    assert share(net, below, torch.zeros(1, 1, 6, 6)) == 0
+    assert flops_share(net, below, torch.zeros(1, 1, 6, 6)) == 0
 
 
 class Own(nn.Sequential):
     pass
 
 
-def test_a_network_that_is_no_plain_sequential_is_not_cut() -> None:
+def test_a_network_that_is_no_plain_sequential_is_not_split() -> None:
     inner = small()
     own = Own(OrderedDict(inner.named_children()))
-    assert split_at(own, inner[2]) is None
-    assert split_at(nn.ModuleList(inner), inner[2]) is None
+    assert split_sequential(own, inner[2]) is None
+    assert split_sequential(nn.ModuleList(inner), inner[2]) is None
 
 
 @pytest.mark.parametrize(
@@ -108,58 +104,57 @@ def test_a_network_that_is_no_plain_sequential_is_not_cut() -> None:
         nn.Module.register_full_backward_pre_hook,
     ],
 )
-def test_a_network_with_hooks_of_its_own_is_not_cut(register: type) -> None:
+def test_a_network_with_hooks_of_its_own_is_not_split(register: type) -> None:
     net = small()
     handle = register(net, lambda *_: None)
-    assert split_at(net, net[2]) is None
+    assert split_sequential(net, net[2]) is None
     handle.remove()
-    assert split_at(net, net[2]) is not None
+    assert split_sequential(net, net[2]) is not None
 
 
-def test_a_network_with_a_replaced_forward_or_compiled_in_place_is_not_cut() -> None:
+def test_a_network_with_a_replaced_forward_or_compiled_in_place_is_not_split() -> None:
     net = small()
     net.forward = lambda x: x  # type: ignore[method-assign]
-    assert split_at(net, net[2]) is None
+    assert split_sequential(net, net[2]) is None
     net = small()
     net.compile()
-    assert split_at(net, net[2]) is None
+    assert split_sequential(net, net[2]) is None
 
 
-def test_a_module_outside_the_network_or_the_network_itself_gives_no_cut() -> None:
+def test_a_module_outside_the_network_or_the_network_itself_is_not_split() -> None:
     net = small()
-    assert split_at(net, nn.Conv2d(2, 2, 3)) is None
-    assert split_at(net, net) is None
+    assert split_sequential(net, nn.Conv2d(2, 2, 3)) is None
+    assert split_sequential(net, net) is None
 
 
-def test_a_child_that_shares_weights_with_a_part_below_gives_no_cut() -> None:
+def test_a_child_that_shares_weights_with_a_part_below_is_not_split() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
     net[2].weight = net[0].weight
-    assert split_at(net, net[2]) is None
+    assert split_sequential(net, net[2]) is None
 
 
-@pytest.mark.parametrize("name", names())
-def test_shares_of_both_halves_lie_in_0_to_1_and_sum_to_1(name: str) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_the_shares_of_both_halves_are_between_0_and_1_and_sum_to_1(name: str) -> None:
     net = net_of(name)
     x = torch.rand(1, 3, 32, 32)
-    last = last_dense if name == "vit-cifar" else last_conv  # its one convolution has nothing below it
-    parts = [share(net, half, x) for half in halves(net, last(net))]
-    assert all(0 < part < 1 for part in parts)
-    assert sum(parts) == pytest.approx(1)
-    assert share(net, net, x) == 1
+    shares = [flops_share(net, half, x) for half in halves(net, last_conv(net))]
+    assert all(0 < share < 1 for share in shares)
+    assert sum(shares) == pytest.approx(1)
+    assert flops_share(net, net, x) == 1
 
 
 def test_share_is_the_ratio_of_multiply_adds_counted_by_hand() -> None:
     net = small()
     first, second, dense = 16 * 2 * 9, 4 * 2 * 2 * 9, 8 * 3
     expected = second / (first + second + dense)
-    assert share(net, net[2], torch.zeros(1, 1, 6, 6)) == pytest.approx(expected)
+    assert flops_share(net, net[2], torch.zeros(1, 1, 6, 6)) == pytest.approx(expected)
 
 
-def test_share_counts_a_part_in_a_network_that_cannot_be_cut() -> None:
+def test_share_counts_a_part_in_a_network_that_cannot_be_split() -> None:
     inner = small()
     own = Own(OrderedDict(inner.named_children()))
     x = torch.zeros(1, 1, 6, 6)
-    assert share(own, inner[2], x) == share(inner, inner[2], x)
+    assert flops_share(own, inner[2], x) == flops_share(inner, inner[2], x)
 
 
 def test_share_leaves_flags_buffers_hooks_gradients_and_random_state_alone() -> None:
@@ -168,7 +163,7 @@ def test_share_leaves_flags_buffers_hooks_gradients_and_random_state_alone() -> 
     flags = [m.training for m in net.modules()]
     state = {key: value.clone() for key, value in net.state_dict().items()}
     random = torch.get_rng_state()
-    share(net, halves(net, last_conv(net))[1], torch.zeros(2, 3, 32, 32))
+    flops_share(net, halves(net, last_conv(net))[1], torch.zeros(2, 3, 32, 32))
     assert [m.training for m in net.modules()] == flags
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
@@ -179,16 +174,16 @@ def test_share_leaves_flags_buffers_hooks_gradients_and_random_state_alone() -> 
 def test_share_leaves_flags_alone_when_the_pass_fails() -> None:
     net = small()
     with pytest.raises(RuntimeError):
-        share(net, net[2], torch.zeros(1, 7, 6, 6))
+        flops_share(net, net[2], torch.zeros(1, 7, 6, 6))
     assert all(m.training for m in net.modules())
     assert not net[2]._forward_hooks
 
 
 def test_share_of_a_stranger_is_an_error_and_of_a_network_without_products_is_0() -> None:
     with pytest.raises(ValueError, match="no part of net"):
-        share(small(), nn.Linear(1, 1), torch.zeros(1, 1, 6, 6))
+        flops_share(small(), nn.Linear(1, 1), torch.zeros(1, 1, 6, 6))
     net = nn.Sequential(nn.ReLU())
-    assert share(net, net[0], torch.zeros(1)) == 0
+    assert flops_share(net, net[0], torch.zeros(1)) == 0
 
 
 def test_last_conv_and_last_dense_follow_registration_and_may_be_missing() -> None:
@@ -197,9 +192,3 @@ def test_last_conv_and_last_dense_follow_registration_and_may_be_missing() -> No
     assert last_dense(net) is net[4]
     assert last_conv(nn.Sequential(nn.Linear(1, 1))) is None
     assert last_dense(nn.Sequential(nn.ReLU())) is None
-
-
-@pytest.mark.parametrize("name", names())
-def test_last_dense_is_the_head(name: str) -> None:
-    net = net_of(name)
-    assert last_dense(net) is net.get_submodule("head")

@@ -1,4 +1,4 @@
-"""Methods of whole networks: who feels whose gradient, what they reduce to, how the hybrid is made and fused."""
+"""Methods of whole networks: their gradients, their limits, how the hybrid is mixed and fused."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from support.small import sgd
 from torch import nn
 
 import steppe
-from steppe.methods.online_distillation._okdph_presets import PRESETS
-from steppe.models.multi.ensemble import Ensemble, HybridEnsemble
+from steppe.models.multi.hybrid import HybridEnsemble
 
 
 def bound(method: steppe.Method, dtype: torch.dtype = torch.float32, **options: object):
@@ -21,15 +20,15 @@ def bound(method: steppe.Method, dtype: torch.dtype = torch.float32, **options: 
     return net, method.bind(net, sgd(net), **options)
 
 
-APART = [
+INDEPENDENT = [
     steppe.DML(networks=3, lam=0.0),
     steppe.KDCL(networks=3, lam=0.0, ce=1.0),
     steppe.OKDPH(networks=3, omega=1.0, beta=0.0, gamma=0.0, same_start=False),
 ]
 
 
-@pytest.mark.parametrize("method", APART, ids=repr)
-def test_without_its_pulls_each_network_trains_as_if_alone_bit_for_bit(method):
+@pytest.mark.parametrize("method", INDEPENDENT, ids=repr)
+def test_without_distillation_each_network_trains_bitwise_as_alone(method):
     net, step = bound(method)
     alone = [copy.deepcopy(n) for n in net.networks]
     steps = [steppe.Plain().bind(n, sgd(n)) for n in alone]
@@ -49,7 +48,7 @@ def test_without_its_pulls_each_network_trains_as_if_alone_bit_for_bit(method):
     ids=repr,
 )
 def test_a_network_s_gradient_is_that_of_its_own_loss_alone(method):
-    """Freeze one network: the other's update must not change, whatever the frozen one would have felt."""
+    """Freeze one network: the other's update must not change."""
     ends = []
     for frozen in (False, True):
         net, _ = bound(method)
@@ -62,8 +61,8 @@ def test_a_network_s_gradient_is_that_of_its_own_loss_alone(method):
 
 
 @pytest.mark.parametrize(("gradient", "factor"), [("none", 0.0), ("chain", 0.25), ("full", 1.0)])
-def test_the_hybrid_is_felt_as_the_mode_says(gradient, factor):
-    """With omega = beta = 0 a student's gradient is the hybrid's times the factor; r is uneven on purpose."""
+def test_the_hybrid_s_gradient_reaches_a_student_as_the_mode_says(gradient, factor):
+    """A student's gradient is the hybrid's times the factor; the shares are unequal on purpose."""
     net = HybridEnsemble([maker(Staged, 7, torch.float64)() for _ in range(2)], gradient)
     net.networks[1].load_state_dict(maker(Staged, 8, torch.float64)().state_dict())
     batch, mix = images(dtype=torch.float64), torch.tensor([0.25, 0.75], dtype=torch.float64)
@@ -82,30 +81,6 @@ def test_the_hybrid_is_felt_as_the_mode_says(gradient, factor):
     loss.backward()
     for p, q in zip(net.networks[0].parameters(), mixed.parameters(), strict=True):
         assert torch.allclose(p.grad, factor * q.grad, rtol=1e-9, atol=1e-12)
-
-
-def test_chain_is_autograd_through_the_mixture():
-    """The whole objective, written as one function of all students' weights and differentiated by autograd."""
-    method = steppe.OKDPH(networks=3, omega=0.4, beta=0.7, gamma=0.0, T=3.0, same_start=False)
-    net = method.build(maker(Staged, dtype=torch.float64))
-    other = copy.deepcopy(net)
-    batch = views(4, dtype=torch.float64)
-    method.bind(net, torch.optim.SGD(net.parameters(), 1.0))(batch)
-
-    xs = [batch.x, *(batch.extra[f"view {i}"] for i in (2, 3, 4))]
-    own = [dict(n.named_parameters()) for n in other.networks]
-    mixture = {k: sum(w[k] for w in own) / 3 for k in own[0]}
-    said = [n(x) for n, x in zip(other.networks, xs, strict=False)]
-    hybrid = torch.func.functional_call(copy.deepcopy(other.networks[0]), mixture, (xs[3],))
-    target = torch.stack([*said, hybrid]).mean(0).detach()
-    p = torch.softmax(target / 3, 1)
-    loss = 0.6 * F.cross_entropy(hybrid, batch.y)
-    for z in said:
-        loss = loss + 0.4 * F.cross_entropy(z, batch.y)
-        loss = loss + 0.7 * 9 * (p * (p.log() - F.log_softmax(z / 3, 1))).sum(1).mean()
-    loss.backward()
-    for (key, a), b in zip(net.named_parameters(), other.parameters(), strict=True):
-        assert torch.allclose(a, b - b.grad, rtol=1e-10, atol=1e-12), key
 
 
 def test_fusion_moves_weights_and_running_statistics_and_nothing_else():
@@ -131,7 +106,7 @@ def test_fusion_moves_weights_and_running_statistics_and_nothing_else():
 
 
 @pytest.mark.parametrize("microbatch", [None, 5])
-def test_fusing_what_was_there_before_the_update_throws_it_away(microbatch):
+def test_fusing_the_hybrid_of_before_the_update_discards_the_update(microbatch):
     method = steppe.OKDPH(gamma=1.0, every="1b", fuse="before", same_start=False)
     net, step = bound(method, microbatch=microbatch)
     centre = {k: v.clone() for k, v in net.hybrid().items()}
@@ -154,40 +129,27 @@ def test_fusions_fall_where_the_released_code_has_them():
         bound(epochs)[1](images())
 
 
-def test_a_dirichlet_draw_belongs_to_a_step_and_is_on_the_simplex():
-    method = steppe.OKDPH(networks=3, mixing="dirichlet")
-    draws = []
-    for seed in (1, 1, 2):
-        _, step = bound(method, seed=seed)
-        seen = []
-        for k in range(4):
-            step(images(k))
-            now = method.shares(step.runtime)
-            assert torch.equal(now, method.shares(step.runtime))
-            assert float(now.sum()) == pytest.approx(1)
-            assert float(now.min()) > 0
-            seen.append(now)
-        draws.append(torch.stack(seen))
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
-    assert len(draws[0].unique(dim=0)) == 4
-
-
-def test_dirichlet_draws_are_uniform_on_the_simplex():
+def test_dirichlet_shares_are_a_function_of_seed_and_step_and_uniform_on_the_simplex():
     method = steppe.OKDPH(networks=3, mixing="dirichlet", gamma=0.0)
-    _, step = bound(method)
-    rt, drawn = step.runtime, []
-    for _ in range(4000):
-        rt.passes.steps += 1
-        drawn.append(method.shares(rt))
-    r = torch.stack(drawn)
+
+    def shares(seed: int, count: int) -> torch.Tensor:
+        rt, rows = bound(method, seed=seed)[1].runtime, []
+        for _ in range(count):
+            rt.passes.steps += 1
+            rows.append(method.shares(rt))
+            assert torch.equal(rows[-1], method.shares(rt))
+        return torch.stack(rows)
+
+    r = shares(1, 4000)
+    assert torch.equal(r[:4], shares(1, 4)) and not torch.equal(r[:4], shares(2, 4))
+    assert torch.allclose(r.sum(1), torch.ones(4000, dtype=r.dtype)) and float(r.min()) > 0
     # Dir(1, 1, 1): mean 1/3, variance 1/18, and each share's own law is 1 - (1 - r)^2
     assert torch.allclose(r.mean(0), torch.full((3,), 1 / 3, dtype=r.dtype), atol=0.015)
     assert torch.allclose(r.var(0), torch.full((3,), 1 / 18, dtype=r.dtype), atol=0.005)
     assert float((r[:, 0] < 0.5).double().mean()) == pytest.approx(0.75, abs=0.03)
 
 
-def test_students_start_equal_or_not_as_asked():
+def test_students_start_equal_only_with_same_start():
     for same in (True, False):
         a, b = steppe.OKDPH(same_start=same).build(maker(Staged)).networks
         assert torch.equal(a.fc.weight, b.fc.weight) == same
@@ -215,40 +177,40 @@ cifar100-1%    1.0 0.5 0.5 5b  0.8 0.8 1.0 1e  0.8 0.8 0.5 5b
 """
 
 
-def printed() -> dict[str, tuple[float, float, float, str]]:
+def printed() -> dict[str, tuple[str, ...]]:
     """Return the supplement's tables 6 and 7, which are printed row by row, as entries by name."""
-    found = {}
+    entries: dict[str, tuple[str, ...]] = {}
     nets, *lines = SIX.strip().splitlines()
     for i in (0, 4):
         data, *first = lines[i].split()
         columns = zip(first, *(line.split() for line in lines[i + 1 : i + 4]), strict=True)
-        found |= {f"{data}-{net}": column for net, column in zip(nets.split(), columns, strict=True)}
+        entries |= {f"{data}-{net}": column for net, column in zip(nets.split(), columns, strict=True)}
     for line in SEVEN.strip().splitlines():
         name, *values = line.split()
         for k, net in enumerate(("resnet32", "vgg16", "densenet40-12")):
-            found[f"{name}-{net}"] = tuple(values[4 * k : 4 * k + 4])
-    return {name: (float(o), float(b), float(g), every) for name, (o, b, g, every) in found.items()}
+            entries[f"{name}-{net}"] = tuple(values[4 * k : 4 * k + 4])
+    return entries
 
 
 def test_presets_are_the_supplement_s_tables():
-    assert printed() == PRESETS
-    method = steppe.OKDPH(preset="cifar100-vgg16-3")
-    assert (method.omega, method.beta, method.gamma, method.every) == (0.3, 0.3, 1.0, "3e")
-    assert steppe.OKDPH(preset="cifar100-noisy-resnet32").beta == 0.0
+    for name, (omega, beta, gamma, every) in printed().items():
+        method = steppe.OKDPH(preset=name)
+        values = (method.omega, method.beta, method.gamma, method.every)
+        assert values == (float(omega), float(beta), float(gamma), every), name
     assert steppe.OKDPH(preset="cifar10-wrn20-8", gamma=0.1).gamma == 0.1
     with pytest.raises(steppe.InputError, match="did you mean 'cifar10-vgg16'"):
         steppe.OKDPH(preset="cifar10-vgg61")
 
 
-def test_each_network_sees_its_own_view_and_the_hybrid_the_last():
+def test_each_network_gets_its_own_view_and_the_hybrid_the_last():
     method = steppe.OKDPH(same_start=False, gamma=0.0, beta=0.0, omega=0.5)
     net, step = bound(method)
-    seen = []
+    inputs = []
     for n in net.networks:
-        n.conv1.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        n.conv1.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     batch = views(3)
     step(batch)
-    assert [torch.equal(s, x) for s, x in zip(seen, [batch.x, *batch.extra.values()], strict=True)] == [True] * 3
+    assert [torch.equal(s, x) for s, x in zip(inputs, [batch.x, *batch.extra.values()], strict=True)] == [True] * 3
     with pytest.raises(steppe.InputError, match="the batch has 2 views of each sample and the method takes 3"):
         step(views(2))
 
@@ -264,6 +226,7 @@ def test_only_what_the_method_builds_is_bound(method):
     if not isinstance(method, steppe.OKDPH):
         with pytest.raises(steppe.InputError, match="returns the same network again"):
             method.build(lambda net=net: net)
+    assert isinstance(type(method)(networks=1).build(Staged), Staged)
 
 
 def test_networks_of_different_kinds_learn_from_each_other_but_do_not_mix():
@@ -276,54 +239,45 @@ def test_networks_of_different_kinds_learn_from_each_other_but_do_not_mix():
         steppe.OKDPH(same_start=False).build(lambda: next(kinds))
 
 
-def test_sam_looks_at_all_networks_together():
-    """A's step on B's objective: both passes see the sum of all losses, at one perturbation of all weights."""
-    method = steppe.On(steppe.SAM(rho=0.1), steppe.DML())
-    net, step = bound(method, torch.float64)
+def test_sam_perturbs_all_networks_together_by_the_gradient_of_the_sum_of_their_losses():
+    net, step = bound(steppe.On(steppe.SAM(rho=0.1), steppe.DML()), torch.float64)
     other = copy.deepcopy(net)
     batch = images(dtype=torch.float64)
-    step(batch)
+    params = list(other.parameters())
 
     def gradient() -> list[torch.Tensor]:
         a, b = (n(batch.x) for n in other.networks)
         loss = F.cross_entropy(a, batch.y) + F.cross_entropy(b, batch.y)
         for z, t in ((a, b.detach()), (b, a.detach())):
             loss = loss + F.kl_div(F.log_softmax(z, 1), F.softmax(t, 1), reduction="batchmean")
-        return list(torch.autograd.grad(loss, list(other.parameters())))
+        return list(torch.autograd.grad(loss, params))
 
-    params = list(other.parameters())
-    g = gradient()
-    length = torch.stack([t.square().sum() for t in g]).sum().sqrt()
-    start = [p.detach().clone() for p in params]
+    step(batch)
+    g, start = gradient(), [p.detach().clone() for p in params]
+    norm = torch.stack([t.square().sum() for t in g]).sum().sqrt()
     with torch.no_grad():
         for p, t in zip(params, g, strict=True):
-            p.add_(0.1 * t / length)
-    g = gradient()
-    for w, t, q in zip(start, g, net.parameters(), strict=True):
+            p.add_(0.1 * t / norm)
+    for w, t, q in zip(start, gradient(), net.parameters(), strict=True):
         d = t + 1e-2 * w
         assert torch.allclose(q, w - 0.1 * (d + 0.9 * d), rtol=1e-9, atol=1e-10)
 
 
-def test_what_is_reported_is_each_network():
-    net, step = bound(steppe.OKDPH(same_start=False, deploy="hybrid"))
+def test_outputs_are_each_network_their_ensemble_and_the_hybrid():
+    method = steppe.OKDPH(same_start=False, deploy="hybrid")
+    net, step = bound(method)
     step(images())
     net.eval()
     x = images(9).x
     with torch.no_grad():
-        found = steppe.OKDPH(same_start=False, deploy="hybrid").outputs(net, step.state, x)
-        said = [n(x) for n in net.networks]
-    assert list(found) == ["deployed", "network 1", "network 2", "ensemble", "hybrid"]
-    for m, z in enumerate(said, 1):
-        assert torch.equal(found[f"network {m}"], z)
-    assert torch.allclose(found["ensemble"], torch.stack(said).mean(0))
-    assert torch.equal(found["deployed"], found["hybrid"])
-    assert torch.equal(step.predict(x), found["hybrid"])
-
-
-def test_one_network_is_built_as_it_is():
-    for method in (steppe.DML(networks=1), steppe.KDCL(networks=1), steppe.OKDPH(networks=1)):
-        assert isinstance(method.build(Staged), Staged)
-    assert isinstance(steppe.DML().build(maker(Staged)), Ensemble)
+        outputs = method.outputs(net, step.state, x)
+        logits = [n(x) for n in net.networks]
+    assert list(outputs) == ["deployed", "network 1", "network 2", "ensemble", "hybrid"]
+    for m, z in enumerate(logits, 1):
+        assert torch.equal(outputs[f"network {m}"], z)
+    assert torch.allclose(outputs["ensemble"], torch.stack(logits).mean(0))
+    assert torch.equal(outputs["deployed"], outputs["hybrid"])
+    assert torch.equal(step.predict(x), outputs["hybrid"])
 
 
 @pytest.mark.parametrize("mean", [steppe.EMA(decay=0.9), steppe.SWA(start=0)], ids=lambda m: type(m).__name__)
@@ -335,17 +289,17 @@ def test_a_mean_of_all_weights_deploys_the_first_network_of_the_mean(mean):
     x = images(9).x
     net.eval()
     with torch.no_grad():
-        predicted, found = step.predict(x), method.outputs(net, step.state, x)
+        predicted, outputs = step.predict(x), method.outputs(net, step.state, x)
         with step.state.get_submodule("rule").swapped_in(net):
             expected = [n(x) for n in net.networks]
     assert torch.equal(predicted, expected[0])
-    assert torch.equal(found["network 2"], expected[1])
+    assert torch.equal(outputs["network 2"], expected[1])
     assert not torch.equal(predicted, net.networks[0](x))
     alone = method.deployed_model(net, step.state, maker(Staged)).eval()
     assert torch.equal(alone(x), predicted)
 
 
-def test_what_builds_its_model_cannot_come_and_go():
+def test_a_method_that_builds_its_model_cannot_be_switched_on_later():
     with pytest.raises(steppe.InputError, match="DML builds what it trains .* leave start, stop and every out"):
         steppe.make("dml", start=5)
     steppe.make("sam", start=5)

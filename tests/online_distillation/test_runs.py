@@ -1,4 +1,4 @@
-"""Runs of methods of several networks: what is recorded of each, what goes on after a stop, what is exported."""
+"""Runs of methods of several networks: what is recorded of each, how they resume, what is exported."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import steppe
 from steppe import models, records
 from steppe.config import Data, Optim, Run
 from steppe.core.method import Method
-from steppe.data.loader import Normalizer, evaluation_batches
+from steppe.data.loader import evaluation_batches
+from steppe.data.normalize import Normalizer
 from steppe.training import run as engine
 from steppe.training import trainer
 from steppe.training.checkpoint import file
-from steppe.training.checkpoint.store import derive
 from steppe.training.evaluation import evaluate
 from steppe.training.export import export
 
@@ -50,20 +50,20 @@ def images():
 
 
 class Stop(Exception):  # noqa: N818
-    """Raised by a listener, as if the process were killed."""
+    """Raised in the progress callback, as if the process were killed."""
 
 
 def fit(run: Run, out, images, until: int = 99):
-    def listen(news) -> None:
-        if isinstance(news, engine.TrainingStatus) and news.val_accuracy is not None and news.epoch == until:
+    def progress(status) -> None:
+        if isinstance(status, engine.TrainingStatus) and status.val_accuracy is not None and status.epoch == until:
             raise Stop
 
     folder = out / engine.digest(run)
-    return engine.train_run(run, folder, images, listen), folder
+    return engine.train_run(run, folder, images, progress), folder
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_that_is_stopped_goes_on_bit_for_bit(method, tmp_path, images):
+def test_a_stopped_run_resumes_bitwise(method, tmp_path, images):
     run = dataclasses.replace(RUN, method=method)
     result, folder = fit(run, tmp_path / "whole", images)
     assert result["status"] == "ok"
@@ -80,15 +80,15 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(method, tmp_path, images):
 def test_each_output_is_recorded_by_name_every_epoch_and_at_the_end(method, tmp_path, images):
     result, folder = fit(dataclasses.replace(RUN, method=method, epochs=2), tmp_path, images)
     lines = records.read_lines(folder / trainer.METRICS)
-    for found in (*(line["val_outputs"] for line in lines), result["test"]["last"]["outputs"]):
-        assert list(found) == OUTPUTS[method]
-        assert all(0 <= v["accuracy"] <= 1 and v["loss"] > 0 for v in found.values())
+    for outputs in (*(line["val_outputs"] for line in lines), result["test"]["last"]["outputs"]):
+        assert list(outputs) == OUTPUTS[method]
+        assert all(0 <= v["accuracy"] <= 1 and v["loss"] > 0 for v in outputs.values())
     assert all(line["val_diversity"] >= 0 for line in lines)
     first = OUTPUTS[method][0]
     assert result["test"]["last"]["outputs"][first]["accuracy"] == result["test"]["last"]["accuracy"]
 
 
-def test_a_method_of_one_network_is_recorded_as_before(tmp_path, images):
+def test_a_method_of_one_network_has_no_outputs_by_name(tmp_path, images):
     result, folder = fit(dataclasses.replace(RUN, method="sam", epochs=1), tmp_path, images)
     assert set(result["test"]["last"]) == {"accuracy", "loss"}
     assert not [k for line in records.read_lines(folder / trainer.METRICS) for k in line if "output" in k]
@@ -100,63 +100,61 @@ def test_outputs_are_those_of_each_network_alone(images):
     net = method.build(lambda: tiny(10, images.channels, images.size))
     step = method.bind(net, torch.optim.SGD(net.parameters(), 0.1))
     normalize = Normalizer.of("unit", images.train)
-    found = evaluate(method, step, images.test, normalize)
+    result = evaluate(method, step, images.test, normalize)
     (batch,) = evaluation_batches(images.test, 500, normalize)
     net.eval()
     with torch.no_grad():
-        said = {f"network {i}": n(batch.x) for i, n in enumerate(net.networks, 1)}
+        logits = {f"network {i}": n(batch.x) for i, n in enumerate(net.networks, 1)}
         mixture = tiny(10, images.channels, images.size)
         for p, a, b in zip(mixture.parameters(), *(n.parameters() for n in net.networks), strict=True):
             p.copy_((a + b) / 2)
-        said["hybrid"] = mixture(batch.x)
-    for name, z in said.items():
+        logits["hybrid"] = mixture(batch.x)
+    for name, z in logits.items():
         hits = (z.argmax(1) == batch.y).float().mean()
-        assert found["outputs"][name]["accuracy"] == pytest.approx(float(hits))
-        assert found["outputs"][name]["loss"] == pytest.approx(
+        assert result["outputs"][name]["accuracy"] == pytest.approx(float(hits))
+        assert result["outputs"][name]["loss"] == pytest.approx(
             float(nn.functional.cross_entropy(z, batch.y)), rel=1e-5
         )
-    p, q = (torch.softmax(said[f"network {i}"], 1) for i in (1, 2))
-    assert found["diversity"] == pytest.approx(float((p - q).square().sum(1).sqrt().mean()), rel=1e-5)
+    p, q = (torch.softmax(logits[f"network {i}"], 1) for i in (1, 2))
+    assert result["diversity"] == pytest.approx(float((p - q).square().sum(1).sqrt().mean()), rel=1e-5)
 
 
 def test_views_of_a_run_must_be_enough(images):
     run = dataclasses.replace(RUN, method="okdph:networks=3")
-    with pytest.raises(steppe.InputError, match="data.views names 3 and the method takes 4"):
+    with pytest.raises(steppe.InputError, match="data.views has 3 views and the method takes 4"):
         engine.check_run(run, images)
     engine.check_run(dataclasses.replace(run, method="sam"), images)  # the first view serves
 
 
-@pytest.mark.parametrize("weights", ["best", "last"])
-@pytest.mark.parametrize(
-    "method",
-    [
-        *METHODS,
-        "okdph:deploy=hybrid,same_start=false",
-        "okddip:factor=2,split_at=4",
-        "okddip:factor=2,form=network",
-        "ffl:split_at=4",
-        "kdcl:target=linear",
-        "sam+ema:decay=0.5",
-        "plain",
-    ],
-)
-def test_what_is_exported_is_one_plain_network_that_predicts_the_same(method, weights, tmp_path, images):
-    run = dataclasses.replace(RUN, method=method, epochs=2)
-    result, folder = fit(run, tmp_path, images)
-    described = export(folder, tmp_path / "flat", which=weights)
-    plain = tiny(len(images.classes), images.channels, images.size)
-    plain.load_state_dict(load_file(tmp_path / "flat" / "model.safetensors"))
-    plain.eval()
+EXPORTED = [
+    *METHODS,
+    "okdph:deploy=hybrid,same_start=false",
+    "okddip:factor=2,split_at=4",
+    "okddip:factor=2,form=network",
+    "ffl:split_at=4",
+    "kdcl:target=linear",
+    "sam+ema:decay=0.5",
+    "plain",
+]
+
+
+@pytest.mark.parametrize("method", EXPORTED)
+def test_an_export_is_one_plain_network_with_the_run_s_accuracy(method, tmp_path, images):
+    result, folder = fit(dataclasses.replace(RUN, method=method, epochs=2), tmp_path, images)
     batches = list(evaluation_batches(images.test, 500, Normalizer.of("unit", images.train)))
-    program = torch.export.load(tmp_path / "flat" / "model.pt2").module()
-    with torch.no_grad():
-        for said in (plain, program):
-            hits = sum(int((said(b.x).argmax(1) == b.y).sum()) for b in batches)
-            assert hits / len(images.test) == result["test"][weights]["accuracy"]
-    held = json.loads((tmp_path / "flat" / "model.json").read_text())
-    assert held == json.loads(json.dumps(described))
-    assert held["parameters"] == sum(p.numel() for p in plain.parameters())
-    assert held["epoch"] == (2 if weights == "last" else result["test"]["best"]["epoch"])
+    for weights in ("best", "last"):
+        described = export(folder, tmp_path / weights, which=weights)
+        plain = tiny(len(images.classes), images.channels, images.size)
+        plain.load_state_dict(load_file(tmp_path / weights / "model.safetensors"))
+        program = torch.export.load(tmp_path / weights / "model.pt2").module()
+        with torch.no_grad():
+            for net in (plain.eval(), program):
+                hits = sum(int((net(b.x).argmax(1) == b.y).sum()) for b in batches)
+                assert hits / len(images.test) == result["test"][weights]["accuracy"]
+        written = json.loads((tmp_path / weights / "model.json").read_text())
+        assert written == json.loads(json.dumps(described))
+        assert written["parameters"] == sum(p.numel() for p in plain.parameters())
+        assert written["epoch"] == (2 if weights == "last" else result["test"]["best"]["epoch"])
 
 
 @pytest.mark.vision
@@ -173,22 +171,16 @@ def test_another_runtime_gives_the_exported_network_s_outputs(method, tmp_path, 
     program = onnxruntime.InferenceSession(tmp_path / "flat" / "model.onnx", providers=["CPUExecutionProvider"])
     for count in (1, 5):
         x = torch.randn(count, 1, 12, 12)
-        (said,) = program.run(None, {program.get_inputs()[0].name: x.numpy()})
+        (logits,) = program.run(None, {program.get_inputs()[0].name: x.numpy()})
         with torch.no_grad():
-            assert torch.allclose(torch.from_numpy(said), plain.eval()(x), atol=1e-5)
+            assert torch.allclose(torch.from_numpy(logits), plain.eval()(x), atol=1e-5)
 
 
 def test_an_ensemble_is_no_single_network(tmp_path, images, monkeypatch):
-    """Whoever deploys something else than one network is told so, not given other outputs."""
+    """A method that deploys something else than one network cannot be exported."""
     run = dataclasses.replace(RUN, method="dml", epochs=1)
     _, folder = fit(run, tmp_path, images)
     monkeypatch.setattr(steppe.DML, "predict", lambda self, net, state, x: self.outputs(net, state, x)["ensemble"])
     with pytest.raises(steppe.InputError, match=r"differ from those of dml .* a single network"):
         export(folder, tmp_path / "flat")
     assert Method.predict is not steppe.DML.predict
-
-
-def test_seeds_of_a_run_give_each_network_its_own_start(images):
-    torch.manual_seed(derive(0, "init"))
-    a, b = steppe.DML().build(lambda: tiny(10, 1, 12)).networks
-    assert not torch.equal(a[0].weight, b[0].weight)

@@ -79,7 +79,7 @@ def test_contributing_shows_the_method_that_is_there():
     assert [line for line in shown.splitlines() if line] == [line for line in (card + code).splitlines() if line]
     assert len(held.splitlines()) < 50
     restated = blocks("CONTRIBUTING.md")[1]
-    references = (ROOT / "src/steppe/testing/oracles.py").read_text()
+    references = (ROOT / "src/steppe/testing/oracles/__init__.py").read_text()
     assert restated in references
     entry = re.search(r"below it, `(.*)`", (ROOT / "CONTRIBUTING.md").read_text())
     assert entry and entry[1] in references
@@ -144,7 +144,7 @@ PRINTED = {
     "method": "True Passes(forward=40.0, backward=40.0, updates=40, steps=40)\n",
     "track": "1 ['epoch', 'gradients', 'lr']\n2 ['epoch', 'gradients', 'lr']\nok ['best', 'last']\n",
 }
-APART = {"adapters": "tests/adapters/test_guide.py"}
+APART = {"integrations": "tests/integrations/test_guide.py"}
 PAGES = [
     p for p in sorted((ROOT / "docs").rglob("*.md")) if "```python\n" in p.read_text() and p.stem not in APART
 ]

@@ -1,10 +1,13 @@
-"""Synthetic comparisons on disk, each in a folder of its test's own."""
+"""Synthetic comparisons on disk, and the browser."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support.browsing import chromium
 from support.recorded import Folder, grid
 
 
@@ -15,17 +18,14 @@ def folder(tmp_path: Path) -> Folder:
 
 
 @pytest.fixture
-def double(folder: Folder) -> Folder:
-    """Return the folder of nine methods on two data sets, written."""
-    for dataset in ("digits", "cifar10"):
-        grid(folder, dataset)
-    folder.write()
-    return folder
-
-
-@pytest.fixture
 def full(folder: Folder) -> Folder:
     """Return the folder of nine methods and three seeds, written."""
     grid(folder)
     folder.write()
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    with chromium() as browser:
+        yield browser

@@ -1,4 +1,4 @@
-"""A real Chromium for the report's tests: the one that is installed, headless, in a profile of its own."""
+"""A real Chromium for the report's tests: the installed one, headless, with a new profile."""
 
 from __future__ import annotations
 
@@ -22,17 +22,12 @@ FLAGS = (
 )
 
 
-def executable() -> str | None:
-    """Return the path of the installed browser; STEPPE_CHROMIUM names another."""
-    found = [os.environ.get("STEPPE_CHROMIUM"), *map(shutil.which, NAMES)]
-    return next((path for path in found if path), None)
-
-
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """Start the browser, or skip the test with the reason."""
+    """Start the browser that STEPPE_CHROMIUM names or that is installed; skip the test without one."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")
-    path = executable()
+    paths = [os.environ.get("STEPPE_CHROMIUM"), *map(shutil.which, NAMES)]
+    path = next((path for path in paths if path), None)
     if path is None:
         pytest.skip("no Chromium is installed; name one in STEPPE_CHROMIUM")
     with sync_api.sync_playwright() as driver:
@@ -42,28 +37,28 @@ def chromium() -> Iterator[Any]:
 
 
 class Visit:
-    """A page that is open, and all that it said and asked for."""
+    """An open page, the messages of its console and the addresses that it requested."""
 
     def __init__(self, browser: Any, address: str, **options: Any) -> None:
         self.context = browser.new_context(accept_downloads=True, **options)
         self.page = self.context.new_page()
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.messages: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.messages.append(message.text))
+        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(address)
 
     def compare(self, mode: str, where: int = 0) -> None:
-        """Turn the switch, of the table (0) or of the curves (1), by keyboard and mouse alike."""
+        """Use the switch of the table (0) or of the curves (1)."""
         self.page.locator(f'input[data-name="compare"][value="{mode}"]').nth(where).check()
 
     def column(self, key: str) -> list[str]:
-        """Return the shown table's column as text, its first line in each cell."""
+        """Return the visible table's column as text, the first line of each cell."""
         script = """key => {
             const table = document.querySelector('.mode:not([hidden]) table');
             const at = [...table.tHead.rows[0].cells].findIndex(cell => cell.dataset.key === key);
             return [...table.tBodies[0].rows].map(row => row.cells[at].innerText.trim().split('\\n')[0]);
         }"""
-        found: list[str] = self.page.evaluate(script, key)
-        return found
+        texts: list[str] = self.page.evaluate(script, key)
+        return texts

@@ -1,4 +1,4 @@
-"""Networks for methods of several networks: small ones with stages, and one with tokens."""
+"""Networks and batches for methods of several networks: a small one with stages, and a transformer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import steppe
 
 
 class Staged(nn.Module):
-    """Three stages, as ResNets have them, whose forward is code, not a sequence; (B, 2, 8, 8) into 5 classes."""
+    """Three stages like a ResNet's, with a forward of its own; (B, 2, 8, 8) into 5 classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Staged(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer2(self.layer1(x)) * 0.5
-        x = self.relu(self.layer3(x))  # the relu of before the cut, used after it too
+        x = self.relu(self.layer3(x))  # registered before the split point, used after it too
         z: Tensor = self.fc(self.pool(x).flatten(1))
         return z
 
@@ -61,13 +61,13 @@ class Tokens(nn.Module):
 def maker(
     kind: Callable[[], nn.Module], seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> Callable[[], nn.Module]:
-    """Return a function that makes networks, each with other weights."""
-    made = seed
+    """Return a function that makes networks, each with different weights."""
+    last = seed
 
     def make() -> nn.Module:
-        nonlocal made
-        made += 1
-        torch.manual_seed(made)
+        nonlocal last
+        last += 1
+        torch.manual_seed(last)
         return kind().to(dtype)
 
     return make
@@ -80,6 +80,6 @@ def images(seed: int = 0, count: int = 12, dtype: torch.dtype = torch.float32) -
 
 
 def views(count: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> steppe.Batch:
-    """Return a batch with so many views of each sample."""
+    """Return a batch with ``count`` views of each sample."""
     first = images(seed, dtype=dtype)
     return first.with_extra(**{f"view {i}": images(seed + 100 * i, dtype=dtype).x for i in range(2, count + 1)})

@@ -1,7 +1,7 @@
-"""Packages of models whose compiled parts do not load beside a torch built for processors only.
+"""Packages of models whose compiled parts do not load with a CPU-only build of torch.
 
-The models need none of those parts. torchvision refuses to be imported where two operators are missing; declaring
-them, without an implementation, is enough.
+The models do not need these parts. torchvision cannot be imported if two operators are missing; declaring them,
+without an implementation, is enough.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _declared: list[torch.library.Library] = []
 
 
 def declare_operators() -> None:
-    """Let torchvision be imported, by whatever imports it, if it is here and its compiled part does not load."""
+    """Declare torchvision's operators if it is installed and its compiled part does not load."""
     if importlib.util.find_spec("torchvision") is None:
         return
     try:
@@ -34,7 +34,7 @@ def declare_operators() -> None:
 
 
 def importable(package: str) -> None:
-    """Skip the test if the package is not here."""
+    """Skip the test if the package cannot be imported."""
     try:
         importlib.import_module(package)
     except ModuleNotFoundError as error:

@@ -7,6 +7,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+from steppe.records import load
+from steppe.report.comparison.summary import ResultRow, rows
+
 METHODS = ("plain", "repeat-step", "two-step", "gc", "agc", "sam", "sadt-v1", "sadt-v2", "sadt-v3")
 GAIN = dict(zip(METHODS, (0, 2.6, 2.2, 0.3, -0.2, 0.9, 2.9, 2.1, -2.5), strict=True))
 PASSES = dict.fromkeys(METHODS, (1.0, 1.0, 1.0)) | {
@@ -72,7 +75,7 @@ class Folder:
         outputs: tuple[str, ...] = (),
         watch: bool = False,
     ) -> Path:
-        """Write a run; ``outputs`` can be deployed beside, ``watch`` has the test images looked at each epoch."""
+        """Write a run; ``outputs`` can be deployed too, ``watch`` evaluates the test images after each epoch."""
         draw = random.Random(f"{label} {seed} {dataset}")
         digest = f"{len(self.compare['runs']):012x}"
         run = {"digest": digest, "method": label, "model": "simple-cnn", "dataset": dataset, "seed": seed}
@@ -140,6 +143,14 @@ class Folder:
     def several(names: tuple[str, ...], accuracy: float) -> dict[str, Any]:
         """Return outputs, each half a point above the one before it."""
         return {name: {"accuracy": accuracy + 0.005 * i, "loss": 0.2} for i, name in enumerate(names)}
+
+    def simple(self, accuracies: Any, controls: Any = None) -> list[ResultRow]:
+        """Write methods with these test accuracies (percent), one per seed, and return their rows."""
+        for label, values in accuracies.items():
+            self.method(label, controls=(controls or {}).get(label, []))
+            for seed, value in enumerate(values):
+                self.run(label, seed, value / 100)
+        return rows(load(self.write()))
 
     def write(self) -> Path:
         (self.path / "compare.json").write_text(json.dumps(self.compare))

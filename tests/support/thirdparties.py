@@ -1,4 +1,4 @@
-"""Optimizers as others write them, small; in a module of its own because other processes import it by name."""
+"""Small third-party optimizers; in a module of its own because other processes import it by name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 class TwoStep(torch.optim.Optimizer):
-    """SAM in the first_step/second_step form, done with care."""
+    """SAM in the first_step/second_step form, without mistakes."""
 
     def __init__(self, params, base_optimizer, rho=0.05, **settings):
         super().__init__(params, {"rho": rho, **settings})
@@ -38,7 +38,7 @@ class TwoStep(torch.optim.Optimizer):
 
 
 class Rebinding(TwoStep):
-    """The widely copied one: new storage for old weights, and a state without the base optimizer's."""
+    """The widely copied one: it restores weights into new storage, and saves no state of the base optimizer."""
 
     def __init__(self, params, base_optimizer, rho=0.05, **settings):
         torch.optim.Optimizer.__init__(self, params, {"rho": rho, **settings})
@@ -67,7 +67,7 @@ class Rebinding(TwoStep):
 
 
 class Closure(TwoStep):
-    """SAM in torch's own form: ``step`` calls the closure, here twice."""
+    """SAM in torch's own form: ``step`` calls the closure twice."""
 
     first_step = second_step = None  # not its interface
 

@@ -1,4 +1,4 @@
-"""timm's loop, in a module of its own because processes import it by name."""
+"""timm's training loop, in a module of its own because other processes import it by name."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def epoch(
     clip: float | None = None,
     mode: str = "norm",
 ) -> list[float]:
-    """Train as timm's script does: an epoch, with the rest of a group at its end; return the losses it shows."""
-    shown, rest = [], len(data) % accumulate
+    """Train an epoch as timm's script does, with a smaller last step; return the losses that it logs."""
+    losses, rest = [], len(data) % accumulate
     task.train()
     optimizer.zero_grad()
     for i, (x, y) in enumerate(data):
         need_update = i == len(data) - 1 or (i + 1) % accumulate == 0
-        of = rest if rest and i >= len(data) - rest else accumulate
+        count = rest if rest and i >= len(data) - rest else accumulate
         loss = task(x, y)["loss"]
-        if of > 1:
-            loss = loss / of
+        if count > 1:
+            loss = loss / count
         if scaler is None:
             loss.backward()
             if need_update:
@@ -54,10 +54,10 @@ def epoch(
         else:
             parameters = task.get_clip_parameters("agc" in mode)
             scaler(loss, optimizer, clip_grad=clip, clip_mode=mode, parameters=parameters, need_update=need_update)
-        shown.append(loss.detach().item() * of)
+        losses.append(loss.detach().item() * count)
         if need_update:
             optimizer.zero_grad()
-    return shown
+    return losses
 
 
 def of_timm(net: nn.Module | None = None, criterion: Any = None) -> tuple[Any, Any]:
@@ -67,7 +67,7 @@ def of_timm(net: nn.Module | None = None, criterion: Any = None) -> tuple[Any, A
 
 
 class Matching(TrainingTask):
-    """Half of the way to a teacher: a loss that is none of logits and targets."""
+    """Distillation from a teacher: a loss of more than logits and targets."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module):
         super().__init__(verbose=False)
@@ -75,8 +75,8 @@ class Matching(TrainingTask):
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         output = self.trainable_module(input)
-        far = (output - self.teacher(input)).square().mean()
-        return {"loss": nn.functional.cross_entropy(output, target) + far, "output": output, "far": far}
+        distance = (output - self.teacher(input)).square().mean()
+        return {"loss": nn.functional.cross_entropy(output, target) + distance, "output": output}
 
 
 def of_process(rank: int) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What can be named, and what third-party optimizers get for what they do and leave open."""
+"""The conformance of all methods, of third-party optimizers, and what check_method reports."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from steppe.methods import METHODS
 from steppe.testing import CHECKS, OurMethod, ThirdParty, check_method, examine
 from steppe.testing.resolve import subjects_of
 
-EVERYTHING = set(CHECKS)
-
 
 def outcomes(subject, lab):
     results = [examine(subject, check, lab) for check in CHECKS.values()]
@@ -25,13 +23,13 @@ def outcomes(subject, lab):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_of_the_list_conforms(name, lab):
-    found = outcomes(OurMethod(steppe.make(name), name), lab)
-    assert not found["fail"]
+    results = outcomes(OurMethod(steppe.make(name), name), lab)
+    assert not results["fail"]
     local = {"ddp-global", "fsdp2"} if METHODS[name]().local else set()
     parts = {"batch-norm"} if name == "lpf-sgd" or METHODS[name]().mixes else set()
     norms = {"accumulation"} if name in ("one", "ffl") else set()  # with BatchNorm of their own, "local" too
     whole = {"fsdp2"} if METHODS[name]().whole else set()
-    assert set(found["n/a"]) <= {"reduces", "masks"} | local | parts | norms | whole
+    assert set(results["n/a"]) <= {"reduces", "masks"} | local | parts | norms | whole
 
 
 @pytest.mark.parametrize("spec", ["sam:rho=0.1", "sam+gc", "sadt-v1:preset=notebook", "sam:every=2"])
@@ -41,18 +39,18 @@ def test_settings_and_combinations_conform(spec, lab):
 
 
 def test_a_two_step_optimizer_fails_only_what_its_form_leaves_to_the_user(lab):
-    found = outcomes(ThirdParty(thirdparties.TwoStep), lab)
-    assert set(found["fail"]) == {"exception", "batch-norm", "random-stream", "overflow"}
-    assert set(found["n/a"]) == {"passes", "reference", "one-rank"}
-    assert "counted 2 forward, 2 backward, 1 updates" in found["n/a"]["passes"]
+    results = outcomes(ThirdParty(thirdparties.TwoStep), lab)
+    assert set(results["fail"]) == {"exception", "batch-norm", "random-stream", "overflow"}
+    assert set(results["n/a"]) == {"passes", "reference", "one-rank"}
+    assert "counted 2 forward, 2 backward, 1 updates" in results["n/a"]["passes"]
 
 
-def test_a_closure_optimizer_is_not_judged_where_torch_says_nothing(lab):
+def test_checks_do_not_apply_to_a_closure_optimizer_where_torch_promises_nothing(lab):
     subject = ThirdParty(thirdparties.Closure, form="closure")
-    found = outcomes(subject, lab)
-    assert set(found["fail"]) == {"exception", "batch-norm", "random-stream"}
-    assert "GradScaler does not take closures" in found["n/a"]["fp16"]
-    assert set(found["n/a"]) == {
+    results = outcomes(subject, lab)
+    assert set(results["fail"]) == {"exception", "batch-norm", "random-stream"}
+    assert "GradScaler does not take closures" in results["n/a"]["fp16"]
+    assert set(results["n/a"]) == {
         "passes",
         "reference",
         "fp16",
@@ -63,11 +61,11 @@ def test_a_closure_optimizer_is_not_judged_where_torch_says_nothing(lab):
     }
 
 
-def test_rebound_storage_and_lost_momentum_are_found(lab):
-    found = outcomes(ThirdParty(thirdparties.Rebinding), lab)["fail"]
-    assert "other memory" in found["restored"]
-    assert "from the undisturbed run" in found["resume"]
-    assert "fsdp2" in found
+def test_rebound_storage_and_lost_momentum_are_detected(lab):
+    results = outcomes(ThirdParty(thirdparties.Rebinding), lab)["fail"]
+    assert "other memory" in results["restored"]
+    assert "from the undisturbed run" in results["resume"]
+    assert "fsdp2" in results
 
 
 def test_the_optimizers_of_torch_are_accepted_and_plain(lab):
@@ -78,7 +76,7 @@ def test_the_optimizers_of_torch_are_accepted_and_plain(lab):
 
 @dataclass(frozen=True)
 class Careless(steppe.Method):
-    """Claims a pass that it does not make, and has a reference that is not its own."""
+    """Declares a pass that it does not make, and a reference of another equation."""
 
     cost: ClassVar = (2, 1, 1)
 
@@ -87,23 +85,23 @@ class Careless(steppe.Method):
         r.update({k: 2 * g for k, g in r.gradient(r.w, x, y).items()})
 
 
-def test_check_method_raises_with_every_failure_and_what_it_means():
+def test_check_method_raises_with_every_failure_and_the_claim():
     with pytest.raises(AssertionError) as failure:
         check_method(Careless(), checks=["passes", "reference", "restored"])
     text = str(failure.value)
     assert "fails 2 of its checks" in text
     assert "declares 2 forward, 1 backward, 1 updates per step and makes 1 forward" in text
     assert "from its equation" in text
-    assert CHECKS["reference"].says in text
+    assert CHECKS["reference"].claim in text
     check_method(steppe.SAM(), checks=["passes", "reference", "restored"])
 
 
-def test_a_check_that_is_not_there_is_an_input_error():
+def test_an_unknown_check_is_an_input_error():
     with pytest.raises(steppe.InputError, match="unknown check 'clip'; did you mean 'clip-once'"):
         check_method(steppe.SAM(), checks=["clip"])
 
 
-def test_a_class_that_cannot_be_sent_to_another_process_is_not_judged_there(lab):
+def test_distributed_checks_do_not_apply_to_a_class_that_cannot_be_pickled(lab):
     class Local(steppe.SAM):
         pass
 
@@ -111,11 +109,11 @@ def test_a_class_that_cannot_be_sent_to_another_process_is_not_judged_there(lab)
     assert (result.status, "define it in a module" in result.why) == ("n/a", True)
 
 
-def test_a_schedule_is_not_held_against_a_constant(lab):
+def test_checks_of_constant_settings_do_not_apply_to_a_schedule(lab):
     subject = OurMethod(steppe.SAM(rho=steppe.Linear(0.0, 0.1, 10)))
-    found = outcomes(subject, lab)
-    assert not found["fail"]
-    assert {"reference", "passes"} <= set(found["n/a"])
+    results = outcomes(subject, lab)
+    assert not results["fail"]
+    assert {"reference", "passes"} <= set(results["n/a"])
 
 
 def test_the_package_does_not_import_its_tests():

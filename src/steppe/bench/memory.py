@@ -1,4 +1,4 @@
-"""How much memory work takes at most: of a GPU as it counts, of a processor by following every tensor."""
+"""Peak memory of a step: on a GPU as the allocator counts it, on a CPU by following every tensor."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch.utils._pytree import tree_leaves
 
 
 def peak_bytes(make: Callable[[], Callable[[], object]]) -> int:
-    """Return the most bytes that tensors take while a step runs that is not the first.
+    """Return the peak bytes of all tensors during a second step.
 
-    ``make`` builds what the step needs, weights and state among it, which counts too, and returns the step.
+    ``make`` builds weights, optimizer state and whatever else the step needs, which count too, and returns the
+    step.
     """
     if torch.cuda.is_available():
         before = torch.cuda.memory_allocated()
@@ -24,42 +25,41 @@ def peak_bytes(make: Callable[[], Callable[[], object]]) -> int:
         torch.cuda.reset_peak_memory_stats()
         step()
         return int(torch.cuda.max_memory_allocated() - before)
-    with _Living() as living:
+    with _StorageTracker() as tracker:
         step = make()
         step()
-        living.most = living.now
+        tracker.peak = tracker.current
         step()
-        most: int = living.most
-    return most
+        peak: int = tracker.peak
+    return peak
 
 
-class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all memory that came out of an operation and is still held by somebody."""
+class _StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all storages that an operation returned and that are still alive."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.most = 0
-        self.known: set[int] = set()
+        self.current = self.peak = 0
+        self._alive: set[int] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        found = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(found):
+        outputs = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(outputs):
             if isinstance(leaf, Tensor):
-                self._see(leaf.untyped_storage())
-        return found
+                self._add(leaf.untyped_storage())
+        return outputs
 
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        place = storage._cdata
-        if place in self.known:
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        address, size = storage._cdata, storage.nbytes()
+        if address in self._alive:
             return
-        size = storage.nbytes()
-        self.known.add(place)
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._gone, place, size)
+        self._alive.add(address)
+        self.current += size
+        self.peak = max(self.peak, self.current)
+        weakref.finalize(storage, self._remove, address, size)
 
-    def _gone(self, place: int, size: int) -> None:
-        self.known.discard(place)
-        self.now -= size
+    def _remove(self, address: int, size: int) -> None:
+        self._alive.discard(address)
+        self.current -= size

@@ -1,7 +1,7 @@
-"""How much of a step its passes take, so that what is left can be told: it is little, and lost in whole steps.
+"""Time of a step outside its forward and backward passes: small, and lost in the noise of whole steps.
 
-Two steps of the same work differ by some per cent on a busy machine. What a method adds to its passes is often
-less; timed within each step it differs by some per cent of itself.
+Two runs of the same step differ by some per cent on a busy machine, and a method often adds less than that to its
+passes. Timed within each step, the addition itself is known to some per cent.
 """
 
 from __future__ import annotations
@@ -19,29 +19,30 @@ from torch.nn.modules import module
 from steppe.bench.timing import TimingSpread, now, per_step, spread
 
 
-class Timed:
-    """Steps, timed with their passes: calls of modules from without any, and backward passes.
+class TimedSteps:
+    """Times ``steps`` steps, and within them the passes: outermost calls of modules, and backward passes.
 
-    Not ``watched``, the steps alone are timed: to know when a pass ends on a GPU, the step would have to wait.
+    ``outside`` has the seconds of a mean step outside its passes, one entry per call. With ``hooked`` False the
+    steps alone are timed: on a GPU, knowing when a pass ends would mean waiting for it.
     """
 
-    def __init__(self, step: Callable[[], object], steps: int, *, watched: bool):
-        self._step, self._steps, self._watch = step, steps, watched
-        self._depth, self._entered, self._inside = 0, 0.0, 0.0
-        self.beside: list[float] = []
+    def __init__(self, step: Callable[[], object], steps: int, *, hooked: bool):
+        self._step, self._steps, self._hooked = step, steps, hooked
+        self._depth, self._entered, self._in_passes = 0, 0.0, 0.0
+        self.outside: list[float] = []
 
     def __call__(self) -> float:
-        """Return how long one of so many steps takes, and note what of it was beside its passes."""
-        if not self._watch:
+        """Return the mean seconds of a step."""
+        if not self._hooked:
             return per_step(self._step, self._steps)
-        self._inside = 0.0
-        with self._watched():
-            took = per_step(self._step, self._steps)
-        self.beside.append(took - self._inside / self._steps)
-        return took
+        self._in_passes = 0.0
+        with self._hooks():
+            seconds = per_step(self._step, self._steps)
+        self.outside.append(seconds - self._in_passes / self._steps)
+        return seconds
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _hooks(self) -> Iterator[None]:
         hooks = (
             module.register_module_forward_pre_hook(lambda *_: self._enter()),
             module.register_module_forward_hook(lambda *_: self._leave(), always_call=True),
@@ -49,8 +50,8 @@ class Timed:
         backward, grad = Tensor.backward, torch.autograd.grad
         try:
             with (
-                mock.patch.object(Tensor, "backward", self._pass(backward)),
-                mock.patch.object(torch.autograd, "grad", self._pass(grad)),
+                mock.patch.object(Tensor, "backward", self._as_pass(backward)),
+                mock.patch.object(torch.autograd, "grad", self._as_pass(grad)),
             ):
                 yield
         finally:
@@ -65,27 +66,27 @@ class Timed:
     def _leave(self) -> None:
         self._depth -= 1
         if self._depth == 0:
-            self._inside += now() - self._entered
+            self._in_passes += now() - self._entered
 
-    def _pass(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*given: Any, **named: Any) -> Any:
+    def _as_pass(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
             self._enter()
             try:
-                return call(*given, **named)
+                return call(*args, **kwargs)
             finally:
                 self._leave()
 
         return timed
 
 
-def above(own: list[float], plain: list[float], backward: float, floor: float) -> TimingSpread:
-    """Return what a step does beside its passes over what as many plain steps do, as a share of its floor.
+def overhead(outside: list[float], plain: list[float], backward: float, floor: float) -> TimingSpread:
+    """Return the time outside passes, minus that of as many plain steps, as a share of the floor.
 
     Args:
-        own: Seconds beside the passes of a step of the method.
+        outside: Seconds outside passes of a step of the method.
         plain: Those of a plain step.
-        backward: Backward passes of the method's step: as many plain steps are in its floor.
+        backward: Backward passes of the method's step: its floor has as many plain steps.
         floor: Seconds that its passes take in plain training.
     """
-    part = backward * median(plain)
-    return spread([one - part for one in own], [floor] * len(own))
+    plain_share = backward * median(plain)
+    return spread([seconds - plain_share for seconds in outside], [floor] * len(outside))

@@ -1,11 +1,11 @@
-"""How things are timed against each other: in turns, in one process, as ratios within a repeat.
+"""Timings compared with each other: interleaved in one process, as ratios within a repeat.
 
-A time by itself says little about what is measured and much about the machine. So every repeat times each thing
-once, in an order that rotates, and what is reported is the ratio within a repeat, or to what was timed right
-before and after: median and quartiles.
+An absolute time says little about the code and much about the machine. So every repeat times each candidate once,
+in an order that rotates, and the result is the ratio within a repeat, or to the reference timed right before and
+after: median and quartiles.
 
-On a processor everything runs in one thread and time is the process's own, which others that want the processor
-too do not change, or not by much; on a GPU it is the clock's.
+On a CPU everything runs in one thread, and time is the process's own CPU time, which other processes change
+little. On a GPU it is wall-clock time after synchronising.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ import torch
 from steppe.errors import InputError
 
 
+def no_progress(repeat: int) -> None:
+    """Report nothing."""
+
+
 @dataclass(frozen=True)
 class TimingSpread:
     """A ratio over repeats: its median and quartiles."""
@@ -29,76 +33,67 @@ class TimingSpread:
     high: float
 
 
-def spread(times: Sequence[float], base: Sequence[float]) -> TimingSpread:
-    """Return how many times as long as ``base``, repeat by repeat."""
-    ratios = [t / b for t, b in zip(times, base, strict=True)]
+def spread(times: Sequence[float], reference: Sequence[float]) -> TimingSpread:
+    """Return the ratio of ``times`` to ``reference``, repeat by repeat."""
+    ratios = [t / r for t, r in zip(times, reference, strict=True)]
     low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
     return TimingSpread(median(ratios), low, high)
 
 
 def alternating(
-    works: Mapping[str, Callable[[], float]], repeats: int, tell: Callable[[int], None] = lambda repeat: None
+    works: Mapping[str, Callable[[], float]], repeats: int, progress: Callable[[int], None] = no_progress
 ) -> dict[str, list[float]]:
-    """Return the times of each work, which says itself how long it took, a repeat at a time in rotating order."""
+    """Call each work once per repeat, in rotating order; return the times that the works report."""
     names = list(works)
     times: dict[str, list[float]] = {name: [] for name in names}
     for repeat in range(repeats):
-        turn = repeat % len(names)
-        for name in names[turn:] + names[:turn]:
+        first = repeat % len(names)
+        for name in names[first:] + names[:first]:
             times[name].append(works[name]())
-        tell(repeat + 1)
+        progress(repeat + 1)
     return times
 
 
-def beside(
-    base: Callable[[], float],
+def alternating_with_reference(
+    reference: Callable[[], float],
     works: Mapping[str, Callable[[], float]],
     repeats: int,
-    tell: Callable[[int], None] = lambda repeat: None,
+    progress: Callable[[int], None] = no_progress,
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Return the times of each work as `alternating` does, and those of ``base`` right beside it.
+    """Return the times of each work as `alternating` does, and those of ``reference`` around each of them.
 
-    Base is timed between any two works, and the mean of the one before and the one after is a work's own: where
-    many works make a repeat long, the machine is another one at its end.
+    The reference is timed between any two works. Each work is compared with the mean of the one before and the one
+    after it: a repeat of many works is long, and the machine changes speed within it.
     """
     times: dict[str, list[float]] = {name: [] for name in works}
-    bases: dict[str, list[float]] = {name: [] for name in works}
+    references: dict[str, list[float]] = {name: [] for name in works}
+    names = list(works)
     for repeat in range(repeats):
-        names = list(works)
-        turn = repeat % len(names)
-        before = base()
-        for name in names[turn:] + names[:turn]:
+        first = repeat % len(names)
+        before = reference()
+        for name in names[first:] + names[:first]:
             times[name].append(works[name]())
-            after = base()
-            bases[name].append((before + after) / 2)
+            after = reference()
+            references[name].append((before + after) / 2)
             before = after
-        tell(repeat + 1)
-    return times, bases
+        progress(repeat + 1)
+    return times, references
 
 
 def now() -> float:
-    """Return seconds: processor time of this process, or, where there is a GPU, the time when it is done."""
+    """Return seconds: this process's CPU time; where there is a GPU, wall-clock time once it is idle."""
     if not torch.cuda.is_available():
         return time.process_time()
     torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Return how long the work takes, see `now`."""
-    start = now()
-    work()
-    return now() - start
-
-
 def per_step(step: Callable[[], object], steps: int) -> float:
-    """Return how long one of so many steps takes."""
-
-    def work() -> None:
-        for _ in range(steps):
-            step()
-
-    return seconds(work) / steps
+    """Return the mean seconds of a step over ``steps`` of them, see `now`."""
+    start = now()
+    for _ in range(steps):
+        step()
+    return (now() - start) / steps
 
 
 def at_least_one(**numbers: int) -> None:

@@ -44,7 +44,7 @@ def print_text(terminal: Console, text: str) -> None:
 
 def print_left_out(terminal: Console, dataset: str, names: Sequence[str]) -> None:
     """Print which images of a data set could not be read, if any."""
-    from steppe.report.format import left_out
+    from steppe.report.formatting import left_out
 
     if names:
         print_text(terminal, f"{dataset}: {left_out(names)}")

@@ -35,13 +35,7 @@ The same command resumes a run that was stopped.""",
     "bench": """examples:
   steppe bench methods                                     every method's step as a multiple of plain's
   steppe bench methods sam looksam:k=5 saf --model resnet18 --repeats 30
-  steppe bench methods sam pytorch_optimizer:SAM           beside another package's optimizer
-  steppe bench params sam rwp                              work on parameters alone, beside the usual loops
-  steppe bench data crop+flip cutmix                       what augmentation costs
-  steppe bench end-to-end --model resnet18                 the whole pipeline beside a batch in memory
-  steppe bench settings --batch 512                        what our settings on a processor buy beside PyTorch's
-  steppe bench scaling                                     how cost grows with parameters, data, classes, runs
-  steppe bench store top:32                                SAF's memory for ImageNet, and what compression does""",
+  steppe bench methods sam pytorch_optimizer:SAM           next to another package's optimizer""",
     "diagnose": """examples:
   steppe diagnose out                                      sharpness, landscapes and robustness of all runs
   steppe diagnose out/runs/0123456789ab --seconds 60       one run, on more images

@@ -1,4 +1,4 @@
-"""Steppe in other people's training loops, one thin module each; import the one that is wanted."""
+"""Methods in other libraries' training loops: one module for each library."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from steppe.errors import InputError
 
 
 def ready(method: Method | str) -> Method:
-    """Return a method for a model that is made already; text is read as `steppe.parse` does.
+    """Return the method, parsed as by `steppe.parse` if it is text.
 
-    Raises InputError for what is neither, and for a method that builds what is trained.
+    Raises InputError for any other type, and for a method of several networks, which builds the model itself.
     """
     method = methods.parse(method) if isinstance(method, str) else method
     if not isinstance(method, Method):
         raise InputError(f"method is of type {type(method).__name__}; give steppe.SAM(), say, or 'sam:rho=0.1'")
     if overrides(method, "build"):
         raise InputError(
-            f"{name_of(method)} builds what is trained, several networks or branches, and the model is made "
-            "already; use steppe train"
+            f"{name_of(method)} trains several networks or branches, which it builds itself; use steppe train"
         )
     return method
 
 
 def deployed(step: Step | None, model: nn.Module) -> AbstractContextManager[None]:
-    """Return the context in which the model has what the method deploys, if ``step`` is one of this model."""
+    """Return a context in which the model has the deployed weights; it does nothing if ``step`` trains another."""
     return nullcontext() if step is None or step.runtime.net is not model else step.deployed_weights()

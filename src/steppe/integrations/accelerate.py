@@ -1,13 +1,13 @@
-"""A method in a loop that Accelerate prepares.
+"""A method in a training loop prepared by Accelerate.
 
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     step = bind(steppe.SAM(rho=0.05), accelerator, model, optimizer)
     for x, y in loader:
         step(x, y)
 
-Precision and loss scale are the accelerator's. Micro-batches are given to the step in a list; its ``accumulate``,
-``backward`` and ``clip_grad_norm_`` are not called: the step does what they are for.
-Needs ``pip install accelerate``.
+Precision and loss scale are the accelerator's. For gradient accumulation, give the step a list of micro-batches.
+The loop does not call the accelerator's ``accumulate``, ``backward`` and ``clip_grad_norm_``: the step replaces
+them. Needs ``pip install accelerate``.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from steppe.integrations import ready
 def bind(
     method: Method | str, accelerator: Any, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any
 ) -> Step:
-    """Tie a method, or its text, to what ``accelerator.prepare`` gave; ``options`` are those of `Method.bind`.
+    """Bind a method, or its text, to a model and an optimizer of ``accelerator.prepare``.
 
-    Raises InputError for fp8, for DeepSpeed, and for an accelerator that accumulates gradients itself.
+    ``options`` are those of `Method.bind`. Raises InputError for fp8, DeepSpeed, and
+    ``gradient_accumulation_steps`` other than 1.
     """
     precision = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}.get(accelerator.mixed_precision)
     if precision is None:
         raise InputError(f"mixed_precision is {accelerator.mixed_precision!r}; use 'no', 'bf16' or 'fp16'")
     if "DEEPSPEED" in str(accelerator.distributed_type):
-        raise InputError("distributed_type is DEEPSPEED, which has no gradient to look at; use DDP or FSDP2")
+        raise InputError("distributed_type is DEEPSPEED, which does not expose gradients; use DDP or FSDP2")
     if accelerator.gradient_accumulation_steps != 1:
         raise InputError(
             f"gradient_accumulation_steps is {accelerator.gradient_accumulation_steps}; leave it at 1 and give "

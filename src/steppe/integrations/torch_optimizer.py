@@ -1,89 +1,70 @@
-"""A method behind the interface of older SAM optimizers: ``first_step`` and ``second_step``, or ``step(closure)``.
+"""SAM and ASAM as an optimizer with ``first_step`` and ``second_step``, for code written for davda54/sam.
 
-    optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1, momentum=0.9)
+    optimizer = SAMOptimizer(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1, momentum=0.9, model=model)
 
-For code that is not to be changed otherwise. The user runs the passes, so the promises of a bound method that need
-to run them itself are not kept: each pass draws dropout masks of its own, micro-batches are not replayed, and
-processes average as DDP does, in every pass. What is kept: weights come back bit for bit in their storage, running
-statistics count a batch once if the network is given, a gradient that is not finite changes nothing.
+Weights are restored bitwise in their own storage; given the model, running statistics count each batch once; inf
+or NaN in either gradient skips the update. The loop runs the passes, so each draws its own dropout masks, and DDP
+averages the gradients of each. Other methods, and replayed micro-batches, need ``method.bind(model, optimizer)``.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 
-from steppe.core import rng
-from steppe.core.batch import Batch
-from steppe.core.buffers import BufferCopy
-from steppe.core.method import Method, overrides
+from steppe.core.buffers import BufferCopy, Buffers
 from steppe.core.numerics import vector
-from steppe.core.numerics.vector import ScaledVector, Vec
-from steppe.core.runtime import BindOptions, Objective, Runtime, StepOutput
-from steppe.core.step_state import NonFinite
+from steppe.core.numerics.perturbations import schedule_perturbation
 from steppe.errors import InputError
-from steppe.integrations import ready
-from steppe.methods.sharpness import asam, sam
 
-_SCALED = (
-    "gradients in step(closure) are multiplied by a GradScaler's scale, which step cannot know; call first_step "
-    "and second_step after scaler.unscale_, or use method.bind(..., precision='fp16')"
-)
+_BIND = "method.bind(model, optimizer)"
 
 
-class MethodOptimizer(torch.optim.Optimizer):
-    """A method and an optimizer of yours behind one optimizer's interface.
+class SAMOptimizer(torch.optim.Optimizer):
+    """SAM around another optimizer: make both passes yourself, or give `step` a closure.
 
-    ``param_groups`` and ``state`` are your optimizer's own, for schedulers and checkpoints. ``skipped`` tells
-    whether the last step met a gradient that is not finite and changed nothing.
+    ``param_groups``, ``state`` and hooks are the base optimizer's own, so that schedulers, checkpoints and hooks
+    work as without SAM; step hooks run once per update. A parameter group may have its own ``rho``. ``skipped`` is
+    True if a gradient of the last step was not finite, so that nothing was updated.
 
     Args:
-        method: A method of one update per step that remembers nothing.
-        base_optimizer: Your optimizer.
-        model: The network; without it running statistics count every pass.
-        seed: Seed of the method's noise.
+        params: The network's parameters, or groups of them; unused if the base optimizer is already made.
+        base_optimizer: Class of the optimizer that makes the updates, or an optimizer.
+        rho: Radius of the perturbation.
+        adaptive: Scale the perturbation by the size of each weight (ASAM with scaling 'all').
+        model: The network; without it both passes update the running statistics.
+        settings: Arguments of the base optimizer's class: lr, momentum and so on.
 
     Raises:
-        InputError: The method remembers something between steps, which this interface could not save, or runs
-            passes or a loss of its own.
+        InputError: ``rho`` is not a number of at least 0, or ``base_optimizer`` is no optimizer.
     """
 
     def __init__(
         self,
-        method: Method | str,
-        base_optimizer: torch.optim.Optimizer,
+        params: Any,
+        base_optimizer: Callable[..., torch.optim.Optimizer] | torch.optim.Optimizer,
+        rho: float = 0.05,
+        adaptive: bool = False,
         model: nn.Module | None = None,
-        seed: int = 0,
+        **settings: Any,
     ):
-        params = [p for group in base_optimizer.param_groups for p in group["params"]]
-        net = model if model is not None else nn.ParameterList(params)
-        method = ready(method)
-        self._state = method.init(net)
-        if overrides(method, "objective"):
-            raise _unable()
-        if self._state.state_dict():
-            raise InputError(f"{method!r} remembers something between steps; use method.bind(model, optimizer)")
-        self.method, self.base_optimizer, self.skipped = method, base_optimizer, False
-        self._runtime = _Given(
-            net, base_optimizer, BindOptions(_no_loss, transforms=[method.transform], seed=seed)
-        )
-        self._runtime.objective = _no_objective
-        self._running: _Running | None = None
-        self.defaults = base_optimizer.defaults
-        self._forget_hooks()
-
-    def _forget_hooks(self) -> None:
-        # what torch.optim.Optimizer.__init__ would make; state and groups are the other optimizer's
-        self._optimizer_step_pre_hooks: Any = {}
-        self._optimizer_step_post_hooks: Any = {}
-        self._patch_step_function()
+        base = base_optimizer(params, **settings) if callable(base_optimizer) else base_optimizer
+        if not isinstance(base, torch.optim.Optimizer):
+            raise InputError(f"base_optimizer is {base!r}; give an optimizer or its class, or use {_BIND}")
+        if not isinstance(rho, int | float) or not rho >= 0:
+            raise InputError(f"rho is {rho!r}; give a number of at least 0, or use {_BIND}")
+        # not Optimizer.__init__: groups, state and hooks are the base optimizer's
+        vars(self).update({name: hooks for name, hooks in vars(base).items() if name.endswith("_hooks")})
+        self.base_optimizer, self.defaults, self.model = base, base.defaults, model
+        self.rho, self.adaptive, self.skipped = rho, adaptive, False
+        self._buffers = None if model is None else Buffers(model)
+        self._saved: list[tuple[Tensor, Tensor]] | None = None  # None outside of a step
+        self._saved_buffers: BufferCopy | None = None
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -96,11 +77,11 @@ class MethodOptimizer(torch.optim.Optimizer):
         return self.base_optimizer.state
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the base optimizer's state, which is all there is."""
+        """Return the base optimizer's state; SAM itself has none between steps."""
         return self.base_optimizer.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Give it back."""
+        """Load the base optimizer's state."""
         self.base_optimizer.load_state_dict(state_dict)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -111,237 +92,77 @@ class MethodOptimizer(torch.optim.Optimizer):
         """Clear the gradients."""
         self.base_optimizer.zero_grad(set_to_none)
 
-    def first_step(self, zero_grad: bool = True) -> None:
-        """Take the gradients of the first pass, and go where the second one is to be made.
+    @torch.no_grad()
+    def first_step(self, zero_grad: bool = False) -> None:
+        """Perturb the weights along their gradients; if the last step was not finished, it is undone first."""
+        self._restore()
+        self._finite = self._grads_are_finite()
+        groups = [(p, float(g.get("rho", self.rho))) for g in self.param_groups for p in g["params"]]
+        moved = [(p, rho) for p, rho in groups if rho > 0 and p.grad is not None and self._finite]
+        self._saved = [(p, p.clone()) for p, _ in moved]
+        self._saved_buffers = None if self._buffers is None else self._buffers.keep()
+        if moved:
+            params, radii = map(list, zip(*moved, strict=True))
+            scale = [p.abs() for p in params] if self.adaptive else None
+            rho = radii if len(set(radii)) > 1 else radii[0]
+            offset = schedule_perturbation([p.grad for p in params], rho, scale)
+            if isinstance(offset, vector.ScaledVector):
+                vector.move(params, vector.present(offset.direction), offset.times)  # type: ignore[arg-type]
+            else:
+                vector.move(params, vector.present(offset))
+        if zero_grad:
+            self.zero_grad()
 
-        Gradients are cleared whatever ``zero_grad`` says: they are the method's now.
+    def second_step(self, zero_grad: bool = False) -> None:
+        """Restore the weights, and update them with the gradients of the second pass.
 
-        Raises InputError for a method whose first pass is not at the weights.
+        Raises InputError without a first_step.
         """
-        if self._running is not None:
-            self._running.abandon()
-        self._running = _Running(self._runtime, self.method, self._state, given=True)
-        self._running.go_on()
-        self._running.expect_pass()
-
-    def second_step(self, zero_grad: bool = True) -> None:
-        """Take the gradients of the second pass, return to the weights and update them.
-
-        Raises InputError without a first_step, and for a method that wants more passes.
-        """
-        running, self._running = self._running, None
-        if running is None:
+        if self._saved is None:
             raise InputError("second_step without first_step; call first_step after the first backward pass")
-        if running.over:
-            # one pass was enough (rho = 0, say): the second one is to leave no trace
-            running.forget_pass()
-        else:
-            running.go_on()
-        if not running.over:
-            running.abandon()
-            raise InputError(f"{self.method!r} makes more than two passes; use step(closure)")
-        self.skipped = running.skipped
-        self._opt_called = True  # for schedulers, which look whether an update came before them
+        self.skipped = not (self._grads_are_finite() and self._finite)
+        self._restore()
+        if not self.skipped:
+            self.base_optimizer.step()
+        self._opt_called = True  # for schedulers, which warn if no update came before them
+        if zero_grad:
+            self.zero_grad()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Make a step; ``closure`` clears gradients, runs forward and backward pass, and returns the loss.
+        """Make a step: ``closure`` makes one forward and backward pass, and returns the loss.
 
-        Returns the loss of the first pass.
+        It is called for both passes, with cleared gradients, and does not scale the loss. Returns the first loss.
 
-        Raises InputError without a closure, and if the closure scales its loss with a GradScaler.
+        Raises InputError without a closure.
         """
         if closure is None:
-            raise InputError(
-                f"{self.method!r} needs its passes: give step a closure, or call first_step and second_step"
-            )
-        losses: list[Any] = []
-
-        def run() -> None:
-            with torch.enable_grad(), mock.patch.object(GradScaler, "scale", _refuse):
-                losses.append(closure())
-
-        running = _Running(self._runtime, self.method, self._state, given=False)
+            raise InputError(f"step needs a closure; give one, call first_step and second_step, or use {_BIND}")
+        self._restore()
         try:
-            running.go_on()
-            while not running.over:
-                run()
-                running.go_on()
+            with torch.enable_grad():
+                self.zero_grad()
+                loss = closure()
+                self.first_step(zero_grad=True)
+                closure()
         except BaseException:
-            running.abandon()
+            self._restore()
             raise
-        self.skipped = running.skipped
-        return losses[0]
+        self.second_step()
+        return loss
 
+    def _grads_are_finite(self) -> bool:
+        """Return whether all gradients are finite, on every process if the model is in DDP."""
+        norm = vector.norm([p.grad for group in self.param_groups for p in group["params"]])
+        finite = torch.isfinite(norm).float()
+        if isinstance(self.model, DistributedDataParallel):
+            dist.all_reduce(finite, dist.ReduceOp.MIN, self.model.process_group)
+        return bool(finite)
 
-class SAM(MethodOptimizer):
-    """SAM with the arguments that older PyTorch code gives it; ``adaptive`` is ASAM of all parameters.
-
-    Args:
-        params: The network's parameters, or groups of them.
-        base_optimizer: Class of the optimizer that makes the updates.
-        rho: Radius.
-        adaptive: Scale the ball by the size of each weight.
-        model: The network; without it running statistics count every pass.
-        settings: What the base optimizer takes: lr, momentum and so on.
-    """
-
-    def __init__(
-        self,
-        params: Any,
-        base_optimizer: Callable[..., torch.optim.Optimizer],
-        rho: float = 0.05,
-        adaptive: bool = False,
-        model: nn.Module | None = None,
-        **settings: Any,
-    ):
-        method = asam.ASAM(rho=rho, scaling="all") if adaptive else sam.SAM(rho=rho)
-        super().__init__(method, base_optimizer(params, **settings), model)
-
-
-class _Given(Runtime):
-    """A runtime whose passes are somebody else's: a gradient is what is there when it is asked for."""
-
-    ask: Callable[[], None]
-    away = 0
-
-    def grad(
-        self, objective: Objective, batch: Batch, *, work: float = 1.0, where: Sequence[bool] | None = None
-    ) -> tuple[StepOutput, Vec]:
-        """Return the gradients of the pass that was just made."""
-        if objective is not self.objective:
-            raise _unable()
-        self.ask()
-        grads: Vec = [p.grad for p in self.params]
-        self.clear()
-        self.count(forward=1, backward=1)
-        out = StepOutput(torch.zeros(()), torch.zeros(0))
-        self.step_state.first = self.step_state.first or out
-        self._judge(vector.finite_check(grads))
-        return out, grads
-
-    def forward(self, x: Any) -> Tensor:
-        """Refuse: the passes are somebody else's."""
-        raise _unable()
-
-    @contextmanager
-    def at(self, offset: Vec | ScaledVector, *, masks: int | None = None, clean: bool = False) -> Iterator[None]:
-        """Be elsewhere, and know it."""
-        with super().at(offset, masks=masks, clean=clean):
-            self.away += 1
-            try:
-                yield
-            finally:
-                self.away -= 1
-
-    @contextmanager
-    def aside(self, masks: int | None = None) -> Iterator[None]:
-        """Return buffers and random streams to what they were; masks are drawn by whoever runs the pass."""
-        saved = self.buffers.keep()
-        now = rng.capture(self.device)
-        try:
-            yield
-        finally:
-            rng.restore(now, self.device)
-            saved.restore()
-            saved.close()
-
-
-class _Abandoned(BaseException):
-    pass
-
-
-class _Running:
-    """A method's step that stops wherever it needs a pass, in a thread that never runs beside its owner."""
-
-    def __init__(self, runtime: _Given, method: Method, state: nn.Module, given: bool):
-        self.over, self.skipped = False, False
-        self._runtime, self._method, self._state = runtime, method, state
-        self._turn, self._done = threading.Semaphore(0), threading.Semaphore(0)
-        self._error: BaseException | None = None
-        self._end: BufferCopy | None = None
-        self._given, self._abandoned = given, False
-        runtime.ask = self._wait
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
-
-    def go_on(self) -> None:
-        """Let it run to where it needs the next pass, or to its end; raises what it raises."""
-        self._resume()
-        if self._error is not None:
-            raise self._error
-
-    def abandon(self) -> None:
-        """End it where it waits: the weights return."""
-        if not self.over:
-            self._abandoned = True
-            self._resume()
-
-    def _resume(self) -> None:
-        self._turn.release()
-        self._done.acquire()
-        if self.over:
-            # a thread that still lets go of its tensors when the interpreter ends aborts the process
-            self._thread.join()
-
-    def expect_pass(self) -> None:
-        """Remember how it ended, if it has: a pass will be made that it does not need."""
-        if self.over:
-            self._end = self._runtime.buffers.keep()
-
-    def forget_pass(self) -> None:
-        """Take back what that pass left in gradients and running statistics."""
-        assert self._end is not None
-        self._runtime.clear()
-        self._end.restore()
-        self._end.close()
-
-    def _wait(self) -> None:
-        if self._given:
-            # the first pass was made before the step began, and so at the weights
-            if self._runtime.away:
-                raise InputError(f"{self._method!r} begins with a pass elsewhere; use step(closure)")
-            self._given = False
-            return
-        self._done.release()
-        self._turn.acquire()
-        if self._abandoned:
-            raise _Abandoned
-
-    def _work(self) -> None:
-        self._turn.acquire()
-        try:
-            batch = Batch(torch.zeros(1, 1))
-            self._runtime.begin(batch)
-            self._method.step(batch, self._state, self._runtime)
-        except NonFinite:
-            self.skipped = True
-            self._take_back()
-        except _Abandoned:
-            self._take_back()
-        except BaseException as error:
-            self._error = error
-            self._take_back()
-        finally:
-            self._runtime.step_state.close()
-            self.over = True
-            self._done.release()
-
-    def _take_back(self) -> None:
-        self._runtime.step_state.restore()
-        self._runtime.clear()
-
-
-def _refuse(*_: Any, **__: Any) -> Any:
-    raise InputError(_SCALED)
-
-
-def _unable() -> InputError:
-    return InputError("this method runs passes or a loss of its own; use method.bind(model, optimizer)")
-
-
-def _no_loss(logits: Tensor, y: Tensor) -> Tensor:
-    raise _unable()
-
-
-def _no_objective(batch: Batch) -> StepOutput:
-    raise _unable()
+    @torch.no_grad()
+    def _restore(self) -> None:
+        for p, value in self._saved or []:
+            p.copy_(value)
+        if self._saved_buffers is not None:
+            self._saved_buffers.restore()
+            self._saved_buffers.close()
+        self._saved = self._saved_buffers = None

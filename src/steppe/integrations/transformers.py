@@ -1,10 +1,10 @@
-"""A Hugging Face `Trainer` that trains with a method: same arguments, same callbacks, schedulers and checkpoints.
+"""A Hugging Face `Trainer` that trains with a method, with its arguments, callbacks, schedulers and checkpoints.
 
     trainer = SteppeTrainer(model=model, args=args, train_dataset=data, method=steppe.SAM(rho=0.05))
 
-The method replays the micro-batches of gradient accumulation in each of its passes; mixed precision, clipping, DDP
-and the number of epochs are what the arguments say. What the method remembers is saved with the checkpoints.
-Needs ``pip install 'steppe[hf]'``.
+Each pass of the method replays the micro-batches of gradient accumulation. Mixed precision, clipping, DDP and the
+number of epochs follow the training arguments. Checkpoints hold the method's state. Needs ``pip install
+'steppe[hf]'``.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ STATE = "steppe.safetensors"
 
 
 class SteppeTrainer(Trainer):  # type: ignore[misc]
-    """A `transformers.Trainer` with a ``method``; ``bind`` holds further arguments of `Method.bind`.
+    """A `transformers.Trainer` with a ``method``; ``bind`` has further arguments of `Method.bind`.
 
-    The method may be given as text, 'sam:rho=0.1'. Evaluation and prediction see the weights that it deploys (the
-    mean of EMA and SWA); what is saved are those that are trained, and the method's own state.
+    The method may be text, 'sam:rho=0.1'. Evaluation and prediction use the deployed weights (the mean of EMA and
+    SWA); checkpoints hold the trained weights and the method's state.
 
-    The model computes its own loss. A micro-batch counts in the mean what its loss counts: its labels that are not
-    -100, and as many samples where there are none.
+    The model computes its own loss. A micro-batch's weight in the mean is the number of its labels other than
+    -100, or of its samples if it has no such labels.
 
     Raises:
-        InputError: label_smoothing_factor, compute_loss_func or DeepSpeed is used, which compute the loss or the
-            gradient in places that a method cannot call.
+        InputError: label_smoothing_factor, compute_loss_func or DeepSpeed is used; they compute the loss or the
+            gradient where a method cannot call them.
     """
 
     def __init__(self, *args: Any, method: Method | str, bind: dict[str, Any] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.method, self.bind_with = ready(method), dict(bind or {})
+        self.method, self.bind_options = ready(method), dict(bind or {})
         self.step: Step | None = None
-        self._parts: list[Batch] = []
+        self._micro_batches: list[Batch] = []
         self._saved: Path | None = None
         for name, used in (
             ("label_smoothing_factor", self.args.label_smoothing_factor > 0),
@@ -58,21 +58,22 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
             ("deepspeed", bool(self.args.deepspeed)),
         ):
             if used:
-                raise InputError(f"{name} is used, and a method calls the model's own loss; leave {name} out")
+                raise InputError(f"{name} is used, but a method calls the model's own loss; leave {name} out")
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Collect a micro-batch; with the last one of a step make the method's step, and return its loss."""
-        self._parts.append(_batch(self._prepare_inputs(inputs)))
+        """Collect a micro-batch; with the last one, make the method's step and return its loss."""
+        self._micro_batches.append(_batch(self._prepare_inputs(inputs)))
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.args.device)
         if self.step is None:
             self.step = self._bound(model)
         model.train()
-        parts, self._parts = self._parts, []
-        out = self.step(parts)
-        # the loop's own optimizer step comes next; this one was made, or skipped, and the scheduler asks which
+        micro_batches, self._micro_batches = self._micro_batches, []
+        out = self.step(micro_batches)
+        # the loop calls the optimizer next, which does nothing; its scheduler depends on whether the step was
+        # skipped
         self.optimizer._is_overflow = out.skipped
         return out.loss.detach().to(self.args.device)
 
@@ -85,27 +86,27 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
             precision=precision,
             scaler=self.accelerator.scaler if precision == "fp16" else None,
             clip=self.args.max_grad_norm or None,
-            weigh=_counted,
+            weigh=_label_count,
             steps=self.state.max_steps,
             seed=self.args.seed,
-            **self.bind_with,
+            **self.bind_options,
         )
-        self.optimizer.step, self.optimizer._opt_called = _made_already, True
+        self.optimizer.step, self.optimizer._opt_called = _step_is_made, True
         if self._saved is not None:
             _load(step, self._saved)
         return step
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate, or predict, with the weights that the method deploys."""
+        """Evaluate or predict with the deployed weights."""
         net = unwrap_model(self.accelerator.unwrap_model(self.model))[0]
         with deployed(self.step, net):
             return super().evaluation_loop(*args, **kwargs)
 
     def _clip_grad_norm(self, model: nn.Module) -> None:
-        """The method's step has clipped."""
+        """Do nothing: the method's step clips."""
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: float | None = None) -> None:
-        """No gradient is left after a method's step."""
+        """Return None: no gradient is left after a method's step."""
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -118,22 +119,22 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
             self._saved = Path(checkpoint) / STATE
 
 
-def _made_already(closure: Any = None) -> None:
-    """Whoever calls the optimizer's step has already had the method's."""
+def _step_is_made(closure: Any = None) -> None:
+    """Do nothing in place of the optimizer's step: the method's step has been made."""
 
 
-# or schedulers would take it for a mistake
-_made_already._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+# or schedulers would warn that the optimizer was replaced
+_step_is_made._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
 
 
 def _batch(inputs: dict[str, Any]) -> Batch:
     if "labels" not in inputs:
-        raise InputError("the batch has no labels, and a method needs the model's loss; give a column 'labels'")
+        raise InputError("the batch has no labels, but the model's loss needs them; give a column 'labels'")
     return Batch({k: v for k, v in inputs.items() if k != "labels"}, inputs["labels"])
 
 
-def _counted(batch: Batch) -> float:
-    """Return over how many labels the model's loss is a mean."""
+def _label_count(batch: Batch) -> float:
+    """Return the number of labels that the model's loss is a mean of."""
     if batch.y.is_floating_point():
         return len(batch)
     return float((batch.y != -100).sum()) or float(len(batch))

@@ -7,15 +7,15 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from steppe.models.keras_layers import check, conv, dense, norm2d
+from steppe.models.keras_layers import check_images, conv, dense, norm2d
 
-LEAST = 10
+MIN_SIZE = 10
 
 WIDTHS = (32, 64, 64)
 
 
 class InceptionResidual(nn.Module):
-    """Three branches side by side; the middle one, of ``width`` filters, has a convolution on its shortcut.
+    """Three parallel branches; the middle one, of ``width`` filters, has a convolution on its shortcut.
 
     It maps (B, inputs, H, W) to (B, width + 2 * (width // 32), H, W).
     """
@@ -36,7 +36,7 @@ class InceptionResidual(nn.Module):
         self.elu = nn.ELU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the three branches, joined along the channels."""
+        """Return the outputs of the three branches, concatenated along the channels."""
         return torch.cat([self.left(x), self.elu(self.shortcut(x) + self.middle(x)), self.right(x)], dim=1)
 
 
@@ -51,7 +51,7 @@ def inception_resnet_sadt(classes: int, channels: int, size: int) -> nn.Sequenti
     For 3x32x32 images and 10 classes it has 306,338 values as Keras counts them, moving means and variances
     included. The count settles what the text leaves open: the second convolution of the middle branch is
     3x3 too (1x1 would give 232,610), and padding is used inside the modules only (612 inputs to ``fc1``).
-    Convolutions start He-normal (cut off at two deviations), dense layers Glorot-uniform, biases at 0.
+    Convolutions start He-normal (truncated at two deviations), dense layers Glorot-uniform, biases at 0.
 
     Differs: outputs are logits, the original ends in a softmax. The original seeds every convolution with
     32, so that the two thin branches of a module start identical; here every layer has its own draws. Feature
@@ -60,10 +60,9 @@ def inception_resnet_sadt(classes: int, channels: int, size: int) -> nn.Sequenti
     Source: An-Nur Islam Fahim and Boutellier, SADT, NeurIPS 2022 HITY workshop, section 4.1; the authors'
     notebook where the text is silent.
 
-    Raises:
-        InputError: ``size`` is below 10, ``classes`` below 2, or ``channels`` is not 1 or 3.
+    Raises InputError if ``size`` is below 10, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
-    check("inception-resnet-sadt", classes, channels, size, LEAST)
+    check_images("inception-resnet-sadt", classes, channels, size, MIN_SIZE)
     parts: OrderedDict[str, nn.Module] = OrderedDict(stem=conv(channels, 32, same=False, he=True))
     inputs, side = 32, size - 2
     for i, width in enumerate(WIDTHS, 1):

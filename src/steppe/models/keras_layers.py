@@ -1,4 +1,4 @@
-"""Layers that start as those of Keras do, with its BatchNorm settings, and the checks all models share."""
+"""Layers with the initialisation and BatchNorm settings of Keras, and the check of arguments of all models."""
 
 from __future__ import annotations
 
@@ -9,17 +9,12 @@ from torch import Tensor, nn
 
 from steppe.errors import InputError
 
-# Standard deviation of a unit normal cut off at two standard deviations: dividing by it makes the cut-off
-# distribution as wide as He initialisation asks for.
+# standard deviation of a unit normal that is truncated at two standard deviations
 _TRUNCATED_STD = 0.87962566103423978
 
 
-def check(model: str, classes: int, channels: int, size: int, least: int) -> None:
-    """Refuse what ``model`` cannot be built for.
-
-    Raises:
-        InputError: ``size`` is below ``least``, ``classes`` is below 2, or ``channels`` is not 1 or 3.
-    """
+def check_images(model: str, classes: int, channels: int, size: int, min_size: int) -> None:
+    """Raise InputError if ``size`` is below ``min_size``, ``classes`` below 2, or ``channels`` not 1 or 3."""
     if classes < 2:
         raise InputError(
             f"{model} needs at least 2 classes, there are {classes}; give images of 2 or more classes"
@@ -28,16 +23,16 @@ def check(model: str, classes: int, channels: int, size: int, least: int) -> Non
         raise InputError(
             f"{model} needs images of 1 or 3 channels, these have {channels}; convert them to grey or RGB"
         )
-    if size < least:
+    if size < min_size:
         raise InputError(
-            f"{model} needs images of at least {least}x{least}, these are {size}x{size}; "
-            f"set data.size to {least} or more"
+            f"{model} needs images of at least {min_size}x{min_size}, these are {size}x{size}; "
+            f"set data.size to {min_size} or more"
         )
 
 
 @torch.no_grad()
 def he_normal_(weight: Tensor) -> None:
-    """Fill ``weight`` (out, in, ...) from a normal cut off at two deviations, to a variance of 2 / fan-in."""
+    """Fill ``weight`` (out, in, ...) from a normal truncated at two deviations, with variance 2 / fan-in."""
     fan_in = weight[0].numel()
     std = math.sqrt(2 / fan_in) / _TRUNCATED_STD
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

@@ -1,29 +1,32 @@
-"""The networks of the OKDPH paper as its code has them, and the ResNets of the literature they are named after."""
+"""The networks of the OKDPH authors' code, and the ResNets of the literature that they are named after."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steppe.models.keras_layers import check
+from steppe.models.keras_layers import check_images
+from steppe.models.vgg_cifar import BLOCKS, conv3x3
 
-LEAST = 8
+MIN_SIZE = 8
+Fan = Literal["fan_in", "fan_out"]
 
 
-def _conv(inputs: int, outputs: int, side: int, stride: int = 1) -> nn.Conv2d:
+def _conv(inputs: int, outputs: int, side: int, stride: int = 1, mode: Fan = "fan_out") -> nn.Conv2d:
     layer = nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=False)
-    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="relu")
     return layer
 
 
 class BasicBlock(nn.Module):
-    """Convolutions of these widths beside a shortcut, with BatchNorm after each and ReLU after the sum.
+    """Convolutions of these widths, with BatchNorm after each, plus a shortcut; ReLU after the sum.
 
-    ``sides`` are the kernels' sides; the stride is that of the first 3x3 one. ``shortcut`` is the way beside.
+    ``sides`` are the kernels' sides; the first 3x3 convolution has the stride.
     """
 
     def __init__(
@@ -40,12 +43,12 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the rectified sum of both ways."""
+        """Return ReLU of the sum of convolutions and shortcut."""
         joined: Tensor = self.relu(self.inner(x) + self.shortcut(x))
         return joined
 
 
-class Padded(nn.Module):
+class PaddedShortcut(nn.Module):
     """The shortcut without weights: every second pixel, and further channels of zeros on both sides."""
 
     def __init__(self, more: int) -> None:
@@ -61,7 +64,7 @@ def _resnet(
     name: str, classes: int, channels: int, size: int, units: int, *, inner: int = 0, padded: bool = False
 ) -> nn.Sequential:
     """Build three stages of ``units`` blocks; with ``inner`` bottlenecks, that wide in the first stage."""
-    check(name, classes, channels, size, LEAST)
+    check_images(name, classes, channels, size, MIN_SIZE)
     parts: OrderedDict[str, nn.Module] = OrderedDict(conv1=_conv(channels, 16, 3), bn1=nn.BatchNorm2d(16))
     parts["relu"] = nn.ReLU()
     inputs = 16
@@ -75,7 +78,7 @@ def _resnet(
             shortcut: nn.Module = nn.Identity()
             if inputs != outputs:
                 projected = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
-                shortcut = Padded(outputs - inputs) if padded else projected
+                shortcut = PaddedShortcut(outputs - inputs) if padded else projected
             blocks.append(BasicBlock(inputs, widths, sides, stride, shortcut))
             inputs = outputs
         parts[f"layer{stage + 1}"] = nn.Sequential(*blocks)
@@ -93,8 +96,7 @@ def resnet32(classes: int, channels: int, size: int) -> nn.Sequential:
 
     Source: He et al., CVPR 2016, arXiv:1512.03385, section 4.2, option A.
 
-    Raises:
-        InputError: ``size`` is below 8, ``classes`` below 2, or ``channels`` is not 1 or 3.
+    Raises InputError if ``size`` is below 8, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
     return _resnet("resnet32", classes, channels, size, 5, padded=True)
 
@@ -103,9 +105,6 @@ def resnet110(classes: int, channels: int, size: int) -> nn.Sequential:
     """Build ResNet-110 as the literature has it: `resnet32` with 18 blocks a stage, 1,727,962 parameters.
 
     Source: He et al., CVPR 2016, arXiv:1512.03385, section 4.2, option A.
-
-    Raises:
-        InputError: As `resnet32` does.
     """
     return _resnet("resnet110", classes, channels, size, 18, padded=True)
 
@@ -116,9 +115,6 @@ def resnet32_okdph(classes: int, channels: int, size: int) -> nn.Sequential:
     Where the shape changes the shortcut is a 1x1 convolution with stride 2 and BatchNorm.
 
     Source: tianlizhang/OKDPH @ a562089.
-
-    Raises:
-        InputError: As `resnet32` does.
     """
     return _resnet("resnet32-okdph", classes, channels, size, 5)
 
@@ -130,9 +126,6 @@ def resnet110_okdph(classes: int, channels: int, size: int) -> nn.Sequential:
     projections as shortcuts at the entry of every stage; otherwise as `resnet32`.
 
     Source: tianlizhang/OKDPH @ a562089.
-
-    Raises:
-        InputError: As `resnet32` does.
     """
     return _resnet("resnet110-okdph", classes, channels, size, 12, inner=16)
 
@@ -140,13 +133,10 @@ def resnet110_okdph(classes: int, channels: int, size: int) -> nn.Sequential:
 def wrn20_8_okdph(classes: int, channels: int, size: int) -> nn.Sequential:
     """Build OKDPH's WRN20-8: 6,848,090 parameters for 3x32x32 images and 10 classes.
 
-    It is no Wide ResNet in the literature's sense: three stages of two bottlenecks of inner width 128, 256, 512
-    and 64, 128, 256 outputs; otherwise as `resnet110_okdph`. See `wrn_16_8` for the literature's kind.
+    It is no Wide ResNet of the literature: three stages of two bottlenecks of inner width 128, 256, 512
+    and 64, 128, 256 outputs; otherwise as `resnet110_okdph`. `wrn_16_8` is one.
 
     Source: tianlizhang/OKDPH @ a562089.
-
-    Raises:
-        InputError: As `resnet32` does.
     """
     return _resnet("wrn20-8-okdph", classes, channels, size, 2, inner=128)
 
@@ -162,37 +152,21 @@ def vgg16_okdph(classes: int, channels: int, size: int) -> nn.Sequential:
 
     Source: tianlizhang/OKDPH @ a562089.
 
-    Raises:
-        InputError: ``size`` is below 32, ``classes`` below 2, or ``channels`` is not 1 or 3.
+    Raises InputError if ``size`` is below 32, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
-    check("vgg16-okdph", classes, channels, size, 32)
+    check_images("vgg16-okdph", classes, channels, size, 32)
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     inputs = channels
-    plan = {
-        "stem": (64,) * 2,
-        "layer1": (128,) * 2,
-        "layer2": (256,) * 3,
-        "layer3": (512,) * 3,
-        "layer4": (512,) * 3,
-    }
-    for name, widths in plan.items():
+    names = ("stem", "layer1", "layer2", "layer3", "layer4")
+    for name, widths in zip(names, BLOCKS, strict=True):
         block: list[nn.Module] = []
         for width in widths:
-            conv = nn.Conv2d(inputs, width, 3, padding=1)
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-            assert conv.bias is not None
-            nn.init.zeros_(conv.bias)
-            block += [conv, nn.BatchNorm2d(width), nn.ReLU()]
+            block += [conv3x3(inputs, width), nn.BatchNorm2d(width), nn.ReLU()]
             inputs = width
         parts[name] = nn.Sequential(*block, nn.MaxPool2d(2))
     parts |= {"mean": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
-    parts |= {
-        "fc1": _dense(512),
-        "relu1": nn.ReLU(),
-        "fc2": _dense(512),
-        "relu2": nn.ReLU(),
-        "head": _dense(classes),
-    }
+    parts |= {"fc1": _dense(512), "relu1": nn.ReLU(), "fc2": _dense(512), "relu2": nn.ReLU()}
+    parts["head"] = _dense(classes)
     return nn.Sequential(parts)
 
 
@@ -204,7 +178,7 @@ def _dense(outputs: int) -> nn.Linear:
 
 
 class DenseLayer(nn.Module):
-    """BatchNorm, ReLU, a 1x1 convolution, BatchNorm, ReLU, a 3x3 one; its input stays beside its output."""
+    """BatchNorm, ReLU, a 1x1 convolution, BatchNorm, ReLU, a 3x3 one; the output is appended to the input."""
 
     def __init__(self, inputs: int, growth: int) -> None:
         super().__init__()
@@ -219,26 +193,23 @@ class DenseLayer(nn.Module):
 
 
 def _dense_conv(inputs: int, outputs: int, side: int) -> nn.Conv2d:
-    layer = nn.Conv2d(inputs, outputs, side, padding=side // 2, bias=False)
-    nn.init.kaiming_normal_(layer.weight)
-    return layer
+    return _conv(inputs, outputs, side, mode="fan_in")
 
 
 def densenet40_12(classes: int, channels: int, size: int) -> nn.Sequential:
     """Build DenseNet-BC-40 with growth 12: 176,122 parameters for 3x32x32 images and 10 classes.
 
     A 3x3 convolution of 24 filters; three blocks of six layers, each a 1x1 convolution to 48 and a 3x3 one to 12
-    filters whose output joins its input; between them BatchNorm, ReLU, a 1x1 convolution to half the channels and
-    2x2 mean-pooling; BatchNorm, ReLU, the mean over positions, the classifier. It maps images
-    (B, channels, size, size) to logits (B, classes). Convolutions start normal with variance 2 / fan-in.
+    filters, whose output is appended to the layer's input; between the blocks BatchNorm, ReLU, a 1x1 convolution
+    to half the channels and 2x2 mean-pooling; BatchNorm, ReLU, the mean over positions, the classifier. It maps
+    images (B, channels, size, size) to logits (B, classes). Convolutions start normal with variance 2 / fan-in.
 
     Source: Huang et al., CVPR 2017, arXiv:1608.06993, in the form of tianlizhang/OKDPH @ a562089; the literature's
     DenseNet-40-12 has no bottlenecks.
 
-    Raises:
-        InputError: ``size`` is below 8, ``classes`` below 2, or ``channels`` is not 1 or 3.
+    Raises InputError if ``size`` is below 8, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
-    check("densenet40-12", classes, channels, size, LEAST)
+    check_images("densenet40-12", classes, channels, size, MIN_SIZE)
     parts: OrderedDict[str, nn.Module] = OrderedDict(conv=_dense_conv(channels, 24, 3))
     width = 24
     for number in (1, 2, 3):

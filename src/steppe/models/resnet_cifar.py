@@ -6,15 +6,13 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from steppe.models.keras_layers import check
+from steppe.models.keras_layers import check_images
 
-LEAST = 8
-
-UNITS = (2, 2, 2, 2)
+MIN_SIZE = 8
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, with BatchNorm after each and ReLU after the sum.
+    """Two 3x3 convolutions with BatchNorm after each, plus a shortcut; ReLU after the sum.
 
     It maps (B, inputs, H, W) to (B, width, H / stride, W / stride). The shortcut is the identity, or a 1x1
     convolution with BatchNorm where the shape changes.
@@ -32,27 +30,25 @@ class Residual(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the rectified sum of both ways."""
+        """Return ReLU of the sum of convolutions and shortcut."""
         inner = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         joined: Tensor = self.relu(inner + self.shortcut(x))
         return joined
 
 
 def _resnet(name: str, classes: int, channels: int, size: int, width: int) -> nn.Sequential:
-    check(name, classes, channels, size, LEAST)
+    check_images(name, classes, channels, size, MIN_SIZE)
     parts: OrderedDict[str, nn.Module] = OrderedDict(
         conv=nn.Conv2d(channels, width, 3, 1, 1, bias=False), bn=nn.BatchNorm2d(width), relu=nn.ReLU()
     )
     inputs = width
-    for group, units in enumerate(UNITS):
+    for group in range(4):
         outputs = width * 2**group
-        for unit in range(units):
+        for unit in range(2):
             stride = 2 if group and not unit else 1
             parts[f"unit{group + 1}_{unit + 1}"] = Residual(inputs, outputs, stride)
             inputs = outputs
-    parts["mean"] = nn.AdaptiveAvgPool2d(1)
-    parts["flatten"] = nn.Flatten()
-    parts["head"] = nn.Linear(inputs, classes)
+    parts |= {"mean": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "head": nn.Linear(inputs, classes)}
     return nn.Sequential(parts)
 
 
@@ -63,14 +59,13 @@ def resnet18(classes: int, channels: int, size: int) -> nn.Sequential:
     each of 64, 128, 256 and 512 filters, the first of the last three groups with stride 2; the mean over
     positions; the classifier. It maps images (B, channels, size, size) to logits (B, classes).
 
-    For 3x32x32 images it has 11,173,962 parameters with 10 classes. Everything starts as PyTorch does, which for
-    100 classes gives weights of length 80.2, the 80.19 that the RWP paper prints.
+    For 3x32x32 images it has 11,173,962 parameters with 10 classes. The initialisation is PyTorch's, which for 100
+    classes gives weights of norm 80.2; the RWP paper states 80.19.
 
     Source: He et al., CVPR 2016, arXiv:1512.03385, section 4.2, with the stem for CIFAR that the RWP paper
     (arXiv:2211.13489v1, figure 3 and section 4.1) and most others use.
 
-    Raises:
-        InputError: ``size`` is below 8, ``classes`` below 2, or ``channels`` is not 1 or 3.
+    Raises InputError if ``size`` is below 8, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
     return _resnet("resnet18", classes, channels, size, 64)
 
@@ -79,8 +74,5 @@ def resnet_thin(classes: int, channels: int, size: int) -> nn.Sequential:
     """Build `resnet18` with a quarter of its filters (16, 32, 64, 128): 701,466 parameters for 10 classes.
 
     Source: none; for trials where the full width is too slow.
-
-    Raises:
-        InputError: As `resnet18` does.
     """
     return _resnet("resnet-thin", classes, channels, size, 16)

@@ -1,4 +1,4 @@
-"""The smallest network of the SADT paper, as its notebook has it and as its text has it."""
+"""The smallest network of the SADT paper, in the forms of its notebook and of its text."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections import OrderedDict
 
 from torch import nn
 
-from steppe.models.keras_layers import check, conv, dense, norm1d, norm2d
+from steppe.models.keras_layers import check_images, conv, dense, norm1d, norm2d
 
-LEAST = 18
+MIN_SIZE = 18
 
 
 def simple_cnn(classes: int, channels: int, size: int) -> nn.Sequential:
@@ -30,10 +30,9 @@ def simple_cnn(classes: int, channels: int, size: int) -> nn.Sequential:
     Source: An-Nur Islam Fahim and Boutellier, SADT, NeurIPS 2022 HITY workshop, section 4.1; the authors'
     notebook where the text is silent.
 
-    Raises:
-        InputError: ``size`` is below 18, ``classes`` below 2, or ``channels`` is not 1 or 3.
+    Raises InputError if ``size`` is below 18, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
-    check("simple-cnn", classes, channels, size, LEAST)
+    check_images("simple-cnn", classes, channels, size, MIN_SIZE)
     side = ((size - 2) // 2 - 2) // 2 - 2
     return nn.Sequential(
         OrderedDict(
@@ -64,7 +63,7 @@ def simple_cnn(classes: int, channels: int, size: int) -> nn.Sequential:
 
 
 def simple_cnn_3fc(classes: int, channels: int, size: int) -> nn.Sequential:
-    """Build the Simple CNN as the paper's text has it: three dense layers (512, 64, classes).
+    """Build the Simple CNN of the paper's text: three dense layers (512, 64, classes).
 
     As `simple_cnn`, without the layer of 10 units and its ReLU before the classifier, and with convolutions and
     dense layers starting as PyTorch initialises them (uniform within 1 / sqrt(fan-in), biases too). It learns
@@ -72,10 +71,9 @@ def simple_cnn_3fc(classes: int, channels: int, size: int) -> nn.Sequential:
 
     Source: the same, section 4.1 ("3 conv and 3 dense layers").
 
-    Raises:
-        InputError: ``size`` is below 18, ``classes`` below 2, or ``channels`` is not 1 or 3.
+    Raises InputError if ``size`` is below 18, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
-    check("simple-cnn-3fc", classes, channels, size, LEAST)
+    check_images("simple-cnn-3fc", classes, channels, size, MIN_SIZE)
     layers = OrderedDict(simple_cnn(classes, channels, size).named_children())
     del layers["fc3"], layers["relu6"]
     layers["head"] = nn.Linear(64, classes)

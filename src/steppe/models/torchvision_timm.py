@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from steppe.errors import InputError, unknown
-from steppe.models.keras_layers import check
+from steppe.models.keras_layers import check_images
 
-# Their auxiliary classifiers would make the training output a tuple, and they warn if not told how to start.
+# with auxiliary classifiers the training output would be a tuple; without init_weights they warn
 _TORCHVISION_SETTINGS: Mapping[str, Mapping[str, bool]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
@@ -39,44 +39,35 @@ def _logits(net: nn.Module, channels: int, size: int) -> Any:
         return None
 
 
-def _try(net: nn.Module, model: str, classes: int, channels: int, size: int) -> None:
-    """Pass one blank image through ``net``, so that a size it cannot take is refused before training."""
+def _try_forward(net: nn.Module, model: str, classes: int, channels: int, size: int) -> None:
+    """Pass one blank image through ``net``, so that an impossible size is refused before training."""
     net.eval()
     with torch.no_grad():
         logits = _logits(net, channels, size)
         if logits is None:
             fits = (s for s in _USUAL_SIZES if _logits(net, channels, s) is not None)
             other = next(fits, None)
-            way_out = f"set data.size to {other}" if other else "choose another model"
-            raise InputError(f"{model} cannot take images of {size}x{size}; {way_out}")
+            remedy = f"set data.size to {other}" if other else "choose another model"
+            raise InputError(f"{model} cannot take images of {size}x{size}; {remedy}")
     net.train()
     if not isinstance(logits, Tensor) or logits.shape != (1, classes):
         raise InputError(f"{model} does not give one output per class; choose an image classifier")
 
 
-def with_inputs(net: nn.Module, channels: int) -> None:
+def replace_input_layer(net: nn.Module, channels: int) -> None:
     """Replace the first ``nn.Conv2d`` of ``net``, in place, by one of ``channels`` inputs.
 
-    The new convolution starts as PyTorch starts any; it has the other settings of the one it replaces.
+    The new convolution has PyTorch's initialisation and the other settings of the old one.
 
-    Raises:
-        InputError: The network has no convolution, or its first one works in groups.
+    Raises InputError if the network has no convolution, or its first one has groups.
     """
     name, old = next(((n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d)), ("", None))
     if old is None:
         raise InputError(f"the network has no convolution to give {channels} inputs; use images of 3 channels")
     if old.groups != 1:
-        raise InputError(f"the first convolution {name} works in groups; use images of 3 channels")
-    new = nn.Conv2d(
-        channels,
-        old.out_channels,
-        (old.kernel_size[0], old.kernel_size[1]),
-        stride=(old.stride[0], old.stride[1]),
-        padding=old.padding if isinstance(old.padding, str) else (old.padding[0], old.padding[1]),
-        dilation=(old.dilation[0], old.dilation[1]),
-        bias=old.bias is not None,
-        padding_mode=old.padding_mode,
-    )
+        raise InputError(f"the first convolution {name} has groups; use images of 3 channels")
+    settings: Any = {k: getattr(old, k) for k in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
+    new = nn.Conv2d(channels, old.out_channels, bias=old.bias is not None, **settings)
     parent, _, child = name.rpartition(".")
     setattr(net.get_submodule(parent), child, new)
 
@@ -87,22 +78,20 @@ def from_torchvision(name: str, *, classes: int, channels: int, size: int) -> nn
     It maps images (B, channels, size, size) to logits (B, classes). For 1 channel the first convolution is
     replaced by one of 1 input. GoogLeNet and Inception v3 are built without their auxiliary classifiers.
 
-    Raises:
-        InputError: torchvision cannot be imported, has no classifier ``name``, or ``name`` cannot take
-            these images.
+    Raises InputError if torchvision cannot be imported, has no such classifier, or it cannot take these images.
     """
     model = f"torchvision/{name}"
-    check(model, classes, channels, size, 1)
+    check_images(model, classes, channels, size, 1)
     models = _package("torchvision.models", model)
-    known = models.list_models(module=models)
-    if name not in known:
-        raise unknown("model", model, [f"torchvision/{n}" for n in known])
+    available = models.list_models(module=models)
+    if name not in available:
+        raise unknown("model", model, [f"torchvision/{n}" for n in available])
     net: nn.Module = models.get_model(
         name, weights=None, num_classes=classes, **_TORCHVISION_SETTINGS.get(name, {})
     )
     if channels != 3:
-        with_inputs(net, channels)
-    _try(net, model, classes, channels, size)
+        replace_input_layer(net, channels)
+    _try_forward(net, model, classes, channels, size)
     return net
 
 
@@ -110,22 +99,21 @@ def from_timm(name: str, *, classes: int, channels: int, size: int) -> nn.Module
     """Build the timm model ``name``, in training mode, with fresh weights; nothing is downloaded.
 
     It maps images (B, channels, size, size) to logits (B, classes). ``name:pretrained`` starts from the weights
-    that timm publishes, fetched once into its own cache, with a fresh classifier.
+    that timm publishes, downloaded once into its own cache, with a fresh classifier.
 
-    Raises:
-        InputError: timm cannot be imported, has no model ``name``, ``name`` cannot take these images, or its
-            weights cannot be had.
+    Raises InputError if timm cannot be imported, has no such model, it cannot take these images, or its weights
+    cannot be loaded.
     """
     model = f"timm/{name}"
-    check(model, classes, channels, size, 1)
+    check_images(model, classes, channels, size, 1)
     timm = _package("timm", model)
-    known = timm.list_models()
+    available = timm.list_models()
     name, colon, start = name.partition(":")
     if colon and start != "pretrained":
         raise InputError(f"model {model!r} starts from {start!r}; write timm/{name} or timm/{name}:pretrained")
     # A name outside the list may be an address, and timm would fetch weights from it.
-    if name not in known:
-        raise unknown("model", model, [f"timm/{n}" for n in known])
+    if name not in available:
+        raise unknown("model", model, [f"timm/{n}" for n in available])
     try:
         net: nn.Module = timm.create_model(name, pretrained=bool(colon), num_classes=classes, in_chans=channels)
     except (OSError, RuntimeError) as error:
@@ -133,7 +121,7 @@ def from_timm(name: str, *, classes: int, channels: int, size: int) -> nn.Module
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"the weights of {model!r} cannot be had ({reason}); for fresh ones write timm/{name}"
+            f"the weights of {model!r} cannot be loaded ({reason}); for fresh ones write timm/{name}"
         ) from error
-    _try(net, model, classes, channels, size)
+    _try_forward(net, model, classes, channels, size)
     return net

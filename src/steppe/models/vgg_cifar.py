@@ -1,4 +1,4 @@
-"""VGG16 with BatchNorm for small images, as the RWP authors have it."""
+"""VGG16 with BatchNorm for small images, in the form of the RWP authors' code."""
 
 from __future__ import annotations
 
@@ -6,11 +6,20 @@ from collections import OrderedDict
 
 from torch import nn
 
-from steppe.models.keras_layers import check
+from steppe.models.keras_layers import check_images
 
-LEAST = 32
+MIN_SIZE = 32
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
+    """Return a 3x3 convolution with zero biases and normal weights of variance 2 / fan-out."""
+    conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return conv
 
 
 def vgg16_bn(classes: int, channels: int, size: int) -> nn.Sequential:
@@ -27,23 +36,18 @@ def vgg16_bn(classes: int, channels: int, size: int) -> nn.Sequential:
     Source: Simonyan and Zisserman, arXiv:1409.1556, configuration D, with the classifier and the start of the
     RWP authors' code (nblt/TWA @ 38200a9, models/vgg.py; that of nblt/RWP is not published).
 
-    Raises:
-        InputError: ``size`` is below 32, ``classes`` below 2, or ``channels`` is not 1 or 3.
+    Raises InputError if ``size`` is below 32, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
-    check("vgg16-bn", classes, channels, size, LEAST)
+    check_images("vgg16-bn", classes, channels, size, MIN_SIZE)
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     width = channels
     for b, block in enumerate(BLOCKS, 1):
         for i, filters in enumerate(block, 1):
-            conv = nn.Conv2d(width, filters, 3, padding=1)
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-            assert conv.bias is not None
-            nn.init.zeros_(conv.bias)
-            parts |= {f"conv{b}_{i}": conv, f"bn{b}_{i}": nn.BatchNorm2d(filters), f"relu{b}_{i}": nn.ReLU()}
+            parts |= {f"conv{b}_{i}": conv3x3(width, filters), f"bn{b}_{i}": nn.BatchNorm2d(filters)}
+            parts[f"relu{b}_{i}"] = nn.ReLU()
             width = filters
         parts[f"pool{b}"] = nn.MaxPool2d(2)
-    parts["mean"] = nn.AdaptiveAvgPool2d(1)
-    parts["flatten"] = nn.Flatten()
+    parts |= {"mean": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
     for i in (1, 2):
         parts |= {f"drop{i}": nn.Dropout(0.5), f"fc{i}": nn.Linear(width, 512), f"relu_fc{i}": nn.ReLU()}
         width = 512

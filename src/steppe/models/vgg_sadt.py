@@ -6,9 +6,9 @@ from collections import OrderedDict
 
 from torch import nn
 
-from steppe.models.keras_layers import check, conv, dense, norm1d, norm2d
+from steppe.models.keras_layers import check_images, conv, dense, norm1d, norm2d
 
-LEAST = 32
+MIN_SIZE = 32
 
 BLOCKS = ((32, 32), (64, 64), (128, 128, 128), (256, 256, 256), (256, 256, 256))
 
@@ -24,36 +24,28 @@ def vgg16_sadt(classes: int, channels: int, size: int) -> nn.Sequential:
 
     For 3x32x32 images and 10 classes it has 4,092,184 values as Keras counts them, moving means and variances
     included; the ReLU layer of ``classes`` units before the classifier belongs to that count. Convolutions
-    start He-normal (cut off at two deviations), dense layers Glorot-uniform, biases at 0.
+    start He-normal (truncated at two deviations), dense layers Glorot-uniform, biases at 0.
 
     Differs: outputs are logits, the original ends in a softmax.
 
     Source: An-Nur Islam Fahim and Boutellier, SADT, NeurIPS 2022 HITY workshop, section 4.1; the authors'
     notebook where the text is silent.
 
-    Raises:
-        InputError: ``size`` is below 32, ``classes`` below 2, or ``channels`` is not 1 or 3.
+    Raises InputError if ``size`` is below 32, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
-    check("vgg16-sadt", classes, channels, size, LEAST)
+    check_images("vgg16-sadt", classes, channels, size, MIN_SIZE)
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     width = channels
     for b, block in enumerate(BLOCKS, 1):
         for i, filters in enumerate(block, 1):
-            parts[f"conv{b}_{i}"] = conv(width, filters, same=True, he=True)
-            parts[f"bn{b}_{i}"] = norm2d(filters)
-            parts[f"relu{b}_{i}"] = nn.ReLU()
-            parts[f"drop{b}_{i}"] = nn.Dropout(0.1)
+            parts |= {f"conv{b}_{i}": conv(width, filters, same=True, he=True), f"bn{b}_{i}": norm2d(filters)}
+            parts |= {f"relu{b}_{i}": nn.ReLU(), f"drop{b}_{i}": nn.Dropout(0.1)}
             width = filters
         parts[f"pool{b}"] = nn.MaxPool2d(2)
-    parts["mean"] = nn.AdaptiveAvgPool2d(1)
-    parts["flatten"] = nn.Flatten()
+    parts |= {"mean": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
     for i in (1, 2):
-        parts[f"fc{i}"] = dense(width, 512)
-        parts[f"bn_fc{i}"] = norm1d(512)
-        parts[f"relu_fc{i}"] = nn.ReLU()
-        parts[f"drop_fc{i}"] = nn.Dropout(0.3)
+        parts |= {f"fc{i}": dense(width, 512), f"bn_fc{i}": norm1d(512)}
+        parts |= {f"relu_fc{i}": nn.ReLU(), f"drop_fc{i}": nn.Dropout(0.3)}
         width = 512
-    parts["fc3"] = dense(width, classes)
-    parts["relu_fc3"] = nn.ReLU()
-    parts["head"] = dense(classes, classes)
+    parts |= {"fc3": dense(width, classes), "relu_fc3": nn.ReLU(), "head": dense(classes, classes)}
     return nn.Sequential(parts)

@@ -1,4 +1,4 @@
-"""A vision transformer small enough to be trained from nothing on small images."""
+"""A vision transformer that is small enough to be trained from scratch on small images."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steppe.errors import InputError
-from steppe.models.keras_layers import check
+from steppe.models.keras_layers import check_images
 
-LEAST = 8
+MIN_SIZE = 8
 
 PATCH, WIDTH, DEPTH, HEADS, HEAD, HIDDEN, DROP = 4, 512, 6, 8, 64, 512, 0.1
 
@@ -35,7 +35,7 @@ class Tokens(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every token looks at all (B, T, width), in several heads; the input is normalised first."""
+    """Multi-head self-attention over all tokens (B, T, width), with LayerNorm before it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,8 +48,8 @@ class Attention(nn.Module):
         """Return what attention adds to the tokens."""
         qkv = self.qkv(self.norm(x)).unflatten(2, (3, HEADS, HEAD))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        seen = F.scaled_dot_product_attention(q, k, v)
-        added: Tensor = self.drop(self.out(seen.transpose(1, 2).flatten(2)))
+        attended = F.scaled_dot_product_attention(q, k, v)
+        added: Tensor = self.drop(self.out(attended.transpose(1, 2).flatten(2)))
         return added
 
 
@@ -98,10 +98,9 @@ def vit_cifar(classes: int, channels: int, size: int) -> nn.Sequential:
     (arXiv:2211.13489v1, appendix D), and the rest, which it does not state, of the same authors' follow-up
     (nblt/mARWP @ 580bef3, utils.py).
 
-    Raises:
-        InputError: ``size`` is below 8 or no multiple of 4, ``classes`` below 2, or ``channels`` is not 1 or 3.
+    Raises InputError if ``size`` is below 8 or no multiple of 4, ``classes`` below 2, or ``channels`` not 1 or 3.
     """
-    check("vit-cifar", classes, channels, size, LEAST)
+    check_images("vit-cifar", classes, channels, size, MIN_SIZE)
     if size % PATCH:
         near = size // PATCH * PATCH
         raise InputError(

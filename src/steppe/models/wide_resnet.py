@@ -1,19 +1,18 @@
-"""Wide residual networks, as the literature has them and as the RWP authors' code has them."""
+"""Wide residual networks: those of the literature and those of the RWP authors' code."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Literal
 
 from torch import Tensor, nn
 
-from steppe.models.keras_layers import check
+from steppe.models.keras_layers import check_images
 
-LEAST = 8
+MIN_SIZE = 8
 
 
 class WideUnit(nn.Module):
-    """BatchNorm, ReLU and a 3x3 convolution, twice, beside a shortcut.
+    """BatchNorm, ReLU and a 3x3 convolution, twice, plus a shortcut.
 
     It maps (B, inputs, H, W) to (B, width, H / stride, W / stride). The shortcut is the identity; where the number
     of channels changes it is a 1x1 convolution of the input after the first BatchNorm and ReLU.
@@ -29,14 +28,15 @@ class WideUnit(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the sum of both ways."""
+        """Return the sum of convolutions and shortcut."""
         active = self.relu(self.bn1(x))
         inner: Tensor = self.conv2(self.relu(self.bn2(self.conv1(active))))
         return inner + (x if self.shortcut is None else self.shortcut(active))
 
 
-def _wide(classes: int, channels: int, units: int, factor: int) -> nn.Sequential:
-    """Return the network with ``units`` units in each of its three groups, as PyTorch starts it."""
+def _wrn(name: str, classes: int, channels: int, size: int, units: int, factor: int) -> nn.Sequential:
+    """Build three groups of ``units`` units; names that end in 'rwp' have the RWP code's initialisation."""
+    check_images(name, classes, channels, size, MIN_SIZE)
     parts: OrderedDict[str, nn.Module] = OrderedDict(conv=nn.Conv2d(channels, 16, 3, 1, 1, bias=False))
     inputs = 16
     for group, width in enumerate((16 * factor, 32 * factor, 64 * factor)):
@@ -46,29 +46,12 @@ def _wide(classes: int, channels: int, units: int, factor: int) -> nn.Sequential
             inputs = width
     parts |= {"bn": nn.BatchNorm2d(inputs), "relu": nn.ReLU()}
     parts |= {"mean": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "head": nn.Linear(inputs, classes)}
-    return nn.Sequential(parts)
-
-
-def _convolutions(net: nn.Module, mode: Literal["fan_in", "fan_out"]) -> None:
+    net, rwp = nn.Sequential(parts), name.endswith("rwp")
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
-
-
-def _literature(depth: int, factor: int, classes: int, channels: int, size: int) -> nn.Sequential:
-    check(f"wrn-{depth}-{factor}", classes, channels, size, LEAST)
-    net = _wide(classes, channels, (depth - 4) // 6, factor)
-    _convolutions(net, "fan_out")
-    nn.init.zeros_(net.get_parameter("head.bias"))
-    return net
-
-
-def _rwp(depth: int, factor: int, classes: int, channels: int, size: int) -> nn.Sequential:
-    check(f"wrn-{depth}-{factor}-rwp", classes, channels, size, LEAST)
-    net = _wide(classes, channels, (depth - 4) // 6 + 1, factor)
-    _convolutions(net, "fan_in")
-    for name in ("head.weight", "head.bias"):
-        nn.init.zeros_(net.get_parameter(name))
+            nn.init.kaiming_normal_(module.weight, mode="fan_in" if rwp else "fan_out", nonlinearity="relu")
+    for tensor in ("head.weight", "head.bias") if rwp else ("head.bias",):
+        nn.init.zeros_(net.get_parameter(tensor))
     return net
 
 
@@ -78,7 +61,7 @@ def wrn_16_8(classes: int, channels: int, size: int) -> nn.Sequential:
     Parts, start and errors are those of `wrn_28_10`. It has 10,961,370 parameters for 3 channels and 10 classes
     (paper, table 5: 11.0 million).
     """
-    return _literature(16, 8, classes, channels, size)
+    return _wrn("wrn-16-8", classes, channels, size, 2, 8)
 
 
 def wrn_28_10(classes: int, channels: int, size: int) -> nn.Sequential:
@@ -93,10 +76,9 @@ def wrn_28_10(classes: int, channels: int, size: int) -> nn.Sequential:
 
     Source: Zagoruyko and Komodakis, BMVC 2016, arXiv:1605.07146, section 2 and the authors' code.
 
-    Raises:
-        InputError: ``size`` is below 8, ``classes`` below 2, or ``channels`` is not 1 or 3.
+    Raises InputError if ``size`` is below 8, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
-    return _literature(28, 10, classes, channels, size)
+    return _wrn("wrn-28-10", classes, channels, size, 4, 10)
 
 
 def wrn_16_8_rwp(classes: int, channels: int, size: int) -> nn.Sequential:
@@ -104,7 +86,7 @@ def wrn_16_8_rwp(classes: int, channels: int, size: int) -> nn.Sequential:
 
     Start and errors are those of `wrn_28_10_rwp`. It has 17,158,106 parameters for 3 channels and 10 classes.
     """
-    return _rwp(16, 8, classes, channels, size)
+    return _wrn("wrn-16-8-rwp", classes, channels, size, 3, 8)
 
 
 def wrn_28_10_rwp(classes: int, channels: int, size: int) -> nn.Sequential:
@@ -115,7 +97,6 @@ def wrn_28_10_rwp(classes: int, channels: int, size: int) -> nn.Sequential:
 
     Source: nblt/RWP @ 6553ded, models/wide_resnet.py, which shares its form with davda54/sam.
 
-    Raises:
-        InputError: ``size`` is below 8, ``classes`` below 2, or ``channels`` is not 1 or 3.
+    Raises InputError if ``size`` is below 8, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
-    return _rwp(28, 10, classes, channels, size)
+    return _wrn("wrn-28-10-rwp", classes, channels, size, 5, 10)

@@ -1,7 +1,4 @@
-"""Statistics of repeated runs: means, paired differences with their intervals, and adjusted p-values.
-
-Pure functions of sequences of numbers; they print nothing, format nothing and need no torch.
-"""
+"""Statistics of repeated runs: means, paired differences with intervals, adjusted p-values. Needs no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from scipy.special import stdtr, stdtrit
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of paired differences, and what the pairs say about its uncertainty.
+    """The mean of paired differences with its confidence interval.
 
     Attributes:
         mean: Mean difference, in the unit of the values.
@@ -33,8 +30,8 @@ class Difference:
     p: float | None
 
     @property
-    def separates(self) -> bool:
-        """Return whether there is an interval and 0 lies outside it."""
+    def significant(self) -> bool:
+        """Return whether there is an interval and it excludes 0."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
@@ -81,14 +78,14 @@ def paired_difference(a: Sequence[float], b: Sequence[float], level: float = 0.9
     if std is None or std <= rounding:
         return Difference(mean, None, None, n, None)
     error = std / math.sqrt(n)
-    # what scipy.stats.t asks, without importing all of that package: most commands need nothing else of it
+    # scipy.stats.t gives the same numbers, but importing it takes a second.
     half = float(stdtrit(n - 1, 0.5 + level / 2)) * error
     p = 2 * float(stdtr(n - 1, -abs(mean) / error))
     return Difference(mean, mean - half, mean + half, n, p)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted for having made several comparisons, in the order given.
+    """Return p-values adjusted for several comparisons, in the same order.
 
     With ``p(1) <= ... <= p(m)``, the adjusted ``p(i)`` is ``max over j <= i of min(1, (m - j + 1) p(j))``.
     It bounds the chance of one or more false claims among all ``m``, whatever their dependence.

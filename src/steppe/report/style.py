@@ -1,4 +1,4 @@
-"""How each method is drawn, the same in every figure: colour, dash and marker tell it apart."""
+"""Colour, dash and marker of each method, the same in every figure."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from steppe.report.comparison.summary import BASELINE, all_controls
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
-# Hues that stay apart for the common forms of colour blindness (after Okabe and Ito), each with a lighter
-# twin for dark pages; markers and dashes carry the same information without colour.
+# Distinct for the common forms of colour blindness (after Okabe and Ito), each with a lighter twin for dark
+# pages. Markers and dashes carry the same information without colour.
 _HUES = (
     ("#0072b2", "#56b4e9"),
     ("#d55e00", "#f5935a"),
@@ -28,9 +28,15 @@ _DASHES: tuple[tuple[float, ...], ...] = ((), (7, 2, 1.5, 2), (9, 3), (3, 1.5, 1
 _CONTROL_DASHES: tuple[tuple[float, ...], ...] = ((5, 2.5), (2, 2), (6, 2, 2, 2))
 
 
+_PLAIN = ("#2b2f36", "#e9ebee")
+
+DARK = dict((_PLAIN, *_HUES, *_CONTROLS))
+"""The colour on a dark page of each colour on a light one."""
+
+
 @dataclass(frozen=True)
 class Style:
-    """Colour on a light and on a dark ground, dash lengths (none: solid), marker and line width in points."""
+    """Colours on light and dark pages, dash lengths (none: solid), marker, and line width in points."""
 
     light: str
     dark: str
@@ -38,38 +44,42 @@ class Style:
     marker: str
     width: float
 
+    @property
+    def line(self) -> tuple[float, tuple[float, ...]] | str:
+        """Return the dashes as matplotlib's ``linestyle``."""
+        return (0, self.dash) if self.dash else "-"
+
+    @property
+    def outline(self) -> str:
+        """Return the marker's outline as SVG path data, about 1 wide and centred at the origin."""
+        if not self.marker:
+            return ""
+        marker = MarkerStyle(self.marker)
+        path = marker.get_path().transformed(marker.get_transform())
+        letters = {1: "M", 2: "L", 3: "Q", 4: "C", 79: "Z"}
+        parts = []
+        for points, code in path.iter_segments(simplify=False):
+            # SVG's y axis points down.
+            numbers = [f"{v if i % 2 == 0 else -v:.3g}" for i, v in enumerate(points)]
+            parts.append(letters[int(code)] + ("" if code == 79 else " ".join(numbers)))
+        return "".join(parts)
+
 
 def styles(comparison: Comparison) -> dict[str, Style]:
-    """Return a style per method: plain in neutral grey, controls dashed, all others solid for the first 8."""
+    """Return a style per method: plain in neutral grey, controls dashed, the first 8 others solid."""
     controls = all_controls(comparison)
-    found: dict[str, Style] = {}
-    others = control = 0
-    for method in comparison.methods:
+    others = [m for m in comparison.methods if m != BASELINE and m not in controls]
+
+    def style(method: str) -> Style:
         if method == BASELINE:
-            found[method] = Style("#2b2f36", "#e9ebee", (), "", 2.4)
-        elif method in controls:
-            light, dark = _CONTROLS[control % len(_CONTROLS)]
-            dash = _CONTROL_DASHES[control % len(_CONTROL_DASHES)]
-            found[method] = Style(light, dark, dash, MARKERS[-1 - control % len(MARKERS)], 1.7)
-            control += 1
-        else:
-            light, dark = _HUES[others % len(_HUES)]
-            turn = others // len(_HUES)
-            marker = MARKERS[(others + turn) % len(MARKERS)]
-            found[method] = Style(light, dark, _DASHES[turn % len(_DASHES)], marker, 1.7)
-            others += 1
-    return found
+            return Style(*_PLAIN, (), "", 2.4)
+        if method in controls:
+            i = controls.index(method)
+            dash = _CONTROL_DASHES[i % len(_CONTROL_DASHES)]
+            return Style(*_CONTROLS[i % len(_CONTROLS)], dash, MARKERS[-1 - i % len(MARKERS)], 1.7)
+        i = others.index(method)
+        turn = i // len(_HUES)
+        marker = MARKERS[(i + turn) % len(MARKERS)]
+        return Style(*_HUES[i % len(_HUES)], _DASHES[turn % len(_DASHES)], marker, 1.7)
 
-
-def outline(marker: str) -> str:
-    """Return the marker's outline as SVG path data, about 1 wide and centred on the origin."""
-    if not marker:
-        return ""
-    shape = MarkerStyle(marker)
-    letters = {1: "M", 2: "L", 3: "Q", 4: "C", 79: "Z"}
-    parts = []
-    for points, code in shape.get_path().transformed(shape.get_transform()).iter_segments(simplify=False):
-        # SVG's y axis points down.
-        numbers = [f"{v if i % 2 == 0 else -v:.3g}" for i, v in enumerate(points)]
-        parts.append(letters[int(code)] + ("" if code == 79 else " ".join(numbers)))
-    return "".join(parts)
+    return {method: style(method) for method in comparison.methods}

@@ -1,4 +1,4 @@
-"""The conformance suite: what must hold for any training method, checked from outside.
+"""The conformance suite: properties that every training method must have, checked from outside.
 
     steppe.testing.check_method(MyMethod())
 
@@ -20,7 +20,7 @@ from steppe.core.method import Method
 from steppe.errors import unknown
 from steppe.testing.checks import CHECKS
 from steppe.testing.context import Check, CheckContext
-from steppe.testing.process_pool import in_a_line
+from steppe.testing.process_pool import as_one_line
 from steppe.testing.result import CheckFailed, CheckResult, NotApplicable, Status
 from steppe.testing.subjects import OurMethod, Subject
 from steppe.testing.third_party import ThirdParty
@@ -41,16 +41,16 @@ Progress = Callable[[Subject, Check, CheckResult | None], None]
 
 
 def check_method(method: Method, *, checks: Iterable[str] | None = None, device: str = "cpu") -> None:
-    """Check a method; ``checks`` names some of `CHECKS`, all if not given.
+    """Check a method; ``checks`` names some of `CHECKS`, by default all.
 
-    Scripts that check distributed invariants guard their main part with ``if __name__ == "__main__"``, because
-    the second process imports them.
+    Scripts that check distributed properties guard their main part with ``if __name__ == "__main__"``, because the
+    second process imports them.
 
-    Raises AssertionError with a table of what does not hold, InputError for an unknown check.
+    Raises AssertionError with a table of the failures, InputError for an unknown check.
     """
     failures = [r for r in run([OurMethod(method)], checks=checks, device=device) if r.status == "fail"]
     if failures:
-        lines = "\n".join(f"  {r.check:<14}{r.why}\n  {'':<14}({CHECKS[r.check].says})" for r in failures)
+        lines = "\n".join(f"  {r.check:<14}{r.why}\n  {'':<14}({CHECKS[r.check].claim})" for r in failures)
         raise AssertionError(f"{method!r} fails {len(failures)} of its checks:\n{lines}")
 
 
@@ -62,45 +62,45 @@ def run(
     timeout: float = 60.0,
     progress: Progress = lambda subject, check, result: None,
 ) -> list[CheckResult]:
-    """Check every subject and return how each check ended, subject by subject.
+    """Check every subject and return the results, subject by subject.
 
-    ``device`` is where half precision, overflow and compilation are tried; the rest runs on the processor.
-    ``timeout`` limits one job of two processes, in seconds. ``progress`` hears of each check as it begins, with
-    None, and as it ends.
+    ``device`` is used for half precision, overflow and compilation; the rest runs on the processor. ``timeout``
+    limits one job of two processes, in seconds. ``progress`` is called as each check begins, with None, and as it
+    ends.
 
     Raises InputError for an unknown check.
     """
     chosen = [find(name) for name in (CHECKS if checks is None else checks)]
     results = []
-    with hardware.threads(1), torch.random.fork_rng(), CheckContext(device, timeout) as lab:
+    with hardware.threads(1), torch.random.fork_rng(), CheckContext(device, timeout) as context:
         for subject in subjects:
             for check in chosen:
                 progress(subject, check, None)
-                result = examine(subject, check, lab)
+                result = examine(subject, check, context)
                 progress(subject, check, result)
                 results.append(result)
     return results
 
 
 def find(name: str) -> Check:
-    """Return the check of that name; raises InputError if nobody has it."""
+    """Return the check of that name; raises InputError if there is none."""
     if name not in CHECKS:
         raise unknown("check", name, CHECKS)
     return CHECKS[name]
 
 
-def examine(subject: Subject, check: Check, lab: CheckContext) -> CheckResult:
-    """Run one check of one subject; whatever is raised in it is a failure of the subject."""
-    started, status, why = time.perf_counter(), "pass", ""
+def examine(subject: Subject, check: Check, context: CheckContext) -> CheckResult:
+    """Run one check of one subject; any exception in it is a failure of the subject."""
+    start = time.perf_counter()
+    status: Status = "pass"
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            why = check.run(subject, lab) or ""
+            why = check.run(subject, context) or ""
     except CheckFailed as failure:
         status, why = "fail", str(failure)
     except NotApplicable as reason:
         status, why = "n/a", str(reason)
     except Exception as error:
-        status, why = "fail", in_a_line(error)
-    ended: Status = "pass" if status == "pass" else "fail" if status == "fail" else "n/a"
-    return CheckResult(subject.name, check.name, ended, why, time.perf_counter() - started)
+        status, why = "fail", as_one_line(error)
+    return CheckResult(subject.name, check.name, status, why, time.perf_counter() - start)

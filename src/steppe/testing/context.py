@@ -1,23 +1,19 @@
-"""What checks share: the device asked for, the pool of processes, a network that is compiled once."""
+"""A check, and what all checks share: the device, two processes, a network that is compiled once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from steppe.testing.process_pool import ProcessPool
 from steppe.testing.subjects import Subject
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
 
 @dataclass
 class CheckContext:
-    """Where checks are run; ``timeout`` is the longest that two processes may take for one job, in seconds."""
+    """What checks share; ``timeout`` is the longest that two processes may take for one job, in seconds."""
 
     device: str = "cpu"
     timeout: float = 60.0
@@ -30,18 +26,24 @@ class CheckContext:
     def __enter__(self) -> CheckContext:
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.pool.close(kill=error is not None)
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        self.pool.close(kill=kind is not None)
 
 
 @dataclass(frozen=True)
 class Check:
-    """An invariant: its name, what holds where it passes, what a failure means to a user, and how to find out.
+    """A property that every method must have.
 
-    ``run`` raises `steppe.testing.result.CheckFailed` or `NotApplicable`, and may return a remark.
+    ``claim`` states it, ``consequence`` what happens to users of a method without it. ``run`` raises `CheckFailed`
+    or `NotApplicable`, and may return a remark.
     """
 
     name: str
-    says: str
-    otherwise: str
+    claim: str
+    consequence: str
     run: Callable[[Subject, CheckContext], str | None]
+
+
+def check(name: str, consequence: str) -> Callable[[Callable[[Subject, CheckContext], str | None]], Check]:
+    """Make a `Check` of a function, whose docstring is the claim."""
+    return lambda run: Check(name, run.__doc__ or "", consequence, run)

@@ -1,4 +1,4 @@
-"""Networks, data and optimizers that the checks train: small, and with everything that goes wrong."""
+"""The networks, batches and optimizers of the checks, and comparisons of what they hold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from steppe.core.batch import Batch
 
-Pair = tuple[Tensor, Tensor]
+Tensors = dict[str, Tensor]
 Make = Callable[[], nn.Module]
 
 
@@ -20,18 +20,9 @@ def small(seed: int = 0, dtype: torch.dtype = torch.float32, dropout: float = 0.
     """Make a classifier of (B, 2, 6, 6) images into 5 classes, with BatchNorm and dropout."""
     torch.manual_seed(seed)
     net = nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.Conv2d(4, 3, 3),
-        nn.BatchNorm2d(3),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Dropout(dropout),
-        nn.Linear(3 * 16, 8),
-        nn.ReLU(),
-        nn.Linear(8, 5),
+        *(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(dropout)),
+        *(nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout)),
+        *(nn.Linear(3 * 16, 8), nn.ReLU(), nn.Linear(8, 5)),
     )
     return net.to(dtype)
 
@@ -43,16 +34,8 @@ def smooth(seed: int = 0, dtype: torch.dtype = torch.float32, dropout: float = 0
     """
     torch.manual_seed(seed)
     net = nn.Sequential(
-        nn.Dropout(dropout),
-        nn.Conv2d(2, 4, 3),
-        nn.GroupNorm(2, 4),
-        nn.Tanh(),
-        nn.Conv2d(4, 3, 3),
-        nn.Tanh(),
-        nn.Flatten(),
-        nn.Linear(12, 8),
-        nn.Tanh(),
-        nn.Linear(8, 5),
+        *(nn.Dropout(dropout), nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Conv2d(4, 3, 3), nn.Tanh()),
+        *(nn.Flatten(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 5)),
     )
     return net.to(dtype)
 
@@ -73,35 +56,46 @@ class Awkward(nn.Module):
         return z
 
 
-def apart(make: Make) -> Make:
-    """Return ``make``, whose networks after the first start from other weights, for methods of several."""
-    made = 0
+def varied(make: Make) -> Make:
+    """Return ``make``, but with noise on the weights of all networks after the first."""
+    count = 0
 
-    def another() -> nn.Module:
-        nonlocal made
+    def make_varied() -> nn.Module:
+        nonlocal count
         net = make()
-        if made:
-            g = torch.Generator().manual_seed(made)
+        if count:
+            g = torch.Generator().manual_seed(count)
             with torch.no_grad():
                 for p in net.parameters():
                     p.add_(0.1 * torch.randn(p.shape, generator=g, dtype=p.dtype))
-        made += 1
+        count += 1
         return net
 
-    return another
+    return make_varied
 
 
-def data(seed: int, count: int = 12, dtype: torch.dtype = torch.float32) -> Pair:
+def data(seed: int, count: int = 12, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Return images (count, 2, 6, 6) and classes (count,), the same for the same seed."""
     g = torch.Generator().manual_seed(seed)
     return torch.randn(count, 2, 6, 6, generator=g).to(dtype), torch.randint(0, 5, (count,), generator=g)
 
 
+def batch(seed: int, count: int = 12, dtype: torch.dtype = torch.float32) -> Batch:
+    """Return `data` as a batch; at every seed it has the same sample numbers, as if augmented anew."""
+    return Batch(*data(seed, count, dtype), index=torch.arange(count))
+
+
+def split(whole: Batch, sizes: Sequence[int]) -> list[Batch]:
+    """Return consecutive parts of a batch with these numbers of samples."""
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return [whole.take(slice(end - n, end)) for n, end in zip(sizes, ends, strict=True)]
+
+
 @dataclass(frozen=True)
 class BaseOptimizer:
-    """An optimizer by class and settings, because third-party wrappers want it in parts."""
+    """An optimizer's class and settings, which third-party wrappers take apart."""
 
-    kind: Callable[..., torch.optim.Optimizer]
+    kind: type[torch.optim.Optimizer]
     settings: dict[str, Any] = field(default_factory=dict)
 
     def make(self, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -110,61 +104,53 @@ class BaseOptimizer:
 
 
 SGD = BaseOptimizer(torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2})
-NESTEROV = BaseOptimizer(torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2, "nesterov": True})
+NESTEROV = BaseOptimizer(torch.optim.SGD, {**SGD.settings, "nesterov": True})
 ADAM = BaseOptimizer(torch.optim.Adam, {"lr": 1e-2})
-STILL = BaseOptimizer(torch.optim.SGD, {"lr": 0.0})
+LR_ZERO = BaseOptimizer(torch.optim.SGD, {"lr": 0.0})
 
 
-def weights(net: nn.Module) -> dict[str, Tensor]:
+def weights(net: nn.Module) -> Tensors:
     """Return a copy of all parameters by name."""
     return {k: p.detach().clone() for k, p in net.named_parameters()}
 
 
-def buffers(net: nn.Module) -> dict[str, Tensor]:
+def buffers(net: nn.Module) -> Tensors:
     """Return a copy of all buffers by name."""
     return {k: b.detach().clone() for k, b in net.named_buffers()}
 
 
-def memory(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return a copy of all that an optimizer remembers, by parameter number and name."""
+def optimizer_state(optimizer: torch.optim.Optimizer) -> Tensors:
+    """Return a copy of the optimizer's state, by parameter number and name."""
     return {
         f"optimizer state {index}.{key}": torch.as_tensor(value).clone()
-        for index, held in optimizer.state_dict()["state"].items()
-        for key, value in held.items()
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
         if isinstance(value, Tensor | int | float)
     }
 
 
-def batch(seed: int, count: int = 12, dtype: torch.dtype = torch.float32) -> Batch:
-    """Return `data` as a batch of the same samples at every seed, seen anew as by augmentation."""
-    return Batch(*data(seed, count, dtype), index=torch.arange(count))
+def training_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
+    """Return a copy of weights, buffers and the optimizer's state."""
+    return {**weights(net), **buffers(net), **optimizer_state(optimizer)}
 
 
-def cut(whole: Batch, sizes: Sequence[int]) -> list[Batch]:
-    """Return consecutive parts of a batch with these numbers of samples."""
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    return [whole.take(slice(end - n, end)) for n, end in zip(sizes, ends, strict=True)]
-
-
-def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> str | None:
-    """Name the first thing in which two collections differ in a bit, None if they are the same."""
+def difference(a: Tensors, b: Tensors) -> str | None:
+    """Name the first entry in which two collections differ in a bit; None if they are the same."""
     if a.keys() != b.keys():
-        odd = sorted(a.keys() ^ b.keys())
-        return f"{odd[0]} is there in only one"
+        return f"{min(a.keys() ^ b.keys())} is in only one"
     for key, value in a.items():
         if not torch.equal(value, b[key]):
-            off = (value.double() - b[key].double()).abs().max().item()
-            return f"{key} differs by {off:.1e}"
+            return f"{key} differs by {(value.double() - b[key].double()).abs().max().item():.1e}"
     return None
 
 
-def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+def distance(a: Tensors, b: Tensors) -> float:
     """Return the largest difference between two collections with the same names, infinity for NaN."""
-    off = max((v.double() - b[k].double()).abs().max().item() for k, v in a.items())
-    return off if off == off else float("inf")
+    largest = max((v.double() - b[k].double()).abs().max().item() for k, v in a.items())
+    return largest if largest == largest else float("inf")
 
 
-def length(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+def length(a: Tensors, b: Tensors) -> float:
     """Return the L2 distance between two collections with the same names."""
     squares = [(v.double() - b[k].double()).square().sum() for k, v in a.items()]
     return math.sqrt(float(torch.stack(squares).sum()))

@@ -1,4 +1,4 @@
-"""Two processes that talk over gloo, started once and kept for all jobs; what hangs is killed."""
+"""Two processes that communicate over gloo, started once and used for all jobs; a job that hangs is killed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch.distributed as dist
 from steppe.testing.result import CheckFailed, NotApplicable
 
 SIZE = 2
-GRACE = 5.0  # seconds that the others get after one process has failed
+GRACE = 5.0  # seconds that the other process gets after one has failed
 Answer = tuple[str, Any]
 
 
@@ -37,21 +37,21 @@ class ProcessPool:
     def run(self, work: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Run ``work(rank, *arguments)`` in every process and return what each returned.
 
-        Raises Failed if it raises in a process, or takes too long, and NotApplicable if it cannot be sent.
+        Raises CheckFailed if it raises in a process or takes too long, and NotApplicable if it cannot be pickled.
         """
         try:
             job = pickle.dumps((work, arguments))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise NotApplicable(_unsendable(error)) from None
+            raise NotApplicable(_not_picklable(error)) from None
         if not self.processes:
             self._start()
         for pipe in self.pipes:
             pipe.send_bytes(job)
         answers = self._collect(time.monotonic() + self.timeout)
         failed = [a[1] for a in answers if a and a[0] == "failed"]
-        no_answer = [a[1] for a in answers if a and a[0] == "n/a"]
-        if no_answer and not failed and None not in answers:
-            raise NotApplicable(no_answer[0])
+        not_applicable = [a[1] for a in answers if a and a[0] == "n/a"]
+        if not_applicable and not failed and None not in answers:
+            raise NotApplicable(not_applicable[0])
         if failed or None in answers:
             self.close(kill=True)
             if not failed:
@@ -61,19 +61,18 @@ class ProcessPool:
         return [torch.load(io.BytesIO(a[1]), weights_only=False) for a in answers if a]
 
     def _collect(self, until: float) -> list[Answer | None]:
+        """Return the answers that arrive in time; one failure shortens the time for the other to ``GRACE``."""
         answers: list[Answer | None] = [None] * SIZE
-        while None in answers and time.monotonic() < until:
-            for rank, pipe in enumerate(self.pipes):
-                if answers[rank] is None and pipe.poll(0.002):
-                    try:
-                        answers[rank] = pickle.loads(pipe.recv_bytes())
-                    except EOFError:
-                        answers[rank] = ("failed", "the process died")
+        while None in answers and (seconds := until - time.monotonic()) > 0:
+            waiting = {pipe: rank for rank, pipe in enumerate(self.pipes) if answers[rank] is None}
+            for pipe in wait(list(waiting), seconds):
+                assert isinstance(pipe, Connection)
+                try:
+                    answers[waiting[pipe]] = pickle.loads(pipe.recv_bytes())
+                except EOFError:
+                    answers[waiting[pipe]] = ("failed", "the process died")
             if any(a is not None and a[0] == "failed" for a in answers):
                 until = min(until, time.monotonic() + GRACE)
-                # the one that waits for it will not come back
-                if all(a is not None or not p.poll(GRACE) for a, p in zip(answers, self.pipes, strict=True)):
-                    break
         return answers
 
     def _start(self) -> None:
@@ -109,13 +108,13 @@ class ProcessPool:
         self.processes, self.pipes = [], []
 
 
-def in_a_line(error: BaseException) -> str:
-    """Return an error's type and its first words."""
+def as_one_line(error: BaseException) -> str:
+    """Return an error's type and the beginning of its message."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
-def _unsendable(error: BaseException) -> str:
-    return f"cannot be sent to another process, define it in a module ({in_a_line(error)})"
+def _not_picklable(error: BaseException) -> str:
+    return f"cannot be sent to another process, define it in a module ({as_one_line(error)})"
 
 
 def _serve(rank: int, port: int, pipe: Connection) -> None:
@@ -144,7 +143,7 @@ def _answer(rank: int, job: bytes) -> Answer:
     try:
         work, arguments = pickle.loads(job)
     except Exception as error:
-        return "n/a", _unsendable(error)
+        return "n/a", _not_picklable(error)
     try:
         stream = io.BytesIO()
         torch.save(work(rank, *arguments), stream)
@@ -152,4 +151,4 @@ def _answer(rank: int, job: bytes) -> Answer:
     except NotApplicable as reason:
         return "n/a", str(reason)
     except Exception as error:
-        return "failed", in_a_line(error)
+        return "failed", as_one_line(error)

@@ -1,4 +1,4 @@
-"""From what a user writes to what is checked: ``sam``, ``sam:rho=0.1``, ``my_module:MyMethod``."""
+"""From a name to a subject: ``sam``, ``sam:rho=0.1``, ``my_module:MyMethod``."""
 
 from __future__ import annotations
 
@@ -19,53 +19,47 @@ from steppe.config import parse_spec
 from steppe.core.method import Method, make_checked
 from steppe.errors import InputError, unknown
 from steppe.testing.subjects import OurMethod, Subject
-from steppe.testing.third_party import ThirdParty
+from steppe.testing.third_party import ThirdParty, is_two_step
 
 
 def subjects_of(names: Sequence[str]) -> list[Subject]:
-    """Return what the names name, all built-in methods if there are none.
+    """Return the subjects of these names, all built-in methods if there are none.
 
-    A name is a built-in method, with settings if wanted, or ``module:Class`` (``module:Class:key=value``), a
-    `steppe.Method` or an optimizer. Modules of the current folder are found too.
+    A name is a built-in method, with settings if any, or ``module:Class`` (``module:Class:key=value``), a
+    `steppe.Method` or an optimizer. Modules of the current folder can be imported.
 
-    Raises InputError for what cannot be imported or is neither.
+    Raises InputError for a name that cannot be imported or is neither.
     """
     return [_subject(name) for name in (names or methods.names())]
 
 
 def _subject(name: str) -> Subject:
-    outside = re.fullmatch(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)(?::(.+))?", name)
-    if outside is None or outside[1] in methods.METHODS:
+    match = re.fullmatch(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)(?::(.+))?", name)
+    if match is None or match[1] in methods.METHODS:
         return OurMethod(methods.parse(name), name)
-    module, found = _imported(outside[1]), outside[2]
-    if not hasattr(module, found):
-        raise unknown(f"name in {outside[1]}", found, [n for n in dir(module) if not n.startswith("_")])
-    thing = getattr(module, found)
-    settings = parse_spec(f"{found}:{outside[3]}")[1] if outside[3] else {}
-    return _made(thing, name, settings)
-
-
-def _made(thing: Any, name: str, settings: dict[str, Any]) -> Subject:
-    if isinstance(thing, Method) and not settings:
-        return OurMethod(thing, name)
-    if inspect.isclass(thing) and issubclass(thing, Method):
+    module, attribute, options = _import(match[1]), match[2], match[3]
+    if not hasattr(module, attribute):
+        raise unknown(f"name in {match[1]}", attribute, [n for n in dir(module) if not n.startswith("_")])
+    kind: Any = getattr(module, attribute)
+    settings = parse_spec(f"{attribute}:{options}")[1] if options else {}
+    if isinstance(kind, Method) and not settings:
+        return OurMethod(kind, name)
+    if inspect.isclass(kind) and issubclass(kind, Method):
         try:
-            return OurMethod(make_checked(thing, thing.__name__, settings), name)
+            return OurMethod(make_checked(kind, kind.__name__, settings), name)
         except TypeError as error:
             raise InputError(f"{name} cannot be made: {error}; give its settings, {name}:key=value") from None
-    two_step = all(callable(getattr(thing, step, None)) for step in ("first_step", "second_step"))
-    if inspect.isclass(thing) and (two_step or issubclass(thing, torch.optim.Optimizer)):
-        return ThirdParty(thing, name, settings=settings)
+    if inspect.isclass(kind) and (is_two_step(kind) or issubclass(kind, torch.optim.Optimizer)):
+        return ThirdParty(kind, name, settings=settings)
     raise InputError(
         f"{name} is neither a steppe.Method nor an optimizer; give a class that derives from steppe.Method, or "
         "from torch.optim.Optimizer with first_step and second_step or step(closure)"
     )
 
 
-def _imported(name: str) -> ModuleType:
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
+def _import(name: str) -> ModuleType:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -75,24 +69,24 @@ def _imported(name: str) -> ModuleType:
             ) from None
         raise InputError(f"{name} cannot be imported: it needs {error.name}; install that") from None
     except Exception as error:
-        raise InputError(f"{name} cannot be imported: {type(error).__name__}: {error}; mend it first") from None
+        raise InputError(f"{name} cannot be imported: {type(error).__name__}: {error}; repair it first") from None
 
 
 def versions_of(subjects: Sequence[Subject], device: str) -> dict[str, str]:
-    """Return the versions of Python, torch and the packages that the subjects are from."""
-    found = {
+    """Return the versions of Python, torch and the packages of the subjects."""
+    versions = {
         "steppe": __version__,
         "python": ".".join(map(str, sys.version_info[:3])),
         "torch": str(torch.__version__),
     }
     if device == "cuda":
-        found["GPU"] = torch.cuda.get_device_name()
-    tops = {s.kind.__module__.split(".")[0] for s in subjects if isinstance(s, ThirdParty)}
+        versions["GPU"] = torch.cuda.get_device_name()
+    packages = {s.kind.__module__.split(".")[0] for s in subjects if isinstance(s, ThirdParty)}
     installed = packages_distributions()
-    for top in sorted(tops - {"torch"}):
-        for distribution in installed.get(top, [top])[:1]:
+    for package in sorted(packages - {"torch"}):
+        for distribution in installed.get(package, [package])[:1]:
             try:
-                found[distribution] = version(distribution)
+                versions[distribution] = version(distribution)
             except PackageNotFoundError:
                 continue
-    return found
+    return versions

@@ -1,4 +1,4 @@
-"""What a check ends in."""
+"""The outcomes of a check."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ Status = Literal["pass", "fail", "n/a"]
 
 
 class CheckFailed(AssertionError):  # noqa: N818 - an outcome, not a programming error
-    """An invariant does not hold; the message says what was seen."""
+    """The property does not hold; the message says what was measured."""
 
 
 class NotApplicable(Exception):  # noqa: N818 - an outcome, not a programming error
-    """An invariant says nothing about this subject; the message says why."""
+    """The check does not apply to this subject; the message says why."""
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """How one check of one subject ended; ``why`` is the reason, or a remark on a pass."""
+    """The result of one check of one subject; ``why`` is the reason, or a remark on a pass."""
 
     subject: str
     check: str

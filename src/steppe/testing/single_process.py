@@ -1,4 +1,4 @@
-"""Invariants of one process in full precision: reductions, restored weights, statistics, streams, resume."""
+"""Checks in one process and full precision: limits, restored weights, statistics, random numbers, resuming."""
 
 from __future__ import annotations
 
@@ -13,31 +13,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steppe.testing import fixtures, probes
-from steppe.testing.context import CheckContext
-from steppe.testing.fixtures import BaseOptimizer, Make
+from steppe.testing.context import CheckContext, check
+from steppe.testing.fixtures import BaseOptimizer, Make, Tensors
 from steppe.testing.oracles.harness import DECAY, LR, MOMENTUM, Reference
 from steppe.testing.result import CheckFailed, NotApplicable
-from steppe.testing.subjects import OurSession, Session, Subject, SubjectOptions
+from steppe.testing.subjects import Session, Subject, SubjectOptions
 
-STEPS = 7  # enough to meet what happens every few steps
+STEPS = 7  # enough to include what happens every few steps
 
 
-def reduces(subject: Subject, lab: CheckContext) -> None:
-    """Compare with the loop that everybody writes, at the limit, bit for bit."""
+@check(
+    "reduces",
+    "A comparison with the baseline measures more than the method: something differs even when it is off.",
+)
+def reduces(subject: Subject, context: CheckContext) -> None:
+    """At its limit (rho = 0, say) it is plain training bitwise: weights, buffers, optimizer and random state."""
     limited = subject.at_limit()
-    # what BatchNorm and dropout see in a second pass are checks of their own
+    # a third party's second pass of BatchNorm and dropout is the subject of other checks
     make: Make = fixtures.small if subject.ours else fixtures.smooth
     for base in (fixtures.NESTEROV, fixtures.ADAM):
         session = limited.start(make, SubjectOptions(base=base))
         torch.manual_seed(7)
-        for k in range(5):
-            session.step(fixtures.batch(k))
-        wrong = fixtures.difference(_traces(session.net, session.optimizer), _handwritten(make, base))
+        session.train(range(5))
+        wrong = fixtures.difference(_all_state(session.net, session.optimizer), _plain_training(make, base))
         if wrong:
-            raise CheckFailed(f"at its limit, after 5 steps with {_called(base)}: {wrong} from plain training")
+            name = base.kind.__name__
+            raise CheckFailed(f"at its limit, after 5 steps with {name}: {wrong} from plain training")
 
 
-def _handwritten(make: Make, base: BaseOptimizer) -> dict[str, Tensor]:
+def _plain_training(make: Make, base: BaseOptimizer) -> Tensors:
     net = make()
     optimizer = base.make(net.parameters())
     torch.manual_seed(7)
@@ -46,91 +50,80 @@ def _handwritten(make: Make, base: BaseOptimizer) -> dict[str, Tensor]:
         optimizer.zero_grad()
         F.cross_entropy(net(x), y).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return _traces(net, optimizer)
+    return _all_state(net, optimizer)
 
 
-def _called(base: BaseOptimizer) -> str:
-    return getattr(base.kind, "__name__", "its optimizer")
+def _all_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
+    return {**fixtures.training_state(net, optimizer), "the random stream": torch.get_rng_state()}
 
 
-def _traces(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    everything = {**fixtures.weights(net), **fixtures.buffers(net), **fixtures.memory(optimizer)}
-    return {**everything, "the random stream": torch.get_rng_state()}
-
-
-def reference(subject: Subject, lab: CheckContext) -> None:
-    """Make two steps in float64 beside the restatement."""
-    restated, given = subject.reference()
+@check(
+    "reference",
+    "The method computes something else than its equation, or in lower precision than the weights have.",
+)
+def reference(subject: Subject, context: CheckContext) -> None:
+    """Two steps in float64 equal the equation, written again by hand, to 1e-9."""
+    restated, settings = subject.reference()
     base = BaseOptimizer(torch.optim.SGD, {"lr": LR, "momentum": MOMENTUM, "weight_decay": DECAY})
-    session = subject.start(
-        lambda: fixtures.small(dtype=torch.float64, dropout=0.0), SubjectOptions(base=base, seed=11)
-    )
-    by_hand = Reference(given, session.net)
-    if isinstance(session, OurSession):
+    options = SubjectOptions(base=base, seed=11)
+    session = subject.start(lambda: fixtures.small(dtype=torch.float64, dropout=0.0), options)
+    by_hand = Reference(settings, session.net)
+    if subject.ours:
         by_hand.noise.set_state(session.noise())
     for k in range(2):
         session.step(fixtures.batch(k, dtype=torch.float64))
         restated(by_hand, *fixtures.data(k, dtype=torch.float64))
     for key, p in session.net.named_parameters():
-        off = (p - by_hand.w[key]).abs().max().item()
-        if not off <= 1e-9:
-            raise CheckFailed(f"after 2 steps in float64, {key} is {off:.1e} from its equation (tolerance 1e-9)")
+        error = (p - by_hand.w[key]).abs().max().item()
+        if not error <= 1e-9:
+            raise CheckFailed(f"after 2 steps in float64, {key} is {error:.1e} from its equation (tolerance 1e-9)")
 
 
-def passes(subject: Subject, lab: CheckContext) -> None:
-    """Count every layer's passes by hooks, step by step; compare with what is declared and what was counted."""
+@check("passes", "The stated cost is wrong, and so is every comparison at equal cost.")
+def passes(subject: Subject, context: CheckContext) -> None:
+    """The declared forward and backward passes and updates are those that hooks on every layer count."""
     session = subject.start(fixtures.small, SubjectOptions())
-    # what a method finds out about the network once is not a step's cost
-    session.step(fixtures.batch(0))
-    seen = (0.0, 0.0, 0)
+    session.step(fixtures.batch(0))  # with what a method does once for a network
+    most = [0.0, 0.0, 0.0]
     for k in range(1, STEPS):
-        before = _counted(session)
+        before = session.passes()
         with probes.counting(session.networks(), session.optimizer, 12) as calls:
             session.step(fixtures.batch(k))
-        layers = (_over_peers(calls.forward), _over_peers(calls.backward), {"": float(calls.updates)})
-        most = [round(max(made.values()), 6) for made in layers]
-        seen = (max(seen[0], most[0]), max(seen[1], most[1]), max(seen[2], int(most[2])))
-        for name, made, now, then in zip(_KINDS, layers, _counted(session), before, strict=True):
-            least, largest = min(made.values()), max(made.values())
-            if isinstance(session, OurSession) and not least - 1e-6 <= now - then <= largest + 1e-6:
+        layers = (_over_members(calls.forward), _over_members(calls.backward), {"": float(calls.updates)})
+        counted = [b - a for a, b in zip(before, session.passes(), strict=True)]
+        for i, kind in enumerate(("forward", "backward", "updates")):
+            least, largest = min(layers[i].values()), max(layers[i].values())
+            most[i] = max(most[i], round(largest, 6))
+            if subject.ours and not least - 1e-6 <= counted[i] <= largest + 1e-6:
                 raise CheckFailed(
-                    f"counts {now - then:g} {name} in a step while layers see {least:g} to {largest:g}"
+                    f"counts {counted[i]:g} {kind} in a step while layers see {least:g} to {largest:g}"
                 )
+    total = (most[0], most[1], int(most[2]))
     if subject.cost is None:
-        raise NotApplicable(f"declares no cost; counted {_text(seen)} per step")
-    if any(abs(a - b) > 1e-6 for a, b in zip(subject.cost, seen, strict=True)):
-        raise CheckFailed(f"declares {_text(subject.cost)} per step and makes {_text(seen)}")
+        raise NotApplicable(f"declares no cost; counted {_text(total)} per step")
+    if any(abs(a - b) > 1e-6 for a, b in zip(subject.cost, total, strict=True)):
+        raise CheckFailed(f"declares {_text(subject.cost)} per step and makes {_text(total)}")
 
 
-_KINDS = ("forward", "backward", "updates")
-
-
-def _over_peers(made: Mapping[str, float]) -> dict[str, float]:
-    """Return the passes of each layer; those of the same layer in peers of one model count together."""
+def _over_members(calls: Mapping[str, float]) -> dict[str, float]:
+    """Return the passes of each layer; those of the same layer in several networks or branches are added."""
     total: dict[str, float] = defaultdict(float)
-    for name, count in made.items():
+    for name, count in calls.items():
         total[re.sub(r"(^|\.)(networks|branches)\.\d+\.", r"\1\2.", name)] += count
     return total
-
-
-def _counted(session: Session) -> tuple[float, float, int]:
-    if not isinstance(session, OurSession):
-        return (0.0, 0.0, 0)
-    made = session.bound.passes
-    return made.forward, made.backward, made.updates
 
 
 def _text(cost: tuple[float, float, float]) -> str:
     return f"{cost[0]:g} forward, {cost[1]:g} backward, {cost[2]:g} updates"
 
 
-def restored(subject: Subject, lab: CheckContext) -> None:
-    """Make steps at learning rate zero: every weight must be what and where it was."""
-    session = subject.start(fixtures.Awkward, SubjectOptions(base=fixtures.STILL))
+@check("restored", "Weights drift, or lose the memory that optimizers, shards and CUDA graphs refer to.")
+def restored(subject: Subject, context: CheckContext) -> None:
+    """A step at learning rate 0 changes no bit of any weight, and not where it is; tied, frozen and unused too."""
+    session = subject.start(fixtures.Awkward, SubjectOptions(base=fixtures.LR_ZERO))
     before = fixtures.weights(session.net)
     places = {k: p.data_ptr() for k, p in session.net.named_parameters()}
-    for k in range(3):
-        session.step(fixtures.batch(k))
+    session.train(range(3))
     wrong = fixtures.difference(fixtures.weights(session.net), before)
     if wrong:
         raise CheckFailed(f"after 3 steps at learning rate 0, {wrong}")
@@ -141,19 +134,55 @@ def restored(subject: Subject, lab: CheckContext) -> None:
         )
 
 
-def exception(subject: Subject, lab: CheckContext) -> None:
-    """Raise in every pass, forward and backward; what was before the step must be there again."""
+@dataclass(frozen=True)
+class Busiest:
+    """The ``step`` (from 0, not the first) with most ``passes``, and the passes ``before`` it."""
+
+    step: int
+    passes: int
+    before: int
+
+
+def busiest(subject: Subject, count: int = 12) -> Busiest:
+    """Return which of a few steps on ``count`` samples has most passes, because some methods' steps differ."""
+    session = subject.start(probes.trapped(), SubjectOptions())
+    trap, calls = probes.trap_in(session.net), [0]
+    for k in range(STEPS):
+        session.step(fixtures.batch(k, count))
+        calls.append(trap.calls)
+    per_step = [b - a for a, b in pairwise(calls)]
+    step = max(range(1, len(per_step)), key=lambda k: per_step[k])
+    return Busiest(step, per_step[step], calls[step])
+
+
+def before_trap(
+    subject: Subject, busy: Busiest, kind: str, at: int, options: SubjectOptions
+) -> tuple[Session, probes.Trap]:
+    """Train up to the busiest step, with a trap in its pass number ``at``."""
+    session = subject.start(probes.trapped(kind=kind), options)
+    session.train(range(busy.step))
+    trap = probes.trap_in(session.net)
+    trap.at = trap.calls + at
+    return session, trap
+
+
+@check(
+    "exception",
+    "After an out-of-memory error or Ctrl-C, training continues from, or saves, perturbed weights.",
+)
+def exception(subject: Subject, context: CheckContext) -> None:
+    """An exception in any pass leaves the weights as they were before the step."""
+
+    def state(session: Session) -> Tensors:
+        weights = fixtures.weights(session.net)
+        # a plain loop, too, changes running statistics before an exception
+        return fixtures.training_state(session.net, session.optimizer) if subject.ours else weights
+
     busy = busiest(subject)
     for kind in ("forward", "backward"):
         for at in range(1, busy.passes + 1):
-            session = subject.start(
-                lambda: fixtures.small().append(probes.Trap()), SubjectOptions(base=fixtures.ADAM)
-            )
-            for k in range(busy.step):
-                session.step(fixtures.batch(k))
-            before = _kept(session, subject.ours)
-            trap = probes.trap_in(session.net)
-            trap.kind, trap.at = kind, trap.calls + at
+            session, trap = before_trap(subject, busy, kind, at, SubjectOptions(base=fixtures.ADAM))
+            before, weights = state(session), fixtures.weights(session.net)
             try:
                 session.step(fixtures.batch(busy.step))
             except probes.Trapped:
@@ -162,47 +191,17 @@ def exception(subject: Subject, lab: CheckContext) -> None:
                 if trap.sprung:
                     raise CheckFailed(f"an exception in pass {at} ({kind}) was swallowed")
                 continue  # a pass without a backward one
-            wrong = fixtures.difference(_kept(session, subject.ours), before)
+            wrong = fixtures.difference(state(session), before)
             if wrong:
                 raise CheckFailed(f"after an exception in pass {at} ({kind}), {wrong} from before the step")
             session.step(fixtures.batch(busy.step + 1))
-            if not fixtures.difference(fixtures.weights(session.net), _weights(before, session)):
+            if not fixtures.difference(fixtures.weights(session.net), weights):
                 raise CheckFailed(f"after an exception in pass {at} ({kind}), the next step does nothing")
 
 
-@dataclass(frozen=True)
-class Busiest:
-    """The ``step`` (from 0, not the first) of most ``passes``, with ``before`` passes in the steps before it."""
-
-    step: int
-    passes: int
-    before: int
-
-
-def busiest(subject: Subject, count: int = 12) -> Busiest:
-    """Return which of a few steps on ``count`` samples has most passes: some methods' steps differ."""
-    session = subject.start(lambda: fixtures.small().append(probes.Trap()), SubjectOptions())
-    trap, counts = probes.trap_in(session.net), [0]
-    for k in range(STEPS):
-        session.step(fixtures.batch(k, count))
-        counts.append(trap.calls)
-    made = [b - a for a, b in pairwise(counts)]
-    step = max(range(1, len(made)), key=lambda k: made[k])
-    return Busiest(step, made[step], counts[step])
-
-
-def _kept(session: Session, all_of_it: bool) -> dict[str, Tensor]:
-    """Return what must survive; a plain loop, too, loses its running statistics to an exception."""
-    kept = fixtures.weights(session.net)
-    return {**kept, **fixtures.buffers(session.net), **fixtures.memory(session.optimizer)} if all_of_it else kept
-
-
-def _weights(kept: dict[str, Tensor], session: Session) -> dict[str, Tensor]:
-    return {k: kept[k] for k, _ in session.net.named_parameters()}
-
-
-def batch_norm(subject: Subject, lab: CheckContext) -> None:
-    """Compare running statistics with those of plain training after one step, and count over three."""
+@check("batch-norm", "Evaluation uses statistics of perturbed weights, in which every batch counts twice.")
+def batch_norm(subject: Subject, context: CheckContext) -> None:
+    """BatchNorm's running statistics are those of the clean pass, and each batch is counted once."""
     if subject.mixes:
         raise NotApplicable(subject.mixes)
     plain = subject.build(fixtures.small)
@@ -211,7 +210,7 @@ def batch_norm(subject: Subject, lab: CheckContext) -> None:
     expected = fixtures.buffers(plain)
     session = subject.start(fixtures.small, SubjectOptions())
     torch.manual_seed(7)
-    with probes.norms(session.net) as calls:
+    with probes.batch_norm_calls(session.net) as calls:
         session.step(fixtures.batch(0))
     ours = fixtures.buffers(session.net)
     for key, value in ours.items():
@@ -222,53 +221,55 @@ def batch_norm(subject: Subject, lab: CheckContext) -> None:
     if fixtures.difference(ours, expected):
         # a method without a clean pass takes the statistics of its first one
         clean = any(fixtures.distance(call, {k: expected[k] for k in call}) < 1e-6 for _, call in calls)
-        wanted = {k: v for k, v in expected.items() if "running" in k} if clean else calls[0][1]
-        wrong = fixtures.distance(wanted, {k: ours[k] for k in wanted})
-        if wrong > 1e-6:
-            raise CheckFailed(f"running statistics are {wrong:.1e} from those of the clean pass")
-    session.step(fixtures.batch(1))
-    session.step(fixtures.batch(2))
+        target = {k: v for k, v in expected.items() if "running" in k} if clean else calls[0][1]
+        error = fixtures.distance(target, {k: ours[k] for k in target})
+        if error > 1e-6:
+            raise CheckFailed(f"running statistics are {error:.1e} from those of the clean pass")
+    session.train([1, 2])
     count = next(int(v) for k, v in fixtures.buffers(session.net).items() if "num_batches" in k)
     if count != 3:
         raise CheckFailed(f"num_batches_tracked is {count} after 3 steps")
 
 
-def random_stream(subject: Subject, lab: CheckContext) -> None:
-    """Make two steps; the global stream must stand where two plain forward passes leave it."""
-    ends = []
-    for who in (subject, None):
-        session = who.start(fixtures.small, SubjectOptions()) if who else None
-        net = subject.build(fixtures.small)
-        torch.manual_seed(7)
-        for k in range(2):
-            if session:
-                session.step(fixtures.batch(k))
-            else:
-                net(fixtures.data(k)[0])
-        ends.append(torch.get_rng_state())
-    if not torch.equal(*ends):
-        raise CheckFailed("the global random stream stands elsewhere than after plain training")
+@check(
+    "random-stream",
+    "Runs with the same seed do not share dropout masks, data order or augmentation with the baseline.",
+)
+def random_stream(subject: Subject, context: CheckContext) -> None:
+    """After a step the global random state is that of plain training."""
+    session, net = subject.start(fixtures.small, SubjectOptions()), subject.build(fixtures.small)
+    torch.manual_seed(7)
+    session.train(range(2))
+    end = torch.get_rng_state()
+    torch.manual_seed(7)
+    for k in range(2):
+        net(fixtures.data(k)[0])
+    if not torch.equal(end, torch.get_rng_state()):
+        raise CheckFailed("the global random stream ends elsewhere than after plain training")
 
 
-def accumulation(subject: Subject, lab: CheckContext) -> None:
-    """Give a batch whole and in parts, in float64, without BatchNorm and dropout."""
-    sizes = [(4, 4, 4), (5, 5, 2)] if subject.ours else [(4, 4, 4)]
-    ends = []
-    for size in [(12,), *sizes]:
+@check("accumulation", "Gradient accumulation changes the method, so a batch must fit in memory.")
+def accumulation(subject: Subject, context: CheckContext) -> None:
+    """Micro-batches give the same update as the whole batch (float64, 1e-9)."""
+
+    def end(sizes: tuple[int, ...]) -> Tensors:
         session = subject.start(lambda: fixtures.smooth(dtype=torch.float64), SubjectOptions())
         for k in range(3):
-            session.step(*fixtures.cut(fixtures.batch(k, dtype=torch.float64), size))
-        ends.append((size, fixtures.weights(session.net)))
-    for size, end in ends[1:]:
-        off = fixtures.distance(ends[0][1], end)
-        if off > 1e-9 and subject.local:
+            session.step(*fixtures.split(fixtures.batch(k, dtype=torch.float64), sizes))
+        return fixtures.weights(session.net)
+
+    whole = end((12,))
+    for sizes in [(4, 4, 4), (5, 5, 2)] if subject.ours else [(4, 4, 4)]:
+        error = fixtures.distance(whole, end(sizes))
+        if error > 1e-9 and subject.local:
             raise NotApplicable(f"parts of a batch are not the whole: {subject.local}")
-        if off > 1e-9:
-            raise CheckFailed(f"after 3 steps, micro-batches of {size} end {off:.1e} from the whole batch")
+        if error > 1e-9:
+            raise CheckFailed(f"after 3 steps, micro-batches of {sizes} end {error:.1e} from the whole batch")
 
 
-def masks(subject: Subject, lab: CheckContext) -> None:
-    """Look at the dropout masks of each micro-batch in each pass: replayed as in a whole batch, or fresh."""
+@check("masks", "With gradient accumulation the passes of a step drop different units than without.")
+def masks(subject: Subject, context: CheckContext) -> None:
+    """With micro-batches, too, passes repeat dropout masks, or draw new ones, as they do on whole batches."""
     whole = _masks(subject, 1)
     if len(whole) == 1:
         raise NotApplicable("makes one pass")
@@ -292,72 +293,70 @@ def masks(subject: Subject, lab: CheckContext) -> None:
 def _masks(subject: Subject, count: int) -> list[list[Tensor]]:
     """Return the masks of one step, by pass and micro-batch, whatever order a pass takes them in."""
     session = subject.start(lambda: fixtures.smooth(dropout=0.5), SubjectOptions())
-    for k in range(busiest(subject).step):
-        session.step(fixtures.batch(k))
+    session.train(range(busiest(subject).step))
     torch.manual_seed(7)
-    with probes.masks(session.net) as found:
-        session.step(*fixtures.cut(fixtures.batch(9), [12 // count] * count))
-    calls = [found[i : i + count] for i in range(0, len(found), count)]
-    return [[_mask_of(x, later) for x, _ in calls[0]] for later in calls]
+    with probes.masks(session.net) as calls:
+        session.step(*fixtures.split(fixtures.batch(9), [12 // count] * count))
+    by_pass = [calls[i : i + count] for i in range(0, len(calls), count)]
+    return [[_mask_of(x, later) for x, _ in by_pass[0]] for later in by_pass]
 
 
 def _mask_of(x: Tensor, calls: list[tuple[Tensor, Tensor]]) -> Tensor:
-    for given, mask in calls:
-        if torch.equal(given, x):
+    for inputs, mask in calls:
+        if torch.equal(inputs, x):
             return mask
     raise NotApplicable("its passes see different samples")
 
 
-def clip(subject: Subject, lab: CheckContext) -> None:
-    """Compare perturbations and the optimizer's gradients with and without a clipping threshold."""
-    free = _watched(subject, None)
-    norm = _norm(free.given[0])
+@check("clip-once", "Clipping changes the perturbation, or a longer gradient reaches the optimizer.")
+def clip(subject: Subject, context: CheckContext) -> None:
+    """A clipping threshold acts on the gradient that the optimizer gets, and on nothing before it."""
+
+    def record(threshold: float | None) -> probes.StepRecord:
+        session = subject.start(fixtures.smooth, SubjectOptions(clip=threshold))
+        with probes.recording(session.net, session.optimizer) as step:
+            session.step(fixtures.batch(0))
+        return step
+
+    free = record(None)
+    norm = _norm(free.grads[0])
     for most in (0.5 * norm, 2 * norm):
-        held = _watched(subject, most)
-        for a, b in zip(free.moves, held.moves, strict=True):
+        clipped = record(most)
+        for a, b in zip(free.perturbations, clipped.perturbations, strict=True):
             if abs(a - b) > 1e-5 * max(a, b):
                 raise CheckFailed(
                     f"clipped at {most:.2g}, a perturbation of length {a:.2g} is {b:.2g}: clipped too"
                 )
         factor = min(1.0, most / (norm + 1e-6))
-        expected = {k: g * factor for k, g in free.given[0].items()}
-        off = fixtures.distance(expected, held.given[0])
-        if off > 1e-5 * norm:
-            raise CheckFailed(f"clipped at {most:.2g}, the optimizer's gradient is {off:.1e} from the clipped one")
-        largest = max(map(_norm, held.given))
+        error = fixtures.distance({k: g * factor for k, g in free.grads[0].items()}, clipped.grads[0])
+        if error > 1e-5 * norm:
+            raise CheckFailed(
+                f"clipped at {most:.2g}, the optimizer's gradient is {error:.1e} from the clipped one"
+            )
+        largest = max(map(_norm, clipped.grads))
         if largest > most * (1 + 1e-5):
             raise CheckFailed(f"clipped at {most:.2g}, an update was made with a gradient of norm {largest:.2g}")
 
 
-def _watched(subject: Subject, most: float | None) -> probes.Seen:
-    session = subject.start(fixtures.smooth, SubjectOptions(clip=most))
-    with probes.watching(session.net, session.optimizer) as seen:
-        session.step(fixtures.batch(0))
-    return seen
-
-
-def _norm(grads: dict[str, Tensor]) -> float:
+def _norm(grads: Tensors) -> float:
     return float(torch.stack([g.double().square().sum() for g in grads.values()]).sum().sqrt())
 
 
-def resume(subject: Subject, lab: CheckContext) -> None:
-    """Save after three steps, go on with everything made anew, and end where the undisturbed run ends."""
-    precisions = ["fp32", "fp16"] if subject.ours else ["fp32"]
-    for precision in precisions:
-        setup = SubjectOptions(base=fixtures.ADAM, precision=precision, scale=2.0**8)
-        session = subject.start(fixtures.small, setup)
+@check("resume", "An interrupted and resumed run differs from an uninterrupted one.")
+def resume(subject: Subject, context: CheckContext) -> None:
+    """Loaded from a checkpoint into new objects, training resumes bitwise."""
+    for precision in ("fp32", "fp16") if subject.ours else ("fp32",):
+        options = SubjectOptions(base=fixtures.ADAM, precision=precision, scale=2.0**8)
+        session = subject.start(fixtures.small, options)
         torch.manual_seed(7)
-        for k in range(3):
-            session.step(fixtures.batch(k))
-        saved = session.save()
-        for k in range(3, 6):
-            session.step(fixtures.batch(k))
-        end = _traces(session.net, session.optimizer)
-        other = subject.fresh().start(lambda: fixtures.small(99), replace(setup, seed=99, scale=4.0))
-        other.load(saved)
-        for k in range(3, 6):
-            other.step(fixtures.batch(k))
-        wrong = fixtures.difference(end, _traces(other.net, other.optimizer))
+        session.train(range(3))
+        checkpoint = session.save()
+        session.train(range(3, 6))
+        end = _all_state(session.net, session.optimizer)
+        other = subject.fresh().start(lambda: fixtures.small(99), replace(options, seed=99, scale=4.0))
+        other.load(checkpoint)
+        other.train(range(3, 6))
+        wrong = fixtures.difference(end, _all_state(other.net, other.optimizer))
         if wrong:
             raise CheckFailed(
                 f"saved after 3 steps of {precision} and resumed for 3: {wrong} from the undisturbed run"

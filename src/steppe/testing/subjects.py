@@ -1,11 +1,11 @@
-"""What is checked: a method of ours or a user's, or a third party's optimizer, behind one small interface."""
+"""What is checked, behind one small interface: a steppe method, or a third party's optimizer."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,82 +24,93 @@ from steppe.testing.oracles import REFERENCES
 from steppe.testing.oracles.harness import ReferenceStep
 from steppe.testing.result import NotApplicable
 
-SubjectLoss = Callable[[Tensor, Tensor], Tensor]
 
-
-def _as_it_is(net: nn.Module) -> nn.Module:
+def _unwrapped(net: nn.Module) -> nn.Module:
     return net
 
 
 @dataclass(frozen=True)
 class SubjectOptions:
-    """How a subject is put to work; ``wrap`` makes the model (compiled, DDP, sharded) of the network."""
+    """How a subject trains; ``wrap`` makes the model (compiled, DDP, FSDP) of the network."""
 
     base: BaseOptimizer = fixtures.SGD
-    loss: SubjectLoss = F.cross_entropy
     precision: str = "fp32"
     scale: float = 2.0**16
     clip: float | None = None
     m: int | None = None
     sync: str | None = None
     seed: int = 0
-    wrap: Callable[[nn.Module], nn.Module] = field(default=_as_it_is)
+    wrap: Callable[[nn.Module], nn.Module] = field(default=_unwrapped)
     device: str = "cpu"
 
 
 class Session(ABC):
-    """A subject at work on one network: ``optimizer`` is the one that makes the updates."""
+    """The training of one network by a subject; ``optimizer`` is the one that makes the updates."""
 
-    def __init__(self, net: nn.Module, setup: SubjectOptions):
-        self.net, self.setup = net.to(setup.device), setup
-        self.model = setup.wrap(self.net)
-        self.optimizer: torch.optim.Optimizer = self._ready()
+    def __init__(self, net: nn.Module, options: SubjectOptions):
+        self.net, self.options = net.to(options.device), options
+        self.model = options.wrap(self.net)
+        fp16 = options.precision == "fp16"
+        self.scaler = GradScaler(options.device, init_scale=options.scale, enabled=fp16)
+        self.optimizer: torch.optim.Optimizer = self._make_optimizer()
         self.net.train()
 
     @abstractmethod
-    def _ready(self) -> torch.optim.Optimizer:
-        """Get ready for steps, and return what makes the updates."""
+    def _make_optimizer(self) -> torch.optim.Optimizer: ...
 
     @abstractmethod
     def _step(self, parts: list[Batch]) -> bool: ...
 
+    @abstractmethod
+    def stateful(self) -> dict[str, Any]:
+        """Return the objects besides the network whose ``state_dict`` a checkpoint contains."""
+
     def networks(self) -> list[nn.Module]:
-        """Return the network, and what may hold copies of it that also run."""
+        """Return the network, and modules that may contain copies of it that also run."""
         return [self.net]
 
-    @abstractmethod
+    def passes(self) -> tuple[float, float, int]:
+        """Return the forward and backward passes and updates that the method itself has counted."""
+        return (0.0, 0.0, 0)
+
+    def has_state(self) -> bool:
+        """Return whether the method keeps tensors between steps."""
+        return False
+
+    def noise(self) -> Tensor:
+        """Return the state of the method's own generator."""
+        return torch.zeros(())
+
     def scale(self) -> float:
-        """Return the present loss scale."""
-
-    @abstractmethod
-    def method_state(self) -> dict[str, Any]:
-        """Return what is to be saved beside the network."""
-
-    @abstractmethod
-    def load_method_state(self, content: dict[str, Any]) -> None:
-        """Go on from such a state."""
+        """Return the present loss scale, 1 without one."""
+        return float(self.scaler.get_scale())
 
     def step(self, *parts: Batch) -> bool:
-        """Make one step on a batch, given in one or more parts; return whether it was skipped."""
-        return self._step([part.to(torch.device(self.setup.device)) for part in parts])
+        """Make one step on a batch, in one or more micro-batches; return whether it was skipped."""
+        return self._step([part.to(torch.device(self.options.device)) for part in parts])
+
+    def train(self, seeds: Iterable[int]) -> None:
+        """Make a step on the batch of each seed."""
+        for seed in seeds:
+            self.step(fixtures.batch(seed))
 
     def save(self) -> bytes:
-        """Return all that a checkpoint holds, as bytes."""
+        """Return a checkpoint."""
         stream = io.BytesIO()
-        content = {"net": self.net.state_dict(), "own": self.method_state(), "random": torch.get_rng_state()}
-        torch.save(content, stream)
+        states = {name: part.state_dict() for name, part in {"net": self.net, **self.stateful()}.items()}
+        torch.save({"states": states, "random": torch.get_rng_state()}, stream)
         return stream.getvalue()
 
-    def load(self, content: bytes) -> None:
-        """Go on from a checkpoint."""
-        read = torch.load(io.BytesIO(content), weights_only=False)
-        self.net.load_state_dict(read["net"])
-        self.load_method_state(read["own"])
-        torch.set_rng_state(read["random"])
+    def load(self, checkpoint: bytes) -> None:
+        """Load a checkpoint."""
+        content = torch.load(io.BytesIO(checkpoint), weights_only=False)
+        for name, part in {"net": self.net, **self.stateful()}.items():
+            part.load_state_dict(content["states"][name])
+        torch.set_rng_state(content["random"])
 
 
 class Subject(ABC):
-    """What the checks look at. ``ours`` if it promises all that a bound method promises."""
+    """What is checked; ``ours`` if it promises all that a bound method promises."""
 
     name: str
     ours: bool
@@ -109,12 +120,12 @@ class Subject(ABC):
     mixes: str = ""
 
     def build(self, make: Make) -> nn.Module:
-        """Return what it trains, of networks from ``make``."""
+        """Return the module that it trains, of networks from ``make``."""
         return make()
 
     @abstractmethod
-    def start(self, make: Make, setup: SubjectOptions) -> Session:
-        """Put it to work on a network from ``make``."""
+    def start(self, make: Make, options: SubjectOptions) -> Session:
+        """Start training a network from ``make``."""
 
     @abstractmethod
     def at_limit(self) -> Subject:
@@ -122,10 +133,10 @@ class Subject(ABC):
 
     @abstractmethod
     def reference(self) -> tuple[ReferenceStep, Mapping[str, Any]]:
-        """Return its float64 restatement and the settings that go in; raises NotApplicable without."""
+        """Return its step in float64 and the settings; raises NotApplicable without one."""
 
     def fresh(self) -> Subject:
-        """Return the same subject made anew, as another process would."""
+        """Return a new subject of the same settings, as another process would make it."""
         return self
 
 
@@ -137,104 +148,92 @@ class OurMethod(Subject):
     def __init__(self, method: Method, name: str | None = None):
         self.method = method
         self.name = name or label(method)
-        self.cost, self.local = self._cost(), method.local
-        self.whole, self.mixes = method.whole, method.mixes
+        self.fields = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+        self.scheduled = any(isinstance(v, Schedule) for v in self.fields.values())
+        self.cost = None if self.scheduled else method.cost
+        if method.limit and all(self.fields[k] == v for k, v in method.limit.items()):
+            self.cost = (1, 1, 1)
+        self.local, self.whole, self.mixes = method.local, method.whole, method.mixes
 
     def build(self, make: Make) -> nn.Module:
-        """Let the method build, of networks that differ if it wants several."""
-        return self.method.build(fixtures.apart(make))
+        """Let the method build, of networks that differ if it trains several."""
+        return self.method.build(fixtures.varied(make))
 
-    def start(self, make: Make, setup: SubjectOptions) -> Session:
+    def start(self, make: Make, options: SubjectOptions) -> Session:
         """Bind the method."""
-        return OurSession(self.method, self.build(make), setup)
+        return OurSession(self.method, self.build(make), options)
 
     def at_limit(self) -> Subject:
         """Return the method at its ``limit``."""
         if self.method.limit is None:
             raise NotApplicable("declares no settings at which it is plain training")
-        limited = dataclasses.replace(self.method, **dict(self.method.limit))
-        return OurMethod(limited, self.name)
+        return OurMethod(dataclasses.replace(self.method, **dict(self.method.limit)), self.name)
 
     def reference(self) -> tuple[ReferenceStep, Mapping[str, Any]]:
-        """Return the class's own ``reference``, or the one in `references` for a built-in method."""
-        given = {f.name: getattr(self.method, f.name) for f in dataclasses.fields(self.method)}
-        if any(isinstance(v, Schedule) for v in given.values()):
+        """Return the class's own ``reference``, or for a built-in method the one in `oracles`."""
+        if self.scheduled:
             raise NotApplicable("restated for constant settings, and these follow a schedule")
         own = getattr(type(self.method), "reference", None)
         if own is not None:
-            return own, given
-        known = [r for r in REFERENCES.values() if r.name == label(self.method)]
-        for restated in known:
-            made = METHODS[restated.name](**dict(restated.settings))
-            if all(v == getattr(made, k) for k, v in given.items() if k not in restated.free):
-                return restated.step, given
-        if known:
+            return own, self.fields
+        candidates = [r for r in REFERENCES.values() if r.name == label(self.method)]
+        for restated in candidates:
+            like = METHODS[restated.name](**dict(restated.settings))
+            if all(v == getattr(like, k) for k, v in self.fields.items() if k not in restated.free):
+                return restated.step, self.fields
+        if candidates:
             raise NotApplicable("not restated at these settings")
         raise NotApplicable("no float64 restatement; give the class a static method reference(r, x, y)")
 
     def fresh(self) -> Subject:
-        """Make the method anew from its fields, which are all that it may remember itself."""
+        """Make the method again from its fields."""
         return OurMethod(dataclasses.replace(self.method), self.name)
-
-    def _cost(self) -> tuple[float, float, int] | None:
-        values = {f.name: getattr(self.method, f.name) for f in dataclasses.fields(self.method)}
-        limit = self.method.limit
-        if limit and all(values[k] == v for k, v in limit.items()):
-            return (1, 1, 1)
-        return None if any(isinstance(v, Schedule) for v in values.values()) else self.method.cost
 
 
 class OurSession(Session):
     """A bound method."""
 
-    def __init__(self, method: Method, net: nn.Module, setup: SubjectOptions):
+    def __init__(self, method: Method, net: nn.Module, options: SubjectOptions):
         self.method = method
-        super().__init__(net, setup)
+        super().__init__(net, options)
 
-    def _ready(self) -> torch.optim.Optimizer:
-        setup = self.setup
-        optimizer = setup.base.make(self.model.parameters())
-        fp16 = setup.precision == "fp16"
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        options = self.options
+        optimizer = options.base.make(self.model.parameters())
         self.bound = self.method.bind(
             self.model,
             optimizer,
-            loss=setup.loss,
-            precision=setup.precision,
-            scaler=GradScaler(setup.device, init_scale=setup.scale) if fp16 else None,
-            clip=setup.clip,
-            m=setup.m,
-            sync=setup.sync,
+            loss=F.cross_entropy,
+            precision=options.precision,
+            scaler=self.scaler if self.scaler.is_enabled() else None,
+            clip=options.clip,
+            m=options.m,
+            sync=options.sync,
             steps=100,
-            seed=setup.seed,
+            seed=options.seed,
         )
         return optimizer
 
     def _step(self, parts: list[Batch]) -> bool:
-        out = self.bound(list(parts) if len(parts) > 1 else parts[0])
-        return out.skipped
+        return self.bound(list(parts) if len(parts) > 1 else parts[0]).skipped
 
     def networks(self) -> list[nn.Module]:
         """Return the network and the method's own state."""
         return [self.net, self.bound.state]
 
-    def scale(self) -> float:
-        """Return the scaler's scale, 1 without one."""
-        return 1.0 if self.bound.scaler is None else float(self.bound.scaler.get_scale())
+    def passes(self) -> tuple[float, float, int]:
+        """Return what the step has counted."""
+        return self.bound.passes.forward, self.bound.passes.backward, self.bound.passes.updates
 
-    def remembers(self) -> bool:
-        """Return whether the method keeps anything between steps."""
+    def has_state(self) -> bool:
+        """Return whether the state has tensors."""
         return bool(self.bound.state.state_dict())
 
     def noise(self) -> Tensor:
-        """Return where the method's own noise stands."""
+        """Return the state of the noise generator."""
         state: Tensor = self.bound.state_dict()["generators"]["noise"]
         return state
 
-    def method_state(self) -> dict[str, Any]:
-        """Return the optimizer's state and the step's."""
-        return {"optimizer": self.optimizer.state_dict(), "step": self.bound.state_dict()}
-
-    def load_method_state(self, content: dict[str, Any]) -> None:
-        """Give both back."""
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.bound.load_state_dict(content["step"])
+    def stateful(self) -> dict[str, Any]:
+        """Return the optimizer and the step."""
+        return {"optimizer": self.optimizer, "step": self.bound}

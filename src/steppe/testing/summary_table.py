@@ -13,7 +13,7 @@ from rich.table import Table
 from steppe.testing.checks import CHECKS
 from steppe.testing.result import CheckResult
 
-WIDE = 10  # columns
+MAX_COLUMNS = 10
 _SIGN = {"pass": "ok", "fail": "FAIL", "n/a": "n/a"}
 _STYLE = {"pass": "green", "fail": "bold red", "n/a": "dim"}
 
@@ -21,12 +21,12 @@ _STYLE = {"pass": "green", "fail": "bold red", "n/a": "dim"}
 def terminal(results: Sequence[CheckResult]) -> Group:
     """Return tables with a row per check and a column per subject."""
     tables = []
-    for block in _blocks(results):
+    for subjects, rows in _blocks(results):
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("check")
-        for subject in _subjects(block):
+        for subject in subjects:
             table.add_column(subject, justify="center", overflow="fold")
-        for check, row in _rows(block).items():
+        for check, row in rows.items():
             table.add_row(check, *(f"[{_STYLE[r.status]}]{_SIGN[r.status]}[/]" for r in row))
         tables.append(Padding(table, (0, 0, 1, 0)))
     return Group(*tables)
@@ -38,8 +38,8 @@ def remarks(results: Sequence[CheckResult]) -> list[str]:
     return failed + [f"n/a: {check}: {why} ({who})" for check, why, who in _reasons(results, "n/a")]
 
 
-def sentence(results: Sequence[CheckResult]) -> str:
-    """Say how many checks passed."""
+def counts(results: Sequence[CheckResult]) -> str:
+    """Return how many checks passed, failed and do not apply, in words."""
     count = {status: sum(r.status == status for r in results) for status in _SIGN}
     return f"{count['pass']} passed, {count['fail']} failed, {count['n/a']} not applicable"
 
@@ -51,23 +51,22 @@ def as_json(results: Sequence[CheckResult], versions: Mapping[str, str], device:
 
 
 def markdown(results: Sequence[CheckResult], versions: Mapping[str, str], device: str, command: str) -> str:
-    """Return a section of a document: versions, table, and what stands behind every sign that is not 'ok'."""
+    """Return a section of a document: versions, table, and the reason for every sign that is not 'ok'."""
     where = "on the processor" if device == "cpu" else f"half precision, overflow and compilation on {device}"
     lines = [
         f"`{command}`",
         "",
-        f"{', '.join(f'{k} {v}' for k, v in versions.items())}; {where}. {sentence(results)}.",
+        f"{', '.join(f'{k} {v}' for k, v in versions.items())}; {where}. {counts(results)}.",
     ]
-    for block in _blocks(results):
-        subjects = _subjects(block)
+    for subjects, rows in _blocks(results):
         lines += ["", "| check | " + " | ".join(subjects) + " |", "|---|" + ":-:|" * len(subjects)]
-        for check, row in _rows(block).items():
+        for check, row in rows.items():
             signs = ["**FAIL**" if r.status == "fail" else _SIGN[r.status] for r in row]
             lines.append(f"| {check} | " + " | ".join(signs) + " |")
     failures = _reasons(results, "fail")
     if failures:
         lines += ["", "What failed:", ""]
-        lines += [f"- **{check}** ({who}): {why}. {CHECKS[check].otherwise}" for check, why, who in failures]
+        lines += [f"- **{check}** ({who}): {why}. {CHECKS[check].consequence}" for check, why, who in failures]
     for status, title in (("n/a", "Not applicable:"), ("pass", "Passed, with a remark:")):
         reasons = _reasons(results, status)
         if reasons:
@@ -75,43 +74,36 @@ def markdown(results: Sequence[CheckResult], versions: Mapping[str, str], device
     return "\n".join(lines) + "\n"
 
 
-def meanings(names: Sequence[str]) -> str:
-    """Return what each check says, as a Markdown list."""
-    return "\n".join(f"- **{name}**: {CHECKS[name].says}" for name in names) + "\n"
+def write(path: Path, section: str, command: str) -> None:
+    """Write a section into a document, in the place of the one that the same command wrote before.
 
-
-def write(path: Path, section: str, command: str, names: Sequence[str]) -> None:
-    """Put a section into a document, in the place of the one that the same command made before.
-
-    What else the document holds stays as it is; a new document begins with what the checks mean.
+    The rest of the document is not changed; a new document begins with the claims of the checks.
     """
     begin, end = f"<!-- made by: {command} -->\n", "<!-- end -->\n"
-    text = path.read_text() if path.exists() else f"# Conformance\n\n{meanings(names)}"
-    made = begin + section + end
+    claims = "\n".join(f"- **{name}**: {check.claim}" for name, check in CHECKS.items())
+    text = path.read_text() if path.exists() else f"# Conformance\n\n{claims}\n"
+    section = begin + section + end
     if begin in text:
         before, rest = text.split(begin, 1)
-        text = before + made + rest.split(end, 1)[1]
+        text = before + section + rest.split(end, 1)[1]
     else:
-        text = text.rstrip("\n") + "\n\n" + made
+        text = text.rstrip("\n") + "\n\n" + section
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
 
 
-def _blocks(results: Sequence[CheckResult]) -> list[list[CheckResult]]:
-    """Return the results of a few subjects at a time, as many as fit side by side."""
-    names = _subjects(results)
-    return [[r for r in results if r.subject in names[i : i + WIDE]] for i in range(0, len(names), WIDE)]
-
-
-def _subjects(results: Sequence[CheckResult]) -> list[str]:
-    return list(dict.fromkeys(r.subject for r in results))
-
-
-def _rows(results: Sequence[CheckResult]) -> dict[str, list[CheckResult]]:
-    rows: dict[str, list[CheckResult]] = {}
-    for r in results:
-        rows.setdefault(r.check, []).append(r)
-    return rows
+def _blocks(results: Sequence[CheckResult]) -> list[tuple[list[str], dict[str, list[CheckResult]]]]:
+    """Return subjects, and their results by check, for as many subjects at a time as fit into one table."""
+    names = list(dict.fromkeys(r.subject for r in results))
+    blocks = []
+    for i in range(0, len(names), MAX_COLUMNS):
+        subjects = names[i : i + MAX_COLUMNS]
+        rows: dict[str, list[CheckResult]] = {}
+        for r in results:
+            if r.subject in subjects:
+                rows.setdefault(r.check, []).append(r)
+        blocks.append((subjects, rows))
+    return blocks
 
 
 def _reasons(results: Sequence[CheckResult], status: str) -> list[tuple[str, str, str]]:

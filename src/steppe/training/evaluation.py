@@ -12,11 +12,12 @@ from torch import Tensor
 from steppe.core.amp import upcast_to_float32
 from steppe.core.batch import Batch
 from steppe.core.method import Method
+from steppe.core.numerics.losses import diversity
 from steppe.core.step import Step
 from steppe.data.dataset import Images
-from steppe.data.loader import Normalizer, evaluation_batches
+from steppe.data.loader import evaluation_batches
+from steppe.data.normalize import Normalizer
 from steppe.distributed import collectives
-from steppe.models.multi.inputs import diversity
 
 BATCH = 500
 MEMBERS = ("network ", "branch ")  # prefixes of the outputs of an ensemble's members

@@ -19,17 +19,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from steppe import methods
-from steppe.analysis.load_run import read_run
 from steppe.config import Run
 from steppe.core.method import Method
 from steppe.data.dataset import DataSet
-from steppe.data.loader import Normalizer, evaluation_batches
+from steppe.data.loader import evaluation_batches
+from steppe.data.normalize import Normalizer
 from steppe.errors import InputError
 from steppe.records import make_folder, write_json
 from steppe.training.checkpoint.store import CheckpointStore
 from steppe.training.evaluation import to_model_format
 from steppe.training.factories import make_model, make_network, make_optimizer
-from steppe.training.run import digest, load_data
+from steppe.training.run import digest, load_data, read_run
 
 Which = Literal["best", "last"]
 CLOSE = 1e-4  # largest difference, as a share of the largest logit

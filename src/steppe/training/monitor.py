@@ -20,14 +20,15 @@ from steppe.core.method import Method, with_presets
 from steppe.core.numerics.vector import sharded
 from steppe.core.step import Step
 from steppe.data.dataset import DataSet
-from steppe.data.loader import Normalizer, evaluation_batches
+from steppe.data.loader import evaluation_batches
+from steppe.data.normalize import Normalizer
 from steppe.data.splits import subset
 from steppe.diagnostics.loss_surface import LossSurface
 from steppe.diagnostics.sharpness import worst_case_sharpness
 from steppe.distributed import collectives
 from steppe.models.multi.base import MultiHeadNetwork
 from steppe.models.multi.branched import SeparateNetworks
-from steppe.models.multi.ensemble import Ensemble, HybridEnsemble
+from steppe.models.multi.ensemble import NetworkList
 from steppe.training.checkpoint import file
 from steppe.training.checkpoint.file import Checkpoint
 from steppe.training.evaluation import BATCH, to_model_format
@@ -123,7 +124,7 @@ def networks(method: Method, net: nn.Module, state: nn.Module, new_model: Any) -
     ``new_model`` makes a network, whose weights are replaced. Names are those of `Method.outputs`.
     """
     models = {DEPLOYED: method.deployed_model(net, state, new_model)}
-    if isinstance(net, Ensemble | HybridEnsemble):
+    if isinstance(net, NetworkList):
         return models | {
             f"network {i}": with_presets(new_model(), one.state_dict()) for i, one in enumerate(net.networks, 1)
         }

@@ -10,7 +10,7 @@ COMMANDS = {
     "report": "Write a comparison's report again, or serve it while the runs go on.",
     "list": "List methods, models, data sets or recipes.",
     "show": "Show the card of a method or a recipe.",
-    "bench": "Measure what things cost, side by side.",
+    "bench": "Measure what a step of each method costs.",
     "tune": "Choose a method's settings on the validation split, within a budget.",
     "diagnose": "Measure trained networks: sharpness, loss landscapes, robustness.",
     "export": "Write the network that a run deploys as a plain module.",

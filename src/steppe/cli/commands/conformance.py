@@ -1,4 +1,4 @@
-"""The command ``steppe conformance``: name what is to be checked, watch, read the table."""
+"""The command ``steppe conformance``: check the named methods, show progress, print and write the table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from steppe.cli import console
 from steppe.errors import InputError
-from steppe.testing import CHECKS, find, summary_table
+from steppe.testing import CHECKS, Progress, find, summary_table
 from steppe.testing import run as run_checks
 from steppe.testing.context import Check
 from steppe.testing.resolve import subjects_of, versions_of
@@ -44,9 +44,9 @@ def conformance(
     command: str,
     console: Console,
 ) -> int:
-    """Check what is named, print and write the table; return 0 if all holds, else 1.
+    """Check the named methods, print and write the table; return 0 if nothing fails, else 1.
 
-    Raises InputError for a name, a check or a device that is not there.
+    Raises InputError for an unknown name or check, or a device that torch does not see.
     """
     if device not in ("cpu", "cuda"):
         raise InputError(f"device is {device!r}; choose one of cpu, cuda")
@@ -56,44 +56,41 @@ def conformance(
         raise InputError(f"markdown is {markdown!r}, a folder; give a file")
     chosen = [find(name).name for name in (checks or CHECKS)]
     subjects = subjects_of(names)
-    watching = Console(stderr=True) if as_json else console
-    with watching.status("starting") as status:
-        tell = _teller(watching, status.update, len(chosen))
-        results = run_checks(subjects, checks=chosen, device=device, progress=tell)
+    progress_console = Console(stderr=True) if as_json else console
+    with progress_console.status("starting") as status:
+        progress = _progress(progress_console, status.update, len(chosen))
+        results = run_checks(subjects, checks=chosen, device=device, progress=progress)
     versions = versions_of(subjects, device)
     if as_json:
         print(summary_table.as_json(results, versions, device))
     else:
         console.print()
         console.print(summary_table.terminal(results))
-        for line in (*summary_table.remarks(results), summary_table.sentence(results)):
+        for line in (*summary_table.remarks(results), summary_table.counts(results)):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     if markdown is not None:
+        section = summary_table.markdown(results, versions, device, command)
         try:
-            summary_table.write(
-                Path(markdown), summary_table.markdown(results, versions, device, command), command, list(CHECKS)
-            )
+            summary_table.write(Path(markdown), section, command)
         except OSError as error:
             raise InputError(f"cannot write {markdown}: {error.strerror}; give another file") from None
         print(f"written: {markdown}", file=sys.stderr)
     return int(any(r.status == "fail" for r in results))
 
 
-def _teller(
-    console: Console, update: Callable[[str], None], count: int
-) -> Callable[[Subject, Check, CheckResult | None], None]:
-    """Return what tells the progress: the check at hand while it runs, and a line per subject."""
+def _progress(console: Console, update: Callable[[str], None], count: int) -> Progress:
+    """Return a function that shows the check that runs, and a line per subject when its checks have ended."""
     done: list[CheckResult] = []
 
-    def tell(subject: Subject, check: Check, result: CheckResult | None) -> None:
+    def progress(subject: Subject, check: Check, result: CheckResult | None) -> None:
         if result is None:
             update(f"{subject.name}: {check.name} ({len(done) + 1} of {count})")
             return
         done.append(result)
         if len(done) == count:
             seconds = sum(r.seconds for r in done)
-            line = f"{subject.name}: {summary_table.sentence(done)}, {seconds:.1f} s"
+            line = f"{subject.name}: {summary_table.counts(done)}, {seconds:.1f} s"
             console.print(line, highlight=False, markup=False)
             done.clear()
 
-    return tell
+    return progress

@@ -49,7 +49,7 @@ def run(options: Namespace, command: str) -> int:
     from steppe.experiments.tuning import TuningBudget, search, space
     from steppe.experiments.tuning.plot import curve
     from steppe.experiments.tuning.result import result_as_dict, table, verdict
-    from steppe.report.comparison.figures import save
+    from steppe.report.plotting import save
     from steppe.training.run import load_data
 
     config: Run = configuration(add_arguments, Run, options, command)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from steppe.core.amp import upcast_to_float32
+from steppe.core.schedules import TrainingProgress
 
 
 def _log_probabilities(logits: Tensor, T: float) -> Tensor:
@@ -29,3 +35,36 @@ def kl_per_sample(reference: Tensor, logits: Tensor, T: float = 1.0) -> Tensor:
     log_p = _log_probabilities(reference, T)
     log_q = _log_probabilities(logits, T)
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+
+
+def distillation_loss(teacher: Tensor, logits: Tensor, T: float) -> Tensor:
+    r"""Return :math:`\frac{T^2}B\sum_b D(\mathrm{softmax}(t_b/T) \| \mathrm{softmax}(z_b/T))`."""
+    return T**2 * kl_divergence(teacher, logits, T)
+
+
+def sigmoid_rampup(now: TrainingProgress, over: float) -> float:
+    """Return exp(-5 (1 - t)^2), where t is the done part of the first ``over`` (steps, or a share); 1 after them.
+
+    Laine and Aila, ICLR 2017, arXiv:1610.02242, section 2.2.
+    """
+    part = now.part_of(over, "ramp") if over else 1.0
+    return math.exp(-5 * (1 - part) ** 2)
+
+
+def one_hot(y: Tensor, like: Tensor) -> Tensor:
+    """Return targets as probabilities (B, classes) in the precision of ``like``."""
+    if y.is_floating_point():
+        return y.to(like.dtype)
+    return F.one_hot(y, like.shape[1]).to(like.dtype)
+
+
+def mean_of(logits: Sequence[Tensor]) -> Tensor:
+    """Return the mean of several networks' logits, in at least float32."""
+    return torch.stack([upcast_to_float32(z) for z in logits]).mean(0)
+
+
+def diversity(logits: Sequence[Tensor]) -> Tensor:
+    """Return the L2 distance between the probabilities of two networks, averaged over pairs and samples."""
+    p = torch.stack([torch.softmax(upcast_to_float32(z), 1) for z in logits])
+    pairs = [(a - b).norm(dim=1).mean() for i, a in enumerate(p) for b in p[i + 1 :]]
+    return torch.stack(pairs).mean()

@@ -1,27 +1,30 @@
-"""Images that need no files: scikit-learn's handwritten digits, and noise for speed measurements."""
+"""Data sets without files: scikit-learn's handwritten digits, and noise for speed measurements."""
 
 from __future__ import annotations
 
-from importlib.metadata import distribution
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from steppe.config import Data
 from steppe.data.dataset import Images, Source, resized
 from steppe.data.splits import stratified
 
-_DIGITS_SIZE = 24  # three unpadded convolutions and two poolings need 18 pixels; 24 is a whole multiple of 8
+_DIGITS_SIZE = 24  # a multiple of 8; three unpadded convolutions and two poolings need at least 18 pixels
 _TEST_SHARE = 0.2
 
 
 def digits(options: Data) -> Source:
     """Return 1,797 real handwritten digits (8x8, 17 grey levels) from scikit-learn, upscaled to 24x24.
 
-    A fixed fifth of every class is the test set, because the data set comes without one.
+    A fixed fifth of every class is the test set, because the data set has none.
     """
-    pixels, y = _table()
+    spec = find_spec("sklearn")  # importing scikit-learn would take a second
+    assert spec is not None
+    table = np.loadtxt(Path(str(spec.origin)).parent / "datasets/data/digits.csv.gz", delimiter=",")
+    pixels, y = table[:, :-1], table[:, -1].astype(np.int64)
     x = (pixels.reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8)
     x = resized(x, options.size or _DIGITS_SIZE)
     chosen = stratified(y, round(_TEST_SHARE * len(y)), np.random.default_rng(0))
@@ -34,21 +37,8 @@ def digits(options: Data) -> Source:
     )
 
 
-def _table() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the pixels, 64 of each image, and the digits that they show."""
-    path = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
-    try:
-        table = np.loadtxt(str(path), delimiter=",")
-    except OSError:
-        # kept elsewhere; asking the package itself takes a process a second longer, spent on importing it
-        from sklearn.datasets import load_digits
-
-        table = np.column_stack(load_digits(return_X_y=True))
-    return table[:, :-1], table[:, -1].astype(np.int64)
-
-
 def synthetic(options: Data) -> Source:
-    """Return noise with random labels, 5,000 training and 1,000 test images, 10 classes: for speed only."""
+    """Return noise with random labels of 10 classes, 5,000 training and 1,000 test images, to measure speed."""
     rng = np.random.default_rng(0)
     size = options.size or 32
 

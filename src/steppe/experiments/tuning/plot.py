@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from steppe.experiments.tuning.search import BASELINE, Candidate, TuningResult
 from steppe.experiments.tuning.space import Range
 from steppe.records import Comparison
-from steppe.report.comparison.figures import dress, label
+from steppe.report.plotting import label, style_axes
 from steppe.report.style import Style, styles
 
 
@@ -32,7 +32,7 @@ def curve(result: TuningResult) -> Figure:
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(result.ranges), squeeze=False, sharey=True).flat
     for panel, setting in zip(panels, result.ranges, strict=True):
-        dress(panel, setting.name, f"{method}: validation accuracy after the last epoch, %")
+        style_axes(panel, setting.name, f"{method}: validation accuracy after the last epoch, %")
         _plain(panel, result.baseline, style[BASELINE])
         _trials(panel, result, setting, style[method])
         if setting.log:

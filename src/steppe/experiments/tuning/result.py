@@ -10,7 +10,7 @@ from rich.table import Table
 
 from steppe.experiments.tuning.search import Candidate, TuningResult
 from steppe.experiments.tuning.space import Range
-from steppe.report.format import interval, number
+from steppe.report.formatting import interval, number
 from steppe.report.statistics import Difference, mean_std, paired_difference
 
 _EDGE = 0.05  # share of a range, from its end, within which the best value counts as at the end
@@ -28,9 +28,9 @@ def verdict(result: TuningResult) -> list[str]:
     seeds = f"{d.n} fresh {'seed' if d.n == 1 else 'seeds'}"
     bounds = f" {interval(d, 2)}" if d.low is not None else ""
     amount = f"{number(d.mean, 2, sign=True)} points{bounds} of validation accuracy on {seeds}"
-    if d.separates and d.mean > 0:
+    if d.significant and d.mean > 0:
         sentences = [f"{method} beats plain: {amount}."]
-    elif d.separates:
+    elif d.significant:
         sentences = [f"{method}, the best found, is worse than plain: {amount}."]
     else:
         why = "" if d.low is not None else ", and there is no interval" + ("" if d.n > 1 else " from one seed")
@@ -67,7 +67,7 @@ def result_as_dict(result: TuningResult) -> dict[str, Any]:
             "tuned": result.tuned_again,
             "plain": result.plain_again,
             "points": {"mean": d.mean, "low": d.low, "high": d.high},
-            "beats_plain": d.separates and d.mean > 0,
+            "beats_plain": d.significant and d.mean > 0,
         },
         "verdict": " ".join(verdict(result)),
     }

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from steppe.core.method import Method, name_of, require, with_presets
+from steppe.core.numerics.losses import distillation_loss
 from steppe.core.runtime import Runtime
-from steppe.models.multi.ensemble import Ensemble, named
-from steppe.models.multi.inputs import distillation_loss, expect_views, fresh_networks
+from steppe.models.multi.ensemble import Ensemble, network_outputs
+from steppe.models.multi.inputs import expect_views, fresh_networks
 
 
 @dataclass(frozen=True)
@@ -65,4 +66,4 @@ class Mutual(Method):
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
         """Report each network."""
-        return named(net, x)
+        return network_outputs(net, x)

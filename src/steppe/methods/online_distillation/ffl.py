@@ -32,10 +32,11 @@ from steppe.core.amp import autocast_disabled
 from steppe.core.batch import Batch
 from steppe.core.method import Method, name_of, require, with_presets
 from steppe.core.model_call import call_model
+from steppe.core.numerics.losses import distillation_loss, mean_of, sigmoid_rampup
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.models.multi.base import MultiHeadNetwork
 from steppe.models.multi.branched import BranchedNetwork, branch_outputs, build_branched
-from steppe.models.multi.inputs import distillation_loss, expect_views, mean_of, sigmoid_rampup
+from steppe.models.multi.inputs import expect_views
 
 
 class Fused(MultiHeadNetwork):

@@ -35,9 +35,10 @@ from steppe.core.amp import autocast_disabled, upcast_to_float32
 from steppe.core.batch import Batch
 from steppe.core.method import Method, name_of, require, with_presets
 from steppe.core.model_call import call_model
+from steppe.core.numerics.losses import distillation_loss, one_hot
 from steppe.core.runtime import Runtime, StepOutput
-from steppe.models.multi.ensemble import Ensemble, named
-from steppe.models.multi.inputs import distillation_loss, expect_views, fresh_networks, one_hot, views_of
+from steppe.models.multi.ensemble import Ensemble, network_outputs
+from steppe.models.multi.inputs import expect_views, fresh_networks, views_of
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class KDCL(Method):
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
         """Report each network."""
-        return named(net, x)
+        return network_outputs(net, x)
 
 
 def cross_entropy(z: Tensor, y: Tensor) -> Tensor:

@@ -37,11 +37,13 @@ from steppe.core import rng as streams
 from steppe.core.batch import Batch
 from steppe.core.method import Method, name_of, require, with_presets
 from steppe.core.model_call import call_model
+from steppe.core.numerics.losses import distillation_loss, mean_of
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.errors import InputError, unknown
 from steppe.methods.online_distillation._okdph_presets import PRESETS
-from steppe.models.multi.ensemble import Gradient, HybridEnsemble, named
-from steppe.models.multi.inputs import distillation_loss, expect_views, fresh_networks, mean_of, views_of
+from steppe.models.multi.ensemble import network_outputs
+from steppe.models.multi.hybrid import Gradient, HybridEnsemble
+from steppe.models.multi.inputs import expect_views, fresh_networks, views_of
 
 _DEFAULTS = {"omega": 0.8, "beta": 0.8, "gamma": 0.5, "every": "5b"}
 
@@ -190,7 +192,7 @@ class OKDPH(Method):
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
         """Report each student, their mean, and the hybrid (of equal shares)."""
-        found = named(net, x, "hybrid")
+        found = network_outputs(net, x, "hybrid")
         return found | {"deployed": found["hybrid"]} if self.deploy == "hybrid" and self.networks > 1 else found
 
 

@@ -34,11 +34,12 @@ from torch import Tensor, nn
 from steppe.core.batch import Batch
 from steppe.core.method import Method, name_of, require, with_presets
 from steppe.core.model_call import call_model
+from steppe.core.numerics.losses import distillation_loss, sigmoid_rampup
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.state.weight_average import WeightAverage
 from steppe.models.multi.base import MultiHeadNetwork
 from steppe.models.multi.branched import BranchedNetwork, branch_outputs, build_branched
-from steppe.models.multi.inputs import distillation_loss, expect_views, sigmoid_rampup, views_of
+from steppe.models.multi.inputs import expect_views, views_of
 
 
 class Joined(MultiHeadNetwork):

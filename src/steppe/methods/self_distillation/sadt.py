@@ -40,7 +40,7 @@ from steppe.core.numerics.losses import kl_divergence
 from steppe.core.numerics.perturbations import SCOPES, in_scope, last_of
 from steppe.core.numerics.vector import Vec
 from steppe.core.runtime import Runtime, StepOutput
-from steppe.models.multi.shared_trunk import share, split_at
+from steppe.models.multi.shared_trunk import flops_share, split_sequential
 
 _PAPER = {
     1: {"sigma": 1e-4, "scope": "all", "direction": "pre-aux"},
@@ -132,10 +132,10 @@ class SADT(Method):
     def _distil(self, teachers: list[Vec], batch: Batch, masks: int | None, rt: Runtime) -> Vec:
         """Return the sum of the teachers' gradients, sharing what lies below all of their perturbations."""
         conv = last_of(rt.net, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-        parts = rt.once("sadt parts", lambda: conv and rt.callable_in_parts and split_at(rt.net, conv))
+        parts = rt.once("sadt parts", lambda: conv and rt.callable_in_parts and split_sequential(rt.net, conv))
         sample = next(batch.split(2)).x
         if len(teachers) > 1 and parts and _within(teachers, parts[1], rt):
-            above = rt.once(("sadt share", sample.shape[1:]), lambda: share(rt.net, parts[1], sample))
+            above = rt.once(("sadt share", sample.shape[1:]), lambda: flops_share(rt.net, parts[1], sample))
             objective = partial(self._through_branches, teachers, *parts, rt)
             with rt.aside(masks):
                 return rt.grad(objective, batch, work=1 + (len(teachers) - 1) * above)[1]

@@ -1,1 +1,1 @@
-"""Several networks as one module."""
+"""Several networks, or branches of one, as one module."""

@@ -1,4 +1,4 @@
-"""Branches or networks under something that joins what they say: a gate, a fusion, attention, a classifier."""
+"""Branches or networks with a module on top that combines their outputs: a gate, a fusion, attention."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from steppe.core.batch import Batch
 from steppe.core.multi_network import MultiNetwork
 from steppe.models.multi.branched import BranchedNetwork, SeparateNetworks
 from steppe.models.multi.inputs import views_of
-from steppe.models.multi.shared_trunk import work
+from steppe.models.multi.shared_trunk import count_flops
 
 
 class MultiHeadNetwork(MultiNetwork):
-    """``body`` and what a method puts on it; called, it returns the logits of the branches first.
+    """``body`` and what a method puts on top of it; called, it returns the logits of the branches first.
 
-    ``views`` tells whether branches see views of their own, if the loader gives them.
+    ``views`` tells whether each branch gets a view of its own, if the loader gives them.
     """
 
     views = False
@@ -27,7 +27,7 @@ class MultiHeadNetwork(MultiNetwork):
 
     @property
     def size(self) -> int:
-        """How many branches or networks there are."""
+        """The number of branches or networks."""
         return self.body.size
 
     @property
@@ -36,15 +36,15 @@ class MultiHeadNetwork(MultiNetwork):
         return self.body.networks if isinstance(self.body, SeparateNetworks) else self.body.branches
 
     def relative_cost(self, batch: Batch) -> float:
-        """Return the multiply-adds of a pass of all, over those of trunk and first branch alone."""
+        """Return the multiply-adds of a forward pass of all, over those of trunk and first branch alone."""
         if isinstance(self.body, SeparateNetworks) or any(
             m._compiled_call_impl is not None for m in self.modules()
         ):
             return float(self.size)
-        given = views_of(batch, self.size) if self.views else batch.x
-        alone = work(self, batch.x, [self.body.trunk, self.body.branches[0]])[1]
-        return work(self, given)[0] / alone if alone else float(self.size)
+        inputs = views_of(batch, self.size) if self.views else batch.x
+        single = count_flops(self, batch.x, [self.body.trunk, self.body.branches[0]])[1]
+        return count_flops(self, inputs)[0] / single if single else float(self.size)
 
     def plain(self, number: int, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Return a network from ``new_model`` with the weights of one branch, and of the trunk under it."""
+        """Return a network from ``new_model`` with the weights of one branch and of the trunk."""
         return self.body.plain(number, new_model)

@@ -1,4 +1,4 @@
-"""Cutting a network in two, so that two forward passes share the lower part, and what that saves."""
+"""Split a sequential network in two, so that two forward passes share the lower part; count what that saves."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from steppe.core.model_call import call_model
 
 
-def split_at(net: nn.Module, child: nn.Module) -> tuple[nn.Sequential, nn.Sequential] | None:
-    """Cut ``net`` before the first of its parts that contains ``child``.
+def split_sequential(net: nn.Module, child: nn.Module) -> tuple[nn.Sequential, nn.Sequential] | None:
+    """Split ``net`` before the first of its parts that contains ``child``.
 
     Returns:
         ``(below, above)``, two Sequentials of the very modules of ``net`` under their names in it, with
@@ -27,13 +27,13 @@ def split_at(net: nn.Module, child: nn.Module) -> tuple[nn.Sequential, nn.Sequen
         return None
     if net._forward_hooks or net._forward_pre_hooks or net._backward_hooks or net._backward_pre_hooks:
         return None
-    # named_children() would leave out the second use of a module that stands in two places.
+    # named_children() would leave out the second use of a module that stands in two places
     parts = [(name, part) for name, part in net._modules.items() if part is not None]
-    holds = [any(module is child for module in part.modules()) for _, part in parts]
-    if not any(holds):
+    contains = [any(module is child for module in part.modules()) for _, part in parts]
+    if not any(contains):
         return None
-    cut = holds.index(True)
-    below, above = nn.Sequential(OrderedDict(parts[:cut])), nn.Sequential(OrderedDict(parts[cut:]))
+    first = contains.index(True)
+    below, above = nn.Sequential(OrderedDict(parts[:first])), nn.Sequential(OrderedDict(parts[first:]))
     own = {id(p) for p in child.parameters()}
     if any(id(p) in own for p in below.parameters()):
         return None
@@ -41,38 +41,29 @@ def split_at(net: nn.Module, child: nn.Module) -> tuple[nn.Sequential, nn.Sequen
     return below, above
 
 
-def _roots(part: nn.Module, inside: set[int]) -> Iterator[nn.Module]:
-    """Yield the outermost modules of ``part`` that are modules of the network (``inside`` has their ids)."""
-    if id(part) in inside:
-        yield part
-        return
-    for child in part.children():
-        yield from _roots(child, inside)
-
-
-def share(net: nn.Module, part: nn.Module, x: Any) -> float:
+def flops_share(net: nn.Module, part: nn.Module, x: Any) -> float:
     """Return the fraction of the multiply-adds of ``net(x)`` that is spent in ``part``, from 0 to 1.
 
     Args:
-        net: The network; its training flags, buffers and the random state are left as they were.
-        part: A module of ``net``, or a container of such modules like the two that ``split_at`` returns.
-            Its work is counted inside the pass of ``net``, on the activations that reach it there.
+        net: The network; its training flags, buffers and the random state are not changed.
+        part: A module of ``net``, or a container of such modules like the two that `split_sequential` returns.
+            Its multiply-adds are counted within the pass of ``net``, on the activations that reach it.
         x: Input of ``net``, (B, ...). The fraction barely depends on B; one sample will do.
 
     Raises:
         ValueError: ``part`` has no module of ``net``.
     """
-    total, spent = work(net, x, [part])
+    total, spent = count_flops(net, x, [part])
     return spent / total if total else 0.0
 
 
-def work(net: nn.Module, x: Any, parts: Sequence[nn.Module] = ()) -> tuple[int, int]:
+def count_flops(net: nn.Module, x: Any, parts: Sequence[nn.Module] = ()) -> tuple[int, int]:
     """Return the floating-point operations of matrix products in ``net(x)``: all, and those spent in ``parts``.
 
-    Arguments and errors are those of `share`.
+    Arguments and errors are those of `flops_share`.
     """
-    inside = {id(m) for m in net.modules()}
-    roots = [root for part in parts for root in _roots(part, inside)]
+    modules = {id(m) for m in net.modules()}
+    roots = [root for part in parts for root in _roots(part, modules)]
     if not roots and any(not (isinstance(part, nn.Sequential) and len(part) == 0) for part in parts):
         raise ValueError("part is no part of net")
     counter = FlopCounterMode(display=False)
@@ -97,7 +88,7 @@ def work(net: nn.Module, x: Any, parts: Sequence[nn.Module] = ()) -> tuple[int, 
     tensors = x.values() if isinstance(x, Mapping) else [x]
     devices = {t.device for t in tensors if isinstance(t, Tensor) and t.is_cuda}
     try:
-        # Set one by one: train() of a network with frozen layers may do more than set the flag.
+        # one by one, because train() of a network with frozen layers may do more than set the flag
         for module, _ in flags:
             module.training = False
         with torch.random.fork_rng(list(devices)), torch.no_grad(), counter:
@@ -108,3 +99,12 @@ def work(net: nn.Module, x: Any, parts: Sequence[nn.Module] = ()) -> tuple[int, 
         for handle in handles:
             handle.remove()
     return counter.get_total_flops(), spent
+
+
+def _roots(part: nn.Module, modules: set[int]) -> Iterator[nn.Module]:
+    """Yield the outermost modules of ``part`` that are modules of the network, whose ids are ``modules``."""
+    if id(part) in modules:
+        yield part
+        return
+    for child in part.children():
+        yield from _roots(child, modules)

@@ -1,7 +1,7 @@
-"""Where to cut a network in two: what is before a module, what comes from it on, and where families are cut.
+"""Where a network can be split in two: the modules before and after a path, and where families are split.
 
-Modules count as before the cut if they are registered before it, in it and in each module around it. That is the
-order in which nearly all networks use them.
+A module counts as before the split point if it is registered before it, in the module that contains it or in any
+module further out. That is the order in which nearly all networks use them.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ def classifier_path(net: nn.Module) -> str:
     return names[-1]
 
 
-def classifier_width(module: nn.Module) -> int:
-    """Return how many channels a module takes, from the first layer in it that says so, 0 if none does."""
+def input_width(module: nn.Module) -> int:
+    """Return how many channels a module takes, from the first layer in it that has such an attribute, else 0."""
     for layer in module.modules():
         for name in ("in_channels", "in_features", "num_features", "num_channels"):
-            if isinstance(found := getattr(layer, name, None), int):
-                return found
+            width = getattr(layer, name, None)
+            if isinstance(width, int):
+                return width
         shape = getattr(layer, "normalized_shape", None)
         if shape:
             return int(shape[-1])
@@ -38,24 +39,24 @@ def classifier_width(module: nn.Module) -> int:
 def default_split(net: nn.Module) -> str:
     """Return where the last stage of the usual families begins.
 
-    A family of numbered stages or blocks (layer1 .. layer4, denseblock1, blocks.0, features.0) with most of the
-    network's parameters is looked for from outside in; the cut is before its last quarter: the last of three or
-    four stages, the last three of twelve blocks. A stage that holds the classifier itself is not cut off alone.
+    The search goes from the outermost module inwards, for a series of numbered stages or blocks (layer1 .. layer4,
+    denseblock1, blocks.0, features.0) that has most of the network's parameters. The split point is before its
+    last quarter: the last of three or four stages, the last three of twelve blocks. A stage that contains the
+    classifier itself is not split off alone.
 
-    Raises InputError if there is no such family.
+    Raises InputError if there is no such series.
     """
     path, module = "", net
-    whole = _count(net)
+    total = _count(net)
     head = classifier_path(net)
     while True:
-        for names in _families(module):
-            members = [(n, module.get_submodule(n)) for n in names]
-            if 2 * sum(_count(m) for _, m in members) >= whole:
-                apart = [n for n, m in members if _count(m) and not f"{head}.".startswith(f"{_join(path, n)}.")]
-                at = 3 * len(members) // 4
-                late = [n for n in apart if names.index(n) >= at]
-                if len(apart) > 1:
-                    return _join(path, late[0] if late else apart[-1])
+        for names in _series(module):
+            stages = [(n, module.get_submodule(n)) for n in names]
+            if 2 * sum(_count(m) for _, m in stages) >= total:
+                headless = [n for n, m in stages if _count(m) and not f"{head}.".startswith(f"{_join(path, n)}.")]
+                late = [n for n in headless if names.index(n) >= 3 * len(stages) // 4]
+                if len(headless) > 1:
+                    return _join(path, late[0] if late else headless[-1])
         children = sorted(module.named_children(), key=lambda c: _count(c[1]))
         if not children or not _count(children[-1][1]):
             raise InputError(
@@ -65,17 +66,17 @@ def default_split(net: nn.Module) -> str:
         path, module = _join(path, children[-1][0]), children[-1][1]
 
 
-def _families(module: nn.Module) -> list[list[str]]:
-    """Return the names of children that are one series, of three or more: by a common stem, or in a sequence."""
+def _series(module: nn.Module) -> list[list[str]]:
+    """Return the names of children that form a series of three or more: by a common stem, or in a sequence."""
     stems: dict[str, list[str]] = {}
     for name, _ in module.named_children():
         match = re.fullmatch(r"(.*?)(\d+)", name)
         if match:
             stems.setdefault(match[1], []).append(name)
-    found = sorted(stems.values(), key=lambda n: -sum(_count(module.get_submodule(k)) for k in n))
+    series = sorted(stems.values(), key=lambda n: -sum(_count(module.get_submodule(k)) for k in n))
     if isinstance(module, nn.Sequential | nn.ModuleList):
-        found.append([name for name, _ in module.named_children()])
-    return [names for names in found if len(names) > 2]
+        series.append([name for name, _ in module.named_children()])
+    return [names for names in series if len(names) > 2]
 
 
 def _count(module: nn.Module) -> int:
@@ -86,19 +87,19 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def module_lists(path: str) -> list[str]:
-    """Return the paths of the modules around a module, the outermost, '', first."""
+def containers(path: str) -> list[str]:
+    """Return the paths of the modules that contain the one at ``path``, the outermost, '', first."""
     parts = path.split(".")
     return [".".join(parts[:i]) for i in range(len(parts))]
 
 
 def modules_before_and_after(net: nn.Module, path: str) -> tuple[list[str], list[str]]:
     """Return the paths of the modules before the one at ``path``, and from it on, in order of registration."""
-    known = [name for name, _ in net.named_modules() if name]
-    if path not in known:
-        raise unknown("module for split_at", path, known)
+    paths = [name for name, _ in net.named_modules() if name]
+    if path not in paths:
+        raise unknown("module for split_at", path, paths)
     before, after = [], [path]
-    for outer in module_lists(path):
+    for outer in containers(path):
         inner = path[len(outer) + 1 if outer else 0 :].split(".")[0]
         names = [n for n, m in net.get_submodule(outer)._modules.items() if m is not None]
         at = names.index(inner)
@@ -108,7 +109,7 @@ def modules_before_and_after(net: nn.Module, path: str) -> tuple[list[str], list
 
 
 def check_split(net: nn.Module, path: str, before: Sequence[str], after: Sequence[str]) -> None:
-    """Raise InputError if nothing with weights is before the cut, or weights are on both sides of it."""
+    """Raise InputError if nothing with weights is before the split point, or weights are on both sides of it."""
     own = {id(p) for name in before for p in net.get_submodule(name).parameters()}
     if not own:
         raise InputError(f"split_at is {path!r}, before which there are no weights; name a later module")
@@ -119,15 +120,18 @@ def check_split(net: nn.Module, path: str, before: Sequence[str], after: Sequenc
 
 
 def replace_module(net: nn.Module, path: str, by: nn.Module) -> None:
-    """Put another module in the place of one."""
+    """Put ``by`` in the place of the module at ``path``."""
     outer, _, name = path.rpartition(".")
     net.get_submodule(outer)._modules[name] = by
 
 
-def without_module(net: nn.Module, names: Sequence[str]) -> nn.Module:
-    """Return a copy of the network's outer modules around the very modules within, without those named."""
+def without_modules(net: nn.Module, names: Sequence[str]) -> nn.Module:
+    """Return the network with empty modules in the place of ``names``, all from the first of them on.
+
+    The modules that contain them are copies; the other modules and all parameters are the network's own.
+    """
     before, _ = modules_before_and_after(net, names[0])
     shared = {id(m): m for m in map(net.get_submodule, before)}
-    held = {id(p): p for p in net.parameters()}
-    gone = {id(net.get_submodule(name)): nn.Module() for name in names}
-    return copy.deepcopy(net, {**shared, **held, **gone})
+    parameters = {id(p): p for p in net.parameters()}
+    empty = {id(net.get_submodule(name)): nn.Module() for name in names}
+    return copy.deepcopy(net, {**shared, **parameters, **empty})

@@ -1,11 +1,13 @@
-"""The honest reading of a comparison in words: computed, and never beyond what the intervals say."""
+"""The result of a comparison in sentences, computed from the differences and their 95 % intervals.
+
+"Significant" means that the interval excludes 0.
+"""
 
 from __future__ import annotations
 
-from itertools import groupby
-
-from steppe.report import format
+from steppe.report import formatting
 from steppe.report.comparison.summary import ResultRow
+from steppe.report.formatting import count, listed, plain_text
 from steppe.report.statistics import Difference, holm
 
 CONTROLS = {
@@ -15,168 +17,146 @@ CONTROLS = {
 
 
 def sentence(rows: list[ResultRow]) -> str:
-    """Return what the comparison shows: the highest mean against plain, then against its controls.
+    """Return the result: the best method and its differences to plain and to its controls.
 
-    "Above" and "below" without a qualifier are said only where the 95 % interval of the paired difference
-    excludes 0. What several comparisons at once do to that is stated with Holm's adjustment over every
-    difference of the table. With several data sets or networks, each has its own sentences.
+    The differences of the table are also adjusted together (Holm). Each data set and network has its own
+    sentences.
     """
-    found = _grouped(rows)
-    if not found:
-        return "There is no run."
-    return " ".join(
-        " ".join(([f"{name}:"] if len(found) > 1 else []) + sentences(group) + [adjusted(group)]).strip()
-        for name, group in found
-    )
+    groups = formatting.by_group(rows)
+    texts = [
+        " ".join([*([f"{name}:"] if len(groups) > 1 else []), *sentences(group), adjusted(group)]).strip()
+        for name, group in groups
+    ]
+    return " ".join(texts) or "There is no run."
 
 
 def remarks(rows: list[ResultRow]) -> list[str]:
-    """Return what else the intervals say: which methods differ from plain, which from all their controls.
+    """Return which methods differ significantly from plain and from all controls, and how many runs are missing.
 
-    Also how many runs are missing from the means. One or more lines per data set and network; none where
-    there is nothing to add.
+    One line each per data set and network; none where there is nothing to report.
     """
-    found = _grouped(rows)
+    groups = formatting.by_group(rows)
     return [
-        (f"{name}: " if len(found) > 1 else "") + remark
-        for name, group in found
-        for remark in (_versus_plain(group), _above_controls(group), _missing(group))
+        (f"{name}: " if len(groups) > 1 else "") + remark
+        for name, group in groups
+        for remark in (_compared_with_plain(group), _compared_with_controls(group), _missing(group))
         if remark
     ]
 
 
 def sentences(rows: list[ResultRow]) -> list[str]:
-    """Return what ``sentence`` says of one data set and network, without the adjustment."""
-    done = [row for row in rows if row.last is not None]
-    if not done:
-        return ["No run has finished, so there is nothing to say yet."]
-    best = max(done, key=_mean)
-    return [s for s in (_highest(best, len(done)), _versus_controls(done, best)) if s]
+    """Return the result of one data set and network, without the adjustment."""
+    finished = [row for row in rows if row.last is not None]
+    if not finished:
+        return ["No run has finished yet."]
+    best = max(finished, key=_mean)
+    return [text for text in (_best(best, len(finished)), _best_with_controls(finished, best)) if text]
 
 
-def _highest(best: ResultRow, count: int) -> str:
+def _best(best: ResultRow, methods: int) -> str:
     assert best.last is not None
-    over = f"Over {best.last.n} seeds" if best.last.n > 1 else "With one seed"
-    shown = format.spread(best.last, best.decimals)
-    if count == 1:
-        return f"{over} {_name(best)} reaches a test accuracy of {shown} %; nothing stands beside it yet."
-    start = f"{over} {_name(best)} has the highest mean test accuracy, {shown} %"
-    if best.is_baseline or best.difference is None:
-        return f"{start}."
-    by = _amount(best.difference, best.decimals)
-    if best.difference.separates:
-        return f"{start}: {by} above plain."
-    return f"{start}, {by} from plain: {_why_not(best.difference)}."
+    seeds = f"Over {best.last.n} seeds" if best.last.n > 1 else "With one seed"
+    accuracy = f"{formatting.spread(best.last, best.decimals)} %"
+    if methods == 1:
+        return f"{seeds}, {plain_text(best.method)} reaches a test accuracy of {accuracy}."
+    text = f"{seeds}, {plain_text(best.method)} has the highest mean test accuracy, {accuracy}"
+    if best.difference is None:
+        return f"{text}."
+    return f"{text}: {_amount(best.difference, best.decimals)} compared with plain ({_verdict(best.difference)})."
 
 
-def _versus_controls(done: list[ResultRow], best: ResultRow) -> str:
-    having = [row for row in done if row.controls]
-    if not having:
+def _best_with_controls(finished: list[ResultRow], best: ResultRow) -> str:
+    candidates = [row for row in finished if row.controls]
+    if not candidates:
         return ""
-    row = best if best.controls else max(having, key=_mean)
-    word = "controls" if len(row.controls) > 1 else "control"
-    clear = {c: d for c, d in row.controls.items() if d.separates}
-    unclear = {c: d for c, d in row.controls.items() if not d.separates}
-    parts = [
-        f"{_amount(d, row.decimals)} {'above' if d.mean > 0 else 'below'} {_control(c)}" for c, d in clear.items()
-    ]
-    if unclear:
-        reasons = {_why_not(d) for d in unclear.values()}
-        listed = _list([f"{_amount(d, row.decimals)} from {_control(c)}" for c, d in unclear.items()])
-        parts.append(f"{listed}: {'; '.join(sorted(reasons))}")
-    return f"Against its {word}, {_name(row)} is {'; '.join(parts)}."
+    row = best if best.controls else max(candidates, key=_mean)
+    parts = []
+    for name, difference in row.controls.items():
+        about = f"{CONTROLS[name]}; " if name in CONTROLS else ""
+        amount = _amount(difference, row.decimals)
+        parts.append(f"{amount} compared with {plain_text(name)} ({about}{_verdict(difference)})")
+    controls = "controls" if len(row.controls) > 1 else "control"
+    return f"The difference of {plain_text(row.method)} to its {controls} is {listed(parts)}."
 
 
-def on_front(methods: list[str], count: int, cost: str) -> str:
-    """Return which of ``count`` methods are on the Pareto front of accuracy and cost."""
-    names = _list([format.plain_text(m) for m in methods])
-    if count == 1:
-        return f"{names} stands alone."
-    others = count - len(methods)
-    said = [f"On the Pareto front of mean test accuracy and {cost}: {names}."]
-    if others:
-        rest = "the other" if others == 1 else f"each of the other {others}"
-        said.append(f"For {rest} there is one that costs no more and is at least as accurate.")
-    return " ".join([*said, "The front is drawn through means; neighbours on it need not separate."])
+def on_front(methods: list[str], total: int, cost: str) -> str:
+    """Return which of the ``total`` methods are on the Pareto front of accuracy and cost."""
+    text = f"Pareto front of mean test accuracy and {cost}: {listed([plain_text(m) for m in methods])}."
+    if others := total - len(methods):
+        which = "The other method is" if others == 1 else f"The other {others} methods are"
+        text += f" {which} dominated: for each, another costs no more and is at least as accurate."
+    if len(methods) > 1:
+        text += " Neighbours on the front need not differ significantly."
+    return text
 
 
 def adjusted(rows: list[ResultRow]) -> str:
-    """Return what is left of one table's differences after Holm's adjustment; nothing without intervals."""
+    """Return how many of one table's differences are significant after Holm's adjustment; "" without intervals."""
     p = [d.p for row in rows for d in (row.difference, *row.controls.values()) if d and d.p is not None]
     if not p:
         return ""
     if len(p) == 1:
         return "The interval is at 95 %."
     left = sum(value <= 0.05 for value in holm(p))
-    still = f"{left} still {'differs' if left == 1 else 'differ'} from 0" if left else "none can be told from 0"
     return (
-        f"Intervals are at 95 %, each on its own and not adjusted for several comparisons; with Holm's "
-        f"adjustment over the table's {len(p)} differences, {still}."
+        "Intervals are at 95 %, each on its own. With Holm's adjustment over the table's "
+        f"{len(p)} differences, {left or 'none'} {'are' if left > 1 else 'is'} significant."
     )
 
 
-def _versus_plain(rows: list[ResultRow]) -> str:
-    others = [row for row in rows if row.difference is not None and row.difference.low is not None]
-    if len(others) < 2:
+def compared(differences: dict[str, Difference]) -> str:
+    """Return which methods are significantly above and below plain; "" if none is."""
+    parts = []
+    for place, sign in (("above", 1), ("below", -1)):
+        names = [plain_text(m) for m, d in differences.items() if d.significant and d.mean * sign > 0]
+        are = "is" if len(names) == 1 else "are"
+        parts += [f"{listed(names)} {are} significantly {place} plain"] if names else []
+    return " and ".join(parts)
+
+
+def _compared_with_plain(rows: list[ResultRow]) -> str:
+    differences = {r.method: r.difference for r in rows if r.difference and r.difference.low is not None}
+    if len(differences) < 2:
         return ""
-    above = [_name(r) for r in others if r.difference and r.difference.separates and r.difference.mean > 0]
-    below = [_name(r) for r in others if r.difference and r.difference.separates and r.difference.mean < 0]
-    said = [f"{_list(names)} {word} plain" for names, word in ((above, "above"), (below, "below")) if names]
-    if not said:
-        return f"None of the {len(others)} methods has an interval against plain that excludes 0."
-    return f"Of {len(others)} methods, intervals that exclude 0 put {' and '.join(said)}."
+    if text := compared(differences):
+        return f"Of {len(differences)} methods, {text}."
+    return f"None of the {len(differences)} methods differs significantly from plain."
 
 
-def _above_controls(rows: list[ResultRow]) -> str:
+def _compared_with_controls(rows: list[ResultRow]) -> str:
     having = [row for row in rows if any(d.low is not None for d in row.controls.values())]
     if len(having) < 2:
         return ""
-    clear = [_name(r) for r in having if all(d.separates and d.mean > 0 for d in r.controls.values())]
-    who = f"{_list(clear)} {'are' if len(clear) > 1 else 'is'}" if clear else "none is"
-    return f"Of {len(having)} methods with controls, {who} above every control by an interval that excludes 0."
+    names = [
+        plain_text(r.method) for r in having if all(d.significant and d.mean > 0 for d in r.controls.values())
+    ]
+    above = f"{listed(names)} {'are' if len(names) > 1 else 'is'}" if names else "none is"
+    return f"Of {len(having)} methods with controls, {above} significantly above all of its controls."
 
 
 def _missing(rows: list[ResultRow]) -> str:
     failed, unfinished = sum(r.failed for r in rows), sum(r.unfinished for r in rows)
-    parts = [f"{failed} {'run' if failed == 1 else 'runs'} failed"] if failed else []
-    if unfinished:
-        parts.append(f"{unfinished} {'run is' if unfinished == 1 else 'runs are'} not finished")
-    return f"{' and '.join(parts)}; such runs are in no mean." if parts else ""
+    are = "is" if failed + unfinished == 1 else "are"
+    if failed and unfinished:
+        return (
+            f"{count(failed, 'run')} failed and {count(unfinished, 'run')} "
+            f"{'is' if unfinished == 1 else 'are'} unfinished; they are left out of the means."
+        )
+    if failed:
+        return f"{count(failed, 'run')} failed and {are} left out of the means."
+    return f"{count(unfinished, 'run')} {are} unfinished and left out of the means." if unfinished else ""
 
 
 def _amount(difference: Difference, decimals: int) -> str:
-    shown = format.number(difference.mean, decimals, sign=True)
-    bounds = f" {format.interval(difference, decimals)}" if difference.low is not None else ""
-    return f"{shown} points{bounds}"
+    bounds = f" {formatting.interval(difference, decimals)}" if difference.low is not None else ""
+    return f"{formatting.number(difference.mean, decimals, sign=True)} points{bounds}"
 
 
-def _why_not(difference: Difference) -> str:
+def _verdict(difference: Difference) -> str:
     if difference.low is not None:
-        return "this comparison does not separate them"
-    if difference.n == 1:
-        return "one seed gives no interval, so chance cannot be told from effect"
-    return "the difference is equal in all seeds, which gives no interval"
-
-
-def _name(row: ResultRow) -> str:
-    return format.plain_text(row.method)
-
-
-def _list(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+        return "significant" if difference.significant else "not significant"
+    return "one seed gives no interval" if difference.n == 1 else "equal in all seeds, which gives no interval"
 
 
 def _mean(row: ResultRow) -> float:
     return row.last.mean if row.last else float("-inf")
-
-
-def _control(name: str) -> str:
-    shown = format.plain_text(name)
-    return f"{shown} ({CONTROLS[name]})" if name in CONTROLS else shown
-
-
-def _grouped(rows: list[ResultRow]) -> list[tuple[str, list[ResultRow]]]:
-    return [
-        (format.plain_text(f"{dataset}, {model}"), list(group))
-        for (dataset, model), group in groupby(rows, key=lambda r: (r.dataset, r.model))
-    ]

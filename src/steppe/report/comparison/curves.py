@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from steppe.records import Comparison, Record
-from steppe.report.comparison.summary import chosen
+from steppe.report.comparison.summary import runs_of
 
 METRICS = {
     "val_accuracy": "Validation accuracy",
@@ -41,49 +40,52 @@ class Series:
 def series(comparison: Comparison, group: tuple[str, str], points: int = 200) -> list[Series]:
     """Return the curves of every method on one data set and network, at most ``points`` epochs of each.
 
-    The mean and the range are over the seeds that ran to the end, or over those under way if none has.
-    Curves stop at the last epoch that all these seeds reached, so that a mean never changes its members.
+    Mean and range are over the seeds that ran to the end, or over the unfinished ones if none has. Curves stop at
+    the last epoch that all these seeds reached, so that a mean is over the same seeds at every epoch.
     """
-    found = []
+    curves = []
     for method in comparison.methods:
-        records = chosen(comparison, group, method)
-        shown = [r for r in records if r.status == "ok"] or [r for r in records if r.status == "unfinished"]
-        length = min((len(r.metrics) for r in shown), default=0)
+        records = runs_of(comparison, group, method)
+        records = [r for r in records if r.status == "ok"] or [r for r in records if r.status == "unfinished"]
+        length = min((len(r.metrics) for r in records), default=0)
         if length:
-            found.append(_series(method, shown, _thinned(length, points)))
-    return found
+            curves.append(_series(method, records, _thinned(length, points)))
+    return curves
+
+
+def spent(record: Record, axis: str) -> Values:
+    """Return what a run had spent after each of its epochs, in the unit of ``axis``."""
+    if axis == "seconds":
+        times: Values = [line.get("seconds") for line in record.timing[: len(record.metrics)]]
+        return times + [None] * (len(record.metrics) - len(times))
+    return [line.get("epoch" if axis == "epochs" else axis) for line in record.metrics]
+
+
+def values(record: Record, metric: str) -> Values:
+    """Return a metric of a run after each of its epochs; accuracies in percent."""
+    scale = 100.0 if metric.endswith("accuracy") else 1.0
+    return [None if (v := line.get(metric)) is None else scale * v for line in record.metrics]
 
 
 def _series(method: str, records: list[Record], epochs: Sequence[int]) -> Series:
-    def each(name: str, scale: float = 1.0) -> list[list[float]]:
-        rows = [[r.metrics[e].get(name) for r in records] for e in epochs]
-        return [[scale * v for v in row if v is not None] for row in rows]
+    def over_seeds(columns: list[Values]) -> list[list[float]]:
+        return [[v for column in columns if (v := column[e]) is not None] for e in epochs]
 
-    seconds = [[_second(r.timing, e) for r in records] for e in epochs]
-    clock = [[v for v in row if v is not None] for row in seconds]
-    x = {"epochs": each("epoch"), "gradients": each("gradients"), "seconds": clock}
-    y = {name: each(name, 100.0 if name.endswith("accuracy") else 1.0) for name in METRICS}
-    return Series(
-        method,
-        len(records),
-        {name: [_mean(row) for row in values] for name, values in x.items()},
-        {
-            name: Band(
-                [_mean(row) for row in values],
-                [min(row, default=None) for row in values],
-                [max(row, default=None) for row in values],
-            )
-            for name, values in y.items()
-        },
-    )
+    x = {axis: over_seeds([spent(r, axis) for r in records]) for axis in AXES}
+    y = {metric: over_seeds([values(r, metric) for r in records]) for metric in METRICS}
+    bands = {
+        metric: Band(
+            [_mean(row) for row in rows],
+            [min(row, default=None) for row in rows],
+            [max(row, default=None) for row in rows],
+        )
+        for metric, rows in y.items()
+    }
+    return Series(method, len(records), {axis: [_mean(row) for row in rows] for axis, rows in x.items()}, bands)
 
 
-def _second(timing: list[dict[str, Any]], epoch: int) -> float | None:
-    return timing[epoch].get("seconds") if epoch < len(timing) else None
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _mean(row: list[float]) -> float | None:
+    return sum(row) / len(row) if row else None
 
 
 def _thinned(length: int, points: int) -> list[int]:

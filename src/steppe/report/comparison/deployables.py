@@ -1,10 +1,9 @@
-"""What each method can deploy: every network, branch, average and ensemble that its runs were tested with."""
+"""The test accuracy of everything a method can deploy: networks, branches, averages and ensembles."""
 
 from __future__ import annotations
 
 import csv as _csv
 import io
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -15,15 +14,15 @@ from rich.table import Table
 from rich.text import Text
 
 from steppe.records import Comparison
-from steppe.report import format
-from steppe.report.comparison.summary import Spread, chosen, groups, spread
+from steppe.report import formatting
+from steppe.report.comparison.summary import Spread, decimals, groups, runs_of, spread
 
 TITLE = "What each method can deploy"
 DEPLOYED = "deployed"
 DIVERSITY = "diversity"
 NOTE = (
     "Test accuracy in percent, mean ± sample standard deviation over seeds, of each network, branch, average and "
-    f"ensemble by itself; {DEPLOYED} is what the method names as its result, and what the other tables show. "
+    f"ensemble by itself. {DEPLOYED.capitalize()} is the model that the other tables report. "
     f"{DIVERSITY.capitalize()} is the mean L2 distance between the probabilities of two networks or branches."
 )
 
@@ -33,10 +32,10 @@ class Part:
     """One thing that a method's runs could deploy, or the distance between them.
 
     Attributes:
-        dataset, model, method: Whose it is.
+        dataset, model, method: What it belongs to.
         name: 'deployed', 'network 1', 'ensemble', ..., or 'diversity'.
-        last, best: After the last epoch and after the epoch of highest validation accuracy: test accuracy in
-            percent, and of the diversity the distance.
+        last, best: Test accuracy in percent (for the diversity: the distance) after the last epoch, and after the
+            epoch of highest validation accuracy.
         decimals: Decimals worth printing.
     """
 
@@ -60,77 +59,65 @@ def parts(comparison: Comparison) -> list[Part]:
 
 
 def _parts(comparison: Comparison, group: tuple[str, str], method: str) -> list[Part]:
-    records = [r for r in chosen(comparison, group, method) if r.status == "ok" and r.result is not None]
-    tests = [(r.result or {})["test"] for r in records]
-    ends = {which: [t.get(which) or {} for t in tests] for which in ("last", "best")}
-    names = list(dict.fromkeys(name for end in ends["last"] for name in end.get("outputs") or {}))
+    tests = [(r.result or {})["test"] for r in runs_of(comparison, group, method) if r.status == "ok"]
+    last, best = ([test.get(which) or {} for test in tests] for which in ("last", "best"))
+    names = list(dict.fromkeys(name for test in last for name in test.get("outputs") or {}))
     if not names:
         return []
-    decimals = 2 if (comparison.data.get(group[0], {}).get("test") or 0) >= 2000 else 1
 
-    def part(name: str, decimals: int, values: dict[str, Iterable[Any]]) -> Part:
-        return Part(*group, method, name, spread(values["last"]), spread(values["best"]), decimals)
+    def accuracy(tests: list[dict[str, Any]], name: str) -> Spread | None:
+        cells = (test if name == DEPLOYED else (test.get("outputs") or {}).get(name) for test in tests)
+        return spread(100 * cell["accuracy"] for cell in cells if cell)
 
-    def accuracies(name: str) -> dict[str, Iterable[Any]]:
-        found = {w: [e if name == DEPLOYED else (e.get("outputs") or {}).get(name) for e in ends[w]] for w in ends}
-        return {w: [100 * v["accuracy"] for v in values if v] for w, values in found.items()}
-
-    distances: dict[str, Iterable[Any]] = {w: [e.get(DIVERSITY) for e in ends[w]] for w in ends}
-    found = [part(name, decimals, accuracies(name)) for name in (DEPLOYED, *names)]
-    return [*found, part(DIVERSITY, 3, distances)] if any(d is not None for d in distances["last"]) else found
+    places = decimals(comparison, group[0])
+    rows = [Part(*group, method, n, accuracy(last, n), accuracy(best, n), places) for n in (DEPLOYED, *names)]
+    distance, at_best = (spread(test.get(DIVERSITY) for test in tests) for tests in (last, best))
+    return [*rows, Part(*group, method, DIVERSITY, distance, at_best, 3)] if distance else rows
 
 
-def terminal(found: list[Part]) -> list[RenderableType]:
-    """Return a table for a terminal for each data set and network, and what they show; nothing without any."""
+def terminal(rows: list[Part]) -> list[RenderableType]:
+    """Return a table for a terminal for each data set and network, and a note; nothing without outputs."""
     tables: list[RenderableType] = []
-    for title, group in _grouped(found):
+    for title, group in formatting.by_group(rows):
         table = Table(title=Text(f"{TITLE}: {title}", style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
         table.pad_edge = False
         for head in ("method", "what"):
             table.add_column(head)
         for head in ("last epoch, %", "best val., %"):
             table.add_column(head, justify="right")
-        for method, own in groupby(group, key=lambda p: p.method):
-            for i, p in enumerate(own):
-                style = "bold" if p.name == DEPLOYED else "dim" if p.name == DIVERSITY else ""
-                name = format.plain_text(method) if i == 0 else ""
-                table.add_row(Text(name), *(Text(c, style=style) for c in _cells(p)))
+        for method, own in groupby(group, key=lambda row: row.method):
+            for i, row in enumerate(own):
+                style = "bold" if row.name == DEPLOYED else "dim" if row.name == DIVERSITY else ""
+                name = formatting.plain_text(method) if i == 0 else ""
+                table.add_row(Text(name), *(Text(c, style=style) for c in _cells(row)))
         tables.append(table)
     return [*tables, Text(NOTE, style="dim")] if tables else []
 
 
-def markdown(found: list[Part]) -> str:
-    """Return a Markdown table for each data set and network; nothing where there is nothing to show."""
-    out: list[str] = []
-    for title, group in _grouped(found):
-        out += [
-            f"### {TITLE}: {format.markdown_cell(title)}",
-            "",
-            "| method | what | last epoch, % | best val., % |",
-        ]
-        out += ["| --- | --- | ---: | ---: |"]
-        out += [f"| {' | '.join(map(format.markdown_cell, (p.method, *_cells(p))))} |" for p in group]
-        out += [""]
-    return "\n".join([*out, NOTE, ""]) if out else ""
+def markdown(rows: list[Part]) -> str:
+    """Return a Markdown table for each data set and network; nothing without outputs."""
+    cell = formatting.markdown_cell
+    lines: list[str] = []
+    for title, group in formatting.by_group(rows):
+        lines += [f"### {TITLE}: {cell(title)}", "", "| method | what | last epoch, % | best val., % |"]
+        lines += ["| --- | --- | ---: | ---: |"]
+        lines += [f"| {' | '.join(map(cell, (row.method, *_cells(row))))} |" for row in group]
+        lines += [""]
+    return "\n".join([*lines, NOTE, ""]) if lines else ""
 
 
-def csv(found: list[Part]) -> str:
+def csv(rows: list[Part]) -> str:
     """Return one line per output with unrounded numbers: percent, and the distance as it is."""
     file = io.StringIO()
     writer = _csv.writer(file, lineterminator="\n")
-    ends = [f"{which}_{part}" for which in ("test_last", "test_best_val") for part in ("mean", "std")]
-    writer.writerow(["dataset", "model", "method", "what", "n", *ends])
-    for p in found:
-        values = [v for s in (p.last, p.best) for v in ((s.mean, s.std) if s else (None, None))]
-        names = [format.inert(name) for name in (p.dataset, p.model, p.method, p.name)]
-        writer.writerow([*names, p.last.n if p.last else 0, *values])
+    heads = [f"{which}_{part}" for which in ("test_last", "test_best_val") for part in ("mean", "std")]
+    writer.writerow(["dataset", "model", "method", "what", "n", *heads])
+    for row in rows:
+        names = [formatting.inert(name) for name in (row.dataset, row.model, row.method, row.name)]
+        values = [v for s in (row.last, row.best) for v in ((s.mean, s.std) if s else (None, None))]
+        writer.writerow([*names, row.last.n if row.last else 0, *values])
     return file.getvalue()
 
 
-def _cells(part: Part) -> list[str]:
-    return [format.plain_text(part.name), *(format.spread(s, part.decimals) for s in (part.last, part.best))]
-
-
-def _grouped(found: list[Part]) -> list[tuple[str, list[Part]]]:
-    by = groupby(found, key=lambda p: (p.dataset, p.model))
-    return [(format.plain_text(", ".join(group)), list(own)) for group, own in by]
+def _cells(row: Part) -> list[str]:
+    return [formatting.plain_text(row.name), *(formatting.spread(s, row.decimals) for s in (row.last, row.best))]

@@ -1,29 +1,29 @@
-"""Accuracy at equal budgets, read off the curves of runs as they were made: epochs, gradients or seconds."""
+"""Validation accuracy at equal epochs, gradient evaluations or seconds, interpolated on the curves of the runs."""
 
 from __future__ import annotations
 
 import csv as _csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from steppe.records import Comparison, Record
-from steppe.report.comparison.summary import BASELINE, Spread, chosen, controls_of, groups, paired, spread
-from steppe.report.format import inert
+from steppe.report.comparison.curves import spent, values
+from steppe.report.comparison.summary import BASELINE, Spread, controls_of, groups, paired, runs_of, spread
+from steppe.report.formatting import inert
 from steppe.report.statistics import Difference
 
 Axis = Literal["epochs", "gradients", "seconds"]
-Reading = float | None
 
 
 @dataclass(frozen=True)
-class Reached:
-    """What the finished runs of one method had reached when a budget was spent.
+class BudgetRow:
+    """Where the finished runs of one method were when the budget was spent.
 
     Attributes:
         method: Label of the method.
-        accuracy: Validation accuracy in percent, over seeds; None if not one epoch fits the budget.
+        accuracy: Validation accuracy in percent, over seeds; None if the budget is less than one epoch.
         epochs: Epochs trained by then, the mean over seeds.
         difference: ``accuracy`` minus plain's, in percentage points, paired by seed.
         controls: The same difference to each control of the method that this comparison has.
@@ -38,20 +38,20 @@ class Reached:
 
 @dataclass(frozen=True)
 class EqualBudget:
-    """The largest budget that every finished run reached, in the unit of ``axis``, and who was where by then."""
+    """The largest budget that every finished run reached, in the unit of ``axis``, and a row per method."""
 
     axis: Axis
     amount: float
-    reached: list[Reached]
+    rows: list[BudgetRow]
 
 
 def budgets(comparison: Comparison, group: tuple[str, str]) -> list[EqualBudget]:
-    """Return one budget per axis, as far as records have it, for one data set and network.
+    """Return one budget per axis that the records have, for one data set and network.
 
-    Between the two epochs on either side of the budget B a straight line is drawn: for costs c and accuracies a,
-    ``a(B) = a_i + (a_j - a_i) (B - c_i) / (c_j - c_i)`` with ``c_i <= B < c_j``. Test images have no part in it:
-    they are looked at when a run has ended. No run was planned for B: its learning rate followed a schedule laid
-    out for the whole run.
+    The budget B is the smallest total that any finished run used. Accuracy at B is interpolated linearly between
+    two epochs: for costs c and accuracies a, ``a(B) = a_i + (a_j - a_i) (B - c_i) / (c_j - c_i)`` with
+    ``c_i <= B < c_j``. It is validation accuracy, since test images are evaluated only when a run has ended. The
+    learning-rate schedule of these runs was not planned for B.
     """
     return [b for axis in get_args(Axis) if (b := _budget(comparison, group, axis))]
 
@@ -67,64 +67,52 @@ def csv(comparison: Comparison) -> str:
     writer.writerow([*heads, *(f"minus_plain{part}" for part in ("", "_low", "_high", "_n", "_p"))])
     for group in groups(comparison):
         for budget in budgets(comparison, group):
-            for r in budget.reached:
-                names = [*map(inert, group), budget.axis, budget.amount, inert(r.method)]
-                reached = [r.accuracy.n, r.accuracy.mean, r.accuracy.std] if r.accuracy else [0, None, None]
-                d = r.difference
-                against = [d.mean, d.low, d.high, d.n, d.p] if d else [None] * 5
-                writer.writerow([*names, *reached, r.epochs, *against])
+            for row in budget.rows:
+                a, d = row.accuracy, row.difference
+                cells = [*map(inert, group), budget.axis, budget.amount, inert(row.method)]
+                cells += [a.n, a.mean, a.std] if a else [0, None, None]
+                cells += [row.epochs, *([d.mean, d.low, d.high, d.n, d.p] if d else [None] * 5)]
+                writer.writerow(cells)
     return file.getvalue()
 
 
 def _budget(comparison: Comparison, group: tuple[str, str], axis: Axis) -> EqualBudget | None:
-    runs = {m: [r for r in chosen(comparison, group, m) if r.status == "ok"] for m in comparison.methods}
-    runs = {method: records for method, records in runs.items() if records}
-    ends = [_cost(r, axis)[-1] for records in runs.values() for r in records if r.metrics]
-    known = [end for end in ends if end is not None]
-    if not known:
+    finished = {m: [r for r in runs_of(comparison, group, m) if r.status == "ok"] for m in comparison.methods}
+    finished = {method: runs for method, runs in finished.items() if runs}
+    totals = [spent(r, axis)[-1] for runs in finished.values() for r in runs if r.metrics]
+    numbers = [total for total in totals if total is not None]
+    if not numbers:
         return None
-    amount = min(known)
-    accuracy = {m: _seeds(records, axis, amount, _accuracy) for m, records in runs.items()}
-    epochs = {m: _seeds(records, axis, amount, lambda r: _cost(r, "epochs")) for m, records in runs.items()}
-    reached = []
-    for method, found in accuracy.items():
-        trained = spread(epochs[method].values())
-        against = {c: accuracy[c] for c in controls_of(comparison, method) if c in accuracy}
-        reached.append(
-            Reached(
+    amount = min(numbers)
+
+    def accuracy(run: Record) -> float | None:
+        return interpolate(spent(run, axis), values(run, "val_accuracy"), amount)
+
+    def epochs(run: Record) -> float | None:
+        return interpolate(spent(run, axis), spent(run, "epochs"), amount)
+
+    accuracies = {m: {r.seed: accuracy(r) for r in runs} for m, runs in finished.items()}
+    rows = []
+    for method, runs in finished.items():
+        trained = spread(epochs(r) for r in runs)
+        own = accuracies[method]
+        differences = {c: paired(own, accuracies.get(c, {})) for c in controls_of(comparison, method)}
+        rows.append(
+            BudgetRow(
                 method,
-                spread(found.values()),
+                spread(own.values()),
                 trained.mean if trained else None,
-                None if method == BASELINE else paired(found, accuracy.get(BASELINE, {})),
-                {c: difference for c, other in against.items() if (difference := paired(found, other))},
+                None if method == BASELINE else paired(own, accuracies.get(BASELINE, {})),
+                {c: difference for c, difference in differences.items() if difference},
             )
         )
-    return EqualBudget(axis, amount, reached)
+    return EqualBudget(axis, amount, rows)
 
 
-def _seeds(
-    records: list[Record], axis: Axis, amount: float, values: Callable[[Record], Sequence[Reading]]
-) -> Mapping[int, Reading]:
-    return {r.seed: read_off(_cost(r, axis), values(r), amount) for r in records}
+def interpolate(x: Sequence[float | None], y: Sequence[float | None], at: float) -> float | None:
+    """Return y at ``at`` by linear interpolation between the points that have both values.
 
-
-def _cost(record: Record, axis: Axis) -> list[Reading]:
-    """Return what a run had spent after each of its epochs."""
-    if axis == "seconds":
-        spent = [line.get("seconds") for line in record.timing[: len(record.metrics)]]
-        return spent + [None] * (len(record.metrics) - len(spent))
-    return [line.get("epoch" if axis == "epochs" else "gradients") for line in record.metrics]
-
-
-def _accuracy(record: Record) -> list[Reading]:
-    found = [line.get("val_accuracy") for line in record.metrics]
-    return [None if a is None else 100 * a for a in found]
-
-
-def read_off(x: Sequence[Reading], y: Sequence[Reading], at: float) -> Reading:
-    """Return the height at ``at`` of the line through the points that are known; None before the first.
-
-    ``x`` rises. After the last point its height is returned.
+    ``x`` rises. None before the first point; the last y after the last one.
     """
     points = [(a, b) for a, b in zip(x, y, strict=True) if a is not None and b is not None]
     before = [p for p in points if p[0] <= at]
@@ -132,7 +120,7 @@ def read_off(x: Sequence[Reading], y: Sequence[Reading], at: float) -> Reading:
     if not before:
         return None
     (x0, y0) = before[-1]
-    if not after or x0 == at:
+    if not after:
         return y0
     (x1, y1) = after[0]
     return y0 + (y1 - y0) * (at - x0) / (x1 - x0)

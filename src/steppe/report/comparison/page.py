@@ -1,36 +1,24 @@
-"""The page of a comparison: one HTML file that needs no network, and the tables and figures beside it."""
+"""The page of a comparison: one HTML file that needs no network, with tables and figures as further files."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from steppe.records import Comparison, load, write_text
-from steppe.report import format
-from steppe.report.comparison import (
-    config_diff,
-    deployables,
-    equal_budget,
-    figures,
-    results,
-    tables,
-    template_context,
-)
-from steppe.report.comparison.curves import AXES, METRICS, Series, series
+from steppe.report import _html, plotting
+from steppe.report.comparison import deployables, equal_budget, figures, pareto, tables
+from steppe.report.comparison._template_context import context
+from steppe.report.comparison.curves import AXES, METRICS, series
 from steppe.report.comparison.summary import ResultRow, groups, rows
-from steppe.report.style import outline, styles
+from steppe.report.style import styles
 
-_REPORT = Path(__file__).parents[1]
-_SCRIPTS = ("base.js", "table.js", "chart.js", "curves.js", "export.js", "start.js")
 DIAGNOSIS = "diagnosis.html"
-# What is put into the page to be saved from it, and lies beside it too: name, what it is called, its type.
+# The files that can be saved from the page: name, label, type.
 _DOWNLOADS = (
     ("table.csv", "CSV", "text/csv"),
     ("table.md", "Markdown", "text/markdown"),
@@ -40,20 +28,12 @@ _DOWNLOADS = (
 )
 
 
-@dataclass(frozen=True)
-class Live:
-    """What a page that follows runs under way knows: the state of the records it shows, and how far they are."""
-
-    version: str
-    progress: str
-
-
 def write(folder: Path) -> Path:
     """Write ``report.html`` into the comparison's folder and return its path.
 
-    Beside it are written ``table.csv``, ``table.md``, ``table.tex``, ``curves.svg``, ``curves.png``, ``cost.svg``,
-    ``budgets.csv`` once a run has finished, and ``outputs.csv`` where a method can deploy more than one thing. A
-    comparison under way can be reported too.
+    Also written are ``table.csv``, ``table.md``, ``table.tex``, ``curves.svg`` and ``curves.png``; once a run has
+    finished ``budgets.csv`` and ``cost.svg``; and ``outputs.csv`` where a method can deploy more than one thing. A
+    comparison whose runs have not all finished can be reported too.
 
     Raises:
         steppe.errors.InputError: The folder is not that of a comparison, or is damaged.
@@ -61,97 +41,70 @@ def write(folder: Path) -> Path:
     """
     comparison = load(folder)
     table = rows(comparison)
-    beside = files(comparison, table)
-    for name, content in beside.items():
+    for name, content in files(comparison, table).items():
         write_text(comparison.folder / name, content)
     curves = figures.curves(comparison)
-    figures.save(curves, comparison.folder / "curves.svg")
-    figures.save(curves, comparison.folder / "curves.png")
-    figures.save(figures.accuracy_cost(comparison), comparison.folder / "cost.svg")
+    plotting.save(curves, comparison.folder / "curves.svg")
+    plotting.save(curves, comparison.folder / "curves.png")
+    if cost := pareto.figure(comparison):
+        plotting.save(cost, comparison.folder / "cost.svg")
     page = comparison.folder / "report.html"
-    write_text(page, html(comparison, table, beside))
+    write_text(page, html(comparison, table))
     return page
 
 
 def files(comparison: Comparison, table: list[ResultRow]) -> dict[str, str]:
-    """Return the tables that lie beside the page and can be saved from it, by name."""
-    found = {"table.csv": tables.csv(table), "table.tex": tables.latex(table)}
+    """Return the tables that are written next to the page and can be saved from it, by name."""
     parts = deployables.parts(comparison)
-    found["table.md"] = "\n".join(filter(None, [tables.markdown(table), deployables.markdown(parts)]))
-    found |= {"budgets.csv": equal_budget.csv(comparison)} if any(row.ok for row in table) else {}
-    return found | ({"outputs.csv": deployables.csv(parts)} if parts else {})
+    markdown = "\n".join(filter(None, [tables.markdown(table), deployables.markdown(parts)]))
+    content = {"table.csv": tables.csv(table), "table.md": markdown, "table.tex": tables.latex(table)}
+    content |= {"budgets.csv": equal_budget.csv(comparison)} if any(row.ok for row in table) else {}
+    return content | ({"outputs.csv": deployables.csv(parts)} if parts else {})
 
 
-def html(comparison: Comparison, table: list[ResultRow], beside: dict[str, str], live: Live | None = None) -> str:
-    """Return the page as text: everything inline, everything from runs escaped; ``beside`` can be saved from it.
+def html(comparison: Comparison, table: list[ResultRow], version: str = "") -> str:
+    """Return the page as text.
 
-    A content security policy lets no other script run than the page's own and lets nothing load; a page that
-    follows runs may ask the server it came from, and nobody else.
+    With a ``version`` (a name of the records' present state) the page is a live one: it asks the server that it
+    came from for the version, and reloads when that has changed.
     """
-    found = groups(comparison)
     # The page stays small: the more lines, the fewer epochs of each.
-    lines = max(1, len(found) * len(comparison.methods))
-    parts = {g: [r for r in table if (r.dataset, r.model) == g] for g in found}
-    drawn = {group: series(comparison, group, _within(2500 // lines, 200)) for group in found}
-    script = _script((*_SCRIPTS, "live.js") if live else _SCRIPTS)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    look = [asdict(style) | {"mark": outline(style.marker)} for style in styles(comparison).values()]
-    shown = [template_context.group(comparison, g, parts[g], drawn[g]) for g in found]
-    offered = {t["mode"] for g in shown for t in g["tables"]}
-    loader = FileSystemLoader(_REPORT / "templates", encoding="utf-8")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("page.html.j2").render(
-        **template_context.header(comparison),
-        groups=shown,
-        several=len(found) > 1,
-        modes=[(mode, name) for mode, name in results.MODES.items() if mode in offered],
-        titles=results.MODES,
-        watched=any(row.best_of_all for row in table),
-        best_of_all=format.BEST_OF_ALL,
-        about_best_of_all=format.ABOUT_BEST_OF_ALL,
-        deployable=template_context.deployable(comparison),
-        deploy_title=deployables.TITLE,
-        deploy_note=deployables.NOTE,
-        failures=template_context.failures(comparison),
-        fact_groups=template_context.facts(comparison),
-        changed=template_context.changed(comparison),
-        run_differences=config_diff.of_runs(comparison),
-        methods=template_context.methods(comparison),
-        controls=template_context.controls(comparison),
-        folders=template_context.folders(comparison),
+    lines = max(1, len(groups(comparison)) * len(comparison.methods))
+    curves = {g: series(comparison, g, max(8, min(2500 // lines, 200))) for g in groups(comparison)}
+    static = "" if version else plotting.inline(figures.curves(comparison, max(8, min(900 // lines, 60))))
+    cost = pareto.figure(comparison)
+    content = context(comparison, table, curves)
+    order = {method: i for i, method in enumerate(comparison.methods)}
+    style_list = list(styles(comparison).values())
+    match = comparison.study.get("match")
+    data = {
+        "metrics": METRICS,
+        "axes": AXES,
+        "axis": match if match in AXES else "epochs",
+        "styles": [{"width": s.width, "dash": s.dash, "mark": s.outline} for s in style_list],
+        "budgets": [{t["mode"]: t["amount"] for t in g["tables"] if "amount" in t} for g in content["groups"]],
+        "groups": [[_rounded(asdict(c) | {"style": order[c.method]}) for c in own] for own in curves.values()],
+    }
+    return _html.render(
+        "page.html.j2",
+        comparison,
+        "page.js",
+        data,
+        **content,
         diagnosis=DIAGNOSIS if (comparison.folder / DIAGNOSIS).exists() else "",
-        downloads=_downloads(beside),
+        downloads=_downloads(files(comparison, table)),
         metrics=[(name, title.split(" (")[0].lower()) for name, title in METRICS.items()],
-        styles=look,
-        css=Markup((_REPORT / "static" / "page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=Markup(digest),
-        data=embedded(_data(comparison, look, list(drawn.values()), shown)),
-        static_curves="" if live else _static_curves(comparison, lines),
-        live=live,
+        styles=style_list,
+        order=order,
+        deployables=deployables,
+        static_curves=Markup(static),
+        cost=Markup(plotting.inline(cost) if cost else ""),
+        version=version,
     )
 
 
-def embedded(content: Any) -> Markup:
-    """Return JSON that can stand in a script element: no character in it can end the element."""
-    shown = json.dumps(content, separators=(",", ":"), allow_nan=False)
-    for character in "<>&":
-        shown = shown.replace(character, f"\\u{ord(character):04x}")
-    return Markup(shown)
-
-
-def _script(names: tuple[str, ...]) -> str:
-    parts = [(_REPORT / "static" / name).read_text(encoding="utf-8") for name in names]
-    return '"use strict";\n(() => {\n' + "\n".join(parts) + "})();\n"
-
-
-def _static_curves(comparison: Comparison, lines: int) -> Markup:
-    """Return the curves for readers whose browser runs no script."""
-    return Markup(figures.inline(figures.curves(comparison, _within(900 // lines, 60))))
-
-
 def _downloads(content: dict[str, str]) -> list[tuple[str, str, str]]:
-    """Return name, label and address of each file, the address holding the file itself."""
+    """Return name, label and address of each file; the address contains the file itself."""
     return [
         (name, label, f"data:{kind};charset=utf-8;base64,{base64.b64encode(content[name].encode()).decode()}")
         for name, label, kind in _DOWNLOADS
@@ -159,40 +112,10 @@ def _downloads(content: dict[str, str]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _data(
-    comparison: Comparison, look: list[dict[str, Any]], drawn: list[list[Series]], shown: list[dict[str, Any]]
-) -> dict[str, Any]:
-    order = list(comparison.methods)
-    return {
-        "metrics": METRICS,
-        "axes": AXES,
-        "axis": comparison.study.get("match") if comparison.study.get("match") in AXES else "epochs",
-        "styles": [{key: style[key] for key in ("width", "dash", "mark")} for style in look],
-        "budgets": [{t["mode"]: t["amount"] for t in g["tables"] if "amount" in t} for g in shown],
-        "groups": [
-            [
-                {
-                    "style": order.index(line.method),
-                    "n": line.n,
-                    "x": {name: _short(values) for name, values in line.x.items()},
-                    "y": {
-                        name: {"mean": _short(b.mean), "low": _short(b.low), "high": _short(b.high)}
-                        for name, b in line.y.items()
-                    },
-                }
-                for line in lines
-            ]
-            for lines in drawn
-        ],
-    }
-
-
-def _short(values: list[float | None]) -> list[float | None]:
-    return [None if v is None else float(f"{v:.5g}") for v in values]
-
-
-def _within(points: int, most: int) -> int:
-    return max(8, min(points, most))
-
-
-__all__ = ["Live", "embedded", "files", "html", "write"]
+def _rounded(value: Any) -> Any:
+    """Return the value with all numbers in it to five digits, which is more than a chart shows."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value

@@ -1,22 +1,29 @@
-"""Accuracy against cost: where points and their labels stand so that none hides another."""
+"""Accuracy against cost: the figure, and the Pareto front in it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from steppe.records import Comparison
-from steppe.report.comparison.summary import ResultRow, Spread, chosen, rows
+from steppe.report import plotting
+from steppe.report.comparison.summary import ResultRow, Spread, groups, rows, runs_of
+from steppe.report.style import Style, styles
 
 CostAxis = Literal["gradients", "seconds"]
-TITLES = {"gradients": "Gradient evaluations of a run", "seconds": "Training seconds of a run"}
+COSTS = {"gradients": "gradient evaluations", "seconds": "training seconds"}
+# The smallest distance between two labels, in inches: a line of 9 points.
+_LINE = 0.18
 
 
 @dataclass(frozen=True)
 class Point:
-    """One method: its cost, test accuracy (percent), and where it is drawn, in the axes' units."""
+    """One method: its cost, its test accuracy in percent, and where it and its label are drawn."""
 
     method: str
     cost: float
@@ -28,44 +35,82 @@ class Point:
 
 @dataclass(frozen=True)
 class Layout:
-    """The points, those on the Pareto front by rising cost, the limits of both axes and their ticks."""
+    """The points, the Pareto front among them by rising cost, and the limits of both axes."""
 
     points: list[Point]
     front: list[Point]
     x: tuple[float, float]
     y: tuple[float, float]
-    x_ticks: list[float]
-    y_ticks: list[float]
 
 
-def layout(comparison: Comparison, group: tuple[str, str], cost: CostAxis, gap: float = 0.055) -> Layout | None:
+def figure(comparison: Comparison) -> Figure | None:
+    """Return test accuracy after the last epoch against the cost of a run; None before a run has finished.
+
+    One panel per data set, network and cost. The costs are gradient evaluations (backward passes) and training
+    seconds, means over seeds. Bars are the sample standard deviation over seeds. Methods of equal cost are drawn
+    next to each other. The stepped line is the Pareto front (see ``front``).
+    """
+    height = max(4.4, 0.8 + _LINE * len(comparison.methods))
+    layouts = [
+        (group, cost, layout)
+        for group in groups(comparison)
+        for cost in get_args(CostAxis)
+        if (layout := place(comparison, group, cost, _LINE / (height - 0.8)))
+    ]
+    if not layouts:
+        return None
+    drawing, panels = plotting.new_figure(len(layouts), 1, (11, height * len(layouts)))
+    style_of = styles(comparison)
+    for panel, (group, cost, layout) in zip(panels, layouts, strict=True):
+        where = f", {', '.join(group)}" if len(groups(comparison)) > 1 else ""
+        title = f"{COSTS[cost].capitalize()} of a run"
+        plotting.style_axes(panel, title, f"Test accuracy after the last epoch, %{where}")
+        _draw(panel, layout, style_of)
+    return drawing
+
+
+def _draw(panel: Axes, layout: Layout, style_of: dict[str, Style]) -> None:
+    panel.plot(*zip(*stairs(layout.front), strict=True), color=plotting.FAINT, linewidth=3, zorder=1)
+    for point in layout.points:
+        style, mean = style_of[point.method], point.accuracy.mean
+        bar: dict[str, Any] = {"yerr": point.accuracy.std or 0.0, "elinewidth": 1.3, "markersize": 6}
+        panel.errorbar(point.x, mean, fmt=style.marker or "o", color=style.light, **bar)
+        leader = [point.x, point.label_x], [mean, point.label_y]
+        panel.plot(*leader, color=style.light, linewidth=0.5, alpha=0.6)
+        weight = "bold" if point in layout.front else "normal"
+        name = panel.text(point.label_x, point.label_y, f" {plotting.label(point.method)}", va="center")
+        name.set(color=style.light, fontsize=9, fontweight=weight, parse_math=False)
+    panel.set(xlim=layout.x, ylim=layout.y)
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+
+
+def place(comparison: Comparison, group: tuple[str, str], cost: CostAxis, gap: float = 0.05) -> Layout | None:
     """Place the methods of one data set and network; None if no run has finished.
 
-    Methods of equal cost stand side by side; labels stand to the right of theirs, at least ``gap`` of the
-    height apart. Accuracy is after the last epoch, with the sample standard deviation over seeds.
+    Labels are to the right of their points, at least ``gap`` of the panel's height apart.
     """
-    table = [r for r in rows(comparison) if (r.dataset, r.model) == group and r.last is not None]
-    costs = {r.method: _cost(comparison, r, cost) for r in table}
-    known = [(r.method, c, r.last) for r in table if (c := costs[r.method]) is not None and r.last]
-    if not known:
+    table = [r for r in rows(comparison) if (r.dataset, r.model) == group]
+    items = [
+        (r.method, value, r.last) for r in table if r.last and (value := _cost(comparison, r, cost)) is not None
+    ]
+    if not items:
         return None
-    lowest = min(s.mean - (s.std or 0.0) for _, _, s in known)
-    highest = max(s.mean + (s.std or 0.0) for _, _, s in known)
+    lowest = min(s.mean - (s.std or 0.0) for _, _, s in items)
+    highest = max(s.mean + (s.std or 0.0) for _, _, s in items)
     margin = 0.08 * (highest - lowest) or 1.0
     y = (lowest - margin, highest + margin)
-    costs_only = [c for _, c, _ in known]
-    span = max(costs_only) - min(costs_only) or 0.5 * max(costs_only) or 1.0
-    x = (min(costs_only) - 0.08 * span, max(costs_only) + 0.4 * span)
+    costs = [c for _, c, _ in items]
+    span = max(costs) - min(costs) or 0.5 * max(costs) or 1.0
     points: list[Point] = []
-    for column in _columns(known, 0.1 * span):
+    for column in _columns(items, 0.1 * span):
         points += _placed(column, y, gap, 0.014 * span)
-    ticks = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
-    x_ticks = _inside(ticks, (x[0], max(costs_only) + 0.15 * span))
-    return Layout(points, front(points), x, y, x_ticks, _inside(ticks, y))
+    x = (min(costs) - 0.08 * span, max(costs) + 0.3 * span)
+    return Layout(points, front(points), x, y)
 
 
-def front(points: list[Point]) -> list[Point]:
-    """Return the points that no other dominates, by rising cost: the Pareto front of mean accuracy and mean cost.
+def front(points: Sequence[Point]) -> list[Point]:
+    """Return the Pareto front of mean accuracy and mean cost: the points that no other dominates, by rising cost.
 
     A point is dominated if another costs at most as much and is at least as accurate, and differs from it.
     """
@@ -77,8 +122,8 @@ def front(points: list[Point]) -> list[Point]:
     return sorted((p for p in points if not any(dominates(q, p) for q in points)), key=lambda p: p.cost)
 
 
-def stairs(on_front: list[Point]) -> list[tuple[float, float]]:
-    """Return the corners of the line that the front draws: flat until something costlier is more accurate."""
+def stairs(on_front: Sequence[Point]) -> list[tuple[float, float]]:
+    """Return the corners of the front's line: flat until a costlier method is more accurate."""
     corners: list[tuple[float, float]] = []
     for point in on_front:
         if corners:
@@ -90,15 +135,16 @@ def stairs(on_front: list[Point]) -> list[tuple[float, float]]:
 def _cost(comparison: Comparison, row: ResultRow, cost: CostAxis) -> float | None:
     if cost == "seconds":
         return row.seconds
-    records = [r for r in chosen(comparison, (row.dataset, row.model), row.method) if r.status == "ok"]
-    ends = [r.metrics[-1].get("gradients") for r in records if r.metrics]
-    known = [e for e in ends if e is not None]
-    return sum(known) / len(known) if known else None
+    runs = runs_of(comparison, (row.dataset, row.model), row.method)
+    ends = [r.metrics[-1].get("gradients") for r in runs if r.status == "ok" and r.metrics]
+    numbers = [end for end in ends if end is not None]
+    return sum(numbers) / len(numbers) if numbers else None
 
 
-def _columns(known: list[tuple[str, float, Spread]], near: float) -> list[list[tuple[str, float, Spread]]]:
+def _columns(items: list[tuple[str, float, Spread]], near: float) -> list[list[tuple[str, float, Spread]]]:
+    """Return the methods in columns, each no wider than ``near``."""
     columns: list[list[tuple[str, float, Spread]]] = []
-    for item in sorted(known, key=lambda k: k[1]):
+    for item in sorted(items, key=lambda item: item[1]):
         if columns and item[1] - columns[-1][0][1] <= near:
             columns[-1].append(item)
         else:
@@ -112,10 +158,10 @@ def _placed(
     xs: dict[str, float] = {}
     for equal in _columns(column, step):
         middle = sum(c for _, c, _ in equal) / len(equal)
-        for i, (method, _, _) in enumerate(sorted(equal, key=lambda k: k[2].mean)):
+        for i, (method, _, _) in enumerate(sorted(equal, key=lambda item: item[2].mean)):
             xs[method] = middle + (i - (len(equal) - 1) / 2) * step
-    column = sorted(column, key=lambda k: k[2].mean)
-    heights = _apart([s.mean for _, _, s in column], gap * (y[1] - y[0]), y)
+    column = sorted(column, key=lambda item: item[2].mean)
+    heights = _spaced([s.mean for _, _, s in column], gap * (y[1] - y[0]), y)
     label_x = max(xs.values()) + 1.5 * step
     return [
         Point(method, cost, accuracy, xs[method], label_x, height)
@@ -123,23 +169,18 @@ def _placed(
     ]
 
 
-def _apart(heights: list[float], gap: float, limits: tuple[float, float]) -> list[float]:
-    """Move rising heights as little as keeps them ``gap`` apart: overlapping ones share their centre."""
-    blocks: list[list[float]] = []
+def _spaced(heights: list[float], gap: float, limits: tuple[float, float]) -> list[float]:
+    """Move rising heights as little as possible so that they are ``gap`` apart and within the limits."""
+    # Heights that would overlap form a block around their common centre.
+    blocks: list[tuple[float, int]] = []
     for height in heights:
-        blocks.append([height, 1])
+        blocks.append((height, 1))
         while len(blocks) > 1:
             (low, m), (high, n) = blocks[-2:]
             if high - low >= gap * (m + n) / 2:
                 break
-            blocks[-2:] = [[(m * low + n * high) / (m + n), m + n]]
-    placed: list[float] = []
-    for centre, count in blocks:
-        placed += [centre + (i - (count - 1) / 2) * gap for i in range(int(count))]
+            blocks[-2:] = [((m * low + n * high) / (m + n), m + n)]
+    placed = [centre + (i - (n - 1) / 2) * gap for centre, n in blocks for i in range(n)]
     over = max(0.0, placed[-1] - limits[1])
-    under = max(0.0, limits[0] - placed[0] + over)
-    return [p - over + (under if not over else 0.0) for p in placed]
-
-
-def _inside(ticks: MaxNLocator, limits: tuple[float, float]) -> list[float]:
-    return [float(t) for t in ticks.tick_values(*limits) if limits[0] <= t <= limits[1]]
+    under = max(0.0, limits[0] - placed[0])
+    return [p - over if over else p + under for p in placed]

@@ -1,4 +1,4 @@
-"""One row per data set, network and method: what the runs of all seeds say together."""
+"""The results of a comparison: one row per data set, network and method, over the seeds."""
 
 from __future__ import annotations
 
@@ -23,30 +23,20 @@ class Spread:
 
 @dataclass(frozen=True)
 class ResultRow:
-    """What the runs of one method say on one data set and network.
+    """The results of one method on one data set and network.
 
     Attributes:
-        dataset: Name of the data set.
-        model: Name of the network.
-        method: Label of the method.
-        summary: One sentence about the method.
-        ok: Seeds that ran to the end; the numbers below are over these.
-        failed: Seeds that stopped with an error.
-        unfinished: Seeds without a result yet.
-        last: Test accuracy after the last epoch, in percent.
-        best: Test accuracy after the epoch of highest validation accuracy, in percent.
-        best_of_all: The largest test accuracy of any network, branch or ensemble at any epoch, in percent: no fair
-            number, as nothing can choose it without the test images. None unless every epoch was tested.
-        forward: Forward passes per batch.
-        backward: Backward passes per batch.
-        updates: Optimizer updates per batch.
-        seconds: Training seconds of a run.
-        time_ratio: Training seconds over plain's, on the seeds that both finished.
+        dataset, model, method, summary: Their names, and one sentence about the method.
+        ok, failed, unfinished: Numbers of seeds. All that follows is over those that finished (``ok``).
+        last, best: Test accuracy in percent after the last epoch, and after the best validation epoch.
+        best_of_all: The largest test accuracy of any network, branch or ensemble at any epoch, in percent. It
+            cannot be chosen without the test images. None unless every epoch was tested (``watch.test``).
+        forward, backward, updates: Passes and optimizer updates per batch.
+        seconds, time_ratio: Training seconds of a run, and over plain's on the seeds that both finished.
         memory: Peak memory in MB.
         difference: Last-epoch test accuracy minus plain's, in percentage points, paired by seed.
         controls: The same difference to each control of the method that this comparison has.
-        decimals: Decimals worth printing: 2 where the test set has 2,000 images or more, else 1.
-        is_control: Whether another method names this one as its control.
+        decimals: Decimals worth printing.
     """
 
     dataset: str
@@ -68,18 +58,12 @@ class ResultRow:
     difference: Difference | None = None
     controls: dict[str, Difference] = field(default_factory=dict)
     decimals: int = 1
-    is_control: bool = False
-
-    @property
-    def is_baseline(self) -> bool:
-        """Return whether this is plain training, which every method is compared with."""
-        return self.method == BASELINE
 
 
 def controls_of(comparison: Comparison, method: str) -> list[str]:
-    """Return the controls that the method names and the comparison has, in its order."""
-    named = comparison.methods[method].get("controls") or []
-    return [str(c) for c in named if c in comparison.methods and c != method]
+    """Return the controls of the method that the comparison has, in the method's order."""
+    names = comparison.methods[method].get("controls") or []
+    return [str(c) for c in names if c in comparison.methods and c != method]
 
 
 def all_controls(comparison: Comparison) -> list[str]:
@@ -93,51 +77,51 @@ def groups(comparison: Comparison) -> list[tuple[str, str]]:
     return list(dict.fromkeys((r.dataset, r.model) for r in comparison.records))
 
 
-def chosen(comparison: Comparison, group: tuple[str, str], method: str) -> list[Record]:
+def runs_of(comparison: Comparison, group: tuple[str, str], method: str) -> list[Record]:
     """Return the runs of one method on one data set and network, in the order of the grid."""
     return [r for r in comparison.records if (r.dataset, r.model) == group and r.method == method]
 
 
-def best_of_all(record: Record) -> float | None:
-    """Return the largest test accuracy of a run at any epoch, of anything it could deploy, in percent.
-
-    None for a run that did not look at the test images after each epoch (``watch.test``).
-    """
-    found = [
-        float(part["accuracy"])
-        for line in record.metrics
-        for part in ({"accuracy": line.get("test_accuracy")}, *(line.get("test_outputs") or {}).values())
-        if part.get("accuracy") is not None
-    ]
-    return 100 * max(found) if found else None
+def decimals(comparison: Comparison, dataset: str, part: str = "test") -> int:
+    """Return how many decimals of an accuracy are worth printing: 2 from 2,000 images on, else 1."""
+    return 2 if (comparison.data.get(dataset, {}).get(part) or 0) >= 2000 else 1
 
 
 def rows(comparison: Comparison) -> list[ResultRow]:
     """Summarise a comparison: one row per data set, network and method, in that order.
 
-    Means and standard deviations are over finished seeds; differences are over the seeds that both methods
+    Means and standard deviations are over finished seeds. Differences are over the seeds that both methods
     finished, with Student's 95 % t interval (see ``steppe.report.statistics.paired_difference``).
     """
-    every = all_controls(comparison)
     return [
-        _row(comparison, group, method, every)
+        _row(comparison, group, method)
         for group in groups(comparison)
         for method in comparison.methods
-        if chosen(comparison, group, method)
+        if runs_of(comparison, group, method)
     ]
 
 
-def _row(comparison: Comparison, group: tuple[str, str], method: str, every: list[str]) -> ResultRow:
-    records = chosen(comparison, group, method)
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """Return mean, deviation and count of the values that are not None; None if all are."""
+    numbers = [v for v in values if v is not None]
+    return Spread(*mean_std(numbers), len(numbers)) if numbers else None
+
+
+def paired(a: Mapping[int, float | None], b: Mapping[int, float | None]) -> Difference | None:
+    """Return the mean difference ``a - b`` over the seeds with a value in both; None without any."""
+    pairs = [(x, y) for seed, x in a.items() if x is not None and (y := b.get(seed)) is not None]
+    return paired_difference([x for x, _ in pairs], [y for _, y in pairs]) if pairs else None
+
+
+def _row(comparison: Comparison, group: tuple[str, str], method: str) -> ResultRow:
+    records = runs_of(comparison, group, method)
     statuses = [r.status for r in records]
     results = _results(records)
-    plain = {} if method == BASELINE else _results(chosen(comparison, group, BASELINE))
-    controls = {
-        control: difference
-        for control in controls_of(comparison, method)
-        if (difference := _difference(results, _results(chosen(comparison, group, control))))
-    }
-    test_images = comparison.data.get(group[0], {}).get("test") or 0
+    last = _last(results)
+    plain = _results(runs_of(comparison, group, BASELINE))
+    others = {c: _results(runs_of(comparison, group, c)) for c in controls_of(comparison, method)}
+    controls = {c: paired(last, _last(runs)) for c, runs in others.items()}
+    passes = [r.get("passes") or {} for r in results.values()]
     return ResultRow(
         dataset=group[0],
         model=group[1],
@@ -146,19 +130,18 @@ def _row(comparison: Comparison, group: tuple[str, str], method: str, every: lis
         ok=statuses.count("ok"),
         failed=statuses.count("failed"),
         unfinished=statuses.count("unfinished"),
-        last=spread(_accuracy(r, "last") for r in results.values()),
+        last=spread(last.values()),
         best=spread(_accuracy(r, "best") for r in results.values()),
-        best_of_all=spread(best_of_all(r) for r in records if r.status == "ok"),
-        forward=_mean(_passes(r, "forward") for r in results.values()),
-        backward=_mean(_passes(r, "backward") for r in results.values()),
-        updates=_mean(_passes(r, "updates") for r in results.values()),
+        best_of_all=spread(_best_of_all(r) for r in records if r.status == "ok"),
+        forward=_mean(p.get("forward") for p in passes),
+        backward=_mean(p.get("backward") for p in passes),
+        updates=_mean(p.get("updates") for p in passes),
         seconds=_mean(r.get("seconds") for r in results.values()),
-        time_ratio=1.0 if method == BASELINE and results else _ratio(results, plain),
+        time_ratio=_time_ratio(results, plain),
         memory=_mean(r.get("peak_memory_mb") for r in results.values()),
-        difference=_difference(results, plain),
-        controls=controls,
-        decimals=2 if test_images >= 2000 else 1,
-        is_control=method in every,
+        difference=None if method == BASELINE else paired(last, _last(plain)),
+        controls={c: difference for c, difference in controls.items() if difference},
+        decimals=decimals(comparison, group[0]),
     )
 
 
@@ -166,38 +149,34 @@ def _results(records: list[Record]) -> dict[int, dict[str, Any]]:
     return {r.seed: r.result for r in records if r.status == "ok" and r.result is not None}
 
 
+def _last(results: Mapping[int, Mapping[str, Any]]) -> dict[int, float | None]:
+    return {seed: _accuracy(result, "last") for seed, result in results.items()}
+
+
 def _accuracy(result: Mapping[str, Any], which: str) -> float | None:
     accuracy = (result["test"].get(which) or {}).get("accuracy")
     return None if accuracy is None else 100 * accuracy
 
 
-def _passes(result: Mapping[str, Any], which: str) -> float | None:
-    return (result.get("passes") or {}).get(which)
-
-
-def spread(values: Iterable[float | None]) -> Spread | None:
-    """Return the mean, deviation and count of the values that are known; None if none is."""
-    known = [v for v in values if v is not None]
-    return Spread(*mean_std(known), len(known)) if known else None
+def _best_of_all(record: Record) -> float | None:
+    """Return the largest test accuracy of any output at any epoch, in percent; None if no epoch was tested."""
+    accuracies = [
+        float(output["accuracy"])
+        for line in record.metrics
+        for output in ({"accuracy": line.get("test_accuracy")}, *(line.get("test_outputs") or {}).values())
+        if output.get("accuracy") is not None
+    ]
+    return 100 * max(accuracies) if accuracies else None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    found = spread(values)
-    return found.mean if found else None
+    summary = spread(values)
+    return summary.mean if summary else None
 
 
-def paired(a: Mapping[int, float | None], b: Mapping[int, float | None]) -> Difference | None:
-    """Return the mean difference of ``a - b`` over the seeds that have a value in both; None without any."""
-    known = [(x, y) for seed, x in a.items() if x is not None and (y := b.get(seed)) is not None]
-    return paired_difference([x for x, _ in known], [y for _, y in known]) if known else None
-
-
-def _difference(a: Mapping[int, Mapping[str, Any]], b: Mapping[int, Mapping[str, Any]]) -> Difference | None:
-    return paired(*({seed: _accuracy(r, "last") for seed, r in runs.items()} for runs in (a, b)))
-
-
-def _ratio(a: Mapping[int, Mapping[str, Any]], b: Mapping[int, Mapping[str, Any]]) -> float | None:
-    both = [(a[seed].get("seconds"), b[seed].get("seconds")) for seed in a if seed in b]
-    known = [(x, y) for x, y in both if x is not None and y is not None]
-    below = sum(y for _, y in known)
-    return sum(x for x, _ in known) / below if below else None
+def _time_ratio(results: Mapping[int, Mapping[str, Any]], plain: Mapping[int, Mapping[str, Any]]) -> float | None:
+    """Return training time over plain's, on the seeds that both finished."""
+    times = [(r.get("seconds"), plain[seed].get("seconds")) for seed, r in results.items() if seed in plain]
+    pairs = [(x, y) for x, y in times if x is not None and y is not None]
+    reference = sum(y for _, y in pairs)
+    return sum(x for x, _ in pairs) / reference if reference else None

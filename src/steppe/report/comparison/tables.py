@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv as _csv
 import io
 from collections.abc import Callable
-from itertools import groupby
 from typing import NamedTuple
 
 from rich import box
@@ -14,84 +13,86 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from steppe.report import format
-from steppe.report.comparison.conclusions import sentence
-from steppe.report.comparison.summary import ResultRow, rows
+from steppe.report import formatting
+from steppe.report.comparison.summary import BASELINE, ResultRow
+from steppe.report.formatting import by_group, plain_text
 from steppe.report.statistics import Difference
 
-__all__ = ["ResultRow", "csv", "latex", "markdown", "rows", "sentence", "terminal"]
+_PASSES = "Best val.: at the best validation epoch. Passes: forward / backward / updates per batch."
+_BEST_OF_ALL = f"{formatting.BEST_OF_ALL}, %"
 
 
 class _Column(NamedTuple):
+    """A column of the terminal's table; those with the smallest ``priority`` above 0 are left out first."""
+
     title: str
     cell: Callable[[ResultRow], str]
-    left_out_first: int = 0
+    priority: int = 0
 
 
 _COLUMNS = (
-    _Column("method", lambda r: format.plain_text(r.method)),
-    _Column("seeds", format.seeds),
-    _Column("last epoch, %", lambda r: format.spread(r.last, r.decimals)),
-    _Column("best val., %", lambda r: format.spread(r.best, r.decimals), 4),
-    _Column(f"{format.BEST_OF_ALL}, %", lambda r: format.spread(r.best_of_all, r.decimals), 3),
+    _Column("method", lambda r: plain_text(r.method)),
+    _Column("seeds", formatting.seeds),
+    _Column("last epoch, %", lambda r: formatting.spread(r.last, r.decimals)),
+    _Column("best val., %", lambda r: formatting.spread(r.best, r.decimals), 4),
+    _Column(_BEST_OF_ALL, lambda r: formatting.spread(r.best_of_all, r.decimals), 3),
     _Column("minus plain", lambda r: _marked(r.difference, r)),
-    _Column("passes", format.passes, 3),
-    _Column("seconds", lambda r: format.number(r.seconds, 1), 1),
-    _Column("time", format.ratio),
-    _Column("peak MB", lambda r: format.number(r.memory, 0), 2),
+    _Column("passes", formatting.passes, 3),
+    _Column("seconds", lambda r: formatting.number(r.seconds, 1), 1),
+    _Column("time", formatting.ratio),
+    _Column("peak MB", lambda r: formatting.number(r.memory, 0), 2),
 )
 
 
 def terminal(rows: list[ResultRow]) -> RenderableType:
     """Return the tables for a terminal; they fit its width by leaving out seconds, memory, passes, best epoch.
 
-    Differences whose interval contains 0 are dim; those whose interval excludes it bear a star, so that
-    piped text says the same.
+    Significant differences have a star, so that piped text says what colour would; all others are dim.
     """
     return _Terminal(rows)
 
 
 def markdown(rows: list[ResultRow]) -> str:
-    """Return one Markdown table per data set and network; differences away from 0 are bold."""
+    """Return one Markdown table per data set and network; significant differences are bold."""
+    cell = formatting.markdown_cell
 
-    cell = format.markdown_cell
+    def difference(value: Difference | None, row: ResultRow) -> str:
+        text = formatting.difference(value, row.decimals, row.ok)
+        return f"**{text}**" if value and value.significant else text
 
-    def strong(difference: Difference | None, row: ResultRow) -> str:
-        shown = format.difference(difference, row.decimals, row.ok)
-        return f"**{shown}**" if difference and difference.separates else shown
+    def controls(row: ResultRow) -> str:
+        texts = [f"{cell(plain_text(name))} {difference(d, row)}" for name, d in row.controls.items()]
+        return "<br>".join(texts) or formatting.NONE
 
-    out: list[str] = []
-    for title, group in _grouped(rows):
-        columns = _columns(rows)
-        at = [c.title for c in columns].index("minus plain")
-        shown = columns[:at] + columns[at + 1 :]
-        heads = [c.title for c in shown]
-        heads[at:at] = ["minus plain", "minus control"]
-        out += [f"### {cell(title)}", "", _line(heads), _line(["---"] + ["---:"] * (len(heads) - 1))]
-        for row in group:
-            cells = [cell(c.cell(row)) for c in shown]
-            against = [f"{cell(format.plain_text(n))} {strong(d, row)}" for n, d in row.controls.items()]
-            cells[at:at] = [strong(row.difference, row), "<br>".join(against) or format.NONE]
-            out.append(_line(cells))
-        out.append("")
-    notes = [format.NOTES[0], "Bold: the interval excludes 0." + _UNADJUSTED, *_about_best_of_all(rows)]
-    return "\n".join([*out, *notes, ""])
+    lines: list[str] = []
+    for title, group in by_group(rows):
+        columns: dict[str, Callable[[ResultRow], str]] = {}
+        for c in _columns(rows):
+            if c.title == "minus plain":
+                columns |= {c.title: lambda row: difference(row.difference, row), "minus control": controls}
+            else:
+                columns[c.title] = lambda row, c=c: cell(c.cell(row))  # type: ignore[misc]
+        lines += [f"### {cell(title)}", "", _line(list(columns)), _line(["---"] + ["---:"] * (len(columns) - 1))]
+        lines += [_line([content(row) for content in columns.values()]) for row in group]
+        lines.append("")
+    notes = [formatting.UNITS, f"Bold: the interval excludes 0. {formatting.UNADJUSTED}", *_best_of_all(rows)]
+    return "\n".join([*lines, *notes, ""])
 
 
 def csv(rows: list[ResultRow]) -> str:
     """Return one line per row with unrounded numbers: percent, percentage points, seconds, MB."""
-    controls = list(dict.fromkeys(name for row in rows for name in row.controls))
+    controls = _controls(rows)
     file = io.StringIO()
     writer = _csv.writer(file, lineterminator="\n")
     heads = ["dataset", "model", "method", "n", "failed", "unfinished"]
-    accuracies = ["last", "best_val", *(["best_of_all"] if _watched(rows) else [])]
+    accuracies = ["last", "best_val", *(["best_of_all"] if _best_of_all(rows) else [])]
     heads += [f"test_{which}_{part}" for which in accuracies for part in ("mean", "std")]
     heads += ["forward", "backward", "updates", "seconds", "time_ratio", "peak_memory_mb"]
     for name in ["plain", *controls]:
-        heads += [f"minus_{format.inert(name)}{part}" for part in ("", "_low", "_high", "_n", "_p")]
+        heads += [f"minus_{formatting.inert(name)}{part}" for part in ("", "_low", "_high", "_n", "_p")]
     writer.writerow(heads)
     for row in rows:
-        cells: list[object] = [format.inert(c) for c in (row.dataset, row.model, row.method)]
+        cells: list[object] = [formatting.inert(c) for c in (row.dataset, row.model, row.method)]
         cells += [row.ok, row.failed, row.unfinished]
         for value in (row.last, row.best, row.best_of_all)[: len(accuracies)]:
             cells += [value.mean, value.std] if value else [None, None]
@@ -103,50 +104,34 @@ def csv(rows: list[ResultRow]) -> str:
 
 
 def latex(rows: list[ResultRow]) -> str:
-    """Return one booktabs table per data set and network; differences whose interval contains 0 are grey.
+    """Return one booktabs table per data set and network; differences that are not significant are grey.
 
     Needs ``\\usepackage{booktabs,xcolor}``.
     """
-    out = [r"% needs \usepackage{booktabs,xcolor}"]
+    lines = [r"% needs \usepackage{booktabs,xcolor}"]
 
-    def muted(difference: Difference | None, row: ResultRow) -> str:
-        shown = _tex(format.difference(difference, row.decimals, row.ok)).replace("-", "$-$")
-        shown = "--" if difference is None else shown
-        return shown if difference is None or difference.separates else rf"\textcolor{{gray}}{{{shown}}}"
+    def difference(value: Difference | None, row: ResultRow) -> str:
+        if value is None:
+            return "--"
+        text = _tex(formatting.difference(value, row.decimals, row.ok)).replace("-", "$-$")
+        return text if value.significant else rf"\textcolor{{gray}}{{{text}}}"
 
-    for title, group in _grouped(rows):
-        names = list(dict.fromkeys(name for row in group for name in row.controls))
-        columns = _columns(rows)
-        columns = columns[: [c.title for c in columns].index("minus plain")]
-        heads = [_tex(c.title[0].upper() + c.title[1:]) for c in columns] + ["Minus plain"]
-        heads += [f"Minus {_tex(format.plain_text(name))}" for name in names] + ["Passes", "Time"]
-        out += [f"% {format.plain_text(title)}", rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule"]
-        out += [" & ".join(heads) + r" \\", r"\midrule"]
+    columns = _columns(rows)
+    columns = columns[: [c.title for c in columns].index("minus plain")]
+    for title, group in by_group(rows):
+        controls = _controls(group)
+        heads = [_tex(c.title.capitalize()) for c in columns] + ["Minus plain"]
+        heads += [f"Minus {_tex(plain_text(name))}" for name in controls] + ["Passes", "Time"]
+        lines += [f"% {plain_text(title)}", rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule"]
+        lines += [" & ".join(heads) + r" \\", r"\midrule"]
         for row in group:
-            cells = [_tex(c.cell(row)) for c in columns] + [muted(row.difference, row)]
-            cells += [muted(row.controls.get(name), row) for name in names]
-            cells += [_tex(format.passes(row)), _tex(format.ratio(row))]
-            out.append(" & ".join(cells) + r" \\")
-        out += [r"\bottomrule", r"\end{tabular}", ""]
-    notes = f"{format.NOTES[0]} Grey: the interval contains 0, or there is none.{_UNADJUSTED}"
-    return "\n".join([*out, *(f"% {note}" for note in (notes, *_about_best_of_all(rows))), ""])
-
-
-_PASSES = "Best val.: at the best validation epoch. Passes: forward / backward / updates per batch."
-_UNADJUSTED = " Intervals are not adjusted for several comparisons."
-
-
-def _watched(rows: list[ResultRow]) -> bool:
-    return any(row.best_of_all is not None for row in rows)
-
-
-def _columns(rows: list[ResultRow]) -> list[_Column]:
-    best_of_all = f"{format.BEST_OF_ALL}, %"
-    return [c for c in _COLUMNS if c.title != best_of_all or _watched(rows)]
-
-
-def _about_best_of_all(rows: list[ResultRow]) -> list[str]:
-    return [f"{format.BEST_OF_ALL.capitalize()}: {format.ABOUT_BEST_OF_ALL}"] if _watched(rows) else []
+            cells = [_tex(c.cell(row)) for c in columns] + [difference(row.difference, row)]
+            cells += [difference(row.controls.get(name), row) for name in controls]
+            cells += [_tex(formatting.passes(row)), _tex(formatting.ratio(row))]
+            lines.append(" & ".join(cells) + r" \\")
+        lines += [r"\bottomrule", r"\end{tabular}", ""]
+    note = f"{formatting.UNITS} Grey: the interval contains 0, or there is none. {formatting.UNADJUSTED}"
+    return "\n".join([*lines, *(f"% {text}" for text in (note, *_best_of_all(rows))), ""])
 
 
 class _Terminal:
@@ -154,83 +139,77 @@ class _Terminal:
         self.rows = rows
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        ascii_only = options.ascii_only
-
-        def plain(value: str) -> str:
-            for fancy, simple in (("±", "+/-"), (format.TIMES, "x"), (format.NONE, "-")):
-                value = value.replace(fancy, simple) if ascii_only else value
-            return value.encode("ascii", "replace").decode() if ascii_only else value
+        def text(value: str) -> str:
+            if options.ascii_only:
+                for fancy, simple in (("±", "+/-"), (formatting.TIMES, "x"), (formatting.NONE, "-")):
+                    value = value.replace(fancy, simple)
+                return value.encode("ascii", "replace").decode()
+            return value
 
         left_out: list[str] = []
         every = _columns(self.rows)
-        for title, group in _grouped(self.rows):
+        for title, group in by_group(self.rows):
             for least in range(5):
-                columns = [c for c in every if not 0 < c.left_out_first <= least]
-                table = _table(title, group, columns, plain)
+                columns = [c for c in every if not 0 < c.priority <= least]
+                table = _results(title, group, columns, text)
                 if Measurement.get(console, options.update(width=1000), table).maximum <= options.max_width:
                     break
-            gone = [c.title for c in every if c not in columns]
-            left_out = gone if len(gone) > len(left_out) else left_out
+            left_out = max(left_out, [c.title for c in every if c not in columns], key=len)
             yield table
             if any(row.controls for row in group):
-                yield _controls(group, plain)
-        notes = [*format.NOTES, _PASSES, *_about_best_of_all(self.rows)]
-        if left_out:
-            notes.append(f"Left out at this width: {', '.join(left_out)}.")
-        yield Text(plain("\n".join(notes)), style="dim")
+                yield _against_controls(group, text)
+        notes = [formatting.UNITS, f"{formatting.MARK} the interval excludes 0. {formatting.UNADJUSTED}", _PASSES]
+        notes += _best_of_all(self.rows)
+        notes += [f"Left out at this width: {', '.join(left_out)}."] if left_out else []
+        yield Text(text("\n".join(notes)), style="dim")
 
 
-def _table(title: str, group: list[ResultRow], columns: list[_Column], plain: Callable[[str], str]) -> Table:
-    table = Table(
-        title=Text(plain(title), style="bold"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+def _results(title: str, rows: list[ResultRow], columns: list[_Column], text: Callable[[str], str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title_justify="left")
+    table.title = Text(text(title), style="bold")
     for column in columns:
-        table.add_column(
-            Text(column.title),
-            justify="left" if column.title in ("method", "seeds", "minus plain") else "right",
-            no_wrap=column.title != "method",
-            overflow="fold",
-        )
-    for row in group:
-        cells = [Text(plain(c.cell(row)), style=_style(c, row)) for c in columns]
-        table.add_row(*cells)
+        left = column.title in ("method", "seeds", "minus plain")
+        options = {"no_wrap": column.title != "method", "overflow": "fold"}
+        table.add_column(Text(column.title), justify="left" if left else "right", **options)  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*(Text(text(c.cell(row)), style=_style(c, row)) for c in columns))
     return table
 
 
-def _controls(group: list[ResultRow], plain: Callable[[str], str]) -> Table:
+def _against_controls(rows: list[ResultRow], text: Callable[[str], str]) -> Table:
     table = Table("method", "minus its control", "", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for row in group:
+    for row in rows:
         for i, (name, d) in enumerate(row.controls.items()):
-            table.add_row(
-                Text(plain(format.plain_text(row.method) if i == 0 else "")),
-                Text(plain(format.plain_text(name))),
-                Text(plain(_marked(d, row)), style="" if d.separates else "dim"),
-            )
+            names = [text(plain_text(row.method if i == 0 else "")), text(plain_text(name))]
+            table.add_row(*map(Text, names), Text(text(_marked(d, row)), style="" if d.significant else "dim"))
     return table
 
 
 def _style(column: _Column, row: ResultRow) -> str:
-    if column.title == "minus plain" and row.difference is not None and not row.difference.separates:
+    if column.title == "minus plain" and row.difference and not row.difference.significant:
         return "dim"
     if column.title == "seeds" and row.failed:
         return "red"
-    return "bold" if column.title == "method" and row.is_baseline else ""
+    return "bold" if column.title == "method" and row.method == BASELINE else ""
 
 
 def _marked(difference: Difference | None, row: ResultRow) -> str:
-    shown = format.difference(difference, row.decimals, row.ok)
-    return f"{shown} {format.MARK}" if difference and difference.separates else shown
+    text = formatting.difference(difference, row.decimals, row.ok)
+    return f"{text} {formatting.MARK}" if difference and difference.significant else text
 
 
-def _grouped(rows: list[ResultRow]) -> list[tuple[str, list[ResultRow]]]:
-    return [
-        (format.plain_text(f"{dataset}, {model}"), list(group))
-        for (dataset, model), group in groupby(rows, key=lambda r: (r.dataset, r.model))
-    ]
+def _columns(rows: list[ResultRow]) -> list[_Column]:
+    return [c for c in _COLUMNS if c.title != _BEST_OF_ALL or _best_of_all(rows)]
+
+
+def _best_of_all(rows: list[ResultRow]) -> list[str]:
+    """Return the note on 'best of all', where some row has it."""
+    has_it = any(row.best_of_all is not None for row in rows)
+    return [f"{formatting.BEST_OF_ALL.capitalize()}: {formatting.ABOUT_BEST_OF_ALL}"] if has_it else []
+
+
+def _controls(rows: list[ResultRow]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row.controls))
 
 
 def _line(cells: list[str]) -> str:
@@ -239,6 +218,6 @@ def _line(cells: list[str]) -> str:
 
 def _tex(value: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    special |= {c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", format.TIMES: r"$\times$", format.NONE: "--"}
-    special |= {"<": r"\textless{}", ">": r"\textgreater{}"}
+    special |= {c: f"\\{c}" for c in "&%$#_{}"} | {"<": r"\textless{}", ">": r"\textgreater{}"}
+    special |= {"±": r"$\pm$", formatting.TIMES: r"$\times$", formatting.NONE: "--"}
     return "".join(special.get(c, c) for c in value)

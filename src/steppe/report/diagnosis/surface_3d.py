@@ -7,44 +7,29 @@ from typing import Any
 
 import numpy as np
 
-from steppe.report.diagnosis.plot_helpers import number
 from steppe.report.diagnosis.summary import DiagnosisRow
-from steppe.report.format import plain_text
+from steppe.report.plotting import numbers
 
 
 def surfaces(rows: Sequence[DiagnosisRow]) -> dict[str, Any]:
-    """Return the loss on the plane of each method's first seed, and the scale that all are drawn to."""
+    """Return the loss on the plane of each method's first seed, and the scale of all."""
     low, high = limits(rows)
+    planes = [row.runs[0].diagnosis["plane"] for row in rows]
     return {
         "scale": {"low": low, "high": high},
         "surfaces": [
             {
-                "at": row.runs[0].found["plane"]["at"],
-                "loss": [[_short(v) for v in line] for line in row.runs[0].found["plane"]["loss"]],
+                "at": plane["at"],
+                "loss": [[None if v is None else float(f"{v:.5g}") for v in line] for line in plane["loss"]],
             }
-            for row in rows
+            for plane in planes
         ],
     }
 
 
-def names(rows: Sequence[DiagnosisRow]) -> list[str]:
-    """Return what each surface is of."""
-    return [plain_text(f"{row.method}, seed {row.runs[0].record.seed}") for row in rows]
-
-
 def limits(rows: Sequence[DiagnosisRow]) -> tuple[float, float]:
     """Return the lowest loss on any method's plane and the 90th percentile of all, where the scale ends."""
-    every = np.array([number(v) for row in rows for line in row.runs[0].found["plane"]["loss"] for v in line])
-    every = every[np.isfinite(every)]
-    low, high = float(every.min()), float(np.quantile(every, 0.9))
+    losses = np.concatenate([numbers(row.runs[0].diagnosis["plane"]["loss"]).ravel() for row in rows])
+    losses = losses[np.isfinite(losses)]
+    low, high = float(losses.min()), float(np.quantile(losses, 0.9))
     return low, high if high > low else low + 1
-
-
-def scale_said(rows: Sequence[DiagnosisRow]) -> str:
-    """Return the scale in words."""
-    low, high = limits(rows)
-    return f"{low:.3g} to {high:.3g}; what is above is cut off"
-
-
-def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.5g}")

@@ -1,4 +1,4 @@
-"""Figures of runs on their way: sharpness over epochs, trajectories from one start, where they ended."""
+"""Figures of runs during training: sharpness over epochs, trajectories from one start, and their ends."""
 
 from __future__ import annotations
 
@@ -6,97 +6,107 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from steppe.records import Comparison
-from steppe.report.comparison.figures import INK, dress, label
-from steppe.report.diagnosis.plot_helpers import band, ground, keys, legend, number, panels_of
+from steppe.report import plotting
 from steppe.report.diagnosis.summary import DiagnosisRow
-from steppe.report.style import styles
+from steppe.report.plotting import INK, label, numbers, over_seeds
+from steppe.report.style import Style, styles
 
 
-def ends(comparison: Comparison, found: dict[str, Any]) -> Figure:
-    """Return the plane through the start and the ends of one seed's runs, and the loss along straight paths.
+def ends(comparison: Comparison, content: dict[str, Any]) -> Figure:
+    """Return the plane through the start and the ends of one seed's runs, and the loss along straight lines.
 
     The plane is that of the first two principal components (figures 2 to 5 of the OKDPH paper's supplement).
     """
-    figure, panels = panels_of(1, 2, (11, 5))
-    look = styles(comparison)
-    plane, paths = panels
-    ground(figure, plane, found, ways="Start and ends of one seed")
-    start, *places = found["places"]
-    plane.plot(*start, marker="+", color=INK, markersize=12, markeredgewidth=2, linestyle="")
-    plane.annotate("start", start, (7, -11), textcoords="offset points", fontsize=9, color=INK)
-    for method, place in zip(found["methods"], places, strict=True):
-        style = look[method]
-        plane.plot([start[0], place[0]], [start[1], place[1]], color=style.light, linewidth=0.8, alpha=0.6)
-        plane.plot(*place, marker=style.marker or "o", color=style.light, markersize=9, markeredgecolor="white")
-    for order, (method, path) in enumerate(found["paths"].items()):
-        values = np.array([[number(v) for v in path["loss"]]])
+    figure, (plane, lines) = plotting.new_figure(1, 2, (11, 5))
+    style_of = styles(comparison)
+    _background(figure, plane, content, "Start and ends of one seed")
+    start, *places = content["places"]
+    _start(plane, start)
+    for method, place in zip(content["methods"], places, strict=True):
+        x, y = zip(start, place, strict=True)
+        plane.plot(x, y, color=style_of[method].light, linewidth=0.8, alpha=0.6)
+        _end(plane, place, style_of[method])
+    for order, (method, path) in enumerate(content["paths"].items()):
+        values = numbers([path["loss"]])
         along = np.linspace(0, 1, values.shape[1]).tolist()
-        band(paths, along, values, look[method], method, order, every=2)
-    first = label(found["methods"][0]).strip()
-    dress(paths, f"From {first} (0) straight to the method (1)", "Loss along the way, nats")
-    keys(figure, look, found["methods"])
+        plotting.band(lines, along, over_seeds(values), style_of[method], order, every=2)
+    first = label(content["methods"][0]).strip()
+    plotting.style_axes(lines, f"From {first} (0) straight to the method (1)", "Loss along the line, nats")
+    plotting.legend(figure, style_of, content["methods"])
     return figure
 
 
-def trajectories(comparison: Comparison, found: dict[str, Any]) -> Figure:
-    """Return the ways of one seed's runs from their common start, on the plane that holds most of them.
+def trajectories(comparison: Comparison, content: dict[str, Any]) -> Figure:
+    """Return the trajectories of one seed's runs from their common start, on the plane closest to all of them.
 
-    A dot is an epoch whose weights were kept, the large mark the last one.
+    A dot is an epoch whose weights were saved, the large mark the last one.
     """
-    figure, (panel,) = panels_of(1, 1, (11, 6.4))
-    look = styles(comparison)
-    ground(
-        figure,
-        panel,
-        found,
-        ways="Weights of one seed's runs on their way: a dot per epoch kept, the last one large",
-    )
-    for track in found["tracks"]:
-        style = look[track["method"]]
+    figure, (panel,) = plotting.new_figure(1, 1, (11, 6.4))
+    style_of = styles(comparison)
+    _background(figure, panel, content, "Weights of one seed's runs: one dot per saved epoch, the last one large")
+    for track in content["tracks"]:
+        style = style_of[track["method"]]
         x, y = np.array(track["places"]).T
-        dash: Any = (0, style.dash) if style.dash else "-"
-        panel.plot(x, y, color=style.light, linewidth=1.6, linestyle=dash, marker="o", markersize=3)
-        panel.plot(
-            x[-1], y[-1], marker=style.marker or "o", color=style.light, markersize=9, markeredgecolor="white"
-        )
-    start = found["tracks"][0]["places"][0]
-    panel.plot(*start, marker="+", color=INK, markersize=13, markeredgewidth=2, linestyle="", zorder=5)
-    panel.annotate("start", start, (7, -11), textcoords="offset points", fontsize=9, color=INK)
-    drawn = list(dict.fromkeys(track["method"] for track in found["tracks"]))
-    keys(figure, look, drawn)
+        panel.plot(x, y, color=style.light, linewidth=1.6, linestyle=style.line, marker="o", markersize=3)
+        _end(panel, (x[-1], y[-1]), style)
+    _start(panel, content["tracks"][0]["places"][0])
+    plotting.legend(figure, style_of, dict.fromkeys(track["method"] for track in content["tracks"]))
     return figure
 
 
 def over_epochs(comparison: Comparison, rows: Sequence[DiagnosisRow]) -> Figure | None:
-    """Return SAM's sharpness while the runs trained: mean over seeds, band from lowest to highest.
+    """Return SAM's sharpness during training: mean over seeds, band from the lowest to the highest.
 
-    None if no run was watched (`Watch.sharpness`). Only epochs that every seed of a method has are drawn (SAF,
+    None if no run recorded it (`Watch.sharpness`). Only epochs that every seed of a method has are drawn (SAF,
     figure 3b).
     """
-    figure, (panel,) = panels_of(1, 1, (11, 4.4))
-    look = styles(comparison)
-    drawn = []
+    figure, (panel,) = plotting.new_figure(1, 1, (11, 4.4))
+    style_of = styles(comparison)
+    methods = []
     for order, row in enumerate(rows):
-        seen = [
-            {line["epoch"]: number(line["sharpness"]) for line in run.record.metrics if "sharpness" in line}
+        by_epoch = [
+            {line["epoch"]: line["sharpness"] for line in run.record.metrics if "sharpness" in line}
             for run in row.runs
         ]
-        epochs = sorted(set.intersection(*map(set, seen)))
+        epochs = sorted(set.intersection(*map(set, by_epoch)))
         if epochs:
-            band(
-                panel,
-                epochs,
-                np.array([[s[e] for e in epochs] for s in seen]),
-                look[row.method],
-                row.method,
-                order,
-            )
-            drawn.append(row)
-    if not drawn:
+            values = numbers([[sharpness[e] for e in epochs] for sharpness in by_epoch])
+            plotting.band(panel, epochs, over_seeds(values), style_of[row.method], order)
+            methods.append(row.method)
+    if not methods:
         return None
-    dress(panel, "Epoch", "SAM sharpness of what is deployed, on training images: rise of the loss, nats")
-    legend(figure, look, drawn)
+    title = "SAM sharpness of the deployed weights on training images: rise of the loss, nats"
+    plotting.style_axes(panel, "Epoch", title)
+    plotting.legend(figure, style_of, methods)
     return figure
+
+
+def _background(figure: Figure, panel: Axes, content: dict[str, Any], title: str) -> None:
+    """Draw the loss on a plane of principal components, in grey, with axes that name their explained variance.
+
+    The scale ends at the 90th percentile; what is above has the darkest grey.
+    """
+    losses = numbers(content["loss"])
+    finite = losses[np.isfinite(losses)]
+    low, high = float(finite.min()), float(np.quantile(finite, 0.9))
+    levels = np.linspace(low, high if high > low else low + 1, 15)
+    options: dict[str, Any] = {"levels": levels, "cmap": "Greys", "alpha": 0.75}
+    contours = plotting.filled_contour(panel, content["xs"], content["ys"], losses, **options)
+    first, second = (f"{100 * share:.0f} %" for share in content["explained"])
+    plotting.style_axes(panel, f"First component, distance in weights ({first} of the variance)", title)
+    panel.set_ylabel(f"Second component ({second} of the variance)", fontsize=9, color=INK)
+    panel.grid(visible=False)
+    plotting.color_bar(figure, contours, panel, "Loss on the plane, nats", shrink=0.85, pad=0.02)
+
+
+def _start(panel: Axes, place: Sequence[float]) -> None:
+    panel.plot(*place, marker="+", color=INK, markersize=12, markeredgewidth=2, linestyle="", zorder=5)
+    panel.annotate("start", (place[0], place[1]), (7, -11), textcoords="offset points", fontsize=9, color=INK)
+
+
+def _end(panel: Axes, place: Sequence[float], style: Style) -> None:
+    panel.plot(*place, marker=style.marker or "o", color=style.light, markersize=9, markeredgecolor="white")

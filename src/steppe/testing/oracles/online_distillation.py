@@ -1,6 +1,6 @@
-"""The methods of several networks stated again in float64; see `reference` for what with.
+"""The methods of several networks in float64, from the papers' equations.
 
-A network's weights are picked out of all by their names: ``networks.0.*``, or ``body.trunk.*`` with
+The weights of one network are those with its prefix: ``networks.0.*``, or ``body.trunk.*`` with
 ``body.branches.0.*``. Branches are written as whole networks whose lower weights are the same tensors.
 """
 
@@ -8,144 +8,151 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, grad
 
-from steppe.testing.oracles.harness import Reference, Restated, Weights, plus, times
+from steppe.testing.oracles.harness import (
+    Reference,
+    Weights,
+    averaged,
+    cross_entropy,
+    kl,
+    plus,
+    restated,
+    times,
+)
 
-CUT = "4"  # the second convolution of the small network
-DEFAULT = 9  # where the small network is cut if nothing is said: its third layer with weights
-STEPS = 100  # of the training whose share a ramp below 1 is
-_START = {"ramp": 3}
+SPLIT = "4"  # the second convolution of the small network
+DEFAULT_SPLIT = 9  # the default split point of the small network: its third layer with weights
+STEPS = 100  # the length of training, of which a ramp below 1 is a share
 
 
-def part(w: Mapping[str, Tensor], prefix: str) -> Weights:
-    """Return the weights below a prefix, without it."""
+def subset(w: Mapping[str, Tensor], prefix: str) -> Weights:
+    """Return the weights with a prefix, without it."""
     return {k.removeprefix(prefix): v for k, v in w.items() if k.startswith(prefix)}
 
 
 def networks(r: Reference, w: Mapping[str, Tensor]) -> list[Weights]:
     """Return the weights of each network."""
-    return [part(w, f"networks.{m}.") for m in range(r.given["networks"])]
+    return [subset(w, f"networks.{m}.") for m in range(r.settings["networks"])]
 
 
 def branches(r: Reference, w: Mapping[str, Tensor]) -> list[Weights]:
     """Return the weights of each branch as those of a whole network."""
-    trunk = part(w, "body.trunk.")
-    return [{**trunk, **part(w, f"body.branches.{i}.")} for i in range(r.given["branches"])]
+    trunk = subset(w, "body.trunk.")
+    return [{**trunk, **subset(w, f"body.branches.{i}.")} for i in range(r.settings["branches"])]
 
 
-def entropy(z: Tensor, y: Tensor) -> Tensor:
-    """Return the mean cross-entropy."""
-    return (torch.logsumexp(z, 1) - z[torch.arange(len(y)), y]).mean()
+def features(r: Reference, each: list[Weights], x: Tensor) -> Tensor:
+    """Return the inputs of all classifiers, side by side."""
+    return torch.cat([activations(r, w, x, 11) for w in each], 1)
 
 
-def pull(teacher: Tensor, z: Tensor, T: float) -> Tensor:
+def supervised(logits: list[Tensor], y: Tensor) -> Tensor:
+    """Return the sum of the mean cross-entropies."""
+    return torch.stack([cross_entropy(z, y).mean() for z in logits]).sum()
+
+
+def distillation(r: Reference, teacher: Tensor, z: Tensor) -> Tensor:
     """Return T^2 times the mean divergence of ``z`` from ``teacher`` at temperature T."""
-    p, q = torch.softmax(teacher / T, 1), torch.softmax(z / T, 1)
-    divergence: Tensor = (p * (p.log() - q.log())).sum(1).mean()
-    return T * T * divergence
+    T = float(r.settings["T"])
+    return T * T * kl(teacher, z, T).mean()
 
 
-def upto(r: Reference, w: Mapping[str, Tensor], x: Tensor, stop: int) -> Tensor:
-    """Return what reaches module number ``stop`` of the small network."""
+def activations(r: Reference, w: Mapping[str, Tensor], x: Tensor, stop: int) -> Tensor:
+    """Return the input of module number ``stop`` of the small network."""
     net = r.net[:stop]
-    held = {k: v.clone() for k, v in net.named_buffers()}
+    buffers = {k: v.clone() for k, v in net.named_buffers()}
     own = {k: v for k, v in w.items() if int(k.split(".")[0]) < stop}
-    found: Tensor = functional_call(net, {**own, **held}, (x,))
-    return found
+    z: Tensor = functional_call(net, {**own, **buffers}, (x,))
+    return z
 
 
-def rise(r: Reference) -> float:
-    """Return the ramp's value in this step, and count it."""
+def rampup(r: Reference) -> float:
+    """Return alpha times the ramp's value in this step, and count the step."""
     step = r.memory.setdefault("step", 0)
     r.memory["step"] = step + 1
-    over = r.given["ramp"] if r.given["ramp"] >= 1 else STEPS * r.given["ramp"]
-    return math.exp(-5 * (1 - min(step / over, 1)) ** 2) if over else 1.0
+    over = r.settings["ramp"] if r.settings["ramp"] >= 1 else STEPS * r.settings["ramp"]
+    ramp = math.exp(-5 * (1 - min(step / over, 1)) ** 2) if over else 1.0
+    return float(r.settings.get("alpha", 1.0)) * ramp
 
 
 def dml(r: Reference, x: Tensor, y: Tensor) -> None:
     """Zhang et al., CVPR 2018, equations 5 to 9, network by network."""
-    lessons = [_lesson(r, m, x, y) for m in range(r.given["networks"])]
-    r.update({key: g for lesson in lessons for key, g in lesson.items()})
+    gradients = [_mutual_gradient(r, m, x, y) for m in range(r.settings["networks"])]
+    r.update({key: g for gradient in gradients for key, g in gradient.items()})
 
 
 def dml_alternating(r: Reference, x: Tensor, y: Tensor) -> None:
     """Zhang et al., CVPR 2018, algorithm 1."""
-    for m in range(r.given["networks"]):
-        r.update(_lesson(r, m, x, y))
+    for m in range(r.settings["networks"]):
+        r.update(_mutual_gradient(r, m, x, y))
 
 
-def _lesson(r: Reference, m: int, x: Tensor, y: Tensor) -> Weights:
-    """Return the gradient of network m against what the others say now."""
+def _mutual_gradient(r: Reference, m: int, x: Tensor, y: Tensor) -> Weights:
+    """Return the gradient of network m, with the others' present predictions as teachers."""
     each = networks(r, r.w)
-    peers = [r.logits(w, x) for k, w in enumerate(each) if k != m]
+    teachers = [r.logits(w, x) for k, w in enumerate(each) if k != m]
 
     def loss(w: Weights) -> Tensor:
         z = r.logits(w, x)
-        pulls = torch.stack([pull(t, z, r.given["T"]) for t in peers])
-        return entropy(z, y) + float(r.given["lam"]) * pulls.mean()
+        divergences = torch.stack([distillation(r, t, z) for t in teachers])
+        return cross_entropy(z, y).mean() + float(r.settings["lam"]) * divergences.mean()
 
     return {f"networks.{m}.{k}": g for k, g in grad(loss)(each[m]).items()}
 
 
+def _common_gradient(r: Reference, target: Tensor, ce: float, lam: float, x: Tensor, y: Tensor) -> Weights:
+    """Return the gradient of ce times the cross-entropy plus lam times the distillation, of each network."""
+
+    def loss(w: Weights) -> Tensor:
+        z = r.logits(w, x)
+        return ce * cross_entropy(z, y).mean() + lam * distillation(r, target, z)
+
+    return {f"networks.{m}.{k}": g for m, w in enumerate(networks(r, r.w)) for k, g in grad(loss)(w).items()}
+
+
 def kdcl(r: Reference, x: Tensor, y: Tensor) -> None:
     """Guo et al., CVPR 2020, section 3."""
-    each = networks(r, r.w)
-    target = _TARGETS[r.given["target"]]([r.logits(w, x) for w in each], y)
-    ce, lam, total = float(r.given["ce"]), float(r.given["lam"]), Weights()
-    for m, own in enumerate(each):
-
-        def loss(w: Weights) -> Tensor:
-            z = r.logits(w, x)
-            return ce * entropy(z, y) + lam * pull(target, z, r.given["T"])
-
-        total |= {f"networks.{m}.{k}": g for k, g in grad(loss)(own).items()}
-    r.update(total)
+    target = _TARGETS[r.settings["target"]]([r.logits(w, x) for w in networks(r, r.w)], y)
+    r.update(_common_gradient(r, target, float(r.settings["ce"]), float(r.settings["lam"]), x, y))
 
 
-def _naive(said: list[Tensor], y: Tensor) -> Tensor:
-    rows = []
-    for b in range(len(y)):
-        wrong = [float(entropy(z[b : b + 1], y[b : b + 1])) for z in said]
-        rows.append(said[wrong.index(min(wrong))][b])
-    return torch.stack(rows)
+def _naive(logits: list[Tensor], y: Tensor) -> Tensor:
+    losses = [cross_entropy(z, y).tolist() for z in logits]
+    best = [min(range(len(logits)), key=lambda m: losses[m][b]) for b in range(len(y))]
+    return torch.stack([logits[m][b] for b, m in enumerate(best)])
 
 
-def _min_logit(said: list[Tensor], y: Tensor) -> Tensor:
-    gaps = [torch.stack([z[b] - z[b, c] for b, c in enumerate(y.tolist())]) for z in said]
+def _min_logit(logits: list[Tensor], y: Tensor) -> Tensor:
+    gaps = [torch.stack([z[b] - z[b, c] for b, c in enumerate(y.tolist())]) for z in logits]
     return torch.stack(gaps).min(0).values
 
 
-def _linear(said: list[Tensor], y: Tensor) -> Tensor:
+def _linear(logits: list[Tensor], y: Tensor) -> Tensor:
     """Return the best point between two, by golden section."""
     ratio, low, high = (math.sqrt(5) - 1) / 2, 0.0, 1.0
 
     def slope(a: float) -> float:
-        z = a * said[0] + (1 - a) * said[1]
+        z = a * logits[0] + (1 - a) * logits[1]
         error = torch.softmax(z, 1) - torch.eye(z.shape[1], dtype=z.dtype)[y]
-        return float((error * (said[0] - said[1])).sum())
+        return float((error * (logits[0] - logits[1])).sum())
 
     for _ in range(80):
         middle = low + ratio * (high - low)
         low, high = (low, middle) if slope(middle) > 0 else (middle, high)
-    return low * said[0] + (1 - low) * said[1]
+    return low * logits[0] + (1 - low) * logits[1]
 
 
-def _general(said: list[Tensor], y: Tensor) -> Tensor:
-    true = torch.eye(said[0].shape[1], dtype=torch.float64)[y]
-    errors = [torch.softmax(z, 1) - true for z in said]
+def _general(logits: list[Tensor], y: Tensor) -> Tensor:
+    true = torch.eye(logits[0].shape[1], dtype=torch.float64)[y]
+    errors = [torch.softmax(z, 1) - true for z in logits]
     c = torch.stack([torch.stack([(a * b).sum(1).mean() for b in errors]) for a in errors])
-    c = c + 1e-6 * c.trace() / len(said) * torch.eye(len(said), dtype=torch.float64)
+    c = c + 1e-6 * c.trace() / len(logits) * torch.eye(len(logits), dtype=torch.float64)
     w = c.inverse().sum(1)
-    return torch.stack([v * z for v, z in zip(w / w.sum(), said, strict=True)]).sum(0)
-
-
-def _mean(said: list[Tensor], y: Tensor) -> Tensor:
-    return torch.stack(said).mean(0)
+    return torch.stack([v * z for v, z in zip(w / w.sum(), logits, strict=True)]).sum(0)
 
 
 _TARGETS: dict[str, Callable[[list[Tensor], Tensor], Tensor]] = {
@@ -153,192 +160,154 @@ _TARGETS: dict[str, Callable[[list[Tensor], Tensor], Tensor]] = {
     "min-logit": _min_logit,
     "linear": _linear,
     "general": _general,
-    "mean": _mean,
+    "mean": lambda logits, y: torch.stack(logits).mean(0),
 }
 
 
 def okdph(r: Reference, x: Tensor, y: Tensor) -> None:
     """Zhang et al., CVPR 2023, equations 1 and 2, with equal shares."""
-    g, count = r.given, r.given["networks"]
+    g, count = r.settings, r.settings["networks"]
     each = networks(r, r.w)
     hybrid = times(plus(*each), 1 / count)
     target = torch.stack([r.logits(w, x) for w in (*each, hybrid)]).mean(0)
-    felt = {"none": 0.0, "chain": 1 / count, "full": 1.0}[g["gradient"]]
-    omega, beta, total = float(g["omega"]), float(g["beta"]), Weights()
-    shared = times(r.gradient(hybrid, x, y), (1 - omega) * felt)
-    for m, own in enumerate(each):
-
-        def loss(w: Weights) -> Tensor:
-            z = r.logits(w, x)
-            return omega * entropy(z, y) + beta * pull(target, z, g["T"])
-
-        total |= {f"networks.{m}.{k}": v for k, v in plus(grad(loss)(own), shared).items()}
-    r.update(total)
+    share = {"none": 0.0, "chain": 1 / count, "full": 1.0}[g["gradient"]]
+    omega = float(g["omega"])
+    of_hybrid = times(r.gradient(hybrid, x, y), (1 - omega) * share)
+    own = _common_gradient(r, target, omega, float(g["beta"]), x, y)
+    r.update({key: v + of_hybrid[key.split(".", 2)[2]] for key, v in own.items()})
     step = r.memory.setdefault("step", 0)
     r.memory["step"] = step + 1
     if step % int(g["every"][:-1]) == 0:
         each = networks(r, r.w)
         if g["fuse"] == "after":
             hybrid = times(plus(*each), 1 / count)
-        for m, own in enumerate(each):
-            moved = plus(times(own, 1 - g["gamma"]), times(hybrid, g["gamma"]))
-            r.w |= {f"networks.{m}.{k}": v for k, v in moved.items()}
+        for m, w in enumerate(each):
+            fused = plus(times(w, 1 - g["gamma"]), times(hybrid, g["gamma"]))
+            r.w |= {f"networks.{m}.{k}": v for k, v in fused.items()}
 
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return BatchNorm of vectors (B, C) in training."""
-    spread = ((x - x.mean(0)) ** 2).mean(0)
-    return (x - x.mean(0)) / torch.sqrt(spread + 1e-5) * weight + bias
+    variance = ((x - x.mean(0)) ** 2).mean(0)
+    return (x - x.mean(0)) / torch.sqrt(variance + 1e-5) * weight + bias
 
 
 def one(r: Reference, x: Tensor, y: Tensor) -> None:
     """Lan et al., NeurIPS 2018, equations 4 to 8."""
-    g, weight = r.given, float(r.given["alpha"]) * rise(r)
+    weight = rampup(r)
 
     def loss(w: Weights) -> Tensor:
         each = branches(r, w)
-        said = [r.logits(own, x) for own in each]
-        h = upto(r, each[0], x, int(g["split_at"] or DEFAULT))
+        logits = [r.logits(own, x) for own in each]
+        h = activations(r, each[0], x, int(r.settings["split_at"] or DEFAULT_SPLIT))
         h = h.mean((2, 3)) if h.ndim == 4 else h
         scores = norm(h @ w["gate.0.weight"].T + w["gate.0.bias"], w["gate.1.weight"], w["gate.1.bias"])
-        share = torch.softmax(scores.clamp(min=0), 1)
-        ensemble = torch.stack([share[:, i : i + 1] * z for i, z in enumerate(said)]).sum(0)
-        teacher = ensemble.detach() if g["detach"] else ensemble
-        pulls = torch.stack([pull(teacher, z, g["T"]) for z in said]).sum()
-        return torch.stack([entropy(z, y) for z in (*said, ensemble)]).sum() + weight * pulls
+        gate = torch.softmax(scores.clamp(min=0), 1)
+        ensemble = torch.stack([gate[:, i : i + 1] * z for i, z in enumerate(logits)]).sum(0)
+        teacher = ensemble.detach() if r.settings["detach"] else ensemble
+        divergences = torch.stack([distillation(r, teacher, z) for z in logits])
+        return supervised([*logits, ensemble], y) + weight * divergences.sum()
 
     r.update(grad(loss)(r.w))
 
 
 def okddip(r: Reference, x: Tensor, y: Tensor) -> None:
     """Chen et al., AAAI 2020, equations 3 to 8, attention written out pair by pair."""
-    g, weight = r.given, float(r.given["alpha"]) * rise(r)
+    g, weight = r.settings, rampup(r)
     peers = g["branches"] - 1
 
     def loss(w: Weights) -> Tensor:
         if g["form"] == "branch":
             each = branches(r, w)
         else:
-            each = [part(w, f"body.networks.{i}.") for i in range(g["branches"])]
-        said = [r.logits(own, x) for own in each]
-        kept = [z.detach() for z in said] if g["detach"] else said
-        h = [upto(r, own, x, 11) for own in each[:peers]]
-        total = torch.stack([entropy(z, y) for z in said]).sum()
+            each = [subset(w, f"body.networks.{i}.") for i in range(g["branches"])]
+        logits = [r.logits(own, x) for own in each]
+        teachers = [z.detach() for z in logits] if g["detach"] else logits
+        h = [activations(r, own, x, 11) for own in each[:peers]]
+        total = supervised(logits, y)
         for j in range(peers):
             q = h[j] @ w["query.weight"].T
             scores = torch.stack([(q * (h[k] @ w["key.weight"].T)).sum(1) for k in range(peers)], 1)
             a = torch.softmax(scores, 1)
-            target = torch.stack([a[:, k : k + 1] * kept[k] for k in range(peers)]).sum(0)
-            total = total + weight * pull(target, said[j], g["T"])
-        return total + weight * pull(torch.stack(kept[:peers]).mean(0), said[peers], g["T"])
+            target = torch.stack([a[:, k : k + 1] * teachers[k] for k in range(peers)]).sum(0)
+            total = total + weight * distillation(r, target, logits[j])
+        return total + weight * distillation(r, torch.stack(teachers[:peers]).mean(0), logits[peers])
 
     r.update(grad(loss)(r.w))
 
 
 def ffl(r: Reference, x: Tensor, y: Tensor) -> None:
-    """Kim et al., ICPR 2020, equations 3 to 8, on maps of one position, where a filter's middle alone counts."""
-    g, weight = r.given, rise(r)
+    """Kim et al., ICPR 2020, equations 3 to 8; on maps of one position only the middle of a filter counts."""
+    weight = rampup(r)
 
     def loss(w: Weights) -> Tensor:
         each = branches(r, w)
-        said = [r.logits(own, x) for own in each]
-        f = torch.cat([upto(r, own, x, 11) for own in each], 1)
-        f = norm(f * w["fusion.0.weight"][:, 0, 1, 1], w["fusion.1.weight"], w["fusion.1.bias"]).clamp(min=0)
+        logits = [r.logits(own, x) for own in each]
+        f = norm(
+            features(r, each, x) * w["fusion.0.weight"][:, 0, 1, 1], w["fusion.1.weight"], w["fusion.1.bias"]
+        ).clamp(min=0)
         f = f @ w["fusion.3.weight"][:, :, 0, 0].T
         f = norm(f, w["fusion.4.weight"], w["fusion.4.bias"]).clamp(min=0)
         fused = f @ w["fusion.8.weight"].T + w["fusion.8.bias"]
-        total = torch.stack([entropy(z, y) for z in (*said, fused)]).sum()
-        for z in said:
-            total = total + weight * pull(fused.detach(), z, g["T"])
-        return total + weight * pull(torch.stack(said).mean(0).detach(), fused, g["T"])
+        total = supervised([*logits, fused], y)
+        for z in logits:
+            total = total + weight * distillation(r, fused.detach(), z)
+        return total + weight * distillation(r, torch.stack(logits).mean(0).detach(), fused)
 
     r.update(grad(loss)(r.w))
 
 
 def pcl(r: Reference, x: Tensor, y: Tensor) -> None:
     """Wu and Gong, AAAI 2021, equations 2 to 8; the mean's running statistics are averaged like its weights."""
-    g, held, weight = r.given, r.memory, rise(r)
-    count = g["branches"]
-    if "mean" not in held:
-        held["mean"], held["t"] = dict(r.w), 0
-        held["b"] = [{k: v.clone() for k, v in r.net.named_buffers()} for _ in range(count)]
-        held["mean b"] = [dict(b) for b in held["b"]]
-    past = [_still(r.net, w, b, x) for w, b in zip(branches(r, held["mean"]), held["mean b"], strict=True)]
-    for own, b in zip(branches(r, r.w), held["b"], strict=True):
-        b |= _moved(r.net, own, b, x)
+    m, weight = r.memory, rampup(r)
+    if "mean" not in m:
+        count = r.settings["branches"]
+        m |= {"mean": dict(r.w), "t": 0, "buffers": [r.buffers() for _ in range(count)]}
+        m["mean buffers"] = m["buffers"]
+    means = zip(branches(r, m["mean"]), m["mean buffers"], strict=True)
+    past = [r.eval_logits(w, b, x) for w, b in means]
+    m["buffers"] = [r.moved_buffers(w, b, x) for w, b in zip(branches(r, r.w), m["buffers"], strict=True)]
 
     def loss(w: Weights) -> Tensor:
         each = branches(r, w)
-        said = [r.logits(own, x) for own in each]
-        f = torch.cat([upto(r, own, x, 11) for own in each], 1)
-        joint = f @ w["classifier.weight"].T + w["classifier.bias"]
-        total = torch.stack([entropy(z, y) for z in (*said, joint)]).sum()
-        for j, z in enumerate(said):
-            others = torch.stack([pull(t, z, g["T"]) for k, t in enumerate(past) if k != j])
-            total = total + weight * (pull(joint.detach(), z, g["T"]) + others.mean())
+        logits = [r.logits(own, x) for own in each]
+        joint = features(r, each, x) @ w["classifier.weight"].T + w["classifier.bias"]
+        total = supervised([*logits, joint], y)
+        for j, z in enumerate(logits):
+            others = torch.stack([distillation(r, t, z) for k, t in enumerate(past) if k != j])
+            total = total + weight * (distillation(r, joint.detach(), z) + others.mean())
         return total
 
     r.update(grad(loss)(r.w))
-    d = min(g["decay"], 1 - 1 / (held["t"] + 1))
-    held["t"] += 1
-    held["mean"] = plus(times(held["mean"], d), times(r.w, 1 - d))
-    held["mean b"] = [
-        {k: d * v + (1 - d) * now[k] if v.is_floating_point() else now[k] for k, v in b.items()}
-        for b, now in zip(held["mean b"], held["b"], strict=True)
-    ]
+    d = min(r.settings["decay"], 1 - 1 / (m["t"] + 1))
+    m["t"] += 1
+    m["mean"] = averaged(m["mean"], r.w, d)
+    m["mean buffers"] = [averaged(b, new, d) for b, new in zip(m["mean buffers"], m["buffers"], strict=True)]
 
 
-def _still(net: nn.Module, w: Weights, buffers: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Return the logits of a network in evaluation."""
-    net.eval()
-    z: Tensor = functional_call(net, {**w, **buffers}, (x,))
-    net.train()
-    return z
-
-
-def _moved(net: nn.Module, w: Weights, buffers: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
-    """Return the buffers after a pass in training."""
-    own = {k: v.clone() for k, v in buffers.items()}
-    functional_call(net, {**w, **own}, (x,))
-    return own
-
-
-def _restated(
-    step: Callable[[Reference, Tensor, Tensor], None], name: str, free: str, **settings: Any
-) -> Restated:
-    return Restated(name, step, tuple(free.split()), settings)
-
-
+_MUTUAL = "networks lam T"
+_KDCL = "networks target T ce lam"
 _OKDPH = "networks omega beta gamma every T deploy preset same_start gradient fuse"
 _BRANCHED = "branches T ramp alpha detach factor decay split_at form"
-PEERS: dict[str, Restated] = {
-    "dml": _restated(dml, "dml", "networks lam T"),
-    "dml of three": _restated(dml, "dml", "networks lam T", networks=3, T=2.0, lam=0.7),
-    "dml-alternating": _restated(dml_alternating, "dml-alternating", "networks lam T"),
-    "dml-alternating of three": _restated(
-        dml_alternating, "dml-alternating", "networks lam T", networks=3, T=2.0, lam=0.7
-    ),
-    "kdcl": _restated(kdcl, "kdcl", "networks target T ce lam"),
-    **{
-        f"kdcl {target}": _restated(kdcl, "kdcl", "networks target T ce lam", target=target)
-        for target in ("naive", "linear", "min-logit", "general")
-    },
-    "kdcl general of three": _restated(kdcl, "kdcl", "networks target T ce lam", target="general", networks=3),
-    "okdph": _restated(okdph, "okdph", _OKDPH),
-    **{
-        f"okdph {gradient}": _restated(
-            okdph, "okdph", _OKDPH, gradient=gradient, same_start=False, every="2b", omega=0.6, gamma=0.3
-        )
-        for gradient in ("none", "chain", "full")
-    },
-    "okdph fused before": _restated(
-        okdph, "okdph", _OKDPH, same_start=False, every="2b", gamma=0.7, gradient="none", fuse="before"
-    ),
-    "okdph of three": _restated(okdph, "okdph", _OKDPH, networks=3, same_start=False, every="3b"),
-    "one": _restated(one, "one", _BRANCHED, split_at=CUT, **_START),
-    "one attached": _restated(one, "one", _BRANCHED, split_at=CUT, detach=False, **_START),
-    "okddip": _restated(okddip, "okddip", _BRANCHED, split_at=CUT, factor=2, **_START),
-    "okddip of networks": _restated(okddip, "okddip", _BRANCHED, form="network", factor=2, detach=False, **_START),
-    "ffl": _restated(ffl, "ffl", _BRANCHED, split_at=CUT, **_START),
-    "pcl": _restated(pcl, "pcl", _BRANCHED, split_at=CUT, **_START),
-}
+_MIXED = {"same_start": False, "every": "2b"}
+PEERS = [
+    restated("dml", dml, _MUTUAL),
+    restated("dml of three", dml, _MUTUAL, networks=3, T=2.0, lam=0.7),
+    restated("dml-alternating", dml_alternating, _MUTUAL),
+    restated("dml-alternating of three", dml_alternating, _MUTUAL, networks=3, T=2.0, lam=0.7),
+    restated("kdcl", kdcl, _KDCL),
+    *(restated(f"kdcl {t}", kdcl, _KDCL, target=t) for t in ("naive", "linear", "min-logit", "general")),
+    restated("kdcl general of three", kdcl, _KDCL, target="general", networks=3),
+    restated("okdph", okdph, _OKDPH),
+    restated("okdph none", okdph, _OKDPH, gradient="none", omega=0.6, gamma=0.3, **_MIXED),
+    restated("okdph chain", okdph, _OKDPH, gradient="chain", omega=0.6, gamma=0.3, **_MIXED),
+    restated("okdph full", okdph, _OKDPH, gradient="full", omega=0.6, gamma=0.3, **_MIXED),
+    restated("okdph fused before", okdph, _OKDPH, gradient="none", gamma=0.7, fuse="before", **_MIXED),
+    restated("okdph of three", okdph, _OKDPH, networks=3, same_start=False, every="3b"),
+    restated("one", one, _BRANCHED, split_at=SPLIT, ramp=3),
+    restated("one attached", one, _BRANCHED, split_at=SPLIT, detach=False, ramp=3),
+    restated("okddip", okddip, _BRANCHED, split_at=SPLIT, factor=2, ramp=3),
+    restated("okddip of networks", okddip, _BRANCHED, form="network", factor=2, detach=False, ramp=3),
+    restated("ffl", ffl, _BRANCHED, split_at=SPLIT, ramp=3),
+    restated("pcl", pcl, _BRANCHED, split_at=SPLIT, ramp=3),
+]

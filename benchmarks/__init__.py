@@ -1,0 +1,1 @@
+"""Developers' benchmarks of single parts, not shipped in the package: ``python -m benchmarks KIND [NAMES]``."""

@@ -1,0 +1,72 @@
+"""How the pages of the report are made: one HTML file that loads nothing, everything from runs escaped."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from steppe.records import Comparison
+from steppe.report import formatting
+from steppe.report.comparison.summary import groups
+from steppe.report.formatting import count, plain_text
+from steppe.report.style import DARK
+
+_HERE = Path(__file__).parent
+
+
+def render(template: str, comparison: Comparison, script: str, data: Any, **content: Any) -> str:
+    """Return a page with the style sheet, one script and its data inline.
+
+    A content security policy, by the script's digest, lets no other script run and nothing load.
+    """
+    code = (_HERE / "static" / script).read_text(encoding="utf-8")
+    loader = FileSystemLoader(_HERE / "templates", encoding="utf-8")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    environment.filters["plain"] = plain_text
+    return environment.get_template(template).render(
+        **_header(comparison),
+        css=Markup((_HERE / "static" / "page.css").read_text(encoding="utf-8")),
+        dark=DARK,
+        script=Markup(code),
+        script_hash=Markup(base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()),
+        data=embedded(data),
+        text=formatting,
+        **content,
+    )
+
+
+def embedded(content: Any) -> Markup:
+    """Return JSON for a script element: no character in it can end the element."""
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _header(comparison: Comparison) -> dict[str, Any]:
+    datasets = ", ".join(dict.fromkeys(plain_text(dataset) for dataset, _ in groups(comparison))) or "no data"
+    networks = ", ".join(dict.fromkeys(plain_text(model) for _, model in groups(comparison)))
+    epochs = comparison.study.get("epochs")
+    parts = [networks, count(len({r.seed for r in comparison.records}), "seed")]
+    parts += [f"{epochs} epochs"] if epochs else []
+    parts += [_date(comparison.created)]
+    return {
+        "title": f"{count(len(comparison.methods), 'method')} on {datasets}",
+        "eyebrow": " · ".join(plain_text(p) for p in parts if p),
+        "colophon": f"Written by steppe {plain_text(comparison.environment.get('steppe', ''))}".strip() + ".",
+    }
+
+
+def _date(created: str) -> str:
+    try:
+        day = datetime.datetime.fromisoformat(created)
+    except ValueError:
+        return created
+    return f"{day.day} {day:%B %Y}"

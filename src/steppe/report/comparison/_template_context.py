@@ -1,0 +1,194 @@
+"""What the page's template is filled with; the template formats it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+from steppe.records import Comparison
+from steppe.report import formatting
+from steppe.report.comparison import _config_diff, deployables, pareto
+from steppe.report.comparison.conclusions import CONTROLS, adjusted, on_front, remarks, sentences
+from steppe.report.comparison.curves import Series
+from steppe.report.comparison.equal_budget import BudgetRow, budgets
+from steppe.report.comparison.summary import ResultRow, Spread, all_controls, controls_of, decimals, groups
+from steppe.report.formatting import count, minus
+from steppe.report.statistics import Difference
+
+AS_RUN = "run"
+MODES: dict[str, str] = {
+    AS_RUN: "as run",
+    "epochs": "at equal epochs",
+    "gradients": "at equal compute",
+    "seconds": "at equal time",
+}
+_AMOUNTS = {"epochs": "{:,.4g} epochs", "gradients": "{:,.0f} gradient evaluations", "seconds": "{:,.1f} seconds"}
+_COMMANDS = {
+    "epochs": "steppe compare --epochs N",
+    "gradients": "steppe compare --match gradients",
+    "seconds": "steppe compare --match seconds --seconds N",
+}
+_MATCHED = {"epochs": "epochs", "gradients": "gradient evaluations", "seconds": "training seconds"}
+_PARTS = {"train": "training", "val": "validation", "test": "test"}
+
+
+def context(
+    comparison: Comparison, rows: list[ResultRow], curves: Mapping[tuple[str, str], list[Series]]
+) -> dict[str, Any]:
+    """Return everything that the template prints, but for colours, figures and downloads."""
+    sections = [
+        _section(comparison, group, [r for r in rows if (r.dataset, r.model) == group], lines)
+        for group, lines in curves.items()
+    ]
+    modes = {table["mode"] for section in sections for table in section["tables"]}
+    return {
+        "command": comparison.command,
+        "groups": sections,
+        "several": len(sections) > 1,
+        "modes": [(mode, name) for mode, name in MODES.items() if mode in modes],
+        "titles": MODES,
+        "matched": _MATCHED.get(str(comparison.study.get("match"))),
+        "watched": any(row.best_of_all for row in rows),
+        "deployable": formatting.by_group(deployables.parts(comparison)),
+        "failures": [r for status in ("failed", "unfinished") for r in comparison.records if r.status == status],
+        "fact_groups": _facts(comparison),
+        "changed": _changed(comparison),
+        "run_differences": _config_diff.of_runs(comparison),
+        "methods": comparison.methods,
+        "resolved": _config_diff.of_methods(comparison),
+        "controls_of": {method: controls_of(comparison, method) for method in comparison.methods},
+        "controls": {c: CONTROLS.get(c, comparison.methods[c].get("summary")) for c in all_controls(comparison)},
+        "folders": _folders(comparison),
+        "progress": _progress(comparison),
+    }
+
+
+def _section(
+    comparison: Comparison, group: tuple[str, str], rows: list[ResultRow], lines: list[Series]
+) -> dict[str, Any]:
+    """Return the sentences, tables and curves of one data set and network."""
+    layouts = {cost: pareto.place(comparison, group, cost) for cost in get_args(pareto.CostAxis)}
+    return {
+        "name": ", ".join(group),
+        "sentences": [minus(s) for s in sentences(rows)],
+        "remarks": [minus(s) for s in (adjusted(rows), *remarks(rows)) if s],
+        "tables": [_as_run(rows), *_at_budgets(comparison, group, rows)],
+        "curves": [line.method for line in lines],
+        "fronts": [
+            on_front([p.method for p in layout.front], len(layout.points), pareto.COSTS[cost])
+            for cost, layout in layouts.items()
+            if layout
+        ],
+    }
+
+
+def _as_run(rows: list[ResultRow]) -> dict[str, Any]:
+    heads = [("last", "Test, %\nlast epoch"), ("best", "Test, % at best\nvalidation epoch")]
+    heads += (
+        [("all", f"{formatting.BEST_OF_ALL.capitalize()},\ntest %")] if any(r.best_of_all for r in rows) else []
+    )
+    cells = [[_accuracy(a, r.decimals) for a in (r.last, r.best, r.best_of_all)][: len(heads)] for r in rows]
+    return {"mode": AS_RUN, "heads": heads, **_rows(rows, rows, cells, rows[0].decimals)}
+
+
+def _at_budgets(comparison: Comparison, group: tuple[str, str], rows: list[ResultRow]) -> Iterator[dict[str, Any]]:
+    places = decimals(comparison, group[0], "val")
+    for budget in budgets(comparison, group):
+        amount = _AMOUNTS[budget.axis].format(budget.amount)
+        by_method = {row.method: row for row in budget.rows}
+        own = [by_method.get(row.method) or BudgetRow(row.method, None, None) for row in rows]
+        cells = [
+            [_accuracy(b.accuracy, places), (formatting.number(b.epochs).removesuffix(".0"), "", b.epochs)]
+            for b in own
+        ]
+        yield {
+            "mode": budget.axis,
+            "amount": budget.amount,
+            "budget": amount,
+            "command": _COMMANDS[budget.axis],
+            "heads": [("val", f"Validation, % at\n{amount}"), ("epochs", "Epochs\nby then")],
+            **_rows(rows, own, cells, places),
+        }
+
+
+def _rows(
+    rows: list[ResultRow], own: Sequence[ResultRow | BudgetRow], cells: list[Any], places: int
+) -> dict[str, Any]:
+    """Return a table's rows: the method's result, its cells, differences and the interval's strip."""
+    limits = _limits([b.difference for b in own])
+    return {
+        "has_controls": any(b.controls for b in own),
+        "places": places,
+        "rows": [
+            (row, values, b.difference, b.controls, _strip(b.difference, limits) if b.difference else None)
+            for row, b, values in zip(rows, own, cells, strict=True)
+        ],
+    }
+
+
+def _accuracy(value: Spread | None, places: int) -> tuple[str, str, float | None]:
+    """Return a cell's mean and deviation as text, and the number that it is sorted by."""
+    mean, _, std = formatting.spread(value, places).partition(" ± ")
+    return mean, std, value.mean if value else None
+
+
+def _limits(differences: Iterable[Difference | None]) -> tuple[float, float]:
+    """Return the ends of the interval strips; one very wide interval does not flatten all others."""
+    present = [d for d in differences if d]
+    widest = max(1.0, 2.5 * max((abs(d.mean) for d in present), default=0.0))
+    ends = [v for d in present for v in (d.mean, d.low, d.high) if v is not None]
+    return max(-widest, min([*ends, -0.1])), min(widest, max([*ends, 0.1]))
+
+
+def _strip(value: Difference, limits: tuple[float, float], width: float = 130) -> dict[str, float | None]:
+    """Return where 0, the mean and the interval are on a strip of ``width`` pixels."""
+
+    def x(v: float | None) -> float | None:
+        if v is None:
+            return None
+        share = (v - limits[0]) / (limits[1] - limits[0])
+        return round(5 + (width - 10) * min(max(share, -0.03), 1.03), 1)
+
+    return {"zero": x(0.0), "mean": x(value.mean), "low": x(value.low), "high": x(value.high)}
+
+
+def _facts(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """Return the split, the environment and the configuration as terms and values."""
+    study = {k: v for k, v in _config_diff.flat(comparison.study) if k not in ("methods", "models", "datasets")}
+    study["seeds"] = ", ".join(map(str, sorted({r.seed for r in comparison.records})))
+    images = {}
+    for name, about in comparison.data.items():
+        sizes = [f"{about[part]:,} {title}" for part, title in _PARTS.items() if isinstance(about.get(part), int)]
+        sizes += [f"{about['classes']} classes"] if about.get("classes") else []
+        notes = [str(about["note"])] if about.get("note") else []
+        notes += [formatting.left_out(about["skipped"])] if about.get("skipped") else []
+        images[name] = "; ".join([", ".join(sizes), *notes])
+    environment = comparison.environment | {"started": comparison.created}
+    return {"Images": images, "Environment": environment, "Configuration": study}
+
+
+def _changed(comparison: Comparison) -> list[str]:
+    """Return the names of what differs between the environments of the runs and of the comparison."""
+    ours = comparison.environment
+    environments = [(r.result or {}).get("environment") or {} for r in comparison.records]
+    names = [name for e in environments for name, value in e.items() if ours.get(name, value) != value]
+    return list(dict.fromkeys(names))
+
+
+def _folders(comparison: Comparison) -> dict[str, list[tuple[int, str]]]:
+    """Return the folder of each seed's run, per method, data set and network."""
+    several = len(groups(comparison)) > 1
+    folders: dict[str, list[tuple[int, str]]] = {}
+    for r in comparison.records:
+        name = f"{r.method}, {r.dataset}, {r.model}" if several else r.method
+        folders.setdefault(name, []).append((r.seed, f"runs/{r.digest}"))
+    return folders
+
+
+def _progress(comparison: Comparison) -> str:
+    """Return how many runs have finished, failed and begun."""
+    statuses = [r.status for r in comparison.records]
+    parts = [f"{statuses.count('ok')} of {count(len(statuses), 'run')} finished"]
+    parts += [f"{statuses.count('failed')} failed"] if "failed" in statuses else []
+    begun = sum(r.status == "unfinished" and bool(r.metrics) for r in comparison.records)
+    return ", ".join([*parts, f"{begun} begun"] if begun else parts) + "."

@@ -1,0 +1,132 @@
+"""Numbers as text, rounded alike in every table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import TypeVar
+
+from steppe.report.comparison.summary import ResultRow, Spread
+from steppe.report.statistics import Difference
+
+_Row = TypeVar("_Row")
+
+MARK = "*"
+NONE = "\N{EN DASH}"
+TIMES = "\N{MULTIPLICATION SIGN}"
+UNITS = (
+    "Accuracies are in percent, mean ± sample standard deviation over n seeds; differences are in percentage "
+    "points, paired by seed, after the last epoch, with their 95 % interval."
+)
+UNADJUSTED = "Intervals are not adjusted for several comparisons."
+BEST_OF_ALL = "best of all"
+ABOUT_BEST_OF_ALL = (
+    "The largest test accuracy of any network, branch or ensemble at any epoch, as several papers report. "
+    "It needs the test images, so nothing here is chosen by it."
+)
+
+
+def by_group(rows: Iterable[_Row]) -> list[tuple[str, list[_Row]]]:
+    """Return the rows of each data set and network under its name, ``digits, resnet8``."""
+    grouped = groupby(rows, key=lambda row: (row.dataset, row.model))  # type: ignore[attr-defined]
+    return [(plain_text(", ".join(group)), list(members)) for group, members in grouped]
+
+
+def left_out(names: Sequence[str]) -> str:
+    """Return how many images could not be read, and the names of the first three."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{count(len(names), 'image')} left out that cannot be read: {', '.join(names[:3])}{more}"
+
+
+def count(n: int, noun: str) -> str:
+    """Return ``1 run`` or ``2 runs``."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return ``a, b and c``."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def number(value: float | None, decimals: int = 1, sign: bool = False) -> str:
+    """Return the number rounded, never as -0; a dash for None."""
+    if value is None:
+        return NONE
+    rounded = round(value, decimals) + 0.0
+    return f"{rounded:{'+' if sign and rounded else ''}.{decimals}f}"
+
+
+def spread(value: Spread | None, decimals: int) -> str:
+    """Return ``96.1 ± 0.3``, or only the mean for one seed."""
+    if value is None:
+        return NONE
+    if value.std is None:
+        return number(value.mean, decimals)
+    return f"{number(value.mean, decimals)} ± {number(value.std, decimals)}"
+
+
+def interval(value: Difference, decimals: int) -> str:
+    """Return ``[1.2, 7.4]``, or why there is no interval."""
+    if value.low is None or value.high is None:
+        return "one seed: no interval" if value.n == 1 else "equal in all seeds: no interval"
+    return f"[{number(value.low, decimals)}, {number(value.high, decimals)}]"
+
+
+def difference(value: Difference | None, decimals: int, n: int | None = None) -> str:
+    """Return ``+4.3 [1.2, 7.4]``; the number of pairs is added where it is not ``n``."""
+    if value is None:
+        return NONE
+    text = f"{number(value.mean, decimals, sign=True)} {interval(value, decimals)}"
+    return text if n is None or value.n in (n, 1) else f"{text} n={value.n}"
+
+
+def seeds(row: ResultRow) -> str:
+    """Return ``n=3``, and the numbers of failed and unfinished runs if there are any."""
+    parts = [f"n={row.ok}"]
+    parts += [f"{row.failed} failed"] if row.failed else []
+    parts += [f"{row.unfinished} unfinished"] if row.unfinished else []
+    return ", ".join(parts)
+
+
+def passes(row: ResultRow) -> str:
+    """Return forward passes, backward passes and updates per batch as ``2 / 2 / 1``."""
+    values = (row.forward, row.backward, row.updates)
+    if not any(v is not None for v in values):
+        return NONE
+    return " / ".join(NONE if v is None else f"{v:.2f}".rstrip("0").rstrip(".") for v in values)
+
+
+def ratio(row: ResultRow) -> str:
+    """Return training time over plain's as ``1.9×``."""
+    if row.time_ratio is None:
+        return NONE
+    return f"{number(row.time_ratio, 1 if row.time_ratio < 10 else 0)}{TIMES}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def plain_text(value: object) -> str:
+    """Return a name or message in one line, without characters that steer a terminal or break a file."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+
+
+def minus(text: str) -> str:
+    """Return the text with true minus signs before its numbers."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "\N{MINUS SIGN}", text)
+
+
+def markdown_cell(value: str) -> str:
+    """Return text with everything escaped that Markdown would read as markup or as the cell's end."""
+    return re.sub(r"([\\|<>`*_\[\]])", r"\\\1", value)
+
+
+def inert(name: str) -> str:
+    """Return a name that no spreadsheet evaluates as a formula."""
+    name = plain_text(name)
+    return f"'{name}" if name.startswith(("=", "+", "-", "@")) else name

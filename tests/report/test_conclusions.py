@@ -1,0 +1,64 @@
+"""The sentences of a comparison claim what the intervals do, and no more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steppe.records import load
+from steppe.report.comparison.conclusions import on_front, remarks, sentence, sentences
+from steppe.report.comparison.summary import rows
+
+
+def test_the_sentence_names_the_best_and_its_differences(folder: Any) -> None:
+    values = {"plain": [90, 91, 92], "repeat-step": [94, 96, 96], "sadt-v1": [95, 95.5, 97]}
+    text = sentence(folder.simple(values, {"sadt-v1": ["repeat-step"]}))
+    assert text.startswith("Over 3 seeds, sadt-v1 has the highest mean test accuracy, 95.8 ± 1.0 %: +4.8 points [")
+    assert "] compared with plain (significant). The difference of sadt-v1 to its control is +0.5 points [" in text
+    assert "] compared with repeat-step (plain, its own gradient applied twice; not significant)." in text
+    assert "With Holm's adjustment over the table's 3 differences, " in text
+
+
+def test_an_interval_that_contains_0_is_not_significant(folder: Any) -> None:
+    text = sentence(folder.simple({"plain": [90, 91, 92], "sam": [93, 90, 95]}))
+    assert "compared with plain (not significant)" in text
+    assert text.endswith("The interval is at 95 %.")
+
+
+def test_one_seed_has_no_interval(folder: Any) -> None:
+    text = sentence(folder.simple({"plain": [90], "sam": [99]}))
+    assert text.startswith("With one seed, sam has the highest mean test accuracy")
+    assert "+9.0 points compared with plain (one seed gives no interval)" in text
+
+
+def test_plain_can_be_the_best_and_a_method_can_be_the_only_one(folder: Any) -> None:
+    table = folder.simple({"plain": [95, 96, 97], "sam": [90, 91.1, 92]})
+    assert "plain has the highest mean test accuracy, 96.0 ± 1.0 %. The interval" in sentence(table)
+    assert sentences(table[:1]) == ["Over 3 seeds, plain reaches a test accuracy of 96.0 ± 1.0 %."]
+
+
+def test_without_a_finished_run_there_is_no_result(folder: Any) -> None:
+    folder.method("plain")
+    folder.run("plain", 0, None, "unfinished")
+    table = rows(load(folder.write()))
+    assert sentence(table) == "No run has finished yet."
+    assert remarks(table) == ["1 run is unfinished and left out of the means."]
+
+
+def test_remarks_count_what_is_missing(full: Any) -> None:
+    notice = "1 run failed and 1 run is unfinished; they are left out of the means."
+    assert remarks(rows(load(full.path)))[-1] == notice
+
+
+def test_remarks_name_what_is_significantly_above_plain_and_all_controls(folder: Any) -> None:
+    values = {"plain": [90, 91, 92], "up": [95, 96.1, 97], "down": [80, 81.3, 82], "same": [90.5, 90.1, 92.2]}
+    table = folder.simple(values, {"up": ["down"], "same": ["down", "up"]})
+    above, controls = remarks(table)
+    assert above == "Of 3 methods, up is significantly above plain and down is significantly below plain."
+    assert controls == "Of 2 methods with controls, up is significantly above all of its controls."
+
+
+def test_the_front_in_words() -> None:
+    text = on_front(["plain", "sam"], 4, "gradient evaluations")
+    assert "accuracy and gradient evaluations: plain and sam. The other 2 methods are dominated" in text
+    assert on_front(["plain"], 1, "seconds") == "Pareto front of mean test accuracy and seconds: plain."
+    assert "dominated" not in on_front(["plain", "sam"], 2, "seconds")

@@ -1,0 +1,42 @@
+"""The settings in which methods and runs differ."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from steppe.records import load
+from steppe.report.comparison import page
+from steppe.report.comparison._config_diff import of_methods, of_runs
+from steppe.report.comparison.summary import rows
+
+
+def test_settings_in_which_rows_of_one_kind_differ_are_marked(folder: Any) -> None:
+    settings = {
+        "plain": "Plain()",
+        "sam": "SAM(rho=0.05, norm='global')",
+        "sam:rho=0.2": "SAM(rho=0.2, norm='global')",
+        "gsam": "GSAM(rho=0.05)",
+        "odd": "SAM(rho=",
+    }
+    for label, resolved in settings.items():
+        folder.method(label, resolved=resolved)
+    folder.write()
+    pieces_of = of_methods(load(folder.path))
+    assert {label: "".join(piece for piece, _ in pieces) for label, pieces in pieces_of.items()} == settings
+    marked = {label: [piece for piece, strong in pieces if strong] for label, pieces in pieces_of.items()}
+    assert marked == {"plain": [], "sam": ["rho=0.05"], "sam:rho=0.2": ["rho=0.2"], "gsam": [], "odd": []}
+
+
+def test_runs_that_were_not_configured_alike_are_named(folder: Any) -> None:
+    for label, rate in (("plain", 0.1), ("sam", 0.1), ("rwp", 0.3)):
+        folder.method(label)
+        home = folder.run(label, 0, 0.9)
+        config = {"method": label, "seed": 0, "batch": 64, "optim": {"lr": rate}, "resolved": label}
+        (home / "config.json").write_text(json.dumps(config))
+    folder.write()
+    comparison = load(folder.path)
+    assert of_runs(comparison) == [("optim.lr", [("0.1", ["plain", "sam"]), ("0.3", ["rwp"])])]
+    text = page.html(comparison, rows(comparison), "version")
+    assert "are not equal in all runs" in text
+    assert "differ only in the method" not in text
