@@ -18,7 +18,7 @@ from steppe.records import load
 from steppe.report.diagnosis import conclusions
 from steppe.report.diagnosis import trajectories as figures
 from steppe.report.diagnosis.summary import PATHS, DiagnosedRun, DiagnosisRow
-from steppe.training.monitor import kept, weights_name
+from steppe.training.monitor import load_weights, weights_name
 
 RESOLUTION = Resolution(20, side=3)
 
@@ -31,7 +31,8 @@ def result(homes: dict[str, Path]) -> dict[str, Any]:
 
 def saved_weights(homes: dict[str, Path], names: list[str]) -> np.ndarray:
     """Return all saved weights of the deployed networks, a row each."""
-    states = [kept(homes[m] / weights_name(e))["deployed"] for m in ("plain", "sam", "dml") for e in (0, 2, 3)]
+    files = [homes[m] / weights_name(e) for m in ("plain", "sam", "dml") for e in (0, 2, 3)]
+    states = [load_weights(path)["deployed"] for path in files]
     return np.stack([np.concatenate([s[n].double().numpy().ravel() for n in names]) for s in states])
 
 

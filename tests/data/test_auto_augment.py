@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from steppe.config import Data, Run, essential
 from steppe.data.dataset import Images
 from steppe.data.loader import Loader
 from steppe.data.normalize import Normalizer
@@ -156,8 +155,3 @@ def test_unknown_or_too_few_views_are_refused():
         compositions(("crop-flop",), 1)
     assert len(compositions(("plain",), 3)) == 1
     assert set(COMPOSITIONS) >= set(NAMES)
-
-
-def test_a_run_without_views_keeps_its_name():
-    assert "views" not in essential(Run().as_dict())["data"]
-    assert essential(Run(data=Data(views=("plain",))).as_dict())["data"]["views"] == ("plain",)

@@ -1,4 +1,4 @@
-"""The grid: what runs, under which names, and that two comparisons never share a folder."""
+"""The grid of a comparison: its runs and names, killed workers, and the lock of its folder."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def test_a_second_comparison_in_the_same_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kills", [1, 3])
-def test_a_killed_worker_s_run_is_taken_up_by_another_but_not_for_ever(tmp_path, kills):
-    """One of two runs is killed from outside as soon as it speaks, once or always; the other finishes."""
+def test_a_run_whose_worker_is_killed_is_resumed_by_another_up_to_three_times(tmp_path, kills):
+    """One of two runs is killed as soon as it reports, once or always; the other one finishes."""
     study = Study(methods=("plain", "sam"), seeds=(0,), epochs=4, batch=20, data=Data(train=200, test=30, size=18))
     grid = experiments.prepare(study, tmp_path, "steppe compare")
     killed: list[int] = []
 
-    def listen(job, news):
+    def progress(job, news):
         if job.run.method == "sam" and len(killed) < kills and not isinstance(news, str):
             worker = worker_of(job.folder / "lock")
             if worker not in killed:
@@ -63,22 +63,22 @@ def test_a_killed_worker_s_run_is_taken_up_by_another_but_not_for_ever(tmp_path,
                 continue
         raise AssertionError("no process holds the run's lock")
 
-    errors = experiments.run(grid, 2, listen)
+    errors = experiments.run(grid, 2, progress)
     assert len(killed) == kills
     assert [job.run.method for job in errors] == (["sam"] if kills == 3 else [])
     assert [job.run.method for job in grid.open] == (["sam"] if kills == 3 else [])
     if errors:
-        assert "3 workers were killed over it, the last by signal SIGKILL" in next(iter(errors.values()))
+        assert "gave up after 3 workers were killed (last: SIGKILL)" in next(iter(errors.values()))
         assert experiments.run(grid, 2, lambda job, news: None) == {}
         assert not grid.open
 
 
-def test_too_few_files_for_the_workers_are_one_line(tmp_path):
-    """The limit falls once everything is imported: what meets it is the server that workers are forked from."""
-    words = ["compare", "--out", str(tmp_path), "--methods", "plain", "sam", "--seeds", "0", "--epochs", "1"]
+def test_a_low_limit_of_open_files_is_one_line(tmp_path):
+    """The limit is set after all imports, so that the fork server meets it."""
+    arguments = ["compare", "--out", str(tmp_path), "--methods", "plain", "sam", "--seeds", "0", "--epochs", "1"]
     small = ["--data.train", "100", "--data.test", "30", "--data.size", "18", "--batch", "50"]
     ended = subprocess.run(
-        [sys.executable, "-m", "faults.starved", *words, *small],
+        [sys.executable, "-m", "faults.starved", *arguments, *small],
         env=os.environ | {"FAULTS_FILES": "14", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])},
         capture_output=True,
         text=True,

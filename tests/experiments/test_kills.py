@@ -1,7 +1,7 @@
-"""Real processes, really killed: what is started again ends with the bits of an undisturbed comparison.
+"""Real processes, really killed: a resumed comparison ends with the bits of an undisturbed one.
 
-Sleeps at random choose the moment of a kill, as a share of the undisturbed duration; nothing is waited for with
-them, so a wrong guess kills earlier or later and hides nothing.
+A random sleep, a share of the undisturbed duration, chooses the moment of a kill. No test relies on the moment, so
+a bad guess only kills earlier or later.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ def finish(out: Path) -> None:
 
 
 def await_checkpoint(process: subprocess.Popen[bytes], out: Path) -> None:
-    """Return in the middle of it; a share of the undisturbed duration may be past the end once others are done."""
+    """Return once a run has a checkpoint."""
     until = time.monotonic() + 120
     while not list(out.glob("runs/*/checkpoint.safetensors")):
         assert time.monotonic() < until, "no checkpoint"
-        # the pause between two looks is a wait for what must not happen: its end
+        # it must not end in the pause between two polls
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=0.02)
             raise AssertionError(f"it ended: {errors_of(out)}")
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """Everything that must not depend on interruptions: weights and metrics, by file."""
+    """Return the contents that must not depend on interruptions, by file: weights and metrics."""
     files = [*out.glob("runs/*/*.safetensors"), *out.glob("runs/*/metrics.jsonl")]
     return {str(f.relative_to(out)): _timeless(f) for f in files}
 
@@ -71,13 +71,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, byt
     started = time.monotonic()
     finish(out)
     took = time.monotonic() - started
-    found = contents(out)
-    assert len(found) == 9  # checkpoint, best weights and metrics of three runs
-    return found, took
+    files = contents(out)
+    assert len(files) == 9  # checkpoint, best weights and metrics of three runs
+    return files, took
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_random_moments_and_started_again_it_ends_with_the_same_bits(kills, undisturbed, tmp_path):
+def test_a_comparison_killed_at_random_moments_ends_with_the_same_bits(kills, undisturbed, tmp_path):
     expected, took = undisturbed
     moments, done, round_number = random.Random(kills), 0, 0
     while done < kills:
@@ -96,8 +96,8 @@ def test_killed_at_random_moments_and_started_again_it_ends_with_the_same_bits(k
         assert contents(out) == expected
 
 
-def test_workers_of_a_killed_comparison_leave_and_let_the_next_one_go_on(undisturbed, tmp_path):
-    """Only the parent dies: its workers notice, and the next comparison takes their runs over."""
+def test_workers_of_a_killed_comparison_end_and_release_their_runs(undisturbed, tmp_path):
+    """Only the parent is killed: its workers notice, and the next comparison resumes their runs."""
     expected, _ = undisturbed
     process = start(tmp_path)
     await_checkpoint(process, tmp_path)
@@ -107,7 +107,7 @@ def test_workers_of_a_killed_comparison_leave_and_let_the_next_one_go_on(undistu
     assert contents(tmp_path) == expected
 
 
-def test_a_stop_by_ctrl_c_says_how_to_go_on(undisturbed, tmp_path):
+def test_ctrl_c_prints_the_command_that_resumes(undisturbed, tmp_path):
     expected, _ = undisturbed
     process = start(tmp_path)
     await_checkpoint(process, tmp_path)

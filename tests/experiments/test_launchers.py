@@ -1,6 +1,6 @@
-"""Runs on clusters: Ray really started on this machine, Slurm's commands stood in for by scripts that obey.
+"""Runs on clusters: a real Ray cluster on this machine, and scripts in place of Slurm's commands.
 
-Whatever launches a run, its records are those of a run here, bit for bit, and a killed worker's run goes on.
+The records do not depend on the launcher, and the run of a killed worker is resumed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from steppe import InputError, experiments
+from steppe import InputError, experiments, records
 from steppe.cli.main import main
 from steppe.config import Data, Run, Study
-from steppe.experiments.launchers.cluster import NEWS, Task, TaskResult, launch_on_cluster
+from steppe.experiments.launchers.cluster import PROGRESS, Task, TaskResult, launch_on_cluster
 from steppe.training.run import RESULT, TrainingStatus
 
 SMALL = [
@@ -45,9 +45,9 @@ def start(out: Path, *more: str, **environment: str) -> subprocess.Popen[str]:
 
 
 def finished(process: subprocess.Popen[str]) -> str:
-    said, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, said
-    return said
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
 
 
 def metrics(out: Path) -> dict[str, bytes]:
@@ -55,49 +55,51 @@ def metrics(out: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The comparison as this machine alone makes it."""
-    out = tmp_path_factory.mktemp("here")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The comparison by the local launcher."""
+    out = tmp_path_factory.mktemp("local")
     finished(start(out))
     return out
 
 
-def kill_the_first_that_speaks(out: Path) -> None:
-    """Kill the process that trains a run as soon as the run has something to say."""
+def kill_the_first_that_reports(out: Path) -> None:
+    """Kill the process that trains a run as soon as it reports progress."""
     until = time.monotonic() + 120
     while time.monotonic() < until:
-        for news in out.glob(f"runs/*/{NEWS}"):
+        for report in out.glob(f"runs/*/{PROGRESS}"):
             for process in Path("/proc").glob("[0-9]*"):
                 try:
-                    holds = any(os.readlink(fd) == str(news.parent / "lock") for fd in (process / "fd").iterdir())
+                    holds = any(
+                        os.readlink(fd) == str(report.parent / "lock") for fd in (process / "fd").iterdir()
+                    )
                 except OSError:
                     continue
                 if holds:
                     os.kill(int(process.name), signal.SIGKILL)
                     return
         time.sleep(0.02)
-    raise AssertionError("no run spoke")
+    raise AssertionError("no run reported progress")
 
 
 def accuracies(out: Path) -> list[list[str]]:
-    """The table of the report, without what a clock measured."""
+    """Return the table of the report without times and memory."""
     with (out / "table.csv").open() as file:
         rows = list(csv.reader(file))
     timed = [i for i, head in enumerate(rows[0]) if "second" in head or "time" in head or "memory" in head]
     return [[cell for i, cell in enumerate(row) if i not in timed] for row in rows]
 
 
-def assert_as_here(out: Path, said: str, here: Path) -> None:
-    assert metrics(out) == metrics(here)
-    assert len(accuracies(out)) > 2 and accuracies(out) == accuracies(here)
-    assert f"report: {out / 'report.html'}" in said
-    assert not list(out.glob(f"runs/*/{NEWS}"))
+def assert_as_local(out: Path, output: str, local: Path) -> None:
+    assert metrics(out) == metrics(local)
+    assert len(accuracies(out)) > 2 and accuracies(out) == accuracies(local)
+    assert f"report: {out / 'report.html'}" in output
+    assert not list(out.glob(f"runs/*/{PROGRESS}"))
 
 
 @needs_ray
 @pytest.mark.slow
-def test_ray_trains_what_this_machine_trains_and_takes_up_a_killed_run(here, tmp_path):
-    """A cluster of two workers; one of them is killed as it trains."""
+def test_ray_trains_the_same_runs_and_resumes_a_killed_one(local, tmp_path):
+    """A cluster of two workers, one of which is killed while it trains."""
     code = (
         "import sys, ray; from steppe.cli.main import main; "
         "ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='ERROR'); "
@@ -105,14 +107,14 @@ def test_ray_trains_what_this_machine_trains_and_takes_up_a_killed_run(here, tmp
     )
     command = [sys.executable, "-c", code, "compare", *SMALL, "--out", str(tmp_path), "--launcher", "ray"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    kill_the_first_that_speaks(tmp_path)
-    said = finished(process)
-    assert "2 runs, as many as ray carries at a time" in said
-    assert_as_here(tmp_path, said, here)
+    kill_the_first_that_reports(tmp_path)
+    output = finished(process)
+    assert "2 runs, as many as ray has room for at a time" in output
+    assert_as_local(tmp_path, output, local)
 
 
 SBATCH = """#!/bin/sh
-# obeys at once: runs every task of the array in turn, as srun would start it
+# runs every task of the array at once, one after another
 cat "$1" > {home}/job.sh
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")
 echo "Submitted batch job 77"
@@ -135,7 +137,7 @@ exec "$@"
 
 
 @needs_submitit
-def test_slurm_gets_an_array_of_jobs_and_its_runs_are_those_of_this_machine(here, tmp_path):
+def test_slurm_gets_an_array_of_jobs_and_trains_the_same_runs(local, tmp_path):
     home, out = tmp_path / "bin", tmp_path / "out"
     home.mkdir()
     scripts = {"sbatch": SBATCH.format(home=home, folder=out / "slurm"), "srun": SRUN, "sacct": "#!/bin/sh\n"}
@@ -144,7 +146,7 @@ def test_slurm_gets_an_array_of_jobs_and_its_runs_are_those_of_this_machine(here
         (home / name).chmod(0o755)
     spec = "slurm:partition=gpu,time=90,gpus_per_node=1,mem=8GB"
     path = f"{home}:{os.environ['PATH']}"
-    said = finished(start(out, "--launcher", spec, PATH=path))
+    output = finished(start(out, "--launcher", spec, PATH=path))
     job = (home / "job.sh").read_text()
     for line in (
         "#SBATCH --array=0-1%2",
@@ -157,11 +159,11 @@ def test_slurm_gets_an_array_of_jobs_and_its_runs_are_those_of_this_machine(here
         f"{sys.executable} -u -m submitit.core._submit {out / 'slurm'}",
     ):
         assert line in job
-    assert_as_here(out, said, here)
+    assert_as_local(out, output, local)
 
 
 @needs_submitit
-def test_options_that_sbatch_does_not_have_are_one_line(tmp_path, monkeypatch):
+def test_unknown_options_of_sbatch_are_one_line(tmp_path, monkeypatch):
     (tmp_path / "srun").write_text("#!/bin/sh\n")
     (tmp_path / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -171,7 +173,7 @@ def test_options_that_sbatch_does_not_have_are_one_line(tmp_path, monkeypatch):
 
 
 @needs_submitit
-def test_a_job_that_slurm_stops_goes_back_into_the_queue_as_it_was(tmp_path):
+def test_a_job_that_slurm_stops_is_requeued_unchanged(tmp_path):
     from steppe.experiments.launchers.slurm import _Requeued
 
     task = Task(Run(seed=3), tmp_path)
@@ -179,25 +181,25 @@ def test_a_job_that_slurm_stops_goes_back_into_the_queue_as_it_was(tmp_path):
     assert again.function.task == task
 
 
-# -- the loop that every cluster shares, on a cluster made of a list ----------------------------------------------
+# -- the loop that all clusters share ----------------------------------------------
 
 
 @dataclass
 class Scripted:
-    """A cluster whose workers end as they are told to, one look after they were asked for."""
+    """A cluster whose workers end in the given ways, one poll after they were submitted."""
 
     ends: list[TaskResult]
     pause: float = 0.0
     submitted: list[list[str]] = field(default_factory=list)
     cancelled: list[Any] = field(default_factory=list)
-    news: TrainingStatus | None = None
+    status: TrainingStatus | None = None
 
     def submit(self, tasks):
         self.submitted.append([task.run.method for task in tasks])
-        if self.news:
+        if self.status:
             for task in tasks:
                 task.folder.mkdir(parents=True, exist_ok=True)
-                (task.folder / NEWS).write_text(json.dumps(vars(self.news)))
+                (task.folder / PROGRESS).write_text(json.dumps(vars(self.status)))
         return [[self.ends.pop(0)] for _ in tasks]
 
     def ended(self, worker):
@@ -212,58 +214,60 @@ def grid_of(tmp_path: Path) -> experiments.ComparisonPlan:
     return experiments.prepare(study, tmp_path, "steppe compare")
 
 
-def test_a_killed_run_goes_to_another_worker_and_one_that_kills_them_all_is_told(tmp_path):
+def test_a_killed_run_goes_to_another_worker_and_is_an_error_after_three(tmp_path):
     grid, killed = grid_of(tmp_path), TaskResult(None, "a lost machine")
     cluster = Scripted([killed, TaskResult({"status": "ok"}), TaskResult({"status": "ok"})])
-    heard: list[Any] = []
-    assert experiments.run(grid, 1, lambda job, news: heard.append((job.run.method, news)), cluster) == {}
+    reports: list[Any] = []
+    assert experiments.run(grid, 1, lambda job, news: reports.append((job.run.method, news)), cluster) == {}
     assert cluster.submitted == [["plain"], ["plain"], ["sam"]]
-    assert heard == [("plain", {"status": "ok"}), ("sam", {"status": "ok"})]
+    assert reports == [("plain", {"status": "ok"}), ("sam", {"status": "ok"})]
     cluster = Scripted([killed, TaskResult("refused"), killed, killed])
     errors = experiments.run(grid, 0, lambda job, news: None, cluster)
     assert cluster.submitted == [["plain", "sam"], ["plain"], ["plain"]]
-    told = {job.run.method: text for job, text in errors.items()}
-    assert told["sam"] == "refused"
-    assert told["plain"].startswith("3 workers were killed over it, the last by a lost machine; start the same")
+    messages = {job.run.method: text for job, text in errors.items()}
+    assert messages["sam"] == "refused"
+    assert messages["plain"].startswith(
+        "gave up after 3 workers were killed (last: a lost machine); start the same"
+    )
 
 
-def test_progress_comes_home_once_and_a_stop_cancels_the_workers(tmp_path):
+def test_progress_is_reported_once_and_a_stop_cancels_the_workers(tmp_path):
     grid = grid_of(tmp_path)
-    news = TrainingStatus(2, 0.5, 1.25, 0.75, 100.0, 3.0)
-    cluster = Scripted([TaskResult({}), TaskResult({})], news=news)
-    heard: list[Any] = []
+    status = TrainingStatus(2, 0.5, 1.25, 0.75, 100.0, 3.0)
+    cluster = Scripted([TaskResult({}), TaskResult({})], status=status)
+    reports: list[Any] = []
 
-    def listen(job, said):
-        heard.append(said)
-        if len(heard) == 3:
+    def progress(job, news):
+        reports.append(news)
+        if len(reports) == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        launch_on_cluster(grid.jobs, 0, cluster, listen)
-    assert heard == [news, {}, news]
+        launch_on_cluster(grid.jobs, 0, cluster, progress)
+    assert reports == [status, {}, status]
     assert len(cluster.cancelled) == 1
 
 
-def test_a_task_tells_where_it_is_and_a_finished_run_is_not_done_again(tmp_path, monkeypatch):
+def test_a_task_reports_progress_and_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
     grid = grid_of(tmp_path)
-    seen: list[bytes] = []
-    monkeypatch.setattr("steppe.experiments.launchers.cluster._SILENCE", 0.0)
-    write = experiments.far.records.write_json
+    reports: list[bytes] = []
+    monkeypatch.setattr("steppe.experiments.launchers.cluster._INTERVAL", 0.0)
+    write = records.write_json
 
-    def watched(path: Path, content: Any) -> None:
+    def recorded(path: Path, content: Any) -> None:
         write(path, content)
-        if path.name == NEWS:
-            seen.append(path.read_bytes())
+        if path.name == PROGRESS:
+            reports.append(path.read_bytes())
 
-    monkeypatch.setattr("steppe.experiments.launchers.cluster.records.write_json", watched)
+    monkeypatch.setattr("steppe.experiments.launchers.cluster.records.write_json", recorded)
     monkeypatch.chdir(tmp_path)
     job = grid.jobs[0]
-    said = Task(job.run, job.folder, tmp_path)()
-    assert isinstance(said, dict) and said["status"] == "ok"
-    assert seen and TrainingStatus(**json.loads(seen[-1])).share == 1.0
-    assert not (job.folder / NEWS).exists()
+    result = Task(job.run, job.folder, tmp_path)()
+    assert isinstance(result, dict) and result["status"] == "ok"
+    assert reports and TrainingStatus(**json.loads(reports[-1])).share == 1.0
+    assert not (job.folder / PROGRESS).exists()
     before = (job.folder / RESULT).stat().st_mtime_ns
-    assert Task(job.run, job.folder, tmp_path)() == said
+    assert Task(job.run, job.folder, tmp_path)() == result
     assert (job.folder / RESULT).stat().st_mtime_ns == before
 
 
@@ -276,7 +280,7 @@ def test_a_task_tells_where_it_is_and_a_finished_run_is_not_done_again(tmp_path,
         ("ray:", "launcher 'ray:' ends in a colon"),
     ],
 )
-def test_launchers_that_mean_nothing_are_one_line(spec, message, capsys, tmp_path):
+def test_unknown_launchers_and_settings_are_one_line(spec, message, capsys, tmp_path):
     assert main(["compare", *SMALL, "--out", str(tmp_path / "out"), "--launcher", spec]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -285,11 +289,7 @@ def test_launchers_that_mean_nothing_are_one_line(spec, message, capsys, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["ray", "slurm"])
-def test_a_launcher_whose_package_is_missing_says_what_to_install(name, tmp_path, monkeypatch):
+def test_a_missing_package_of_a_launcher_is_named_with_its_installation(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, {"ray": "ray", "slurm": "submitit"}[name], None)
     with pytest.raises(InputError, match=r"pip install 'steppe\[cluster\]'"):
         experiments.Launcher.parse(name).cluster(tmp_path)
-
-
-def test_a_launcher_is_no_part_of_what_a_run_is(tmp_path):
-    assert not {"launcher", "jobs"} & set(Run().as_dict())

@@ -1,4 +1,4 @@
-"""The search for settings: ordinary runs, the same after a kill, judged on validation, with an honest answer."""
+"""Tuning: ordinary runs as trials, the same result after a kill, and a gain only if it is significant."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy.stats import t as student
 
@@ -25,7 +26,7 @@ from steppe import methods
 from steppe.cli import help_text, main
 from steppe.config import Data, Optim, Run
 from steppe.experiments.run_lock import locked_run
-from steppe.training import run as engine
+from steppe.training.run import digest, load_data, train_run
 
 optuna = pytest.importorskip("optuna")
 
@@ -51,11 +52,11 @@ SMALL = TuningBudget(trials=3, confirm=1, pruner="none")
 
 @pytest.fixture(scope="module")
 def images():
-    return engine.load_data(RUN)
+    return load_data(RUN)
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory, images):
+def searched(tmp_path_factory, images):
     out = tmp_path_factory.mktemp("tune")
     return out, search(RUN, space("sam"), SMALL, out, images)
 
@@ -63,20 +64,20 @@ def found(tmp_path_factory, images):
 # -- which settings --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [n for n in methods.names() if n not in ("plain", "gc")])
-def test_ranges_are_around_the_default_and_accepted(name):
-    if not {"rho", "gamma", "alpha", "sigma", "lam"} & {k for k, v in vars(methods.make(name)).items() if v}:
-        with pytest.raises(steppe.InputError, match="has none of rho, gamma, alpha, sigma, lam"):
-            space(name)
-        return
-    (r,) = space(name)
-    assert r.default / 10.001 <= r.low < r.default <= r.high <= r.default * 10.001
-    for value in (r.low, r.high):
-        assert getattr(methods.parse(spec_with(name, {r.name: value})), r.name) == pytest.approx(value)
+def test_default_ranges_surround_the_default_and_are_accepted():
+    for name in methods.names():
+        if not {"rho", "gamma", "alpha", "sigma", "lam"} & {k for k, v in vars(methods.make(name)).items() if v}:
+            with pytest.raises(steppe.InputError, match="has none of rho, gamma, alpha, sigma, lam"):
+                space(name)
+            continue
+        (r,) = space(name)
+        assert r.default / 10.001 <= r.low < r.default <= r.high <= r.default * 10.001
+        for value in (r.low, r.high):
+            assert getattr(methods.parse(spec_with(name, {r.name: value})), r.name) == pytest.approx(value)
 
 
 @pytest.mark.parametrize(
-    ("spec", "wanted", "low", "high", "log"),
+    ("spec", "settings", "low", "high", "log"),
     [
         ("sam", (), 0.005, 0.5, True),
         ("sam:rho=0.2+gc", (), 0.02, 2.0, True),
@@ -86,13 +87,13 @@ def test_ranges_are_around_the_default_and_accepted(name):
         ("ema", ("decay=0.9..0.999",), 0.9, 0.999, True),
     ],
 )
-def test_ranges_that_are_known(spec, wanted, low, high, log):
-    (r,) = space(spec, wanted)
+def test_ranges_of_named_settings(spec, settings, low, high, log):
+    (r,) = space(spec, settings)
     assert (r.low, r.high, r.log) == (pytest.approx(low, rel=0.06), pytest.approx(high, rel=0.06), log)
 
 
 @pytest.mark.parametrize(
-    ("spec", "wanted", "message"),
+    ("spec", "settings", "message"),
     [
         ("plain", (), "has none of rho"),
         ("sam", ("roh",), "unknown setting of sam 'roh'; did you mean 'rho'"),
@@ -103,14 +104,14 @@ def test_ranges_that_are_known(spec, wanted, low, high, log):
         ("sam", ("decay",), "decay is 0 by default"),
     ],
 )
-def test_what_cannot_be_searched_is_said(spec, wanted, message):
+def test_settings_that_cannot_be_searched_are_refused(spec, settings, message):
     with pytest.raises(steppe.InputError, match=message):
-        space(spec, wanted)
+        space(spec, settings)
 
 
 @given(st.floats(1e-4, 1e20).map(lambda v: float(f"{v:.3g}")))
-@settings(max_examples=50, deadline=None)
-def test_a_setting_goes_into_its_own_part(value):
+@hypothesis_settings(max_examples=50, deadline=None)
+def test_a_setting_is_set_in_the_method_that_has_it(value):
     for spec in ("sam", "sam:rho=0.3,ascents=2", "sam+gc", "gc+sam:norm=tensor", "sam:start=0.5+ema"):
         written = repr(methods.parse(spec_with(spec, {"rho": value})))
         (rho,) = re.findall(r"rho=([^,)]+)", written)
@@ -122,50 +123,49 @@ def test_a_setting_goes_into_its_own_part(value):
 # -- the search ------------------------------------------------------------------------------------------------
 
 
-def test_trials_are_ordinary_runs_and_the_best_is_the_best(found, images):
-    out, result = found
+def test_trials_are_ordinary_runs_and_the_best_is_the_best(searched, images):
+    out, result = searched
     assert len(result.trials) == 3
     assert result.trials[0].values == {"rho": 0.05}  # the default comes first
     assert len({t.values["rho"] for t in result.trials}) == 3
-    for tried in [*result.trials, result.baseline]:
-        (digest,) = tried.runs
-        run = replace(RUN, method=tried.method)
-        assert digest == engine.digest(run)
-        stamp = (out / "runs" / digest / "result.json").stat().st_mtime_ns
-        held = engine.train_run(run, out / "runs" / digest, images)
-        assert (out / "runs" / digest / "result.json").stat().st_mtime_ns == stamp
-        assert tried.accuracies == [held["val"]["last"]["accuracy"]]
-        assert all(r.low <= v <= r.high for r, v in zip(result.ranges, tried.values.values(), strict=False))
+    for candidate in [*result.trials, result.baseline]:
+        run = replace(RUN, method=candidate.method)
+        assert candidate.runs == [digest(run)]
+        path = out / "runs" / digest(run) / "result.json"
+        stamp = path.stat().st_mtime_ns
+        stored = train_run(run, path.parent, images)
+        assert path.stat().st_mtime_ns == stamp
+        assert candidate.accuracies == [stored["val"]["last"]["accuracy"]]
+        assert all(r.low <= v <= r.high for r, v in zip(result.ranges, candidate.values.values(), strict=False))
     assert result.best.accuracy == max(t.accuracy for t in result.trials)
     assert result.fresh == [1]
     for method, values in ((result.best.method, result.tuned_again), ("plain", result.plain_again)):
         for seed, value in zip(result.fresh, values, strict=True):
-            held = engine.train_run(
-                run := replace(RUN, method=method, seed=seed), out / "runs" / engine.digest(run), images
-            )
-            assert value == held["val"]["last"]["accuracy"]
+            run = replace(RUN, method=method, seed=seed)
+            assert value == train_run(run, out / "runs" / digest(run), images)["val"]["last"]["accuracy"]
 
 
-def test_the_same_search_again_trains_nothing_and_a_larger_one_goes_on(found, images):
-    out, result = found
-    spoken = []
-    again = search(RUN, space("sam"), SMALL, out, images, lambda run, news: spoken.append(news))
+def test_a_finished_search_trains_nothing_and_another_one_is_refused(searched, images):
+    out, result = searched
+    reports = []
+    again = search(RUN, space("sam"), SMALL, out, images, lambda run, news: reports.append(news))
     assert again == result
-    assert all(isinstance(news, str) for news in spoken)
+    assert all(isinstance(news, str) for news in reports)
     with pytest.raises(steppe.InputError, match="holds another search"):
         search(replace(RUN, epochs=3), space("sam"), SMALL, out, images)
     with pytest.raises(steppe.InputError, match="holds another search"):
         search(RUN, space("sam", ["rho=0.1..1"]), SMALL, out, images)
 
 
-def test_a_killed_search_goes_on_to_the_same_answer(found, tmp_path, images):
-    _, undisturbed = found
+@pytest.mark.slow
+def test_a_killed_search_resumes_to_the_same_result(searched, tmp_path, images):
+    _, undisturbed = searched
     out = tmp_path / "killed"
     command = [*(sys.executable, "-m", "steppe", "tune"), *FLAGS, "--trials", "3", "--confirm", "1"]
     command += ["--pruner", "none", "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_environment())
     until = time.monotonic() + 120
-    # plain and one trial have ended, the second is at work or about to begin
+    # plain and one trial have ended, the second trains or is about to
     while len(list(out.glob("runs/*/result.json"))) < 2 and time.monotonic() < until:
         assert process.poll() is None
         time.sleep(0.05)
@@ -175,7 +175,7 @@ def test_a_killed_search_goes_on_to_the_same_answer(found, tmp_path, images):
     assert search(RUN, space("sam"), SMALL, out, images) == undisturbed
 
 
-def test_a_stop_in_the_middle_of_a_trial_changes_nothing(found, tmp_path, images):
+def test_a_stop_in_the_middle_of_a_trial_changes_nothing(searched, tmp_path, images):
     class StopError(Exception):
         pass
 
@@ -183,17 +183,13 @@ def test_a_stop_in_the_middle_of_a_trial_changes_nothing(found, tmp_path, images
         if run.method == third and not isinstance(news, str) and news.val_accuracy is not None:
             raise StopError
 
-    third = found[1].trials[2].method
+    third = searched[1].trials[2].method
     with pytest.raises(StopError):
         search(RUN, space("sam"), SMALL, tmp_path, images, stop)
-    study = optuna.load_study(
-        study_name="tune",
-        storage=optuna.storages.JournalStorage(
-            optuna.storages.journal.JournalFileBackend(str(tmp_path / "tune.journal"))
-        ),
-    )
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "tune.journal"))
+    study = optuna.load_study(study_name="tune", storage=optuna.storages.JournalStorage(backend))
     assert [t.state.name for t in study.trials] == ["COMPLETE", "COMPLETE", "RUNNING"]
-    assert search(RUN, space("sam"), SMALL, tmp_path, images) == found[1]
+    assert search(RUN, space("sam"), SMALL, tmp_path, images) == searched[1]
 
 
 def test_a_pruned_trial_keeps_its_run(tmp_path, images, monkeypatch):
@@ -206,16 +202,16 @@ def test_a_pruned_trial_keeps_its_run(tmp_path, images, monkeypatch):
     assert [t.state for t in result.trials] == ["complete", "pruned", "complete"]
     pruned = result.trials[1]
     assert result.best != pruned
-    (digest,) = pruned.runs
-    lines = (tmp_path / "runs" / digest / "metrics.jsonl").read_text().splitlines()
+    folder = tmp_path / "runs" / pruned.runs[0]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 1  # one epoch of the first seed, and none of the second
     assert pruned.accuracies == [json.loads(lines[0])["val_accuracy"]]
-    assert engine.train_run(replace(RUN, method=pruned.method), tmp_path / "runs" / digest, images)["epochs"] == 2
+    assert train_run(replace(RUN, method=pruned.method), folder, images)["epochs"] == 2
     assert [len(t.accuracies) for t in (result.best, result.baseline)] == [2, 2]
     assert result.fresh == [2]
-    drawn = curve(result).axes[0].get_legend()
+    legend = curve(result).axes[0].get_legend()
     best = f"best, {result.best.values['rho']:g}"
-    assert [entry.get_text() for entry in drawn.get_texts()] == ["plain", "sam", "pruned", best]
+    assert [entry.get_text() for entry in legend.get_texts()] == ["plain", "sam", "pruned", best]
 
 
 def test_two_searches_do_not_share_a_folder(tmp_path, images, monkeypatch):
@@ -224,7 +220,7 @@ def test_two_searches_do_not_share_a_folder(tmp_path, images, monkeypatch):
         search(RUN, space("sam"), SMALL, tmp_path, images)
 
 
-def test_the_time_given_ends_the_search(tmp_path, images):
+def test_the_time_limit_ends_the_search(tmp_path, images):
     budget = replace(SMALL, trials=50, seconds=0.01, confirm=1)
     result = search(RUN, space("sam"), budget, tmp_path, images)
     assert len(result.trials) == 1
@@ -243,46 +239,46 @@ def test_trials_that_diverge_are_never_the_best(tmp_path, images):
 # -- the answer ------------------------------------------------------------------------------------------------
 
 
-def made(tuned: list[float], plain: list[float], best: float = 0.1) -> TuningResult:
-    def tried(method: str, **values: float) -> Candidate:
+def result_of(tuned: list[float], plain: list[float], best: float = 0.1) -> TuningResult:
+    def candidate(method: str, **values: float) -> Candidate:
         return Candidate(values, method, "complete", [0.5], 1.0, ["0"])
 
-    one = tried(f"sam:rho={best}", rho=best)
+    one = candidate(f"sam:rho={best}", rho=best)
     ranges = [Range("rho", 0.01, 1.0, True, 0.05)]
-    return TuningResult(RUN, ranges, [one], tried("plain"), one, tuned, plain, list(range(len(tuned))))
+    return TuningResult(RUN, ranges, [one], candidate("plain"), one, tuned, plain, list(range(len(tuned))))
 
 
-def test_a_gain_is_claimed_only_beyond_the_noise_of_seeds():
+def test_a_gain_is_claimed_only_if_it_is_significant():
     cases = {
         "beats plain": ([0.92, 0.94, 0.93], [0.90, 0.911, 0.905]),
-        "No gain over plain can be told": ([0.92, 0.90, 0.93], [0.90, 0.92, 0.905]),
+        "No significant gain over plain": ([0.92, 0.90, 0.93], [0.90, 0.92, 0.905]),
         "is worse than plain": ([0.80, 0.82, 0.81], [0.90, 0.911, 0.905]),
         "no interval from one seed": ([0.95], [0.90]),
     }
-    for words, (tuned, plain) in cases.items():
-        answer = made(tuned, plain)
-        assert words in verdict(answer)[0]
-        said = result_as_dict(answer)["confirmation"]
+    for text, (tuned, plain) in cases.items():
+        result = result_of(tuned, plain)
+        assert text in verdict(result)[0]
+        confirmation = result_as_dict(result)["confirmation"]
         pairs = [100 * (a - b) for a, b in zip(tuned, plain, strict=True)]
-        assert said["points"]["mean"] == pytest.approx(fmean(pairs))
-        assert said["beats_plain"] is (words == "beats plain")
+        assert confirmation["points"]["mean"] == pytest.approx(fmean(pairs))
+        assert confirmation["beats_plain"] is (text == "beats plain")
         if len(pairs) > 1:
             half = student.ppf(0.975, len(pairs) - 1) * stdev(pairs) / math.sqrt(len(pairs))
-            assert said["points"]["low"] == pytest.approx(fmean(pairs) - half)
+            assert confirmation["points"]["low"] == pytest.approx(fmean(pairs) - half)
 
 
-def test_the_end_of_a_range_is_said():
-    assert len(verdict(made([0.9], [0.8]))) == 1
+def test_a_best_value_at_the_end_of_its_range_is_reported():
+    assert len(verdict(result_of([0.9], [0.8]))) == 1
     for best in (0.011, 0.99):
-        assert "at the end of its range 0.01..1" in verdict(made([0.9], [0.8], best))[1]
-    # one in the middle that is as accurate has only lost by its loss
-    found = made([0.9], [0.8], 0.99)
-    tied = replace(found.best, values={"rho": 0.1}, loss=2.0)
-    assert len(verdict(replace(found, trials=[*found.trials, tied]))) == 1
+        assert "at the end of its range 0.01..1" in verdict(result_of([0.9], [0.8], best))[1]
+    # a value inside the range with the same accuracy, which lost by its loss
+    result = result_of([0.9], [0.8], 0.99)
+    tied = replace(result.best, values={"rho": 0.1}, loss=2.0)
+    assert len(verdict(replace(result, trials=[*result.trials, tied]))) == 1
 
 
-def test_the_command_answers_in_json_and_on_disk(found, capsys):
-    out, result = found
+def test_the_command_prints_json_or_a_table_and_writes_the_result(searched, capsys):
+    out, result = searched
     arguments = ["tune", *FLAGS, "--trials", "3", "--confirm", "1", "--pruner", "none", "--out", str(out)]
     assert main.main([*arguments, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -293,16 +289,16 @@ def test_the_command_answers_in_json_and_on_disk(found, capsys):
     assert (out / "tune.svg").read_text().startswith("<?xml")
     assert (out / "tune.png").stat().st_size > 5000
     assert main.main(arguments) == 0
-    spoken = capsys.readouterr().out
-    assert result.best.method in spoken and "baseline" in spoken
+    output = capsys.readouterr().out
+    assert result.best.method in output and "baseline" in output
     assert main.main(["tune", "--method", "plain", "--out", str(out)]) == 2
     assert "has none of rho" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("field", "value"), [("trials", 0), ("seeds", 0), ("confirm", 0), ("seconds", 0.0)])
-def test_a_budget_that_is_none_is_refused(field, value):
-    with pytest.raises(steppe.InputError, match=r"within is 0|is 0; give at least 1"):
-        TuningBudget(**{field: value})
+def test_an_empty_budget_is_refused():
+    for field in ("trials", "seeds", "confirm", "seconds"):
+        with pytest.raises(steppe.InputError, match=r"within is 0|is 0; give at least 1"):
+            TuningBudget(**{field: 0})
 
 
 def test_the_guide_is_true(capsys):
@@ -320,5 +316,4 @@ def test_the_guide_is_true(capsys):
 
 
 def _environment() -> dict[str, str]:
-    here = str(Path(steppe.__file__).parents[1])
-    return os.environ | {"PYTHONPATH": here, "OMP_NUM_THREADS": "1"}
+    return os.environ | {"PYTHONPATH": str(Path(steppe.__file__).parents[1]), "OMP_NUM_THREADS": "1"}

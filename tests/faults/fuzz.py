@@ -77,7 +77,6 @@ def limited(seconds: int) -> Iterator[None]:
 def flags(verb: str) -> list[str]:
     """Return every setting of a command."""
     from jsonargparse import ArgumentParser
-
     from steppe.cli.verbs import COMMANDS
 
     parser = ArgumentParser(exit_on_error=False)

@@ -122,8 +122,8 @@ def test_outputs_are_those_of_each_network_alone(images):
 def test_views_of_a_run_must_be_enough(images):
     run = dataclasses.replace(RUN, method="okdph:networks=3")
     with pytest.raises(steppe.InputError, match="data.views has 3 views and the method takes 4"):
-        engine.check(run, images)
-    engine.check(dataclasses.replace(run, method="sam"), images)  # the first view serves
+        engine.check_run(run, images)
+    engine.check_run(dataclasses.replace(run, method="sam"), images)  # the first view serves
 
 
 EXPORTED = [
@@ -181,6 +181,6 @@ def test_an_ensemble_is_no_single_network(tmp_path, images, monkeypatch):
     run = dataclasses.replace(RUN, method="dml", epochs=1)
     _, folder = fit(run, tmp_path, images)
     monkeypatch.setattr(steppe.DML, "predict", lambda self, net, state, x: self.outputs(net, state, x)["ensemble"])
-    with pytest.raises(steppe.InputError, match=r"says something else than dml predicts .* no single network"):
+    with pytest.raises(steppe.InputError, match=r"differ from those of dml .* a single network"):
         export(folder, tmp_path / "flat")
     assert Method.predict is not steppe.DML.predict

@@ -16,9 +16,7 @@ import pytest
 
 from steppe import models
 from steppe.cli import main
-from steppe.cli.asking import as_flags
-from steppe.cli.options import make
-from steppe.cli.verbs import COMMANDS
+from steppe.cli.options import expand_recipe, make
 from steppe.config import Run, Study, recipes
 from steppe.methods import METHODS, parse, row
 
@@ -120,8 +118,8 @@ SHOWN = [p for p in [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
 @pytest.mark.parametrize("document", SHOWN, ids=lambda p: p.stem)
 def test_every_command_that_is_shown_is_understood(document):
     for line in commands(document):
-        words = as_flags(shlex.split(line, comments=True)[1:])
-        given = parser_of(words[0]).parse_args(words[1:])
+        words = expand_recipe(shlex.split(line, comments=True)[1:])
+        given = main.command_parser(words[0]).parse_args(words[1:])
         if words[0] in ("compare", "train", "tune"):
             cls = Study if words[0] == "compare" else Run
             asked = make(cls, given)
@@ -131,16 +129,10 @@ def test_every_command_that_is_shown_is_understood(document):
             assert given.method in {*METHODS, *recipes.names()}
 
 
-def parser_of(command: str) -> main._Parser:
-    parser = main._Parser()
-    COMMANDS[command][0](parser)
-    return parser
-
-
 def test_the_study_in_a_file_is_one(tmp_path):
     (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/how-to/compare.md").read_text(), re.DOTALL)
     (tmp_path / "study.yaml").write_text(block)
-    given = parser_of("compare").parse_args(["--config", str(tmp_path / "study.yaml")])
+    given = main.command_parser("compare").parse_args(["--config", str(tmp_path / "study.yaml")])
     study = make(Study, given)
     assert study.methods == ("plain", "two-step", "sam", "sam:rho=0.1")
     assert (study.data.size, study.optim.weight_decay, study.epochs) == (64, 5e-4, 30)

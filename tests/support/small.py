@@ -14,8 +14,8 @@ from steppe.testing.fixtures import small as small_net
 
 __all__ = ["BARE", "adam", "indexed", "sgd", "small_batch", "small_net", "trained"]
 
-# saf asks for the samples' indices, swa for the length of training, others for a model that they build; the
-# conformance suite has them all
+# without saf (needs sample indices), swa (needs the length of training) and methods that build a network;
+# the conformance suite covers all
 BARE = [name for name in METHODS if name not in ("saf", "swa") and not overrides(make(name), "build")]
 
 

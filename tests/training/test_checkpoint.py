@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back, what is refused, and the memory layout that fused optimizers need."""
+"""Checkpoint files: contents, damage, and the memory layout that fused optimizers need."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def written(tmp_path):
     return path, tensors
 
 
-def test_tensors_and_plain_data_come_back_exactly(tmp_path):
+def test_tensors_and_plain_data_are_read_as_written(tmp_path):
     path, tensors = written(tmp_path)
     saved = file.read(path)
     assert saved.data == {"epoch": 3, "lr": 0.1 + 0.2}
@@ -39,13 +39,13 @@ def refusal(path) -> str:
     return ""
 
 
-def test_every_flipped_byte_and_every_cut_is_noticed(tmp_path):
+def test_every_flipped_bit_and_every_cut_is_detected(tmp_path):
     path, _ = written(tmp_path)
-    sound, r, harmless = path.read_bytes(), random.Random(0), 0
-    damaged = [sound[: r.randrange(len(sound))] for _ in range(60)]
+    original, r, harmless = path.read_bytes(), random.Random(0), 0
+    damaged = [original[: r.randrange(len(original))] for _ in range(60)]
     for _ in range(200):
-        at = r.randrange(len(sound))
-        damaged.append(sound[:at] + bytes([sound[at] ^ (1 << r.randrange(8))]) + sound[at + 1 :])
+        at = r.randrange(len(original))
+        damaged.append(original[:at] + bytes([original[at] ^ (1 << r.randrange(8))]) + original[at + 1 :])
     for content in damaged:
         path.write_bytes(content)
         message = refusal(path)
@@ -57,7 +57,7 @@ def test_every_flipped_byte_and_every_cut_is_noticed(tmp_path):
     assert harmless < 5
 
 
-def test_a_pickle_is_no_checkpoint_and_runs_nothing(tmp_path):
+def test_a_pickle_is_refused_and_its_code_does_not_run(tmp_path):
     path = tmp_path / "checkpoint.safetensors"
 
     class Attack:
@@ -71,8 +71,8 @@ def test_a_pickle_is_no_checkpoint_and_runs_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.SGD], ids=["adam", "sgd"])
-def test_a_fused_optimizer_goes_on_bit_for_bit_in_channels_last(make, tmp_path):
-    """Files hold rows first; the state must come back in its parameter's layout."""
+def test_a_fused_optimizer_resumes_bitwise_in_channels_last(make, tmp_path):
+    """Files are contiguous; the state must be restored in its parameter's layout."""
 
     def setup() -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)

@@ -1,8 +1,7 @@
-"""The plan says what the steps then do."""
+"""The plan agrees with the steps of the training."""
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.small import sgd, small_batch, small_net
@@ -12,15 +11,11 @@ from steppe import methods
 from steppe.training.dry_run import describe, phases
 
 
-def constant(share: float) -> float:
-    return 0.1
-
-
 def lines(spec: str, total: int = 20, per_epoch: int = 5) -> dict[str, str]:
     return dict(describe(methods.parse(spec), total, per_epoch, lambda share: 0.1 * (1 - share)))
 
 
-def test_every_part_and_every_moving_value_has_a_line():
+def test_every_part_and_every_scheduled_value_has_a_line():
     assert lines("sam:rho=linear(0,0.2,0.5),start=0.25,every=2+gc:stop=10") == {
         "learning rate": "0.1 at first, 0.055 halfway, 0.005 at last",
         "sam": "steps 7-19, every 2nd (epochs 2-4), 7 in all; the others are plain",
@@ -38,7 +33,7 @@ def test_every_part_and_every_moving_value_has_a_line():
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 6), st.one_of(st.none(), st.integers(7, 12)), st.integers(1, 4))
-def test_the_steps_keep_to_the_plan(start, stop, every):
+def test_a_method_is_active_in_the_planned_steps(start, stop, every):
     method = steppe.ActiveWindow(steppe.SAM(), start=start, stop=stop, every=every)
     net = small_net()
     step = method.bind(net, sgd(net), steps=10)
@@ -48,17 +43,13 @@ def test_the_steps_keep_to_the_plan(start, stop, every):
         step(*small_batch(seed=k))
         if step.passes.backward - before == 2:
             active.append(k + 1)
-    (phase,) = phases(method, 10, constant)
+    (phase,) = phases(method, 10, lambda share: 0.1)
     assert list(range(phase.first, phase.last + 1, phase.every)) == active
 
 
-@pytest.mark.parametrize("name", methods.names())
-def test_a_method_has_its_name_in_the_list(name):
-    assert methods.label(steppe.make(name)) == name
-
-
-def test_a_method_of_one_s_own_has_its_class_name():
+def test_a_method_has_its_listed_name_and_an_own_method_its_class_name():
     class Mine(steppe.Method):
         pass
 
+    assert {name: methods.label(steppe.make(name)) for name in methods.names()} == {n: n for n in methods.names()}
     assert methods.label(Mine()) == "Mine"

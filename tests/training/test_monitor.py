@@ -1,122 +1,120 @@
-"""What a run looks at while it trains is right, and training does not know of it."""
+"""Monitors measure what they say, and do not change the training."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from support.tiny_steppe import tiny
+from support.many import together
+from support.tiny_steppe import command, tiny
 
-from steppe import InputError, methods, models, records
+from steppe import methods, models, records
 from steppe.analysis import load_run
+from steppe.cli.main import main
 from steppe.config import Data, Monitoring, Optim, Run
 from steppe.data.dataset import DataSet
 from steppe.data.splits import subset
-from steppe.training import run as engine
 from steppe.training import trainer
 from steppe.training.checkpoint import file
 from steppe.training.factories import make_network
-from steppe.training.monitor import SAMPLES, kept, weights_name
+from steppe.training.monitor import SAMPLES, load_weights, weights_name
+from steppe.training.run import CHECKPOINT, TrainingStatus, digest, load_data, train_run
 
-HERE = Path(__file__).parents[1]
 RUN = Run(
     model="resnet-thin", epochs=3, batch=30, data=Data(train=60, val=20, test=20, size=16), optim=Optim(lr=1e-3)
 )
 EVERY = Monitoring(sharpness=1, weights=2)
+METHODS = ("sadt-v2", "ema:decay=0.9", "okdph:networks=2")
 
 
 @pytest.fixture(scope="module")
 def images() -> DataSet:
-    return engine.load_data(RUN)
+    return load_data(RUN)
 
 
-def fit(run: Run, out: Path, images: DataSet, listen=lambda _: None) -> tuple[dict, Path]:
-    folder = out / engine.digest(run)
-    return engine.train_run(run, folder, images, listen), folder
+def fit(run: Run, out: Path, images: DataSet, progress=lambda _: None) -> tuple[dict, Path]:
+    folder = out / digest(run)
+    return train_run(run, folder, images, progress), folder
 
 
 def lines(folder: Path) -> list[dict]:
     return records.read_lines(folder / trainer.METRICS)
 
 
-def held(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(file.read(folder / engine.CHECKPOINT).tensors)
+def equal(a: Path, b: Path) -> bool:
+    """Return whether two checkpoint files have the same tensors."""
+    one, two = (dict(file.read(path).tensors) for path in (a, b))
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory, images: DataSet) -> dict[str, tuple[dict, Path]]:
-    out = tmp_path_factory.mktemp("watched")
-    every = {m: dataclasses.replace(RUN, method=m, watch=EVERY) for m in METHODS}
-    return {m: fit(run, out, images) for m, run in every.items()}
-
-
-METHODS = ("plain", "sadt-v2", "rwp", "ema:decay=0.9", "okdph:networks=2")
+def monitored(tmp_path_factory: pytest.TempPathFactory, images: DataSet) -> dict[str, tuple[dict, Path]]:
+    out = tmp_path_factory.mktemp("monitored")
+    return {m: fit(dataclasses.replace(RUN, method=m, watch=EVERY), out, images) for m in METHODS}
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_training_does_not_know_that_it_is_watched(method, watched, tmp_path, images):
-    result, folder = watched[method]
+def test_training_is_the_same_with_monitors(method, monitored, tmp_path, images):
+    result, folder = monitored[method]
     free, other = fit(dataclasses.replace(RUN, method=method), tmp_path, images)
     assert folder.name != other.name
-    a, b = held(folder), held(other)
-    # weights, running statistics, optimizer, what is remembered, every random stream
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    own = lines(folder)
-    assert all("sharpness" in line for line in own)
-    assert [{k: v for k, v in line.items() if k != "sharpness"} for line in own] == lines(other)
+    # weights, running statistics, optimizer, the method's state, every RNG state
+    assert equal(folder / CHECKPOINT, other / CHECKPOINT)
+    assert all("sharpness" in line for line in lines(folder))
+    assert [{k: v for k, v in line.items() if k != "sharpness"} for line in lines(folder)] == lines(other)
     assert (result["test"], result["passes"], result["steps"]) == (free["test"], free["passes"], free["steps"])
 
 
-def test_what_is_watched_takes_no_training_time(tmp_path, images, monkeypatch):
+def test_monitors_take_no_training_time_and_measure_in_the_epochs_requested_and_the_last(
+    tmp_path, images, monkeypatch
+):
     now = 0.0
     monkeypatch.setattr(trainer.time, "perf_counter", lambda: now)
-    look = trainer.Watcher.look
+    measure = trainer.Monitor.measure
 
-    def slow(*given):
+    def slow(*arguments):
         nonlocal now
         now += 1000
-        return look(*given)
+        return measure(*arguments)
 
-    monkeypatch.setattr(trainer.Watcher, "look", slow)
-    result, _ = fit(dataclasses.replace(RUN, epochs=2, watch=Monitoring(sharpness=1)), tmp_path, images)
+    monkeypatch.setattr(trainer.Monitor, "measure", slow)
+    result, folder = fit(dataclasses.replace(RUN, epochs=5, watch=Monitoring(sharpness=2)), tmp_path, images)
     assert result["seconds"] == 0
+    assert ["sharpness" in line for line in lines(folder)] == [False, True, False, True, True]
+    assert not list(folder.glob("weights-*"))
 
 
-@pytest.mark.parametrize("method", ["plain", "ema:decay=0.9", "okdph:networks=2"])
-def test_a_run_that_was_stopped_has_all_that_was_watched(method, watched, tmp_path, images):
+@pytest.mark.parametrize("method", ["ema:decay=0.9", "okdph:networks=2"])
+def test_a_resumed_run_has_all_measurements(method, monitored, tmp_path, images):
     class Stop(Exception):  # noqa: N818
         pass
 
-    def stop(progress: engine.TrainingStatus) -> None:
-        if progress.epoch == 2:
+    def stop(status: TrainingStatus) -> None:
+        if status.epoch == 2:
             raise Stop
 
-    _, folder = watched[method]
+    _, folder = monitored[method]
     run = dataclasses.replace(RUN, method=method, watch=EVERY)
     with pytest.raises(Stop):
         fit(run, tmp_path, images, stop)
-    # what was kept after the last checkpoint is written again, also over a file that is torn
-    (tmp_path / engine.digest(run) / weights_name(3)).write_bytes(b"torn")
+    # weights saved after the last checkpoint are written again, also over a torn file
+    (tmp_path / digest(run) / weights_name(3)).write_bytes(b"torn")
     _, parts = fit(run, tmp_path, images)
     assert lines(parts) == lines(folder)
     names = sorted(p.name for p in folder.glob("weights-*"))
     assert names == sorted(p.name for p in parts.glob("weights-*")) == [weights_name(e) for e in (0, 2, 3)]
     for name in names:
-        a, b = (file.read(f / name) for f in (folder, parts))
-        assert a.data == b.data and a.tensors.keys() == b.tensors.keys()
-        assert all(torch.equal(a.tensors[k], b.tensors[k]) for k in a.tensors)
+        assert equal(folder / name, parts / name)
+        assert file.read(folder / name).data == file.read(parts / name).data
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_sharpness_is_that_of_what_is_deployed(method, watched, images):
-    _, folder = watched[method]
+def test_the_sharpness_is_that_of_the_deployed_model(method, monitored, images):
+    _, folder = monitored[method]
     trained = load_run.load(folder, "last", images)
     net = trained.model.double().eval()
     (batch,) = trained.batches(subset(images.train, SAMPLES))
@@ -132,60 +130,39 @@ def test_the_sharpness_is_that_of_what_is_deployed(method, watched, images):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_weights_kept_are_those_of_the_start_and_of_the_end(method, watched, images):
-    _, folder = watched[method]
-    first, last = (kept(folder / weights_name(e)) for e in (0, 3))
-    ended = load_run.load(folder, "last", images).model.state_dict()
-    assert all(torch.equal(last["deployed"][k], v) for k, v in ended.items())
+def test_the_saved_weights_are_the_initial_and_the_last_ones(method, monitored, images):
+    _, folder = monitored[method]
+    first, last = (load_weights(folder / weights_name(e)) for e in (0, 3))
+    deployed = load_run.load(folder, "last", images).model.state_dict()
+    assert all(torch.equal(last["deployed"][k], v) for k, v in deployed.items())
     if len(first) == 1:
         with torch.random.fork_rng():
-            begun = make_network(RUN, methods.parse("plain"), images).state_dict()
-        assert all(torch.equal(first["deployed"][k], v) for k, v in begun.items())
+            initial = make_network(RUN, methods.parse("plain"), images).state_dict()
+        assert all(torch.equal(first["deployed"][k], v) for k, v in initial.items())
     else:
         assert list(first) == ["deployed", "network 1", "network 2"]
         # OKDPH deploys the mean of the two
-        k = "conv1.weight" if "conv1.weight" in ended else next(iter(ended))
+        k = "conv1.weight" if "conv1.weight" in deployed else next(iter(deployed))
         mean = (last["network 1"][k] + last["network 2"][k]) / 2
         torch.testing.assert_close(last["deployed"][k], mean)
 
 
-def test_only_the_epochs_asked_for_and_the_last_are_looked_at(tmp_path, images):
-    run = dataclasses.replace(RUN, epochs=5, watch=Monitoring(sharpness=2))
-    _, folder = fit(run, tmp_path, images)
-    assert ["sharpness" in line for line in lines(folder)] == [False, True, False, True, True]
-    assert not list(folder.glob("weights-*"))
-
-
-@pytest.mark.parametrize("name", ["sharpness", "weights"])
-def test_no_epochs_are_refused(name):
-    with pytest.raises(InputError, match=f"watch.{name} is 0; give a number of epochs, at least 1"):
-        Monitoring(**{name: 0})
-
-
-def test_shards_are_watched_as_one_network_is(tmp_path, monkeypatch):
+def test_a_sharded_network_is_measured_as_a_whole(tmp_path, monkeypatch):
     monkeypatch.setitem(models.MODELS, "tiny", tiny)
-    given = [
+    arguments = [
         "train", "--model", "tiny", "--method", "sam", "--sync", "global", "--epochs", "2", "--batch", "50",
         "--data.train", "200", "--data.test", "60", "--data.size", "18", "--optim.lr", "1e-3",
         "--watch.sharpness", "2", "--watch.weights", "1",
     ]  # fmt: skip
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    commands = {
-        "alone": [sys.executable, HERE / "support" / "tiny_steppe.py", *given],
-        "shards": [*start, HERE / "support" / "tiny_steppe.py", *given, "--parallel", "fsdp"],
-    }
-    found = {}
-    for name, command in commands.items():
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*command, "--out", tmp_path / name], capture_output=True, text=True, env=environment, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        (found[name],) = (tmp_path / name / "runs").iterdir()
-    a, b = (lines(folder)[-1]["sharpness"] for folder in found.values())
-    assert a == pytest.approx(b, rel=1e-3)
+    assert main([*arguments, "--out", str(tmp_path / "alone")]) == 0
+    for code, _, error in together(
+        2, command, [*arguments, "--parallel", "fsdp", "--out", str(tmp_path / "fsdp")]
+    ):
+        assert code == 0, error
+    alone, sharded = (next((tmp_path / name / "runs").iterdir()) for name in ("alone", "fsdp"))
+    assert lines(alone)[-1]["sharpness"] == pytest.approx(lines(sharded)[-1]["sharpness"], rel=1e-3)
     for epoch in (0, 1, 2):
-        ours, theirs = (kept(folder / weights_name(epoch))["deployed"] for folder in found.values())
-        for k in ours:
-            torch.testing.assert_close(ours[k], theirs[k], rtol=1e-4, atol=1e-5)
-    assert json.loads((found["shards"] / "result.json").read_text())["status"] == "ok"
+        one, two = (load_weights(folder / weights_name(epoch))["deployed"] for folder in (alone, sharded))
+        for k in one:
+            torch.testing.assert_close(one[k], two[k], rtol=1e-4, atol=1e-5)
+    assert json.loads((sharded / "result.json").read_text())["status"] == "ok"

@@ -18,7 +18,7 @@ from steppe.data.dataset import Images
 from steppe.data.splits import subset
 from steppe.diagnostics.landscape_directions import State, parameter_names
 from steppe.diagnostics.loss_surface import LossSurface
-from steppe.training.monitor import DEPLOYED, kept, weights_name
+from steppe.training.monitor import DEPLOYED, load_weights, weights_name
 
 
 def saved_epochs(folder: Path) -> list[int]:
@@ -60,7 +60,7 @@ def trajectories(
         epochs = saved_epochs(folder)
         if epochs[:1] != [0]:
             continue
-        saved = [kept(folder / weights_name(epoch)) for epoch in epochs]
+        saved = [load_weights(folder / weights_name(epoch)) for epoch in epochs]
         for network in saved[0]:
             track = [weights[network] for weights in saved]
             name = method if network == DEPLOYED else f"{method}, {network}"

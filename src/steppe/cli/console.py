@@ -1,9 +1,10 @@
-"""Where the command speaks: of several processes of a torchrun job only the lead does."""
+"""Where the commands print: in a torchrun job only the main process does."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,21 +17,42 @@ def in_torchrun() -> bool:
 
 
 def shows_output() -> bool:
-    """Return whether this process is the one that prints."""
+    """Return whether this process prints."""
     return not in_torchrun() or os.environ["RANK"] == "0"
 
 
-def complain(message: str) -> None:
+def print_error(message: str) -> None:
     """Print a line to the standard error."""
     if shows_output():
         print(f"steppe: {message}", file=sys.stderr, flush=True)
 
 
 def console() -> Console:
-    """Return where to print: as wide as the terminal or as the table; nowhere if this process is silent."""
+    """Return the console: as wide as the terminal, 120 columns in a file, silent on other ranks."""
     from rich.console import Console
 
     if not shows_output():
         return Console(quiet=True, force_terminal=False)
-    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
-    return Console(width=wide)
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+    return Console(width=width)
+
+
+def print_text(terminal: Console, text: str) -> None:
+    """Print a text as it is: without wrapping, colours or markup."""
+    terminal.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_left_out(terminal: Console, dataset: str, names: Sequence[str]) -> None:
+    """Print which images of a data set could not be read, if any."""
+    from steppe.report.formatting import left_out
+
+    if names:
+        print_text(terminal, f"{dataset}: {left_out(names)}")
+
+
+def print_memory(terminal: Console, method: str, count: int) -> None:
+    """Print how many bytes a method stores for the training images, if any."""
+    from steppe.training.run import format_bytes
+
+    if count:
+        print_text(terminal, f"{method} keeps {format_bytes(count)} of past outputs")

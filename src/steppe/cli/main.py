@@ -1,10 +1,11 @@
-"""The command line: from arguments to a verb, and from its errors to one line and an exit code."""
+"""The command line: from arguments to a command, and from errors to one line and an exit code."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import errno
+import importlib
 import re
 import shlex
 import signal
@@ -16,30 +17,32 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from steppe import __version__
 from steppe.cli import console
-from steppe.cli.asking import as_flags
+from steppe.cli.commands import COMMANDS
 from steppe.cli.help_text import EXAMPLES
-from steppe.cli.verbs import COMMANDS, TEAMWORK
+from steppe.cli.options import expand_recipe
 from steppe.errors import InputError, RunError, unknown
 
+_DISTRIBUTED = ("compare", "train")  # commands that the processes of a torchrun job run together
 
-class _Usage(Exception):  # noqa: N818 - carries the parser's words to where they are put into ours
-    pass
+
+class _UsageError(Exception):
+    """Carries the parser's message."""
 
 
 class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise _Usage(message)
+        raise _UsageError(message)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code: 0, 1 (a run failed) or 2 (bad input)."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in argv
-    argv = as_flags([a for a in argv if a != "--debug"])
+    argv = expand_recipe([a for a in argv if a != "--debug"])
     signal.signal(signal.SIGTERM, _interrupt)
     with contextlib.ExitStack() as stack:
         try:
-            if console.in_torchrun() and argv and argv[0] in TEAMWORK:
+            if console.in_torchrun() and argv and argv[0] in _DISTRIBUTED:
                 from steppe.distributed import process_group
 
                 stack.enter_context(process_group.process_group())
@@ -47,105 +50,112 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (InputError, RunError) as error:
             if debug:
                 raise
-            console.complain(f"error: {' '.join(str(error).split())}")
+            console.print_error(f"error: {' '.join(str(error).split())}")
             return 2
         except KeyboardInterrupt:
-            console.complain(f"stopped; go on with: {shlex.join(['steppe', *argv])}")
+            console.print_error(f"stopped; go on with: {shlex.join(['steppe', *argv])}")
             return 130
         except BrokenPipeError:
             return 1
         except (MemoryError, RuntimeError, OSError) as error:
-            lacking = _lacking(error)
-            if debug or lacking is None:
+            exhausted = _exhausted_resource(error)
+            if debug or exhausted is None:
                 raise
-            what, remedy = lacking
-            said = next(iter(str(error).splitlines()), "")[:200]
-            more = f" ({said})" if said else ""
-            console.complain(f"error: {what}{more}; {remedy}")
+            problem, remedy = exhausted
+            details = next(iter(str(error).splitlines()), "")[:200]
+            console.print_error(f"error: {problem}{f' ({details})' if details else ''}; {remedy}")
             return 2
+
+
+def command_parser(name: str) -> ArgumentParser:
+    """Return the parser of one command's options."""
+    parser = _Parser(description=COMMANDS[name], epilog=EXAMPLES[name])
+    importlib.import_module(f"steppe.cli.commands.{name}").add_arguments(parser)
+    return parser
 
 
 def _run(argv: list[str]) -> int:
     parser = _Parser(
         prog="steppe",
         description="Train networks into flat minima, and compare the methods that promise it.",
-        epilog="steppe COMMAND --help teaches each command by example. --debug shows tracebacks.",
-        formatter_class=_Formatter,  # handed down to the commands by add_subcommand
+        epilog="steppe COMMAND --help shows the options and examples of a command. --debug shows tracebacks.",
+        formatter_class=_Formatter,  # add_subcommand passes it on to the commands
     )
+    if argv and argv[0] == "--version":
+        print(f"steppe {__version__}")
+        return 0
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        raise unknown("command", argv[0], COMMANDS)
     commands = parser.add_subcommands(required=True, metavar="COMMAND")
-    subs = {}
-    for name, (build, _, help_text) in COMMANDS.items():
-        subs[name] = _Parser(description=help_text, epilog=EXAMPLES[name])
-        build(subs[name])
-        commands.add_subcommand(name, subs[name], help=help_text)
+    for name, description in COMMANDS.items():
+        # only the requested command is imported
+        requested = bool(argv) and argv[0] == name
+        commands.add_subcommand(name, command_parser(name) if requested else _Parser(), help=description)
     if not argv:
         parser.print_help()
         return 0
-    if argv[0] == "--version":
-        print(f"steppe {__version__}")
-        return 0
-    if not argv[0].startswith("-") and argv[0] not in COMMANDS:
-        raise unknown("command", argv[0], COMMANDS)
     try:
-        given = parser.parse_args(argv)
-    except _Usage as usage:
-        raise _in_our_words(str(usage), subs.get(argv[0], parser)) from None
+        options = parser.parse_args(argv)
+    except _UsageError as usage:
+        raise _one_line(str(usage), command_parser(argv[0]) if argv[0] in COMMANDS else parser) from None
     except InputError:
         raise
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
-        # the parser fails in its own ways on values of shapes that it does not foresee
-        said = next(iter(str(error).splitlines()), "")[:200]
-        raise InputError(f"the settings cannot be understood ({said}); --help lists them") from error
-    return COMMANDS[given.subcommand][1](given[given.subcommand], shlex.join(["steppe", *argv]))
+        # jsonargparse raises these for values of shapes that it does not expect
+        details = next(iter(str(error).splitlines()), "")[:200]
+        raise InputError(f"cannot parse the arguments ({details}); --help lists them") from error
+    command = importlib.import_module(f"steppe.cli.commands.{argv[0]}")
+    code: int = command.run(options[argv[0]], shlex.join(["steppe", *argv]))
+    return code
 
 
-def _in_our_words(message: str, parser: ArgumentParser) -> InputError:
-    """Turn the parser's complaint into one line with the field, the value and the remedy."""
-    flags = {o.removeprefix("--"): a for a in parser._actions for o in a.option_strings if o.startswith("--")}
-    stranger = re.search(r"unrecognized arguments: (?:--(\S+)|(\S+))", message) or re.search(
+def _one_line(message: str, parser: ArgumentParser) -> InputError:
+    """Return the parser's message as one line with the field, the value and the remedy."""
+    options = {o.removeprefix("--"): a for a in parser._actions for o in a.option_strings if o.startswith("--")}
+    unrecognized = re.search(r"unrecognized arguments: (?:--(\S+)|(\S+))", message) or re.search(
         r"does not accept (?:option|nested key) '([^']+)'()", message
     )
-    if stranger:
-        if stranger[1]:
-            inner = [f for f in flags if f.endswith("." + stranger[1])]
-            if inner:
-                return InputError(f"unknown setting {stranger[1]!r}; did you mean {inner[0]!r}?")
-            return unknown("setting", stranger[1].split("=")[0], flags, "(--help lists all)")
-        return InputError(f"unexpected {stranger[2]!r}; settings are written --name value, --help lists all")
-    wrong = re.search(r'Parser key "([^"]+)"[^:]*:(.*)', message, re.DOTALL)
+    if unrecognized:
+        if unrecognized[1]:
+            nested = [o for o in options if o.endswith("." + unrecognized[1])]
+            if nested:
+                return InputError(f"unknown setting {unrecognized[1]!r}; did you mean {nested[0]!r}?")
+            return unknown("setting", unrecognized[1].split("=")[0], options, "(--help lists all)")
+        return InputError(f"unexpected {unrecognized[2]!r}; settings are written --name value, --help lists all")
+    invalid = re.search(r'Parser key "([^"]+)"[^:]*:(.*)', message, re.DOTALL)
     value = re.search(r"(?:Got|Given) value: (.*)", message)
-    if wrong and value:
-        wanted = next((text for kind, text in _WANTED.items() if f"<class '{kind}'>" in message), "")
+    if invalid and value:
+        remedy = next((text for kind, text in _REMEDIES.items() if f"<class '{kind}'>" in message), "")
         choices = re.search(r"Literal\[([^\]]+)\]", message)
         if choices:
-            wanted = "choose one of " + choices[1].replace("'", "")
-        return InputError(f"{wrong[1]} is {value[1].strip()!r}; {wanted or 'give a value of its type'}")
+            remedy = "choose one of " + choices[1].replace("'", "")
+        return InputError(f"{invalid[1]} is {value[1].strip()!r}; {remedy or 'give a value of its type'}")
     if "is not iterable" in message:
         return InputError("a list in the file is a single value; write for example methods: [plain, sam]")
-    return InputError(" ".join((wrong[2] if wrong else message).split()))
+    return InputError(" ".join((invalid[2] if invalid else message).split()))
 
 
-_WANTED = {"int": "give a whole number", "float": "give a number"}
+_REMEDIES = {"int": "give a whole number", "float": "give a number"}
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the examples as they are written."""
+    """Does not wrap the examples."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "".join(indent + line for line in text.splitlines(keepends=True))
 
 
-# what torch, oneDNN, CUDA and the interpreter say
+# messages of torch, oneDNN, CUDA and the interpreter
 _MEMORY = ("can't allocate memory", "out of memory", "could not create a primitive", "can't start new thread")
 
 
-def _lacking(error: Exception) -> tuple[str, str] | None:
-    """Return what the system has too little of and what to do, None if that is not what the error is about."""
+def _exhausted_resource(error: Exception) -> tuple[str, str] | None:
+    """Return the problem and the remedy if the error reports too little memory or too many files, else None."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return "too many files are open", "raise the limit (ulimit -n), or give a lower --jobs"
     memory = isinstance(error, MemoryError) or any(text in str(error) for text in _MEMORY)
     if error.errno == errno.ENOMEM if isinstance(error, OSError) else memory:
-        return "there is not enough memory", "ask for less, or free some"
+        return "there is not enough memory", "use smaller settings, or free some"
     return None
 
 

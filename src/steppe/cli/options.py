@@ -1,12 +1,13 @@
-"""From configuration dataclasses to flags of the command line, and back."""
+"""From configuration dataclasses to command-line options and back, with settings from a file or a recipe."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import shlex
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,22 @@ import docstring_parser
 import yaml
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, Namespace
 
+from steppe.cli import console
+from steppe.config import Run
 from steppe.errors import InputError
 
-MOST = 10_000  # values in a file of settings, those counted again that are named again
+MOST = 10_000  # values in a settings file, those behind aliases counted each time
 
 
 class ConfigFile(ActionConfigFile):
-    """A file of settings, looked through before the parser sees it.
+    """A settings file that is checked before it is parsed.
 
-    Raises InputError for one that is no text, no YAML, no settings, or that means much more than it says.
+    Raises InputError for a file that is not text, not YAML, has no settings, or expands to too many values.
     """
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Check the file, then read it."""
-        with contextlib.suppress(FileNotFoundError):  # told by the parser
+        """Check the file, then parse it."""
+        with contextlib.suppress(FileNotFoundError):  # reported by the parser
             _check_file(parser, str(values))
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
 
@@ -38,43 +41,43 @@ def _check_file(parser: ArgumentParser, name: str) -> None:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is None:
             raise ValueError("it is empty")
-        _size(node, {})
-        held = yaml.safe_load(text)
+        _count_values(node, {})
+        content = yaml.safe_load(text)
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = error.strerror if isinstance(error, OSError) else _reason(error)
         raise InputError(f"config is {name!r}, and parsing it fails ({reason}); give a YAML file") from None
-    if not isinstance(held, dict):
+    if not isinstance(content, dict):
         raise InputError(f"config is {name!r}, which holds no settings; write a line for each, as batch: 32")
-    flags = [o.removeprefix("--") for a in parser._actions for o in a.option_strings]
-    parts = {flag.partition(".")[0] for flag in flags if "." in flag}
-    needed = {o.removeprefix("--") for a in parser._actions if a.default is not None for o in a.option_strings}
-    for key, value in held.items():
-        given = f"{key} is {value!r:.60}"
+    options = [o.removeprefix("--") for a in parser._actions for o in a.option_strings]
+    groups = {option.partition(".")[0] for option in options if "." in option}
+    required = {o.removeprefix("--") for a in parser._actions if a.default is not None for o in a.option_strings}
+    for key, value in content.items():
+        setting = f"{key} is {value!r:.60}"
         inner = value.items() if isinstance(value, dict) else ()
-        if empty := needed & {key if value is None else "", *(f"{key}.{k}" for k, v in inner if v is None)}:
+        if empty := required & {key if value is None else "", *(f"{key}.{k}" for k, v in inner if v is None)}:
             raise InputError(f"{min(empty)} is null in {name}; give a value, or leave the line out")
-        if key in parts and not isinstance(value, dict):
-            raise InputError(f"{given} in {name}; write its settings below it, a line for each")
-        if key in flags and isinstance(value, dict):
-            raise InputError(f"{given} in {name}; it has no settings below it, write a value or a list")
+        if key in groups and not isinstance(value, dict):
+            raise InputError(f"{setting} in {name}; write its settings below it, a line for each")
+        if key in options and isinstance(value, dict):
+            raise InputError(f"{setting} in {name}; it has no settings below it, write a value or a list")
 
 
-def _size(node: yaml.Node, known: dict[int, int]) -> int:
+def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:
     """Return the number of values in a node; raises ValueError for too many or for a node inside itself."""
-    if id(node) in known:
-        if not known[id(node)]:
+    if id(node) in counts:
+        if not counts[id(node)]:
             raise ValueError("a value holds itself")
-        return known[id(node)]
-    known[id(node)] = 0
+        return counts[id(node)]
+    counts[id(node)] = 0
     below = node.value if isinstance(node, yaml.SequenceNode) else ()
     if isinstance(node, yaml.MappingNode):
         below = [part for pair in node.value for part in pair]
-    count = 1 + sum(_size(part, known) for part in below)
+    count = 1 + sum(_count_values(part, counts) for part in below)
     if count > MOST:
         raise ValueError(f"it has more than {MOST} values")
-    known[id(node)] = count
+    counts[id(node)] = count
     return count
 
 
@@ -85,15 +88,15 @@ def _reason(error: Exception) -> str:
 
 
 def add_fields(parser: ArgumentParser, cls: type, prefix: str = "") -> None:
-    """Add a flag per field of a configuration dataclass, nested ones with a dot."""
-    hints, described = typing.get_type_hints(cls), _described(cls)
+    """Add an option per field of a configuration dataclass, nested ones with a dot."""
+    hints, descriptions = typing.get_type_hints(cls), _descriptions(cls)
     defaults = cls()
     for f in dataclasses.fields(cls):
         hint, default = hints[f.name], getattr(defaults, f.name)
         if dataclasses.is_dataclass(hint):
             add_fields(parser, typing.cast(type, hint), f"{prefix}{f.name}.")
             continue
-        options: dict[str, Any] = {"default": default, "help": described.get(f.name, "")}
+        options: dict[str, Any] = {"default": default, "help": descriptions.get(f.name, "")}
         if typing.get_origin(hint) is tuple:
             options |= {"type": typing.get_args(hint)[0], "nargs": "*", "default": list(default)}
         elif hint is bool:
@@ -103,31 +106,70 @@ def add_fields(parser: ArgumentParser, cls: type, prefix: str = "") -> None:
         parser.add_argument(f"--{prefix}{f.name}", **options)
 
 
-def _described(cls: type) -> dict[str, str]:
+def _descriptions(cls: type) -> dict[str, str]:
     """Return each field's description from the docstrings of the class and its bases."""
-    described: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
     for c in cls.__mro__:
         for p in docstring_parser.parse(c.__doc__ or "").params:
-            described.setdefault(p.arg_name, " ".join((p.description or "").split()))
-    return described
+            descriptions.setdefault(p.arg_name, " ".join((p.description or "").split()))
+    return descriptions
 
 
-def explicit(build: Callable[[ArgumentParser], None], cls: type, command: str) -> dict[str, Any]:
-    """Return the fields of a configuration that a command or its file states, nested ones with a dot."""
-    parser = ArgumentParser()
-    build(parser)
-    given = parser.parse_args(shlex.split(command)[2:], defaults=False)
-    names = {f.name for f in dataclasses.fields(cls)}
-    return {k: v for k, v in vars(given.as_flat()).items() if k.partition(".")[0] in names}
-
-
-def make(cls: Callable[..., Any], given: Namespace) -> Any:
-    """Make the configuration that the flags and the file describe."""
+def make(cls: Callable[..., Any], options: Namespace) -> Any:
+    """Return the configuration with the values of the options."""
     values: dict[str, Any] = {}
     hints = typing.get_type_hints(cls)
     for f in dataclasses.fields(typing.cast(Any, cls)):
-        value = given[f.name]
+        value = options[f.name]
         if dataclasses.is_dataclass(hints[f.name]):
             value = make(hints[f.name], value)
         values[f.name] = tuple(value) if isinstance(value, list) else value
     return cls(**values)
+
+
+def expand_recipe(argv: Sequence[str]) -> list[str]:
+    """Return a command with ``recipe=NAME`` and ``scale=0.02`` written as options."""
+    if not argv or argv[0] not in ("train", "compare"):
+        return list(argv)
+    return [f"--{token}" if re.match("(recipe|scale)=", token) else token for token in argv]
+
+
+def add_config(parser: ArgumentParser, cls: type) -> None:
+    """Add the options of a configuration: a recipe, its scale, and the fields of ``cls``."""
+    parser.add_argument(
+        "--recipe", type=str, default=None, help="settings of a paper's table: NAME or NAME:VARIANT"
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="share of the recipe's computation, 1 for all of it"
+    )
+    add_fields(parser, cls)
+
+
+def configuration(
+    add_arguments: Callable[[ArgumentParser], None], cls: type, options: Namespace, command: str
+) -> Any:
+    """Return the run or comparison (``cls``) of a command; print a line about its recipe, if it has one.
+
+    ``add_arguments`` adds the command's options to a parser. Options that the command line or its file sets
+    explicitly replace those of the recipe.
+
+    Raises InputError for a scale without a recipe, and whatever the recipe or the configuration refuses.
+    """
+    if options.recipe is None:
+        if options.scale != 1:
+            raise InputError(f"scale is {options.scale:g} and there is no recipe to scale; add --recipe NAME")
+        return make(cls, options)
+    from steppe.cli.progress import Decoding
+    from steppe.experiments.recipe_scaling import scaled_run, scaled_study
+
+    parser = ArgumentParser()
+    add_arguments(parser)
+    fields = {f.name for f in dataclasses.fields(cls)}
+    explicit = vars(parser.parse_args(shlex.split(command)[2:], defaults=False).as_flat())
+    overrides = {k: v for k, v in explicit.items() if k.partition(".")[0] in fields}
+    terminal = console.console()
+    with Decoding(terminal) as progress:
+        scale = scaled_run if cls is Run else scaled_study
+        config, lines = scale(options.recipe, options.scale, overrides, progress)
+    console.print_text(terminal, "\n".join(lines))
+    return config

@@ -1,23 +1,15 @@
-"""What a person sees while runs go on: a live line per run on a terminal, plain lines in a log."""
+"""Progress of runs: bars on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
-from steppe.training import run
-
-
-class RunLabels(Protocol):
-    """A job with a name; equal jobs are one."""
-
-    @property
-    def name(self) -> str:
-        """What the run is called."""
+from steppe.training.run import TrainingStatus
 
 
 def duration(seconds: float) -> str:
@@ -28,7 +20,7 @@ def duration(seconds: float) -> str:
 
 
 class Display:
-    """Show the progress of ``total`` runs; a context manager whose ``listen`` is given to the launcher."""
+    """Show the progress of ``total`` runs; a context manager that is updated with each run's news."""
 
     def __init__(self, total: int, console: Console):
         self.total, self.console = total, console
@@ -54,27 +46,27 @@ class Display:
     ) -> None:
         self._bars.stop()
 
-    def listen(self, job: RunLabels, news: run.TrainingStatus | dict[str, Any] | str) -> None:
-        """Take in a run's progress, its result, or its error in words."""
-        if isinstance(news, run.TrainingStatus):
-            self._progress(job.name, news)
+    def update(self, name: str, news: TrainingStatus | dict[str, Any] | str) -> None:
+        """Show a run's status, result or error message."""
+        if isinstance(news, TrainingStatus):
+            self._show_status(name, news)
         else:
-            self._finish(job.name, news)
+            self._show_end(name, news)
 
-    def _progress(self, name: str, p: run.TrainingStatus) -> None:
+    def _show_status(self, name: str, status: TrainingStatus) -> None:
         text = (
-            f"epoch {p.epoch}  loss {p.loss:.3f}  acc {p.accuracy:.1%}  "
-            f"{p.images_per_second:,.0f} images/s  {duration(p.seconds_left)} left"
+            f"epoch {status.epoch}  loss {status.loss:.3f}  acc {status.accuracy:.1%}  "
+            f"{status.images_per_second:,.0f} images/s  {duration(status.seconds_left)} left"
         )
         if self.console.is_terminal:
             if name not in self._tasks:
                 self._tasks[name] = self._bars.add_task(name, total=1.0, text="")
-            self._bars.update(self._tasks[name], completed=p.share, text=text)
-        elif p.val_accuracy is not None and int(p.share * 10) > self._tenths.get(name, -1):
-            self._tenths[name] = int(p.share * 10)
-            self.console.print(f"{name}: {p.share:4.0%}  {text}", soft_wrap=True, highlight=False)
+            self._bars.update(self._tasks[name], completed=status.share, text=text)
+        elif status.val_accuracy is not None and int(status.share * 10) > self._tenths.get(name, -1):
+            self._tenths[name] = int(status.share * 10)
+            self.console.print(f"{name}: {status.share:4.0%}  {text}", soft_wrap=True, highlight=False)
 
-    def _finish(self, name: str, news: dict[str, Any] | str) -> None:
+    def _show_end(self, name: str, news: dict[str, Any] | str) -> None:
         self.done += 1
         task = self._tasks.pop(name, None)
         if task is not None:
@@ -92,14 +84,14 @@ class Display:
 
 
 class Decoding:
-    """Show how far the images of a data set are decoded, which happens once; silent where they were before.
+    """Show the progress of decoding a data set's images, which is cached: later runs do not decode.
 
-    A context manager that is called with what is done and of how much. In a log it speaks every ``pause`` seconds.
+    A context manager that is called with (done, total). In a log it prints every ``pause`` seconds.
     """
 
     def __init__(self, console: Console, pause: float = 5.0):
         self.console, self.pause = console, pause
-        self._spoke = time.monotonic()
+        self._printed = time.monotonic()
         self._bar = Progress(
             TextColumn("decoding images"),
             BarColumn(bar_width=30),
@@ -120,10 +112,10 @@ class Decoding:
         self._bar.stop()
 
     def __call__(self, done: int, total: int) -> None:
-        """Show that so much of all is done."""
+        """Show that ``done`` of ``total`` images are decoded."""
         if self._task is None:
             self._task = self._bar.add_task("", total=total)
         self._bar.update(self._task, completed=done, total=total)
-        if not self.console.is_terminal and time.monotonic() - self._spoke > self.pause:
-            self._spoke = time.monotonic()
+        if not self.console.is_terminal and time.monotonic() - self._printed > self.pause:
+            self._printed = time.monotonic()
             self.console.print(f"decoding images: {done / max(total, 1):.0%}", highlight=False)

@@ -1,5 +1,6 @@
-"""What is asked for: a run's configuration, and text that names a method."""
+"""Configuration of a run and of a comparison, and the text form of a method."""
 
-from steppe.config.run import DEFAULT_METHODS, TRACKERS, Data, Monitoring, Optim, Run, Study, essential, parse_spec
+from steppe.config.method_spec import parse_spec
+from steppe.config.run import DEFAULT_METHODS, TRACKERS, Data, Monitoring, Optim, Run, Study, essential
 
 __all__ = ["DEFAULT_METHODS", "TRACKERS", "Data", "Monitoring", "Optim", "Run", "Study", "essential", "parse_spec"]

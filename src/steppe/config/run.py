@@ -1,7 +1,7 @@
-"""What a run and a comparison are: frozen dataclasses that serve the API, the file and the flags alike.
+"""Configuration of a run and of a comparison: frozen dataclasses for the API, the YAML file and the options alike.
 
-Every field is checked when the object is made, so an impossible configuration never reaches the data or the
-network. ``digest`` names a run: equal configurations share a folder, different ones never do.
+Every field is checked on construction, so an impossible configuration never reaches the data or the network.
+``digest`` names a run: equal configurations share a folder, different ones never do.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from steppe.errors import InputError
@@ -35,9 +34,9 @@ def _positive(name: str, value: float | None, least: float = 0.0, strict: bool =
         raise InputError(f"{name} is {value}; give a number {'above' if strict else 'of at least'} {least:g}")
 
 
-def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise InputError(f"{name} is {value!r}; choose one of {', '.join(known)}")
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +44,19 @@ class Data:
     """How the images of a data set are chosen, split, sized and augmented.
 
     Attributes:
-        train: Images trained on, drawn class by class from the training images; all of them if not given.
-        val: Images held out of the training images for validation: a fraction below 1, or a count.
-        test: Test images used, drawn class by class; all of them if not given.
+        train: Number of training images, sampled per class; all if not given.
+        val: Training images held out for validation: a fraction below 1, or a count.
+        test: Number of test images, sampled per class; all if not given.
         size: Side in pixels that images are resized to; the data set's own size if not given (digits: 24).
-        augment: What is done to each training batch, in the order given: any of flip, crop, resized-crop, jitter,
+        augment: Augmentations of each training batch, in this order: any of flip, crop, resized-crop, jitter,
             cutout, rotate, randaugment, mixup, cutmix.
-        views: Compositions that take the place of augment, one for each network of a method that trains several
+        views: Augmentation pipelines that replace augment, one per network of a method that trains several
             (and for OKDPH's hybrid), or one for all: plain, crop-flip, crop-flip-rotate, crop-flip-cutout,
             crop-randaugment, crop-autoaugment.
-        noise: Deviation of Gaussian noise on every normalised pixel, new in each epoch and view for training
-            images and always the same for an image that is validated or tested on; 1 is usual.
-        legacy_share: Share of each class that is trained on, chosen as the published lists of OKDPH were, with
-            repetitions (0.1 and 0.01 there); train chooses without them.
+        noise: Standard deviation of Gaussian noise on every normalised pixel: new in each epoch and view for
+            training images, fixed per image for validation and test; 1 is usual.
+        legacy_share: Share of each class to train on, sampled with repetitions as in OKDPH's published lists (0.1
+            and 0.01 there); train samples without repetitions.
         normalize: 'unit' gives values in [0, 1]; 'standard' subtracts the training images' mean per channel
             and divides by their standard deviation.
         split_seed: Seed of the split and of the subsets; the same for all runs of a comparison.
@@ -97,23 +96,23 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """The user's own optimizer and its schedule.
+    """Optimizer and learning rate schedule.
 
     Attributes:
         name: adam, adamw or sgd.
         lr: Initial learning rate.
-        momentum: Momentum of sgd; adam and adamw do not read it.
-        nesterov: Nesterov's form of that momentum.
+        momentum: Momentum of sgd; adam and adamw ignore it.
+        nesterov: Use Nesterov momentum.
         weight_decay: Weight decay, applied by the optimizer.
         schedule: 'cosine' decays the rate to min_lr over the run's budget, once per step; 'constant' keeps it;
-            'step' takes a tenth of it at half and again at three quarters of the budget.
+            'step' divides it by ten at half and again at three quarters of the budget.
         min_lr: Rate at which the cosine ends.
-        warmup: Share of the budget in which the rate rises in a straight line from warmup_lr to lr, in place of
-            the schedule's beginning.
+        warmup: Share of the budget in which the rate rises linearly from warmup_lr to lr; it replaces the
+            first part of the schedule.
         warmup_lr: Rate at which the warm-up starts.
         label_smoothing: Share of each target that is spread evenly over all classes in the training loss.
-        clip: Largest global L2 norm of a gradient given to the optimizer; none if not given.
-        clip_each: Clip each network or branch of a method of several by its own norm.
+        clip: Largest L2 norm of all gradients together; no clipping if not given.
+        clip_each: Clip each network or branch of a method that trains several by its own norm.
     """
 
     name: Optimizer = "adam"
@@ -169,16 +168,17 @@ class Optim:
 
 @dataclass(frozen=True, kw_only=True)
 class Monitoring:
-    """What is looked at while a run trains, beside validation; it changes no update.
+    """Measurements during training, in addition to validation; they change no update.
 
     Attributes:
-        test: Evaluate the test images after every epoch too, for the column 'best of all', the highest accuracy
-            of any network, branch or ensemble at any epoch: what several papers report. Nothing is chosen by it.
-        sharpness: Measure SAM's sharpness of what is deployed every so many epochs and after the last: the rise of
-            the cross-entropy at the end of one gradient step of length 0.05, on up to 500 training images, the
-            same in every run of the data, not augmented. It goes into the epoch's line and the diagnosis.
-        weights: Keep the weights every so many epochs, the initial and the last ones too, for the trajectories
-            of the diagnosis: a file each in the run's folder.
+        test: Evaluate the test images after every epoch too. The report adds a column 'best of all', the highest
+            accuracy of any network, branch or ensemble at any epoch, which several papers report. It chooses
+            nothing.
+        sharpness: Measure SAM's sharpness of the deployed model every so many epochs and after the last: the rise
+            of the cross-entropy after one ascent step of length 0.05, on up to 500 training images without
+            augmentation, the same ones in every run. It is recorded with the epoch and shown in the diagnosis.
+        weights: Save the weights every so many epochs, and the initial and last ones, for the trajectories of the
+            diagnosis: one file each in the run's folder.
     """
 
     test: bool = False
@@ -194,27 +194,27 @@ class Monitoring:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What a run and a comparison share.
+    """Options that a run and a comparison share.
 
     Attributes:
         data: Split, size and augmentation of the images.
         optim: Optimizer and schedule, the same for every method.
-        batch: Samples per batch, of all processes together.
+        batch: Samples per batch, over all processes.
         epochs: Passes of plain training over the training images; the budget if match is not 'seconds'.
         match: What is equal between methods: 'epochs' (passes over the data), 'gradients' (gradient
-            evaluations, as many as plain training takes in that many epochs) or 'seconds' (training time).
+            evaluations, as many as plain training makes in that many epochs) or 'seconds' (training time).
         seconds: Training seconds per run when match is 'seconds'.
         precision: fp32; bf16 or fp16 autocast with fp32 weights, fp16 with a loss scale; fp64 for images and
             network in double precision.
-        threads: Processor threads of one process; results are bit-identical only for equal counts.
+        threads: CPU threads per process; results are bit-identical only for equal counts.
         microbatch: Samples per forward pass of a process; its whole part of the batch if not given.
-        m: Samples that share a perturbation (m-sharpness); all of a process's part of the batch if not given.
+        m: Samples that share a perturbation (m-sharpness); a process's whole part of the batch if not given.
         sync: Which processes share a perturbation: 'local' (each has its own) or 'global' (all have one).
         parallel: How several processes share the network: 'ddp' (a replica each) or 'fsdp' (a shard each).
         compile: Compile the network with torch.compile.
-        watch: What is looked at while a run trains.
-        track: Where the records are shown as well: any of tensorboard, wandb, mlflow.
-        workers: Processes that make the batches of a run ahead of time; with 0 it makes them itself.
+        watch: Measurements during training.
+        track: Trackers that show the records too: any of tensorboard, wandb, mlflow.
+        workers: Processes per run that prepare batches ahead of time; with 0 the training process does it.
     """
 
     data: Data = field(default_factory=Data)
@@ -246,15 +246,15 @@ class RunOptions:
         _positive("workers", self.workers, strict=False)
         _choice("sync", self.sync, get_args(SyncName))
         _choice("parallel", self.parallel, get_args(Parallel))
-        for one in self.track:
-            _choice("track", one, TRACKERS)
+        for tracker in self.track:
+            _choice("track", tracker, TRACKERS)
         if self.parallel == "fsdp" and self.sync != "global":
             raise InputError(
-                f"parallel is 'fsdp' and sync is {self.sync!r}; shards only know the gradient of all processes: "
-                "add --sync global"
+                f"parallel is 'fsdp' and sync is {self.sync!r}; "
+                "FSDP gradients are already averaged over all ranks, add --sync global"
             )
-        if self.m is not None and self.sync != "local":
-            raise InputError(f"m is {self.m} and sync is {self.sync!r}; samples or processes share, leave one out")
+        if self.m is not None and self.sync == "global":
+            raise InputError(f"m is {self.m} and sync is 'global', which cannot be combined; set only one")
         if self.match == "seconds" and self.seconds is None:
             raise InputError("match is 'seconds' but seconds is not given; add --seconds N")
 
@@ -266,7 +266,7 @@ class Run(RunOptions):
     Attributes:
         method: Name with optional settings: sam, sam:rho=0.1, sadt-v1:sigma=0, sam+gc.
         model: Name of the network.
-        dataset: Name of the data set, or name:PATH where its files are (folder:PATH, cifar10:PATH).
+        dataset: Name of the data set, or name:PATH if it is read from files (folder:PATH, cifar10:PATH).
         seed: Seed of initial weights, order of samples, augmentation, dropout and the method's noise.
     """
 
@@ -282,8 +282,8 @@ class Run(RunOptions):
     def digest(self, resolved_method: str) -> str:
         """Return the 12 hexadecimal digits that name this run.
 
-        ``resolved_method`` states every hyper-parameter, defaults included, so that ``sam`` and
-        ``sam:rho=0.05`` are one run and a changed default is another.
+        ``resolved_method`` has every hyper-parameter, defaults included, so that ``sam`` and ``sam:rho=0.05`` are
+        the same run, and a run under a changed default is another.
         """
         content = essential(self.as_dict()) | {"method": resolved_method}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
@@ -294,10 +294,10 @@ class Study(RunOptions):
     """A comparison: methods x models x data sets x seeds.
 
     Attributes:
-        methods: Methods compared, each a name with optional settings (sam:rho=0.1).
+        methods: Methods to compare, each a name with optional settings (sam:rho=0.1).
         models: Networks.
         datasets: Data sets, each a name or name:PATH.
-        seeds: One run of everything per seed; methods are paired by seed.
+        seeds: Seeds; every method is trained once per seed, and methods are paired by seed.
     """
 
     methods: tuple[str, ...] = DEFAULT_METHODS
@@ -315,7 +315,7 @@ class Study(RunOptions):
                 raise InputError(f"{name} names one twice: {' '.join(map(str, values))}; name each once")
 
     def runs(self) -> list[Run]:
-        """Return every run of the grid; all methods of one seed stand together."""
+        """Return every run of the grid; the methods of one seed follow each other."""
         common = {k: getattr(self, k) for k in RunOptions.__dataclass_fields__}
         return [
             Run(method=method, model=model, dataset=dataset, seed=seed, **common)
@@ -326,53 +326,13 @@ class Study(RunOptions):
         ]
 
 
-# Settings younger than the first records: a run that does not use them keeps the name it had.
-_YOUNGER = {
-    "": ("microbatch", "m", "sync", "compile"),
-    "data": ("views", "noise", "legacy_share"),
-    "optim": ("nesterov", "warmup", "warmup_lr", "min_lr", "label_smoothing", "clip_each"),
-}
-
-# What changes no number of a run; what is watched comes in only where it is asked for.
-_NO_RESULT = ("parallel", "watch", "track", "workers")
+# Options that change no number of a run's records.
+_NOT_ESSENTIAL = ("parallel", "track", "workers")
 
 
 def essential(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what tells one run's results from another's, of a configuration as plain data.
+    """Return the part of a configuration, as plain data, that a run's results depend on.
 
-    How a network is shared out among processes is not part of it, nor is how many there are: a run may go on
-    with another number of them. Nor is where its records are shown, or who makes its batches.
+    The number of processes and how they share the network are not part of it: a run may resume with others.
     """
-    used = _used(config, RunOptions, _YOUNGER[""])
-    parts = {"data": _used(config["data"], Data, _YOUNGER["data"])}
-    parts["optim"] = _used(config["optim"], Optim, _YOUNGER["optim"])
-    watch = _used(config.get("watch", {}), Monitoring, tuple(Monitoring.__dataclass_fields__))
-    rest = {k: v for k, v in (used | parts).items() if k not in _NO_RESULT}
-    return rest | ({"watch": watch} if watch else {})
-
-
-def _used(config: Mapping[str, Any], cls: type, younger: tuple[str, ...]) -> dict[str, Any]:
-    defaults = {f.name: f.default for f in fields(cls) if f.name in younger}
-    # a list is a tuple that has been JSON
-    return {
-        k: v
-        for k, v in config.items()
-        if not (k in defaults and (tuple(v) if isinstance(v, list) else v) == defaults[k])
-    }
-
-
-def parse_spec(spec: str, what: str = "method") -> tuple[str, dict[str, Any]]:
-    """Split ``name:key=value,key=value`` into the name and its settings (values read as JSON, else as text)."""
-    name, colon, rest = spec.partition(":")
-    settings: dict[str, Any] = {}
-    if colon and not rest:
-        raise InputError(f"{what} {spec!r} ends in a colon; write name:key=value or only the name")
-    for part in filter(None, re.split(r",(?![^(]*\))", rest)):
-        key, equals, value = part.partition("=")
-        if not equals or not key or not value:
-            raise InputError(f"{what} {spec!r}: {part!r} is not key=value; write for example sam:rho=0.1")
-        try:
-            settings[key.strip()] = json.loads(value)
-        except json.JSONDecodeError:
-            settings[key.strip()] = value.strip()
-    return name.strip(), settings
+    return {k: v for k, v in config.items() if k not in _NOT_ESSENTIAL}

@@ -1,1 +1,1 @@
-"""Processes: groups, collectives, workers."""
+"""Process groups, collectives and worker processes."""

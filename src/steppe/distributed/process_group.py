@@ -1,4 +1,4 @@
-"""Joining a job of several processes, and leaving it."""
+"""Joining and leaving the process group of a torchrun job."""
 
 from __future__ import annotations
 
@@ -17,58 +17,58 @@ from torch.distributed.rendezvous import rendezvous
 
 from steppe.distributed import collectives
 
-_PATIENCE = datetime.timedelta(hours=2)  # the lead may be decoding a large folder while the others wait
-_MEETING = datetime.timedelta(minutes=10)  # torchrun may be gone, and with it the place to meet
-_FAREWELL = datetime.timedelta(seconds=10)
+_COLLECTIVE = datetime.timedelta(hours=2)  # the main process may decode a large folder while the others wait
+_RENDEZVOUS = datetime.timedelta(minutes=10)  # torchrun, which hosts the store, may be gone
+_LEAVE = datetime.timedelta(seconds=10)
 
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes that the environment names (RANK, WORLD_SIZE, LOCAL_RANK), and leave them together.
+    """Join the process group that the environment names (RANK, WORLD_SIZE, LOCAL_RANK), and leave it together.
 
-    On processors they talk through gloo, on GPUs also through nccl, each with the GPU of its LOCAL_RANK. Left in
-    order, all wait for the others for some seconds, so that none ends before the lead has spoken.
+    The backend is gloo on CPUs and gloo with NCCL on GPUs, where each process uses the GPU of its LOCAL_RANK. On
+    leaving, the processes wait some seconds for each other, so that none ends before the main process has printed.
 
-    Raises `team.Lost` if they cannot reach each other within ten minutes.
+    Raises `ProcessLost` if they cannot reach each other within ten minutes.
     """
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
     with collectives.connected():
-        store, rank, size = next(rendezvous("env://", timeout=_MEETING))
-        store = PrefixStore(_name_of_this_start(store, rank, size), store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
-        store.set_timeout(_PATIENCE)
+        store, rank, size = next(rendezvous("env://", timeout=_RENDEZVOUS))
+        store = PrefixStore(_prefix_of_this_start(store, rank, size), store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_COLLECTIVE)
+        store.set_timeout(_COLLECTIVE)
     yield
     # torchrun may stop this process while it waits for one that is gone
     with contextlib.suppress(RuntimeError, KeyboardInterrupt):
         with contextlib.suppress(RuntimeError):
             work = dist.all_reduce(torch.zeros(1), async_op=True)
             if work is not None:
-                work.wait(_FAREWELL)
-        # a sharded network is full of cycles that hold the group, whose threads must not outlive it into the exit
+                work.wait(_LEAVE)
+        # a sharded network has reference cycles that hold the group, whose threads must end before the exit
         gc.collect()
         dist.destroy_process_group()
 
 
-def _name_of_this_start(store: Store, rank: int, size: int) -> str:
-    """Return a name that the processes of this start have in common, and those of no earlier start.
+def _prefix_of_this_start(store: Store, rank: int, size: int) -> str:
+    """Return a prefix of keys that the processes of this start share, and those of no earlier start.
 
-    torchrun keeps one store through all restarts, so that a process would find the addresses of those that died
-    (pytorch/pytorch issues 135712 and 167288). Nor is its count of restarts the same on all machines. So the lead
-    makes a name up, and tells it to every process that asks, each under a name of its own, until all have it.
+    torchrun keeps one store through all restarts, so that a process would read the addresses of dead ones
+    (pytorch/pytorch issues 135712 and 167288), and its count of restarts differs between machines. So rank 0
+    invents the prefix and answers each process that requests it, under that process's own key.
     """
     own = uuid.uuid4().hex
     if rank:
         store.set(f"asks/{rank}", own)
-        name: str = store.get(f"answer/{own}").decode()
-        store.set(f"{name}/has/{rank}", "")
-        return name
-    missing, last = set(range(1, size)), time.monotonic() + _MEETING.total_seconds()
+        prefix: str = store.get(f"answer/{own}").decode()
+        store.set(f"{prefix}/has/{rank}", "")
+        return prefix
+    missing, deadline = set(range(1, size)), time.monotonic() + _RENDEZVOUS.total_seconds()
     while missing:
-        if time.monotonic() > last:
-            # in torch's words, for one that never came: this one came, and went
+        if time.monotonic() > deadline:
+            # torch's own message for a process that never came; this one came and went
             raise dist.DistStoreError(f"{size - len(missing)}/{size} clients joined")
         missing -= {r for r in missing if store.check([f"{own}/has/{r}"])}
         for r in missing:

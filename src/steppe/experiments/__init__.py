@@ -1,4 +1,4 @@
-"""Fair comparison: a grid of runs that share data, initial weights and budget, each done once and resumed."""
+"""Comparison of methods: a grid of runs that share data, initial weights and budget."""
 
 from steppe.experiments.comparison import ComparisonPlan, ComparisonRun, prepare, run
 from steppe.experiments.launchers import Launcher

@@ -1,12 +1,11 @@
-"""The grid of a comparison: which runs there are, what is checked before the first, what is written down."""
+"""The grid of a comparison: its runs, the checks before the first one, and ``compare.json``."""
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import fcntl
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,20 @@ from steppe import hardware, methods, records
 from steppe.config import Run, Study
 from steppe.data.dataset import DataSet
 from steppe.distributed import collectives
-from steppe.errors import InputError, RunError
-from steppe.experiments.launchers import run_on
-from steppe.experiments.launchers.cluster import Cluster
+from steppe.errors import InputError
+from steppe.experiments.launchers.cluster import Cluster, launch_on_cluster
+from steppe.experiments.launchers.local import launch
 from steppe.experiments.launchers.torchrun import run_in_torchrun
-from steppe.experiments.run_lock import Listen
-from steppe.training import run as engine
+from steppe.experiments.run_lock import Progress, file_lock
 from steppe.training.checkpoint import store
+from steppe.training.run import CHECKPOINT, RESULT, check_run, digest, load_data, memory_bytes
 
 COMPARISON = "compare.json"
 
 
 @dataclass(frozen=True)
 class ComparisonRun:
-    """One run of the grid, its folder, and what it is called while it trains."""
+    """One run of the grid, its folder, and its name in progress and errors."""
 
     run: Run
     folder: Path
@@ -36,16 +35,16 @@ class ComparisonRun:
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to do."""
-        return (self.folder / engine.RESULT).exists()
+        """Whether the run has a result."""
+        return (self.folder / RESULT).exists()
 
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """A comparison about to run: its jobs and the folder that will hold it.
+    """A comparison before it runs: its jobs and its folder.
 
-    ``memory`` has the bytes that each method keeps per run, ``left_out`` the images of each data set that could
-    not be read, where that is allowed.
+    ``memory`` has the bytes that each method stores per run, ``left_out`` the unreadable images of each data set,
+    where those are allowed.
     """
 
     study: Study
@@ -68,128 +67,120 @@ def prepare(
     retry: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ComparisonPlan:
-    """Check everything that can be checked before training, and write down what will run.
+    """Check everything that can be checked before training, and write ``compare.json``.
 
-    Loads each data set once (decoded images are cached for the workers), builds each model once and verifies
-    the checkpoints of unfinished runs. ``retry`` forgets the results of failed runs, so that they run again.
-    ``progress`` hears how far images are decoded. The processes of a torchrun job call this together; the lead
-    alone writes.
+    Loads each data set once (decoded images are cached for the workers), builds each model once and verifies the
+    checkpoints of unfinished runs. ``retry`` removes failed runs, so that they run again. While images are decoded
+    ``progress(done, total)`` is called. The processes of a torchrun job call this together; rank 0 alone writes.
 
     Raises:
         InputError: A name, a size, an image or a checkpoint is not usable.
         RunError: The folder cannot be written.
     """
     runs = study.runs()
-    jobs = [ComparisonRun(run, out / "runs" / engine.digest(run), _name(run, study)) for run in runs]
-    by_folder: dict[Path, str] = {}
+    jobs = [ComparisonRun(run, out / "runs" / digest(run), _name(run, study)) for run in runs]
+    names: dict[Path, str] = {}
     for job in jobs:
-        twin = by_folder.setdefault(job.folder, job.name)
-        if twin != job.name:
-            raise InputError(f"methods {twin!r} and {job.name!r} are the same run; name one of them")
-    here = collectives.current_world()
-    sets = here.main_process_first(lambda: _check(runs, progress))
-    memory = {run.method: engine.memory_bytes(run, sets[run.dataset]) for run in runs}
+        other = names.setdefault(job.folder, job.name)
+        if other != job.name:
+            raise InputError(f"methods {other!r} and {job.name!r} are the same run; name one of them")
+    world = collectives.current_world()
+    sets = world.main_process_first(lambda: _load_and_check(runs, progress))
+    memory = {run.method: memory_bytes(run, sets[run.dataset]) for run in runs}
     grid = ComparisonPlan(study, out, jobs, memory, {name: images.skipped for name, images in sets.items()})
 
-    def write_down() -> None:
+    def write() -> None:
         for job in jobs:
             _check_saved(job, retry)
         records.make_folder(out)
         records.write_json(out / COMPARISON, _description(grid, sets, command))
 
-    here.on_main_process(write_down)
+    world.on_main_process(write)
     return grid
 
 
 def run(
-    grid: ComparisonPlan, workers: int, listen: Listen[ComparisonRun], cluster: Cluster | None = None
+    grid: ComparisonPlan, workers: int, progress: Progress[ComparisonRun], cluster: Cluster | None = None
 ) -> dict[ComparisonRun, str]:
-    """Run what is not finished, ``workers`` runs at a time; return what went wrong, by job.
+    """Train the unfinished runs, ``workers`` at a time, and return the errors by job.
 
-    On this machine, or on a ``cluster`` (see `steppe.experiments.launchers`). A run whose worker is killed is
-    taken up by another. The processes of a torchrun job call this together and do one run after another, all of
-    them on each. Runs that fail do not stop the others.
+    They train on this machine, or on a ``cluster`` (see `steppe.experiments.launchers`). If a worker is killed,
+    another one resumes its run. The processes of a torchrun job call this together, and all of them train one run
+    after another. A failed run does not stop the others.
 
     Raises:
         InputError: A cluster is given under torchrun.
         RunError: Another process works on the same comparison, or there is no such cluster.
     """
-    here = collectives.current_world()
-    if here.size > 1 and cluster is not None:
-        raise InputError(f"a cluster is given and there are {here.size} processes; start it without torchrun")
-    if here.size > 1:
-        with here.held_by_main_process(lambda: _alone(grid.out)):
-            # what is finished is read from disk, where the lead writes
-            chosen = here.on_main_process(lambda: [job.name for job in grid.open])
-            return run_in_torchrun([job for job in grid.jobs if job.name in chosen], listen)
-    with _alone(grid.out):
-        return run_on(cluster, grid.open, workers, listen)
+    world = collectives.current_world()
+    if world.size > 1 and cluster is not None:
+        raise InputError(f"a cluster is given and there are {world.size} processes; start it without torchrun")
+    if world.size > 1:
+        with world.held_by_main_process(lambda: _lock(grid.out)):
+            # read from disk by the main process, which writes there
+            names = world.on_main_process(lambda: [job.name for job in grid.open])
+            return run_in_torchrun([job for job in grid.jobs if job.name in names], progress)
+    with _lock(grid.out):
+        if cluster is not None:
+            return launch_on_cluster(grid.open, workers, cluster, progress)
+        return launch(grid.open, workers, progress)
 
 
 def _name(run: Run, study: Study) -> str:
-    """Return the shortest name that tells a run from the others of its study."""
+    """Return the shortest name that distinguishes a run from the others of its study."""
     parts = [run.method]
     parts += [run.model] if len(study.models) > 1 else []
     parts += [run.dataset] if len(study.datasets) > 1 else []
     return " ".join([*parts, f"seed {run.seed}"])
 
 
-def _check(runs: list[Run], progress: Callable[[int, int], None] | None) -> dict[str, DataSet]:
-    """Load every data set and try every distinct model on it."""
+def _load_and_check(runs: list[Run], progress: Callable[[int, int], None] | None) -> dict[str, DataSet]:
+    """Load every data set, and check every combination of data, model and method on it."""
+    for run in runs:
+        methods.parse(run.method)
     sets: dict[str, DataSet] = {}
-    seen: set[tuple[str, str, str]] = set()
-    for one in runs:
-        methods.parse(one.method)
-    for one in runs:
-        if one.dataset not in sets:
-            sets[one.dataset] = engine.load_data(one, progress)
-        key = (one.dataset, one.model, one.method)
-        if key not in seen:
-            seen.add(key)
-            engine.check(one, sets[one.dataset])
+    checked: set[tuple[str, str, str]] = set()
+    for run in runs:
+        if run.dataset not in sets:
+            sets[run.dataset] = load_data(run, progress)
+        key = (run.dataset, run.model, run.method)
+        if key not in checked:
+            checked.add(key)
+            check_run(run, sets[run.dataset])
     return sets
 
 
 def _check_saved(job: ComparisonRun, retry: bool) -> None:
     """Refuse damaged checkpoints and results before any worker starts."""
-    result = job.folder / engine.RESULT
+    result = job.folder / RESULT
     if result.exists():
-        content = records.read_json(result, "delete it, and the run goes on from its checkpoint")
+        remedy = "delete it, and the run goes on from its checkpoint"
+        content = records.read_json(result, remedy)
         if "status" not in content:
-            raise InputError(f"{result} is damaged; delete it, and the run goes on from its checkpoint")
+            raise InputError(f"{result} is damaged; {remedy}")
         if retry and content["status"] == "failed":
             shutil.rmtree(job.folder)
-    elif (job.folder / engine.CHECKPOINT).exists():
+    elif (job.folder / CHECKPOINT).exists():
         store.verify(job.folder)
 
 
 def _description(grid: ComparisonPlan, sets: dict[str, DataSet], command: str) -> dict[str, Any]:
+    fields = ("method", "model", "dataset", "seed")
     return {
-        "format": 1,
+        "format": records.FORMAT,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
         "environment": hardware.environment(),
         "study": asdict(grid.study),
         "data": {name: _data_description(images) for name, images in sets.items()},
-        "runs": [
-            {
-                "digest": job.folder.name,
-                "method": job.run.method,
-                "model": job.run.model,
-                "dataset": job.run.dataset,
-                "seed": job.run.seed,
-            }
-            for job in grid.jobs
-        ],
+        "runs": [{"digest": j.folder.name} | {f: getattr(j.run, f) for f in fields} for j in grid.jobs],
         "methods": {spec: _method_description(spec) for spec in grid.study.methods},
     }
 
 
 def _data_description(images: DataSet) -> dict[str, Any]:
     return {
-        "train": len(images.train.y),
-        "val": len(images.val.y),
-        "test": len(images.test.y),
+        **{part: len(getattr(images, part).y) for part in ("train", "val", "test")},
         "classes": len(images.classes),
         "channels": images.channels,
         "size": images.size,
@@ -208,21 +199,7 @@ def _method_description(spec: str) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold the comparison's lock; the system releases it when this process ends, however it ends."""
-    path = out / "compare.lock"
-    try:
-        lock = path.open("a")
-    except OSError as error:
-        raise RunError(
-            f"cannot write {path}: {error.strerror}; choose a folder you can write with --out"
-        ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(
-                f"another steppe compare is at work in {out}; wait for it, or choose another --out"
-            ) from None
-        yield
+def _lock(out: Path) -> AbstractContextManager[None]:
+    """Return the lock of a comparison's folder."""
+    busy = f"another steppe compare is at work in {out}; wait for it, or choose another --out"
+    return file_lock(out / "compare.lock", busy, "choose a folder you can write with --out")

@@ -1,4 +1,4 @@
-"""What is run: a configuration and the folder it happens in, which one process or team holds at a time."""
+"""The lock of a run's folder, and the types that all launchers share."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from steppe.config import Run
 from steppe.errors import RunError
 from steppe.training.run import TrainingStatus
 
-PATIENCE = 20.0  # seconds that a worker of a killed comparison may take to notice and leave its folder
+PATIENCE = 20.0  # seconds; a worker of a killed comparison needs some to notice and release its folder
 
 
 class Runnable(Protocol):
-    """What is launched: a run and the folder it happens in."""
+    """What is launched: a run and its folder."""
 
     @property
     def run(self) -> Run:
@@ -25,33 +25,48 @@ class Runnable(Protocol):
 
     @property
     def folder(self) -> Path:
-        """Where its records are."""
+        """The folder of its records."""
 
 
 J = TypeVar("J", bound=Runnable)
-Listen = Callable[[J, TrainingStatus | dict[str, Any] | str], None]
+News = TrainingStatus | dict[str, Any] | str  # progress, the result, or the error message
+Progress = Callable[[J, News], None]
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, busy: str, refused: str, patience: float = 0.0) -> Iterator[None]:
+    """Hold a lock on the file at ``path``; the system releases it when the process ends, however it ends.
+
+    Raises RunError ``busy`` if another process holds it for ``patience`` seconds, and RunError with the remedy
+    ``refused`` if the file cannot be opened.
+    """
+    try:
+        file = path.open("a")
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}; {refused}") from None
+    with file:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise RunError(busy) from None
+                time.sleep(0.1)
+        yield
 
 
 @contextlib.contextmanager
 def locked_run(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
-    """Hold the run's lock, so that no two processes ever train in one folder.
+    """Hold the lock of a run's folder, so that no two processes ever train in it; makes the folder.
 
-    The system releases it when the process ends, however it ends. Raises RunError if another process still holds
-    it after ``patience`` seconds, or the folder cannot be written.
+    Raises RunError if another process holds the lock for ``patience`` seconds, or the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("a")
     except OSError as error:
         raise RunError(f"cannot write {folder}: {error.strerror}; free the folder and run again") from None
-    with lock:
-        until = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise RunError(f"another process is at work in {folder}; wait for it to end") from None
-                time.sleep(0.1)
+    busy = f"another process is at work in {folder}; wait for it to end"
+    with file_lock(folder / "lock", busy, "free the folder and run again", patience):
         yield

@@ -1,10 +1,9 @@
-"""What a worker does with one run, on whatever machine it is: claim the folder, train, say how it went."""
+"""The work on one run, on any machine: lock its folder, train it, return the result or the error."""
 
 from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,21 @@ from steppe import hardware
 from steppe.config import Run
 from steppe.errors import InputError, RunError
 from steppe.experiments.run_lock import locked_run
-from steppe.training import run as engine
-from steppe.training.run import TrainingStatus
+from steppe.training.run import ProgressCallback, load_data, train_run
 
-WORKERS = 3  # workers that a run is given if one after another is killed
+WORKERS = 3  # workers that a run is given if they are killed
 
 
-def train_job(
-    run: Run, folder: Path, tell: Callable[[TrainingStatus], None], patience: float
-) -> dict[str, Any] | str:
-    """Do one run and return its result, or in words why there is none.
+def train_job(run: Run, folder: Path, progress: ProgressCallback, patience: float) -> dict[str, Any] | str:
+    """Train one run and return its result, or the error message.
 
-    A run that is finished is returned as it is, so it does no harm to be given one twice; of two workers with the
-    same run one trains and the other waits for ``patience`` seconds.
+    The result of a finished run is returned without training, so a run may be given to two workers: one trains,
+    and the other waits for ``patience`` seconds.
     """
     hardware.keep_freed_memory()
     try:
         with locked_run(folder, patience):
-            return engine.train_run(run, folder, engine.load_data(run), tell)
+            return train_run(run, folder, load_data(run), progress)
     except (InputError, RunError) as error:
         return str(error)
     except Exception as error:
@@ -39,6 +35,6 @@ def train_job(
         return f"{type(error).__name__}: {first} (details in {folder / 'error.log'})"
 
 
-def given_up(last: str) -> str:
-    """Return what is said of a run that killed all its workers, the last one by ``last``."""
-    return f"{WORKERS} workers were killed over it, the last by {last}; start the same command again to go on"
+def killed_message(last: str) -> str:
+    """Return the error of a run whose workers were all killed, the last one by ``last``."""
+    return f"gave up after {WORKERS} workers were killed (last: {last}); start the same command again to go on"

@@ -1,12 +1,11 @@
-"""What a run records, shown in TensorBoard, Weights & Biases or MLflow as well.
+"""Trackers: a run's records, also shown in TensorBoard, Weights & Biases or MLflow.
 
     steppe compare --track tensorboard
 
-The records stay what counts: a tracker follows the run's ``metrics.jsonl`` and ``timing.jsonl``, line by line,
-and how many lines it has had is kept in ``tracking/sent.json`` of the run's folder. So a run that goes on from its
-checkpoint sends nothing twice, and what was recorded while a tracker could not be reached is sent when the run
-goes on. A tracker that fails is left out from there on, with one line on the standard error; training never stops
-for it.
+A tracker follows the run's ``metrics.jsonl`` and ``timing.jsonl`` line by line; the number of lines that were sent
+is stored in ``tracking/sent.json`` of the run's folder. So a resumed run sends nothing twice, and lines recorded
+while a tracker was unreachable are sent when the run resumes. A tracker that fails is disabled with one line on
+the standard error; training never stops for it.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _FILES = ("metrics.jsonl", "timing.jsonl")
 
 
 def available(names: Sequence[str]) -> None:
-    """Raise InputError if one of these trackers is not installed, with the command that installs it."""
+    """Raise InputError with the command that installs it if one of these trackers is not installed."""
     for name in names:
         try:
             importlib.import_module(f"steppe.tracking.{name}")
@@ -43,8 +42,8 @@ def available(names: Sequence[str]) -> None:
 class TrackedRun:
     """Trackers that follow one run; see `following`."""
 
-    def __init__(self, names: Sequence[str], folder: Path, about: RunInfo):
-        self.folder, self.about = folder, about
+    def __init__(self, names: Sequence[str], folder: Path, info: RunInfo):
+        self.folder, self.info = folder, info
         self._sent: dict[str, dict[str, Any]] = {}
         self._open: dict[str, Tracker] = {}
         path = folder / FOLDER / SENT
@@ -54,16 +53,16 @@ class TrackedRun:
             self._guarded(name, partial(self._begin, name))
 
     def follow(self) -> None:
-        """Send each tracker the lines that it has not had."""
+        """Send each tracker the lines that it has not received."""
         if not self._open:
             return
-        held = [records.read_lines(self.folder / name) for name in _FILES]
-        lines = [dict(metrics) | times for metrics, times in zip(*held, strict=False)]
+        metrics, timing = (records.read_lines(self.folder / name) for name in _FILES)
+        lines = [epoch | times for epoch, times in zip(metrics, timing, strict=False)]
         for name in list(self._open):
             self._guarded(name, partial(self._send, name, lines))
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Send what the run ended with: accuracies and losses on the test images, and whether it failed."""
+        """Send the run's result: accuracies and losses on the test images, and its status."""
         values = flat({f"test_{which}": part for which, part in (result.get("test") or {}).items()})
         for name, tracker in list(self._open.items()):
             self._guarded(name, partial(tracker.finish, values, str(result["status"])))
@@ -74,55 +73,55 @@ class TrackedRun:
             self._guarded(name, tracker.close)
 
     def _begin(self, name: str) -> None:
-        place = self.folder / FOLDER / name
-        place.mkdir(parents=True, exist_ok=True)
-        held = self._sent.setdefault(name, {"lines": 0, "key": None})
+        folder = self.folder / FOLDER / name
+        folder.mkdir(parents=True, exist_ok=True)
+        sent = self._sent.setdefault(name, {"lines": 0, "key": None})
         module = importlib.import_module(f"steppe.tracking.{name}")
-        tracker: Tracker = module.begin(place, self.about, held["key"], held["lines"])
+        tracker: Tracker = module.begin(folder, self.info, sent["key"], sent["lines"])
         self._open[name] = tracker
-        held["key"] = tracker.key
+        sent["key"] = tracker.key
 
     def _send(self, name: str, lines: list[dict[str, Any]]) -> None:
-        held = self._sent[name]
-        for line in lines[held["lines"] :]:
+        sent = self._sent[name]
+        for line in lines[sent["lines"] :]:
             self._open[name].log(int(line["epoch"]), flat({k: v for k, v in line.items() if k != "epoch"}))
-            held["lines"] += 1
+            sent["lines"] += 1
             records.write_json(self.folder / FOLDER / SENT, self._sent)
 
-    def _guarded(self, name: str, act: Callable[[], None]) -> None:
+    def _guarded(self, name: str, fn: Callable[[], None]) -> None:
         try:
-            act()
+            fn()
         except Exception as error:
             self._open.pop(name, None)
-            said = str(error).splitlines()[0] if str(error) else ""
+            message = str(error).splitlines()[0] if str(error) else ""
             print(
-                f"steppe: tracking by {name} failed and is left out: {type(error).__name__}: {said}; "
-                f"training goes on, records are in {self.folder}",
+                f"steppe: tracking by {name} failed and is disabled: {type(error).__name__}: {message}; "
+                f"training continues, records are in {self.folder}",
                 file=sys.stderr,
                 flush=True,
             )
 
 
 @contextmanager
-def following(names: Sequence[str], folder: Path, about: RunInfo) -> Iterator[TrackedRun]:
-    """Let these trackers follow the run of a folder: `Following.follow` after each epoch.
+def following(names: Sequence[str], folder: Path, info: RunInfo) -> Iterator[TrackedRun]:
+    """Open these trackers for the run of a folder, and close them; call `TrackedRun.follow` after each epoch.
 
     Raises InputError if one is not installed.
     """
     available(names)
-    followers = TrackedRun(names, folder, about)
+    run = TrackedRun(names, folder, info)
     try:
-        yield followers
+        yield run
     finally:
-        followers.close()
+        run.close()
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return the numbers of a record, nested ones as ``outer/inner``; what is not a number is left out."""
-    found: dict[str, float] = {}
+    """Return the numbers of a record, nested ones as ``outer/inner``; other values are omitted."""
+    numbers: dict[str, float] = {}
     for key, value in content.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}/")
+            numbers |= flat(value, f"{prefix}{key}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[f"{prefix}{key}"] = float(value)
-    return found
+            numbers[f"{prefix}{key}"] = float(value)
+    return numbers

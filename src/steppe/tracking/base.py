@@ -1,4 +1,4 @@
-"""What a tracker is told, and what it does."""
+"""The interface of a tracker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A run as trackers show it: its name, the digest that names its folder, and its whole configuration."""
+    """A run as trackers show it: its name, its digest and its configuration."""
 
     name: str
     digest: str
@@ -17,35 +17,34 @@ class RunInfo:
 
     def settings(self) -> dict[str, str]:
         """Return the configuration as text, nested settings with a dot."""
-        return dict(_texts(self.config))
+        return _flat_text(self.config)
 
 
 class Tracker(Protocol):
     """One tracker, open for one run.
 
-    Each module of trackers makes its own with ``begin(place, about, key, lines)``: ``place`` is a folder of its
-    own, ``lines`` how many epochs it has had, ``key`` what it said that it wants to be told when the run goes on,
-    None at first.
+    Each module of a tracker has ``begin(folder, info, key, lines)``, which opens it: ``folder`` is its own folder,
+    ``lines`` the number of epochs that were sent before, and ``key`` the `key` of the tracker that sent them, None
+    at first.
     """
 
     key: str | None
 
     def log(self, epoch: int, values: Mapping[str, float]) -> None:
-        """Take one epoch's numbers."""
+        """Log one epoch's numbers."""
 
     def finish(self, values: Mapping[str, float], status: str) -> None:
-        """Take what the run ended with; ``status`` is 'ok' or 'failed'."""
+        """Log the run's result; ``status`` is 'ok' or 'failed'."""
 
     def close(self) -> None:
-        """Write what is held and leave."""
+        """Flush and close."""
 
 
-def _texts(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
+def _flat_text(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    texts: dict[str, str] = {}
     for key, value in content.items():
         if isinstance(value, Mapping):
-            found += _texts(value, f"{prefix}{key}.")
+            texts |= _flat_text(value, f"{prefix}{key}.")
         else:
-            shown = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            found.append((f"{prefix}{key}", shown))
-    return found
+            texts[f"{prefix}{key}"] = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return texts

@@ -1,4 +1,4 @@
-"""MLflow; where its store is and the experiment's name are what ``MLFLOW_TRACKING_URI`` and the like say."""
+"""MLflow; its environment variables, such as ``MLFLOW_TRACKING_URI``, give the store and the experiment."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from mlflow.entities import Metric, Param, RunTag
 
 from steppe.tracking.base import RunInfo
 
-logging.getLogger("mlflow").setLevel(logging.WARNING)  # how it makes its tables
+logging.getLogger("mlflow").setLevel(logging.WARNING)  # hides the log of creating the store's tables
 
 
 class MLflowTracker:
-    """A run in MLflow's store; one that goes on keeps its id, and epochs that are there are not taken twice."""
+    """A run in MLflow's store; a resumed run keeps its id, and epochs in the store are not sent again."""
 
-    def __init__(self, about: RunInfo, key: str | None, lines: int):
+    def __init__(self, info: RunInfo, key: str | None, lines: int):
         self._client, experiment = _experiment()
         self.key: str | None = key
         self._epoch, self._status = lines, "KILLED"
         if key is None:
-            self.key = self._client.create_run(experiment, run_name=about.name).info.run_id
-            params = [Param(k, v) for k, v in about.settings().items()]
-            self._client.log_batch(self.key, params=params, tags=[RunTag("digest", about.digest)])
+            self.key = self._client.create_run(experiment, run_name=info.name).info.run_id
+            params = [Param(k, v) for k, v in info.settings().items()]
+            self._client.log_batch(self.key, params=params, tags=[RunTag("digest", info.digest)])
         else:
             self._client.update_run(key, status="RUNNING")
             history = self._client.get_metric_history(key, "train_loss")
@@ -40,12 +40,12 @@ class MLflowTracker:
             self._put(values)
 
     def finish(self, values: Mapping[str, float], status: str) -> None:
-        """Send what the run ended with, at its last epoch."""
+        """Send the run's result at its last epoch."""
         self._put(values)
         self._status = "FINISHED" if status == "ok" else "FAILED"
 
     def close(self) -> None:
-        """Say that nothing more is coming for now."""
+        """Set the run's status in the store."""
         self._client.set_terminated(self.key, self._status)
 
     def _put(self, values: Mapping[str, float]) -> None:
@@ -55,24 +55,24 @@ class MLflowTracker:
 
 
 def _experiment() -> tuple[mlflow.MlflowClient, str]:
-    """Return the store and the id of the experiment in it.
+    """Return a client and the experiment's id.
 
-    Both are made where they are missing, which several runs may be about to do at the same moment.
+    Store and experiment are created if they are missing, perhaps by several runs at the same moment.
     """
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "steppe")
     attempts = 5
     while True:
         try:
             client = mlflow.MlflowClient()
-            found = client.get_experiment_by_name(name)
-            return client, found.experiment_id if found else client.create_experiment(name)
+            experiment = client.get_experiment_by_name(name)
+            return client, experiment.experiment_id if experiment else client.create_experiment(name)
         except Exception:
             attempts -= 1
             if not attempts:
                 raise
-            time.sleep(0.5 + os.getpid() % 16 / 8)  # others in step with this one would meet it again
+            time.sleep(0.5 + os.getpid() % 16 / 8)  # a different delay per process, or they would collide again
 
 
-def begin(place: Path, about: RunInfo, key: str | None, lines: int) -> MLflowTracker:
-    """Begin a run in the store, or go on with the one of this id."""
-    return MLflowTracker(about, key, lines)
+def begin(folder: Path, info: RunInfo, key: str | None, lines: int) -> MLflowTracker:
+    """Begin a run in the store, or resume the one with the id ``key``."""
+    return MLflowTracker(info, key, lines)

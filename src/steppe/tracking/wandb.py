@@ -1,4 +1,4 @@
-"""Weights & Biases; project, entity and mode (``WANDB_MODE=offline``) are what its own settings say."""
+"""Weights & Biases; its own settings give project, entity and mode (``WANDB_MODE=offline``)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from steppe.tracking.base import RunInfo
 
 
 class WandbTracker:
-    """A run of W&B; one that goes on keeps its id, and steps that are there already are not taken twice."""
+    """A run of W&B; a resumed run keeps its id, and W&B ignores steps that it already has."""
 
-    def __init__(self, place: Path, about: RunInfo, key: str | None):
+    def __init__(self, folder: Path, info: RunInfo, key: str | None):
         self.key: str | None = key or uuid.uuid4().hex[:12]
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "steppe"),
             id=self.key,
-            name=about.name,
-            config=about.settings() | {"digest": about.digest},
-            dir=str(place),
+            name=info.name,
+            config=info.settings() | {"digest": info.digest},
+            dir=str(folder),
             resume="allow",
             settings=wandb.Settings(console="off", silent=True),
         )
@@ -32,17 +32,17 @@ class WandbTracker:
         self._run.log(dict(values), step=epoch, commit=True)
 
     def finish(self, values: Mapping[str, float], status: str) -> None:
-        """Put what the run ended with into its summary."""
+        """Put the run's result into its summary."""
         self._run.summary.update({**values, "status": status})
 
     def close(self) -> None:
-        """Send the rest and leave."""
+        """Send the rest and close."""
         self._run.finish()
         if wandb.run is None:
-            # its own process writes on after finish returns, and does not outlive a worker's; nobody else uses it
+            # wandb's service process writes after finish returns and would be killed with the worker
             wandb.teardown()
 
 
-def begin(place: Path, about: RunInfo, key: str | None, lines: int) -> WandbTracker:
-    """Begin a run, or go on with the one of this id."""
-    return WandbTracker(place, about, key)
+def begin(folder: Path, info: RunInfo, key: str | None, lines: int) -> WandbTracker:
+    """Begin a run, or resume the one with the id ``key``."""
+    return WandbTracker(folder, info, key)

@@ -1,1 +1,1 @@
-"""One run in a folder: the loop, evaluation, checkpoints."""
+"""Training of one run in a folder: the loop, evaluation, checkpoints, export."""

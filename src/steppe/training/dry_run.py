@@ -1,19 +1,25 @@
-"""What a training will do and when, told before it starts."""
+"""What a training will do and when, known before it starts: ``steppe train --plan``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
+from steppe import methods
+from steppe.config import Run
 from steppe.core.composition import ActiveWindow
 from steppe.core.method import Method
 from steppe.core.schedules import Schedule, TrainingProgress, format_schedule, value_at
-from steppe.methods import label
+from steppe.data.dataset import DataSet
+from steppe.training.factories import make_loader
+from steppe.training.run import format_bytes, memory_bytes
+
+LearningRate = Callable[[float], float]  # of the share of the budget that is spent
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps ``first`` to ``last``, counted from 1, in which a method works on every ``every``-th step."""
+    """Steps ``first`` to ``last``, counted from 1; a method is active on every ``every``-th of them."""
 
     first: int
     last: int
@@ -22,49 +28,63 @@ class Phase:
     def __str__(self) -> str:
         if self.first == self.last:
             return f"step {self.first}"
-        rhythm = "" if self.every == 1 else f", every {_ordinal(self.every)}"
-        return f"steps {self.first}-{self.last}{rhythm}"
+        interval = "" if self.every == 1 else f", every {_ordinal(self.every)}"
+        return f"steps {self.first}-{self.last}{interval}"
 
 
-def phases(method: Method, total: int, lr_at: Callable[[float], float]) -> list[Phase]:
-    """Return when a method works in a training of ``total`` steps; ``lr_at(share)`` is the learning rate."""
+def plan(run: Run, images: DataSet) -> list[tuple[str, str]]:
+    """Return label and text of each line of a run's plan.
+
+    If the budget is not in epochs, the number of steps is unknown; the plan then shows that of as many epochs.
+    """
+    per_epoch = len(make_loader(run, images))
+    total = run.epochs * per_epoch
+    steps = f"{total} steps, {per_epoch} an epoch"
+    if run.match != "epochs":
+        steps += f" (an example: the number that {run.match} allow is known at the end; shares refer to it)"
+    lines = [("steps", steps), *describe(methods.parse(run.method), total, per_epoch, run.optim.lr_at)]
+    count = memory_bytes(run, images)
+    return [*lines, ("memory", f"{format_bytes(count)} of past outputs")] if count else lines
+
+
+def phases(method: Method, total: int, lr_at: LearningRate) -> list[Phase]:
+    """Return when a method is active in a training of ``total`` steps."""
     if not isinstance(method, ActiveWindow):
         return [Phase(1, total, 1)]
     active = [t for t in range(total) if method.active(TrainingProgress(t, t / total, lr_at(t / total)))]
     return [Phase(active[0] + 1, active[-1] + 1, method.every)] if active else []
 
 
-def describe(method: Method, total: int, per_epoch: int, lr_at: Callable[[float], float]) -> list[tuple[str, str]]:
-    """Return label and text of each line of the plan: when each part works, and how its values move."""
-    lines = [("learning rate", _course(lambda t: lr_at(t / total), 0, total))]
+def describe(method: Method, total: int, per_epoch: int, lr_at: LearningRate) -> list[tuple[str, str]]:
+    """Return label and text of each line: when each part of a method is active, and how its values change."""
+    lines = [("learning rate", _values(lambda t: lr_at(t / total), 0, total))]
     for part in _parts(method):
         inner = part.method if isinstance(part, ActiveWindow) else part
         active = phases(part, total, lr_at)
         if not active:
-            lines.append((label(inner), f"never: no step of {total} is in its window"))
+            lines.append((methods.label(inner), f"never: no step of {total} is in its window"))
             continue
         (phase,) = active
         epochs = _span((phase.first - 1) // per_epoch + 1, (phase.last - 1) // per_epoch + 1)
         count = len(range(phase.first, phase.last + 1, phase.every))
         rest = "" if count == total else f", {count} in all; the others are plain"
-        lines.append((label(inner), f"{phase} ({epochs}){rest}"))
-        lines += [(f"  {name}", value) for name, value in _moving(inner, phase, total, lr_at)]
+        lines.append((methods.label(inner), f"{phase} ({epochs}){rest}"))
+        lines += [(f"  {name}", value) for name, value in _scheduled(inner, phase, total, lr_at)]
     return lines
 
 
 def _parts(method: Method) -> Iterator[Method]:
-    """Yield the methods that a combination is made of."""
+    """Yield the methods that a combination consists of."""
     inner = [value for f in fields(method) if isinstance(value := getattr(method, f.name), Method)]
     if isinstance(method, ActiveWindow) or not inner:
         yield method
     else:
-        for one in inner:
-            yield from _parts(one)
+        for part in inner:
+            yield from _parts(part)
 
 
-def _moving(
-    method: Method, phase: Phase, total: int, lr_at: Callable[[float], float]
-) -> Iterator[tuple[str, str]]:
+def _scheduled(method: Method, phase: Phase, total: int, lr_at: LearningRate) -> Iterator[tuple[str, str]]:
+    """Yield name and values of each hyper-parameter that has a schedule."""
     for f in fields(method):
         value = getattr(method, f.name)
         if isinstance(value, Schedule):
@@ -72,15 +92,15 @@ def _moving(
             def at(t: int, value: Schedule = value) -> float:
                 return value_at(value, TrainingProgress(t, t / total, lr_at(t / total)))
 
-            yield f.name, f"{format_schedule(value)}: {_course(at, phase.first - 1, phase.last)}"
+            yield f.name, f"{format_schedule(value)}: {_values(at, phase.first - 1, phase.last)}"
 
 
-def _course(value: Callable[[int], float], first: int, end: int) -> str:
-    """Return a value at the first step, in the middle and at the last; once if it never moves."""
-    shown = [f"{value(t):.3g}" for t in (first, (first + end - 1) // 2, end - 1)]
-    if len(set(shown)) == 1:
-        return shown[0]
-    return "{} at first, {} halfway, {} at last".format(*shown)
+def _values(value: Callable[[int], float], first: int, end: int) -> str:
+    """Return a value at the first step, in the middle and at the last; once if it is constant."""
+    values = [f"{value(t):.3g}" for t in (first, (first + end - 1) // 2, end - 1)]
+    if len(set(values)) == 1:
+        return values[0]
+    return "{} at first, {} halfway, {} at last".format(*values)
 
 
 def _ordinal(n: int) -> str:

@@ -1,4 +1,4 @@
-"""Accuracy and loss over held-out images, each process of a run taking its part of them."""
+"""Accuracy and loss over held-out images, split over the processes of a run."""
 
 from __future__ import annotations
 
@@ -20,75 +20,70 @@ from steppe.data.normalize import Normalizer
 from steppe.distributed import collectives
 
 BATCH = 500
-PEERS = ("network ", "branch ")  # how the names of outputs begin that are of equal rank
+MEMBERS = ("network ", "branch ")  # prefixes of the outputs of an ensemble's members
 
 
 def evaluate(method: Method, step: Step, images: Images, normalize: Normalizer) -> dict[str, Any]:
-    """Return accuracy (fraction) and mean cross-entropy over ``images`` of what the method deploys.
+    """Return accuracy (fraction) and mean cross-entropy of the deployed model over ``images``.
 
-    A method with more to look at adds ``outputs``: the same of each of its networks, branches and ensembles by
+    A method with several outputs adds ``outputs``: the same for each of its networks, branches and ensembles by
     name, and ``diversity``, the mean L2 distance between the probabilities of two of its networks or branches.
 
-    All processes of a team call it together and get the same numbers.
+    All processes call it together and get the same numbers.
     """
-    here, net, like = collectives.current_world(), step.runtime.net, step.runtime.params[0]
-    rows = here.rows(len(images))
-    own = images.part(rows)
-    here.share_buffers(net)
+    world, net, like = collectives.current_world(), step.runtime.net, step.runtime.params[0]
+    local = images.part(world.rows(len(images)))
+    world.share_buffers(net)
     net.eval()
     sums: dict[str, float] = {}
     with torch.no_grad():
-        for batch in evaluation_batches(own, BATCH, normalize):
+        for batch in evaluation_batches(local, BATCH, normalize):
             batch = to_model_format(batch, like)
-            for name, value in _counted(method.outputs(net, step.state, batch.x), batch.y).items():
+            for name, value in _sums(method.outputs(net, step.state, batch.x), batch.y).items():
                 sums[name] = sums.get(name, 0.0) + value
-        # a sharded network is gathered by all processes at once, also by one that has nothing left to look at
-        for _ in range(_passes(here.size, len(images)) - math.ceil(len(own) / BATCH)):
-            one = to_model_format(Batch(normalize(images.at(slice(0, 1))), images.y[:1]), like)
-            for name in _counted(method.outputs(net, step.state, one.x), one.y):
+        # all processes gather a sharded network together, so each makes as many passes as the one with most rows
+        most = math.ceil(math.ceil(len(images) / world.size) / BATCH)
+        for _ in range(most - math.ceil(len(local) / BATCH)):
+            batch = to_model_format(Batch(normalize(images.at(slice(0, 1))), images.y[:1]), like)
+            for name in _sums(method.outputs(net, step.state, batch.x), batch.y):
                 sums.setdefault(name, 0.0)
     net.train()
-    means = {k: v / len(images.y) for k, v in zip(sums, here.all_reduce_sum(*sums.values()), strict=True)}
-    return _arranged(means)
+    means = {k: v / len(images.y) for k, v in zip(sums, world.all_reduce_sum(*sums.values()), strict=True)}
+    return _nested(means)
 
 
-def _counted(outputs: dict[str, Tensor], y: Tensor) -> dict[str, float]:
-    """Return hits and summed loss of each output of a batch, and the summed distance between peers."""
-    found = {}
+def _sums(outputs: dict[str, Tensor], y: Tensor) -> dict[str, float]:
+    """Return hits and summed loss of each output of a batch, and the summed distance between members."""
+    sums = {}
     for name, z in outputs.items():
         logits = upcast_to_float32(z)
-        found[f"accuracy {name}"] = float((logits.argmax(1) == y).sum())
-        found[f"loss {name}"] = float(F.cross_entropy(logits, y, reduction="sum"))
-    peers = [z for name, z in outputs.items() if name.startswith(PEERS)]
-    if len(peers) > 1:
-        found["diversity"] = float(diversity(peers)) * len(y)
-    return found
+        sums[f"accuracy {name}"] = float((logits.argmax(1) == y).sum())
+        sums[f"loss {name}"] = float(F.cross_entropy(logits, y, reduction="sum"))
+    members = [z for name, z in outputs.items() if name.startswith(MEMBERS)]
+    if len(members) > 1:
+        sums["diversity"] = float(diversity(members)) * len(y)
+    return sums
 
 
-def _arranged(means: dict[str, float]) -> dict[str, Any]:
-    """Return the means with those of what is deployed in front."""
-    each: dict[str, dict[str, float]] = {}
+def _nested(means: dict[str, float]) -> dict[str, Any]:
+    """Return the means of the deployed model, and those of the other outputs below ``outputs``."""
+    outputs: dict[str, dict[str, float]] = {}
     for key, value in means.items():
         kind, _, name = key.partition(" ")
         if name:
-            each.setdefault(name, {})[kind] = value
-    found: dict[str, Any] = each.pop("deployed")
-    if each:
-        found["outputs"] = each
-    return found | ({"diversity": means["diversity"]} if "diversity" in means else {})
+            outputs.setdefault(name, {})[kind] = value
+    result: dict[str, Any] = outputs.pop("deployed")
+    if outputs:
+        result["outputs"] = outputs
+    return result | ({"diversity": means["diversity"]} if "diversity" in means else {})
 
 
 def to_model_format(batch: Batch, like: Tensor) -> Batch:
-    """Return the batch as the network takes it: on its device, in its precision, in the fast memory layout."""
+    """Return the batch on the device and in the dtype of the parameter ``like``, images in channels_last."""
     batch = batch.to(like.device)
 
-    def fit(x: Tensor) -> Tensor:
+    def convert(x: Tensor) -> Tensor:
         return x.to(like.dtype).contiguous(memory_format=torch.channels_last)
 
     y = batch.y.to(like.dtype) if batch.y.is_floating_point() else batch.y
-    return Batch(fit(batch.x), y, batch.index, {name: fit(view) for name, view in batch.extra.items()})
-
-
-def _passes(size: int, count: int) -> int:
-    """Return how many batches the process with the most rows has."""
-    return math.ceil(math.ceil(count / size) / BATCH)
+    return Batch(convert(batch.x), y, batch.index, {name: convert(view) for name, view in batch.extra.items()})

@@ -1,11 +1,10 @@
-"""What a run is for: the one network that its method deploys, as a plain module anybody can load.
+"""Export of a run's deployed network as a plain module.
 
     steppe export out/runs/0123456789ab flat
 
 writes ``flat/model.safetensors`` (the weights under the network's own names), ``flat/model.json`` (network,
-classes, normalisation, where it is from) and ``flat/model.pt2`` (a program of torch.export for any number of
-images), with ``--onnx`` also ``flat/model.onnx``. Each file is read back and must say what the method's own
-prediction says.
+classes, normalisation, origin) and ``flat/model.pt2`` (a torch.export program for any batch size), with ``--onnx``
+also ``flat/model.onnx``. Each file is read back and must predict what the method itself predicts.
 """
 
 from __future__ import annotations
@@ -27,30 +26,30 @@ from steppe.data.loader import evaluation_batches
 from steppe.data.normalize import Normalizer
 from steppe.errors import InputError
 from steppe.records import make_folder, write_json
-from steppe.training import run as engine
 from steppe.training.checkpoint.store import CheckpointStore
 from steppe.training.evaluation import to_model_format
 from steppe.training.factories import make_model, make_network, make_optimizer
+from steppe.training.run import digest, load_data, read_run
 
 Which = Literal["best", "last"]
-CLOSE = 1e-4  # of the largest logit
-IMAGES = 64  # that files are checked with
+CLOSE = 1e-4  # largest difference, as a share of the largest logit
+IMAGES = 64  # images on which the files are checked
 
 
 def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False) -> dict[str, Any]:
-    """Write a run's deployed network to the folder ``out`` and return what is in ``model.json``.
+    """Write a run's deployed network to the folder ``out`` and return the content of ``model.json``.
 
     ``which`` chooses the weights of the best validation epoch or the last ones.
 
     Raises:
-        InputError: The folder is no run's or has no checkpoint, what is deployed is no single network, or ONNX is
-            asked for and not installed.
+        InputError: The folder is not a run's or has no checkpoint, the method deploys several networks, or onnx
+            is True and not installed.
         RunError: ``out`` cannot be written.
     """
     if onnx and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
         raise InputError("onnx is not installed; pip install 'steppe[onnx]', or leave --onnx out")
-    run = engine.read_run(folder)
-    images = engine.load_data(run)
+    run = read_run(folder)
+    images = load_data(run)
     method = methods.parse(run.method)
     with torch.random.fork_rng():
         net, state, epoch = _restored(folder, run, method, images, which)
@@ -92,7 +91,7 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
         "seed": run.seed,
         "epoch": epoch,
         "weights": which,
-        "run": engine.digest(run),
+        "run": digest(run),
         "files": written,
     }
     write_json(out / "model.json", content)
@@ -102,7 +101,7 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
 def _restored(
     folder: Path, run: Run, method: Method, images: DataSet, which: Which
 ) -> tuple[nn.Module, nn.Module, int]:
-    """Return what a run trained, what its method remembers, and the epoch they are of."""
+    """Return a run's network, the state of its method, and their epoch."""
     net = make_network(run, method, images)
     optimizer = make_optimizer(run, net)
     step = method.bind(net, optimizer, precision=run.precision)
@@ -118,12 +117,12 @@ def _restored(
     return net, step.state, epoch
 
 
-def _compare(found: Tensor, expected: Tensor, what: str, method: str) -> None:
-    off = float((found - expected).abs().max())
-    if not off <= CLOSE * (1 + float(expected.abs().max())):
+def _compare(logits: Tensor, expected: Tensor, what: str, method: str) -> None:
+    difference = float((logits - expected).abs().max())
+    if not difference <= CLOSE * (1 + float(expected.abs().max())):
         raise InputError(
-            f"{what} says something else than {method} predicts (by {off:.1g}); "
-            "what is deployed is no single network"
+            f"the logits of {what} differ from those of {method} by {difference:.1g}; "
+            "the method does not deploy a single network"
         )
 
 
@@ -132,7 +131,7 @@ def _write_program(model: nn.Module, x: Tensor, expected: Tensor, path: Path, me
     program = torch.export.export(model, (x[:2],), dynamic_shapes=({0: batch},))
     torch.export.save(program, path)
     with warnings.catch_warnings():
-        # torch 2.11 warns of how it reads the file itself
+        # torch 2.11 warns about its own reading of the file
         warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
         again: Any = torch.export.load(path).module()
     with torch.no_grad():
@@ -148,14 +147,5 @@ def _write_onnx(model: nn.Module, x: Tensor, expected: Tensor, path: Path, metho
         model, (x,), path, dynamo=True, dynamic_shapes=({0: batch},), verbose=False, external_data=False
     )
     again = ReferenceEvaluator(str(path))
-    (said,) = again.run(None, {again.input_names[0]: x.cpu().numpy()})
-    _compare(torch.from_numpy(said).to(expected), expected, path.name, method)
-
-
-def described(content: dict[str, Any], out: Path) -> str:
-    """Return what was written as a person reads it."""
-    kind = f"{content['model']} of {content['parameters']:,} parameters"
-    names = ", ".join([*content["files"].values(), "model.json"])
-    return (
-        f"{kind}, {content['weights']} weights (epoch {content['epoch']}) of {content['method']}\n{out}: {names}"
-    )
+    (logits,) = again.run(None, {again.input_names[0]: x.cpu().numpy()})
+    _compare(torch.from_numpy(logits).to(expected), expected, path.name, method)

@@ -1,8 +1,9 @@
-"""What a run is made of, from its configuration: network, training batches, optimizer."""
+"""Network, data loader, optimizer and loss of a run, made from its configuration."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 
@@ -23,18 +24,18 @@ from steppe.data.transforms.auto_augment import compositions
 from steppe.distributed import collectives
 from steppe.training.checkpoint.store import derive
 
-_SEEN = 5000  # images that layers learn from before training
-_BIG = 0.05  # a part of a network that holds this share of its parameters is sharded on its own
+_WHITENING = 5000  # images from which layers that learn before training do so
+_LARGE = 0.05  # a part with at least this share of the network's parameters is sharded on its own
 
 
 def make_model(run: Run, images: DataSet) -> nn.Module:
     """Return the run's freshly initialised network; draws from the global generator.
 
-    Layers that learn from images before training see some of the training images, as the network will see them.
+    Layers that learn from images before training are given some of the training images, normalised.
     """
     net = models.build(run.model, classes=len(images.classes), channels=images.channels, size=images.size)
     if models.learns(net):
-        rows = torch.arange(0, len(images.train), math.ceil(len(images.train) / _SEEN))
+        rows = torch.arange(0, len(images.train), math.ceil(len(images.train) / _WHITENING))
         models.learn(net, Normalizer.of(run.data.normalize, images.train)(images.train.at(rows)))
     return net
 
@@ -44,7 +45,7 @@ def make_loader(run: Run, images: DataSet, method: Method | None = None) -> Load
 
     Raises InputError if a batch is too large or too small, or there are too few views.
     """
-    here = collectives.current_world()
+    world = collectives.current_world()
     return Loader(
         images.train,
         classes=len(images.classes),
@@ -52,21 +53,21 @@ def make_loader(run: Run, images: DataSet, method: Method | None = None) -> Load
         augment=run.data.augment,
         normalize=Normalizer.of(run.data.normalize, images.train, run.data.noise),
         seed=derive(run.seed, "data"),
-        rank=here.rank,
-        size=here.size,
+        rank=world.rank,
+        size=world.size,
         views=compositions(run.data.views, 1 if method is None else method.views),
-        # processes that make batches ahead leave the device to the one that trains
+        # processes that prepare batches leave the device to the one that trains
         device="cpu" if run.workers else hardware.device(),
     )
 
 
 def make_network(run: Run, method: Method, images: DataSet) -> nn.Module:
-    """Return what is trained, on its device and in its precision, not yet spread over processes."""
+    """Return the network, on its device and in its precision, before it is wrapped for several processes."""
     torch.manual_seed(derive(run.seed, "init"))
     net = method.build(lambda: make_model(run, images)).to(hardware.device())
     if run.precision == "fp64":
         net = net.double()
-    # FSDP2 takes no weights whose memory is in another order than their rows
+    # FSDP2 refuses weights in channels_last
     if run.parallel == "ddp":
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     net.train()
@@ -74,10 +75,10 @@ def make_network(run: Run, method: Method, images: DataSet) -> nn.Module:
 
 
 def make_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
-    """Return the run's optimizer over the network's parameters, which are shards where it is sharded."""
+    """Return the run's optimizer over the network's parameters, which may be sharded."""
     o, params = run.optim, list(net.parameters())
     if o.name == "sgd":
-        # PyTorch has no fused SGD of shards
+        # PyTorch has no fused SGD for DTensor
         fused = not any(sharded(p) for p in params)
         return torch.optim.SGD(
             params, o.lr, momentum=o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov, fused=fused
@@ -87,13 +88,13 @@ def make_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
 
 
 def make_loss(run: Run) -> LossFunction:
-    """Return the training loss: cross-entropy, to targets of which a share is spread over all classes."""
+    """Return the training loss: cross-entropy, with label smoothing if it is set."""
     smoothing = run.optim.label_smoothing
     return partial(F.cross_entropy, label_smoothing=smoothing) if smoothing else F.cross_entropy
 
 
 def wrap_parallel(net: nn.Module, parallel: str) -> nn.Module:
-    """Return what the team's processes call in place of ``net``: a replica each (ddp), or a shard each (fsdp)."""
+    """Return ``net`` wrapped for the world's processes: a replica each (ddp), or a shard each (fsdp)."""
     if collectives.current_world().size == 1:
         return net
     if parallel == "ddp":
@@ -101,17 +102,14 @@ def wrap_parallel(net: nn.Module, parallel: str) -> nn.Module:
         return DistributedDataParallel(net, device_ids=[device] if device.type == "cuda" else None)
     from torch.distributed.fsdp import fully_shard
 
-    for part in _big_parts(net):
+    for part in _large_parts(net):
         fully_shard(part)
     fully_shard(net)
     return net
 
 
-def _big_parts(net: nn.Module) -> list[nn.Module]:
-    """Return the parts that are worth gathering on their own, without those that share parameters."""
-    users: dict[int, int] = {}
-    found: list[nn.Module] = []
-    whole = sum(p.numel() for p in net.parameters())
+def _large_parts(net: nn.Module) -> list[nn.Module]:
+    """Return the parts that are large enough to be gathered on their own and share no parameters."""
 
     def children(module: nn.Module) -> Iterator[nn.Module]:
         for child in module.children():
@@ -121,12 +119,11 @@ def _big_parts(net: nn.Module) -> list[nn.Module]:
                 yield child
 
     parts = list(children(net))
-    for part in parts:
-        for p in part.parameters():
-            users[id(p)] = users.get(id(p), 0) + 1
-    own = {id(p) for p in net.parameters(recurse=False)}
-    for part in parts:
-        alone = all(users[id(p)] == 1 and id(p) not in own for p in part.parameters())
-        if alone and sum(p.numel() for p in part.parameters()) >= _BIG * whole:
-            found.append(part)
-    return found
+    users = Counter(id(p) for part in parts for p in part.parameters())
+    users.update(id(p) for p in net.parameters(recurse=False))
+    least = _LARGE * sum(p.numel() for p in net.parameters())
+    return [
+        part
+        for part in parts
+        if all(users[id(p)] == 1 for p in part.parameters()) and sum(p.numel() for p in part.parameters()) >= least
+    ]

@@ -1,7 +1,7 @@
-"""What a run looks at while it trains: how sharp the network is that it deploys, and where its weights went.
+"""Per-epoch monitors: sharpness of the deployed model, and weight snapshots for trajectory plots.
 
-Both are looked at on plain copies (`Method.single`) that are made for the purpose and dropped, so that nothing of
-it reaches training: no running statistic, gradient, random stream, pass or second is other than without it.
+Both use plain copies of the network (`Method.deployed_model`), so training is unchanged: running statistics,
+gradients, RNG states, counted passes and measured seconds are those of a run without monitors.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ DEPLOYED = "deployed"
 
 
 def weights_name(epoch: int | str) -> str:
-    """Return the name of the file of an epoch's weights."""
+    """Return the file name of an epoch's weights."""
     return f"weights-{epoch}.safetensors"
 
 
 @dataclass(frozen=True)
 class Monitor:
-    """What a run is asked to look at; all processes of a run call `begin` and `look` together."""
+    """The monitors of one run; all processes of the run call `start` and `measure` together."""
 
     run: Run
     folder: Path
@@ -55,91 +55,89 @@ class Monitor:
     step: Step
     normalize: Normalizer
 
-    def begin(self) -> None:
-        """Keep the initial weights, as those of epoch 0, if weights are kept."""
+    def start(self) -> None:
+        """Save the initial weights as those of epoch 0, if weights are monitored."""
         if self.run.watch.weights:
-            self._keep(0, *self._whole())
+            self._save_weights(0, *self._gathered())
 
-    def look(self, epoch: int, last: bool) -> dict[str, float]:
-        """Return what goes into the epoch's line, and keep its weights, each where it is asked for now.
+    def measure(self, epoch: int, last: bool) -> dict[str, float]:
+        """Save the weights and return the sharpness, each if it is due in this epoch; both are in the last one.
 
-        'sharpness' is SAM's, one step of 0.05 on up to 500 training images, not augmented (SAF, figure 3b). It is
-        the same on every process. The last epoch is always looked at.
+        'sharpness' is SAM's: one step of 0.05 on up to 500 training images without augmentation (SAF, figure 3b).
+        Every process returns the same value.
         """
         watch = self.run.watch
         sharp, weights = (bool(k) and (last or epoch % k == 0) for k in (watch.sharpness or 0, watch.weights or 0))
         if not sharp and not weights:
             return {}
-        net, state = self._whole()
+        net, state = self._gathered()
         if weights:
-            self._keep(epoch, net, state)
-        return (
-            collectives.current_world().on_main_process(lambda: {"sharpness": self._sharpness(net, state)})
-            if sharp
-            else {}
-        )
+            self._save_weights(epoch, net, state)
+        if not sharp:
+            return {}
+        return collectives.current_world().on_main_process(lambda: {"sharpness": self._sharpness(net, state)})
 
     def _sharpness(self, net: nn.Module, state: nn.Module) -> float:
-        alone = self.method.deployed_model(net, state, self._new_model)
-        chosen = subset(self.images.train, SAMPLES)
-        like = next(alone.parameters())
-        batches = [to_model_format(b, like) for b in evaluation_batches(chosen, BATCH, self.normalize)]
-        return worst_case_sharpness(LossSurface(alone, batches), RHO)
+        model = self.method.deployed_model(net, state, self._new_model)
+        like = next(model.parameters())
+        images = subset(self.images.train, SAMPLES)
+        batches = [to_model_format(b, like) for b in evaluation_batches(images, BATCH, self.normalize)]
+        return worst_case_sharpness(LossSurface(model, batches), RHO)
 
-    def _keep(self, epoch: int, net: nn.Module, state: nn.Module) -> None:
-        """Write the weights of what is deployed, and of each of several networks or branches.
+    def _save_weights(self, epoch: int, net: nn.Module, state: nn.Module) -> None:
+        """Write the weights of the deployed model, and of each network or branch if there are several.
 
-        Before the checkpoint of that epoch, so that a run which goes on from one has all weights up to it.
+        This precedes the epoch's checkpoint, so that a run resumed from it has all weights up to it.
         """
 
         def write() -> None:
-            found = networks(self.method, net, state, self._new_model)
-            tensors = {f"{name}.{k}": t for name, one in found.items() for k, t in one.state_dict().items()}
+            models = networks(self.method, net, state, self._new_model)
+            tensors = {f"{name}.{k}": t for name, model in models.items() for k, t in model.state_dict().items()}
             content = Checkpoint(tensors, {"digest": self.folder.name, "epoch": epoch})
             file.write(self.folder / weights_name(epoch), content)
 
         collectives.current_world().on_main_process(write)
 
     def _new_model(self) -> nn.Module:
-        """Return a network to be filled, without a trace in the random streams."""
+        """Return a network whose weights will be replaced; RNG states are unchanged."""
         with torch.random.fork_rng():
             model = make_model(self.run, self.images).to(hardware.device())
         return model.double() if self.run.precision == "fp64" else model
 
-    def _whole(self) -> tuple[nn.Module, nn.Module]:
-        """Return the network and what the method remembers; of shards, whole ones put together from all."""
-        ours = (self.net, self.step.state)
+    def _gathered(self) -> tuple[nn.Module, nn.Module]:
+        """Return the network and the method's state; of a sharded network, unsharded copies."""
+        local = (self.net, self.step.state)
         if not any(sharded(p) for p in self.net.parameters()):
-            return ours
+            return local
         self.step.runtime.parallel.reshard()
         with torch.random.fork_rng():
             net = self.method.build(self._new_model).to(hardware.device())
         state = self.method.init(net)
-        for mine, whole in zip(ours, (net, state), strict=True):
-            whole.load_state_dict({k: _full(t) for k, t in mine.state_dict().items()})
+        for source, target in zip(local, (net, state), strict=True):
+            target.load_state_dict({k: _full(t) for k, t in source.state_dict().items()})
         return net, state
 
 
 def networks(method: Method, net: nn.Module, state: nn.Module, new_model: Any) -> dict[str, nn.Module]:
-    """Return plain networks with the weights of what is deployed, and of each of several networks or branches.
+    """Return the deployed model, and each network or branch if there are several, as plain networks by name.
 
-    ``new_model`` makes one to be filled. Names are those of `Method.outputs`.
+    ``new_model`` makes a network, whose weights are replaced. Names are those of `Method.outputs`.
     """
-    found = {DEPLOYED: method.deployed_model(net, state, new_model)}
+    models = {DEPLOYED: method.deployed_model(net, state, new_model)}
     if isinstance(net, NetworkList):
-        return found | {
+        return models | {
             f"network {i}": with_presets(new_model(), one.state_dict()) for i, one in enumerate(net.networks, 1)
         }
     if isinstance(net, MultiHeadNetwork):
         kind = "network" if isinstance(net.body, SeparateNetworks) else "branch"
-        return found | {f"{kind} {i + 1}": net.plain(i, new_model) for i in range(net.size)}
-    return found
+        return models | {f"{kind} {i + 1}": net.plain(i, new_model) for i in range(net.size)}
+    return models
 
 
-def kept(path: Path) -> dict[str, Mapping[str, Tensor]]:
+def load_weights(path: Path) -> dict[str, Mapping[str, Tensor]]:
     """Return the weights and buffers of each network in a file of an epoch's weights, by its name.
 
-    A tensor is read when it is asked for. Raises InputError if the file is damaged.
+    Tensors are read lazily. Raises InputError if the file is damaged.
     """
     saved, _ = file.opened(path)
     return {name: saved.part(name) for name in dict.fromkeys(k.partition(".")[0] for k in saved.tensors)}

@@ -1,4 +1,4 @@
-"""One run from its configuration to its result, in a folder of its own."""
+"""Training of one run, from its configuration to its result, in a folder of its own."""
 
 from __future__ import annotations
 
@@ -19,22 +19,18 @@ from steppe.config import Run, essential
 from steppe.data.dataset import DataSet
 from steppe.distributed import collectives
 from steppe.errors import InputError
-from steppe.training.checkpoint.store import CHECKPOINT, derive
-from steppe.training.dry_run import describe
-from steppe.training.evaluation import evaluate
+from steppe.training.checkpoint.store import CHECKPOINT
 from steppe.training.factories import make_loader, make_model
-from steppe.training.trainer import Listener, Trainer, TrainingFailed, TrainingStatus
+from steppe.training.trainer import ProgressCallback, Trainer, TrainingFailed, TrainingStatus
 
 __all__ = [
     "CHECKPOINT",
     "CONFIG",
     "RESULT",
-    "Listener",
+    "ProgressCallback",
     "TrainingStatus",
-    "check",
-    "derive",
+    "check_run",
     "digest",
-    "evaluate",
     "load_data",
     "read_run",
     "train_run",
@@ -48,39 +44,29 @@ def digest(run: Run) -> str:
     return run.digest(repr(methods.parse(run.method)))
 
 
-def check(run: Run, images: DataSet) -> None:
-    """Raise InputError if this run cannot start: its model does not take the images, its batch does not fit."""
+def load_data(run: Run, progress: Callable[[int, int], None] | None = None) -> DataSet:
+    """Return the images of a run; ``progress`` as in `steppe.data.load`."""
+    return data.load(run.dataset, run.data, progress=progress)
+
+
+def check_run(run: Run, images: DataSet) -> None:
+    """Raise InputError if this run cannot start, for example because its model does not take the images."""
     tracking.available(run.track)
     method = methods.parse(run.method)
     with torch.random.fork_rng():
         net = method.build(lambda: make_model(run, images))
     make_loader(run, images, method)
     if any(isinstance(part, _BatchNorm) for part in net.modules()):
-        _check_parts(run, len(images.train))
-
-
-def plan(run: Run, images: DataSet) -> list[tuple[str, str]]:
-    """Return what a run will do and when: label and text of each line; see `steppe.training.dry_run.describe`.
-
-    Where the budget is not in epochs nobody knows the number of steps; then it is that of as many epochs.
-    """
-    per_epoch = len(make_loader(run, images))
-    total = run.epochs * per_epoch
-    counted = f"{total} steps, {per_epoch} an epoch"
-    if run.match != "epochs":
-        counted += f" (an example: what {run.match} allow is known at the end; shares are of that)"
-    lines = [("steps", counted), *describe(methods.parse(run.method), total, per_epoch, run.optim.lr_at)]
-    kept = memory_bytes(run, images)
-    return [*lines, ("memory", f"{format_bytes(kept)} of past outputs")] if kept else lines
+        _check_batch_norm(run, len(images.train))
 
 
 def memory_bytes(run: Run, images: DataSet) -> int:
-    """Return the bytes that the run's method keeps per training image between steps, in all."""
+    """Return the bytes that the run's method stores for all training images between steps."""
     return methods.parse(run.method).memory_bytes(len(images.train), len(images.classes))
 
 
 def format_bytes(count: int) -> str:
-    """Return a number of bytes as a person reads it."""
+    """Return a number of bytes with a unit, such as 1.5 MB."""
     value, unit = float(count), "bytes"
     for larger in ("KB", "MB", "GB", "TB"):
         if value < 1000:
@@ -89,112 +75,103 @@ def format_bytes(count: int) -> str:
     return f"{value:.3g} {unit}" if unit != "bytes" else f"{count} bytes"
 
 
-def train_run(run: Run, folder: Path, images: DataSet, listen: Listener = lambda _: None) -> dict[str, Any]:
-    """Train one run in ``folder``, going on from its checkpoint if there is one, and return its result.
+def train_run(
+    run: Run, folder: Path, images: DataSet, progress: ProgressCallback = lambda _: None
+) -> dict[str, Any]:
+    """Train one run in ``folder``, resuming from its checkpoint if there is one, and return its result.
 
-    A finished run is returned as it is. Steps whose loss is not finite are skipped; too many of them in a row
-    end the run with status 'failed'. Where a process group exists (``torch.distributed``, as ``steppe train``
-    makes under torchrun) all its processes call this together and train the run together.
+    The result of a finished run is returned without training. Steps whose loss is not finite are skipped; too many
+    of them in a row end the run with status 'failed'. In a process group (``torch.distributed``, as ``steppe
+    train`` makes under torchrun) all processes call this together and train the run together.
 
     Raises:
         InputError: The folder belongs to another configuration or its checkpoint is damaged.
         RunError: The disk is full or cannot be written, or another process is gone; what was saved is intact.
     """
-    here = collectives.current_world()
+    world = collectives.current_world()
     with collectives.connected():
-        held = here.on_main_process(lambda: _begin(folder, run))
-        if held is not None:
-            return held
-        with torch.random.fork_rng(), hardware.threads(run.threads), _followed(run, folder) as trackers:
+        finished = world.on_main_process(lambda: _claim_folder(folder, run))
+        if finished is not None:
+            return finished
+        with torch.random.fork_rng(), hardware.threads(run.threads), _trackers(run, folder) as trackers:
             trainer = Trainer(run, folder, images)
             trainer.resume()
 
-            def hear(news: TrainingStatus) -> None:
-                if news.val_accuracy is not None:
+            def track(status: TrainingStatus) -> None:
+                if status.val_accuracy is not None:
                     trackers.follow()
-                listen(news)
+                progress(status)
 
             try:
-                trainer.train(hear)
+                trainer.train(track)
                 result = trainer.result()
             except TrainingFailed as failure:
                 result = trainer.result(str(failure))
-            here.on_main_process(lambda: records.write_json(folder / RESULT, result))
-            here.on_main_process(trainer.store.finish)
+            world.on_main_process(lambda: records.write_json(folder / RESULT, result))
+            world.on_main_process(trainer.store.finish)
             trackers.finish(result)
         return result
 
 
-def load_data(run: Run, progress: Callable[[int, int], None] | None = None) -> DataSet:
-    """Return the images of a run; ``progress`` as in `steppe.data.load`."""
-    return data.load(run.dataset, run.data, progress=progress)
-
-
-def _check_parts(run: Run, images: int) -> None:
-    """Refuse micro-batches and groups of a single sample, of which BatchNorm knows no variance."""
+def _check_batch_norm(run: Run, images: int) -> None:
+    """Refuse micro-batches and groups of a single sample, whose variance BatchNorm cannot compute."""
     if run.m is None and run.microbatch is None:
         return
     size = collectives.current_world().size
-    wholes = [run.batch, *([rest] if (rest := images % run.batch) >= 2 * size else [])]
-    for count in {c for whole in wholes for c in (whole // size, math.ceil(whole / size))}:
+    batches = [run.batch, *([rest] if (rest := images % run.batch) >= 2 * size else [])]
+    for count in {c for batch in batches for c in (batch // size, math.ceil(batch / size))}:
         if run.m is not None:
-            parts = {p for group in _cut(count, run.m) for p in _cut(group, run.microbatch)}
+            parts = {p for group in _part_sizes(count, run.m) for p in _part_sizes(group, run.microbatch)}
         else:
             parts = {count // math.ceil(count / (run.microbatch or count))}
         if 1 in parts:
             raise InputError(
-                f"microbatch is {run.microbatch} and m is {run.m}, which cuts {count} samples of a batch into "
+                f"microbatch is {run.microbatch} and m is {run.m}, which divides {count} samples of a batch into "
                 f"parts of which one is a single sample, and {run.model} has BatchNorm; give other sizes"
             )
 
 
-def _cut(count: int, size: int | None) -> set[int]:
-    """Return the sizes of the parts of ``count`` samples in parts of ``size``, the last one smaller."""
+def _part_sizes(count: int, size: int | None) -> set[int]:
+    """Return the sizes of the parts when ``count`` samples are divided into parts of ``size`` and a rest."""
     return {count} if size is None or size >= count else {size, count % size} - {0}
 
 
-def _begin(folder: Path, run: Run) -> dict[str, Any] | None:
-    """Claim the folder; return the result if the run is finished."""
-    _claim(folder, run)
-    done = folder / RESULT
-    remedy = "delete it, and the run goes on from its checkpoint"
-    return _read(done, ("status", "message", "test", "epochs", "seconds"), remedy) if done.exists() else None
-
-
-def _claim(folder: Path, run: Run) -> None:
-    """Make the folder this run's own, or refuse one that is another's."""
+def _claim_folder(folder: Path, run: Run) -> dict[str, Any] | None:
+    """Make the folder this run's, or refuse another run's; return the result if the run is finished."""
     records.make_folder(folder)
-    path = folder / CONFIG
+    path, result = folder / CONFIG, folder / RESULT
     content = run.as_dict() | {"resolved": repr(methods.parse(run.method))}
     if path.exists():
         remedy = f"delete the folder {folder} to start this run anew"
-        held = _read(path, ("resolved", "data", "optim"), remedy)
-        if not all(isinstance(held[part], dict) for part in ("data", "optim")):
+        stored = _read(path, ("resolved", "data", "optim"), remedy)
+        if not all(isinstance(stored[part], dict) for part in ("data", "optim")):
             raise InputError(f"{path} is damaged: data and optim are no settings; {remedy}")
-        if held["resolved"] != content["resolved"] or _plain(held) != _plain(content):
+        if stored["resolved"] != content["resolved"] or _comparable(stored) != _comparable(content):
             raise InputError(f"folder {folder} belongs to another configuration; choose another folder")
     else:
         records.write_json(path, content)
+    remedy = "delete it, and the run goes on from its checkpoint"
+    return _read(result, ("status", "message", "test", "epochs", "seconds"), remedy) if result.exists() else None
 
 
-def _read(path: Path, needed: Iterable[str], remedy: str) -> dict[str, Any]:
-    """Return the object in a file; raises InputError if it is none, or lacks one of the ``needed`` keys."""
+def _read(path: Path, required: Iterable[str], remedy: str) -> dict[str, Any]:
+    """Return the object in a file; raises InputError if there is none or a ``required`` key is missing."""
     content = records.read_json(path, remedy)
-    missing = [key for key in needed if key not in content]
+    missing = [key for key in required if key not in content]
     if missing:
         raise InputError(f"{path} is damaged: it has no {missing[0]}; {remedy}")
     return content
 
 
-def _plain(config: dict[str, Any]) -> Any:
-    """Return a configuration as JSON sees it, without the method's spelling."""
+def _comparable(config: dict[str, Any]) -> Any:
+    """Return a configuration as JSON has it, without the spelling of the method."""
     return json.loads(json.dumps({k: v for k, v in essential(config).items() if k != "method"}))
 
 
-def _followed(run: Run, folder: Path) -> AbstractContextManager[tracking.TrackedRun]:
-    """Let the run's trackers follow what the lead records."""
-    about = tracking.RunInfo(f"{run.method} seed {run.seed}", folder.name, run.as_dict())
-    return tracking.following(run.track if collectives.current_world().is_main_process else (), folder, about)
+def _trackers(run: Run, folder: Path) -> AbstractContextManager[tracking.TrackedRun]:
+    """Return the run's trackers, which the main process alone has."""
+    info = tracking.RunInfo(f"{run.method} seed {run.seed}", folder.name, run.as_dict())
+    return tracking.following(run.track if collectives.current_world().is_main_process else (), folder, info)
 
 
 def read_run(folder: Path) -> Run:

@@ -1,10 +1,10 @@
-"""The loop of one run: train on each epoch's batches, validate, record, save, resume, and at the end test.
+"""The training loop of one run: train on each epoch's batches, validate, record, save, resume, and finally test.
 
-Everything random is derived from the run's seed, the epoch and the process, so a run killed at any moment and
-started again from its last checkpoint ends with the same bits. Several processes train one run together, each on
-its rows of every batch; what depends on a measurement is decided by the lead alone. The test images decide
-nothing: they are read after training, with the last weights and with those of the best validation epoch, and each
-epoch only if that is asked for. No method is named here.
+All seeds are derived from the run's seed, the epoch and the rank, so a run that is killed at any moment and
+resumed from its last checkpoint ends with the same bits. Several processes train one run together, each on its
+rows of every batch; the main process alone decides whatever depends on a clock. The test images choose nothing:
+they are evaluated after training, at the last weights and at those of the best validation epoch, and after each
+epoch only with ``watch.test``. No method is named here.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from steppe.training.monitor import Monitor
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 PATIENCE = 20  # skipped steps in a row after which a run has failed
-_SILENCE = 0.25  # seconds between two progress reports
+_INTERVAL = 0.25  # seconds between two progress reports
 
 
 @dataclass(frozen=True)
 class TrainingStatus:
-    """What a run tells while it trains; ``share`` is the part of its budget that is spent, 0 to 1."""
+    """Progress of a run; ``share`` is the part of its budget that is spent, 0 to 1."""
 
     epoch: int
     share: float
@@ -51,11 +51,11 @@ class TrainingStatus:
     val_accuracy: float | None = None
 
 
-Listener = Callable[[TrainingStatus], None]
+ProgressCallback = Callable[[TrainingStatus], None]
 
 
-class TrainingFailed(Exception):  # noqa: N818 - an outcome of training, caught by the engine
-    """Training cannot go on; the message goes into the table."""
+class TrainingFailed(Exception):  # noqa: N818 - an outcome of training, caught by train_run
+    """Training cannot continue; the message is recorded in the result."""
 
 
 @dataclass
@@ -98,36 +98,36 @@ class Trainer:
         )
         self.method.allocate(self.step.state, len(self.images.train), len(self.images.classes))
         self.store = CheckpointStore(self.folder, self.net, self.step, self.optimizer, run.seed)
-        self.watcher = Monitor(run, self.folder, self.images, self.method, self.net, self.step, self.normalize)
+        self.monitor = Monitor(run, self.folder, self.images, self.method, self.net, self.step, self.normalize)
 
     # -- training ----------------------------------------------------------------------------------------
 
-    def train(self, listen: Listener) -> None:
-        """Train until the budget is spent; raises Failed if training or validation ceases to be finite."""
+    def train(self, progress: ProgressCallback) -> None:
+        """Train until the budget is spent; raises TrainingFailed if training or validation is no longer finite."""
         started, share_at_start = time.perf_counter(), self.share
         if not self.epoch:
-            self.watcher.begin()
+            self.monitor.start()
         while self.share < 1:
             self.epoch += 1
-            train = self._train_epoch(listen, started, share_at_start)
-            self.val = self._evaluated(self.images.val)
+            train = self._train_epoch(progress, started, share_at_start)
+            self.val = self._evaluate(self.images.val)
             if not math.isfinite(self.val["loss"]):
                 raise TrainingFailed(f"validation loss is not finite after step {self.steps} (epoch {self.epoch})")
             improved = self.best is None or _rank(self.val) > _rank(self.best)
             if improved:
                 self.best = {"epoch": self.epoch, **self.val}
-            seen = self._watched()
-            self.world.on_main_process(partial(self._record, train, seen))
+            monitored = self._monitored()
+            self.world.on_main_process(partial(self._record, train, monitored))
             self._save(improved)
-            listen(self._progress(train, started, share_at_start, self.val["accuracy"]))
+            progress(self._status(train, started, share_at_start, self.val["accuracy"]))
 
-    def _train_epoch(self, listen: Listener, started: float, share_at_start: float) -> dict[str, float]:
+    def _train_epoch(self, progress: ProgressCallback, started: float, share_at_start: float) -> dict[str, float]:
         """Train on each batch once, or until the budget is spent; return the epoch's means."""
-        own = f" rank {self.world.rank}" if self.world.rank else ""
-        torch.manual_seed(derive(self.run.seed, f"dropout {self.epoch}{own}"))
-        # summed where the network is: reading a number from a GPU would wait for it in every step
+        rank = f" rank {self.world.rank}" if self.world.rank else ""
+        torch.manual_seed(derive(self.run.seed, f"dropout {self.epoch}{rank}"))
+        # summed on the network's device: reading a number from a GPU would synchronise in every step
         loss = torch.zeros((), dtype=torch.float64, device=self.step.runtime.device)
-        correct, count, spoke = torch.zeros_like(loss), 0, time.perf_counter()
+        correct, count, reported = torch.zeros_like(loss), 0, time.perf_counter()
         lr = self._set_lr()
         clock = time.perf_counter()
         for number, batch in enumerate(self.batches.epoch(self.epoch)):
@@ -136,31 +136,31 @@ class Trainer:
             out = self.step(self._in_parts(batch, number))
             self._count_skips(out.skipped)
             if not out.skipped:
-                seen = len(out.logits)  # half of the batch if the method's clean pass is over its first half
-                target = (batch.y.argmax(1) if batch.y.ndim > 1 else batch.y)[:seen]
-                loss += out.loss.double() * seen
+                rows = len(out.logits)  # half of the batch if the method's clean pass is over its first half
+                target = (batch.y.argmax(1) if batch.y.ndim > 1 else batch.y)[:rows]
+                loss += out.loss.double() * rows
                 correct += (out.logits.argmax(1) == target).sum()
-                count += seen
+                count += rows
             now = time.perf_counter()
             self.seconds, clock = self.seconds + now - clock, now
-            self._agree()
-            if now - spoke > _SILENCE:
-                spoke = now
-                listen(self._progress(_means(float(loss), float(correct), count), started, share_at_start))
+            self._broadcast_budget()
+            if now - reported > _INTERVAL:
+                reported = now
+                progress(self._status(_means(float(loss), float(correct), count), started, share_at_start))
             if self.share >= 1:
                 break
         if self.share >= 1 and self.skipped_in_a_row >= len(self.loader):
             raise self._diverged()
         sums = float(loss), float(correct), count
-        self.seconds += time.perf_counter() - clock  # a GPU may have been behind
+        self.seconds += time.perf_counter() - clock  # the sums above waited for the GPU
         return {"lr": lr, **_means(*self.world.all_reduce_sum(*sums))}
 
     def _in_parts(self, batch: Batch, number: int) -> Batch:
-        """Return the batch in micro-batches of nearly equal size, as many on every process.
+        """Return the batch as micro-batches of nearly equal size, the same number on every process.
 
-        Cut to full size a last one could be a single sample, which BatchNorm cannot take, and processes whose
-        parts differ by one sample could differ in their number, which a sharded model cannot take. With ``m``
-        the groups come first, and the step cuts them.
+        Micro-batches of the full size would leave a rest, perhaps of a single sample, which BatchNorm refuses, and
+        could differ in number between processes, which FSDP2 refuses. With ``m`` the step divides the batch, into
+        groups first.
         """
         size = self.run.microbatch
         if size is None or self.run.m is not None:
@@ -184,22 +184,22 @@ class Trainer:
             f"(epoch {self.epoch})"
         )
 
-    def _agree(self) -> None:
-        """Take the lead's measurement where the budget depends on one, so that all processes stop together."""
+    def _broadcast_budget(self) -> None:
+        """Use rank 0's measurement of what is spent, so that all processes stop together."""
         if self.run.match == "seconds":
             self.seconds = self.world.broadcast(self.seconds)
         elif self.run.match == "gradients":
-            # parts of batches of unequal size may add up differently in the last digit
+            # fractions of batches of unequal size may sum to different last digits
             self.step.passes.backward = self.world.broadcast(self.step.passes.backward)
 
     @property
     def steps(self) -> int:
-        """Batches trained on."""
+        """Training steps made."""
         return self.step.passes.steps
 
     @property
     def share(self) -> float:
-        """The part of the budget that is spent: of epochs, of gradient evaluations or of seconds."""
+        """The spent part of the budget of epochs, gradient evaluations or seconds."""
         if self.run.match == "seconds":
             return self.seconds / (self.run.seconds or 1)
         spent = self.step.passes.backward if self.run.match == "gradients" else self.steps
@@ -211,36 +211,35 @@ class Trainer:
             group["lr"] = lr
         return lr
 
-    def _progress(
+    def _status(
         self, means: dict[str, float], started: float, share_at_start: float, val: float | None = None
     ) -> TrainingStatus:
-        gained = max(self.share - share_at_start, 1e-9)
-        elapsed = time.perf_counter() - started
-        rate = self.steps * self.run.batch / max(self.seconds, 1e-9)
-        left = elapsed * (1 - min(self.share, 1)) / gained
+        share = min(self.share, 1)
+        left = (time.perf_counter() - started) * (1 - share) / max(self.share - share_at_start, 1e-9)
         return TrainingStatus(
-            self.epoch, min(self.share, 1), means["train_loss"], means["train_accuracy"], rate, left, val
+            self.epoch, share, means["train_loss"], means["train_accuracy"], self._images_per_second(), left, val
         )
 
-    def _evaluated(self, images: Images) -> dict[str, Any]:
+    def _images_per_second(self) -> float:
+        return self.steps * self.run.batch / max(self.seconds, 1e-9)
+
+    def _evaluate(self, images: Images) -> dict[str, Any]:
         return evaluate(self.method, self.step, images, self.normalize)
 
-    def _watched(self) -> dict[str, Any]:
-        """Return what the run is asked to look at after an epoch; nothing of it reaches training."""
-        found: dict[str, Any] = {}
-        if self.run.watch.test:
-            found = {f"test_{k}": v for k, v in self._evaluated(self.images.test).items()}
-        return found | self.watcher.look(self.epoch, self.share >= 1)
+    def _monitored(self) -> dict[str, Any]:
+        """Return what the run's monitors measure after an epoch; training is unchanged by it."""
+        test = self._evaluate(self.images.test) if self.run.watch.test else {}
+        return {f"test_{k}": v for k, v in test.items()} | self.monitor.measure(self.epoch, self.share >= 1)
 
     # -- record, save, resume ----------------------------------------------------------------------------
 
-    def _record(self, train: dict[str, float], seen: dict[str, Any]) -> None:
+    def _record(self, train: dict[str, float], monitored: dict[str, Any]) -> None:
         val = {f"val_{k}": v for k, v in self.val.items()}
         passes = self.step.passes
         counts = {"steps": passes.steps, "gradients": passes.backward, "skipped": self.skipped}
-        line = {"epoch": self.epoch, "progress": min(self.share, 1), **train, **val, **seen, **counts}
+        line = {"epoch": self.epoch, "progress": min(self.share, 1), **train, **val, **monitored, **counts}
         records.append_line(self.folder / METRICS, line)
-        rate = self.steps * self.run.batch / max(self.seconds, 1e-9)
+        rate = self._images_per_second()
         times = {"epoch": self.epoch, "seconds": self.seconds, "images_per_second": rate}
         records.append_line(self.folder / TIMING, times)
 
@@ -248,24 +247,25 @@ class Trainer:
         self.store.save({name: getattr(self, name) for name in _SAVED}, improved=improved)
 
     def resume(self) -> None:
-        """Go on from the folder's checkpoint, if it has one, and forget what was recorded after it."""
-        saved = self.store.resume()
+        """Resume from the folder's checkpoint, if there is one, and drop the records of later epochs."""
+        saved = self.store.resume(_SAVED)
         if saved is not None:
             for name in _SAVED:
-                setattr(self, name, saved.get(name, 0))  # older checkpoints do not know of rows of skips
-        self.world.on_main_process(self._forget)
+                setattr(self, name, saved[name])
 
-    def _forget(self) -> None:
-        for name in (METRICS, TIMING):
-            records.keep_lines(self.folder / name, self.epoch)
+        def truncate() -> None:
+            for name in (METRICS, TIMING):
+                records.keep_lines(self.folder / name, self.epoch)
+
+        self.world.on_main_process(truncate)
 
     def result(self, message: str | None = None) -> dict[str, Any]:
         """Return the run's result: test accuracy at the last and at the best validation epoch, and its cost."""
         test = None
         if message is None and self.best is not None:
-            last = self._evaluated(self.images.test)
+            last = self._evaluate(self.images.test)
             self.store.load_best(self.best["epoch"])
-            best = self._evaluated(self.images.test)
+            best = self._evaluate(self.images.test)
             test = {"last": last, "best": {"epoch": self.best["epoch"], **best}}
         forward, backward, updates = self.step.passes.per_step()
         return {
@@ -289,7 +289,7 @@ _SAVED = ("epoch", "seconds", "skipped", "skipped_in_a_row", "best", "val")
 
 
 def _means(loss: float, correct: float, count: float) -> dict[str, float]:
-    """Return the means of what was summed; not a number if every step was skipped."""
+    """Return mean loss and accuracy; NaN if every step was skipped."""
     n = count or math.nan
     return {"train_loss": loss / n, "train_accuracy": correct / n}
 

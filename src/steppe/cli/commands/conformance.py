@@ -7,14 +7,32 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 from rich.console import Console
 
+from steppe.cli import console
 from steppe.errors import InputError
-from steppe.testing import CHECKS, Progress, find, run, summary_table
+from steppe.testing import CHECKS, Progress, find, summary_table
+from steppe.testing import run as run_checks
 from steppe.testing.context import Check
 from steppe.testing.resolve import subjects_of, versions_of
 from steppe.testing.result import CheckResult
 from steppe.testing.subjects import Subject
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("names", type=str, nargs="*", default=[], help="methods, or module:Class; all if none")
+    parser.add_argument("--checks", type=str, nargs="+", default=[], help="checks to run; all if not given")
+    parser.add_argument("--json", action=ActionYesNo, default=False, help="print the results as JSON")
+    parser.add_argument("--markdown", type=str, default=None, help="file that the table is written into")
+    parser.add_argument("--device", type=str, default="cpu", help="cpu, or cuda where it matters")
+
+
+def run(options: Namespace, command: str) -> int:
+    """Check methods; return 0 if all checks pass, else 1."""
+    arguments = (options.names, options.checks, options.device, options.json, options.markdown)
+    return conformance(*arguments, command, console.console())
 
 
 def conformance(
@@ -41,7 +59,7 @@ def conformance(
     progress_console = Console(stderr=True) if as_json else console
     with progress_console.status("starting") as status:
         progress = _progress(progress_console, status.update, len(chosen))
-        results = run(subjects, checks=chosen, device=device, progress=progress)
+        results = run_checks(subjects, checks=chosen, device=device, progress=progress)
     versions = versions_of(subjects, device)
     if as_json:
         print(summary_table.as_json(results, versions, device))

@@ -8,14 +8,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 from rich.console import Console
 
 from steppe import hardware, records
 from steppe.analysis import cross_run, mode_connectivity
 from steppe.analysis.load_run import Which, load
 from steppe.analysis.suite import FORMAT, CorruptedImages, SuiteSettings, fit_to_budget, run_suite
+from steppe.cli import console as terminal
 from steppe.config import Run
 from steppe.data.dataset import DataSet, Images
 from steppe.diagnostics.pac_bayes import Bound
@@ -61,7 +63,31 @@ class DiagnoseOptions:
         }
 
 
-def run(folders: Sequence[str], options: DiagnoseOptions, as_json: bool, console: Console) -> int:
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("folders", type=str, nargs="+", help="folders of comparisons, or of runs")
+    parser.add_argument("--seconds", type=float, default=8.0, help="time for each run; it sets how many images")
+    parser.add_argument("--which", type=Literal["last", "best"], default="last", help="last or best epoch")
+    parser.add_argument("--on", type=Literal["val", "train"], default="val", help="images: validation or training")
+    parser.add_argument(
+        "--corruptions", type=str, default=None, help="folder of CIFAR-10-C, -100-C or ImageNet-C; else made here"
+    )
+    parser.add_argument("--bounds", action=ActionYesNo, default=False, help="make PAC-Bayes bounds too")
+    parser.add_argument(
+        "--between", type=str, default=None, help="folder for the loss between 2 or 3 runs, or one run's networks"
+    )
+    parser.add_argument("--again", action=ActionYesNo, default=False, help="measure anew what has been measured")
+    parser.add_argument("--json", action=ActionYesNo, default=False, help="print what was found as JSON")
+
+
+def run(options: Namespace, command: str) -> int:
+    """Diagnose runs and comparisons."""
+    more = (options.corruptions, options.bounds, options.between)
+    requested = DiagnoseOptions(options.seconds, options.which, options.on, options.again, *more)
+    return diagnose_folders(options.folders, requested, options.json, terminal.console())
+
+
+def diagnose_folders(folders: Sequence[str], options: DiagnoseOptions, as_json: bool, console: Console) -> int:
     """Diagnose runs and comparisons, print and write the results; return the exit code.
 
     Raises InputError for a folder that is neither, or a comparison without a finished run.

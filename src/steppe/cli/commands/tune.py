@@ -1,64 +1,85 @@
-"""The command ``steppe tune``: search, print the answer, and write it beside the runs."""
+"""``steppe tune``: search a method's settings, and write the answer beside the runs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from rich.console import Console
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
-from steppe import hardware, records
+from steppe.cli.console import console, print_text
+from steppe.cli.options import ConfigFile, add_config, configuration
 from steppe.config import Run
-from steppe.experiments.tuning.plot import curve
-from steppe.experiments.tuning.result import result_as_dict, table, verdict
-from steppe.experiments.tuning.search import TuningBudget, search
-from steppe.experiments.tuning.space import space
-from steppe.report.plotting import save
-from steppe.training import run as engine
 
-ANSWER = "tune.json"
+if TYPE_CHECKING:
+    from steppe.training.run import TrainingStatus
 
 
-def run(
-    asked: Run,
-    settings: Sequence[str],
-    budget: TuningBudget,
-    out: Path,
-    as_json: bool,
-    command: str,
-    console: Console,
-) -> int:
-    """Search, and write ``tune.json`` and the curve as SVG and PNG into ``out``; return the exit code.
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the settings below")
+    parser.add_argument("--out", type=str, default="out/tune", help="folder of the search and its runs")
+    parser.add_argument(
+        "--settings", type=str, nargs="+", default=[], help="settings to search: NAME or NAME=LOW..HIGH"
+    )
+    parser.add_argument("--trials", type=int, default=20, help="number of values to try")
+    parser.add_argument(
+        "--within", type=float, default=None, help="time limit in seconds for everything; none by default"
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="runs per trial, each with another seed")
+    parser.add_argument(
+        "--confirm", type=int, default=3, help="fresh seeds on which the best setting and plain are trained"
+    )
+    parser.add_argument(
+        "--pruner",
+        type=Literal["median", "halving", "none"],
+        default="median",
+        help="which trials stop early",
+    )
+    parser.add_argument("--json", action=ActionYesNo, default=False, help="print the answer as JSON")
+    add_config(parser, Run)
 
-    Raises what `space` and `search` raise.
-    """
-    ranges = space(asked.method, settings)
-    watching = Console(stderr=True) if as_json else console
+
+def run(options: Namespace, command: str) -> int:
+    """Search; print the answer, and write ``tune.json`` and the curve as SVG and PNG."""
+    from rich.console import Console
+
+    from steppe import hardware, records
+    from steppe.experiments.tuning import TuningBudget, search, space
+    from steppe.experiments.tuning.plot import curve
+    from steppe.experiments.tuning.result import result_as_dict, table, verdict
+    from steppe.report.plotting import save
+    from steppe.training.run import load_data
+
+    config: Run = configuration(add_arguments, Run, options, command)
+    budget = TuningBudget(options.trials, options.within, options.seeds, options.confirm, options.pruner)
+    ranges, out = space(config.method, options.settings), Path(options.out)
+    terminal = Console(stderr=True) if options.json else console()
     hardware.keep_freed_memory()
-    images = engine.load_data(asked)
-    shown = ", ".join(f"{r.name} from {r.low:g} to {r.high:g}" for r in ranges)
-    watching.print(f"{asked.method}: {shown}; up to {budget.trials} trials", highlight=False, markup=False)
-    with watching.status("starting") as status:
+    images = load_data(config)
+    settings = ", ".join(f"{r.name} from {r.low:g} to {r.high:g}" for r in ranges)
+    print_text(terminal, f"{config.method}: {settings}; up to {budget.trials} trials")
+    with terminal.status("starting") as status:
 
-        def listen(one: Run, news: engine.TrainingStatus | str) -> None:
+        def progress(one: Run, news: TrainingStatus | str) -> None:
             name = f"{one.method} seed {one.seed}"
             if isinstance(news, str):
-                watching.print(f"{name}: {news}", highlight=False, markup=False, soft_wrap=True)
+                print_text(terminal, f"{name}: {news}")
             else:
                 status.update(f"{name}: epoch {news.epoch}, loss {news.loss:.3f}")
 
-        found = search(asked, ranges, budget, out, images, listen)
-    content = result_as_dict(found) | {"command": command, "environment": hardware.environment()}
-    records.write_json(out / ANSWER, content)
-    drawn = curve(found)
+        result = search(config, ranges, budget, out, images, progress)
+    content = result_as_dict(result) | {"command": command, "environment": hardware.environment()}
+    records.write_json(out / "tune.json", content)
+    figure = curve(result)
     for suffix in ("svg", "png"):
-        save(drawn, out / f"tune.{suffix}")
-    if as_json:
+        save(figure, out / f"tune.{suffix}")
+    if options.json:
         print(json.dumps(content, indent=1))
         return 0
-    console.print(table(found))
-    for sentence in verdict(found):
-        console.print(sentence, highlight=False, markup=False)
-    console.print(f"\nbest: {found.best.method}\ncurve: {out / 'tune.svg'}", highlight=False, markup=False)
+    terminal.print(table(result))
+    for sentence in verdict(result):
+        terminal.print(sentence, highlight=False, markup=False)
+    print_text(terminal, f"\nbest: {result.best.method}\ncurve: {out / 'tune.svg'}")
     return 0

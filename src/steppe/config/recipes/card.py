@@ -12,7 +12,7 @@ _WIDTH = 115
 
 
 def card(recipe: Recipe) -> str:
-    """Return all that a recipe says, for a terminal."""
+    """Return the whole recipe as text for a terminal."""
     parts = [
         f"{recipe.name}: {recipe.title}",
         _columns([("Source", recipe.source), ("Data", _list(recipe.data)), ("Models", _list(recipe.models))]),
@@ -34,9 +34,9 @@ def listing(titles: Mapping[str, str]) -> str:
 
 
 def _concerns(case: Case, recipe: Recipe) -> bool:
-    named = {name for row, spec in recipe.methods.items() for name in (row, spec.partition(":")[0])}
-    here = not case.rows or bool(named & {*case.rows})
-    return here and bool(case.settings or {*recipe.methods} & {*case.methods})
+    names = {name for row, spec in recipe.methods.items() for name in (row, spec.partition(":")[0])}
+    matches = not case.rows or bool(names & {*case.rows})
+    return matches and bool(case.settings or {*recipe.methods} & {*case.methods})
 
 
 def _case(case: Case) -> str:

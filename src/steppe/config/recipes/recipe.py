@@ -1,4 +1,4 @@
-"""A recipe as read from its file, and what it says about one run."""
+"""A recipe read from its YAML file, and the run that it gives for a row, data and a model."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from steppe.errors import InputError, unknown
 
 @dataclass(frozen=True)
 class Case:
-    """Settings and methods that hold only for some rows, data and models; all of a kind that is not named.
+    """Settings and methods that hold only for some rows, data and models; an empty kind means all of it.
 
-    ``rows`` are rows of the table or names of methods, ``methods`` rows that mean another method in this case.
+    ``rows`` are rows of the table or names of methods. ``methods`` replaces the method of rows in this case.
     """
 
     source: str
@@ -32,13 +32,13 @@ class Case:
     methods: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def holds(self, data: str, model: str) -> bool:
-        """Return whether this is such data and such a model."""
+        """Return whether the case covers this data and model."""
         return (not self.data or data in self.data) and (not self.models or model in self.models)
 
 
 @dataclass(frozen=True)
 class Published:
-    """A printed table: what its numbers are, and its rows under its columns, None where a cell is empty."""
+    """A printed table: the quantity, the columns and the rows, with None for an empty cell."""
 
     quantity: str
     columns: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a recipe says about one run: its row in the table, None if it has none, its kind of data, and values.
+    """A recipe's values for one run, with its row in the table (None if it has none) and its kind of data.
 
     ``values`` are fields of `steppe.config.Run`, nested ones with a dot.
     """
@@ -68,7 +68,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One table of a paper, as its file has it (see `steppe.config.recipes`)."""
+    """One table of a paper; the fields are those of its file (see `steppe.config.recipes`)."""
 
     name: str
     title: str
@@ -91,38 +91,38 @@ class Recipe:
                 methods |= {row: spec for row, spec in case.methods.items() if row in methods}
         return methods
 
-    def choose(self, variant: Sequence[str], given: Mapping[str, Any]) -> Choice:
-        """Return the run of these words and values; a given value wins over the recipe.
+    def choose(self, variant: Sequence[str], overrides: Mapping[str, Any]) -> Choice:
+        """Return the values of one run; ``overrides`` replace those of the recipe.
 
         Args:
-            variant: Names of the recipe's data, models or rows, in any order; the first of each if not named.
-            given: Fields of `Run`, nested ones with a dot. ``method`` may be a row, or a method: one that the
-                recipe has a single row of takes that row's settings where it does not state its own.
+            variant: Names of the recipe's data, models or rows, in any order; the first of each by default.
+            overrides: Fields of `Run`, nested ones with a dot. ``method`` is a row or a method. A method with a
+                single row in the recipe takes that row's settings, except those that it states itself.
 
         Raises:
-            InputError: A word is unknown, or the recipe's data need a path.
+            InputError: A name in ``variant`` is unknown, or the recipe's data need a path.
         """
         data, model, row = (self._named(variant, kind) for kind in (self.data, self.models, self.methods))
-        if self.files and "dataset" not in given:
+        if self.files and "dataset" not in overrides:
             raise InputError(f"recipe {self.name} has no dataset; give --dataset {data}:PATH, {self.files}")
-        dataset, model = str(given.get("dataset", data)), str(given.get("model", model))
+        dataset, model = str(overrides.get("dataset", data)), str(overrides.get("model", model))
         kind = dataset.partition(":")[0]
         data = kind if kind in self.data else data
-        meant, spec = _row_of(self.table(data, model), str(given.get("method", row)))
+        matched, spec = _match_row(self.table(data, model), str(overrides.get("method", row)))
         values = dict(self.settings)
         for case in self.where:
-            if case.holds(data, model) and (not case.rows or {meant, _name(spec)} & {*case.rows}):
+            if case.holds(data, model) and (not case.rows or {matched, _name(spec)} & {*case.rows}):
                 values |= case.settings
-        return Choice(meant, data, {**values, **given, "method": spec, "model": model, "dataset": dataset})
+        return Choice(matched, data, {**values, **overrides, "method": spec, "model": model, "dataset": dataset})
 
     def _named(self, variant: Sequence[str], kind: Collection[str]) -> str:
-        """Return the one of a kind that the words name, in full or without the package, else the first."""
+        """Return the member of ``kind`` that ``variant`` names, with or without its package, else the first."""
         full = {_short(name): name for part in (self.data, self.models, self.methods) for name in part}
         full |= {name: name for name in full.values()}
-        for word in variant:
-            if word not in full:
-                raise unknown(f"variant of recipe {self.name}", word, full)
-        return next((full[word] for word in variant if full[word] in kind), next(iter(kind)))
+        for name in variant:
+            if name not in full:
+                raise unknown(f"variant of recipe {self.name}", name, full)
+        return next((full[name] for name in variant if full[name] in kind), next(iter(kind)))
 
 
 def _short(name: str) -> str:
@@ -133,14 +133,14 @@ def _name(spec: str) -> str:
     return spec.split("+")[0].partition(":")[0]
 
 
-def _row_of(table: Mapping[str, str], wanted: str) -> tuple[str | None, str]:
-    """Return the row that a text means and the method in full; no row if it means none or several."""
-    if wanted in table:
-        return wanted, table[wanted]
-    rows = [row for row, spec in table.items() if _name(spec) == _name(wanted)]
-    if len(rows) != 1 or "+" in wanted:
-        return None, wanted
-    name, own = parse_spec(wanted)
+def _match_row(table: Mapping[str, str], method: str) -> tuple[str | None, str]:
+    """Return the row that ``method`` names and its full spec; the row is None if none or several match."""
+    if method in table:
+        return method, table[method]
+    rows = [row for row, spec in table.items() if _name(spec) == _name(method)]
+    if len(rows) != 1 or "+" in method:
+        return None, method
+    name, own = parse_spec(method)
     settings = parse_spec(table[rows[0]])[1] | own
     texts = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in settings.items()]
     return rows[0], f"{name}:{','.join(texts)}" if texts else name
@@ -163,33 +163,37 @@ def load(name: str) -> Recipe:
     """Return the recipe ``name``; raises InputError for an unknown one, with the nearest known ones."""
     if name not in names():
         raise unknown("recipe", name, names(), "(steppe list recipes)")
-    held: dict[str, Any] = yaml.safe_load(_files()[name].read_text("utf-8"))
-    like = held.pop("like", None)
+    fields: dict[str, Any] = yaml.safe_load(_files()[name].read_text("utf-8"))
+    like = fields.pop("like", None)
     base = load(like) if like else None
-    printed = _tuples(held.pop("published"))
+    printed = _tuples(fields.pop("published"))
     rows = tuple(tuple(row) for row in printed.pop("rows", ()))
-    where = [Case(**_tuples(case)) for case in held.pop("where", [])]
-    held["published"] = Published(**printed, rows=rows)
-    held["where"] = (*_fitting(base, held), *where)
-    held["differs"] = (*(base.differs if base else ()), *held.pop("differs", []))
+    where = [Case(**_tuples(case)) for case in fields.pop("where", [])]
+    fields["published"] = Published(**printed, rows=rows)
+    fields["where"] = (*_inherited_cases(base, fields), *where)
+    fields["differs"] = (*(base.differs if base else ()), *fields.pop("differs", []))
     for part in ("settings", "sources"):
-        held[part] = {**(getattr(base, part) if base else {}), **held.pop(part, {})}
-    return Recipe(name=name, **_tuples(held))
+        fields[part] = {**(getattr(base, part) if base else {}), **fields.pop(part, {})}
+    return Recipe(name=name, **_tuples(fields))
 
 
-def _fitting(base: Recipe | None, held: Mapping[str, Any]) -> Iterator[Case]:
-    """Yield what holds for some rows, data or models of another recipe and concerns this one."""
-    known = {*held["methods"], *map(_name, held["methods"].values())}
+def _inherited_cases(base: Recipe | None, fields: Mapping[str, Any]) -> Iterator[Case]:
+    """Yield the cases of the base recipe that concern rows, data or models of this one."""
+    names = {*fields["methods"], *map(_name, fields["methods"].values())}
     for case in base.where if base else ():
-        rows = tuple(row for row in case.rows if row in known)
-        spoken = {row: spec for row, spec in case.methods.items() if row in known}
-        about = all(
-            not named or {*named} & {*here}
-            for named, here in ((case.data, held["data"]), (case.models, held["models"]), (case.rows, rows))
+        rows = tuple(row for row in case.rows if row in names)
+        methods = {row: spec for row, spec in case.methods.items() if row in names}
+        concerns = all(
+            not required or {*required} & {*present}
+            for required, present in (
+                (case.data, fields["data"]),
+                (case.models, fields["models"]),
+                (case.rows, rows),
+            )
         )
-        if about and (spoken or case.settings):
-            yield dataclasses.replace(case, rows=rows, methods=spoken)
+        if concerns and (methods or case.settings):
+            yield dataclasses.replace(case, rows=rows, methods=methods)
 
 
-def _tuples(held: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in held.items()}
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}

@@ -1,7 +1,7 @@
-"""Runs on other machines: the same loop for every cluster, which says how a worker is started and how it ended.
+"""Runs on other machines: the loop that all clusters share.
 
-All machines see the same folders under the same paths. That is what lets any of them take up a run that another
-one was killed over, and it is how progress comes home: a worker writes it beside its checkpoint.
+All machines see the same folders under the same paths. So any worker can resume a run whose worker was killed, and
+workers report progress in a file beside the checkpoint.
 """
 
 from __future__ import annotations
@@ -17,63 +17,63 @@ from typing import Any, Protocol
 from steppe import records
 from steppe.config import Run
 from steppe.errors import RunError
-from steppe.experiments.run_lock import J, Listen
-from steppe.experiments.worker import WORKERS, given_up, train_job
+from steppe.experiments.run_lock import J, Progress
+from steppe.experiments.worker import WORKERS, killed_message, train_job
 from steppe.training.run import TrainingStatus
 
-NEWS = "news.json"
-_SILENCE = 1.0  # seconds between two pieces of news of a run
-_PATIENCE = 120.0  # seconds until a file server lets go of a lock whose machine is gone
-_OURS = ("STEPPE_CACHE", "STEPPE_DATA", "XDG_CACHE_HOME")
+PROGRESS = "progress.json"
+_INTERVAL = 1.0  # seconds between two reports of a run
+_PATIENCE = 120.0  # seconds until a file server releases the lock of a machine that is gone
+_VARIABLES = ("STEPPE_CACHE", "STEPPE_DATA", "XDG_CACHE_HOME")
 
 
-def _settings() -> dict[str, str]:
-    return {name: os.environ[name] for name in _OURS if name in os.environ}
+def _environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in _VARIABLES if name in os.environ}
 
 
 @dataclass(frozen=True)
 class Task:
-    """One run as it travels to a worker: what to train, in which folder, where relative paths start."""
+    """One run as it is sent to a worker, with the working directory and environment variables of the sender."""
 
     run: Run
     folder: Path
-    home: Path = field(default_factory=Path.cwd)
-    settings: dict[str, str] = field(default_factory=_settings)
+    directory: Path = field(default_factory=Path.cwd)
+    environment: dict[str, str] = field(default_factory=_environment)
 
     def __call__(self) -> dict[str, Any] | str:
-        """Do the run here; return its result, or in words why there is none."""
-        os.environ.update(self.settings)
-        os.chdir(self.home)
-        spoke = 0.0
+        """Train the run in this process; return its result, or the error message."""
+        os.environ.update(self.environment)
+        os.chdir(self.directory)
+        reported = 0.0
 
-        def tell(news: TrainingStatus) -> None:
-            nonlocal spoke
-            if time.monotonic() - spoke > _SILENCE:
-                spoke = time.monotonic()
-                records.write_json(self.folder / NEWS, asdict(news))
+        def report(status: TrainingStatus) -> None:
+            nonlocal reported
+            if time.monotonic() - reported > _INTERVAL:
+                reported = time.monotonic()
+                records.write_json(self.folder / PROGRESS, asdict(status))
 
-        said = train_job(self.run, self.folder, tell, _PATIENCE)
-        (self.folder / NEWS).unlink(missing_ok=True)
-        return said
+        outcome = train_job(self.run, self.folder, report, _PATIENCE)
+        (self.folder / PROGRESS).unlink(missing_ok=True)
+        return outcome
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """How a worker ended: what its task said, or, if it was killed, by what."""
+    """How a worker ended: the outcome of its task, or None and what killed it."""
 
-    said: dict[str, Any] | str | None
-    killed: str = ""
+    outcome: dict[str, Any] | str | None
+    killed_by: str = ""
 
 
 class Cluster(Protocol):
-    """Where workers run; ``pause`` is how many seconds lie between two looks at them."""
+    """Where workers run; ``pause`` is the number of seconds between two polls."""
 
     @property
     def pause(self) -> float:
         """Seconds."""
 
     def submit(self, tasks: Sequence[Task]) -> list[Any]:
-        """Ask for a worker per task, and return what each is known by."""
+        """Submit the tasks, and return a handle of each worker."""
 
     def ended(self, worker: Any) -> TaskResult | None:
         """Return how a worker ended, None while it waits or works."""
@@ -82,37 +82,37 @@ class Cluster(Protocol):
         """Stop a worker."""
 
 
-def launch_on_cluster(jobs: Sequence[J], at_once: int, cluster: Cluster, listen: Listen[J]) -> dict[J, str]:
-    """Run all jobs on a cluster, at most ``at_once`` of them (0: as many as it carries); as `launch` does here.
+def launch_on_cluster(jobs: Sequence[J], at_once: int, cluster: Cluster, progress: Progress[J]) -> dict[J, str]:
+    """Run all jobs on a cluster, at most ``at_once`` at a time (0: no limit), and return the errors by job.
 
-    A run whose worker is killed is given to another, up to `WORKERS` of them. On Ctrl-C all workers are stopped.
+    ``progress``, killed workers and Ctrl-C as in `steppe.experiments.launchers.local.launch`.
     """
     waiting = list(jobs)
-    left = dict.fromkeys(waiting, WORKERS)
+    attempts = dict.fromkeys(waiting, WORKERS)
     active: dict[J, Any] = {}
-    heard: dict[J, bytes] = {}
+    reported: dict[J, bytes] = {}
     errors: dict[J, str] = {}
     try:
         while waiting or active:
             room = (at_once or len(jobs)) - len(active)
-            next_ones, waiting = waiting[:room], waiting[room:]
-            if next_ones:
-                tasks = [Task(job.run, job.folder.resolve()) for job in next_ones]
-                active.update(zip(next_ones, cluster.submit(tasks), strict=True))
-                left.update({job: left[job] - 1 for job in next_ones})
+            batch, waiting = waiting[:room], waiting[room:]
+            if batch:
+                tasks = [Task(job.run, job.folder.resolve()) for job in batch]
+                active.update(zip(batch, cluster.submit(tasks), strict=True))
+                attempts.update({job: attempts[job] - 1 for job in batch})
             for job, worker in list(active.items()):
-                _pass_on(job, heard, listen)
+                _report(job, reported, progress)
                 end = cluster.ended(worker)
                 if end is None:
                     continue
                 del active[job]
-                if end.said is None and left[job]:
+                if end.outcome is None and attempts[job]:
                     waiting.insert(0, job)
                     continue
-                news = given_up(end.killed) if end.said is None else end.said
-                if isinstance(news, str):
-                    errors[job] = news
-                listen(job, news)
+                outcome = killed_message(end.killed_by) if end.outcome is None else end.outcome
+                if isinstance(outcome, str):
+                    errors[job] = outcome
+                progress(job, outcome)
             time.sleep(cluster.pause if active else 0)
     finally:
         for worker in active.values():
@@ -120,14 +120,14 @@ def launch_on_cluster(jobs: Sequence[J], at_once: int, cluster: Cluster, listen:
     return errors
 
 
-def _pass_on(job: J, heard: dict[J, bytes], listen: Listen[J]) -> None:
-    """Let the listener hear of a run's progress if there is any since the last time."""
+def _report(job: J, reported: dict[J, bytes], progress: Progress[J]) -> None:
+    """Report a run's status if it has changed since the last time."""
     try:
-        content = (job.folder / NEWS).read_bytes()
+        content = (job.folder / PROGRESS).read_bytes()
     except FileNotFoundError:
         return
     except OSError as error:
-        raise RunError(f"cannot read {job.folder / NEWS}: {error.strerror}") from None
-    if content != heard.get(job):
-        heard[job] = content
-        listen(job, TrainingStatus(**json.loads(content)))
+        raise RunError(f"cannot read {job.folder / PROGRESS}: {error.strerror}") from None
+    if content != reported.get(job):
+        reported[job] = content
+        progress(job, TrainingStatus(**json.loads(content)))

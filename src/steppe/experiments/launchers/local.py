@@ -1,4 +1,4 @@
-"""Runs as processes of this machine, a few at a time; one that is killed takes nothing else with it."""
+"""Runs as processes of this machine; one that is killed affects no other."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from steppe import hardware
 from steppe.config import Run
 from steppe.distributed.forkserver import forkserver_context
-from steppe.experiments.run_lock import PATIENCE, J, Listen
-from steppe.experiments.worker import WORKERS, given_up, train_job
-from steppe.training.run import TrainingStatus
+from steppe.experiments.run_lock import PATIENCE, J, News, Progress
+from steppe.experiments.worker import WORKERS, killed_message, train_job
 
 
 @dataclass
@@ -26,50 +24,50 @@ class _Worker:
     pipe: Connection
 
 
-def launch(jobs: Sequence[J], workers: int, listen: Listen[J]) -> dict[J, str]:
-    """Run all jobs, at most ``workers`` at once; ``listen(job, news)`` hears of progress, results and errors.
+def launch(jobs: Sequence[J], workers: int, progress: Progress[J]) -> dict[J, str]:
+    """Run all jobs, at most ``workers`` at once, and return the errors by job.
 
-    A run whose worker is killed goes on from its checkpoint in another one, up to `WORKERS` of them. Returns the
-    errors by job. On Ctrl-C the workers are stopped and KeyboardInterrupt goes on; each run resumes from its last
-    checkpoint when it is launched again.
+    ``progress(job, news)`` is called with each status, result and error. A run whose worker is killed resumes from
+    its checkpoint in another worker, up to `WORKERS` of them. On Ctrl-C the workers are killed and
+    KeyboardInterrupt is raised; each run resumes when it is launched again.
 
-    Raises OSError if the system lets this process open too few files for them.
+    Raises OSError if the limit of open files is too low.
     """
-    # once in the server, so that a worker starts in a fraction of a second; the second is what torch imports with
-    # the first optimizer. With a GPU that imports Triton too, and what has touched a GPU must not be forked
+    # imported once in the server, so that a worker starts in a fraction of a second; torch imports torch._dynamo
+    # with the first optimizer. On a GPU that imports Triton too, and a process that has used a GPU must not fork
     more = () if hardware.device().type == "cuda" else ("torch._dynamo",)
     context = forkserver_context(workers, "steppe.training.run", *more)
     waiting = list(jobs)
-    left = dict.fromkeys(waiting, WORKERS)
+    attempts = dict.fromkeys(waiting, WORKERS)
     active: dict[J, _Worker] = {}
     errors: dict[J, str] = {}
     try:
         while waiting or active:
             while waiting and len(active) < workers:
                 job = waiting.pop(0)
-                ours, theirs = context.Pipe(duplex=False)
-                # a daemon could have no processes of its own, which a run that streams its images has
-                process = context.Process(target=_work, args=(job.run, job.folder, theirs), daemon=False)
+                receiver, sender = context.Pipe(duplex=False)
+                # not a daemon: daemons may have no children, which a run with data workers has
+                process = context.Process(target=_work, args=(job.run, job.folder, sender), daemon=False)
                 process.start()
-                theirs.close()
-                active[job] = _Worker(process, ours)
-                left[job] -= 1
+                sender.close()
+                active[job] = _Worker(process, receiver)
+                attempts[job] -= 1
             ready = wait([w.pipe for w in active.values()])
             for job, worker in [(j, w) for j, w in active.items() if w.pipe in ready]:
                 try:
                     news = worker.pipe.recv()
                 except (EOFError, ConnectionError):
                     del active[job]
-                    cause = _farewell(worker)
+                    cause = _cause_of_death(worker)
                     if cause is None:
                         continue
-                    if left[job]:
+                    if attempts[job]:
                         waiting.insert(0, job)
                         continue
-                    news = given_up(cause)
+                    news = killed_message(cause)
                 if isinstance(news, str):
                     errors[job] = news
-                listen(job, news)
+                progress(job, news)
     finally:
         for worker in active.values():
             worker.process.kill()
@@ -77,25 +75,25 @@ def launch(jobs: Sequence[J], workers: int, listen: Listen[J]) -> dict[J, str]:
     return errors
 
 
-def _farewell(worker: _Worker) -> str | None:
-    """Return how a worker that closed its pipe ended, None if in order."""
+def _cause_of_death(worker: _Worker) -> str | None:
+    """Return how a worker that closed its pipe ended, None if with exit code 0."""
     worker.pipe.close()
     worker.process.join()
     code = worker.process.exitcode
     if not code:
         return None
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def _work(run: Run, folder: Path, pipe: Connection) -> None:
-    """Do one run in this process and tell the parent; leave when the parent is gone."""
+    """Train one run in this process and send the parent all news; exit when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def tell(news: TrainingStatus | dict[str, Any] | str) -> None:
+    def send(news: News) -> None:
         try:
             pipe.send(news)
         except OSError:
             os._exit(0)
 
     with contextlib.closing(pipe):
-        tell(train_job(run, folder, tell, PATIENCE))
+        send(train_job(run, folder, send, PATIENCE))

@@ -1,4 +1,4 @@
-"""Runs as tasks of a Ray cluster."""
+"""Runs as tasks on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from steppe.experiments.launchers.cluster import Task, TaskResult
 
 
 class RayCluster:
-    """Workers of Ray: of the cluster at ``address``, of one that runs here, or of one started on this machine.
+    """Workers of the Ray cluster at ``address``, else of a running local one, else of one that is started.
 
-    ``cpus`` and ``gpus`` are what a run is given; its threads and no GPU if not stated. A fraction of a GPU lets
+    ``cpus`` and ``gpus`` are the resources of a run; by default its threads and no GPU. With a fraction of a GPU
     several runs share it.
     """
 
@@ -27,7 +27,7 @@ class RayCluster:
         self.address, self.cpus, self.gpus = address, cpus, gpus
 
     def submit(self, tasks: Sequence[Task]) -> list[Any]:
-        """Hand the tasks over; Ray starts each as soon as a machine has room for it."""
+        """Submit the tasks; Ray starts each as soon as a machine has room for it."""
         if not self.ray.is_initialized():
             try:
                 self.ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
@@ -36,13 +36,13 @@ class RayCluster:
         return [self._remote(task).remote(task) for task in tasks]
 
     def _remote(self, task: Task) -> Any:
-        # a killed worker is replaced by whoever asked for it, in the same way on every cluster
+        # no retries by Ray: launch_on_cluster replaces killed workers, in the same way on every cluster
         needs = {"num_cpus": self.cpus or task.run.threads, "num_gpus": self.gpus, "max_retries": 0}
-        # a worker used again would measure the memory of the run before
-        return self.ray.remote(**needs, max_calls=1)(_do)
+        # a new process per task, because peak memory is measured per process
+        return self.ray.remote(**needs, max_calls=1)(_call)
 
     def ended(self, worker: Any) -> TaskResult | None:
-        """Look whether the task is done, without waiting for it."""
+        """Poll the task without waiting."""
         ready, _ = self.ray.wait([worker], timeout=0)
         if not ready:
             return None
@@ -56,5 +56,5 @@ class RayCluster:
         self.ray.cancel(worker, force=True)
 
 
-def _do(task: Task) -> dict[str, Any] | str:
+def _call(task: Task) -> dict[str, Any] | str:
     return task()

@@ -1,4 +1,4 @@
-"""Runs as jobs of Slurm, through submitit."""
+"""Runs as Slurm jobs, submitted by submitit."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from steppe.errors import InputError, RunError
 from steppe.experiments.launchers.cluster import Task, TaskResult
 
-_LOOK = 30.0  # seconds between two questions to Slurm's accounting, which answers for all jobs at once
+_POLL = 30.0  # seconds between two queries of Slurm's accounting, which covers all jobs at once
 
 
 class SlurmCluster:
-    """Jobs of Slurm, an array of them for the runs that start together; settings are options of sbatch.
+    """Slurm jobs, one array for the runs that start together; settings are options of sbatch.
 
-    Raises InputError if submitit or Slurm's commands are not there, or an option is unknown to submitit.
+    Raises InputError if submitit or Slurm's commands are missing, or submitit does not know an option.
     """
 
     pause = 2.0
@@ -30,17 +30,17 @@ class SlurmCluster:
         try:
             self.executor: Any = submitit.SlurmExecutor(folder.resolve())
         except RuntimeError:
-            raise InputError("launcher 'slurm' finds no srun here; start it on a machine of the cluster") from None
+            raise InputError("launcher 'slurm' finds no srun; start it on a machine of the cluster") from None
         try:
             self.executor.update_parameters(**{"job_name": "steppe", "time": 24 * 60, **settings})
         except (ValueError, TypeError) as error:
             first = str(error).splitlines()[0]
             raise InputError(f"launcher 'slurm': {first}; give options of sbatch, such as partition=gpu") from None
         self.settings = settings
-        self.asked = time.monotonic()
+        self.queried = time.monotonic()
 
     def submit(self, tasks: Sequence[Task]) -> list[Any]:
-        """Write the job file and hand it to sbatch: one job, or one array of jobs."""
+        """Write the job file and submit it by sbatch: one job, or one array of jobs."""
         if "cpus_per_task" not in self.settings:
             self.executor.update_parameters(cpus_per_task=max(task.run.threads for task in tasks))
         self.executor.update_parameters(array_parallelism=len(tasks))
@@ -51,11 +51,11 @@ class SlurmCluster:
             raise RunError(f"sbatch refused: {' '.join(str(error).split())}") from None
 
     def ended(self, worker: Any) -> TaskResult | None:
-        """Look for the job's result, and now and then ask Slurm whether it still runs."""
-        ask = time.monotonic() - self.asked > _LOOK
-        if ask:
-            self.asked = time.monotonic()
-        if not worker.done(force_check=ask):
+        """Read the job's result, and every `_POLL` seconds query Slurm whether it still runs."""
+        query = time.monotonic() - self.queried > _POLL
+        if query:
+            self.queried = time.monotonic()
+        if not worker.done(force_check=query):
             return None
         try:
             return TaskResult(worker.result())
@@ -65,12 +65,12 @@ class SlurmCluster:
             return TaskResult(None, f"Slurm ({worker.state.lower()}, see {worker.paths.stderr})")
 
     def cancel(self, worker: Any) -> None:
-        """Tell Slurm to cancel the job."""
+        """Cancel the job."""
         worker.cancel(check=False)
 
 
 class _Requeued:
-    """A task that is put back into the queue when its time is over or its place is taken."""
+    """A task that is requeued at its time limit or when it is preempted."""
 
     def __init__(self, task: Task):
         self.task = task

@@ -1,4 +1,4 @@
-"""Runs one after another, each by all processes of a torchrun job together."""
+"""Runs one after another, each trained by all processes of a torchrun job together."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from steppe import hardware
 from steppe.data.dataset import DataSet
 from steppe.distributed import collectives
 from steppe.errors import InputError, RunError
-from steppe.experiments.run_lock import J, Listen, locked_run
-from steppe.training import run
+from steppe.experiments.run_lock import J, Progress, locked_run
+from steppe.training.run import load_data, train_run
 
 
-def run_in_torchrun(jobs: Sequence[J], listen: Listen[J]) -> dict[J, str]:
-    """Do all jobs in order; ``listen(job, news)`` hears of progress, results and errors on every process.
+def run_in_torchrun(jobs: Sequence[J], progress: Progress[J]) -> dict[J, str]:
+    """Run all jobs in order, and return the errors by job, the same on every process.
 
-    Returns the errors by job, the same on every process. A process that is lost ends all: `team.Lost` goes on,
-    and each run resumes from its last checkpoint when the job is started again.
+    ``progress(job, news)`` is called with each status, result and error, on every process. A lost process ends all
+    runs with `ProcessLost`; each resumes from its last checkpoint when the torchrun job is started again.
     """
-    here = collectives.current_world()
+    world = collectives.current_world()
     hardware.keep_freed_memory()
     errors: dict[J, str] = {}
-    held: dict[str, DataSet] = {}
+    cached: dict[str, DataSet] = {}
     for job in jobs:
         hardware.forget_peak_memory()
         try:
-            with here.held_by_main_process(partial(locked_run, job.folder)):
-                if job.run.dataset not in held:
-                    held = {job.run.dataset: here.main_process_first(partial(run.load_data, job.run))}
-                images = held[job.run.dataset]
-                listen(job, run.train_run(job.run, job.folder, images, partial(listen, job)))
+            with world.held_by_main_process(partial(locked_run, job.folder)):
+                if job.run.dataset not in cached:
+                    cached = {job.run.dataset: world.main_process_first(partial(load_data, job.run))}
+                images = cached[job.run.dataset]
+                progress(job, train_run(job.run, job.folder, images, partial(progress, job)))
         except collectives.ProcessLost:
             raise
         except (InputError, RunError) as error:
             errors[job] = str(error)
-            listen(job, str(error))
+            progress(job, str(error))
     return errors

@@ -1,4 +1,4 @@
-"""Choose a method's settings for a network and data, on the validation split, within a budget."""
+"""Tuning of a method's settings for a network and data, on the validation split, within a budget."""
 
 from steppe.experiments.tuning.search import TuningBudget, TuningResult, search
 from steppe.experiments.tuning.space import Range, space, spec_with

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -17,27 +18,26 @@ from steppe.report.plotting import label, style_axes
 from steppe.report.style import Style, styles
 
 
-def curve(found: TuningResult) -> Figure:
-    """Return a panel per setting, in the manner of figures 3, 7 and 8 of the RWP paper.
+def curve(result: TuningResult) -> Figure:
+    """Return a panel per setting, like figures 3, 7 and 8 of the RWP paper.
 
-    A point is a trial, the mean over its seeds, its bar from the lowest to the highest; the best one is larger, a
-    trial that was pruned is hollow, at the accuracy it was pruned at. Where one setting is searched a line joins
-    the trials that were completed. The band of plain goes from its lowest to its highest seed.
+    A point is the mean over a trial's seeds, with a bar from the lowest to the highest. The best trial is larger.
+    A pruned trial is hollow, at the accuracy where it was pruned. If one setting is searched, a line joins the
+    completed trials. The band of plain goes from its lowest to its highest seed.
     """
-    method = found.run.method
+    method = result.run.method
     listed = {name: {"summary": "", "resolved": "", "controls": []} for name in (BASELINE, method)}
-    look = styles(Comparison(Path(), "", "", {}, {}, {}, listed, []))
-    figure = Figure(figsize=(6.4 * len(found.ranges), 4.4), layout="constrained")
+    style = styles(Comparison(Path(), "", "", {}, {}, {}, listed, []))
+    figure = Figure(figsize=(6.4 * len(result.ranges), 4.4), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(found.ranges), squeeze=False, sharey=True).flat
-    for panel, setting in zip(panels, found.ranges, strict=True):
+    panels = figure.subplots(1, len(result.ranges), squeeze=False, sharey=True).flat
+    for panel, setting in zip(panels, result.ranges, strict=True):
         style_axes(panel, setting.name, f"{method}: validation accuracy after the last epoch, %")
-        _plain(panel, found.baseline, look[BASELINE])
-        _trials(panel, found, setting, look[method])
+        _plain(panel, result.baseline, style[BASELINE])
+        _trials(panel, result, setting, style[method])
         if setting.log:
             _logarithmic(panel)
-        shown = panel.legend(frameon=False, fontsize=9)
-        for entry in shown.get_texts():
+        for entry in panel.legend(frameon=False, fontsize=9).get_texts():
             entry.set_parse_math(False)
     return figure
 
@@ -48,47 +48,25 @@ def _plain(panel: Axes, baseline: Candidate, style: Style) -> None:
     panel.axhline(fmean(values), color=style.light, linewidth=style.width * 0.75, label=label(BASELINE))
 
 
-def _trials(panel: Axes, found: TuningResult, setting: Range, style: Style) -> None:
-    order = sorted(found.trials, key=lambda t: t.values[setting.name])
-    done = [t for t in order if t.state == "complete"]
-    x = [t.values[setting.name] for t in done]
-    y = [100 * t.accuracy for t in done]
-    bars = [[v - 100 * min(t.accuracies) for v, t in zip(y, done, strict=True)]]
-    bars.append([100 * max(t.accuracies) - v for v, t in zip(y, done, strict=True)])
-    panel.errorbar(x, y, yerr=bars, fmt="none", ecolor=style.light, elinewidth=1.3)
-    panel.plot(
-        x,
-        y,
-        color=style.light,
-        linestyle="-" if len(found.ranges) == 1 else "none",
-        linewidth=style.width * 0.75,
-        marker=style.marker or "o",
-        markersize=4,
-        label=label(found.run.method),
-    )
-    cut = [t for t in order if t.state == "pruned" and t.accuracies]
-    if cut:
-        panel.plot(
-            [t.values[setting.name] for t in cut],
-            [100 * t.accuracy for t in cut],
-            color=style.light,
-            linestyle="none",
-            marker=style.marker or "o",
-            markersize=4,
-            fillstyle="none",
-            alpha=0.6,
-            label="pruned",
-        )
-    best = found.best
-    panel.plot(
-        [best.values[setting.name]],
-        [100 * best.accuracy],
-        color=style.light,
-        linestyle="none",
-        marker=style.marker or "o",
-        markersize=9,
-        label=f"best, {best.values[setting.name]:g}",
-    )
+def _trials(panel: Axes, result: TuningResult, setting: Range, style: Style) -> None:
+    order = sorted(result.trials, key=lambda t: t.values[setting.name])
+    complete = [t for t in order if t.state == "complete"]
+    pruned = [t for t in order if t.state == "pruned" and t.accuracies]
+
+    def points(trials: list[Candidate], **options: Any) -> None:
+        x, y = [t.values[setting.name] for t in trials], [100 * t.accuracy for t in trials]
+        common: dict[str, Any] = {"linestyle": "none", "markersize": 4, "color": style.light}
+        panel.plot(x, y, marker=style.marker or "o", **common | options)
+
+    x, y = [t.values[setting.name] for t in complete], [100 * t.accuracy for t in complete]
+    below = [v - 100 * min(t.accuracies) for v, t in zip(y, complete, strict=True)]
+    above = [100 * max(t.accuracies) - v for v, t in zip(y, complete, strict=True)]
+    panel.errorbar(x, y, yerr=[below, above], fmt="none", ecolor=style.light, elinewidth=1.3)
+    line = "-" if len(result.ranges) == 1 else "none"
+    points(complete, linestyle=line, linewidth=style.width * 0.75, label=label(result.run.method))
+    if pruned:
+        points(pruned, fillstyle="none", alpha=0.6, label="pruned")
+    points([result.best], markersize=9, label=f"best, {result.best.values[setting.name]:g}")
 
 
 def _logarithmic(panel: Axes) -> None:

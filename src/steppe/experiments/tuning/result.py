@@ -1,4 +1,4 @@
-"""What a search says: the best setting, and whether it beats plain training beyond the noise of seeds."""
+"""The answer of a search: the best setting, and whether its gain over plain training is significant."""
 
 from __future__ import annotations
 
@@ -13,78 +13,78 @@ from steppe.experiments.tuning.space import Range
 from steppe.report.formatting import interval, number
 from steppe.report.statistics import Difference, mean_std, paired_difference
 
-_EDGE = 0.05  # a best value this close to an end of its range, as a share of it, may lie outside
+_EDGE = 0.05  # share of a range, from its end, within which the best value counts as at the end
 
 
-def difference(found: TuningResult) -> Difference:
+def difference(result: TuningResult) -> Difference:
     """Return the best setting minus plain, in points of validation accuracy, paired by fresh seed."""
-    tuned, plain = ([100 * a for a in values] for values in (found.tuned_again, found.plain_again))
+    tuned, plain = ([100 * a for a in values] for values in (result.tuned_again, result.plain_again))
     return paired_difference(tuned, plain)
 
 
-def verdict(found: TuningResult) -> list[str]:
-    """Return the answer, a sentence each: gain or none, and the end of a range that the best value is at."""
-    d, method = difference(found), found.best.method
+def verdict(result: TuningResult) -> list[str]:
+    """Return the answer in sentences: the difference to plain, and whether the best value is at a range's end."""
+    d, method = difference(result), result.best.method
     seeds = f"{d.n} fresh {'seed' if d.n == 1 else 'seeds'}"
     bounds = f" {interval(d, 2)}" if d.low is not None else ""
     amount = f"{number(d.mean, 2, sign=True)} points{bounds} of validation accuracy on {seeds}"
     if d.significant and d.mean > 0:
-        said = [f"{method} beats plain: {amount}."]
+        sentences = [f"{method} beats plain: {amount}."]
     elif d.significant:
-        said = [f"{method}, the best found, is worse than plain: {amount}."]
+        sentences = [f"{method}, the best found, is worse than plain: {amount}."]
     else:
         why = "" if d.low is not None else ", and there is no interval" + ("" if d.n > 1 else " from one seed")
-        said = [f"No gain over plain can be told from the noise of seeds: {method} minus plain is {amount}{why}."]
-    # of equal accuracies one in the middle is as good
-    as_good = [t for t in found.trials if t.state == "complete" and t.accuracy == found.best.accuracy]
-    for r in found.ranges:
-        if all(_at_an_end(t.values[r.name], r) for t in (found.best, *as_good)):
-            said.append(
-                f"The best {r.name}, {found.best.values[r.name]:g}, is at the end of its range "
-                f"{r.low:g}..{r.high:g}; more may lie beyond: --settings {r.name}=LOW..HIGH."
+        sentences = [f"No significant gain over plain: {method} minus plain is {amount}{why}."]
+    # a value inside the range with the same accuracy is as good
+    ties = [t for t in result.trials if t.state == "complete" and t.accuracy == result.best.accuracy]
+    for r in result.ranges:
+        if all(_at_an_end(t.values[r.name], r) for t in (result.best, *ties)):
+            sentences.append(
+                f"The best {r.name}, {result.best.values[r.name]:g}, is at the end of its range "
+                f"{r.low:g}..{r.high:g}; a wider range may have a better one: --settings {r.name}=LOW..HIGH."
             )
-    return said
+    return sentences
 
 
-def _at_an_end(value: float, of: Range) -> bool:
-    low, high, at = (math.log(v) if of.log else v for v in (of.low, of.high, value))
+def _at_an_end(value: float, r: Range) -> bool:
+    low, high, at = (math.log(v) if r.log else v for v in (r.low, r.high, value))
     share = (at - low) / (high - low)
     return min(share, 1 - share) < _EDGE
 
 
-def result_as_dict(found: TuningResult) -> dict[str, Any]:
+def result_as_dict(result: TuningResult) -> dict[str, Any]:
     """Return a search as plain data; accuracies are fractions of the validation images."""
-    d = difference(found)
+    d = difference(result)
     return {
         "format": 1,
-        "run": found.run.as_dict(),
-        "settings": [vars(r) for r in found.ranges],
-        "trials": [_row(t) for t in found.trials],
-        "baseline": _row(found.baseline),
-        "best": _row(found.best),
+        "run": result.run.as_dict(),
+        "settings": [vars(r) for r in result.ranges],
+        "trials": [_row(t) for t in result.trials],
+        "baseline": _row(result.baseline),
+        "best": _row(result.best),
         "confirmation": {
-            "seeds": found.fresh,
-            "tuned": found.tuned_again,
-            "plain": found.plain_again,
+            "seeds": result.fresh,
+            "tuned": result.tuned_again,
+            "plain": result.plain_again,
             "points": {"mean": d.mean, "low": d.low, "high": d.high},
             "beats_plain": d.significant and d.mean > 0,
         },
-        "verdict": " ".join(verdict(found)),
+        "verdict": " ".join(verdict(result)),
     }
 
 
-def table(found: TuningResult) -> Table:
-    """Return the trials, best first, below them those that were pruned, and plain."""
-    shown = Table(box=box.SIMPLE_HEAD)
-    names = [r.name for r in found.ranges]
+def table(result: TuningResult) -> Table:
+    """Return a table of the trials, best first, then the pruned and failed ones, then plain."""
+    rows = Table(box=box.SIMPLE_HEAD)
+    names = [r.name for r in result.ranges]
     for title in (*names, "validation accuracy, %", "state"):
-        shown.add_column(title, justify="left" if title == "state" else "right")
+        rows.add_column(title, justify="left" if title == "state" else "right")
     order = ("complete", "pruned", "failed")
-    for tried in sorted(found.trials, key=lambda t: (order.index(t.state), -t.accuracy)):
-        state = "best" if tried == found.best else tried.state
-        shown.add_row(*(f"{tried.values[name]:g}" for name in names), _percent(tried), state)
-    shown.add_row(*("" for _ in names[1:]), "plain", _percent(found.baseline), "baseline")
-    return shown
+    for tried in sorted(result.trials, key=lambda t: (order.index(t.state), -t.accuracy)):
+        state = "best" if tried == result.best else tried.state
+        rows.add_row(*(f"{tried.values[name]:g}" for name in names), _percent(tried), state)
+    rows.add_row(*("" for _ in names[1:]), "plain", _percent(result.baseline), "baseline")
+    return rows
 
 
 def _row(tried: Candidate) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Checkpoints: the file format, the store, sharded ones."""
+"""Checkpoints: the file format, sharded files, and the store of a run."""

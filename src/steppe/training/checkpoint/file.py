@@ -1,15 +1,15 @@
-"""Checkpoints: one safetensors file with its plain data in the header, written whole or not at all.
+"""A checkpoint file: safetensors with plain data in its header, written atomically.
 
-Tensors and JSON only: loading one never runs code from it. A checksum over everything tells a damaged file
-from a sound one.
+It has tensors and JSON only, so loading never runs code from it. A checksum over everything detects damage.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,39 +24,41 @@ from steppe.errors import InputError
 from steppe.records import write_text
 
 
-class CorruptCheckpoint(InputError):  # noqa: N818 - it says what is the matter, as an outcome does
-    """A file of a checkpoint is not what was written, or is missing."""
+class CorruptCheckpoint(InputError):  # noqa: N818 - named after the state of the file
+    """A file of a checkpoint is damaged or missing."""
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Named tensors that are read when they are accessed, each by its function in ``read``."""
+
+    def __init__(self, read: Mapping[str, Callable[[], Tensor]]):
+        self._read = read
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._read[name]()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._read
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read)
+
+    def __len__(self) -> int:
+        return len(self._read)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Named tensors and plain data that belong together."""
+    """Named tensors and plain data."""
 
     tensors: Mapping[str, Tensor]
     data: dict[str, Any]
 
     def part(self, name: str) -> Mapping[str, Tensor]:
         """Return the tensors whose names start with ``name.``, without it."""
-        return _Part(self.tensors, name + ".")
-
-
-class _Part(Mapping[str, Tensor]):
-    """The tensors under a prefix; one that is read from disk is read when it is asked for."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], prefix: str):
-        self.tensors, self.prefix = tensors, prefix
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[self.prefix + name]
-
-    def __contains__(self, name: object) -> bool:
-        return f"{self.prefix}{name}" in self.tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return (k.removeprefix(self.prefix) for k in self.tensors if k.startswith(self.prefix))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
+        prefix = f"{name}."
+        names = [k for k in self.tensors if k.startswith(prefix)]
+        return LazyTensors({k.removeprefix(prefix): partial(self.tensors.__getitem__, k) for k in names})
 
 
 def prefixed(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -69,29 +71,30 @@ def write(path: Path, checkpoint: Checkpoint) -> str:
     tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}
     data = json.dumps(checkpoint.data)
     checksum = _checksum(tensors, data)
-    # clones: the format refuses tensors that share memory, as tied weights do
+    # cloned because the format refuses tensors that share memory, as tied weights do
     write_text(path, save({k: v.clone() for k, v in tensors.items()}, {"data": data, "sha256": checksum}))
     return checksum
 
 
 def read(path: Path) -> Checkpoint:
-    """Read and verify; raises Damaged, naming the file and the remedy, if it is not what was written."""
+    """Read and verify a checkpoint; raises CorruptCheckpoint with the file and the remedy if it is damaged."""
     saved, _ = opened(path)
     return Checkpoint(dict(saved.tensors), saved.data)
 
 
 def opened(path: Path) -> tuple[Checkpoint, str]:
-    """Verify, and return content and checksum without holding it: each tensor is read when it is asked for.
+    """Verify a checkpoint and return it, with tensors that are read lazily, and its checksum.
 
     Raises what ``read`` raises.
     """
     try:
-        tensors = _Stored(path)
-        header = tensors.file.metadata() or {}
+        content: Any = safe_open(path, framework="pt")
+        tensors = LazyTensors({name: partial(content.get_tensor, name) for name in content.keys()})  # noqa: SIM118
+        header = content.metadata() or {}
         data = header["data"]
         checksum = _checksum(tensors, data)
-        content, expected = json.loads(data), header["sha256"]
-        if not isinstance(content, dict):
+        plain, expected = json.loads(data), header["sha256"]
+        if not isinstance(plain, dict):
             raise ValueError("its data is no object")
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -102,30 +105,7 @@ def opened(path: Path) -> tuple[Checkpoint, str]:
         raise InputError(f"cannot read checkpoint {path}: {error.strerror or error}; {REMEDY}") from None
     if expected != checksum:
         raise CorruptCheckpoint(f"checkpoint {path} is damaged (its checksum does not match); {REMEDY}")
-    return Checkpoint(tensors, content), checksum
-
-
-class _Stored(Mapping[str, Tensor]):
-    """The tensors of a file, each read when it is asked for."""
-
-    def __init__(self, path: Path):
-        file: Any = safe_open(path, framework="pt")
-        self.file, self.names = file, dict.fromkeys(file.keys())
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self.names:
-            raise KeyError(name)
-        tensor: Tensor = self.file.get_tensor(name)
-        return tensor
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
+    return Checkpoint(tensors, plain), checksum
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -142,7 +122,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 
 
 def fill(target: Tensor, value: Tensor) -> None:
-    """Copy a whole tensor into ``target``; of one that is sharded, this process's rows into its shard.
+    """Copy a whole tensor into ``target``; if that is sharded, this process's rows into its shard.
 
     Raises InputError if the shapes differ.
     """
@@ -161,8 +141,7 @@ def fill(target: Tensor, value: Tensor) -> None:
 def shard_of(t: Tensor) -> tuple[int, Tensor]:
     """Return the first row of this process's shard of a sharded tensor, and the shard itself.
 
-    Rows are dealt out as `torch.chunk` does, which is how FSDP2 shards by default; anything else raises
-    InputError.
+    Rows must be split as by `torch.chunk`, FSDP2's default; any other placement raises InputError.
     """
     dtensor: Any = t
     if dtensor.device_mesh.ndim != 1 or not dtensor.placements[0].is_shard(0):
@@ -175,10 +154,9 @@ def shard_of(t: Tensor) -> tuple[int, Tensor]:
 def unpack_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], data: Mapping[str, Any]
 ) -> None:
-    """Load what `pack_optimizer` gave, each tensor in the memory layout of its parameter, sharded if that is.
+    """Load what `pack_optimizer` returned, each tensor in the memory layout and sharding of its parameter.
 
-    Fused optimizers walk parameter and state side by side in memory, so equal values in another layout
-    would be other values to them.
+    Fused optimizers read parameter and state in the order of memory, so a state in another layout would be wrong.
     """
     params = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
@@ -194,7 +172,7 @@ def unpack_optimizer(
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-# how an optimizer computes; what it computes is the same, and shards and replicas need different ones
+# implementations of the same update; sharded and unsharded parameters need different ones
 _KERNELS = ("fused", "foreach")
 REMEDY = "delete it to start this run from its beginning"
 

@@ -1,18 +1,17 @@
-"""What a run keeps on disk to go on from: its checkpoint, the one before it, and the weights of its best epoch.
+"""The checkpoints of a run: the newest, the previous one, and the weights of the best epoch.
 
-Written and read by all processes of a run together. Random streams are numbered: on as many processes as before
-each goes on where it was, so that the run ends with the same bits. On another number of processes a stream that
-the checkpoint has goes on, and one that it has not is derived from seed, number and step.
+All processes of a run write and read them together. Generators are numbered. On the same number of processes each
+generator resumes its state, so that the run ends with the same bits. On another number, a generator that the
+checkpoint has resumes, and any other is seeded from the run's seed, its number and the step.
 
-The checkpoint before the newest is there for the day on which the newest is damaged: disks lose blocks. A finished
-run needs it no more and drops it.
+The previous checkpoint is used if the newest is damaged: disks lose blocks. A finished run removes it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,9 +41,9 @@ def derive(seed: int, purpose: str) -> int:
 
 
 def verify(folder: Path) -> None:
-    """Read a run's checkpoint; of a damaged one say so and put the one before it in its place.
+    """Verify a run's checkpoint; a damaged one is logged and replaced by the previous one.
 
-    Raises Damaged if there is none before it, or that is damaged too.
+    Raises CorruptCheckpoint if there is no previous one, or it is damaged too.
     """
     try:
         shards.read(folder / CHECKPOINT)
@@ -63,7 +62,7 @@ def _step_back(folder: Path, error: CorruptCheckpoint) -> None:
         raise CorruptCheckpoint(f"{reason}, and so is the one before it; {file.REMEDY}") from None
     records.keep_as(path, folder / DAMAGED)
     records.keep_as(before, path)
-    # the same file by now, which the next bad block would damage under both names
+    # both names are one file now, which a bad block would damage under both
     before.unlink(missing_ok=True)
     instead = "it is kept as %s, and the run goes on from the one before it, of epoch %d"
     _log.warning("%s; " + instead, reason, DAMAGED, epoch)
@@ -71,90 +70,93 @@ def _step_back(folder: Path, error: CorruptCheckpoint) -> None:
 
 @dataclass(frozen=True)
 class CheckpointStore:
-    """The saved state of one run in its folder; ``net`` is the network below wrappers, ``seed`` the run's."""
+    """The saved state of one run in its folder; ``net`` is the unwrapped network, ``seed`` the run's."""
 
     folder: Path
     net: nn.Module
     step: Step
     optimizer: torch.optim.Optimizer
     seed: int
-    # names in the files of the newest checkpoint and of the one before it
+    # names in the files of the previous checkpoint and of the newest
     _marks: list[tuple[str, str]] = field(default_factory=list)
 
     def save(self, content: Mapping[str, Any], *, improved: bool) -> None:
-        """Save the best weights, then the checkpoint that names them, then drop what only older ones need.
+        """Save the best weights, then the checkpoint that names them, then remove files of older checkpoints.
 
-        ``content`` is what the trainer keeps, with the present ``epoch`` and the ``best`` one.
+        ``content`` is the trainer's state, with the current ``epoch`` and the ``best`` one.
         """
         self.step.runtime.parallel.reshard()
         path, (best, mark) = self.folder / CHECKPOINT, _marks(content)
         if improved:
             weights = Checkpoint(self._weights(), {"epoch": content["epoch"]})
             shards.write(self.folder / f"{best}.safetensors", weights, best)
-        own = self.step.state_dict()
+        step = self.step.state_dict()
         optimizer, optimizer_data = file.pack_optimizer(self.optimizer)
         tensors = (
             self._weights()
             | file.prefixed("optimizer", optimizer)
-            | file.prefixed("generators", self._streams(own["generators"]))
+            | file.prefixed("generators", self._all_generators(step["generators"]))
         )
         data = {
             "digest": self.folder.name,
             **content,
-            **{name: own[name] for name in ("method", "passes", "scaler")},
+            **{name: step[name] for name in ("method", "passes", "scaler")},
             "optimizer": optimizer_data,
         }
-        here = collectives.current_world()
-        here.on_main_process(lambda: self._keep_before(path))
+        world = collectives.current_world()
+        world.on_main_process(lambda: self._keep_before(path))
         shards.write(path, Checkpoint(tensors, data), mark)
         self._marks[:] = [*self._marks[-1:], (best, mark)]
-        here.on_main_process(self._tidy)
+        world.on_main_process(self._remove_old)
 
-    def resume(self) -> dict[str, Any] | None:
-        """Go on from the checkpoint and return what the trainer keeps, None if there is no checkpoint.
+    def resume(self, required: Sequence[str] = ()) -> dict[str, Any] | None:
+        """Load the checkpoint and return the trainer's state, None if there is no checkpoint.
 
-        From the one before it if it is damaged, saying so in the log.
+        A damaged checkpoint is logged and the previous one used.
 
-        Raises InputError, on all processes, if both are damaged, or it is another run's.
+        Raises InputError, on all processes, if both are damaged, it belongs to another run, or the trainer's state
+        lacks a ``required`` entry.
         """
         path = self.folder / CHECKPOINT
-        here = collectives.current_world()
-        if not here.on_main_process(path.exists):
+        world = collectives.current_world()
+        if not world.on_main_process(path.exists):
             return None
         try:
-            return here.on_every_process(lambda: self._resume(path))
+            return world.on_every_process(lambda: self._resume(path, required))
         except CorruptCheckpoint as error:
             damaged = error
-        here.on_main_process(lambda: _step_back(self.folder, damaged))
-        return here.on_every_process(lambda: self._resume(path))
+        world.on_main_process(lambda: _step_back(self.folder, damaged))
+        return world.on_every_process(lambda: self._resume(path, required))
 
     def finish(self) -> None:
-        """Drop what a run that is over needs no more."""
+        """Remove the files that a finished run no longer needs."""
         del self._marks[:-1]
-        self._tidy()
+        self._remove_old()
         (self.folder / BEFORE).unlink(missing_ok=True)
 
     def load_best(self, epoch: int) -> None:
-        """Put the best epoch's weights in place; raises InputError, on all processes, if they are damaged."""
+        """Load the best epoch's weights; raises InputError, on all processes, if they are damaged."""
         collectives.current_world().on_every_process(
             lambda: self._load_weights(shards.read(self.folder / _best_name(epoch)))
         )
 
-    def _resume(self, path: Path) -> dict[str, Any]:
+    def _resume(self, path: Path, required: Sequence[str]) -> dict[str, Any]:
         saved = shards.read(path)
         try:
-            self._take(saved, path)
+            self._load(saved, path)
+            for name in required:
+                saved.data[name]
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             if isinstance(error, InputError) and str(path) in str(error):
                 raise
-            # sound as a file, and made by another program or version
-            said = str(error).removesuffix(f"; {file.REMEDY}")
-            reason = next(iter(said.splitlines()), type(error).__name__)[:200]
+            # the file is sound, but was written by another program or version
+            message = str(error).removesuffix(f"; {file.REMEDY}")
+            reason = next(iter(message.splitlines()), type(error).__name__)[:200]
             raise InputError(f"checkpoint {path} does not fit this run ({reason}); {file.REMEDY}") from error
         self._marks[:] = [_marks(saved.data)]
         return saved.data
 
-    def _take(self, saved: Checkpoint, path: Path) -> None:
+    def _load(self, saved: Checkpoint, path: Path) -> None:
         data = saved.data
         if data["digest"] != self.folder.name:
             raise InputError(
@@ -169,9 +171,9 @@ class CheckpointStore:
             {
                 "method": data["method"],
                 "state": self.step.state.state_dict(),
-                "generators": self._own_streams(saved),
+                "generators": self._generators(saved),
                 "passes": data["passes"],
-                "scaler": data.get("scaler", {}),
+                "scaler": data["scaler"],
             }
         )
 
@@ -182,42 +184,41 @@ class CheckpointStore:
     def _load_weights(self, saved: Checkpoint) -> None:
         self.step.runtime.parallel.reshard()
         for name, target in file.prefixed("net", self.net.state_dict()).items():
-            file.fill(target, self._held(saved, name))
-        remembered = {}
+            file.fill(target, self._tensor(saved, name))
+        state = {}
         for name, target in self.step.state.state_dict().items():
-            value = self._held(saved, f"state.{name}")
+            value = self._tensor(saved, f"state.{name}")
             if sharded(target):
                 file.fill(target, value)
-            # what is remembered may have grown, so the state itself takes it in
-            remembered[name] = target if sharded(target) else value
-        self.step.state.load_state_dict(remembered)
+            # a tensor of the state may have grown, so the state loads it itself
+            state[name] = target if sharded(target) else value
+        self.step.state.load_state_dict(state)
 
-    def _held(self, saved: Checkpoint, name: str) -> Tensor:
+    def _tensor(self, saved: Checkpoint, name: str) -> Tensor:
         if name not in saved.tensors:
             raise InputError(f"the checkpoint in {self.folder} has no {name}; {file.REMEDY}")
         return saved.tensors[name]
 
     def _numbers(self) -> dict[str, int]:
-        """Return the number of each of this process's random streams; equal numbers are equal streams."""
-        ranks = self.step.runtime.parallel
-        return {"noise": ranks.noise, "masks": ranks.rank}
+        """Return the number of each of this process's generators; equal numbers mean equal states."""
+        parallel = self.step.runtime.parallel
+        return {"noise": parallel.noise, "masks": parallel.rank}
 
-    def _streams(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the states of all processes' random streams."""
-        numbers = self._numbers()
-        held: dict[str, Tensor] = {}
-        for states in collectives.current_world().all_gather_object(
-            {_stream(k, numbers[k]): state for k, state in own.items()}
-        ):
-            held |= states
-        return held
+    def _all_generators(self, local: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the states of all processes' generators."""
+        numbered = {_numbered(name, self._numbers()[name]): state for name, state in local.items()}
+        states: dict[str, Tensor] = {}
+        for gathered in collectives.current_world().all_gather_object(numbered):
+            states |= gathered
+        return states
 
-    def _own_streams(self, saved: Checkpoint) -> dict[str, Tensor]:
+    def _generators(self, saved: Checkpoint) -> dict[str, Tensor]:
+        """Return the states for this process's generators."""
         states = {}
         for name, number in self._numbers().items():
-            held = f"generators.{_stream(name, number)}"
-            if held in saved.tensors:
-                states[name] = saved.tensors[held]
+            key = f"generators.{_numbered(name, number)}"
+            if key in saved.tensors:
+                states[name] = saved.tensors[key]
             else:
                 seed = derive(self.seed, f"{name} {number} from step {saved.data['passes']['steps']}")
                 device = self.step.runtime.generators()[name].device
@@ -228,24 +229,24 @@ class CheckpointStore:
         if path.exists():
             records.keep_as(path, self.folder / BEFORE)
         else:
-            # of a training that was begun anew
+            # left by a training that was started anew
             (self.folder / BEFORE).unlink(missing_ok=True)
 
-    def _tidy(self) -> None:
-        """Drop the weights and shards that neither the newest checkpoint nor the one before it names."""
+    def _remove_old(self) -> None:
+        """Remove the weights and shards that neither the newest checkpoint nor the previous one names."""
         best = {f"{stem}.safetensors" for stem, _ in self._marks}
-        kept = tuple(f"{shards.PREFIX}{mark}-" for pair in self._marks for mark in pair)
-        for old in [*self.folder.glob(_best_name("*")), *self.folder.glob(f"{shards.PREFIX}*")]:
-            if old.name not in best and not old.name.startswith(kept):
-                old.unlink(missing_ok=True)
+        prefixes = tuple(f"{shards.PREFIX}{mark}-" for pair in self._marks for mark in pair)
+        for path in [*self.folder.glob(_best_name("*")), *self.folder.glob(f"{shards.PREFIX}*")]:
+            if path.name not in best and not path.name.startswith(prefixes):
+                path.unlink(missing_ok=True)
 
 
 def _marks(data: Mapping[str, Any]) -> tuple[str, str]:
-    """Return what names the files of a checkpoint: its best weights, its shards."""
+    """Return the names of a checkpoint's best weights and of its shards, as they occur in file names."""
     return Path(_best_name(data["best"]["epoch"])).stem, f"{Path(CHECKPOINT).stem}-{data['epoch']}"
 
 
-def _stream(name: str, number: int) -> str:
+def _numbered(name: str, number: int) -> str:
     return f"{name}.{number}" if number else name
 
 

@@ -1,0 +1,62 @@
+"""``steppe compare``: train methods side by side, and report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+
+from steppe.cli.console import console, print_error, print_left_out, print_memory, print_text
+from steppe.cli.options import ConfigFile, add_config, configuration
+from steppe.config import Study
+from steppe.errors import InputError
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the settings below")
+    parser.add_argument("--out", type=str, default="out", help="folder of the comparison")
+    parser.add_argument("--jobs", type=int, default=0, help="runs at a time; 0: cores / threads, on a GPU 1")
+    parser.add_argument(
+        "--launcher", type=str, default="local", help="where runs train: local, ray or slurm, with settings"
+    )
+    parser.add_argument("--retry", action=ActionYesNo, default=False, help="run failed runs again")
+    add_config(parser, Study)
+
+
+def run(options: Namespace, command: str) -> int:
+    """Train the runs that are not finished, and print and write the report."""
+    from steppe import experiments, hardware
+    from steppe.cli.commands.report import print_report
+    from steppe.cli.progress import Decoding, Display
+    from steppe.distributed import collectives
+
+    study: Study = configuration(add_arguments, Study, options, command)
+    if options.jobs < 0:
+        raise InputError(f"jobs is {options.jobs}; give 0 (as many as fit) or more")
+    launcher = experiments.Launcher.parse(options.launcher)
+    cluster = launcher.cluster(Path(options.out))
+    terminal = console()
+    with Decoding(terminal) as progress:
+        grid = experiments.prepare(study, Path(options.out), command, retry=options.retry, progress=progress)
+    todo, world = grid.open, collectives.current_world()
+    jobs = options.jobs
+    if not jobs and launcher.name == "local":
+        jobs = 1 if hardware.device().type == "cuda" else max(1, hardware.cores() // study.threads)
+    if not jobs:
+        at_once = f"as many as {launcher.name} has room for"
+    else:
+        at_once = str(min(jobs, max(len(todo), 1))) if world.size == 1 else f"1 (on {world.size} processes)"
+    finished = len(grid.jobs) - len(todo)
+    rest = f", {finished} already finished" if finished else ""
+    print_text(terminal, f"{len(todo)} runs, {at_once} at a time{rest}")
+    for dataset, names in grid.left_out.items():
+        print_left_out(terminal, dataset, names)
+    for method, count in grid.memory.items():
+        print_memory(terminal, method, count)
+    with Display(len(todo), terminal) as display:
+        errors = experiments.run(grid, jobs, lambda job, news: display.update(job.name, news), cluster)
+    world.on_main_process(lambda: print_report(grid.out, terminal))
+    for job, message in errors.items():
+        print_error(f"{job.name}: {message}")
+    return 1 if errors else 0

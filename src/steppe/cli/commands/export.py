@@ -1,0 +1,37 @@
+"""``steppe export``: write a run's deployed network as a plain module."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+
+from steppe.cli.console import console, print_text
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("run", type=str, help="folder of a run")
+    parser.add_argument("out", type=str, help="folder that the network is written to")
+    parser.add_argument(
+        "--weights", type=Literal["best", "last"], default="best", help="best validation epoch or last epoch"
+    )
+    parser.add_argument("--onnx", action=ActionYesNo, default=False, help="write ONNX too")
+    parser.add_argument("--json", action=ActionYesNo, default=False, help="print the description as JSON")
+
+
+def run(options: Namespace, command: str) -> int:
+    """Write the files and print their description."""
+    from steppe.training.export import export
+
+    out = Path(options.out)
+    content = export(Path(options.run), out, which=options.weights, onnx=options.onnx)
+    if options.json:
+        print(json.dumps(content, indent=1))
+        return 0
+    size = f"{content['model']}, {content['parameters']:,} parameters, epoch {content['epoch']}"
+    names = ", ".join(content["files"].values())
+    print_text(console(), f"{size}; each file predicts what {content['method']} predicts\n{out}: {names}")
+    return 0

@@ -1,0 +1,54 @@
+"""``steppe report``: write a comparison's report again, or serve it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+
+from steppe.cli.console import console, print_text
+from steppe.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("folder", type=str, help="folder of a comparison")
+    parser.add_argument(
+        "--live", action=ActionYesNo, default=False, help="serve a page on this machine that follows the runs"
+    )
+    parser.add_argument("--port", type=int, default=0, help="with --live: port of the page; 0: any free one")
+
+
+def run(options: Namespace, command: str) -> int:
+    """Write the report and print its table, or serve the live page until Ctrl-C."""
+    if options.live:
+        from steppe.report.comparison import live
+
+        def print_address(address: str) -> None:
+            print(f"live report: {address} (Ctrl-C ends it)", flush=True)
+
+        live.serve(Path(options.folder), options.port, print_address)
+        return 0
+    if options.port:
+        raise InputError(f"port is {options.port} and there is nothing to serve; add --live")
+    print_report(Path(options.folder), console())
+    return 0
+
+
+def print_report(folder: Path, terminal: Console) -> None:
+    """Write a comparison's report, and print its tables and conclusions."""
+    from steppe import records
+    from steppe.report.comparison import conclusions, deployables, page, summary, tables
+
+    path = page.write(folder)
+    comparison = records.load(folder)
+    rows = summary.rows(comparison)
+    for table in (tables.terminal(rows), *deployables.terminal(deployables.parts(comparison))):
+        terminal.print(table)
+    for text in (conclusions.sentence(rows), *conclusions.remarks(rows)):
+        terminal.print(f"\n{text}", highlight=False, markup=False)
+    print_text(terminal, f"\nreport: {path}")

@@ -1,0 +1,52 @@
+"""``steppe train``: train one run, or say what it would do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+
+from steppe.cli.console import console, print_left_out, print_memory, print_text
+from steppe.cli.options import ConfigFile, add_config, configuration
+from steppe.config import Run
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the settings below")
+    parser.add_argument("--out", type=str, default="out", help="folder under which the run's own folder is made")
+    parser.add_argument(
+        "--plan", action=ActionYesNo, default=False, help="print what the training would do and when, and stop"
+    )
+    add_config(parser, Run)
+
+
+def run(options: Namespace, command: str) -> int:
+    """Train the run, or print its plan."""
+    from steppe import hardware
+    from steppe.cli.progress import Decoding, Display
+    from steppe.distributed import collectives
+    from steppe.experiments import run_lock
+    from steppe.training.dry_run import plan
+    from steppe.training.run import check_run, digest, load_data, memory_bytes, train_run
+
+    config: Run = configuration(add_arguments, Run, options, command)
+    hardware.keep_freed_memory()
+    terminal, world = console(), collectives.current_world()
+    with Decoding(terminal) as progress:
+        images = world.main_process_first(lambda: load_data(config, progress))
+    check_run(config, images)
+    print_left_out(terminal, config.dataset, images.skipped)
+    if options.plan:
+        lines = plan(config, images)
+        width = max(len(label) for label, _ in lines)
+        print_text(terminal, "\n".join(f"{label:<{width}}  {value}" for label, value in lines))
+        return 0
+    print_memory(terminal, config.method, memory_bytes(config, images))
+    folder, name = Path(options.out) / "runs" / digest(config), f"{config.method} seed {config.seed}"
+    lock = world.held_by_main_process(lambda: run_lock.locked_run(folder))
+    with lock, Display(1, terminal) as display:
+        result = train_run(config, folder, images, lambda status: display.update(name, status))
+        display.update(name, result)
+    print_text(terminal, f"records: {folder}")
+    return 0 if result["status"] == "ok" else 1
