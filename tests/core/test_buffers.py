@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from steppe.core.buffers import Buffers
 from torch import Tensor, nn
 
 import steppe
-from steppe.core.buffers import Buffers
 from steppe.integrations.torch_optimizer import MethodOptimizer
 
 

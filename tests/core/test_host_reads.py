@@ -44,7 +44,7 @@ def bound(method: Method, *, decides: bool) -> tuple[nn.Module, Step]:
     optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, fused=True)
     step = method.bind(net, optimizer, steps=100, epoch=5)
     method.allocate(step.state, 100, 5)
-    step.runtime.parallel.decides = decides
+    step.runtime.parallel.checks_every_pass = decides
     return net, step
 
 

@@ -11,8 +11,9 @@ from torch import nn
 
 from steppe import InputError
 from steppe.core.numerics import vector
+from steppe.core.numerics.filters import in_scope, unit_dims
 from steppe.core.numerics.losses import kl_divergence
-from steppe.core.numerics.perturbations import in_scope, sam_perturbation, unit_dims
+from steppe.core.numerics.perturbations import sam_perturbation
 from steppe.models import build
 
 

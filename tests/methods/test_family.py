@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import steppe
-from steppe.core.numerics.perturbations import filter_noise
+from steppe.core.numerics.filters import filter_noise
 
 CROSS: list[tuple[steppe.Method, steppe.Method]] = [
     (steppe.MixedSAM(alpha=0.0), steppe.SAM()),
