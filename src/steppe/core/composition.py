@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,31 +91,25 @@ class On(Method):
         return part.deployed_weights(net, self._state(part, state))
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
-        """Predict as the method that defines it, the base by default.
-
-        If both do, as the base with the weights that the rule deploys.
-        """
-        holder, placed = self._deploying(net, state)
-        with placed:
-            return holder.predict(net, self._state(holder, state), x)
+        """Predict as the method that overrides it, the base by default, with the weights that the rule deploys."""
+        with self._deployed(net, state) as (part, own):
+            return part.predict(net, own, x)
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
         """Return the outputs of the method that predicts."""
-        holder, placed = self._deploying(net, state)
-        with placed:
-            return holder.outputs(net, self._state(holder, state), x)
+        with self._deployed(net, state) as (part, own):
+            return part.outputs(net, own, x)
 
     def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Return the deployed model of the method that predicts."""
-        holder, placed = self._deploying(net, state)
-        with placed:
-            return holder.deployed_model(net, self._state(holder, state), new_model)
+        with self._deployed(net, state) as (part, own):
+            return part.deployed_model(net, own, new_model)
 
-    def _deploying(self, net: nn.Module, state: nn.Module) -> tuple[Method, AbstractContextManager[None]]:
-        both = all(overrides(part, "predict") for part in (self.rule, self.base))
-        if both and overrides(self.rule, "deployed_weights"):
-            return self.base, self.rule.deployed_weights(net, self._state(self.rule, state))
-        return self._holder("predict"), nullcontext()
+    @contextmanager
+    def _deployed(self, net: nn.Module, state: nn.Module) -> Iterator[tuple[Method, nn.Module]]:
+        part = self._holder("predict")
+        with self.rule.deployed_weights(net, self._state(self.rule, state)):
+            yield part, self._state(part, state)
 
     def _state(self, part: Method, state: nn.Module) -> nn.Module:
         return state.get_submodule("rule" if part is self.rule else "base")

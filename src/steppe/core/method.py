@@ -98,7 +98,8 @@ class Method:
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         """Return the logits of the deployed model."""
-        return extract_logits(call_model(net, x))
+        with self.deployed_weights(net, state):
+            return extract_logits(call_model(net, x))
 
     def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
         """Return the context in which the network has the deployed weights instead of its own."""
@@ -113,7 +114,8 @@ class Method:
 
     def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Return the deployed model as one plain network: made by ``new_model``, with the deployed weights."""
-        return with_weights(new_model(), net.state_dict())
+        with self.deployed_weights(net, state):
+            return with_weights(new_model(), net.state_dict())
 
     def bind(
         self,

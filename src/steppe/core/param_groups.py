@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain, compress
-from operator import attrgetter, is_
+from itertools import chain
+from operator import is_
 from typing import Any
 
 import torch
@@ -15,33 +15,8 @@ from steppe.errors import InputError
 
 def trainable(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     """Return the optimizer's trainable parameters, each once, in its order; raises InputError if it has none."""
-    return _trainable(*_all(optimizer))
-
-
-class Trainable:
-    """An optimizer's trainable parameters (see `trainable`), and whether they are still the same."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer):
-        self._optimizer, self._all = optimizer, _all(optimizer)
-        self.params = _trainable(*self._all)
-
-    def renew(self) -> bool:
-        """Read them again; return whether they have changed."""
-        before, now = self._all, _all(self._optimizer)
-        if same(before[0], now[0]) and before[1] == now[1]:
-            return False
-        self._all, self.params = now, _trainable(*now)
-        return True
-
-
-def _all(optimizer: torch.optim.Optimizer) -> tuple[list[nn.Parameter], list[bool]]:
-    """Return all of an optimizer's parameters, and which of them require a gradient."""
-    params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
-    return params, list(map(attrgetter("requires_grad"), params))
-
-
-def _trainable(params: list[nn.Parameter], requires_grad: list[bool]) -> list[nn.Parameter]:
-    unique = {id(p): p for p in compress(params, requires_grad)}
+    params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    unique = {id(p): p for p in params if p.requires_grad}
     if not unique:
         raise InputError("the optimizer holds no trainable parameter; give it model.parameters()")
     return list(unique.values())

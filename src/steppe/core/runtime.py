@@ -60,8 +60,7 @@ class Runtime:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, options: BindOptions):
         self.model, self.optimizer, self.options = model, optimizer, options
         self.net, wrapper = unwrap_model(model)
-        self._trainable = param_groups.Trainable(optimizer)
-        self.params = self._trainable.params
+        self.params = param_groups.trainable(optimizer)
         self.device = self.params[0].device
         self.precision = MixedPrecision(options.precision, self.params[0], options.scaler)
         self.parallel = parallelism_of(self.net, wrapper, self.params, options.sync)
@@ -387,8 +386,8 @@ class Runtime:
 
     def begin(self, batch: Batch) -> None:
         """Start a step on this batch."""
-        if self._trainable.renew():
-            self.params = self._trainable.params
+        if not param_groups.same(params := param_groups.trainable(self.optimizer), self.params):
+            self.params = params
             self.owners, self._memo = param_groups.owners(self.net, self.params), {}
             self.buffers = Buffers(self.net)
         parts, weight = self.micro_batches(batch), self.weight(batch)

@@ -12,16 +12,14 @@ Start    decay 0.999 (small data) to 0.9998
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from steppe.core.batch import Batch
-from steppe.core.method import Method, require, with_weights
-from steppe.core.model_call import call_model, extract_logits
+from steppe.core.method import Method, require
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.state.weight_average import WeightAverage
 
@@ -52,13 +50,3 @@ class EMA(Method):
         """Swap in the mean."""
         assert isinstance(state, WeightAverage)
         return state.swapped_in(net)
-
-    def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
-        """Return the logits of the mean."""
-        with self.deployed_weights(net, state):
-            return extract_logits(call_model(net, x))
-
-    def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Return a network with the mean's weights."""
-        with self.deployed_weights(net, state):
-            return with_weights(new_model(), net.state_dict())

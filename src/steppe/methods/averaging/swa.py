@@ -13,16 +13,14 @@ Start    start 0.75, every = the steps of an epoch; combine it with any method: 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from steppe.core.batch import Batch
-from steppe.core.method import Method, require, with_weights
-from steppe.core.model_call import call_model, extract_logits
+from steppe.core.method import Method, require
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.state.weight_average import WeightAverage
 
@@ -56,13 +54,3 @@ class SWA(Method):
         """Swap in the mean, once there is one."""
         assert isinstance(state, WeightAverage)
         return state.swapped_in(net) if state.count else nullcontext()
-
-    def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
-        """Return the logits of the mean, once there is one."""
-        with self.deployed_weights(net, state):
-            return extract_logits(call_model(net, x))
-
-    def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Return a network with the mean's weights."""
-        with self.deployed_weights(net, state):
-            return with_weights(new_model(), net.state_dict())
