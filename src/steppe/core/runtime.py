@@ -195,7 +195,7 @@ class Runtime:
         Buffers and RNG are restored too (see `preserve_state`), unless it is ``clean``: the only pass of its step,
         whose running statistics and random draws count.
         """
-        direction, by, times = _split(offset)
+        direction, by, times = vector.factors(offset)
         whole, moved = len(by) == len(direction), self.params
         if not whole:
             moved = [p for p, o in zip(self.params, direction, strict=True) if o is not None]
@@ -417,11 +417,3 @@ class Runtime:
         for p in self.params:
             p.grad = None
         self._in_grad = None
-
-
-def _split(offset: Vec | ScaledVector) -> tuple[Vec, list[Tensor], Tensor | list[Tensor] | None]:
-    """Return an offset's direction, the tensors of it that are not None, and the factors of these."""
-    if not isinstance(offset, ScaledVector):
-        return offset, vector.present(offset), None
-    direction, times = offset.direction, offset.times
-    return direction, vector.present(direction), vector.present(times) if isinstance(times, list) else times

@@ -113,6 +113,14 @@ class ScaledVector:
         return times(self.direction, each) if isinstance(each, list) else scale(self.direction, each)
 
 
+def factors(offset: Vec | ScaledVector) -> tuple[Vec, list[Tensor], Tensor | list[Tensor] | None]:
+    """Return an offset's direction, the tensors of it that are not None, and the factors of these, if any."""
+    if not isinstance(offset, ScaledVector):
+        return offset, present(offset), None
+    direction, by = offset.direction, offset.times
+    return direction, present(direction), present(by) if isinstance(by, list) else by
+
+
 def _local(t: Tensor) -> Tensor:
     local: Tensor = t.to_local() if sharded(t) else t  # type: ignore[attr-defined]
     return local
