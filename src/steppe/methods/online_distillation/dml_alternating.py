@@ -29,12 +29,12 @@ from steppe.core.batch import Batch
 from steppe.core.method import plain_step
 from steppe.core.model_call import call_model
 from steppe.core.runtime import Runtime, StepOutput
-from steppe.methods.online_distillation._mutual import Mutual
+from steppe.methods.online_distillation.dml import DML
 from steppe.models.multi.inputs import views_of
 
 
 @dataclass(frozen=True)
-class AlternatingDML(Mutual):
+class AlternatingDML(DML):
     """Train ``networks`` in turn on the labels and, times ``lam``, towards the others' updated outputs."""
 
     cost: ClassVar = (4, 2, 2)
