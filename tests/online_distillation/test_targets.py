@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steppe.core.numerics.losses import distillation_loss, diversity, one_hot, sigmoid_rampup
 from steppe.core.schedules import TrainingProgress
-from steppe.methods.online_distillation.kdcl import cross_entropy, general, linear, min_logit, naive
+from steppe.methods.online_distillation._kdcl_targets import cross_entropy, general, linear, min_logit, naive
 
 
 @st.composite

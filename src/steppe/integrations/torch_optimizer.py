@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from steppe.core.buffers import BufferCopy, Buffers
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import schedule_perturbation
+from steppe.core.numerics.perturbations import scaled_perturbation
+from steppe.core.snapshot import Buffers, BufferSnapshot
 from steppe.errors import InputError
 
 _BIND = "method.bind(model, optimizer)"
@@ -64,7 +64,7 @@ class SAMOptimizer(torch.optim.Optimizer):
         self.rho, self.adaptive, self.skipped = rho, adaptive, False
         self._buffers = None if model is None else Buffers(model)
         self._saved: list[tuple[Tensor, Tensor]] | None = None  # None outside of a step
-        self._saved_buffers: BufferCopy | None = None
+        self._saved_buffers: BufferSnapshot | None = None
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -100,12 +100,12 @@ class SAMOptimizer(torch.optim.Optimizer):
         groups = [(p, float(g.get("rho", self.rho))) for g in self.param_groups for p in g["params"]]
         moved = [(p, rho) for p, rho in groups if rho > 0 and p.grad is not None and self._finite]
         self._saved = [(p, p.clone()) for p, _ in moved]
-        self._saved_buffers = None if self._buffers is None else self._buffers.keep()
+        self._saved_buffers = None if self._buffers is None else self._buffers.snapshot()
         if moved:
             params, radii = map(list, zip(*moved, strict=True))
             scale = [p.abs() for p in params] if self.adaptive else None
             rho = radii if len(set(radii)) > 1 else radii[0]
-            offset = schedule_perturbation([p.grad for p in params], rho, scale)
+            offset = scaled_perturbation([p.grad for p in params], rho, scale)
             if isinstance(offset, vector.ScaledVector):
                 vector.move(params, vector.present(offset.direction), offset.times)  # type: ignore[arg-type]
             else:
@@ -164,5 +164,4 @@ class SAMOptimizer(torch.optim.Optimizer):
             p.copy_(value)
         if self._saved_buffers is not None:
             self._saved_buffers.restore()
-            self._saved_buffers.close()
         self._saved = self._saved_buffers = None

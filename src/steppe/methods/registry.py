@@ -1,4 +1,4 @@
-"""The list of methods: one line each."""
+"""The list of methods, one line each, and how one is made from its name."""
 
 from __future__ import annotations
 
@@ -92,10 +92,10 @@ def names() -> list[str]:
 def make(name: str, **settings: object) -> Method:
     """Make a method by name: ``make("sam", rho=0.1)``.
 
-    ``start``, ``stop`` and ``every`` say when it works (see `ActiveWindow`), and a schedule may be given as text,
+    ``start``, ``stop`` and ``every`` limit it to some steps (see `ActiveWindow`). A schedule may be text,
     ``rho="linear(0,0.1,0.5)"``.
 
-    Raises InputError for an unknown name or setting, with the nearest known ones.
+    Raises InputError for an unknown name or setting, with the nearest ones.
     """
     if name not in METHODS:
         if set(name) & set(":+"):
@@ -124,23 +124,23 @@ def parse(spec: str) -> Method:
 
 
 def label(method: Method) -> str:
-    """Return the name under which a method is in the list, its class's if it is not."""
-    found = type(method).__name__
-    for name, made in METHODS.items():
-        fixed = made.keywords if isinstance(made, partial) else {}
-        known: object = made.func if isinstance(made, partial) else made
-        # a later name that fixes more is the better one
-        if known is type(method) and all(getattr(method, k) == v for k, v in fixed.items()):
-            found = name
-    return found
+    """Return a method's name in the list, the name of its class if it is not in the list."""
+    label = type(method).__name__
+    for name, entry in METHODS.items():
+        fixed = entry.keywords if isinstance(entry, partial) else {}
+        cls: object = entry.func if isinstance(entry, partial) else entry
+        # a later entry that fixes more settings is more specific
+        if cls is type(method) and all(getattr(method, k) == v for k, v in fixed.items()):
+            label = name
+    return label
 
 
 def card(name: str) -> str:
-    """Return the card of a method: equation, paper, code, cost, limits, differences, values to start from."""
+    """Return a method's card: equation, paper, code, cost, limits, differences, values to start from."""
     if name not in METHODS:
         raise unknown("method", name, METHODS)
-    made = METHODS[name]
-    cls = made.func if isinstance(made, partial) else made
+    entry = METHODS[name]
+    cls = entry.func if isinstance(entry, partial) else entry
     return inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "")
 
 
@@ -151,10 +151,10 @@ def summary(name: str) -> str:
 
 @dataclass(frozen=True)
 class MethodFacts:
-    """A method in a line.
+    """A method's row in a table.
 
-    ``cost`` is what a step costs at most (forward / backward / updates), ``keeps`` what it remembers, ``status``
-    'tried' if docs/results has a trial of it, else 'checked': restated, and green in the conformance suite.
+    ``cost`` is the most that a step takes (forward / backward / updates), ``keeps`` its state between steps,
+    ``status`` 'tried' if docs/results has a trial of it, else 'checked': restated, and conforming.
     """
 
     name: str
@@ -166,7 +166,7 @@ class MethodFacts:
 
 
 def row(name: str) -> MethodFacts:
-    """Return the line of a method in the list."""
+    """Return a method's row."""
     method = make(name)
     cost = "/".join(f"{n:g}" for n in method.cost) if method.cost else "varies"
     per_sample, per_weight = method.memory_bytes(1, 10) > 0, overrides(method, "init")

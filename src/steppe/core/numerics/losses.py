@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ def kl_divergence(reference: Tensor, logits: Tensor, T: float = 1.0) -> Tensor:
 
 
 def kl_per_sample(reference: Tensor, logits: Tensor, T: float = 1.0) -> Tensor:
-    """Return the divergence of each sample (B,), whose mean is `kl`."""
+    """Return the divergence of each sample (B,), whose mean is `kl_divergence`."""
     log_p = _log_probabilities(reference, T)
     log_q = _log_probabilities(logits, T)
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
@@ -68,3 +68,16 @@ def diversity(logits: Sequence[Tensor]) -> Tensor:
     p = torch.stack([torch.softmax(upcast_to_float32(z), 1) for z in logits])
     pairs = [(a - b).norm(dim=1).mean() for i, a in enumerate(p) for b in p[i + 1 :]]
     return torch.stack(pairs).mean()
+
+
+def per_sample(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, y: Tensor) -> Tensor:
+    """Return a loss of each sample (B,) by itself, from a function that averages over samples."""
+
+    def one(z: Tensor, target: Tensor) -> Tensor:
+        return loss(z[None], target[None])
+
+    try:
+        values: Tensor = torch.vmap(one)(logits, y)
+    except RuntimeError:  # control flow that depends on values cannot be mapped
+        values = torch.stack([one(z, target) for z, target in zip(logits, y, strict=True)])
+    return values

@@ -202,7 +202,7 @@ class CheckpointStore:
     def _numbers(self) -> dict[str, int]:
         """Return the number of each of this process's generators; equal numbers mean equal states."""
         parallel = self.step.runtime.parallel
-        return {"noise": parallel.noise, "masks": parallel.rank}
+        return {"noise": parallel.noise_id, "masks": parallel.rank}
 
     def _all_generators(self, local: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the states of all processes' generators."""
