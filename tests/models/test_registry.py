@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from steppe.core.numerics.perturbations import last_of
+from steppe.core.numerics.filters import last_of
 from steppe.errors import InputError
 from steppe.models import MODELS, build, names
 
