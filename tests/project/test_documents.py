@@ -152,7 +152,7 @@ PRINTED = {
     "method": "True Passes(forward=40.0, backward=40.0, updates=40, steps=40)\n",
     "track": "1 ['epoch', 'gradients', 'lr']\n2 ['epoch', 'gradients', 'lr']\nok ['best', 'last']\n",
 }
-APART = {"adapters": "tests/adapters/test_guide.py"}
+APART = {"integrations": "tests/integrations/test_guide.py"}
 PAGES = [
     p for p in sorted((ROOT / "docs").rglob("*.md")) if "```python\n" in p.read_text() and p.stem not in APART
 ]
