@@ -32,7 +32,7 @@ PHRASES = {
 
 
 def identifiers(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Yield every name that a file defines, with its line: variables, arguments, attributes, functions, classes."""
+    """Yield each name that a file defines, with its line: variables, arguments, attributes, functions, classes."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
             yield node.lineno, node.id if isinstance(node, ast.Name) else node.attr
@@ -51,7 +51,8 @@ def problems(path: Path) -> Iterator[str]:
                 yield f"{path}:{line}: name {name!r}; use {NAMES[name.strip('_')]}"
     for phrase, new in PHRASES.items():
         for match in phrase.finditer(text):
-            yield f"{path}:{text.count(chr(10), 0, match.start()) + 1}: phrase {match[0]!r}; use {new}"
+            line = text.count("\n", 0, match.start()) + 1
+            yield f"{path}:{line}: phrase {' '.join(match[0].split())!r}; use {new}"
 
 
 def main(arguments: list[str]) -> int:

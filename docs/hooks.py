@@ -40,9 +40,10 @@ def examples() -> dict[str, str]:
 
 def reference() -> dict[str, str]:
     """Return the API pages, by their paths in the site."""
-    classes = [name for name in steppe.__all__ if isinstance(getattr(steppe, name), type)]
+    public = [n for n in steppe.__all__ if getattr(getattr(steppe, n), "__name__", n) == n]  # without aliases
+    classes = [n for n in public if isinstance(getattr(steppe, n), type)]
     of_methods = [n for n in classes if getattr(steppe, n).__module__.startswith("steppe.methods.")]
-    rest = [n for n in steppe.__all__ if n not in of_methods]
+    rest = [n for n in public if n not in of_methods]
     pages = {"steppe": [f"steppe.{n}" for n in rest], "Methods": [f"steppe.{n}" for n in of_methods]}
     pages |= {title: [PREFIX.get(title, "steppe.") + n for n in names.split()] for title, names in API.items()}
     # the members of a method's class are documented once, in Method
