@@ -26,8 +26,8 @@ gain is its difference to plain training in the same column of the table, in per
 plain row, the reference is DML with as many networks. Our gain is the mean over seeds of differences paired by
 seed, with Student's 95 % interval.
 
-A *full* protocol is the paper's own. A *scaled* protocol has fewer images or epochs; it can confirm the sign of a
-gain, but not its size.
+With a *full* protocol our runs train as the paper's do. With a *scaled* protocol they have fewer images or epochs;
+this can confirm the sign of a gain, but not its size.
 
 - *agrees*: full protocol: the published gain lies in our interval. Scaled: our interval excludes 0 and has the
   sign of the published gain.
