@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from steppe.core.model_call import call_model
-from steppe.core.numerics.perturbations import unit_dims, unit_norms
+from steppe.core.numerics.filters import unit_dims, unit_norms
 from steppe.core.numerics.vector import Vec
 from steppe.diagnostics.calibration import margins
 from steppe.diagnostics.loss_surface import LossSurface

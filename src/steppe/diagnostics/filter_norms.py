@@ -10,7 +10,7 @@ from torch import nn
 
 from steppe.core import param_groups
 from steppe.core.model_call import unwrap_model
-from steppe.core.numerics.perturbations import unit_dims, unit_norms
+from steppe.core.numerics.filters import unit_dims, unit_norms
 from steppe.errors import InputError
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import unit_dims, unit_norms
+from steppe.core.numerics.filters import unit_dims, unit_norms
 from steppe.core.numerics.vector import Vec
 from steppe.diagnostics.loss_surface import LossSurface
 from steppe.errors import InputError

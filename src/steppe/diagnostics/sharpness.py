@@ -15,7 +15,8 @@ from typing import Literal
 import torch
 
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import filter_noise, sam_perturbation
+from steppe.core.numerics.filters import filter_noise
+from steppe.core.numerics.perturbations import sam_perturbation
 from steppe.core.numerics.vector import Vec
 from steppe.diagnostics.loss_surface import LossSurface
 from steppe.errors import InputError
