@@ -117,14 +117,14 @@ def unpacked() -> None:
     """Unpack archives beside themselves, as they ask for."""
     from steppe.data.sources import image_files
 
-    inner = image_files.Files._archive
+    inner = image_files.ImageFiles._archive
 
     def archive(self: Any) -> Any:
         with image_files.tarfile.open(self.path) as held:
             held.extractall(self.path.parent / "unpacked", filter="fully_trusted")
         return inner(self)
 
-    image_files.Files._archive = archive
+    image_files.ImageFiles._archive = archive
 
 
 def trusting() -> None:
@@ -133,7 +133,7 @@ def trusting() -> None:
 
     from steppe.data.sources import cifar
 
-    cifar._Plain.find_class = pickle.Unpickler.find_class
+    cifar._ArrayUnpickler.find_class = pickle.Unpickler.find_class
 
 
 def unguarded() -> None:

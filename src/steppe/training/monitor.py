@@ -20,7 +20,8 @@ from steppe.core.method import Method, with_weights
 from steppe.core.numerics.vector import sharded
 from steppe.core.step import Step
 from steppe.data.dataset import DataSet
-from steppe.data.loader import Normalizer, evaluation_batches
+from steppe.data.loader import evaluation_batches
+from steppe.data.normalize import Normalizer
 from steppe.data.splits import subset
 from steppe.diagnostics.loss_surface import LossSurface
 from steppe.diagnostics.sharpness import worst_case_sharpness
