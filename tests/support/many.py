@@ -276,7 +276,7 @@ def accumulated(rank: int, kind: str) -> list[Tensor]:
 
 
 def halved(rank: int, alpha: float) -> dict[str, Any]:
-    """Take one step of RWP by halves; return the update, and the gradient at the weights where the loss was taken."""
+    """Take one step of RWP by halves; return the update, and the gradient at the weights of the first pass."""
     net = smooth_net()
     weights: list[list[Tensor]] = []
 
