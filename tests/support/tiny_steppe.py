@@ -1,13 +1,15 @@
 """The ``steppe`` command with a network without BatchNorm and dropout, whose training no split of a batch changes.
 
-With STOP_AFTER in the environment the process ends, as if it were killed, once that epoch's checkpoint is written.
+`command` runs it in the processes of a pool; run as a program it is what torchrun starts.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+from unittest import mock
 
-import torch.distributed as dist
 from torch import nn
 
 from steppe import models
@@ -28,21 +30,31 @@ def tiny(classes: int, channels: int, size: int) -> nn.Module:
     )
 
 
-def _stop_after(epoch: int) -> None:
+def command(rank: int, arguments: list[str], stop_after: int | None = None) -> tuple[int, str, str]:
+    """Give the command in every process of a pool; return exit code, output and error output of this one.
+
+    With ``stop_after`` all are stopped by Ctrl-C once that epoch's checkpoint is written.
+    """
     save = trainer.Trainer._save
 
     def save_and_stop(self: trainer.Trainer, improved: bool) -> None:
         save(self, improved)
-        if self.epoch == epoch:
-            if dist.is_initialized():
-                dist.barrier()
-            os._exit(0)
+        if self.epoch == stop_after:
+            raise KeyboardInterrupt
 
-    trainer.Trainer._save = save_and_stop
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", COLUMNS="120")
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.dict(models.MODELS, tiny=tiny),
+        mock.patch.object(trainer.Trainer, "_save", save_and_stop),
+        mock.patch("steppe.distributed.process_group.process_group", contextlib.nullcontext),  # the pool has joined
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        code = main(arguments)
+    return code, out.getvalue(), err.getvalue()
 
 
 if __name__ == "__main__":
     models.MODELS["tiny"] = tiny
-    if "STOP_AFTER" in os.environ:
-        _stop_after(int(os.environ["STOP_AFTER"]))
     raise SystemExit(main())
