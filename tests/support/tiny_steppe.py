@@ -47,7 +47,8 @@ def command(rank: int, arguments: list[str], stop_after: int | None = None) -> t
     with (
         mock.patch.dict(models.MODELS, tiny=tiny),
         mock.patch.object(trainer.Trainer, "_save", save_and_stop),
-        mock.patch("steppe.distributed.process_group.process_group", contextlib.nullcontext),  # the pool has joined
+        # the pool has joined
+        mock.patch("steppe.distributed.process_group.process_group", contextlib.nullcontext),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
