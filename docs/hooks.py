@@ -1,4 +1,4 @@
-"""What the site has beside the documents: the examples, the API from its docstrings, and the lists of both."""
+"""MkDocs hooks: pages for the examples, API pages from the docstrings, and their entries in the navigation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from steppe import methods
 
 ROOT = Path(__file__).parents[1]
 
-# what a user calls, by purpose; `steppe` itself comes first
+# public modules by purpose; the page of `steppe` itself comes first
 API = {
     "Integrations": "torch_optimizer transformers lightning accelerate timm",
     "Runs and comparisons": "config.run training.run experiments.comparison tracking",
@@ -33,66 +33,67 @@ PREFIX = {"Integrations": "steppe.integrations.", "Diagnostics": "steppe.diagnos
 
 
 def examples() -> dict[str, str]:
-    """Return a page for each example, by its place."""
-    found = sorted((ROOT / "examples").glob("*.py"))
-    return {f"examples/{path.stem}.md": f"# {path.name}\n\n```python\n{path.read_text()}```\n" for path in found}
+    """Return a page for each example, by its path in the site."""
+    files = sorted((ROOT / "examples").glob("*.py"))
+    return {f"examples/{path.stem}.md": f"# {path.name}\n\n```python\n{path.read_text()}```\n" for path in files}
 
 
 def reference() -> dict[str, str]:
-    """Return the pages of the API, by their places."""
-    ours = [name for name in steppe.__all__ if isinstance(getattr(steppe, name), type)]
-    listed = [n for n in ours if getattr(steppe, n).__module__.startswith("steppe.methods.")]
-    rest = [n for n in steppe.__all__ if n not in listed]
-    made = {"steppe": [f"steppe.{n}" for n in rest], "Methods": [f"steppe.{n}" for n in listed]}
-    made |= {title: [PREFIX.get(title, "steppe.") + n for n in names.split()] for title, names in API.items()}
-    # what a method's class defines is described once, by Method
-    short = {"Methods": "\n    options: {members: false}"}
+    """Return the API pages, by their paths in the site."""
+    public = [n for n in steppe.__all__ if getattr(getattr(steppe, n), "__name__", n) == n]  # without aliases
+    classes = [n for n in public if isinstance(getattr(steppe, n), type)]
+    of_methods = [n for n in classes if getattr(steppe, n).__module__.startswith("steppe.methods.")]
+    rest = [n for n in public if n not in of_methods]
+    pages = {"steppe": [f"steppe.{n}" for n in rest], "Methods": [f"steppe.{n}" for n in of_methods]}
+    pages |= {title: [PREFIX.get(title, "steppe.") + n for n in names.split()] for title, names in API.items()}
+    # the members of a method's class are documented once, in Method
+    options = {"Methods": "\n    options: {members: false}"}
     return {
         f"reference/{title.lower().replace(' ', '-')}.md": "\n\n".join(
-            [f"# {title}", *(f"::: {name}{short.get(title, '')}" for name in names)]
+            [f"# {title}", *(f"::: {name}{options.get(title, '')}" for name in names)]
         )
-        for title, names in made.items()
+        for title, names in pages.items()
     }
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Fill the folders of the navigation with their pages."""
-    inside = {
+    """Replace the folders named in the navigation by their pages."""
+    folders = {
         "methods/": ["methods/README.md", *(f"methods/{name}.md" for name in methods.names())],
         "examples/": list(examples()),
         "reference/": list(reference()),
         "decisions/": [f"decisions/{p.name}" for p in sorted((ROOT / "docs/decisions").glob("*.md"))],
     }
     entries = [pair for entry in config.nav or [] for pair in entry.items()]
-    config.nav = [{title: inside.get(what, what) if isinstance(what, str) else what} for title, what in entries]
+    config.nav = [{title: folders.get(item, item) if isinstance(item, str) else item} for title, item in entries]
     guides = next(entry["Guides"] for entry in config.nav if "Guides" in entry)
-    listed = {place for guide in guides for place in guide.values()}
-    found = [f"how-to/{p.name}" for p in sorted((ROOT / "docs/how-to").glob("*.md"))]
-    guides += [place for place in found if place not in listed]
+    titled = {path for guide in guides for path in guide.values()}
+    paths = [f"how-to/{p.name}" for p in sorted((ROOT / "docs/how-to").glob("*.md"))]
+    guides += [path for path in paths if path not in titled]
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are made here."""
-    for place, content in (examples() | reference()).items():
-        files.append(File.generated(config, place, content=content))
+    """Add the generated pages."""
+    for path, content in (examples() | reference()).items():
+        files.append(File.generated(config, path, content=content))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Lead links to examples to their pages; links to other files of the repository become their text."""
+    """Point links to examples to their pages; reduce links to files outside the site to their text."""
     folder = posixpath.dirname(page.file.src_uri)
 
-    def lead(found: re.Match[str]) -> str:
-        text, target = found.groups()
-        place = posixpath.normpath(posixpath.join("docs", folder, target))
-        if place.startswith("examples/"):
-            return f"[{text}]({posixpath.relpath(place.removesuffix('.py') + '.md', folder or '.')})"
-        return found[0] if place.startswith("docs/") else text
+    def rewrite(link: re.Match[str]) -> str:
+        text, target = link.groups()
+        path = posixpath.normpath(posixpath.join("docs", folder, target))
+        if path.startswith("examples/"):
+            return f"[{text}]({posixpath.relpath(path.removesuffix('.py') + '.md', folder or '.')})"
+        return link[0] if path.startswith("docs/") else text
 
-    return re.sub(r"\[([^\]]+)\]\((?!http|#)([^)#\s]+)\)", lead, markdown)
+    return re.sub(r"\[([^\]]+)\]\((?!http|#)([^)#\s]+)\)", rewrite, markdown)
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Show the formulas of docstrings as they are written; setting them would take a script from elsewhere."""
+    """Show formulas of docstrings as text: typesetting them would load a script from another server."""
     return html.replace(":math:<code>", "<code>")

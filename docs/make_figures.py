@@ -1,7 +1,7 @@
-"""Draw what a method does: where it takes gradients, and where its updates lead, with two weights.
+"""Draw a few steps of a method on a model with two weights: where it takes gradients, and the path of the weights.
 
-A logistic regression with two weights is trained for a few steps by the method itself, and every point at which it
-asked for a gradient is kept. Distances are larger than usual, to be seen.
+The method itself trains a logistic regression. `rt.grad` is wrapped to record where each gradient is taken. Radii
+and noise are larger than usual, so that they can be seen.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from steppe import methods
 from steppe.core.method import overrides
 
 SIZE, STEPS, START = 320, 4, (-1.6, 1.7)
-LOW, HIGH = (-2.2, -1.3), (1.7, 2.6)  # the part of the plane that is shown
+LOW, HIGH = (-2.2, -1.3), (1.7, 2.6)  # corners of the plotted area
 LARGE = {
     **{name: {"gamma": 0.25} for name in ("rwp", "arwp", "lpf-sgd")},
     "sadt-v1": {"sigma": 0.3},
@@ -26,7 +26,7 @@ Point = tuple[float, float]
 
 
 class TwoWeights(nn.Module):
-    """Two classes by one logit, w x."""
+    """Logistic regression: the logits of the two classes are 0 and w x."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class TwoWeights(nn.Module):
 
 
 def data() -> tuple[Tensor, Tensor]:
-    """Return 24 samples that no line separates."""
+    """Return 24 samples that are not linearly separable."""
     g = torch.Generator().manual_seed(3)
     y = torch.arange(24) % 2
     means = torch.where(y[:, None] == 1, torch.tensor([0.3, 0.25]), torch.tensor([-0.3, -0.25]))
@@ -49,39 +49,38 @@ def data() -> tuple[Tensor, Tensor]:
 
 
 def path(name: str) -> list[tuple[Point, list[Point]]]:
-    """Return for each step where it began and where its gradients were taken; at the end where it led."""
-    known = methods.make(name)
-    large = {"rho": 0.5} if hasattr(known, "rho") else LARGE.get(name, {})
+    """Return where each step starts and where its gradients are taken; the last entry is the end point."""
+    large = {"rho": 0.5} if hasattr(methods.make(name), "rho") else LARGE.get(name, {})
     method = methods.make(name, **large)
     net, (x, y) = TwoWeights(), data()
     step = method.bind(net, torch.optim.SGD(net.parameters(), lr=2.5), steps=STEPS, epoch=1, seed=1)
     method.allocate(step.state, len(y), 2)
-    asked: list[Point] = []
+    points: list[Point] = []
     grad = step.runtime.grad
 
-    def watched(*args: object, **options: object) -> object:
-        asked.append(place(net))
+    def recorded_grad(*args: object, **options: object) -> object:
+        points.append(weights_of(net))
         return grad(*args, **options)
 
-    step.runtime.grad = watched
-    found = []
+    step.runtime.grad = recorded_grad
+    steps = []
     for _ in range(STEPS):
-        began = place(net)
-        asked.clear()
+        start = weights_of(net)
+        points.clear()
         step(steppe.Batch(x, y, torch.arange(len(y))))
-        found.append((began, list(asked)))
-    return [*found, (place(net), [])]
+        steps.append((start, list(points)))
+    return [*steps, (weights_of(net), [])]
 
 
-def place(net: TwoWeights) -> Point:
-    """Return the weights."""
+def weights_of(net: TwoWeights) -> Point:
+    """Return the two weights."""
     a, b = net.w.weight.detach()[0].tolist()
     return a, b
 
 
 @cache
 def contours(levels: int = 7) -> list[str]:
-    """Return the loss's level sets as strokes, found along the edges of a grid."""
+    """Return level sets of the loss as SVG paths, by marching squares on a grid."""
     x, y = data()
     n = 60
     axes = [torch.linspace(low, high, n) for low, high in zip(LOW, HIGH, strict=True)]
@@ -89,9 +88,9 @@ def contours(levels: int = 7) -> list[str]:
     z = w @ x.T
     loss = F.softplus(torch.where(y == 1, -z, z)).mean(1).reshape(n, n)
     heights = loss.min() + (loss.max() - loss.min()) * torch.linspace(0.02, 0.95, levels) ** 2
-    strokes = []
+    paths = []
     for height in heights.tolist():
-        parts = []
+        segments = []
         for i in range(n - 1):
             for j in range(n - 1):
                 corners = [(i, j), (i + 1, j), (i + 1, j + 1), (i, j + 1)]
@@ -103,31 +102,31 @@ def contours(levels: int = 7) -> list[str]:
                         ends = zip(axes, (a, b), (c, d), strict=True)
                         cuts.append([float(axis[k] + t * (axis[m] - axis[k])) for axis, k, m in ends])
                 if len(cuts) == 2:
-                    parts.append("M" + "L".join(pixels((a, b)) for a, b in cuts))
-        strokes.append(f'<path d="{"".join(parts)}"/>')
-    return strokes
+                    segments.append("M" + "L".join(pixels((a, b)) for a, b in cuts))
+        paths.append(f'<path d="{"".join(segments)}"/>')
+    return paths
 
 
 def pixels(point: Point) -> str:
-    """Return a point of the plane in the picture."""
+    """Return a point in pixels of the picture, as SVG text."""
     right = (point[0] - LOW[0]) / (HIGH[0] - LOW[0]) * SIZE
     down = (HIGH[1] - point[1]) / (HIGH[1] - LOW[1]) * SIZE
     return f"{right:.0f},{down:.0f}"
 
 
 def figure(name: str) -> str | None:
-    """Return the picture of a method as SVG; None for those that train several networks or look for a layer."""
+    """Return a method's picture as SVG; None if it trains several networks, or (SADT V2) needs several layers."""
     if overrides(methods.make(name), "build") or name == "sadt-v2":
         return None
-    found = path(name)
-    looks, dots = [], []
-    for began, asked in found:
-        for point in asked:
+    steps = path(name)
+    offsets, dots = [], []
+    for start, points in steps:
+        for point in points:
             x, y = pixels(point).split(",")
-            looks.append(f'<path d="M{pixels(began)}L{x},{y}"/>' if point != began else "")
+            offsets.append(f'<path d="M{pixels(start)}L{x},{y}"/>' if point != start else "")
             dots.append(f'<circle cx="{x}" cy="{y}" r="3.5"/>')
-    way = "M" + "L".join(pixels(began) for began, _ in found)
-    x, y = pixels(found[-1][0]).split(",")
+    trajectory = "M" + "L".join(pixels(start) for start, _ in steps)
+    x, y = pixels(steps[-1][0]).split(",")
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {SIZE} {SIZE}" width="{SIZE}" height="{SIZE}" '
@@ -135,8 +134,8 @@ def figure(name: str) -> str | None:
             '<g fill="none" stroke="#8a9a8a" stroke-width="1" opacity="0.6">',
             *contours(),
             "</g>",
-            f'<path d="{way}" fill="none" stroke="#2e7d32" stroke-width="2.5"/>',
-            f'<g fill="none" stroke="#d2691e" stroke-width="1.2" stroke-dasharray="3 3">{"".join(looks)}</g>',
+            f'<path d="{trajectory}" fill="none" stroke="#2e7d32" stroke-width="2.5"/>',
+            f'<g fill="none" stroke="#d2691e" stroke-width="1.2" stroke-dasharray="3 3">{"".join(offsets)}</g>',
             f'<g fill="#d2691e">{"".join(dots)}</g>',
             f'<circle cx="{x}" cy="{y}" r="5" fill="#2e7d32"/>',
             "</svg>",

@@ -1,8 +1,8 @@
 """Pack a comparison's folder into a file of docs/records: python docs/pack_records.py NAME FOLDER [MORE ...]
 
-What was asked for, and of each run its accuracies and counted passes: what the ledger is made from. Paths of the
-machine are left out, and times, which mean nothing where other work ran. MORE are folders of the same comparison
-with further seeds.
+The file has the command, and for each run its accuracies and counted passes. `make_ledger.py` reads it. Paths are
+left out, and so are times, because other work ran on the machine. MORE are folders of the same comparison with
+other seeds.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ FOLDER = Path(__file__).parent / "records"
 def packed(folder: Path, *more: Path) -> dict[str, Any]:
     """Return a comparison's finished runs as plain data; accuracies are percent.
 
-    Raises SystemExit if further folders have other images or methods, or runs that are there already.
+    Raises SystemExit if a further folder has other images or methods, or repeats a run.
     """
     first = _packed(folder)
     for added in map(_packed, more):
-        known = {(r["method"], r["model"], r["dataset"], r["seed"]) for r in first["runs"]}
-        twice = [r for r in added["runs"] if (r["method"], r["model"], r["dataset"], r["seed"]) in known]
-        other = added["images"] != first["images"] or not added["controls"].keys() <= first["controls"].keys()
-        if other or twice:
+        packed_runs = {(r["method"], r["model"], r["dataset"], r["seed"]) for r in first["runs"]}
+        twice = [r for r in added["runs"] if (r["method"], r["model"], r["dataset"], r["seed"]) in packed_runs]
+        differs = added["images"] != first["images"] or not added["controls"].keys() <= first["controls"].keys()
+        if differs or twice:
             raise SystemExit(f"{added['command']} is no other part of {first['command']}")
         first["command"] += f"; {added['command']}"
         first["runs"] += added["runs"]
@@ -35,14 +35,16 @@ def packed(folder: Path, *more: Path) -> dict[str, Any]:
 
 
 def _packed(folder: Path) -> dict[str, Any]:
-    held = records.load(folder)
+    comparison = records.load(folder)
     return {
-        "command": held.command.partition(" --out ")[0],
-        "torch": held.environment.get("torch"),
-        "device": held.environment.get("device"),
-        "images": {name: {k: about.get(k) for k in ("train", "val", "test")} for name, about in held.data.items()},
-        "controls": {name: about.get("controls") or [] for name, about in held.methods.items()},
-        "runs": [_run(record) for record in held.records if record.status == "ok"],
+        "command": comparison.command.partition(" --out ")[0],
+        "torch": comparison.environment.get("torch"),
+        "device": comparison.environment.get("device"),
+        "images": {
+            name: {k: about.get(k) for k in ("train", "val", "test")} for name, about in comparison.data.items()
+        },
+        "controls": {name: about.get("controls") or [] for name, about in comparison.methods.items()},
+        "runs": [_run(record) for record in comparison.records if record.status == "ok"],
     }
 
 

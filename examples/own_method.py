@@ -1,4 +1,4 @@
-"""A method of your own, bound without touching the package: SAM that looks down the hill instead of up."""
+"""A method of your own, without a change to the package: SAM with its perturbation in the descent direction."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,8 @@ from steppe.core.numerics.perturbations import sam_perturbation
 
 
 @dataclass(frozen=True)
-class LookAhead(steppe.Method):
-    """Descend with the gradient at w - rho g / |g|."""
+class DownhillSAM(steppe.Method):
+    """w <- U(w, grad L(w - e)),  e = rho g / |g|,  g = grad L(w)."""
 
     rho: float = 0.05
 
@@ -24,7 +24,7 @@ class LookAhead(steppe.Method):
 
 torch.manual_seed(0)
 model = torch.nn.Linear(8, 3)
-step = LookAhead(rho=0.1).bind(model, torch.optim.SGD(model.parameters(), lr=0.5))
+step = DownhillSAM(rho=0.1).bind(model, torch.optim.SGD(model.parameters(), lr=0.5))
 x = torch.randn(90, 8)
 y = x[:, :3].argmax(1)
 for _ in range(50):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-GUIDE = Path(__file__).parents[2] / "docs/how-to/adapters.md"
+GUIDE = Path(__file__).parents[2] / "docs/how-to/integrations.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
 NEEDS = {"optimizer": [], "hugging face": ["transformers", "accelerate"], "accelerate": ["accelerate"]}
 NEEDS |= {"lightning": ["lightning"], "timm": ["timm.task"]}
