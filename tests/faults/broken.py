@@ -31,7 +31,7 @@ def _nothing(*_: object) -> Iterator[None]:
 
 
 def fresh_noise() -> None:
-    """Resume with the random streams of a run's beginning."""
+    """Resume with the random state of a run's beginning."""
     from steppe.training.checkpoint import store
 
     def own_streams(self: Any, saved: Any) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def fresh_noise() -> None:
 
 
 def raw_errors() -> None:
-    """Let what the system refuses come out as it is."""
+    """Do not translate the system's errors."""
     _replace("_writing", _nothing)
 
 
@@ -59,7 +59,7 @@ def torn_writes() -> None:
 
 
 def no_checksum() -> None:
-    """Take a checkpoint's tensors without looking at its checksum."""
+    """Do not verify a checkpoint's checksum."""
     from steppe.training.checkpoint import file
 
     _replace("_checksum", _Anything, file)
@@ -94,20 +94,20 @@ def unchecked() -> None:
 
 
 def unlocked() -> None:
-    """Let any number of commands work in one folder."""
+    """Do not lock a folder."""
     _replace("locked_run", _nothing)
     _replace("_alone", _nothing)
 
 
 def wall_clock() -> None:
-    """Measure a run's time by the clock on the wall."""
+    """Measure a run's time by the wall clock."""
     from steppe.training import trainer
 
     _replace("time", SimpleNamespace(perf_counter=lambda: time.time()), trainer)
 
 
 def open_images() -> None:
-    """Let decoders' errors through."""
+    """Do not catch the decoders' errors."""
     from steppe.data.sources import image_files
 
     def one(name: str, content: bytes, size: int | None) -> Any:
@@ -118,7 +118,7 @@ def open_images() -> None:
 
 
 def unpacked() -> None:
-    """Unpack archives beside themselves, as they ask for."""
+    """Unpack archives to the paths that they name."""
     from steppe.data.sources import image_files
 
     inner = image_files.Files._archive
@@ -132,14 +132,14 @@ def unpacked() -> None:
 
 
 def trusting() -> None:
-    """Load pickles as they are, whoever made them."""
+    """Load pickles without restrictions."""
     from steppe.data.sources import cifar
 
     _replace("find_class", pickle.Unpickler.find_class, cifar._Plain)
 
 
 def unguarded() -> None:
-    """Apply gradients whatever they are."""
+    """Apply gradients that are not finite."""
     from steppe.core.runtime import Runtime
 
     _replace("_judge", lambda self, bad: None, Runtime)

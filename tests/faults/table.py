@@ -1,4 +1,4 @@
-"""The table of what was tried: kept as plain data, written as a page."""
+"""The table of results: stored as plain data, written as a page."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from faults.outcome import Row
 DATA, PAGE = "reliability.json", "reliability.md"
 HEAD = """# Reliability
 
-What happens when things go wrong, tried on purpose. Each class of faults has defects planted in the product, one
-at a time, which it must catch; a class that misses one proves nothing. Lost: work is gone, a wrong state was used,
-or bad input was taken. Traceback: anything but the one promised line. Outside: something was written or run where
-nothing may be.
+The fault campaign kills processes, takes resources away, damages files and feeds hostile input, and compares what
+follows with an undisturbed run. Every class of faults is also run with defects planted in the library, one at a
+time, and must catch each of them.
+
+- **Lost**: work is gone, a wrong state was used, or bad input was accepted.
+- **Traceback**: the output is something other than the documented line.
+- **Outside**: something was written outside the allowed folders, or a program was started.
 
 """
 COLUMNS = (
@@ -52,14 +55,14 @@ def page(rows: Sequence[Row], together: float | None = None) -> str:
             f"Not measured yet: {', '.join(missing)}; `python -m faults {' '.join(missing)} --write` does.",
         ]
     commands = "\n".join(dict.fromkeys(r.command for r in rows))
-    tail = f"\nMeasured with, `src` and `tests` on PYTHONPATH:\n\n```sh\n{commands}\n```\n\n{AFTER}"
-    whole = f"All of them, in one command and with their planted defects: {(together or 0) / 60:.0f} minutes.\n"
+    tail = f"\nMeasured with these commands, `src` and `tests` on PYTHONPATH:\n\n```sh\n{commands}\n```\n\n{AFTER}"
+    whole = f"All classes with their planted defects, in one command: {(together or 0) / 60:.0f} minutes.\n"
     return HEAD + "\n".join(lines) + "\n" + tail + (whole if together else "")
 
 
-AFTER = """`make faults` does all of it; `make faults-short` a few of each, with the first of its planted defects.
-Seconds are those of the class without its planted defects, on two cores. Other work on the machine makes them
-longer; the processor's seconds it does not.
+AFTER = """`make faults` runs all of it, `make faults-short` a few cases of each class and its first planted defect. Seconds
+are those of the class without its planted defects, on two cores; other work on the machine makes them longer, but
+not the processor's seconds.
 """
 
 

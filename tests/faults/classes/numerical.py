@@ -22,7 +22,7 @@ from steppe.testing.result import CheckFailed, NotApplicable
 from steppe.testing.subjects import OurSession, Subject, SubjectOptions
 from steppe.training.checkpoint import file
 
-TITLE = "inf and NaN in images, weights, gradients, in every pass, on one process of two"
+TITLE = "inf and NaN in images, weights and gradients, in every pass, on one process of two"
 FULL, SHORT, FEW = 40, 8, 4
 PLANTED = says("unguarded")
 STEPS = 4

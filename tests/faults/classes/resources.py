@@ -28,7 +28,7 @@ from faults.outcome import Case, Where
 from faults.runs import NOISY, TINY, different, every
 from faults.starved import STARVED
 
-TITLE = "resources: disk, permissions, descriptors, memory, clock, company, hangs"
+TITLE = "resources: disk, permissions, descriptors, memory, clock, two commands in one folder, hangs"
 FULL, SHORT, FEW = 60, 8, 4
 PLANTED = says("wall-clock", "raw-errors", "torn-writes", "unlocked")
 PATIENCE = 900
