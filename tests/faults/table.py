@@ -60,9 +60,9 @@ def page(rows: Sequence[Row], together: float | None = None) -> str:
     return HEAD + "\n".join(lines) + "\n" + tail + (whole if together else "")
 
 
-AFTER = """`make faults` runs all of it, `make faults-short` a few cases of each class and its first planted defect. Seconds
-are those of the class without its planted defects, on two cores; other work on the machine makes them longer, but
-not the processor's seconds.
+AFTER = """`make faults` runs all, `make faults-short` a few cases of each class and its first planted defect.
+Seconds are those of the class without its planted defects, on two cores; other work on the machine makes them
+longer, but not the processor's seconds.
 """
 
 
