@@ -10,16 +10,15 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.many import together
-from support.tiny_steppe import command, tiny
+from support.tiny_steppe import command, stopping, tiny
 from torch.distributed import TCPStore
 
 from steppe import InputError, models, records
@@ -131,8 +130,9 @@ def test_two_replicas_train_as_one_process_and_one_of_them_prints(alone, tmp_pat
 
 
 def test_two_sharded_processes_end_what_one_process_began(alone, tmp_path):
-    code, _, _ = command_alone(tmp_path, stop_after=1)
-    assert code == 130 and len(metrics(tmp_path)) == 1
+    with stopping(after=1):
+        assert main([*TINY, "--out", str(tmp_path)]) == 130
+    assert len(metrics(tmp_path)) == 1
     outputs(torchrun(*TINY, *FSDP, "--out", str(tmp_path)))
     assert_same_training(alone, tmp_path)
     names = {p.name for p in folder_of(tmp_path).glob("*.safetensors")}
@@ -142,13 +142,6 @@ def test_two_sharded_processes_end_what_one_process_began(alone, tmp_path):
     if best > 1:  # the first epoch's were written by one process
         expected |= {f"shard-best-{best}-{rank}of2.safetensors" for rank in range(2)}
     assert names == expected
-
-
-def command_alone(out: Path, stop_after: int) -> tuple[int, str, str]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "COLUMNS"):
-            patch.setenv(name, "")  # put back what the command sets
-        return command(0, [*TINY, "--out", str(out)], stop_after)
 
 
 def test_a_job_whose_process_is_killed_starts_again_and_ends_with_the_same_bits(tmp_path):
@@ -284,24 +277,16 @@ def test_compare_does_its_runs_together_and_reports_once(tmp_path):
 # -- one process that waits for another --------------------------------------------------------------------------
 
 
-def joins_and_leaves(port: int) -> None:
-    TCPStore("127.0.0.1", port, 2, is_master=False, timeout=timedelta(seconds=30))
-
-
-def does_not_come(port: int) -> None:
-    pass
-
-
 @pytest.mark.parametrize(
-    ("other", "store_of_torchrun", "message"),
+    ("other_comes", "store_of_torchrun", "message"),
     [
-        (does_not_come, "False", "waiting for clients"),
-        (joins_and_leaves, "False", "1/2 clients joined"),
-        (does_not_come, "True", "trying to connect"),
+        (False, "False", "waiting for clients"),
+        (True, "False", "1/2 clients joined"),
+        (False, "True", "trying to connect"),
     ],
 )
 def test_a_process_that_nobody_meets_gives_up_with_a_line(
-    other: Callable[[int], None], store_of_torchrun: str, message: str, tmp_path, capsys, monkeypatch
+    other_comes, store_of_torchrun, message, tmp_path, capsys, monkeypatch
 ):
     """They meet where one of them waits, or where torchrun does, which may have been killed before."""
     with socket.socket() as free:
@@ -312,10 +297,10 @@ def test_a_process_that_nobody_meets_gives_up_with_a_line(
     for name, value in names.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(process_group, "_MEETING", timedelta(seconds=1))
-    thread = threading.Thread(target=other, args=(port,))
-    thread.start()
-    assert main([*TINY, "--out", str(tmp_path)]) == 2
-    thread.join()
+    with ThreadPoolExecutor() as pool:
+        if other_comes:
+            pool.submit(TCPStore, "127.0.0.1", port, 2, is_master=False, timeout=timedelta(seconds=30))
+        assert main([*TINY, "--out", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("steppe: ") and message in line
     assert line.endswith("or let torchrun do it with --max-restarts")
