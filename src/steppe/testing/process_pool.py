@@ -1,4 +1,4 @@
-"""Processes that talk over gloo, started once and kept for all jobs; what hangs is killed."""
+"""Two processes that talk over gloo, started once and kept for all jobs; what hangs is killed."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Answer = tuple[str, Any]
 
 
 class ProcessPool:
-    """``size`` processes; ``timeout`` is the longest that one job may take, in seconds."""
+    """The processes; ``timeout`` is the longest that one job may take, in seconds."""
 
-    def __init__(self, timeout: float = 60.0, size: int = SIZE):
-        self.timeout, self.size = timeout, size
+    def __init__(self, timeout: float = 60.0):
+        self.timeout = timeout
         self.processes: list[BaseProcess] = []
         self.pipes: list[Connection] = []
 
@@ -56,12 +56,12 @@ class ProcessPool:
             self.close(kill=True)
             if not failed:
                 raise CheckFailed(f"no end within {self.timeout:g} s: the processes wait for each other")
-            alone = " (while the other went on)" if len(failed) < self.size else ""
+            alone = " (while the other went on)" if len(failed) < SIZE else ""
             raise CheckFailed(f"{failed[0]}{alone}")
         return [torch.load(io.BytesIO(a[1]), weights_only=False) for a in answers if a]
 
     def _collect(self, until: float) -> list[Answer | None]:
-        answers: list[Answer | None] = [None] * self.size
+        answers: list[Answer | None] = [None] * SIZE
         while None in answers and time.monotonic() < until:
             for rank, pipe in enumerate(self.pipes):
                 if answers[rank] is None and pipe.poll(0.002):
@@ -81,9 +81,9 @@ class ProcessPool:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         context = multiprocessing.get_context("spawn")
-        for rank in range(self.size):
+        for rank in range(SIZE):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, self.size, port, theirs), daemon=True)
+            process = context.Process(target=_serve, args=(rank, port, theirs), daemon=True)
             process.start()
             theirs.close()
             self.processes.append(process)
@@ -118,7 +118,7 @@ def _unsendable(error: BaseException) -> str:
     return f"cannot be sent to another process, define it in a module ({in_a_line(error)})"
 
 
-def _serve(rank: int, size: int, port: int, pipe: Connection) -> None:
+def _serve(rank: int, port: int, pipe: Connection) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -126,7 +126,7 @@ def _serve(rank: int, size: int, port: int, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    dist.init_process_group("gloo", rank=rank, world_size=size)
+    dist.init_process_group("gloo", rank=rank, world_size=SIZE)
     while True:
         try:
             job = pipe.recv_bytes()
