@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from itertools import product
 from pathlib import Path
 
@@ -11,27 +12,16 @@ import pytest
 import torch
 from support.foreign import importable
 
-from steppe import InputError, methods, models
+from steppe import methods, models
 from steppe.cli.main import main
 from steppe.config import Data, Monitoring, Optim, Run, recipes
 
-NAMES = [
-    "cifar10-fast",
-    "okdph-figure1", "okdph-figures2-5", "okdph-imagenet", "okdph-table3", "okdph-table4-1", "okdph-table4-10",
-    "okdph-table4-noisy", "okdph-table5", "okdph-table6", "okdph-table7-1", "okdph-table7-10",
-    "okdph-table7-noisy",
-    "rwp-figure3", "rwp-figure7", "rwp-figure8", "rwp-table1", "rwp-table2", "rwp-table4", "rwp-table5",
-    "rwp-table7", "rwp-table8", "rwp-table9", "sadt-table1-2048", "sadt-table1-512", "saf-table1",
-]  # fmt: skip
+NAMES = recipes.names()
 every_recipe = pytest.mark.parametrize("name", NAMES)
 NESTED = (("data", Data), ("optim", Optim), ("watch", Monitoring))
 FIELDS = {f.name for f in dataclasses.fields(Run)} - {"method", "model", "dataset", "seed"}
 FIELDS -= {name for name, _ in NESTED}
 FIELDS |= {f"{part}.{f.name}" for part, cls in NESTED for f in dataclasses.fields(cls)}
-
-
-def test_every_file_is_a_recipe_that_is_tested():
-    assert recipes.names() == NAMES
 
 
 @every_recipe
@@ -209,13 +199,6 @@ def test_the_command_lists_a_recipe_and_shows_everything_it_says(name, capsys):
         assert "sam sam:rho=0.1 (" not in output
 
 
-def test_the_guide_names_every_recipe():
+def test_the_guide_has_a_row_for_every_recipe():
     text = (Path(__file__).parents[2] / "docs/how-to/recipes.md").read_text()
-    for name in NAMES:
-        assert f"| `{name}` |" in text
-
-
-def test_an_impossible_recipe_is_refused_where_it_is_used():
-    recipe = recipes.load("rwp-table1")
-    with pytest.raises(InputError, match="batch is 0"):
-        recipe.choose([], {"batch": 0}).run()
+    assert sorted(re.findall(r"^\| `([a-z0-9-]+)` \|", text, re.MULTILINE)) == NAMES
