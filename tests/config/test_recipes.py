@@ -81,7 +81,7 @@ _SIZES = {
 }
 
 
-SLOW = {"wrn-28-10-rwp"}
+SLOW = {"wrn-28-10-rwp", "vgg16-okdph"}
 
 
 def rows() -> Iterator[tuple[str, str, str, str, Run]]:
