@@ -24,8 +24,18 @@ from torch.nn.parallel import DistributedDataParallel
 import steppe
 from steppe.testing.process_pool import ProcessPool
 
+
+class _Kept(ProcessPool):
+    """Starts its processes anew if a test has killed them."""
+
+    def run(self, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+        if not all(process.is_alive() for process in self.processes):
+            self.close(kill=True)
+        return super().run(work, *arguments)
+
+
 # two processes over gloo, started by the first test that needs them and kept until the session ends
-POOL = ProcessPool(timeout=120)
+POOL = _Kept(timeout=120)
 atexit.register(POOL.close)
 
 
