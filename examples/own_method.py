@@ -1,4 +1,4 @@
-"""A method of your own, without a change to the package: SAM with its perturbation in the descent direction."""
+"""A method of your own, without changing the package: SAM with the opposite perturbation."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from steppe.core.numerics.perturbations import sam_perturbation
 
 @dataclass(frozen=True)
 class DownhillSAM(steppe.Method):
-    """w <- U(w, grad L(w - e)),  e = rho g / |g|,  g = grad L(w)."""
+    """w <- U(w, grad L(w - rho g / |g|)),   g = grad L(w)."""
 
     rho: float = 0.05
 

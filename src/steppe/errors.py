@@ -1,4 +1,4 @@
-"""The one exception a user meets: what was wrong, where, and the way out, in a single line."""
+"""The exceptions that a user meets; each message is one line with the field, the value and the remedy."""
 
 from __future__ import annotations
 
@@ -7,32 +7,26 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something given from outside cannot be used.
-
-    The message is one line that names the field, the value and the remedy; the command line prints it
-    without a traceback and exits with code 2.
-    """
+    """An argument, option or file cannot be used; the command line prints the message and exits with code 2."""
 
 
 class RunError(RuntimeError):
-    """A run started well and could not go on (non-finite loss, full disk, damaged checkpoint)."""
+    """A run failed after it had started (non-finite loss, full disk, damaged checkpoint)."""
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """Return the names in ``known`` most like ``name``, best first."""
-    folded = {k.lower(): k for k in known}
-    hits = difflib.get_close_matches(name.lower(), folded, n=count, cutoff=0.5)
-    return [folded[h] for h in hits]
+def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
+    """Return those of ``names`` that are most like ``name``, best first."""
+    folded = {n.lower(): n for n in names}
+    return [folded[n] for n in difflib.get_close_matches(name.lower(), folded, n=count, cutoff=0.5)]
 
 
-def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> InputError:
-    """Build the error for a name that nobody has: the nearest names, or all of them if few."""
-    known = sorted(known)
-    near = nearest(name, known)
+def unknown(kind: str, name: str, names: Iterable[str], hint: str = "") -> InputError:
+    """Return the error for an unknown name, with the nearest of ``names``, or with all of them if they are few."""
+    names = sorted(names)
+    near = nearest(name, names)
+    remedy = ""
     if near:
-        way_out = "did you mean " + " or ".join(repr(n) for n in near) + "?"
-    elif len(known) <= 40:
-        way_out = "known: " + ", ".join(known)
-    else:
-        way_out = ""
-    return InputError(" ".join(f"unknown {kind} {name!r}; {way_out} {hint}".split()))
+        remedy = "did you mean " + " or ".join(repr(n) for n in near) + "?"
+    elif len(names) <= 40:
+        remedy = "known: " + ", ".join(names)
+    return InputError(" ".join(f"unknown {kind} {name!r}; {remedy} {hint}".split()))

@@ -1,4 +1,4 @@
-"""The machine a run is on: what it is, how it is set up for speed, how much memory a run took."""
+"""The machine: devices, threads, memory settings, peak memory, and a description for the records."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def device() -> torch.device:
-    """Return the GPU if there is one, else the processor."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch compute with so many processor threads for a while."""
+    """Set the number of CPU threads of torch within the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -41,10 +41,10 @@ def threads(count: int) -> Iterator[None]:
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory instead of giving it back; returns whether that was possible.
+    """Make glibc keep freed memory instead of returning it to the kernel; return whether that was possible.
 
-    With the default thresholds every freed activation goes back to the kernel and is faulted in again at the
-    next step, which takes about half of a small network's step on a processor.
+    With the default thresholds every freed activation is returned to the kernel and faulted in again at the next
+    step, which takes about half of a small network's step on a CPU.
     """
     if sys.platform != "linux":
         return False
@@ -56,7 +56,7 @@ def keep_freed_memory() -> bool:
 
 
 def peak_memory_mb() -> float:
-    """Return the most memory in MiB: of the GPU's tensors where there is one, else of the whole process."""
+    """Return the peak memory in MiB: of tensors on the GPU if there is one, else of the whole process."""
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated()) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -64,13 +64,13 @@ def peak_memory_mb() -> float:
 
 
 def forget_peak_memory() -> None:
-    """Measure the peak from here on, where the system can: on a GPU; a process on a processor keeps its own."""
+    """Reset the peak memory of a GPU; that of a process on a CPU cannot be reset."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
 
 def environment() -> dict[str, Any]:
-    """Return versions and hardware as plain data, for the record."""
+    """Return versions and hardware as plain data, for a run's record."""
     return {
         "steppe": _version("steppe"),
         "python": platform.python_version(),

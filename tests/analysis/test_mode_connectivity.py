@@ -1,4 +1,4 @@
-"""Between networks: what is measured is their mixture, and the barrier is what rises above the line."""
+"""The loss between networks is that of their mixtures; the barrier is its rise above the straight line."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from steppe.analysis import load_run
+from steppe.analysis.load_run import TrainedRun, load, load_members
 from steppe.cli.main import main
 
 
-def between(capsys: Any, out: Path, *folders: Path, code: int = 0) -> dict[str, Any]:
-    given = ["diagnose", *map(str, folders), "--between", str(out), "--seconds", "0.01", "--json"]
-    assert main(given) == code
-    found: dict[str, Any] = json.loads(capsys.readouterr().out) if code == 0 else {}
-    return found
+def between(capsys: Any, out: Path, *folders: Path) -> dict[str, Any]:
+    assert main(["diagnose", *map(str, folders), "--between", str(out), "--seconds", "0.01", "--json"]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
 
 
-def mixed(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], trained: load_run.TrainedRun) -> float:
-    """The loss of the mean of two networks, its statistics those of all 60 training images."""
+def loss_of_mean(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], trained: TrainedRun) -> float:
+    """Return the loss of the mean of two networks, with BatchNorm statistics of all 60 training images."""
     with torch.no_grad():
         for name, p in trained.model.named_parameters():
             p.copy_((a[name] + b[name]) / 2)
@@ -35,65 +34,61 @@ def mixed(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], trained: load_
     return trained.surface(trained.images.val).loss()
 
 
-def test_two_runs_have_a_way_between_them(homes, tmp_path, capsys):
-    found = between(capsys, tmp_path / "new", homes["plain"], homes["sam"])
-    assert found["networks"] == ["plain, seed 0", "sam, seed 0"] and found["triangle"] is None
-    (way,) = found["segments"]
-    states = [dict(load_run.load(homes[m]).model.state_dict()) for m in ("plain", "sam")]
-    middle = way["loss"][way["at"].index(0.5)]
-    assert mixed(*states, load_run.load(homes["plain"])) == pytest.approx(middle, rel=1e-4)
-    at, losses = np.array(way["at"]), np.array(way["loss"])
+def test_the_path_between_two_runs_consists_of_their_mixtures(homes, tmp_path, capsys):
+    result = between(capsys, tmp_path / "new", homes["plain"], homes["sam"])
+    assert result["networks"] == ["plain, seed 0", "sam, seed 0"] and result["triangle"] is None
+    (path,) = result["segments"]
+    at, losses = np.array(path["at"]), np.array(path["loss"])
+    states = [dict(load(homes[m]).model.state_dict()) for m in ("plain", "sam")]
+    assert loss_of_mean(*states, load(homes["plain"])) == pytest.approx(losses[at == 0.5].item(), rel=1e-4)
     line = (1 - at) * losses[0] + at * losses[-1]
-    assert way["barrier"] == pytest.approx(float((losses - line).max()), abs=1e-9)
+    assert path["barrier"] == pytest.approx(float((losses - line).max()), abs=1e-9)
     assert {p.name for p in (tmp_path / "new").iterdir()} == {"between.json", "between.svg"}
 
 
-def test_the_networks_of_one_run_are_seen_from_each_other(homes, tmp_path, capsys):
-    found = between(capsys, tmp_path, homes["dml"])
-    assert found["networks"] == ["network 1", "network 2"]
-    (way,) = found["segments"]
-    first, second = load_run.networks_of(homes["dml"], "last", load_run.load(homes["dml"]).images).values()
-    middle = way["loss"][way["at"].index(0.5)]
-    assert mixed(first, second, load_run.load(homes["dml"])) == pytest.approx(middle, rel=1e-4)
+def test_one_run_of_two_networks_has_a_path_between_them(homes, tmp_path, capsys):
+    result = between(capsys, tmp_path, homes["dml"])
+    assert result["networks"] == ["network 1", "network 2"]
+    (path,) = result["segments"]
+    trained = load(homes["dml"])
+    states = load_members(homes["dml"], "last", trained.images).values()
+    middle = path["loss"][path["at"].index(0.5)]
+    assert loss_of_mean(*states, trained) == pytest.approx(middle, rel=1e-4)
 
 
-def test_three_runs_have_a_triangle_whose_corners_are_they(homes, tmp_path, capsys):
-    found = between(capsys, tmp_path, *homes.values())
-    triangle = found["triangle"]
-    held = {tuple(at): loss for at, loss in zip(triangle["at"], triangle["loss"], strict=True)}
-    ends = {way["from"]: way["loss"][0] for way in found["segments"]}
-    ends |= {way["to"]: way["loss"][-1] for way in found["segments"]}
-    corners = [held[1.0, 0.0, 0.0], held[0.0, 1.0, 0.0], held[0.0, 0.0, 1.0]]
-    assert corners == [ends[name] for name in found["networks"]]
-    assert [(w["from"], w["to"]) for w in found["segments"]] == [
-        ("plain, seed 0", "sam, seed 0"), ("plain, seed 0", "dml, seed 0"), ("sam, seed 0", "dml, seed 0"),
-    ]  # fmt: skip
-    # the edges of the triangle are the straight ways
-    edge = next(w for w in found["segments"] if w["to"] == "dml, seed 0")
-    assert held[0.5, 0.0, 0.5] == pytest.approx(edge["loss"][edge["at"].index(0.5)], rel=1e-6)
-    above = [loss - float(np.dot(at, corners)) for at, loss in held.items()]
-    assert triangle["barrier"] == pytest.approx(max(above), abs=1e-9)
+def test_three_runs_are_the_corners_of_a_triangle_with_the_paths_as_edges(homes, tmp_path, capsys):
+    result = between(capsys, tmp_path, *homes.values())
+    paths = {(p["from"], p["to"]): p for p in result["segments"]}
+    plain, sam, dml = result["networks"]
+    assert list(paths) == [(plain, sam), (plain, dml), (sam, dml)]
+    triangle = result["triangle"]
+    losses = {tuple(at): loss for at, loss in zip(triangle["at"], triangle["loss"], strict=True)}
+    corners = [losses[1.0, 0.0, 0.0], losses[0.0, 1.0, 0.0], losses[0.0, 0.0, 1.0]]
+    assert corners == [paths[plain, sam]["loss"][0], paths[plain, sam]["loss"][-1], paths[sam, dml]["loss"][-1]]
+    edge = paths[plain, dml]
+    assert losses[0.5, 0.0, 0.5] == pytest.approx(edge["loss"][edge["at"].index(0.5)], rel=1e-6)
+    rises = [loss - float(np.dot(at, corners)) for at, loss in losses.items()]
+    assert triangle["barrier"] == pytest.approx(max(rises), abs=1e-9)
 
 
-def test_twins_are_told_apart(homes, tmp_path, capsys):
+def test_equal_runs_have_different_names(homes, tmp_path, capsys):
     twin = tmp_path / "twin"
     shutil.copytree(homes["plain"], twin)
-    found = between(capsys, tmp_path / "out", homes["plain"], twin)
-    assert found["networks"] == [f"plain, seed 0, {homes['plain'].name}", "plain, seed 0, twin"]
-    assert found["segments"][0]["barrier"] == pytest.approx(0, abs=1e-6)
+    result = between(capsys, tmp_path / "out", homes["plain"], twin)
+    assert result["networks"] == [f"plain, seed 0, {homes['plain'].name}", "plain, seed 0, twin"]
+    assert result["segments"][0]["barrier"] == pytest.approx(0, abs=1e-6)
 
 
-def test_bad_input_is_one_line(watched, homes, tmp_path, capsys):
-    other = tmp_path / "other"
+def test_runs_that_cannot_be_compared_are_one_line(comparison, homes, tmp_path, capsys):
+    other, plain = tmp_path / "other", homes["plain"]
     shutil.copytree(homes["sam"], other)
     config = json.loads((other / "config.json").read_text())
     config["data"]["split_seed"] = 7
     (other / "config.json").write_text(json.dumps(config))
-    plain = homes["plain"]
     for folders, message in (
         ([plain], "is a run of one network; give 2 or 3 runs"),
         ([plain] * 4, "4 runs are given; give 2 or 3"),
-        ([watched], "is a comparison; with --between give 2 or 3 of its runs"),
+        ([comparison], "is a comparison; with --between give 2 or 3 of its runs"),
         ([plain, other], "these runs are of different data"),
         ([tmp_path], "has no config.json"),
     ):

@@ -1,4 +1,4 @@
-"""Whatever a model is wrapped in, takes or returns, and whatever becomes of its parameters."""
+"""Models of every form: compiled, checkpointed, channels_last, with named inputs, frozen parameters, adapters."""
 
 from __future__ import annotations
 
@@ -7,38 +7,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.small import BARE, adam, sgd, small_batch, small_net
+from support.small import adam, sgd, small_batch, small_net
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import steppe
-
-every_method = pytest.mark.parametrize("name", BARE)
 
 
 def steps_of(method: steppe.Method, net: nn.Module, inner: nn.Module | None = None, count: int = 3, **options):
     torch.manual_seed(3)
     step = method.bind(net, sgd(inner or net), **options)
     return [step(*small_batch(seed=k)) for k in range(count)]
-
-
-@every_method
-def test_a_compiled_model_is_the_eager_one_and_compiled_once(name):
-    eager, inner = small_net(dropout=0.0), small_net(dropout=0.0)
-    torch._dynamo.reset()
-    counted: list[int] = []
-
-    def backend(graph, inputs):
-        counted.append(1)
-        return graph.forward
-
-    compiled = torch.compile(inner, backend=backend)
-    for a, b in zip(steps_of(steppe.make(name), eager), steps_of(steppe.make(name), compiled, inner), strict=True):
-        assert torch.allclose(a.loss, b.loss, atol=1e-6)
-    for a, b in zip(eager.parameters(), inner.parameters(), strict=True):
-        assert torch.allclose(a, b, atol=1e-6)
-    # esam also makes a pass without a graph, and one on fewer samples
-    assert len(counted) == (3 if name == "esam" else 1)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
@@ -65,7 +44,7 @@ class Checkpointed(nn.Module):
         return z
 
 
-@every_method
+@pytest.mark.parametrize("name", ["sam", "rwp", "sadt-v1"])
 def test_gradient_checkpointing_gives_the_same_weights_with_dropout(name):
     """The part that is computed twice runs at the perturbed weights both times, with the same masks."""
 
@@ -74,16 +53,14 @@ def test_gradient_checkpointing_gives_the_same_weights_with_dropout(name):
         head = [nn.Flatten(), nn.Linear(72, 5)]
         return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Dropout(0.4), nn.Conv2d(4, 2, 1), *head)
 
-    plain, kept = net(), net()
-    whole = Checkpointed(kept)
-    steps_of(steppe.make(name), nn.ModuleList([plain])[0])
-    steps_of(steppe.make(name), whole)
-    # variant 2 takes whole passes where the network is no Sequential, so its noise meets other roundings
-    for p, q in zip(plain.parameters(), kept.parameters(), strict=True):
+    plain, recomputed = net(), net()
+    steps_of(steppe.make(name), plain)
+    steps_of(steppe.make(name), Checkpointed(recomputed))
+    for p, q in zip(plain.parameters(), recomputed.parameters(), strict=True):
         assert torch.allclose(p, q, atol=1e-6)
 
 
-@every_method
+@pytest.mark.parametrize("name", ["sam", "gc", "lpf-sgd"])
 def test_channels_last_gives_the_same_weights(name):
     a, b = small_net(dropout=0.0), small_net(dropout=0.0).to(memory_format=torch.channels_last)
     steps_of(steppe.make(name), a)
@@ -154,8 +131,8 @@ def test_a_model_s_own_loss_on_named_inputs_is_the_loss_on_tensors(form, listed)
         assert torch.allclose(p, q, atol=1e-6)
 
 
-@every_method
-def test_every_method_takes_named_inputs_with_the_user_s_loss(name):
+@pytest.mark.parametrize("name", ["esam", "sadt-v2", "lpf-sgd", "mesa", "rwp"])
+def test_methods_take_named_inputs_with_the_user_s_loss(name):
     net = Named()
     step = steppe.make(name).bind(net, sgd(net))
     out = step(named_batch(0))
@@ -176,15 +153,15 @@ def test_every_method_takes_named_inputs_with_the_user_s_loss(name):
         ({"labels": torch.zeros(2)}, None, "no inputs"),
     ],
 )
-def test_named_batches_that_lack_something_say_what(batch, loss, message):
+def test_incomplete_named_batches_are_refused(batch, loss, message):
     net = Named()
     step = steppe.Plain().bind(net, sgd(net), **({"loss": loss} if loss else {}))
     with pytest.raises(steppe.InputError, match=message):
         step(batch)
 
 
-def test_a_model_without_logits_is_told_what_to_do():
-    class Pair(nn.Module):
+def test_models_losses_and_optimizers_that_do_not_fit_are_refused():
+    class Scores(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.net = small_net()
@@ -192,19 +169,12 @@ def test_a_model_without_logits_is_told_what_to_do():
         def forward(self, x: Tensor):
             return {"scores": self.net(x)}
 
-    net = Pair()
+    net = Scores()
     with pytest.raises(steppe.InputError, match=r"returned dict without logits.*loss='model'"):
         steppe.Plain().bind(net, sgd(net))(*small_batch())
-
-
-def test_a_wrong_word_for_the_loss_is_refused():
-    net = small_net()
     with pytest.raises(steppe.InputError, match="loss is 'mse'; give a function, or 'model'"):
         steppe.Plain().bind(net, sgd(net), loss="mse")
-
-
-def test_an_optimizer_without_trainable_parameters_is_refused():
-    net = small_net().requires_grad_(False)
+    net.requires_grad_(False)
     with pytest.raises(steppe.InputError, match="no trainable parameter"):
         steppe.Plain().bind(net, sgd(net))
 
@@ -214,59 +184,41 @@ class Prodigal(torch.optim.SGD):
 
     def step(self, closure=None):
         super().step(closure)
-        for held in self.state.values():
-            held["momentum_buffer"] = held["momentum_buffer"].clone()
+        for state in self.state.values():
+            state["momentum_buffer"] = state["momentum_buffer"].clone()
         self.param_groups[0]["count"] = self.param_groups[0].get("count", 0) + 1
         for p in self.param_groups[0]["params"]:
-            self.state[p]["seen"] = self.state[p].get("seen", 0) + 1
+            self.state[p]["steps"] = self.state[p].get("steps", 0) + 1
 
 
-def test_undoing_a_step_returns_whatever_an_optimizer_keeps():
+@pytest.mark.parametrize("good", [0, 2], ids=["at the first step", "later"])
+def test_undoing_a_step_restores_weights_and_whatever_an_optimizer_keeps(good):
     calls = []
 
     def loss(z: Tensor, y: Tensor) -> Tensor:
         calls.append(1)
-        return nn.functional.cross_entropy(z, y) * (float("nan") if len(calls) in (2, 6) else 1.0)
-
-    net = small_net()
-    optimizer = Prodigal(net.parameters(), 0.1, momentum=0.9)
-    step = steppe.SADT().bind(net, optimizer, loss=loss)
-    # the noisy pass has no supervised loss, so the second call is the second step's clean pass
-    step(*small_batch())
-    before = copy.deepcopy(optimizer.state_dict())
-    assert before["param_groups"][0]["count"] == 2
-    assert step(*small_batch()).skipped
-    assert optimizer.state_dict()["param_groups"][0]["count"] == 2
-    two = steppe.TwoStep().bind(net, optimizer, loss=loss)
-    two(*small_batch())
-    before = copy.deepcopy(optimizer.state_dict())
-    assert before["param_groups"][0]["count"] == 4
-    assert two(*small_batch()).skipped  # its second pass is the sixth call
-    after = optimizer.state_dict()
-    assert after["param_groups"][0]["count"] == 4
-    for index, state in before["state"].items():
-        assert state["seen"] == after["state"][index]["seen"]
-        assert torch.equal(state["momentum_buffer"], after["state"][index]["momentum_buffer"])
-
-
-def test_undoing_the_first_step_leaves_an_optimizer_as_new():
-    calls = []
-
-    def loss(z: Tensor, y: Tensor) -> Tensor:
-        calls.append(1)
-        return nn.functional.cross_entropy(z, y) * (float("nan") if len(calls) == 2 else 1.0)
+        return nn.functional.cross_entropy(z, y) * (float("nan") if len(calls) == 2 * good + 2 else 1.0)
 
     net = small_net()
     optimizer = Prodigal(net.parameters(), torch.tensor(0.1), momentum=0.9)
-    lr, new = optimizer.param_groups[0]["lr"], copy.deepcopy(optimizer.state_dict())
+    lr = optimizer.param_groups[0]["lr"]
+    step = steppe.TwoStep().bind(net, optimizer, loss=loss)
+    for _ in range(good):
+        assert not step(*small_batch()).skipped
+    before = copy.deepcopy(optimizer.state_dict())
     weights = [p.detach().clone() for p in net.parameters()]
-    assert steppe.TwoStep().bind(net, optimizer, loss=loss)(*small_batch()).skipped
-    assert optimizer.state_dict() == new and not optimizer.state
-    assert optimizer.param_groups[0]["lr"] is lr
+    assert step(*small_batch()).skipped
+    after = optimizer.state_dict()
+    assert after["param_groups"] == before["param_groups"] and optimizer.param_groups[0]["lr"] is lr
+    assert after["param_groups"][0].get("count", 0) == 2 * good
+    assert after["state"].keys() == before["state"].keys()
+    for index, state in before["state"].items():
+        assert state["steps"] == after["state"][index]["steps"]
+        assert torch.equal(state["momentum_buffer"], after["state"][index]["momentum_buffer"])
     assert all(torch.equal(p, w) for p, w in zip(net.parameters(), weights, strict=True))
 
 
-@pytest.mark.parametrize("name", [n for n in BARE if n != "sadt-v2"])  # that one needs a convolution
+@pytest.mark.parametrize("name", ["sam", "lpf-sgd", "sadt-v3"])
 def test_an_adapted_model_trains_its_adapters_only(name):
     peft = pytest.importorskip("peft")
     base = nn.Sequential(nn.Flatten(), nn.Linear(72, 16), nn.ReLU(), nn.Linear(16, 5))
@@ -280,8 +232,7 @@ def test_an_adapted_model_trains_its_adapters_only(name):
     assert all("lora_" in k for k in changed)
 
 
-@pytest.mark.parametrize("name", ["sam", "sadt-v1"])
-@pytest.mark.parametrize("own_loss", [False, True])
+@pytest.mark.parametrize(("name", "own_loss"), [("sam", True), ("sadt-v1", False)])
 def test_a_hugging_face_model_trains_on_its_own_batches(name, own_loss):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Several processes: equal to one, silent when they may be, and of one mind about bad values."""
+"""Several processes: equal to one, without needless messages, and consistent about non-finite values."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ def test_replicas_with_their_own_perturbations_are_m_sharpness():
 
 
 def test_a_group_of_processes_shares_a_perturbation():
-    found = together(4, replicas, (3, 3, 3, 3), [("sam:rho=0.5", {"sync": 2})])
-    assert all(same(found[0][0], other[0]) for other in found)
-    assert farthest(found[0][0], alone("sam:rho=0.5", m=6)) <= CLOSE
+    processes = together(4, replicas, (3, 3, 3, 3), [("sam:rho=0.5", {"sync": 2})])
+    assert all(same(processes[0][0], other[0]) for other in processes)
+    assert farthest(processes[0][0], alone("sam:rho=0.5", m=6)) <= CLOSE
 
 
 def test_replicas_draw_noise_of_their_own_and_stay_equal():
@@ -143,10 +143,10 @@ def test_unequal_micro_batches_on_unequal_processes_are_one_batch(kind):
     assert farthest(first, alone("sam:rho=0.3")) <= CLOSE
 
 
-def test_what_processes_cannot_do_is_said_on_all_of_them():
-    for said in together(2, refusals):
-        assert "sync is 'local' on a sharded model" in said[0]
-        assert "m is 4 on a sharded model" in said[1]
-        assert "the processes were given [1, 2] micro-batches" in said[2]
-        assert "sync is 3 on 2 processes; give 'local', 'global' or a divisor of 2" in said[3]
-        assert "sync is 'all' on 2 processes" in said[4]
+def test_impossible_options_are_refused_on_all_processes():
+    for messages_of in together(2, refusals):
+        assert "sync is 'local' on a sharded model" in messages_of[0]
+        assert "m is 4 on a sharded model" in messages_of[1]
+        assert "the processes were given [1, 2] micro-batches" in messages_of[2]
+        assert "sync is 3 on 2 processes; give 'local', 'global' or a divisor of 2" in messages_of[3]
+        assert "sync is 'all' on 2 processes" in messages_of[4]

@@ -1,4 +1,4 @@
-"""Perturbations: their lengths, their directions, and which parameters a scope takes in."""
+"""Perturbations, filters and losses: lengths, directions, output units, scopes and the KL divergence."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import nn
 
 from steppe import InputError
 from steppe.core.numerics import vector
+from steppe.core.numerics.filters import in_scope, unit_dims
 from steppe.core.numerics.losses import kl_divergence
-from steppe.core.numerics.perturbations import in_scope, sam_perturbation, unit_dims
+from steppe.core.numerics.perturbations import sam_perturbation
 from steppe.models import build
 
 
@@ -30,25 +31,25 @@ def test_the_ascent_of_a_zero_gradient_is_zero():
     assert torch.equal(sam_perturbation([torch.zeros(3)], 0.1)[0], torch.zeros(3))
 
 
-def taken(net: nn.Module, scope: str) -> list[str]:
+def inside(net: nn.Module, scope: str) -> list[str]:
     names, params = zip(*net.named_parameters(), strict=True)
-    return [n for n, inside in zip(names, in_scope(net, params, scope), strict=True) if inside]
+    return [n for n, i in zip(names, in_scope(net, params, scope), strict=True) if i]
 
 
-def test_scopes_take_in_what_they_name():
+def test_scopes_select_what_they_name():
     net = small_net()
-    assert taken(net, "all") == [n for n, _ in net.named_parameters()]
-    assert taken(net, "kernels") == ["0.weight", "4.weight", "9.weight", "11.weight"]
-    assert taken(net, "last-conv") == ["4.weight", "4.bias"]
-    assert taken(net, "last-dense") == ["11.weight", "11.bias"]
-    assert taken(net, "last-bias") == ["11.bias"]
+    assert inside(net, "all") == [n for n, _ in net.named_parameters()]
+    assert inside(net, "kernels") == ["0.weight", "4.weight", "9.weight", "11.weight"]
+    assert inside(net, "last-conv") == ["4.weight", "4.bias"]
+    assert inside(net, "last-dense") == ["11.weight", "11.bias"]
+    assert inside(net, "last-bias") == ["11.bias"]
     # conv weight and bias, then gamma, beta, mean and variance of the norm, then the next convolution
-    assert taken(net, "tensor:6") == ["4.weight"]
-    assert taken(net, "tensor:4") == []
+    assert inside(net, "tensor:6") == ["4.weight"]
+    assert inside(net, "tensor:4") == []
 
 
 def test_the_notebook_s_tensor_7_is_the_second_convolution_s_bias_in_the_simple_cnn():
-    assert taken(build("simple-cnn", classes=10, channels=3, size=32), "tensor:7") == ["conv2.bias"]
+    assert inside(build("simple-cnn", classes=10, channels=3, size=32), "tensor:7") == ["conv2.bias"]
 
 
 def test_a_scope_that_the_network_lacks_is_one_clear_line():

@@ -1,4 +1,4 @@
-"""What changes while training goes on: values, windows, and parameter groups with their own."""
+"""Schedules, windows, and hyper-parameters of parameter groups."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.small import BARE, sgd, small_batch, small_net
+from support.small import sgd, small_batch, small_net, trained
 from torch import nn
 
 import steppe
@@ -18,10 +18,10 @@ from steppe.core.schedules import Cosine, FunctionSchedule, Linear, TrainingProg
 
 @given(st.floats(-10, 10), st.floats(-10, 10), st.integers(1, 1000), st.integers(0, 2000))
 def test_linear_and_cosine_start_and_end_where_they_say_and_stay_between(start, end, over, t):
-    for made in (Linear(start, end, over), Cosine(start, end, over)):
-        assert made.at(TrainingProgress(0, None, 0.1)) == pytest.approx(start)
-        assert made.at(TrainingProgress(over, None, 0.1)) == end
-        assert min(start, end) - 1e-9 <= made.at(TrainingProgress(t, None, 0.1)) <= max(start, end) + 1e-9
+    for schedule in (Linear(start, end, over), Cosine(start, end, over)):
+        assert schedule.at(TrainingProgress(0, None, 0.1)) == pytest.approx(start)
+        assert schedule.at(TrainingProgress(over, None, 0.1)) == end
+        assert min(start, end) - 1e-9 <= schedule.at(TrainingProgress(t, None, 0.1)) <= max(start, end) + 1e-9
 
 
 def test_values_in_the_middle():
@@ -38,21 +38,21 @@ def radii(method: steppe.Method, steps: int = 6, total: int | None = None, lr: f
     """Return how far from its weights each step's second pass was, 0 where there was none."""
     net = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(net.parameters(), lr)
-    seen: list[list[torch.Tensor]] = []
+    weights: list[list[torch.Tensor]] = []
 
     def loss(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        seen.append([p.detach().clone() for p in net.parameters()])
+        weights.append([p.detach().clone() for p in net.parameters()])
         return nn.functional.cross_entropy(z, y)
 
     step = method.bind(net, optimizer, loss=loss, steps=total)
-    found = []
+    distances = []
     for t in range(steps):
         optimizer.param_groups[0]["lr"] = lr / (t + 1)
-        seen.clear()
+        weights.clear()
         step(torch.randn(4, 3, generator=torch.Generator().manual_seed(t)), torch.tensor([0, 1, 0, 1]))
-        moved = [(a - b).square().sum() for a, b in zip(seen[0], seen[-1], strict=True)]
-        found.append(round(float(torch.stack(moved).sum().sqrt()), 5))
-    return found
+        moved = [(a - b).square().sum() for a, b in zip(weights[0], weights[-1], strict=True)]
+        distances.append(round(float(torch.stack(moved).sum().sqrt()), 5))
+    return distances
 
 
 def test_rho_follows_a_schedule():
@@ -62,33 +62,26 @@ def test_rho_follows_a_schedule():
     assert radii(steppe.SAM(rho=lambda t: 0.1 * (t % 2))) == [0, 0.1, 0, 0.1, 0, 0.1]
 
 
-def test_a_window_says_when_a_method_works():
+def test_a_window_limits_the_steps_of_a_method():
     assert radii(steppe.ActiveWindow(steppe.SAM(rho=0.1), start=2, stop=4)) == [0, 0, 0.1, 0.1, 0, 0]
     assert radii(steppe.ActiveWindow(steppe.SAM(rho=0.1), start=1, every=3)) == [0, 0.1, 0, 0, 0.1, 0]
     assert radii(steppe.ActiveWindow(steppe.SAM(rho=0.1), start=0.5), total=6) == [0, 0, 0, 0.1, 0.1, 0.1]
     assert radii(steppe.ActiveWindow(steppe.SAM(rho=0.1), stop=0.5), total=6) == [0.1, 0.1, 0.1, 0, 0, 0]
 
 
-@pytest.mark.parametrize("name", BARE)
-def test_outside_its_window_a_method_is_plain_bit_for_bit(name):
-    nets = [small_net(), small_net()]
-    for net, method in zip(nets, (steppe.Plain(), steppe.make(name, start=100)), strict=True):
-        torch.manual_seed(3)
-        step = method.bind(net, sgd(net))
-        for k in range(3):
-            step(*small_batch(seed=k))
-        assert step.passes.per_step() == (1, 1, 1)
-    for a, b in zip(nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True):
-        assert torch.equal(a, b)
+@pytest.mark.parametrize("spec", ["sam", "saf:past=1", "agc", "sadt-v2"])
+def test_outside_its_window_a_method_is_plain_bit_for_bit(spec):
+    ours, plain = trained(steppe.ActiveWindow(steppe.parse(spec), start=100)), trained(steppe.Plain())
+    assert all(
+        torch.equal(a, b) for a, b in zip(ours.state_dict().values(), plain.state_dict().values(), strict=True)
+    )
 
 
 def test_a_window_with_all_steps_is_the_method_bit_for_bit():
-    nets = [small_net(), small_net()]
-    for net, method in zip(nets, (steppe.SADT(), steppe.ActiveWindow(steppe.SADT())), strict=True):
-        torch.manual_seed(3)
-        method.bind(net, sgd(net))(*small_batch())
-    for a, b in zip(nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True):
-        assert torch.equal(a, b)
+    ours, method = trained(steppe.ActiveWindow(steppe.SADT())), trained(steppe.SADT())
+    assert all(
+        torch.equal(a, b) for a, b in zip(ours.state_dict().values(), method.state_dict().values(), strict=True)
+    )
 
 
 def test_windows_combine_and_are_read_from_text():
@@ -116,7 +109,7 @@ def test_windows_combine_and_are_read_from_text():
         ("sam:start=many", "start is 'many'; give a number"),
     ],
 )
-def test_schedules_that_mean_nothing_are_refused(spec, message):
+def test_impossible_schedules_are_refused(spec, message):
     with pytest.raises(steppe.InputError, match=message):
         steppe.methods.parse(spec)
 
@@ -130,17 +123,17 @@ def test_a_share_of_an_unknown_length_says_what_is_missing():
     assert torch.equal(before, net[0].weight)
 
 
-def test_a_share_may_be_told_by_a_function():
-    """As where a training ends after so many seconds or gradients, and nobody knows the steps."""
+def test_a_function_may_return_the_share_that_is_done():
+    """As where a training ends after so many seconds, and its number of steps is unknown."""
     net, clock = nn.Linear(3, 2), [0.0]
     method = steppe.ActiveWindow(steppe.TwoStep(), start=0.3, stop=0.9)
     step = method.bind(net, torch.optim.SGD(net.parameters(), 0.1), steps=lambda: clock[0])
-    seen = []
+    updates = []
     for clock[0] in (0.0, 0.1, 0.4, 0.6, 0.9, 1.0):
         before = step.passes.updates
         step(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
-        seen.append(step.passes.updates - before)
-    assert seen == [1, 1, 2, 2, 1, 1]
+        updates.append(step.passes.updates - before)
+    assert updates == [1, 1, 2, 2, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -158,24 +151,24 @@ def grouped(net: nn.Sequential, rho: object) -> torch.optim.Optimizer:
 @pytest.mark.parametrize("own", [0.0, 0.2])
 def test_a_parameter_group_has_its_own_rho(own):
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
-    seen = []
+    weights = []
 
     def loss(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        seen.append([p.detach().clone() for p in net.parameters()])
+        weights.append([p.detach().clone() for p in net.parameters()])
         return nn.functional.cross_entropy(z, y)
 
     x, y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
     steppe.SAM(rho=0.1).bind(net, grouped(net, own), loss=loss)(x, y)
     g = torch.autograd.grad(nn.functional.cross_entropy(net(x), y), list(net.parameters()))
-    moved = [b - a for a, b in zip(*seen, strict=True)]
+    moved = [b - a for a, b in zip(*weights, strict=True)]
     if own == 0.0:
         assert not any(m.any() for m in moved[:2])  # untouched, and out of the norm
         length = torch.stack([t.square().sum() for t in g[2:]]).sum().sqrt()
-        wanted = [torch.zeros_like(t) for t in g[:2]] + [0.1 * t / length for t in g[2:]]
+        expected = [torch.zeros_like(t) for t in g[:2]] + [0.1 * t / length for t in g[2:]]
     else:
         length = torch.stack([t.square().sum() for t in g]).sum().sqrt()
-        wanted = [own * t / length for t in g[:2]] + [0.1 * t / length for t in g[2:]]
-    for m, w in zip(moved, wanted, strict=True):
+        expected = [own * t / length for t in g[:2]] + [0.1 * t / length for t in g[2:]]
+    for m, w in zip(moved, expected, strict=True):
         assert torch.allclose(m, w, atol=1e-6)
 
 

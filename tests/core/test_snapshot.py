@@ -1,4 +1,4 @@
-"""Copies return bit for bit into the storage they were taken from, wherever that lies by then."""
+"""Snapshots restore values bit for bit into the storage they were taken from, and modules their own buffers."""
 
 from __future__ import annotations
 
@@ -8,146 +8,151 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from steppe.core.param_groups import Trainable
-from steppe.core.snapshot import CopyPool, TensorCopy
+import steppe
+from steppe.core.snapshot import Buffers, Snapshot, SnapshotPool
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool, torch.int16]
+LAYOUTS = {
+    "contiguous": lambda whole: whole,
+    "channels_last": lambda whole: whole.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda whole: whole[:, 0, 0].clone().t(),
+    "every second": lambda whole: whole.flatten()[::2],
+    "a part": lambda whole: whole[1:3],
+    "number": lambda whole: whole[0, 0, 0, 0].clone(),
+    "empty": lambda whole: whole[:0],
+    "one wide": lambda whole: whole[:, :1].clone().expand(4, 1, 5, 2),
+}
 
 
-def laid(kind: str, dtype: torch.dtype, seed: int) -> Tensor:
+def tensor(layout: str, dtype: torch.dtype, seed: int) -> Tensor:
     """Return a tensor of some layout; its storage, where it is larger, is the tensor's base."""
     g = torch.Generator().manual_seed(seed)
-    whole = torch.randint(0, 2**15, (4, 3, 5, 2), generator=g).to(dtype)
-    return {
-        "contiguous": lambda: whole,
-        "channels_last": lambda: whole.contiguous(memory_format=torch.channels_last),
-        "transposed": lambda: whole[:, 0, 0].clone().t(),
-        "vector": lambda: whole.flatten(),
-        "every second": lambda: whole.flatten()[::2],
-        "a part": lambda: whole[1:3],
-        "number": lambda: whole[0, 0, 0, 0].clone(),
-        "empty": lambda: whole[:0],
-        "one wide": lambda: whole[:, :1].clone().expand(4, 1, 5, 2),
-    }[kind]()
-
-
-KINDS = [
-    *("contiguous", "channels_last", "transposed", "vector", "every second"),
-    *("a part", "number", "empty", "one wide"),
-]
+    return LAYOUTS[layout](torch.randint(0, 2**15, (4, 3, 5, 2), generator=g).to(dtype))
 
 
 @settings(max_examples=40)
-@given(st.lists(st.tuples(st.sampled_from(KINDS), st.sampled_from(DTYPES)), max_size=6), st.integers(0, 99))
-def test_what_was_copied_comes_back_into_its_storage(drawn: list[tuple[str, torch.dtype]], seed: int) -> None:
-    tensors = [laid(kind, dtype, seed + i) for i, (kind, dtype) in enumerate(drawn)]
+@given(st.lists(st.tuples(st.sampled_from([*LAYOUTS]), st.sampled_from(DTYPES)), max_size=6), st.integers(0, 99))
+def test_nested_snapshots_restore_values_in_place(kinds: list[tuple[str, torch.dtype]], seed: int) -> None:
+    tensors = [tensor(layout, dtype, seed + i) for i, (layout, dtype) in enumerate(kinds)]
     places = [t.data_ptr() for t in tensors]
-    copies = CopyPool()
+    pool = SnapshotPool()
     first = [t.clone() for t in tensors]
-    held = copies.make(tensors)
+    outer = pool.make(tensors)
     for t in tensors:
         t.zero_()
     second = [t.clone() for t in tensors]
-    inner = copies.make(tensors)
+    inner = pool.make(tensors)
     for t in tensors:
         t.fill_(1)
-    for copy, expected in ((inner, second), (held, first)):
-        copy.restore()
-        copies.release(copy)
+    for snapshot, expected in ((inner, second), (outer, first)):
+        snapshot.restore()
+        pool.release(snapshot)
         assert all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))
     assert [t.data_ptr() for t in tensors] == places
 
 
-def test_bits_that_compare_unequal_or_alike_come_back_too() -> None:
+def test_every_bit_pattern_is_restored() -> None:
     patterns = torch.tensor([0x7FC00001, -0x00400000, -(2**31), 1, 0x7F800000], dtype=torch.int32)
     weights = nn.Parameter(patterns.view(torch.float32).clone())
-    copies = CopyPool()
-    held = copies.make([weights])
+    snapshot = Snapshot([weights])
     weights.data.zero_()
-    held.restore()
+    snapshot.restore()
     assert torch.equal(weights.data.view(torch.int32), patterns)
 
 
-def weights_of(copy: TensorCopy) -> list[int]:
-    return [long.data_ptr() for long in copy._long]
-
-
-def test_the_storage_of_a_copy_is_used_again() -> None:
+def test_a_pool_reuses_storage_of_the_same_shapes_and_types_only() -> None:
     tensors = [torch.randn(3), torch.randn(2, 2)]
-    copies = CopyPool()
-    held = copies.make(tensors)
-    where = weights_of(held)
-    copies.release(held)
+    pool = SnapshotPool()
+    first = pool.make(tensors)
+    storage = [v.data_ptr() for v in first._values]
+    assert [v.data_ptr() for v in pool.make(tensors)._values] != storage  # two at a time
+    pool.release(first)
     tensors[0].add_(1)
-    again = copies.make(tensors)
-    assert weights_of(again) == where
-    assert weights_of(copies.make(tensors)) != where
     expected = [t.clone() for t in tensors]
+    again = pool.make(tensors)
+    assert [v.data_ptr() for v in again._values] == storage
     tensors[1].zero_()
     again.restore()
     assert all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))
+    for others in ([torch.randn(3), torch.randn(4)], [torch.randn(3).double(), torch.randn(2, 2)], tensors[:1]):
+        pool.release(first)
+        before, snapshot = [t.clone() for t in others], pool.make(others)
+        for t in others:
+            t.zero_()
+        snapshot.restore()
+        assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(others, before, strict=True))
 
 
-EXCHANGES = {
-    "elsewhere": lambda p: p.data.clone(),
-    "wider": lambda p: p.data.double(),
-    "another layout": lambda p: p.data.clone().contiguous(memory_format=torch.channels_last),
-    "smaller": lambda p: p.data[:1],
-}
-
-
-@pytest.mark.parametrize("shape", [(4, 3, 2, 2), (6,)])
-@pytest.mark.parametrize("how", EXCHANGES)
-def test_data_that_was_exchanged_is_copied_where_it_lies_now(how: str, shape: tuple[int, ...]) -> None:
-    if how == "another layout" and len(shape) < 4:
-        pytest.skip("a vector has one layout")
-    p, other = nn.Parameter(torch.randn(shape)), nn.Parameter(torch.randn(2, 2))
-    copies = CopyPool()
-    copies.release(copies.make([p, other]))
-    p.data = EXCHANGES[how](p) + 1e-12
-    expected = p.detach().clone()
-    held = copies.make([p, other])
-    p.data.zero_()
-    held.restore()
-    assert p.dtype == expected.dtype
-    assert torch.equal(p, expected)
-
-
-@pytest.mark.parametrize("how", ["elsewhere", "wider", "another layout"])
-def test_data_that_was_exchanged_meanwhile_gets_its_values_back(how: str) -> None:
+@pytest.mark.parametrize("exchange", [Tensor.clone, Tensor.double])
+def test_data_that_was_exchanged_after_the_snapshot_has_the_old_values_again(exchange) -> None:
     p = nn.Parameter(torch.randn(4, 3, 2, 2))
-    expected = p.detach().clone()
-    held = CopyPool().make([p])
-    p.data = EXCHANGES[how](p) + 1
-    where = p.data_ptr()
-    held.restore()
-    assert p.data_ptr() == where
-    assert torch.equal(p, expected.to(p.dtype))
+    before, snapshot = p.detach().clone(), Snapshot([p])
+    p.data = exchange(p.data) + 1
+    storage = p.data_ptr()
+    snapshot.restore()
+    assert p.data_ptr() == storage
+    assert torch.equal(p, before.to(p.dtype))
 
 
-def test_a_part_that_grew_in_its_own_storage_is_noticed() -> None:
-    whole = torch.randn(6, 2)
-    p = nn.Parameter(torch.zeros(0))
-    p.data = whole[:2]
-    copies = CopyPool()
-    copies.release(copies.make([p]))
-    p.data = whole
-    expected = whole.clone()
-    held = copies.make([p])
-    p.data.zero_()
-    held.restore()
-    assert torch.equal(whole, expected)
+class Assigning(nn.Module):
+    """Keeps its statistics by assignment, as many modules do that are not PyTorch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("later", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+            self.count = self.count + 1
+        return x - self.mean
 
 
-def test_a_change_of_what_is_trained_is_noticed() -> None:
-    a, b, c = (nn.Parameter(torch.zeros(2)) for _ in range(3))
-    optimizer = torch.optim.SGD([{"params": [a, b]}, {"params": [c]}], 0.1)
-    trained = Trainable(optimizer)
-    assert not trained.renew()
-    b.requires_grad_(False)
-    assert trained.renew() and [id(p) for p in trained.params] == [id(a), id(c)]
-    b.requires_grad_(True)
-    d = nn.Parameter(torch.zeros(1))
-    optimizer.param_groups[1]["params"][0] = d
-    assert trained.renew() and [id(p) for p in trained.params] == [id(a), id(b), id(d)]
-    assert not trained.renew()
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 3), Assigning(), nn.Linear(3, 2))
+
+
+def data(n: int = 8) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(n, 4, generator=g), torch.arange(n) % 2
+
+
+@pytest.mark.parametrize("spec", ["sam:rho=0.5", "rwp:gamma=0.5", "sadt-v1", "mesa"])
+def test_buffers_assigned_in_a_perturbed_pass_or_a_skipped_step_are_restored(spec: str) -> None:
+    plain, net = network(), network()
+    plain(data()[0])
+    step = steppe.parse(spec).bind(net, torch.optim.SGD(net.parameters(), 0.1))
+    step(*data())
+    assert torch.equal(net[1].mean, plain[1].mean) and int(net[1].count) == 1
+    step(*data())
+    mean = net[1].mean.clone()
+    x, y = data()
+    x[0, 0] = float("nan")
+    assert step(x, y).skipped
+    assert torch.equal(net[1].mean, mean) and int(net[1].count) == 2
+
+
+def test_a_buffer_snapshot_has_values_and_tensors_of_its_own_time() -> None:
+    net = network()
+    buffers = Buffers(net)
+    outer, mean = buffers.snapshot(), net[1].mean
+    net(data()[0])
+    inner, assigned = buffers.snapshot(), net[1].mean
+    value = assigned.clone()
+    assigned += 1
+    inner.restore()
+    assert net[1].mean is assigned and torch.equal(assigned, value) and bool((value != 0).any())
+    outer.restore()
+    assert net[1].mean is mean and torch.equal(mean, torch.zeros(3)) and int(net[1].count) == 0
+
+
+def test_a_table_that_has_grown_is_not_put_back() -> None:
+    net = nn.Module()
+    net.register_buffer("table", torch.zeros(2))
+    snapshot = Buffers(net).snapshot()
+    net.table = torch.arange(7.0)
+    snapshot.restore()
+    assert torch.equal(net.table, torch.arange(7.0))

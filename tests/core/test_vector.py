@@ -20,8 +20,8 @@ def pairs(draw: st.DrawFn) -> tuple[Vec, Vec]:
     both: list[Vec] = [[], []]
     for shape in draw(shapes):
         for side in both:
-            there = draw(st.booleans())
-            side.append(torch.randn(shape, generator=g, dtype=torch.float64) if there else None)
+            present = draw(st.booleans())
+            side.append(torch.randn(shape, generator=g, dtype=torch.float64) if present else None)
     return both[0], both[1]
 
 
@@ -77,25 +77,55 @@ def test_noise_comes_from_its_generator_alone_and_only_where_asked():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_gathering_adds_in_the_storage_that_it_is_given():
+def test_gathering_adds_into_the_storage_of_its_arguments():
     total, a = [torch.ones(2), None, torch.ones(1), None], [torch.ones(2), torch.full((1,), 4.0), None, None]
-    held = total[0], a[1], total[2]
-    found = vector.gather(total, a, 0.5)
-    assert [None if t is None else t.tolist() for t in found] == [[1.5, 1.5], [2.0], [1.0], None]
-    assert all(t is h for t, h in zip(found, held, strict=False))
+    storage = total[0], a[1], total[2]
+    gathered = vector.gather(total, a, 0.5)
+    assert [None if t is None else t.tolist() for t in gathered] == [[1.5, 1.5], [2.0], [1.0], None]
+    assert all(t is s for t, s in zip(gathered, storage, strict=False))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_a_direction_with_a_factor_for_each_unit_moves_as_if_multiplied_out(dtype):
+@pytest.mark.parametrize("per_unit", [False, True])
+def test_moving_along_a_scaled_vector_adds_its_product(dtype: torch.dtype, per_unit: bool):
     g = torch.Generator().manual_seed(0)
     start = [torch.randn(4, 3, 2, generator=g).to(dtype), torch.randn(5, generator=g).to(dtype), torch.ones(2)]
-    way = [torch.randn(t.shape, generator=g).to(t.dtype) for t in start[:2]]
-    times = [torch.rand(4, 1, 1, generator=g).to(dtype), torch.tensor(0.25, dtype=dtype)]
-    along = vector.ScaledVector([*way, None], [*times, None])
-    here = [t.clone() for t in start]
-    vector.move(here[:2], way, times)
-    there = [t if o is None else t + o for t, o in zip(start, along.vector(), strict=True)]
-    assert along.vector()[2] is None
-    for a, b in zip(here, there, strict=True):
-        assert torch.allclose(a, b, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6)
-    assert torch.allclose(here[0].double(), (start[0].double() + way[0].double() * times[0].double()), atol=2e-2)
+    direction = [torch.randn(t.shape, generator=g).to(t.dtype) for t in start[:2]]
+    times = torch.tensor(0.37, dtype=torch.float32 if dtype == torch.bfloat16 else dtype)
+    factors = [torch.rand(4, 1, 1, generator=g).to(dtype), torch.tensor(0.25, dtype=dtype)]
+    scaled = vector.ScaledVector([*direction, None], [*factors, None] if per_unit else times)
+    moved = [t.clone() for t in start]
+    vector.move(moved[:2], direction, factors if per_unit else times)
+    assert scaled.vector()[2] is None and torch.equal(moved[2], start[2])
+    for m, s, d, f, v in zip(
+        moved[:2], start[:2], direction, factors if per_unit else [times] * 2, scaled.vector()[:2], strict=True
+    ):
+        exact = s.double() + d.double() * f.double()
+        assert (m.double() - exact).abs().max() <= 2 * torch.finfo(dtype).eps * exact.abs().max()
+        assert torch.allclose((s + v).double(), exact, rtol=2e-2 if dtype == torch.bfloat16 else 1e-6)
+
+
+def finite(a: Vec, *loss: Tensor) -> bool:
+    return bool(vector.all_finite(vector.finite_check(a, *loss)))
+
+
+def test_a_measured_vector_that_lost_a_tensor_is_measured_anew():
+    tensors = [torch.full((3,), 2.0), torch.full((2, 2), 1.0), torch.full((5,), 3.0)]
+    a = vector.Measured(tensors, vector.TensorKind.of(tensors))
+    assert finite(a) and vector.norm(a).item() == pytest.approx((12 + 4 + 45) ** 0.5)
+    a[1] = None
+    assert finite(a) and vector.norm(a).item() == pytest.approx((12 + 45) ** 0.5)
+    tensors[0][1] = float("nan")
+    assert not vector.norm(a).isfinite() and not finite(a)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", range(3))
+def test_the_check_finds_one_bad_element_anywhere_and_a_bad_loss(bad: float, where: int):
+    tensors = [torch.randn(3), torch.randn(2, 2), torch.randn(5)]
+    assert finite([*tensors], torch.tensor(1.0))
+    assert not finite([*tensors], torch.tensor(bad))
+    tensors[where].view(-1)[-1] = bad
+    for a in ([*tensors], vector.Measured(tensors, vector.TensorKind.of(tensors))):
+        assert not finite(a)
+        assert not finite(a, torch.tensor(-bad))

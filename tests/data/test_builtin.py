@@ -1,4 +1,4 @@
-"""Data sets without files, and names."""
+"""Data sets without files, and the errors of data set names."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from steppe.data.sources import builtin
 def test_digits_are_the_real_ones_upscaled() -> None:
     from sklearn.datasets import load_digits
 
-    held = data.load("digits", Data())
-    assert (held.channels, held.size, len(held.classes)) == (1, 24, 10)
-    assert len(held.train) + len(held.val) + len(held.test) == 1797
+    images = data.load("digits", Data())
+    assert (images.channels, images.size, len(images.classes)) == (1, 24, 10)
+    assert len(images.train) + len(images.val) + len(images.test) == 1797
     small = data.load("digits", Data(size=8))
     raw = torch.from_numpy((load_digits().images * 255 / 16).round().astype(np.uint8))
     everything = torch.cat([small.train.x, small.val.x, small.test.x])[:, 0]
     assert torch.equal(everything.long().sum(dim=0), raw.long().sum(dim=0))
 
 
-def test_digits_that_are_kept_elsewhere_are_asked_of_their_package(monkeypatch) -> None:
-    held = data.load("digits", Data())
-
+def test_digits_at_another_path_are_loaded_by_scikit_learn(monkeypatch) -> None:
+    images = data.load("digits", Data())
     with monkeypatch.context() as patch:
         patch.setattr(builtin.distribution("scikit-learn").__class__, "locate_file", lambda self, path: "nowhere")
-        asked = data.load("digits", Data())
-    assert torch.equal(held.train.x, asked.train.x) and torch.equal(held.test.y, asked.test.y)
+        by_package = data.load("digits", Data())
+    assert torch.equal(images.train.x, by_package.train.x) and torch.equal(images.test.y, by_package.test.y)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Splits: disjoint, exact, class by class, and equal for equal seeds."""
+"""Splits are disjoint, exact, class by class, and equal for equal seeds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from steppe.data.splits import apply, stratified
 
 def source(per_class: list[int], test: int = 10) -> Source:
     y = np.repeat(np.arange(len(per_class)), per_class)
-    # every image carries its number, so that two parts can be compared
+    # every image encodes its number, so that two parts can be compared
     x = torch.arange(len(y)).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
     numbers = torch.cat([x % 256, x // 256], 1).to(torch.uint8)
     test_y = torch.arange(test) % len(per_class)
@@ -72,7 +72,7 @@ def test_equal_seeds_split_equally_and_others_differ() -> None:
     [
         (
             Data(train=200),
-            r"data.train 200 and data.val 0.1 \(20 images\) .* more than the 100",
+            r"data.train 200 and data.val 0.1 \(20 images\) need more than the 100",
         ),
         (Data(train=95, val=10), "data.train 95 and data.val 10 .* more than the 100"),
         (Data(val=100), "^data.val 100 .* more than the 100"),

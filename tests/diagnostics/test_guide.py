@@ -1,4 +1,4 @@
-"""The guide, done: its blocks run from top to bottom, its commands are commands."""
+"""The blocks of the guide run from top to bottom, and its commands are valid."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def test_the_guide_runs_from_top_to_bottom(capsys):
     names: dict[str, object] = {}
     for block in re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL):
         exec(compile(block, "diagnose.md", "exec"), names)
-    said = capsys.readouterr().out.splitlines()
-    assert said[:5] == ["48 True", "10 True", "True 2", "True", "9 True"]
-    assert len(said) == 8 and all("vacuous" in line for line in said[5:])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:5] == ["48 True", "10 True", "True 2", "True", "9 True"]
+    assert len(lines) == 8 and all("vacuous" in line for line in lines[5:])
 
 
 def test_the_guide_s_commands_are_understood(capsys):

@@ -1,4 +1,4 @@
-"""The loss as a function of the weights, of models of other kinds than a classifier of images."""
+"""The loss as a function of the weights, for models of all kinds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from steppe.diagnostics.sharpness import worst_case_sharpness
 
 
 class Tagger(nn.Module):
-    """Named inputs, tied weights, a part that is not used, and a loss of its own."""
+    """Named inputs, tied weights, an unused part, and a loss of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,21 +34,21 @@ def tagged() -> tuple[Tagger, list[dict[str, Tensor]]]:
     return net, [{"ids": ids[:4], "labels": ids[:4, 0]}, {"ids": ids[4:], "labels": ids[4:, 0]}]
 
 
-def test_a_model_s_own_loss_and_named_inputs():
+def test_the_model_s_own_loss_and_named_inputs_are_used():
     net, data = tagged()
     ids, labels = (torch.cat([d[k] for d in data]) for k in ("ids", "labels"))
-    said = net(ids, labels)
+    outputs = net(ids, labels)
     for loss in ("model", F.cross_entropy):
         surface = LossSurface(net, data, loss)
-        assert surface.value().loss == pytest.approx(float(said["loss"].detach()), rel=1e-12)
+        assert surface.value().loss == pytest.approx(float(outputs["loss"].detach()), rel=1e-12)
         assert surface.value().accuracy == pytest.approx(
-            float((said["logits"].argmax(1) == labels).double().mean())
+            float((outputs["logits"].argmax(1) == labels).double().mean())
         )
         assert worst_case_sharpness(surface, 0.1) > 0
-    torch.testing.assert_close(LossSurface(net, data).outputs(), said["logits"].detach())
+    torch.testing.assert_close(LossSurface(net, data).outputs(), outputs["logits"].detach())
 
 
-def test_tied_weights_count_once_and_idle_ones_are_flat():
+def test_tied_weights_count_once_and_unused_ones_have_no_gradient():
     net, data = tagged()
     surface = LossSurface(net, data)
     assert [tuple(p.shape) for p in surface.params] == [(7, 4), (2, 2), (2,)]
@@ -78,13 +78,13 @@ def test_batches_of_all_kinds_are_one_set_of_samples():
     assert LossSurface(net, [(x, soft)]).value().accuracy is None
 
 
-def test_a_compiled_model_is_looked_at_below_its_wrapper():
+def test_the_wrapper_of_a_compiled_model_is_removed():
     net, batch = small_net(), small_batch()
     wrapped = torch.compile(net, backend="eager")
     assert LossSurface(wrapped, [batch]).net is net
 
 
-def test_weights_and_buffers_return_after_an_error_too():
+def test_weights_and_buffers_are_restored_after_an_error():
     net = small_net()
     surface = LossSurface(net, [small_batch()])
     before = {k: v.clone() for k, v in net.state_dict().items()}
@@ -93,7 +93,7 @@ def test_weights_and_buffers_return_after_an_error_too():
 
     def interrupted() -> None:
         moved = {"1.running_mean": state["1.running_mean"]}
-        with surface.being(None, moved), surface.at(offset), surface.recalibrated([small_batch()]):
+        with surface.with_values(None, moved), surface.at(offset), surface.recalibrated([small_batch()]):
             assert not torch.equal(net[0].weight, before["0.weight"])
             raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""Sharpness against its closed forms on a quadratic, and on a small network against arithmetic written out."""
+"""Sharpness against its closed forms on a quadratic, and on a small network against explicit arithmetic."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def test_many_steps_reach_the_highest_point_of_the_ball():
     assert many == pytest.approx(expected, rel=1e-6)
 
 
-def test_more_steps_never_find_less():
-    # a loss of many hills, over whose tops an ascent runs
+def test_more_steps_never_lower_the_maximum():
+    # a loss with many maxima, which an ascent passes
     surface = LossSurface(Point(W), [small_batch()], lambda z, y: torch.sin(5 * z).sum(1).mean())
-    found = [worst_case_sharpness(surface, 1.0, steps=n) for n in range(1, 9)]
-    assert all(a <= b for a, b in pairwise(found)) and found[0] < found[-1]
+    rises = [worst_case_sharpness(surface, 1.0, steps=n) for n in range(1, 9)]
+    assert all(a <= b for a, b in pairwise(rises)) and rises[0] < rises[-1]
 
 
-def test_adaptive_is_the_closed_form_and_blind_to_rescaling():
+def test_adaptive_sharpness_is_the_closed_form_and_invariant_under_rescaling():
     h, rho = curved(4), 0.3
     g = h @ W
     e = rho * W**2 * g / (W * g).norm()
@@ -61,12 +61,12 @@ def test_adaptive_is_the_closed_form_and_blind_to_rescaling():
     s = torch.tensor([3.0, 0.2, 1.5, 7.0], dtype=torch.float64)
     rescaled = bowl(h / s[:, None] / s[None, :], W * s)
     for steps in (1, 4):
-        here, there = (worst_case_sharpness(b, rho, steps=steps, ball="adaptive") for b in (bowl(h, W), rescaled))
-        assert there == pytest.approx(here, rel=1e-9)
+        a, b = (worst_case_sharpness(s, rho, steps=steps, ball="adaptive") for s in (bowl(h, W), rescaled))
+        assert a == pytest.approx(b, rel=1e-9)
     assert worst_case_sharpness(rescaled, rho) != pytest.approx(worst_case_sharpness(bowl(h, W), rho), rel=1e-2)
 
 
-def test_at_the_minimum_there_is_no_way_up():
+def test_sharpness_at_a_minimum_is_0():
     assert worst_case_sharpness(bowl(curved(4), torch.zeros(4, dtype=torch.float64)), 0.1, steps=3) == 0.0
 
 
@@ -100,27 +100,27 @@ def test_average_sharpness_is_half_the_trace_within_its_error(noise):
         rows, bias = w[0].norm(dim=1), w[1].norm()
         scale = torch.stack([rows[0], rows[0], rows[1], rows[1], bias, bias])
     expected = float(sigma**2 / 2 * (torch.diag(h) * scale**2).sum())
-    found = average_sharpness(bowl(h, *w), sigma, noise=noise, pairs=400)
-    assert found.n == 400
-    assert found.error < 0.1 * expected
-    assert abs(found.mean - expected) < 3 * found.error
-    # the gradient's part, which is large here, cancels within each pair
+    result = average_sharpness(bowl(h, *w), sigma, noise=noise, pairs=400)
+    assert result.n == 400
+    assert result.error < 0.1 * expected
+    assert abs(result.mean - expected) < 3 * result.error
+    # a large gradient cancels within each pair
     tilted = average_sharpness(
         bowl(h, *w, linear=1e3 * torch.ones(6, dtype=torch.float64)), sigma, noise=noise, pairs=400
     )
-    assert tilted.mean == pytest.approx(found.mean, rel=1e-6)
+    assert tilted.mean == pytest.approx(result.mean, rel=1e-6)
 
 
 def test_the_standard_error_is_that_of_independent_repeats():
     h = curved(4)
-    found = [average_sharpness(bowl(h, W), 0.3, pairs=20, seed=s) for s in range(60)]
-    means = torch.tensor([f.mean for f in found])
-    assert float(means.std()) == pytest.approx(sum(f.error for f in found) / 60, rel=0.3)
+    estimates = [average_sharpness(bowl(h, W), 0.3, pairs=20, seed=s) for s in range(60)]
+    means = torch.tensor([e.mean for e in estimates])
+    assert float(means.std()) == pytest.approx(sum(e.error for e in estimates) / 60, rel=0.3)
     assert average_sharpness(bowl(h, W), 0.3, pairs=1).error is None
     assert average_sharpness(bowl(h, W), 0.3, seed=5) == average_sharpness(bowl(h, W), 0.3, seed=5)
 
 
-def test_looking_leaves_no_trace():
+def test_measuring_changes_no_state():
     net = small_net()
     net[3].eval()
     before = {k: v.clone() for k, v in net.state_dict().items()}
@@ -129,14 +129,14 @@ def test_looking_leaves_no_trace():
     surface = LossSurface(net, [small_batch()])
     worst_case_sharpness(surface, 0.1, steps=2)
     average_sharpness(surface, 0.1, noise="filter", pairs=2)
-    surface.curvature([torch.ones_like(p) for p in surface.params])
+    surface.hvp([torch.ones_like(p) for p in surface.params])
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert [m.training for m in net.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in net.parameters())
 
 
-def test_frozen_parameters_stay():
+def test_frozen_parameters_are_not_perturbed():
     net = small_net()
     net[0].weight.requires_grad_(False)
     surface = LossSurface(net, [small_batch()])
@@ -162,6 +162,6 @@ def test_frozen_parameters_stay():
         (lambda s: LossSurface(s.net, [small_batch()], loss="own"), "loss is 'own'"),
     ],
 )
-def test_impossible_arguments_are_refused(call, message):
+def test_impossible_arguments_are_one_line(call, message):
     with pytest.raises(InputError, match=message):
         call(bowl(curved(4), W))

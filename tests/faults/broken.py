@@ -121,21 +121,21 @@ def unpacked() -> None:
     """Unpack archives to the paths that they name."""
     from steppe.data.sources import image_files
 
-    inner = image_files.Files._archive
+    inner = image_files.ImageFiles._archive
 
     def archive(self: Any) -> Any:
         with image_files.tarfile.open(self.path) as members:
             members.extractall(self.path.parent / "unpacked", filter="fully_trusted")
         return inner(self)
 
-    _replace("_archive", archive, image_files.Files)
+    _replace("_archive", archive, image_files.ImageFiles)
 
 
 def trusting() -> None:
     """Load pickles without restrictions."""
     from steppe.data.sources import cifar
 
-    _replace("find_class", pickle.Unpickler.find_class, cifar._Plain)
+    _replace("find_class", pickle.Unpickler.find_class, cifar._ArrayUnpickler)
 
 
 def unguarded() -> None:

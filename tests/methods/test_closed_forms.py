@@ -1,4 +1,4 @@
-"""Every method on a quadratic, where each step has a formula that fits on a line."""
+"""Methods on a quadratic, where each step has a formula of one line."""
 
 from __future__ import annotations
 
@@ -111,17 +111,17 @@ def test_sadt_v1_matches_the_noisy_teacher(direction: str, weight: float, update
     method = steppe.SADT(variant=1, sigma=0.3, direction=direction, weight=weight, updates=updates)
     w, _, state = one_step(method)
     up = A @ W0
-    here = W0 - LR * up if updates == 2 else W0
-    aux = kl_gradient(W0, here + 0.3 * noise_of(state), direction)
-    assert near(w, here - LR * (up + weight * aux))
+    w_up = W0 - LR * up if updates == 2 else W0
+    aux = kl_gradient(W0, w_up + 0.3 * noise_of(state), direction)
+    assert near(w, w_up - LR * (up + weight * aux))
 
 
 def test_sadt_v3_matches_the_teacher_uphill():
     w, _, state = one_step(steppe.SADT(variant=3, sigma=0.3, ascent=0.2))
     up = A @ W0
-    here = W0 - LR * up
-    aux = kl_gradient(W0, here + 0.2 * (up + 0.3 * noise_of(state)), "pre-aux")
-    assert near(w, here - LR * (up + aux))
+    w_up = W0 - LR * up
+    aux = kl_gradient(W0, w_up + 0.2 * (up + 0.3 * noise_of(state)), "pre-aux")
+    assert near(w, w_up - LR * (up + aux))
 
 
 class Line(nn.Module):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from steppe.core.numerics.perturbations import last_of
+from steppe.core.numerics.filters import last_of
 from steppe.models import build, names
 from steppe.models.multi.shared_trunk import share, split_at
 

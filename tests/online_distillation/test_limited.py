@@ -9,8 +9,10 @@ import torch
 from steppe.config import Data, Optim
 from steppe.data import load
 from steppe.data.dataset import Images
-from steppe.data.limited import fixed_noise, published
-from steppe.data.loader import Loader, Normalizer, evaluation_batches
+from steppe.data.loader import Loader, evaluation_batches
+from steppe.data.normalize import Normalizer
+from steppe.data.splits import legacy_choice
+from steppe.data.transforms.noise import fixed_noise
 from steppe.errors import InputError
 
 
@@ -21,13 +23,13 @@ def test_the_published_choice_of_cifar():
     103rd, 436th, ... at 9502, 42182, 33564, 25827, 9618.
     """
     ten = np.repeat([6, 9, 4], 5000)
-    chosen = published(ten, 0.1)
+    chosen = legacy_choice(ten, 0.1)
     assert chosen[:5].tolist() == [860, 3772, 3092, 466, 4426]
     assert len(chosen) == 1500 and len(set(chosen[:500].tolist())) < 500
     assert (ten[chosen] == np.repeat([6, 9, 4], 500)).all()  # in the order of first appearance
-    assert published(np.repeat([19, 29], 500), 0.1)[:5].tolist() == [102, 435, 348, 270, 106]
+    assert legacy_choice(np.repeat([19, 29], 500), 0.1)[:5].tolist() == [102, 435, 348, 270, 106]
     spread = np.tile([6, 9, 4], 5000)
-    assert (published(spread, 0.1) == 3 * (chosen % 5000) + chosen // 5000).all()
+    assert (legacy_choice(spread, 0.1) == 3 * (chosen % 5000) + chosen // 5000).all()
 
 
 def test_limited_training_images_are_no_validation_images():

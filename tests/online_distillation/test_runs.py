@@ -16,7 +16,8 @@ import steppe
 from steppe import models, records
 from steppe.config import Data, Optim, Run
 from steppe.core.method import Method
-from steppe.data.loader import Normalizer, evaluation_batches
+from steppe.data.loader import evaluation_batches
+from steppe.data.normalize import Normalizer
 from steppe.training import run as engine
 from steppe.training import trainer
 from steppe.training.checkpoint import file

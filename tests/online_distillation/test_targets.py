@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from steppe.core.schedules import TrainingProgress
-from steppe.methods.online_distillation.kdcl import cross_entropy, general, linear, min_logit, naive
+from steppe.methods.online_distillation._kdcl_targets import cross_entropy, general, linear, min_logit, naive
 from steppe.models.multi.inputs import distillation_loss, diversity, one_hot, sigmoid_rampup
 
 

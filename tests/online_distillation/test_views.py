@@ -9,11 +9,12 @@ from torch import Tensor
 
 from steppe.config import Data, Run, essential
 from steppe.data.dataset import Images
-from steppe.data.loader import Loader, Normalizer
+from steppe.data.loader import Loader
+from steppe.data.normalize import Normalizer
 from steppe.data.transforms.auto_augment import (
     _POLICIES,
     COMPOSITIONS,
-    applied,
+    apply_each,
     autoaugment,
     black_square,
     compositions,
@@ -21,7 +22,8 @@ from steppe.data.transforms.auto_augment import (
     rotate,
     strength,
 )
-from steppe.data.transforms.basic import RowDraws, Sample
+from steppe.data.transforms.basic import Sample
+from steppe.data.transforms.draws import RowDraws
 from steppe.errors import InputError
 
 NAMES = ("crop-flip", "crop-flip-cutout", "crop-randaugment", "crop-autoaugment")
@@ -78,7 +80,7 @@ def test_strengths_are_those_of_the_reference():
     """On 32 x 32 at strength 9 of 30, as the reference on the released code lists them."""
 
     def at(name: str) -> float:
-        return strength(name, 9, 31, 32, 32, turned=False)
+        return strength(name, 9, 31, 32, 32, negative=False)
 
     assert at("shear-x") == pytest.approx(0.09)
     assert at("translate-y") == pytest.approx(4.35, abs=0.01)
@@ -86,8 +88,8 @@ def test_strengths_are_those_of_the_reference():
     assert at("color") == at("sharpness") == pytest.approx(0.27)
     assert at("posterize") == 7
     assert at("solarize") == pytest.approx(178.5)
-    assert strength("rotate", 9, 31, 32, 32, turned=True) == pytest.approx(-9)
-    assert strength("solarize", 9, 31, 32, 32, turned=True) == pytest.approx(178.5)
+    assert strength("rotate", 9, 31, 32, 32, negative=True) == pytest.approx(-9)
+    assert strength("solarize", 9, 31, 32, 32, negative=True) == pytest.approx(178.5)
     assert len(_POLICIES) == 25
 
 
@@ -96,7 +98,7 @@ def test_operations_do_to_pixels_what_they_say():
     image = torch.from_numpy(array)[None, None]
 
     def done(name: str, value: float) -> np.ndarray:
-        return applied(image, [name], [value])[0, 0].numpy().astype(int)
+        return apply_each(image, [name], [value])[0, 0].numpy().astype(int)
 
     assert (done("posterize", 7) == (array & 0xFE)).all()
     assert (done("solarize", 178.5) == np.where(array < 178.5, array, 255 - array.astype(int))).all()
@@ -106,7 +108,7 @@ def test_operations_do_to_pixels_what_they_say():
     assert (done("translate-y", -4.35)[:12] == array[4:]).all()
     assert (done("brightness", -0.5) == array // 2).all()
     assert (done("identity", 0) == array).all()
-    both = applied(image.expand(3, 1, 16, 16), ["invert", "identity", "solarize"], [0, 0, 100]).numpy()[:, 0]
+    both = apply_each(image.expand(3, 1, 16, 16), ["invert", "identity", "solarize"], [0, 0, 100]).numpy()[:, 0]
     assert (both[0] == 255 - array).all()
     assert (both[1] == array).all()
     assert (both[2] == np.where(array < 100, array, 255 - array)).all()
@@ -186,7 +188,7 @@ def test_a_further_view_changes_nothing_about_the_first():
 
 
 def test_what_is_asked_for_must_be_there():
-    with pytest.raises(InputError, match="data.views names 2 and the method takes 3; name 3, or one"):
+    with pytest.raises(InputError, match="data.views has 2 views and the method takes 3; give 3, or one"):
         compositions(("plain", "crop-flip"), 3)
     with pytest.raises(InputError, match="did you mean 'crop-flip'"):
         compositions(("crop-flop",), 1)

@@ -93,7 +93,7 @@ class ClaimsTwoUpdates(Sound):
 
 class TakesAThirdPass(Sound):
     def second(self, batch, g, rt):
-        with rt.aside():
+        with rt.preserve_state():
             rt.grad(rt.objective, batch)
         return super().second(batch, g, rt)
 
@@ -102,7 +102,7 @@ class TakesAPassThatNobodyCounts(Sound):
     cost: ClassVar = (3, 3, 1)
 
     def second(self, batch, g, rt):
-        with rt.aside():
+        with rt.preserve_state():
             rt.loss(rt.forward(batch.x), batch.y).backward()
         return super().second(batch, g, rt)
 
@@ -110,7 +110,7 @@ class TakesAPassThatNobodyCounts(Sound):
 class RebindsStorage(Sound):
     @contextmanager
     def perturbed(self, offset: Vec, rt: Runtime) -> Iterator[None]:
-        with rt.aside():
+        with rt.preserve_state():
             old = [(p, p.data) for p, _ in moved(rt.params, offset)]
             try:
                 for p, o in moved(rt.params, offset):
@@ -124,7 +124,7 @@ class RebindsStorage(Sound):
 class AddsAndSubtracts(Sound):
     @contextmanager
     def perturbed(self, offset: Vec, rt: Runtime) -> Iterator[None]:
-        with rt.aside(), torch.no_grad():
+        with rt.preserve_state(), torch.no_grad():
             for p, o in moved(rt.params, offset):
                 p.add_(o)
             try:
@@ -138,7 +138,7 @@ class AddsAndSubtracts(Sound):
 class StaysThereOnAnException(Sound):
     @contextmanager
     def perturbed(self, offset: Vec, rt: Runtime) -> Iterator[None]:
-        with rt.aside():
+        with rt.preserve_state():
             saved = vector.clone(list(rt.params))
             with torch.no_grad():
                 for p, o in moved(rt.params, offset):
@@ -160,7 +160,7 @@ class CountsTheSecondPass(Sound):
 
 class CountsOnlyTheSecondPass(Sound):
     def first(self, batch, rt):
-        with rt.aside():
+        with rt.preserve_state():
             return rt.grad(rt.objective, batch)
 
     def perturbed(self, offset, rt):
@@ -220,7 +220,7 @@ class BacksOffTwice(Sound):
 
 
 def clipped(g: Vec, rt: Runtime) -> Vec:
-    most = rt.setup.clip
+    most = rt.options.clip
     return g if most is None else vector.scale(g, (most / (vector.norm(g) + 1e-6)).clamp(max=1.0))
 
 
@@ -238,7 +238,7 @@ class ClipsNothing(Sound):
 
 class ClipsToTwice(Sound):
     def last(self, g, rt):
-        rt.apply(vector.scale(g, 0.5) if rt.setup.clip else g)
+        rt.apply(vector.scale(g, 0.5) if rt.options.clip else g)
 
 
 class RemembersInAnAttribute(Sound):

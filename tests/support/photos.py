@@ -19,7 +19,7 @@ def picture(seed: int, mode: str = "RGB", size: tuple[int, int] = (12, 12)) -> I
     return image if mode == "RGB" else image.convert(mode)
 
 
-def classes_of_photos(root: Path, classes: tuple[str, ...] = ("cat", "dog"), per_class: int = 10) -> Path:
+def class_folders(root: Path, classes: tuple[str, ...] = ("cat", "dog"), per_class: int = 10) -> Path:
     for c, name in enumerate(classes):
         (root / name).mkdir(parents=True)
         for i in range(per_class):
@@ -31,12 +31,12 @@ def load(path: Path, progress: Any = None, **options: Any) -> data.DataSet:
     return data.load(f"folder:{path}", Data(**{"val": 2, **options}), progress=progress)
 
 
-def count(held: data.DataSet) -> int:
-    return len(held.train) + len(held.val) + len(held.test)
+def count(images: data.DataSet) -> int:
+    return len(images.train) + len(images.val) + len(images.test)
 
 
 def tar_of(root: Path, archive: Path, above: str = "") -> Path:
-    """Pack everything below ``root``, folders and links too, each name with ``above`` before it."""
+    """Pack everything below ``root``, folders and links too; names begin with ``above``."""
     mode: Any = {".gz": "w:gz", ".tgz": "w:gz", ".xz": "w:xz", ".bz2": "w:bz2"}.get(archive.suffix, "w:")
     with tarfile.open(archive, mode) as tar:
         for file in sorted(root.rglob("*")):

@@ -1,4 +1,4 @@
-"""Finished runs, measured within a budget by the functions of `steppe.diagnostics`, and compared.
+"""Measurements of finished runs within a time budget, and comparisons of runs.
 
-Numbers from run folders into files; nothing here draws.
+They read run folders and write files; figures are drawn by `steppe.report`.
 """

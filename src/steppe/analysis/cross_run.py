@@ -1,4 +1,4 @@
-"""What the runs of one seed say together, kept in a file of the comparison and made anew only where it must be."""
+"""Comparisons between the runs of one seed, written to files of the comparison and updated only when needed."""
 
 from __future__ import annotations
 
@@ -11,28 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from steppe import hardware, records
-from steppe.analysis.endpoint_plane import Extent, NotComparable, endpoint_plane
-from steppe.analysis.load_run import Which, load, read_run
-from steppe.analysis.trajectories import epochs_kept, trajectories
+from steppe.analysis.endpoint_plane import NotComparable, Progress, Resolution, endpoint_plane
+from steppe.analysis.load_run import Which, load
+from steppe.analysis.trajectories import saved_epochs, trajectories
 from steppe.data.dataset import DataSet, Images
 from steppe.records import Record
 from steppe.report.comparison.summary import BASELINE
 from steppe.report.diagnosis.summary import ENDS, PATHS
-from steppe.training import run
+from steppe.training import run as engine
 
-Say = Callable[[str], None]
-Found = Mapping[Path, Mapping[str, Any]]
-_POINTS = ".part.jsonl"
+_POINTS = ".part.jsonl"  # points of an unfinished plane
 
 
 @dataclass(frozen=True)
 class RunGroup:
-    """The runs of one data set, network and seed, plain training first, and what is looked at.
+    """The runs of one data set, network and seed, plain training first.
 
     Attributes:
         folders: Folder of each run by its method's name.
-        which, part: Which weights, and which images: 'val' or 'train'.
-        samples: How many images.
+        which, part: The weights, and the images: 'val' or 'train'.
+        samples: Number of images.
     """
 
     folders: dict[str, Path]
@@ -42,83 +40,94 @@ class RunGroup:
 
     @property
     def first(self) -> Path:
-        """Return the run that the others are seen from."""
+        """Return the folder of the run that the others are compared with."""
         return next(iter(self.folders.values()))
 
-    def images(self, data: DataSet) -> Images:
-        """Return the images that the loss is measured on."""
-        images: Images = getattr(data, self.part)
-        return images
+
+def compare_endpoints(group: RunGroup, data: DataSet, points: Path, progress: Progress) -> dict[str, Any]:
+    """Return the plane of the runs' final weights; see `steppe.analysis.endpoint_plane`."""
+    runs = {method: load(folder, group.which, data) for method, folder in group.folders.items()}
+    images: Images = getattr(data, group.part)
+    return endpoint_plane(runs, images, Resolution(group.samples), progress, points)
 
 
-def compare_endpoints(group: RunGroup, data: DataSet, points: Path, say: Say) -> dict[str, Any]:
-    """Return where the runs ended; see `steppe.analysis.endpoint_plane.endpoint_plane`."""
-    trained = {method: load(home, group.which, data) for method, home in group.folders.items()}
-    return endpoint_plane(trained, group.images(data), Extent(group.samples), say, points)
-
-
-def compare_trajectories(group: RunGroup, data: DataSet, points: Path, say: Say) -> dict[str, Any]:
-    """Return how the runs went; see `steppe.analysis.trajectories.trajectories`."""
+def compare_trajectories(group: RunGroup, data: DataSet, points: Path, progress: Progress) -> dict[str, Any]:
+    """Return the runs' trajectories; see `steppe.analysis.trajectories`."""
     first = load(group.first, group.which, data)
-    return trajectories(group.folders, first, group.images(data), Extent(group.samples), say, points)
+    images: Images = getattr(data, group.part)
+    return trajectories(group.folders, first, images, Resolution(group.samples), progress, points)
 
 
-def write(folder: Path, found: Found, about: Mapping[str, Any], part: str, again: bool, say: Say) -> None:
-    """Write where the runs of one seed ended and how they went, for each data set and network of a comparison.
+def write(
+    folder: Path,
+    diagnoses: Mapping[Path, Mapping[str, Any]],
+    request: Mapping[str, Any],
+    part: str,
+    again: bool,
+    progress: Progress,
+) -> None:
+    """Write endpoints and trajectories of one seed's runs, for each data set and network of a comparison.
 
-    ``found`` are the runs' diagnoses by folder, ``about`` how they were asked for. The seed is the first that
-    has two runs, and for their ways the first that has kept weights.
+    ``diagnoses`` are the runs' diagnoses by folder and ``request`` the options they were made with. The seed is
+    the first with two runs, for trajectories the first with saved weights.
     """
-    groups = _groups(folder, found, about, part)
-    _write(folder / ENDS, [g for g in groups if len(g[1].folders) > 1], compare_endpoints, about, again, say)
-    _write(folder / PATHS, [g for g in groups if epochs_kept(g[1].first)], compare_trajectories, about, again, say)
+    groups = _groups(folder, diagnoses, request, part)
+    ends = [g for g in groups if len(g[1].folders) > 1]
+    paths = [g for g in groups if saved_epochs(g[1].first)]
+    _update(folder / ENDS, ends, compare_endpoints, request, again, progress)
+    _update(folder / PATHS, paths, compare_trajectories, request, again, progress)
 
 
-def _groups(folder: Path, found: Found, about: Mapping[str, Any], part: str) -> list[tuple[str, RunGroup]]:
+def _groups(
+    folder: Path, diagnoses: Mapping[Path, Mapping[str, Any]], request: Mapping[str, Any], part: str
+) -> list[tuple[str, RunGroup]]:
     runs: dict[tuple[str, str, int], list[Record]] = {}
     for record in records.load(folder).records:
         if record.status == "ok":
             runs.setdefault((record.dataset, record.model, record.seed), []).append(record)
     groups = []
-    for (dataset, model, _), own in runs.items():
-        homes = {r.method: folder / "runs" / r.digest for r in sorted(own, key=lambda r: r.method != BASELINE)}
-        samples = found[next(iter(homes.values()))]["settings"]["samples"]
-        groups.append((f"{dataset}, {model}", RunGroup(homes, about["which"], part, samples)))
+    for (dataset, model, _), members in runs.items():
+        members.sort(key=lambda r: r.method != BASELINE)
+        folders = {r.method: folder / "runs" / r.digest for r in members}
+        samples = diagnoses[next(iter(folders.values()))]["settings"]["samples"]
+        groups.append((f"{dataset}, {model}", RunGroup(folders, request["which"], part, samples)))
     return groups
 
 
-def _write(
+def _update(
     path: Path,
     groups: list[tuple[str, RunGroup]],
-    see: Callable[[RunGroup, DataSet, Path, Say], dict[str, Any]],
-    about: Mapping[str, Any],
+    compare: Callable[[RunGroup, DataSet, Path, Progress], dict[str, Any]],
+    request: Mapping[str, Any],
     again: bool,
-    say: Say,
+    progress: Progress,
 ) -> None:
-    held: dict[str, Any] = {}
+    """Write the comparisons of all groups; those that the file has for the same request are reused."""
+    before: dict[str, Any] = {}
     if again:
-        for points in path.parent.glob(f"{path.stem}-*{_POINTS}"):
-            points.unlink(missing_ok=True)
+        _remove_points(path)
     elif path.exists():
-        # a damaged one is made anew
-        with contextlib.suppress(ValueError):
-            held = json.loads(path.read_text())
-    made: dict[str, Any] = {}
+        with contextlib.suppress(ValueError):  # a damaged file is replaced
+            before = json.loads(path.read_text())
+    results: dict[str, Any] = {}
     for name, group in groups:
-        if name in made:
+        if name in results:
             continue
-        runs = [home.name for home in group.folders.values()]
-        asked = {**about, "samples": group.samples, "runs": runs}
-        if held.get(name, {}).get("about") == asked:
-            made[name] = held[name]
+        about = {**request, "samples": group.samples, "runs": [f.name for f in group.folders.values()]}
+        if before.get(name, {}).get("about") == about:
+            results[name] = before[name]
             continue
-        config = read_run(group.first)
-        # each point of a plane is kept there, so that one that was stopped goes on; another's name is another
-        mark = hashlib.sha256(json.dumps([name, asked]).encode()).hexdigest()[:12]
-        points = path.with_name(f"{path.stem}-{mark}{_POINTS}")
+        config = engine.read_run(group.first)
+        # each point is saved, so that a plane that was interrupted resumes; other requests have other files
+        key = hashlib.sha256(json.dumps([name, about]).encode()).hexdigest()[:12]
+        points = path.with_name(f"{path.stem}-{key}{_POINTS}")
         with hardware.threads(config.threads), contextlib.suppress(NotComparable):
-            made[name] = see(group, run.load_data(config), points, say) | {"about": asked}
-    if made != held:
-        records.write_json(path, made)
+            results[name] = compare(group, engine.load_data(config), points, progress) | {"about": about}
+    if results != before:
+        records.write_json(path, results)
+    _remove_points(path)
+
+
+def _remove_points(path: Path) -> None:
     for points in path.parent.glob(f"{path.stem}-*{_POINTS}"):
         points.unlink(missing_ok=True)

@@ -1,11 +1,11 @@
-"""Where the methods of one seed ended, seen from each other: the plane through their weights, the paths between.
+"""Final weights of runs of one seed: the plane through them, and the loss on straight paths between them.
 
-Of runs that share a start; other networks say nothing about each other in one plane.
+The runs must share their initial weights; other networks cannot be compared in one plane.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,25 +16,28 @@ import torch
 from steppe.analysis.load_run import TrainedRun
 from steppe.data.dataset import Images
 from steppe.data.splits import subset
-from steppe.diagnostics.landscape import barrier, between, evaluate_on_plane, grid, segment
+from steppe.diagnostics.landscape import barrier, evaluate_between, evaluate_on_plane, grid, segment
 from steppe.diagnostics.landscape_directions import Plane, State, principal_plane
+from steppe.diagnostics.loss_surface import LossSurface
 from steppe.errors import InputError
 
+Progress = Callable[[str], None]  # called with a message about the current work
 
-class NotComparable(InputError):  # noqa: N818 - says what is the case
+
+class NotComparable(InputError):  # noqa: N818 - a statement about the runs
     """These runs have no plane in common."""
 
 
 @dataclass(frozen=True)
-class Extent:
-    """How finely it is looked at.
+class Resolution:
+    """The resolution of planes and paths.
 
     Attributes:
         samples: Images that the loss is measured on.
-        statistics: Training images that BatchNorm's statistics are estimated on, at every point anew.
-        side: Points of a side of the plane.
+        statistics: Training images on which BatchNorm's statistics are recomputed at every point.
+        side: Points per side of the plane.
         path: Points of a path.
-        margin: What the plane shows beyond the runs, in parts of their extent.
+        margin: Margin of the plane around the checkpoints, as a share of their extent.
     """
 
     samples: int
@@ -45,76 +48,90 @@ class Extent:
 
 
 def endpoint_plane(
-    trained: Mapping[str, TrainedRun],
+    runs: Mapping[str, TrainedRun],
     images: Images,
-    extent: Extent,
-    say: Callable[[str], None],
+    resolution: Resolution,
+    progress: Progress,
     points: Path | None = None,
 ) -> dict[str, Any]:
-    """Return the plane through the start and the ends of runs of one seed, and the loss along the way to each.
+    """Return the plane through the start and the ends of runs of one seed, and the loss on the path to each end.
 
-    The plane is spanned by the first two principal components of the common start and all ends; no end lies
-    exactly on it, so each one's own loss and its distance from the plane are told too. Paths are straight, from
-    the first run to each of the others, with the barrier on the way. At every point BatchNorm's statistics are
-    estimated anew on training images: those of a network's own would be wrong between networks. ``points`` is a
-    file that each point of the plane is added to; what it already has is not computed again.
+    The axes are the first two principal components of the common start and all ends. No end lies exactly on the
+    plane, so the result has each one's own loss and distance from the plane. Paths are straight, from the first
+    run to each of the others, with their barriers. ``points`` is as in `evaluate_plane`.
 
-    Raises NotAlike if there are fewer than two runs of one start and architecture.
+    Raises NotComparable if fewer than two runs share a start and an architecture.
     """
-    names = list(trained)
-    first = trained[names[0]]
-    alike = [n for n in names if _same_start(first, trained[n])]
-    if len(alike) < 2:
+    first = runs[next(iter(runs))]
+    comparable = {name: run for name, run in runs.items() if _same_start(first, run)}
+    if len(comparable) < 2:
         raise NotComparable(
             "fewer than two runs share a start and an architecture; there is no plane through them"
         )
-    chosen = subset(images, extent.samples)
+    chosen = subset(images, resolution.samples)
     surface = first.surface(chosen)
-    states: list[State] = [first.start]
-    states += [{k: v.detach().clone() for k, v in trained[n].model.state_dict().items()} for n in alike]
-    statistics = first.batches(subset(first.images.train, extent.statistics))
-    plane = principal_plane(surface, states)
-    xs, ys = window(plane, extent)
-
-    def told(done: int, count: int) -> None:
-        say(f"loss on the plane through all ends, point {done} of {count}")
-
-    spots = evaluate_on_plane(
-        surface, plane, states, grid(xs, ys), statistics=statistics, path=points, progress=told
-    )
-    losses = [s.loss for s in spots]
-    found: dict[str, Any] = {
-        "extent": asdict(extent),
-        "seed": first.run.seed,
-        "methods": alike,
-        "places": plane.places.tolist(),
+    ends: list[State] = [
+        {k: v.detach().clone() for k, v in run.model.state_dict().items()} for run in comparable.values()
+    ]
+    label = "the plane through all ends"
+    plane, result = evaluate_plane(first, surface, [first.start, *ends], resolution, label, progress, points)
+    result |= {
+        "methods": list(comparable),
+        "places": plane.coordinates.tolist(),
         "residuals": plane.residuals.tolist(),
+        "own": [run.surface(chosen).loss() for run in comparable.values()],
+        "paths": {},
+    }
+    statistics = first.batches(subset(first.images.train, resolution.statistics))
+    for name, end in list(zip(comparable, ends, strict=True))[1:]:
+        progress(f"the path to {name}")
+        path = evaluate_between(surface, [ends[0], end], segment(resolution.path), statistics=statistics)
+        result["paths"][name] = {"loss": [p.loss for p in path], "barrier": barrier(path)}
+    return result
+
+
+def evaluate_plane(
+    first: TrainedRun,
+    surface: LossSurface,
+    states: Sequence[State],
+    resolution: Resolution,
+    label: str,
+    progress: Progress,
+    points: Path | None,
+) -> tuple[Plane, dict[str, Any]]:
+    """Return the principal plane of checkpoints, and the loss on a grid around them.
+
+    BatchNorm's statistics are recomputed on training images at every point: those of a network would be wrong
+    between networks. Each point is written to the file ``points``; points already in it are not computed again.
+    """
+    plane = principal_plane(surface, states)
+    low, high = plane.coordinates.min(0), plane.coordinates.max(0)
+    rim = resolution.margin * np.maximum(high - low, 0.25 * (high - low).max())
+    xs, ys = (np.linspace(low[i] - rim[i], high[i] + rim[i], resolution.side).tolist() for i in (0, 1))
+    evaluated = evaluate_on_plane(
+        surface,
+        plane,
+        states,
+        grid(xs, ys),
+        statistics=first.batches(subset(first.images.train, resolution.statistics)),
+        path=points,
+        progress=lambda done, count: progress(f"loss on {label}, point {done} of {count}"),
+    )
+    losses = [p.loss for p in evaluated]
+    return plane, {
+        "extent": asdict(resolution),
+        "seed": first.run.seed,
         "explained": list(plane.explained),
         "xs": xs,
         "ys": ys,
-        "loss": [losses[i : i + extent.side] for i in range(0, len(losses), extent.side)],
-        "own": [trained[n].surface(chosen).loss() for n in alike],
-        "paths": {},
+        "loss": [losses[i : i + resolution.side] for i in range(0, len(losses), resolution.side)],
     }
-    for name, state in zip(alike[1:], states[2:], strict=True):
-        say(f"the way from {alike[0]} to {name}")
-        way = between(surface, [states[1], state], segment(extent.path), statistics=statistics)
-        found["paths"][name] = {"loss": [s.loss for s in way], "barrier": barrier(way)}
-    return found
-
-
-def window(plane: Plane, extent: Extent) -> tuple[list[float], list[float]]:
-    """Return the coordinates of a grid on the plane that shows all checkpoints with a margin around them."""
-    low, high = plane.places.min(0), plane.places.max(0)
-    rim = extent.margin * np.maximum(high - low, 0.25 * (high - low).max())
-    xs, ys = (np.linspace(low[i] - rim[i], high[i] + rim[i], extent.side).tolist() for i in (0, 1))
-    return xs, ys
 
 
 def _same_start(a: TrainedRun, b: TrainedRun) -> bool:
     """Return whether two runs began with the same trainable weights."""
-    ours, theirs = ({n: t.start.get(n) for n, _ in t.model.named_parameters()} for t in (a, b))
-    if set(ours) != set(theirs):
+    starts = [{n: run.start.get(n) for n, _ in run.model.named_parameters()} for run in (a, b)]
+    if set(starts[0]) != set(starts[1]):
         return False
-    pairs = [(ours[n], theirs[n]) for n in ours]
+    pairs = [(starts[0][n], starts[1][n]) for n in starts[0]]
     return all(p is not None and q is not None and torch.equal(p, q) for p, q in pairs)

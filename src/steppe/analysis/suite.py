@@ -1,4 +1,4 @@
-"""All measures of one network within a budget of seconds, as plain data."""
+"""All measures of one network within a time budget, as plain data."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from steppe.analysis.endpoint_plane import Progress
 from steppe.analysis.load_run import TrainedRun
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
@@ -30,34 +31,34 @@ from steppe.diagnostics.pac_bayes import SIGMAS, bounds
 from steppe.errors import InputError
 
 FORMAT = 2
-DRAWS = 30  # networks drawn per sigma of a PAC-Bayes bound
-Say = Callable[[str], None]
+_LEAST = 32  # samples, whatever the budget
+DRAWS = 30  # networks sampled per sigma of a PAC-Bayes bound
 
 
 @dataclass(frozen=True)
 class SuiteSettings:
-    """What is measured and how; networks are compared only where all of it is equal.
+    """Settings of all measures; networks are compared only if all settings are equal.
 
     Attributes:
-        samples: Images that everything is measured on.
-        rho: Radius of sharpness; of adaptive sharpness 10 times that.
-        steps: Gradient steps of the worst-case search beside the single one.
+        samples: Images for everything but `trained`.
+        rho: Radius of sharpness; adaptive sharpness has ten times that.
+        steps: Gradient steps of the worst-case search that is measured in addition to a single step.
         m: Samples per group of m-sharpness.
         sigma: Deviation of isotropic noise on each weight.
-        gamma: Deviation of filter noise on each weight, in parts of its filter's norm.
+        gamma: Deviation of filter noise on each weight, relative to its filter's norm.
         pairs: Antithetic pairs of noise.
         reach: Half the length of a landscape's side, in multiples of the filters' norms.
         line: Points of the line.
         plane: Points of a side of the plane.
         top: Eigenvalues.
-        products: Hessian-vector products spent on them, about.
-        probes: Hessian-vector products spent on the trace.
-        lanczos: Hessian-vector products spent on the spectral density.
-        trained: Training images that noise is borne, margins taken and bounds made on.
-        draws: Networks drawn per scale of the noise that a network bears.
-        halvings: Bisections in search of that scale.
-        bounds: Whether PAC-Bayes bounds are made.
-        seed: Of every random direction and corruption.
+        products: Approximate number of Hessian-vector products for the eigenvalues.
+        probes: Hessian-vector products for the trace.
+        lanczos: Hessian-vector products for the spectral density.
+        trained: Training images for noise tolerance, norms and bounds.
+        draws: Networks sampled per scale of the noise tolerance.
+        halvings: Bisections in the search for that scale.
+        bounds: Whether PAC-Bayes bounds are computed.
+        seed: Seed of all random directions and corruptions.
     """
 
     samples: int
@@ -82,22 +83,20 @@ class SuiteSettings:
 
     @property
     def passes(self) -> tuple[float, float]:
-        """Return the cost in forward passes and in Hessian-vector products, a gradient counted as three passes."""
-        cells = 1 + len(STANDARD) * len(SEVERITIES)
-        ascents = 3 * 4 + 4 * self.steps
-        borne = 2 * (1 + (self.halvings + 1) * self.draws)
-        drawn = len(SIGMAS) * DRAWS if self.bounds else 0
-        forward = self.line + self.plane**2 + cells + ascents + 2 * (2 * self.pairs + 1) + borne + drawn
+        """Return the cost in forward passes and in Hessian-vector products; a gradient counts as three passes."""
+        corruptions = 1 + len(STANDARD) * len(SEVERITIES)
+        worst_case = 3 * 4 + 4 * self.steps
+        average = 2 * (2 * self.pairs + 1)
+        tolerance = 2 * (1 + (self.halvings + 1) * self.draws)
+        pac_bayes = len(SIGMAS) * DRAWS if self.bounds else 0
+        forward = self.line + self.plane**2 + corruptions + worst_case + average + tolerance + pac_bayes
         return forward, 1.3 * self.products + self.top + self.probes + self.lanczos
 
 
-def affordable(
-    trained: TrainedRun, images: Images, seconds: float, *, bounds: bool = False, least: int = 32
-) -> SuiteSettings:
-    """Return the settings whose cost is about ``seconds``: as many samples as that allows, at most all.
+def fit_to_budget(trained: TrainedRun, images: Images, seconds: float, *, bounds: bool = False) -> SuiteSettings:
+    """Return settings with as many samples as can be measured in about ``seconds``, but at least 32.
 
-    A forward pass and a Hessian-vector product are timed on a few images. Never fewer samples than ``least``,
-    whatever the budget. ``bounds`` tells whether PAC-Bayes bounds are made too.
+    A forward pass and a Hessian-vector product are timed on a few images.
 
     Raises InputError if ``seconds`` is not above 0.
     """
@@ -105,152 +104,150 @@ def affordable(
         raise InputError(f"seconds is {seconds}; give a number above 0")
     few = subset(images, min(64, len(images)))
     surface = trained.surface(few)
-    direction = vector.gaussian(surface.params, torch.Generator(surface.params[0].device).manual_seed(0))
-    surface.curvature(direction)
-    forward, product = (_quickest(look) for look in (surface.value, lambda: surface.curvature(direction)))
-    spent = SuiteSettings(1, bounds=bounds).passes
-    per_image = (forward * spent[0] + product * spent[1]) / len(few)
-    count = max(least, int(seconds / per_image))
-    train = len(trained.images.train)
-    return SuiteSettings(min(len(images), count), trained=min(train, count), bounds=bounds)
+    v = vector.gaussian(surface.params, torch.Generator(surface.params[0].device).manual_seed(0))
+    surface.hvp(v)
+    forward, product = (_fastest(function) for function in (surface.value, lambda: surface.hvp(v)))
+    cost = SuiteSettings(1, bounds=bounds).passes
+    per_image = (forward * cost[0] + product * cost[1]) / len(few)
+    count = max(_LEAST, int(seconds / per_image))
+    return SuiteSettings(min(len(images), count), trained=min(len(trained.images.train), count), bounds=bounds)
 
 
-def _quickest(look: Callable[[], Any], times: int = 3) -> float:
-    """Return the least of a few durations in seconds: what else the machine does only ever adds to one."""
-    found = []
+def _fastest(function: Callable[[], Any], times: int = 3) -> float:
+    """Return the shortest duration in seconds, because other work on the machine only adds to it."""
+    durations = []
     for _ in range(times):
         start = time.perf_counter()
-        look()
-        found.append(time.perf_counter() - start)
-    return min(found)
+        function()
+        durations.append(time.perf_counter() - start)
+    return min(durations)
 
 
-class Corrupted:
-    """The corrupted versions of images, made or read once for all networks that are looked at.
+class CorruptedImages:
+    """Corrupted versions of images, generated or read once for all networks.
 
-    ``official`` is the folder of the published files, which hold corrupted test images.
+    ``published`` is the folder of the published files, which contain corrupted test images.
     """
 
-    def __init__(self, official: Path | None = None) -> None:
-        self.official = official
-        self._held: dict[tuple[str, int, int], tuple[Images, dict[tuple[str, int], Images]]] = {}
+    def __init__(self, published: Path | None = None) -> None:
+        self.published = published
+        self._cache: dict[tuple[str, int, int], tuple[Images, dict[tuple[str, int], Images]]] = {}
 
     @property
     def origin(self) -> str:
         """Return 'generated', or the name of the folder."""
-        return "generated" if self.official is None else self.official.resolve().name
+        return "generated" if self.published is None else self.published.resolve().name
 
     def of(
-        self, trained: TrainedRun, chosen: Images, seed: int
+        self, trained: TrainedRun, images: Images, seed: int
     ) -> tuple[Images, Mapping[tuple[str, int], Images]]:
-        """Return clean images and their standard corruptions at all severities, in the network's size.
+        """Return clean images and their standard corruptions at all severities, at the network's size.
 
-        The images chosen, or as many test images where the files are published.
+        The clean images are ``images``, or with published files as many test images.
         """
-        side = trained.images.size
-        key = (f"{trained.run.dataset} {trained.run.data}", len(chosen), side)
-        if key not in self._held:
-            clean, wanted = chosen, [(c, s) for c in STANDARD for s in SEVERITIES]
-            if self.official is None:
-                cells = {(c, s): corrupt(chosen, c, s, seed) for c, s in wanted}
+        size = trained.images.size
+        key = (f"{trained.run.dataset} {trained.run.data}", len(images), size)
+        if key not in self._cache:
+            cells = [(c, s) for c in STANDARD for s in SEVERITIES]
+            if self.published is None:
+                clean, versions = images, {(c, s): corrupt(images, c, s, seed) for c, s in cells}
             else:
-                clean = subset(trained.images.test, len(chosen))
-                kind = (trained.images.classes, side, trained.images.channels, len(clean))
-                cells = {(c, s): read_published(self.official, c, s, *kind) for c, s in wanted}
-            self._held = {key: (clean, cells)}
-        return self._held[key]
+                clean = subset(trained.images.test, len(images))
+                kind = (trained.images.classes, size, trained.images.channels, len(clean))
+                versions = {(c, s): read_published(self.published, c, s, *kind) for c, s in cells}
+            self._cache = {key: (clean, versions)}  # the images of one data set are enough
+        return self._cache[key]
 
 
-def diagnose(
-    trained: TrainedRun, images: Images, settings: SuiteSettings, corrupted: Corrupted, say: Say
+def run_suite(
+    trained: TrainedRun,
+    images: Images,
+    settings: SuiteSettings,
+    corrupted: CorruptedImages,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Return every measure of a network on the images chosen, as plain data.
+    """Return every measure of a network on ``images``, as plain data.
 
-    ``say`` hears what is being measured.
+    ``progress`` is called with the name of each measure.
     """
-    began = time.perf_counter()
-    chosen = subset(images, settings.samples)
+    began, s = time.perf_counter(), settings
+    chosen = subset(images, s.samples)
     surface = trained.surface(chosen)
-    say("sharpness")
-    found: dict[str, Any] = {"format": FORMAT, "settings": asdict(settings), "epoch": trained.epoch}
-    found |= asdict(surface.value())
-    s = settings
-    found["sharpness"] = {
+    result: dict[str, Any] = {"format": FORMAT, "settings": asdict(s), "epoch": trained.epoch}
+    result |= asdict(surface.value())
+    progress("sharpness")
+    filter_noise = sharpness.average_sharpness(surface, s.gamma, noise="filter", pairs=s.pairs, seed=s.seed)
+    result["sharpness"] = {
         "sam": sharpness.worst_case_sharpness(surface, s.rho),
         "steps": sharpness.worst_case_sharpness(surface, s.rho, steps=s.steps),
         "m": sharpness.worst_case_sharpness(surface, s.rho, m=s.m),
         "adaptive": sharpness.worst_case_sharpness(surface, 10 * s.rho, ball="adaptive"),
         "isotropic": asdict(sharpness.average_sharpness(surface, s.sigma, pairs=s.pairs, seed=s.seed)),
-        "filter": asdict(
-            sharpness.average_sharpness(surface, s.gamma, noise="filter", pairs=s.pairs, seed=s.seed)
-        ),
+        "filter": asdict(filter_noise),
     }
-    say("Hessian")
-    values = hessian.eigenvalues(surface, s.top, tolerance=1e-2, products=s.products, seed=s.seed)
+    progress("Hessian")
     density = hessian.density(surface, s.lanczos, 1, s.seed)
-    found["hessian"] = {
-        **asdict(values),
+    result["hessian"] = {
+        **asdict(hessian.eigenvalues(surface, s.top, tolerance=1e-2, products=s.products, seed=s.seed)),
         "trace": asdict(hessian.trace(surface, s.probes, s.seed)),
         "density": {"nodes": density.nodes.tolist(), "weights": density.weights.tolist()},
     }
-    say("landscape")
+    progress("landscape")
     a, b = (random_direction(surface, s.seed + i) for i in (1, 2))
     along = np.linspace(-s.reach, s.reach, s.line).tolist()
     line = slice_along(surface, [a], [(t,) for t in along])
-    side = np.linspace(-s.reach, s.reach, s.plane).tolist()
-    plane = slice_along(surface, [a, b], grid(side, side))
-    wide = width(line, 0.1)
-    found["line"] = {
+    line_width = width(line, 0.1)
+    result["line"] = {
         "at": along,
         "loss": [p.loss for p in line],
         "accuracy": [p.accuracy for p in line],
-        "width": wide if math.isfinite(wide) else None,
+        "width": line_width if math.isfinite(line_width) else None,
     }
-    losses = [p.loss for p in plane]
-    found["plane"] = {"at": side, "loss": [losses[i : i + s.plane] for i in range(0, len(losses), s.plane)]}
-    say("filters and calibration")
+    side = np.linspace(-s.reach, s.reach, s.plane).tolist()
+    losses = [p.loss for p in slice_along(surface, [a, b], grid(side, side))]
+    result["plane"] = {"at": side, "loss": [losses[i : i + s.plane] for i in range(0, len(losses), s.plane)]}
+    progress("filters and calibration")
     filters = filter_norms(trained.model)
-    found["filters"] = {
+    result["filters"] = {
         "quantiles": np.quantile(filters.norms, np.linspace(0, 1, 401)).tolist(),
         "variation": filters.variation,
     }
     logits, y = surface.outputs(), chosen.y
-    found["calibration"] = asdict(calibration(logits, y))
-    found["margins"] = np.quantile(margins(logits, y, of="probabilities"), [0.1, 0.25, 0.5, 0.75, 0.9]).tolist()
-    found["complexity"] = _complexity(trained, s, say)
-    say("corruptions")
+    result["calibration"] = asdict(calibration(logits, y))
+    result["margins"] = np.quantile(margins(logits, y, of="probabilities"), [0.1, 0.25, 0.5, 0.75, 0.9]).tolist()
+    result["complexity"] = _complexity(trained, s, progress)
+    progress("corruptions")
     clean, versions = corrupted.of(trained, chosen, s.seed)
     cells = {cell: _accuracy(trained, version) for cell, version in versions.items()}
-    found["robustness"] = _summary(Robustness(corrupted.origin, _accuracy(trained, clean), cells))
-    found["took"] = time.perf_counter() - began
-    return found
+    result["robustness"] = _robustness(Robustness(corrupted.origin, _accuracy(trained, clean), cells))
+    result["took"] = time.perf_counter() - began
+    return result
 
 
-def _complexity(trained: TrainedRun, s: SuiteSettings, say: Say) -> dict[str, Any]:
-    """Return how much noise the network bears on training images, its norms, and bounds if they are asked for."""
+def _complexity(trained: TrainedRun, s: SuiteSettings, progress: Progress) -> dict[str, Any]:
+    """Return noise tolerance and norms on training images, and PAC-Bayes bounds if requested."""
     surface = trained.surface(subset(trained.images.train, s.trained))
     names = parameter_names(surface)
-    known = all(name in trained.start for name in names)
     start: Vec | None = None
-    if known:
+    if all(name in trained.start for name in names):
         start = [trained.start[name].to(p) for name, p in zip(names, surface.params, strict=True)]
     count = len(trained.images.train)
-    found: dict[str, Any] = {"norms": asdict(norms(surface, count, start, seed=s.seed))}
+    result: dict[str, Any] = {"norms": asdict(norms(surface, count, start, seed=s.seed))}
     weights = vector.clone([*surface.params])
     moved = weights if start is None else vector.add(weights, start, by=-1.0)
-    say("noise that is borne")
+    progress("noise tolerance")
     options: dict[str, Any] = {"draws": s.draws, "steps": s.halvings, "seed": s.seed}
     sigma = max_tolerated_noise(surface, **options)
     relative = max_tolerated_noise(surface, noise="magnitude", **options)
-    found["isotropic"] = asdict(noise_tolerance(surface, sigma, count, start)) if sigma else None
-    found["magnitude"] = (
-        {"sigma": relative, "start": magnitude_aware(moved, relative, count)} if relative else None
-    )
+    result["isotropic"] = asdict(noise_tolerance(surface, sigma, count, start)) if sigma else None
+    result["magnitude"] = None
+    if relative:
+        result["magnitude"] = {"sigma": relative, "start": magnitude_aware(moved, relative, count)}
     if s.bounds:
-        say("PAC-Bayes bounds")
-        made = bounds(surface, start, draws=DRAWS, seed=s.seed)
-        found["bounds"] = [asdict(bound) | {"vacuous": bound.vacuous} for bound in made]
-    return found
+        progress("PAC-Bayes bounds")
+        values = bounds(surface, start, draws=DRAWS, seed=s.seed)
+        result["bounds"] = [asdict(bound) | {"vacuous": bound.vacuous} for bound in values]
+    return result
 
 
 def _accuracy(trained: TrainedRun, images: Images) -> float:
@@ -259,7 +256,7 @@ def _accuracy(trained: TrainedRun, images: Images) -> float:
     return accuracy
 
 
-def _summary(table: Robustness) -> dict[str, Any]:
+def _robustness(table: Robustness) -> dict[str, Any]:
     return {
         "origin": table.origin,
         "clean": table.clean,

@@ -14,7 +14,8 @@ from steppe import hardware
 from steppe.bench.timing import TimingSpread, alternating, at_least_one, per_step, spread
 from steppe.core.batch import Batch
 from steppe.data.dataset import Images
-from steppe.data.loader import Loader, Normalizer
+from steppe.data.loader import Loader
+from steppe.data.normalize import Normalizer
 from steppe.data.transforms.registry import STEPS
 
 NONE = "none"

@@ -1,4 +1,4 @@
-"""In which precision a pass runs, and the loss scale that fp16 needs."""
+"""The precision of a pass, and the loss scale of fp16."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class MixedPrecision:
-    """Autocast, and for fp16 one `GradScaler` that is told once per step whether all was finite.
+    """Autocast, and for fp16 one `GradScaler`, updated once per step.
 
     Gradients leave this class unscaled, so that no method sees the loss scale: neither the size of a
     perturbation nor clipping depends on it.
 
-    Raises InputError if the parameters' type does not go with the name.
+    Raises InputError if the parameters' type does not fit the precision.
     """
 
     def __init__(self, name: str, parameter: Tensor, scaler: GradScaler | None = None):
@@ -41,7 +41,7 @@ class MixedPrecision:
         self.name = name
         self.device = parameter.device.type
         self.scaler = (scaler or GradScaler(self.device)) if name == "fp16" else None
-        # the scaler learns of overflow by unscaling gradients; this one is 0 or inf as the step was
+        # a scaler finds overflow by unscaling gradients; this one is 0, or inf if the step was not finite
         self._probe = nn.Parameter(torch.zeros(1, device=parameter.device))
         self._probe_optimizer = torch.optim.SGD([self._probe], 0.0)
         self._one = torch.ones((), device=parameter.device)
@@ -53,7 +53,7 @@ class MixedPrecision:
         return torch.autocast(self.device, dtype=_AUTOCAST[self.name])
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """Return the loss to go backward from."""
+        """Return the loss to call ``backward`` on."""
         if self.scaler is None:
             return loss
         scaled: Tensor = self.scaler.scale(loss)
@@ -67,7 +67,7 @@ class MixedPrecision:
         return vector.scale(grads, self.scaler.scale(self._one).reciprocal())
 
     def record(self, finite: bool) -> None:
-        """End a step: the scale backs off if it was not finite, and grows after many that were."""
+        """End a step: the scale is reduced if it was not finite, and grows after many finite ones."""
         if self.scaler is None or not self.scaler.is_enabled():
             return
         self._probe.grad = torch.full_like(self._probe, 0.0 if finite else float("inf"))
@@ -79,16 +79,16 @@ class MixedPrecision:
         return {} if self.scaler is None else self.scaler.state_dict()
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
-        """Go on with a loss scale."""
+        """Load a loss scale."""
         if self.scaler is not None and content:
             self.scaler.load_state_dict(content)
 
 
 def upcast_to_float32(t: Tensor) -> Tensor:
-    """Return half-precision values as float32: losses are computed in at least that."""
+    """Return half-precision values as float32: losses are computed in at least float32."""
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
 def autocast_disabled(like: Tensor) -> AbstractContextManager[Any]:
-    """Return the context, within a pass, for what half precision is too coarse for: no autocast."""
+    """Return the context that runs operations of a pass in their inputs' own precision."""
     return torch.autocast(like.device.type, enabled=False)

@@ -1,4 +1,4 @@
-"""A batch of samples: what one step consumes, and what travels with each sample."""
+"""A batch of samples, whole or in micro-batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Inputs = Tensor | Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples that go through the network together.
+    """The samples of one step.
 
     ``x`` (B, ...) inputs, or a mapping of such tensors by the names of the network's arguments; ``y`` (B,) class
     indices, (B, classes) probabilities or whatever the loss takes, None where the network has its own loss;
@@ -33,11 +33,11 @@ class Batch:
         return len(next(iter(self.x.values())) if isinstance(self.x, Mapping) else self.x)
 
     def parts(self) -> list[Batch]:
-        """Return the micro-batches that this batch was given in; itself, if in one."""
+        """Return the micro-batches of this batch; a whole batch is its only one."""
         return [self]
 
     def with_extra(self, **extra: Any) -> Batch:
-        """Return the same samples with these tensors (B, ...) travelling along."""
+        """Return the same samples with these tensors (B, ...) in ``extra``."""
         return replace(self, extra={**self.extra, **extra})
 
     def take(self, rows: Tensor | slice) -> Batch:
@@ -72,9 +72,9 @@ class Batch:
 
 
 class Accumulated(Batch):
-    """One batch given in micro-batches, whose shapes may differ beyond the first dimension (padded text).
+    """One batch in micro-batches, whose shapes may differ beyond the first dimension (padded text).
 
-    ``x``, ``y``, ``index`` and ``extra`` are the parts' own, joined; they raise InputError where shapes differ.
+    ``x``, ``y``, ``index`` and ``extra`` are those of the parts, joined; InputError is raised where shapes differ.
     """
 
     def __init__(self, parts: Sequence[Batch]):
@@ -88,7 +88,7 @@ class Accumulated(Batch):
         return cast(list[Batch], self.__dict__["_parts"])
 
     def with_extra(self, **extra: Any) -> Batch:
-        """Return the same samples with these travelling along: tensors (B, ...), or one tensor per part."""
+        """Return the same samples with these in ``extra``: tensors (B, ...), or one tensor per part."""
         sizes = [len(part) for part in self.parts()]
         pieces = {k: torch.split(v, sizes) if isinstance(v, Tensor) else v for k, v in extra.items()}
         return Accumulated(
@@ -100,8 +100,8 @@ class Accumulated(Batch):
         chosen = torch.zeros(len(self), dtype=torch.bool)
         chosen[rows if isinstance(rows, slice) else rows.cpu()] = True
         pieces = zip(self.parts(), torch.split(chosen, [len(part) for part in self.parts()]), strict=True)
-        kept = [part.take(mask.nonzero()[:, 0]) for part, mask in pieces if mask.any()]
-        return kept[0] if len(kept) == 1 else Accumulated(kept)
+        rest = [part.take(mask.nonzero()[:, 0]) for part, mask in pieces if mask.any()]
+        return rest[0] if len(rest) == 1 else Accumulated(rest)
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with every tensor on ``device``."""
@@ -120,17 +120,17 @@ class Accumulated(Batch):
     @property
     def index(self) -> Tensor | None:
         """The positions of all parts, None if one part has none."""
-        given = [part.index for part in self.parts()]
-        return None if any(i is None for i in given) else cast(Tensor, _join(given))
+        indices = [part.index for part in self.parts()]
+        return None if any(i is None for i in indices) else cast(Tensor, _join(indices))
 
     @property
     def extra(self) -> Mapping[str, Tensor]:
-        """What travels with all parts."""
+        """The extra tensors of all parts."""
         return {k: _join([part.extra[k] for part in self.parts()]) for k in self.parts()[0].extra}
 
 
 def as_batch(x: Any, y: Any = None) -> Batch:
-    """Return what a step was given as one batch: x and y, a Batch, a pair, a mapping, or a list of these.
+    """Return the arguments of a step as one batch: x and y, a Batch, a pair, a mapping, or a list of these.
 
     A mapping is a batch of named inputs, its ``labels`` the targets. A list is one batch in micro-batches.
 

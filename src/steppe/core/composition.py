@@ -1,9 +1,9 @@
-"""Methods made of methods: one's step on another's objective, and one that works only for a time."""
+"""Methods composed of methods: one's step on another's objective, and one that is active for a time only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,32 +21,32 @@ from steppe.errors import InputError
 class On(Method):
     """One method's step on another's objective: ``On(SAM(), MESA())``; gradient transforms of both apply.
 
-    ``rule`` says how an update is made, ``base`` what is minimised, remembered and deployed. If only one of
-    them changes the step, its step is taken; if both do, the pair is refused.
+    ``rule`` defines how an update is made; ``base`` what is minimised, what is remembered and what is deployed. If
+    only one of them overrides the step, its step is taken; if both do, the pair is refused.
 
-    Raises InputError if both change the step, or both the objective.
+    Raises InputError if both override the step, or both the objective.
     """
 
     rule: Method
     base: Method
 
     def check(self) -> None:
-        """Refuse pairs in which one method would silently lose its idea."""
+        """Refuse pairs in which a part of one method would be silently ignored."""
         for part in ("step", "objective"):
             if overrides(self.rule, part) and overrides(self.base, part):
                 raise InputError(
                     f"{name_of(self.rule)} and {name_of(self.base)} both define the {part}; "
                     "combine methods that change different parts, such as sam+gc"
                 )
-        for said in ("local", "whole", "mixes"):
-            object.__setattr__(self, said, getattr(self.rule, said) or getattr(self.base, said))
+        for name in ("local", "whole", "mixes"):
+            object.__setattr__(self, name, getattr(self.rule, name) or getattr(self.base, name))
 
     def _holder(self, part: str) -> Method:
         return self.rule if overrides(self.rule, part) else self.base
 
     @property
     def views(self) -> int:
-        """As many as the base takes."""
+        """As many as the base uses."""
         return self.base.views
 
     def build(self, new_model: Callable[[], nn.Module]) -> nn.Module:
@@ -54,16 +54,16 @@ class On(Method):
         return self.base.build(new_model)
 
     def init(self, net: nn.Module) -> nn.Module:
-        """Remember what both remember."""
+        """Keep the state of both."""
         return nn.ModuleDict({"rule": self.rule.init(net), "base": self.base.init(net)})
 
     def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Minimise the objective of whichever method defines one."""
+        """Minimise the objective of the method that defines one."""
         holder = self._holder("objective")
         return holder.objective(batch, self._state(holder, state), rt)
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Step as whichever method defines a step."""
+        """Step as the method that defines a step."""
         holder = self._holder("step")
         return holder.step(batch, self._state(holder, state), rt)
 
@@ -72,50 +72,44 @@ class On(Method):
         return self.rule.transform(self.base.transform(grads, rt), rt)
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
-        """Let both remember."""
+        """Update the state of both."""
         for part in (self.base, self.rule):
             part.after(batch, out, self._state(part, state), rt)
 
     def memory_bytes(self, samples: int, classes: int) -> int:
-        """Keep what both keep."""
+        """Return the memory of both."""
         return self.rule.memory_bytes(samples, classes) + self.base.memory_bytes(samples, classes)
 
     def allocate(self, state: nn.Module, samples: int, classes: int) -> None:
-        """Take what both ask for."""
+        """Allocate the memory of both."""
         for part in (self.rule, self.base):
             part.allocate(self._state(part, state), samples, classes)
 
     def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
-        """Put in the network's place what the rule does, else what the base does."""
+        """Return the rule's context if it defines one, else the base's."""
         part = self.rule if overrides(self.rule, "deployed_weights") else self.base
         return part.deployed_weights(net, self._state(part, state))
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
-        """Deploy what the one that defines a prediction deploys, the base by default.
-
-        If both do, that is what the base deploys of the weights that the rule puts in place.
-        """
-        holder, placed = self._deploying(net, state)
-        with placed:
-            return holder.predict(net, self._state(holder, state), x)
+        """Predict as the method that overrides it, the base by default, with the weights that the rule deploys."""
+        with self._deployed(net, state) as (part, own):
+            return part.predict(net, own, x)
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
-        """Report what the one that deploys reports."""
-        holder, placed = self._deploying(net, state)
-        with placed:
-            return holder.outputs(net, self._state(holder, state), x)
+        """Return the outputs of the method that predicts."""
+        with self._deployed(net, state) as (part, own):
+            return part.outputs(net, own, x)
 
     def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Deploy alone what is deployed."""
-        holder, placed = self._deploying(net, state)
-        with placed:
-            return holder.deployed_model(net, self._state(holder, state), new_model)
+        """Return the deployed model of the method that predicts."""
+        with self._deployed(net, state) as (part, own):
+            return part.deployed_model(net, own, new_model)
 
-    def _deploying(self, net: nn.Module, state: nn.Module) -> tuple[Method, AbstractContextManager[None]]:
-        both = all(overrides(part, "predict") for part in (self.rule, self.base))
-        if both and overrides(self.rule, "deployed_weights"):
-            return self.base, self.rule.deployed_weights(net, self._state(self.rule, state))
-        return self._holder("predict"), nullcontext()
+    @contextmanager
+    def _deployed(self, net: nn.Module, state: nn.Module) -> Iterator[tuple[Method, nn.Module]]:
+        part = self._holder("predict")
+        with self.rule.deployed_weights(net, self._state(self.rule, state)):
+            yield part, self._state(part, state)
 
     def _state(self, part: Method, state: nn.Module) -> nn.Module:
         return state.get_submodule("rule" if part is self.rule else "base")
@@ -123,11 +117,11 @@ class On(Method):
 
 @dataclass(frozen=True)
 class ActiveWindow(Method):
-    """A method that works from ``start`` to ``stop`` on every ``every``-th step; the others are plain steps.
+    """A method that is active from ``start`` to ``stop`` on every ``every``-th step; the others are plain steps.
 
     Steps count from 0 and ``stop`` is the first one without the method. ``start`` and ``stop`` below 1 are
-    shares of the training, whose length `bind` is then told. ``every`` counts from ``start``, or from step 0 if
-    that is a share. What the method remembers and deploys goes on all the time.
+    shares of the training, whose length `bind` then needs (``steps``). ``every`` counts from ``start``, or from
+    step 0 if that is a share. State and deployment of the method are not affected.
 
     Raises InputError if the window is empty or ``every`` below 1.
     """
@@ -138,19 +132,18 @@ class ActiveWindow(Method):
     every: int = 1
 
     def check(self) -> None:
-        """Refuse windows that no step is in."""
+        """Refuse windows without a step."""
         require(self, "start", self.start >= 0, "a step number, or a share of the training below 1")
         require(self, "every", self.every >= 1, "at least 1")
-        units = self.stop is not None and (self.stop < 1) == (self.start < 1)
-        wanted = "a step number, or a share of the training below 1"
-        require(self, "stop", self.stop is None or self.stop > 0, wanted)
-        if units and self.stop is not None:
-            require(self, "stop", self.stop > self.start, f"more than start, {self.start:g}")
-        for said in ("controls", "local", "whole", "mixes"):
-            object.__setattr__(self, said, getattr(self.method, said))
+        if self.stop is not None:
+            require(self, "stop", self.stop > 0, "a step number, or a share of the training below 1")
+            same_unit = (self.stop < 1) == (self.start < 1)
+            require(self, "stop", not same_unit or self.stop > self.start, f"more than start, {self.start:g}")
+        for name in ("controls", "local", "whole", "mixes"):
+            object.__setattr__(self, name, getattr(self.method, name))
         if overrides(self.method, "build"):
             raise InputError(
-                f"{name_of(self.method)} builds what it trains and cannot work for a time only; "
+                f"{name_of(self.method)} builds what it trains and cannot be active for a time only; "
                 "leave start, stop and every out"
             )
 
@@ -164,7 +157,7 @@ class ActiveWindow(Method):
 
     @property
     def views(self) -> int:
-        """As many as the method takes."""
+        """As many as the method uses."""
         return self.method.views
 
     def build(self, new_model: Callable[[], nn.Module]) -> nn.Module:
@@ -172,7 +165,7 @@ class ActiveWindow(Method):
         return self.method.build(new_model)
 
     def init(self, net: nn.Module) -> nn.Module:
-        """Remember what the method remembers."""
+        """Keep the method's state."""
         return self.method.init(net)
 
     def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
@@ -188,29 +181,29 @@ class ActiveWindow(Method):
         return self.method.transform(grads, rt) if self.active(rt.now) else grads
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
-        """Let the method remember."""
+        """Update the method's state."""
         self.method.after(batch, out, state, rt)
 
     def memory_bytes(self, samples: int, classes: int) -> int:
-        """Keep what the method keeps."""
+        """Return the method's memory."""
         return self.method.memory_bytes(samples, classes)
 
     def allocate(self, state: nn.Module, samples: int, classes: int) -> None:
-        """Take what the method asks for."""
+        """Allocate the method's memory."""
         self.method.allocate(state, samples, classes)
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
-        """Deploy what the method deploys."""
+        """Predict as the method does."""
         return self.method.predict(net, state, x)
 
     def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
-        """Put in the network's place what the method does."""
+        """Return the method's context."""
         return self.method.deployed_weights(net, state)
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
-        """Report what the method reports."""
+        """Return the method's outputs."""
         return self.method.outputs(net, state, x)
 
     def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Deploy alone what the method deploys."""
+        """Return the method's deployed model."""
         return self.method.deployed_model(net, state, new_model)

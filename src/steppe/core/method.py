@@ -1,8 +1,8 @@
 """The contract: what a method is, and how one is bound to a model and an optimizer.
 
-A method is a frozen record of its hyper-parameters. It says at most three things: what is minimised
-(``objective``), where its gradient is taken and how one update is made from it (``step``), and what is done
-to the gradient on its way to the optimizer (``transform``). Each has a default that is plain training.
+A method is a frozen record of its hyper-parameters. It defines at most three things: what is minimised
+(``objective``), where its gradient is taken and how one update is made from it (``step``), and how the gradient is
+changed before the optimizer gets it (``transform``). Each has a default that is plain training.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from steppe.core.batch import Batch
 from steppe.core.model_call import call_model, extract_logits
 from steppe.core.numerics.vector import Vec
 from steppe.core.parallel import SyncMode
-from steppe.core.runtime import BindOptions, LossFunction, Runtime, StepOutput
+from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import FunctionSchedule, Schedule
 from steppe.core.step import Step
+from steppe.core.step_state import BindOptions, LossFunction
 from steppe.errors import InputError, unknown
 
 
@@ -35,13 +36,15 @@ class Method:
     """Base of all methods; as it stands, plain training.
 
     Subclasses are frozen dataclasses whose fields are their hyper-parameters under the paper's symbols.
-    ``controls`` names the methods that a comparison sets beside this one, because they share its cost but
-    not its idea. ``limit`` holds settings at which the method is plain training bit for bit, None if it has none
-    such. ``cost`` is what one step takes away from its limit, (forward passes, backward passes, updates), at
-    most, None if it varies. ``local`` says what a method decides in each process on its own, so that several
-    processes, or parts of a batch, may not give the result of one; empty if nothing. ``whole`` says why a method
-    cannot train a model that is sharded (FSDP2); empty if it can. ``mixes`` says what a step does to running
-    statistics beyond the pass's own; empty if nothing.
+
+    Attributes:
+        controls: Names of the methods that a comparison adds, because they share the cost but not the idea.
+        limit: Settings at which the method is plain training bit for bit, None if it has no such limit.
+        cost: The most that one step takes: forward passes, backward passes, updates; None if it varies.
+        local: What a method decides in each process on its own, so that several processes, or parts of a batch,
+            may differ from one; empty if nothing.
+        whole: Why a method cannot train a sharded model (FSDP2); empty if it can.
+        mixes: What a step changes in running statistics other than by its clean pass; empty if nothing.
     """
 
     controls: ClassVar[tuple[str, ...]] = ()
@@ -57,22 +60,22 @@ class Method:
 
     @property
     def views(self) -> int:
-        """How many views of each image the method takes, if the loader gives several."""
+        """How many views of each image the method uses, if the loader makes several."""
         return 1
 
     def check(self) -> None:
         """Raise InputError for hyper-parameters of the right type and impossible value."""
 
     def build(self, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Return what is trained, from a function that makes one freshly initialised model."""
+        """Return the module to be trained, from a function that makes one freshly initialised model."""
         return new_model()
 
     def init(self, net: nn.Module) -> nn.Module:
-        """Return what the method remembers between steps, as a module of buffers: resume comes for free."""
+        """Return the method's state between steps, as a module of buffers, which checkpoints save."""
         return nn.Module()
 
     def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Return what is minimised on a batch, with its graph."""
+        """Return the loss that is minimised on a batch, with its graph."""
         return rt.supervised(batch)
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
@@ -80,37 +83,39 @@ class Method:
         return plain_step(batch, rt)
 
     def transform(self, grads: Vec, rt: Runtime) -> Vec:
-        """Return the gradient that the optimizer sees; must leave ``grads`` itself as it is."""
+        """Return the gradient that the optimizer gets; must not change ``grads`` in place."""
         return grads
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
-        """Remember: called once after each step that was not skipped."""
+        """Update the state: called once after each step that was not skipped."""
 
     def memory_bytes(self, samples: int, classes: int) -> int:
-        """Return the memory in bytes that is kept per training sample between steps, in all."""
+        """Return the memory in bytes of all that is kept per training sample between steps."""
         return 0
 
     def allocate(self, state: nn.Module, samples: int, classes: int) -> None:
-        """Take the memory of `footprint` at once, before training starts; optional."""
+        """Allocate the memory of `memory_bytes` before training starts; optional."""
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
-        """Return the logits of what is deployed and evaluated."""
-        return extract_logits(call_model(net, x))
+        """Return the logits of the deployed model."""
+        with self.deployed_weights(net, state):
+            return extract_logits(call_model(net, x))
 
     def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
-        """Return the context in which the network has the weights that are deployed in the place of its own."""
+        """Return the context in which the network has the deployed weights instead of its own."""
         return nullcontext()
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
-        """Return the logits of all that can be evaluated, by name; 'deployed' is what `predict` gives.
+        """Return the logits of all that can be evaluated, by name; 'deployed' are those of `predict`.
 
-        Networks that are peers are named 'network 1', 'network 2', ...; branches of one network 'branch 1', ...
+        Members of an ensemble are named 'network 1', 'network 2', ...; branches of one network 'branch 1', ...
         """
         return {"deployed": self.predict(net, state, x)}
 
     def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Return what `predict` deploys as one plain network, made by ``new_model``, with the weights it has."""
-        return with_presets(new_model(), net.state_dict())
+        """Return the deployed model as one plain network: made by ``new_model``, with the deployed weights."""
+        with self.deployed_weights(net, state):
+            return with_weights(new_model(), net.state_dict())
 
     def bind(
         self,
@@ -131,32 +136,32 @@ class Method:
         epoch: int | None = None,
         seed: int = 0,
     ) -> Step:
-        """Tie the method to a model and its optimizer; the result is called once per batch.
+        """Bind the method to a model and its optimizer; the result is called once per batch.
 
         Args:
             model: The network; called as ``model(x)``, or ``model(**x)`` where a batch is a mapping, it returns
                 logits (B, classes) or something with ``.logits``. It may be compiled, wrapped in DDP or
                 sharded by ``fully_shard``.
             optimizer: Your own optimizer over the model's parameters; it is neither wrapped nor copied, so
-                schedulers and checkpoints of it go on as before. A parameter group may have its own ``rho``.
+                its schedulers and checkpoints work as before. A parameter group may have its own ``rho``.
             loss: ``loss(logits, y)``, the mean over the batch; or 'model' if the model, given the targets,
                 returns its own loss.
             clip: Largest global L2 norm of the gradient given to the optimizer.
-            clip_each: Clip the gradient of each network or branch of a cohort by its own norm, as if it had an
-                optimizer of its own; what they share is one more.
+            clip_each: Clip the gradient of each network or branch by its own norm, as if it had an optimizer of
+                its own; parameters that several share are clipped together.
             precision: 'fp32' (the model's own types), 'bf16' or 'fp16' (autocast), or 'fp64' (checked).
             scaler: The loss scale of 'fp16', if not a `torch.amp.GradScaler` of its own. The step calls it.
             transforms: Methods whose ``transform`` is applied after this one's, in order.
-            microbatch: Samples per forward pass; larger batches go through in parts, exactly.
-            m: Samples that share a perturbation (m-sharpness): all of this process's if not given, a number, or
-                'micro' for those of each micro-batch. Only for methods with one update per step.
-            sync: Processes that share a perturbation: 'local' (each its own; the default, and the papers' way),
-                'global' (all), or how many. A sharded model knows only 'global', its default.
+            microbatch: Samples per forward pass; larger batches go through in exact micro-batches.
+            m: Samples that share a perturbation (m-sharpness): a number, 'micro' for those of each micro-batch,
+                or by default all of this process. Only for methods with one update per step.
+            sync: Processes that share a perturbation: 'local' (one each; the default, and the papers' way),
+                'global' (all), or how many. A sharded model has only 'global', its default.
             weigh: What a micro-batch counts in the mean: its samples, or for a loss that averages over
                 tokens, say, a function that counts them.
-            steps: How many steps the training has, or a function that tells which share of it is done, for
-                schedules that are given in shares.
-            epoch: How many steps an epoch has, for what a method does every so many epochs.
+            steps: The number of steps of the training, or a function that returns the share of it that is done;
+                for schedules in shares of the training.
+            epoch: The number of steps of an epoch, for methods that do something every so many epochs.
             seed: Seed of the method's own noise.
 
         Raises:
@@ -180,8 +185,8 @@ class Method:
             if m != "micro" and (not isinstance(m, int) or isinstance(m, bool) or m < 1):
                 raise InputError(f"m is {m!r}; give a number of samples, 'micro', or None")
             if sync not in (None, "local"):
-                raise InputError(f"m is {m!r} and sync is {sync!r}; samples or processes share, leave one out")
-        setup = BindOptions(
+                raise InputError(f"m is {m!r} and sync is {sync!r}; the two cannot be combined: set only one")
+        options = BindOptions(
             loss,
             transforms=[method.transform for method in (self, *transforms)],
             clip=clip,
@@ -195,20 +200,20 @@ class Method:
             epoch=epoch,
             seed=seed,
         )
-        return Step(self, model, optimizer, setup, m)
+        return Step(self, model, optimizer, options, m)
 
 
 def _kind(value: object) -> str:
     return f"of type {type(value).__name__}"
 
 
-def with_presets(plain: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """Return the network with these weights and buffers; raises InputError if they are another network's."""
+def with_weights(plain: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Load weights and buffers into a network and return it; raises InputError if they do not fit."""
     try:
         plain.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
-        raise InputError(f"what is deployed is no {type(plain).__name__} alone ({reason})") from None
+        raise InputError(f"the deployed weights are not those of a {type(plain).__name__} ({reason})") from None
     return plain
 
 
@@ -219,7 +224,13 @@ def plain_step(batch: Batch, rt: Runtime) -> StepOutput:
     return out
 
 
-_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", Schedule: "a schedule"}
+_TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "text",
+    Schedule: "a schedule",
+}
 
 
 def check_fields(method: Method) -> None:
@@ -238,9 +249,9 @@ def check_fields(method: Method) -> None:
             object.__setattr__(method, f.name, FunctionSchedule(value))
             continue
         if not fits:
-            wanted = " or ".join(_WORDS.get(a, getattr(a, "__name__", str(a))) for a in allowed)
+            expected = " or ".join(_TYPE_NAMES.get(a, getattr(a, "__name__", str(a))) for a in allowed)
             usual = "" if f.default is MISSING else f" (its default is {f.default!r})"
-            raise InputError(f"{name_of(method)}: {f.name} is {value!r}; give {wanted}{usual}")
+            raise InputError(f"{name_of(method)}: {f.name} is {value!r}; give {expected}{usual}")
 
 
 def require(method: Method, field: str, holds: bool, remedy: str) -> None:
@@ -250,11 +261,11 @@ def require(method: Method, field: str, holds: bool, remedy: str) -> None:
 
 
 def make_checked(cls: Callable[..., Method], name: str, settings: Mapping[str, Any]) -> Method:
-    """Make a method by keyword, with an error that knows its fields' names."""
-    known = list(inspect.signature(cls).parameters)
+    """Make a method by keyword; raises InputError with the nearest fields for an unknown one."""
+    names = list(inspect.signature(cls).parameters)
     for key in settings:
-        if key not in known:
-            raise unknown(f"setting of {name}", key, known)
+        if key not in names:
+            raise unknown(f"setting of {name}", key, names)
     return cls(**settings)
 
 
@@ -264,7 +275,7 @@ def name_of(method: Method) -> str:
 
 
 def overrides(method: Method, part: str) -> bool:
-    """Return whether a method, or one that it is made of, defines ``part`` itself."""
+    """Return whether a method, or one that it is composed of, overrides ``part``."""
     inner = [value for f in fields(method) if isinstance(value := getattr(method, f.name), Method)]
     if inner:
         return any(overrides(i, part) for i in inner)

@@ -1,4 +1,4 @@
-"""How a model is called, whatever it is wrapped in, takes or returns."""
+"""Call a model, whatever it is wrapped in, takes or returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is trained in the place of one network: several of them, or branches; and what its passes are worth."""
+"""The module that is trained in the place of one network: several of them, or branches."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class MultiNetwork(nn.Module):
         raise NotImplementedError
 
     def relative_cost(self, batch: Batch) -> float:
-        """Return how many passes of one plain network one pass of this is worth on ``batch``."""
+        """Return the cost of one forward pass on ``batch``, in passes of a single network."""
         return float(self.size)
 
 
 def member_of(net: nn.Module, params: Sequence[nn.Parameter]) -> list[int]:
     """Return for each parameter the number of its network or branch, from 1; 0 for what several of them share."""
     holders: dict[int, list[int]] = {}
-    for number, peer in enumerate(net.members if isinstance(net, MultiNetwork) else (), 1):
-        for p in peer.parameters():
+    for number, one in enumerate(net.members if isinstance(net, MultiNetwork) else (), 1):
+        for p in one.parameters():
             holders.setdefault(id(p), []).append(number)
     return [own[0] if len(own := holders.get(id(p), [])) == 1 else 0 for p in params]

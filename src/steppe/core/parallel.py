@@ -1,8 +1,8 @@
-"""The processes that train one model together: whose gradients are averaged, and who may decide what.
+"""The processes that train one model together: how their gradients are averaged and non-finite values found.
 
-A gradient of a method is its own process's until it is needed in common. Replicas (DDP) therefore run every
-pass without communication and average once, when the optimizer is to use it: exactly, by sample counts, with the
-news of non-finite values in the same message. Shards (FSDP2) communicate in every pass because they must.
+A gradient belongs to its process until all need it. Replicas (DDP) therefore run every pass without communication
+and average once, when the optimizer uses the gradient: exactly, by sample counts, with the flags of non-finite
+values in the same message. Shards (FSDP2) have to communicate in every pass.
 """
 
 from __future__ import annotations
@@ -30,36 +30,36 @@ class SingleProcess:
 
     rank = 0
     size = 1
-    decides = True  # whether a non-finite value in a pass is acted on at once
-    noise = 0  # which noise this process draws: equal numbers draw equal noise
+    checks_every_pass = True  # whether a non-finite value stops the step in the pass that meets it
+    noise_id = 0  # processes of equal numbers draw equal noise
 
-    def __init__(self, decides: bool = True):
-        self.decides = decides
+    def __init__(self, checks_every_pass: bool = True):
+        self.checks_every_pass = checks_every_pass
 
     def begin(self, weight: float, parts: int) -> None:
-        """Start a step on ``parts`` micro-batches that weigh this much."""
+        """Start a step on ``parts`` micro-batches of this weight in all."""
 
     def should_skip_update(self, bad: Tensor, more: bool) -> bool:
-        """Return whether an update must not be made, where that was not decided in the passes before it.
+        """Return True if a non-finite value was seen and the optimizer must not step.
 
-        An update that more passes of the step follow can be made: it is taken back at the next one.
+        With ``more`` passes to come in the step it may step: the last update's check undoes it.
         """
-        return not self.decides and not more and bool(bad)
+        return not self.checks_every_pass and not more and bool(bad)
 
     def no_sync(self) -> AbstractContextManager[Any]:
         """Return the context that a pass runs in."""
         return nullcontext()
 
     def reshard(self) -> None:
-        """Make the optimizer's parameters the ones that the next pass reads."""
+        """Drop gathered copies, so that the next pass reads the optimizer's parameters."""
 
-    def share(self) -> float:
+    def loss_weight(self) -> float:
         """Return what this process's loss is multiplied by for the mean over samples."""
         return 1.0
 
-    def fails(self, witness: Tensor) -> bool:
+    def any_non_finite(self, check: Tensor) -> bool:
         """Return whether a number is not finite on any process that must agree."""
-        return not math.isfinite(witness)
+        return not math.isfinite(check)
 
     def group_mean(self, params: Params, grads: Vec, weight: float, bad: Tensor) -> tuple[Vec, Tensor]:
         """Return the mean over the processes that share a perturbation."""
@@ -73,9 +73,9 @@ class SingleProcess:
         """Return each tensor (B, ...) with the rows of all processes, in the order of their ranks."""
         return tensors
 
-    def deal(self, hands: int) -> list[int]:
-        """Return how many processes have each part, dealt by rank; raises InputError if one has none."""
-        raise InputError(f"this method gives {hands} parts of its work to different processes; start it under DDP")
+    def processes_per_part(self, parts: int) -> list[int]:
+        """Return how many processes do each part of the work, in turn by rank; raises InputError if none does."""
+        raise InputError(f"this method gives {parts} parts of its work to different processes; start it under DDP")
 
     def share_buffers(self, net: nn.Module) -> None:
         """Give all processes the same running statistics."""
@@ -84,7 +84,7 @@ class SingleProcess:
 class DataParallel(SingleProcess):
     """Data parallel: every process has the whole model and its own part of the batch."""
 
-    decides = False
+    checks_every_pass = False
 
     def __init__(self, wrapper: DistributedDataParallel, sync: SyncMode):
         self.wrapper = wrapper
@@ -95,8 +95,8 @@ class DataParallel(SingleProcess):
             raise InputError(
                 f"sync is {sync!r} on {self.size} processes; give 'local', 'global' or a divisor of {self.size}"
             )
-        self.noise = self.rank // together
-        self.nearby = self._group_of(together)
+        self.noise_id = self.rank // together
+        self.sync_group = self._group_of(together)
 
     def _group_of(self, together: int) -> Any:
         if together == self.size:
@@ -106,31 +106,31 @@ class DataParallel(SingleProcess):
         members = dist.get_process_group_ranks(self.group)
         # every process takes part in making every group, in the same order
         groups = [dist.new_group(members[i : i + together]) for i in range(0, self.size, together)]
-        return groups[self.noise]
+        return groups[self.noise_id]
 
     def no_sync(self) -> AbstractContextManager[Any]:
-        """Let DDP be silent: its own all-reduce would mix replicas in the middle of a method."""
-        silent: AbstractContextManager[Any] = self.wrapper.no_sync()
-        return silent
+        """Switch off DDP's own all-reduce, which would average gradients in the middle of a method."""
+        context: AbstractContextManager[Any] = self.wrapper.no_sync()
+        return context
 
     def should_skip_update(self, bad: Tensor, more: bool) -> bool:
-        """Return what the message about the mean gradient says."""
+        """Return the flag that came with the mean gradient."""
         return bool(bad)
 
-    def fails(self, witness: Tensor) -> bool:
+    def any_non_finite(self, check: Tensor) -> bool:
         """Refuse: one process cannot know."""
-        raise AssertionError("replicas learn of bad values when they average")
+        raise AssertionError("replicas learn of non-finite values when they average")
 
     def group_mean(self, params: Params, grads: Vec, weight: float, bad: Tensor) -> tuple[Vec, Tensor]:
-        """Average over the processes that share a perturbation; alone, nothing is sent."""
-        return (grads, bad) if self.nearby is None else self._mean(params, grads, weight, bad, self.nearby)
+        """Average over the processes that share a perturbation; a single one sends nothing."""
+        return (grads, bad) if self.sync_group is None else self._mean(params, grads, weight, bad, self.sync_group)
 
     def mean(self, params: Params, grads: Vec, weight: float, bad: Tensor) -> tuple[Vec, Tensor]:
         """Average over all."""
         return self._mean(params, grads, weight, bad, self.group)
 
     def _mean(self, params: Params, grads: Vec, weight: float, bad: Tensor, group: Any) -> tuple[Vec, Tensor]:
-        """Sum weighted gradients, weights, flags and who has which gradient in one message per precision."""
+        """Sum weighted gradients, weights, flags, and which gradients exist, in one message per precision."""
         device = params[0].device
         head = torch.tensor([weight, 0.0, *(float(g is not None) for g in grads)], device=device)
         head[1] = bad
@@ -154,14 +154,14 @@ class DataParallel(SingleProcess):
         return means, any_bad
 
     def gather(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Gather rows from all, who may have unequal numbers of them."""
-        return gathered(tensors, self.size, self.group)
+        """Gather rows from all, which may have unequal numbers of them."""
+        return gather_rows(tensors, self.size, self.group)
 
-    def deal(self, hands: int) -> list[int]:
-        """Return how many processes have each part."""
-        if self.size < hands:
-            raise InputError(f"{hands} parts of the work and {self.size} process; start at least {hands}")
-        return [len(range(hand, self.size, hands)) for hand in range(hands)]
+    def processes_per_part(self, parts: int) -> list[int]:
+        """Return how many processes do each part."""
+        if self.size < parts:
+            raise InputError(f"{parts} parts of the work and {self.size} process; start at least {parts}")
+        return [len(range(part, self.size, parts)) for part in range(parts)]
 
     def share_buffers(self, net: nn.Module) -> None:
         """Take the first process's running statistics, as DDP does before each forward pass."""
@@ -172,7 +172,7 @@ class DataParallel(SingleProcess):
 
 
 class Sharded(SingleProcess):
-    """FSDP2: every process has a shard of each parameter, and backward gives shards of the mean gradient."""
+    """FSDP2: every process has a shard of each parameter, and backward computes shards of the mean gradient."""
 
     def __init__(self, net: nn.Module, params: list[nn.Parameter], sync: SyncMode):
         if sync not in (None, "global"):
@@ -191,10 +191,10 @@ class Sharded(SingleProcess):
             )
         self.device = sharded.device
         self.modules = [m for m in net.modules() if isinstance(m, FSDPModule)]
-        self._share = 1.0
+        self._loss_weight = 1.0
 
     def begin(self, weight: float, parts: int) -> None:
-        """Learn the weight of all; raises InputError on all if one has another number of micro-batches."""
+        """Exchange weights; raises InputError on all processes if one has another number of micro-batches."""
         every = torch.zeros(self.size, 2, device=self.device)
         every[self.rank] = torch.tensor([weight, float(parts)])
         dist.all_reduce(every)
@@ -204,15 +204,15 @@ class Sharded(SingleProcess):
                 f"the processes were given {[int(c) for c in counts]} micro-batches; a sharded model needs "
                 "equally many on each"
             )
-        self._share = weight * self.size / float(weights.sum())
+        self._loss_weight = weight * self.size / float(weights.sum())
 
-    def share(self) -> float:
-        """FSDP2 averages over processes; this makes it the mean over samples."""
-        return self._share
+    def loss_weight(self) -> float:
+        """Return what makes FSDP2's mean over processes the mean over samples."""
+        return self._loss_weight
 
     def gather(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Gather rows from all."""
-        return gathered(tensors, self.size, None)
+        return gather_rows(tensors, self.size, None)
 
     def reshard(self) -> None:
         """Drop gathered copies: FSDP2 keeps the root's after a forward pass without a backward one."""
@@ -223,9 +223,9 @@ class Sharded(SingleProcess):
         """Take the first process's running statistics, as replicas do."""
         broadcast_buffers(net, 0, None)
 
-    def fails(self, witness: Tensor) -> bool:
-        """Return whether it is not finite anywhere."""
-        flag = (~vector.all_finite(witness)).float().reshape(1).to(self.device)
+    def any_non_finite(self, check: Tensor) -> bool:
+        """Return whether it is not finite on any process."""
+        flag = (~vector.all_finite(check)).float().reshape(1).to(self.device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
@@ -250,27 +250,27 @@ def reshard(net: nn.Module) -> None:
             drop()
 
 
-def gathered(tensors: Sequence[Tensor], size: int, group: Any) -> tuple[Tensor, ...]:
+def gather_rows(tensors: Sequence[Tensor], size: int, group: Any) -> tuple[Tensor, ...]:
     """Return each tensor with the rows of all processes of a group."""
     device = tensors[-1].device
     counts = torch.zeros(size, dtype=torch.long, device=device)
     counts[dist.get_rank(group)] = len(tensors[0])
     dist.all_reduce(counts, group=group)
     lengths = counts.tolist()
-    found = []
+    gathered = []
     for t in tensors:
         padded = t.new_zeros(max(lengths), *t.shape[1:], device=device)
         padded[: len(t)] = t.to(device)
         every = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(every, padded, group=group)
-        found.append(torch.cat([rows[:n] for rows, n in zip(every, lengths, strict=True)]))
-    return tuple(found)
+        gathered.append(torch.cat([rows[:n] for rows, n in zip(every, lengths, strict=True)]))
+    return tuple(gathered)
 
 
 def parallelism_of(
     net: nn.Module, wrapper: DistributedDataParallel | None, params: list[nn.Parameter], sync: SyncMode
 ) -> SingleProcess:
-    """Return how this model's processes work together.
+    """Return the parallelism of a model.
 
     Raises InputError for a ``sync`` that the model's parallelism cannot give.
     """
@@ -278,8 +278,8 @@ def parallelism_of(
         return Sharded(net, params, sync)
     if wrapper is not None:
         return DataParallel(wrapper, sync)
-    known = sync in (None, "local", "global") or (isinstance(sync, int) and sync >= 1)
-    if not known or isinstance(sync, bool):
+    valid = sync in (None, "local", "global") or (isinstance(sync, int) and sync >= 1)
+    if not valid or isinstance(sync, bool):
         raise InputError(f"sync is {sync!r}; give 'local', 'global' or how many processes share a perturbation")
-    # asking a GPU what a value is means to wait for it, so there it is asked once in a step
-    return SingleProcess(decides=params[0].device.type == "cpu")
+    # to read a value from a GPU is to wait for it, so there one check is made per step
+    return SingleProcess(checks_every_pass=params[0].device.type == "cpu")

@@ -1,10 +1,10 @@
-"""Which parameters a method works on, which module holds each, and what their groups set for them."""
+"""The parameters that a method works on, the module of each, and what their groups set for them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain, compress
-from operator import attrgetter, is_
+from itertools import chain
+from operator import is_
 from typing import Any
 
 import torch
@@ -15,36 +15,11 @@ from steppe.errors import InputError
 
 def trainable(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     """Return the optimizer's trainable parameters, each once, in its order; raises InputError if it has none."""
-    return _trainable(*_held(optimizer))
-
-
-class Trainable:
-    """An optimizer's trainable parameters (see `trainable`), and whether they are still the same."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer):
-        self._optimizer, self._held = optimizer, _held(optimizer)
-        self.params = _trainable(*self._held)
-
-    def renew(self) -> bool:
-        """Look again; return whether they are others now."""
-        before, now = self._held, _held(self._optimizer)
-        if same(before[0], now[0]) and before[1] == now[1]:
-            return False
-        self._held, self.params = now, _trainable(*now)
-        return True
-
-
-def _held(optimizer: torch.optim.Optimizer) -> tuple[list[nn.Parameter], list[bool]]:
-    """Return all that an optimizer has, and which of it is to be trained."""
-    held = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
-    return held, list(map(attrgetter("requires_grad"), held))
-
-
-def _trainable(held: list[nn.Parameter], wanted: list[bool]) -> list[nn.Parameter]:
-    seen = {id(p): p for p in compress(held, wanted)}
-    if not seen:
+    params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    unique = {id(p): p for p in params if p.requires_grad}
+    if not unique:
         raise InputError("the optimizer holds no trainable parameter; give it model.parameters()")
-    return list(seen.values())
+    return list(unique.values())
 
 
 def same(a: Sequence[nn.Parameter], b: Sequence[nn.Parameter]) -> bool:
@@ -53,9 +28,9 @@ def same(a: Sequence[nn.Parameter], b: Sequence[nn.Parameter]) -> bool:
 
 
 def owners(net: nn.Module, params: Sequence[nn.Parameter]) -> list[nn.Module]:
-    """Return the module that holds each parameter, the network itself for a stranger."""
-    held = {id(p): m for m in net.modules() for p in m.parameters(recurse=False)}
-    return [held.get(id(p), net) for p in params]
+    """Return the module that each parameter belongs to, the network itself for one that is not in it."""
+    modules = {id(p): m for m in net.modules() for p in m.parameters(recurse=False)}
+    return [modules.get(id(p), net) for p in params]
 
 
 def per_group(

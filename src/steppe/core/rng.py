@@ -1,4 +1,4 @@
-"""Random streams: generators of a method's own, and the global ones that dropout draws from."""
+"""Generators of a method's own noise, and the global RNG that dropout draws from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def generator(seed: int, purpose: str, number: int, device: torch.device) -> torch.Generator:
-    """Return a generator for one purpose; streams of different purposes and numbers are unrelated."""
+    """Return a generator for one purpose; those of different purposes and numbers are unrelated."""
     # hash() is salted per process, so the purposes are numbered by their letters
     offset = int.from_bytes(purpose.encode()[:4], "big")
     mixed = seed * 0x9E3779B1 + offset + number * 0xC2B2AE3D27D4EB4F
@@ -15,7 +15,7 @@ def generator(seed: int, purpose: str, number: int, device: torch.device) -> tor
 
 
 def capture(device: torch.device) -> list[Tensor]:
-    """Return where the global streams are that a pass on ``device`` draws from."""
+    """Return the state of the global RNG that a pass on ``device`` draws from."""
     states = [torch.get_rng_state()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
@@ -23,7 +23,7 @@ def capture(device: torch.device) -> list[Tensor]:
 
 
 def restore(states: list[Tensor], device: torch.device) -> None:
-    """Return the global streams to where they were."""
+    """Restore the state of the global RNG."""
     torch.set_rng_state(states[0])
     if len(states) > 1:
         torch.cuda.set_rng_state(states[1], device)

@@ -1,36 +1,86 @@
-"""What a method may do: take a gradient, look elsewhere, apply an update. What makes it right lives here, once.
+"""What a method may do: take a gradient, evaluate at other weights, apply an update.
 
-Rules kept by this file, so that no method can break them: weights come back by copy into the same storage;
-running statistics and random streams advance in the clean pass only; noise comes from the step's own
-generators; gradients are averaged over micro-batches and processes exactly, and never carry a loss scale;
-passes are counted; a non-finite value anywhere stops the step on every process before it reaches the weights.
+Rules that this file keeps, so that no method can break them: weights are restored by copy into the same storage;
+running statistics and the RNG advance in the clean pass only; noise comes from the step's own generators;
+gradients are averaged over micro-batches and processes exactly, and never carry a loss scale; passes are counted;
+a non-finite value anywhere stops the step on every process before it reaches the weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from operator import is_
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from steppe.core import param_groups, rng
+from steppe.core.amp import MixedPrecision, upcast_to_float32
 from steppe.core.batch import Batch, join_logits
-from steppe.core.ground import BindOptions, GradientTransform, Ground, LossFunction, Objective, Passes
+from steppe.core.model_call import call_model, extract_logits, extract_loss, unwrap_model
+from steppe.core.multi_network import MultiNetwork, member_of
 from steppe.core.numerics import vector
+from steppe.core.numerics.losses import per_sample
 from steppe.core.numerics.vector import ScaledVector, Vec
-from steppe.core.parallel import SingleProcess
-from steppe.core.step_state import NonFinite, StepOutput
+from steppe.core.parallel import Sharded, parallelism_of
+from steppe.core.schedules import ScheduleValue, TrainingProgress, value_at
+from steppe.core.snapshot import Buffers, SnapshotPool
+from steppe.core.step_state import BindOptions, LossFunction, NonFinite, Passes, StepOutput, StepState
 from steppe.errors import InputError
 
-__all__ = ["BindOptions", "GradientTransform", "LossFunction", "Objective", "Passes", "Runtime", "StepOutput"]
+__all__ = ["BindOptions", "LossFunction", "Objective", "Passes", "Runtime", "StepOutput"]
+
+T = TypeVar("T")
+Objective = Callable[[Batch], StepOutput]
 
 
-class Runtime(Ground):
-    """Everything one bound method works with: the verbs, and what they stand on (`steppe.core.ground.Ground`)."""
+class Runtime:
+    """What one bound method works with.
+
+    Passes:
+        ``grad``, ``outputs`` (logits without a graph), ``forward``, ``supervised``, ``loss``, ``losses``;
+        ``objective``, the method's own; ``at`` and ``preserve_state``, the contexts of passes after the clean one.
+    Gradients:
+        ``shared`` and ``all_reduce_mean`` over processes; ``apply``, the update.
+    Numbers:
+        ``setting``, a hyper-parameter's value in this step; ``now``, where training is; ``rng``, the generator of
+        the method's noise; ``draw_mask_seed`` and ``rng_restored``, for dropout masks; ``options`` of `bind`.
+    Model:
+        ``model`` as it was bound; ``net``, the network below torch.compile and DDP; ``params``, the optimizer's
+        trainable parameters, each once, and for each of them ``owners``, its module, and ``member``, the number
+        of its network; ``buffers``; ``device``; ``callable_in_parts``: whether modules of ``net`` may be called
+        on their own, which a compiled or sharded model forbids; ``parallel``, the processes.
+    Accounts:
+        ``weight`` of a batch in means; ``count`` of samples that passed outside of ``grad`` and ``outputs``, into
+        ``passes``; ``once``, a cache; ``untracked``: whether a pass made now leaves statistics and RNG unchanged.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, options: BindOptions):
+        self.model, self.optimizer, self.options = model, optimizer, options
+        self.net, wrapper = unwrap_model(model)
+        self.params = param_groups.trainable(optimizer)
+        self.device = self.params[0].device
+        self.precision = MixedPrecision(options.precision, self.params[0], options.scaler)
+        self.parallel = parallelism_of(self.net, wrapper, self.params, options.sync)
+        self.parallel.reshard()
+        self.owners = param_groups.owners(self.net, self.params)
+        self.callable_in_parts = model in (self.net, wrapper) and not isinstance(self.parallel, Sharded)
+        self.rng = rng.generator(options.seed, "noise", self.parallel.noise_id, self.device)
+        # a number drawn on a GPU would have to be waited for
+        self._mask_rng = rng.generator(options.seed, "masks", self.parallel.rank, torch.device("cpu"))
+        self.passes = Passes()
+        self.relative_cost = 1.0  # of a pass of the model, in passes of one network
+        self.objective: Objective = self.supervised  # until the step sets its method's
+        self.untracked = False
+        self._memo: dict[Hashable, Any] = {}
+        self._good = torch.zeros((), dtype=torch.bool, device=self.device)
+        self._weight_snapshots, self._update_snapshots = SnapshotPool(), SnapshotPool()
+        self.buffers = Buffers(self.net)
+        self.step_state = StepState(self.buffers.snapshot(), self._good, None, [], 0.0)
+        self._in_grad: Vec | None = None  # the tensors that the last pass left in ``.grad``
+        self._clean_rng = rng.capture(self.device)
 
     def grad(
         self, objective: Objective, batch: Batch, *, work: float = 1.0, where: Sequence[bool] | None = None
@@ -46,252 +96,39 @@ class Runtime(Ground):
         Raises `NonFinite` if the loss or a gradient is not finite, where that can be known at once.
         """
         if not self.untracked:
-            self._clean_streams = rng.capture(self.device)
-        if self.step_state.first is None or self.left is not None:
+            self._clean_rng = rng.capture(self.device)
+        if self.step_state.first is None or self._in_grad is not None:
             self.clear()
-        parts = self.parts(batch)
-        whole, share = self.weight(batch), self.parallel.share()
+        parts = self.micro_batches(batch)
+        whole, loss_weight = self.weight(batch), self.parallel.loss_weight()
         losses, logits = [], []
         for part in parts:
-            weight = self.setup.weigh(part) / whole
+            weight = self.options.weigh(part) / whole
             with self.parallel.no_sync(), nullcontext() if where is None else self._only(where):
                 with self.precision.autocast():
                     out = objective(part)
-                factor = weight * share
+                factor = weight * loss_weight
                 loss = out.loss if factor == 1 else out.loss * factor
                 self.precision.scaled(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(out.loss.detach() if weight == 1 else out.loss.detach() * weight)
             # logits that are a view of a weight would change with it at the next update
             logits.append(out.logits.detach().clone() if out.logits._is_view() else out.logits.detach())
-        # they stay where they are until the next pass: an update with them need not put them there again
-        self.left = [p.grad for p in self.params]
-        grads = self.precision.unscaled(self.left)
+        # they stay in .grad until the next pass: an update with them need not assign them again
+        self._in_grad = [p.grad for p in self.params]
+        grads = self.precision.unscaled(self._in_grad)
         if where is not None:
             grads = vector.only(grads, where)
-        grads = vector.Measured(grads, self.kind)
+        grads = vector.Measured(grads, self._kind)
         self.count(forward=work * len(batch), backward=work * len(batch))
         mean = losses[0] if len(parts) == 1 else torch.stack(losses).sum()
         joined = StepOutput(mean, join_logits(logits))
         self.step_state.first = self.step_state.first or joined
-        self._judge(vector.finite_check(grads, mean.to(self.device)))
+        self._check_finite(vector.finite_check(grads, mean.to(self.device)))
         return joined, grads
-
-    def grads(
-        self,
-        objective: Objective,
-        here: Batch,
-        there: Batch,
-        offset: Vec | ScaledVector,
-        *,
-        masks: int | None = None,
-    ) -> tuple[StepOutput, Vec, Vec]:
-        """Return output and gradient at the weights, and the gradient at ``w + offset``; on a GPU side by side.
-
-        The weights stay where they are: the second pass runs on tensors of its own, on a second stream, and
-        leaves no trace (see `aside`). It is what `grad` and `at` give one after another.
-
-        Raises InputError for a model that is compiled, or shared by processes, and for micro-batches.
-        """
-        if (
-            not self.callable_in_parts
-            or type(self.parallel) is not SingleProcess
-            or len(self.parts(here)) + len(self.parts(there)) > 2
-        ):
-            raise InputError("streams need a model that is neither compiled nor shared, and whole batches")
-        if not self.untracked:
-            self._clean_streams = rng.capture(self.device)
-        self.clear()
-        moved = {id(p): p.detach().clone() for p in self.params}
-        way, by, times = _apart(offset)
-        vector.move([t for t, o in zip(moved.values(), way, strict=True) if o is not None], by, times)
-        side = _Side(self.device)
-        with self.precision.autocast():
-            clean = objective(here)
-        side.follow()
-        with side.running(), self._masks(masks), self._elsewhere(moved), self.precision.autocast():
-            noisy = objective(there)
-        self.precision.scaled(clean.loss).backward()  # type: ignore[no-untyped-call]
-        with side.running():
-            self.precision.scaled(noisy.loss).backward()  # type: ignore[no-untyped-call]
-        side.join()
-        found = [self.precision.unscaled([t.grad for t in ts]) for ts in (self.params, moved.values())]
-        self.clear()
-        self.count(forward=len(here) + len(there), backward=len(here) + len(there))
-        out = StepOutput(clean.loss.detach(), clean.logits.detach())
-        self.step_state.first = self.step_state.first or out
-        losses = [t.detach().to(self.device) for t in (clean.loss, noisy.loss)]
-        self._judge(vector.finite_check(found[0], losses[0]) + vector.finite_check(found[1], losses[1]))
-        return out, found[0], found[1]
-
-    @contextmanager
-    def _elsewhere(self, moved: Mapping[int, Tensor]) -> Iterator[None]:
-        """Let the model run on these tensors in place of the parameters of the same identity."""
-        tensors = {
-            name: moved[id(p)].requires_grad_()
-            for name, p in self.net.named_parameters(remove_duplicate=False)
-            if id(p) in moved
-        }
-        buffers = {name: b.detach().clone() for name, b in self.net.named_buffers()}
-        model, self.model = self.model, _Elsewhere(self.net, {**buffers, **tensors})
-        try:
-            yield
-        finally:
-            self.model = model
-
-    def shared(self, grads: Vec) -> Vec:
-        """Return the mean of ``grads`` over the processes that share a perturbation (``sync``).
-
-        One process, or ``sync='local'``, sends nothing and returns them as they are.
-        """
-        course = self.step_state
-        if course.group is not None:
-            return grads
-        means, course.bad = self.parallel.group_mean(self.params, grads, course.weight, course.bad)
-        return means
-
-    def all_reduce_mean(self, values: Vec) -> Vec:
-        """Return the mean over all processes whatever ``sync`` is: for what the method remembers.
-
-        Raises InputError while groups of a batch have perturbations of their own: each would remember its own.
-        """
-        course = self.step_state
-        if course.group is not None:
-            raise InputError("m needs a method that remembers no gradients, and this one does; leave m out")
-        means, course.bad = self.parallel.mean(self.params, values, course.weight, course.bad)
-        return means
-
-    @contextmanager
-    def aside(self, masks: int | None = None) -> Iterator[None]:
-        """Look without leaving a trace: buffers and random streams return to what they were.
-
-        Dropout masks are those of the last clean pass, or fresh ones from the seed ``masks``
-        (see `draw_masks`).
-        """
-        saved = self.buffers.keep()
-        try:
-            with self._masks(masks):
-                yield
-        finally:
-            saved.restore()
-            saved.close()
-
-    @contextmanager
-    def _masks(self, masks: int | None) -> Iterator[None]:
-        """Draw the dropout masks of the last clean pass, or those of a seed; then go on where the streams were."""
-        now, outer = rng.capture(self.device), self.untracked
-        self.untracked = True
-        try:
-            if masks is None:
-                rng.restore(self._clean_streams, self.device)
-            else:
-                torch.manual_seed(masks)
-            yield
-        finally:
-            self.untracked = outer
-            rng.restore(now, self.device)
-
-    @contextmanager
-    def at(self, offset: Vec | ScaledVector, *, masks: int | None = None, clean: bool = False) -> Iterator[None]:
-        """Be at ``w + offset``; on leaving, also by an exception, the weights return bit for bit.
-
-        The look leaves no trace (see `aside`), unless it is ``clean``: the only pass of its step, whose
-        running statistics and random draws count. Restored by copy into the same storage: adding and
-        subtracting drifts, and rebinding ``.data`` breaks everything that holds the storage.
-        """
-        way, by, times = _apart(offset)
-        whole = len(by) == len(way)
-        moved = self.params if whole else [p for p, o in zip(self.params, way, strict=True) if o is not None]
-        with nullcontext() if clean else self.aside(masks), torch.no_grad():
-            saved = self.weight_copies.make(moved)
-            try:
-                self.parallel.reshard()
-                vector.move(moved, by, times, self.kind if whole else None)
-                with torch.enable_grad():
-                    yield
-            finally:
-                self.parallel.reshard()
-                saved.restore()
-                self.weight_copies.release(saved)
-
-    def apply(
-        self,
-        grads: Vec,
-        *,
-        times: int = 1,
-        more: bool = False,
-        weight: float | None = None,
-        beside: Vec | None = None,
-    ) -> None:
-        """Update: average over processes, transform, clip once, and let the optimizer make its step.
-
-        ``times`` makes that many steps from the same gradient. ``more`` if the method goes on to further
-        passes in this step: ``grads`` stay as they are, and the update is taken back if one of those passes
-        is not finite. ``weight`` is what this process's gradient counts in the mean, its samples by default.
-        ``beside`` is averaged too, and added to the weights times the learning rate of their group, past the
-        optimizer and its moments, as decoupled weight decay is.
-
-        Raises `NonFinite` if any process met a non-finite value in this step.
-        """
-        course = self.step_state
-        if course.group is not None:
-            course.group.collect(grads, beside, one=times == 1 and not more)
-            return
-        counts = course.weight if weight is None else weight
-        grads, course.bad = self.parallel.mean(self.params, grads, counts, course.bad)
-        if self.parallel.should_skip_update(course.bad, more):
-            raise NonFinite(course.output)
-        if beside is not None:
-            beside, _ = self.parallel.mean(self.params, beside, counts, course.bad)
-        given = grads
-        for transform in self.setup.transforms:
-            grads = transform(grads, self)
-        if self.setup.clip is not None:
-            grads = (
-                vector.map_groups(self._clipped, grads, self.member)
-                if self.setup.clip_each
-                else self._clipped(grads)
-            )
-        if more:
-            course.will_go_on(self.params, self.optimizer, self.undo_copies)
-        self.parallel.reshard()
-        for left in reversed(range(times)):
-            # some optimizers write into what they are given
-            fresh = vector.clone(grads) if left or (more and grads is given) else grads
-            if self.left is None or not all(map(is_, fresh, self.left)):
-                for p, g in zip(self.params, fresh, strict=True):
-                    p.grad = g
-                self.left = None
-            self.optimizer.step()
-            self.passes.updates += 1
-        if beside is not None:
-            self._shift(beside)
-        self.clear()
-
-    def _clipped(self, grads: Vec) -> Vec:
-        assert self.setup.clip is not None
-        return vector.scale(grads, (self.setup.clip / (vector.norm(grads) + 1e-6)).clamp(max=1.0))
-
-    def _shift(self, direction: Vec) -> None:
-        lr = param_groups.per_group(self.optimizer, self.params, "lr", 0.0)
-        with torch.no_grad():
-            for p, d in zip(self.params, vector.scale(direction, lr), strict=True):
-                if d is not None:
-                    p.add_(d)
-
-    def outputs(self, batch: Batch) -> list[Tensor]:
-        """Return the logits of each micro-batch at the current weights, without a graph.
-
-        Raises `NonFinite` as `grad` does.
-        """
-        with torch.no_grad(), self.precision.autocast():
-            found = [self.forward(part.x) for part in self.parts(batch)]
-        self.count(forward=len(batch))
-        self._judge(vector.finite_check([*found]).to(self.device))
-        return found
 
     @contextmanager
     def _only(self, where: Sequence[bool]) -> Iterator[None]:
-        """Compute no gradient for the other parameters, where switching them off has no price."""
+        """Compute no gradient for the other parameters, where it costs nothing to switch them off."""
         off = [p for p, w in zip(self.params, where, strict=True) if not w] if self.callable_in_parts else []
         for p in off:
             p.requires_grad_(False)
@@ -301,51 +138,282 @@ class Runtime(Ground):
             for p in off:
                 p.requires_grad_(True)
 
-    def _judge(self, witness: Tensor) -> None:
-        """Stop a step that is not finite, here and now where one process may decide, else when it updates."""
-        if not self.parallel.decides:
-            self.step_state.bad = self.step_state.bad | ~vector.all_finite(witness)
-        elif self.parallel.fails(witness):
+    def _check_finite(self, check: Tensor) -> None:
+        """Stop a step that is not finite: at once where one process may decide, else when it updates."""
+        if not self.parallel.checks_every_pass:
+            self.step_state.bad = self.step_state.bad | ~vector.all_finite(check)
+        elif self.parallel.any_non_finite(check):
             raise NonFinite(self.step_state.output)
 
+    def shared(self, grads: Vec) -> Vec:
+        """Return the mean of ``grads`` over the processes that share a perturbation (``sync``).
 
-def _apart(offset: Vec | ScaledVector) -> tuple[Vec, list[Tensor], Tensor | list[Tensor] | None]:
-    """Return an offset's direction, the tensors of it that are there, and the factors of these."""
-    if not isinstance(offset, ScaledVector):
-        return offset, vector.present(offset), None
-    way, times = offset.direction, offset.times
-    return way, vector.present(way), vector.present(times) if isinstance(times, list) else times
+        One process, or ``sync='local'``, sends nothing and returns them as they are.
+        """
+        step = self.step_state
+        if step.group is not None:
+            return grads
+        means, step.bad = self.parallel.group_mean(self.params, grads, step.weight, step.bad)
+        return means
 
+    def all_reduce_mean(self, values: Vec) -> Vec:
+        """Return the mean over all processes whatever ``sync`` is: for what the method remembers.
 
-class _Elsewhere(nn.Module):
-    """A network that runs on other tensors than its own."""
+        Raises InputError while groups of a batch have perturbations of their own: each would remember its own.
+        """
+        step = self.step_state
+        if step.group is not None:
+            raise InputError("m needs a method that remembers no gradients, and this one does; leave m out")
+        means, step.bad = self.parallel.mean(self.params, values, step.weight, step.bad)
+        return means
 
-    def __init__(self, net: nn.Module, tensors: dict[str, Tensor]):
-        super().__init__()
-        self.held = (net, tensors)  # in a tuple, so that it is no submodule
+    @contextmanager
+    def preserve_state(self, mask_seed: int | None = None) -> Iterator[None]:
+        """Restore buffers and RNG on leaving: what happens inside changes neither.
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        net, tensors = self.held
-        return functional_call(net, tensors, args, kwargs)
+        Dropout masks are those of the last clean pass, or fresh ones from ``mask_seed`` (see `draw_mask_seed`).
+        """
+        buffers, states = self.buffers.snapshot(), rng.capture(self.device)
+        outer, self.untracked = self.untracked, True
+        try:
+            if mask_seed is None:
+                rng.restore(self._clean_rng, self.device)
+            else:
+                torch.manual_seed(mask_seed)
+            yield
+        finally:
+            self.untracked = outer
+            rng.restore(states, self.device)
+            buffers.restore()
 
+    @contextmanager
+    def at(
+        self, offset: Vec | ScaledVector, *, mask_seed: int | None = None, clean: bool = False
+    ) -> Iterator[None]:
+        """Be at ``w + offset``; on leaving, also by an exception, the weights are restored bit for bit.
 
-class _Side:
-    """A second stream of a GPU beside the present one; nothing on a processor."""
+        Buffers and RNG are restored too (see `preserve_state`), unless it is ``clean``: the only pass of its step,
+        whose running statistics and random draws count.
+        """
+        direction, by, times = vector.factors(offset)
+        whole, moved = len(by) == len(direction), self.params
+        if not whole:
+            moved = [p for p, o in zip(self.params, direction, strict=True) if o is not None]
+        with nullcontext() if clean else self.preserve_state(mask_seed), torch.no_grad():
+            weights = self._weight_snapshots.make(moved)
+            try:
+                self.parallel.reshard()
+                vector.move(moved, by, times, self._kind if whole else None)
+                with torch.enable_grad():
+                    yield
+            finally:
+                self.parallel.reshard()
+                weights.restore()
+                self._weight_snapshots.release(weights)
 
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    def apply(
+        self,
+        grads: Vec,
+        *,
+        times: int = 1,
+        more: bool = False,
+        weight: float | None = None,
+        decoupled: Vec | None = None,
+    ) -> None:
+        """Update: average over processes, transform, clip once, and let the optimizer make its step.
 
-    def running(self) -> AbstractContextManager[Any]:
-        """Return the context in which work goes to the second stream."""
-        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+        ``times`` makes that many steps from the same gradient. ``more`` if the method goes on to further
+        passes in this step: ``grads`` stay as they are, and the update is taken back if one of those passes
+        is not finite. ``weight`` is what this process's gradient counts in the mean, its samples by default.
+        ``decoupled`` is averaged too, and added to the weights times the learning rate of their group, past the
+        optimizer and its moments, as decoupled weight decay is.
 
-    def follow(self) -> None:
-        """Let it wait for what has been written on the present stream."""
-        if self.stream is not None:
-            self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        Raises `NonFinite` if any process met a non-finite value in this step.
+        """
+        step, options = self.step_state, self.options
+        if step.group is not None:
+            step.group.collect(grads, decoupled, one=times == 1 and not more)
+            return
+        counts = step.weight if weight is None else weight
+        grads, step.bad = self.parallel.mean(self.params, grads, counts, step.bad)
+        if self.parallel.should_skip_update(step.bad, more):
+            raise NonFinite(step.output)
+        if decoupled is not None:
+            decoupled, _ = self.parallel.mean(self.params, decoupled, counts, step.bad)
+        averaged = grads
+        for transform in options.transforms:
+            grads = transform(grads, self)
+        if options.clip is not None:
+            grads = (
+                vector.map_groups(self._clipped, grads, self.member) if options.clip_each else self._clipped(grads)
+            )
+        if more:
+            step.before_update(self.params, self.optimizer, self._update_snapshots)
+        self.parallel.reshard()
+        for remaining in reversed(range(times)):
+            # some optimizers write into the gradients that they get
+            fresh = vector.clone(grads) if remaining or (more and grads is averaged) else grads
+            if self._in_grad is None or not all(map(is_, fresh, self._in_grad)):
+                for p, g in zip(self.params, fresh, strict=True):
+                    p.grad = g
+                self._in_grad = None
+            self.optimizer.step()
+            self.passes.updates += 1
+        if decoupled is not None:
+            lr = param_groups.per_group(self.optimizer, self.params, "lr", 0.0)
+            with torch.no_grad():
+                for p, d in zip(self.params, vector.scale(decoupled, lr), strict=True):
+                    if d is not None:
+                        p.add_(d)
+        self.clear()
 
-    def join(self) -> None:
-        """Let the present stream wait for it."""
-        if self.stream is not None:
-            torch.cuda.current_stream(self.device).wait_stream(self.stream)
+    def _clipped(self, grads: Vec) -> Vec:
+        assert self.options.clip is not None
+        return vector.scale(grads, (self.options.clip / (vector.norm(grads) + 1e-6)).clamp(max=1.0))
+
+    def outputs(self, batch: Batch) -> list[Tensor]:
+        """Return the logits of each micro-batch at the current weights, without a graph.
+
+        Raises `NonFinite` as `grad` does.
+        """
+        with torch.no_grad(), self.precision.autocast():
+            logits = [self.forward(part.x) for part in self.micro_batches(batch)]
+        self.count(forward=len(batch))
+        self._check_finite(vector.finite_check([*logits]).to(self.device))
+        return logits
+
+    def forward(self, x: Any) -> Tensor:
+        """Return the model's logits on a batch's inputs, with their graph."""
+        return extract_logits(call_model(self.model, x))
+
+    def supervised(self, batch: Batch) -> StepOutput:
+        """Return the user's loss on a batch, with its graph."""
+        if self.options.loss == "model":
+            return StepOutput(*extract_loss(call_model(self.model, batch.x, batch.y)))
+        if batch.y is None:
+            raise InputError(
+                "the batch has no targets; give y, a mapping with 'labels', or loss='model' "
+                "if the model returns its own loss"
+            )
+        logits = self.forward(batch.x)
+        return StepOutput(self.loss(logits, batch.y), logits)
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the user's loss, in at least float32 whatever the precision of the pass."""
+        if not callable(self.options.loss):
+            raise InputError("this method computes losses itself; bind it with a loss function, not loss='model'")
+        return self.options.loss(upcast_to_float32(logits), y)
+
+    def losses(self, outputs: Any, batch: Batch) -> Tensor:
+        """Return the user's loss of each sample (B,), from logits of the batch or of each of its micro-batches."""
+        pairs = (
+            [(outputs, batch.y)]
+            if isinstance(outputs, Tensor)
+            else [(z, part.y) for z, part in zip(outputs, self.micro_batches(batch), strict=True)]
+        )
+
+        with torch.no_grad():
+            return torch.cat([per_sample(self.loss, z, y) for z, y in pairs])
+
+    def setting(self, name: str, value: ScheduleValue) -> float | list[float]:
+        """Return a hyper-parameter's value in this step: one number, or one per parameter.
+
+        It may follow a schedule, and an optimizer's parameter group may have its own under the same name.
+        """
+        return param_groups.per_group(self.optimizer, self.params, name, value_at(value, self.now))
+
+    @property
+    def now(self) -> TrainingProgress:
+        """Where training is."""
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        done = max(self.passes.steps - 1, 0)
+        length = self.options.steps
+        share = length() if callable(length) else done / length if length else None
+        return TrainingProgress(done, share, lr)
+
+    def draw_mask_seed(self) -> int:
+        """Return a seed for fresh dropout masks, from the step's own generator."""
+        return int(torch.randint(2**62, (), generator=self._mask_rng, device=self._mask_rng.device))
+
+    @contextmanager
+    def rng_restored(self) -> Iterator[None]:
+        """Restore the RNG on leaving, so that what follows sees the same masks."""
+        states = rng.capture(self.device)
+        try:
+            yield
+        finally:
+            rng.restore(states, self.device)
+
+    @property
+    def member(self) -> list[int]:
+        """For each parameter the number of its network or branch, from 1; 0 if several of them share it."""
+        return self.once("member", lambda: member_of(self.net, self.params))
+
+    @property
+    def _kind(self) -> vector.TensorKind:
+        """What all parameters, and so their gradients, have in common; the model's type may change."""
+        return self.once(("kind", self.params[0].dtype), lambda: vector.TensorKind.of(self.params))
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what ``make`` returned the first time: for facts about the network that do not change."""
+        if key not in self._memo:
+            self._memo[key] = make()
+        value: T = self._memo[key]
+        return value
+
+    def micro_batches(self, batch: Batch) -> list[Batch]:
+        """Return the parts in which a batch goes through the model."""
+        if batch is self.step_state.batch:
+            return self.step_state.micro_batches
+        size, parts = self.options.microbatch, batch.parts()
+        return parts if size is None else [piece for part in parts for piece in part.split(size)]
+
+    def weight(self, batch: Batch) -> float:
+        """Return what a batch counts in a mean: its samples, unless `bind` was given ``weigh``."""
+        if batch is self.step_state.batch:
+            return self.step_state.weight
+        return float(sum(map(self.options.weigh, self.micro_batches(batch))))
+
+    def count(self, *, forward: float = 0.0, backward: float = 0.0) -> None:
+        """Count samples that went through the model; kept in passes of one network over the step's batch."""
+        unit = (self.step_state.size or 1) / self.relative_cost
+        self.passes.forward += forward / unit
+        self.passes.backward += backward / unit
+
+    def generators(self) -> dict[str, torch.Generator]:
+        """Return the generators that resume needs, by name."""
+        return {"noise": self.rng, "masks": self._mask_rng}
+
+    def begin(self, batch: Batch) -> None:
+        """Start a step on this batch."""
+        if not param_groups.same(params := param_groups.trainable(self.optimizer), self.params):
+            self.params = params
+            self.owners, self._memo = param_groups.owners(self.net, self.params), {}
+            self.buffers = Buffers(self.net)
+        parts, weight = self.micro_batches(batch), self.weight(batch)
+        self.step_state = StepState(self.buffers.snapshot(), self._good, batch, parts, weight)
+        self.parallel.begin(weight, len(parts))
+        self.parallel.reshard()
+        if isinstance(self.net, MultiNetwork):
+            several, sample = self.net, next(parts[0].split(2))
+            self.relative_cost = self.once("relative_cost", lambda: several.relative_cost(sample))
+        self.passes.steps += 1
+
+    def roll_back(self) -> None:
+        """Return weights, optimizer and buffers to what they were when the step began."""
+        self.step_state.restore()
+        self.clear()
+
+    def end(self, *, skipped: bool) -> None:
+        """End the step, for the loss scale and on all processes."""
+        if self._in_grad is not None:
+            self.clear()
+        self.step_state.close()
+        self.precision.record(finite=not skipped)
+        self.parallel.share_buffers(self.net)
+
+    def clear(self) -> None:
+        """Set every gradient to None."""
+        for p in self.params:
+            p.grad = None
+        self._in_grad = None

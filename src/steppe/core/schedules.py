@@ -13,7 +13,7 @@ from steppe.errors import InputError
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Where training is: ``step`` counts from 0; ``share`` of it is done, None if nobody knows; the learning rate.
+    """Where training is: the ``step``, from 0; the ``share`` that is done, None if unknown; the learning rate.
 
     Amounts of training are whole numbers of steps or, below 1, shares of the whole.
     """
@@ -27,7 +27,7 @@ class TrainingProgress:
         return self.step >= amount if _in_steps(amount) else self._share(amount, field) >= amount
 
     def part_of(self, amount: float | None, field: str) -> float:
-        """Return which part of this amount is done, at most 1; None is the whole training."""
+        """Return the fraction of this amount that is done, at most 1; None is the whole training."""
         if amount is None:
             return min(self._share(1.0, field), 1.0)
         done = self.step if _in_steps(amount) else self._share(amount, field)
@@ -130,7 +130,7 @@ def value_at(value: ScheduleValue, now: TrainingProgress) -> float:
 
 
 def lowest(value: ScheduleValue) -> float:
-    """Return the least that a value can be, infinity if nobody knows."""
+    """Return the least value that it can have, infinity if unknown."""
     if isinstance(value, Linear | Cosine):
         return min(value.start, value.end)
     if isinstance(value, WithLR):
@@ -139,9 +139,9 @@ def lowest(value: ScheduleValue) -> float:
 
 
 def parse_schedule(text: str) -> Schedule | None:
-    """Return the schedule that ``linear(0,0.1,0.5)`` or the like describes, None if the text is none.
+    """Return the schedule of a text such as ``linear(0,0.1,0.5)``, None if the text is not one.
 
-    Raises InputError for a known name with wrong numbers.
+    Raises InputError for the name of a schedule with wrong numbers.
     """
     match = re.fullmatch(r"([a-z-]+)\(([^()]*)\)", text.strip())
     if not match or match[1] not in NAMED:
@@ -152,11 +152,11 @@ def parse_schedule(text: str) -> Schedule | None:
     except InputError:
         raise
     except (ValueError, TypeError):
-        raise InputError(f"{text!r} is no schedule; write {_USAGE[match[1]]}") from None
+        raise InputError(f"{text!r} is not a schedule; write {_USAGE[match[1]]}") from None
 
 
 def format_schedule(value: ScheduleValue) -> str:
-    """Return a value as a person writes it."""
+    """Return a value as text that `parse_schedule` reads."""
     if isinstance(value, Schedule):
         if isinstance(value, FunctionSchedule):
             return repr(value)

@@ -1,142 +1,145 @@
-"""Copies of a step's tensors, made over and over: many tensors lie in one, and their storage is used again.
+"""Weights, buffers and optimizer state as they were before a pass or an update, to be restored bit for bit.
 
-Most tensors of a network are small, and what copying one costs is then the call. So all tensors of one type are
-copied in one operation, side by side into a long one that is kept.
+Values are copied back into the tensors' own storage: adding and subtracting an offset drifts, and rebinding
+``.data`` breaks everything that holds the storage.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from operator import attrgetter, is_
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from steppe.core.numerics.vector import PLAIN, any_sharded
+from steppe.core.numerics.vector import PLAIN
 
-# What is joined; tensors of rarer types (quantised, of eight bits) are copied one by one.
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_JOINED = frozenset((*_FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool))
+Named = dict[str, Tensor | None]
 
 
-class CopyPool:
-    """Copies of the same tensors, as many at a time as are needed."""
+class Snapshot:
+    """The values that tensors had when it was made.
 
-    def __init__(self) -> None:
-        self._places: _Places | None = None
-        self._free: list[TensorCopy] = []
+    ``reuse`` is a snapshot that nobody needs any more; its storage is written over if it fits.
+    """
 
-    def make(self, tensors: Sequence[Tensor]) -> TensorCopy:
-        """Return a copy of the tensors as they are; ``give_back`` takes it again."""
-        if self._places is None or not self._places.are(tensors):
-            self._places, self._free = _Places(tensors), []
-        held = self._free.pop() if self._free else TensorCopy(self._places)
-        held.take()
-        return held
-
-    def release(self, held: TensorCopy) -> None:
-        """Take a copy that nobody needs any more."""
-        if held.places is self._places:
-            self._free.append(held)
-
-
-class TensorCopy:
-    """What tensors were when it was made."""
-
-    def __init__(self, places: _Places):
-        self.places = places
-        with torch.no_grad():
-            self._long = [torch.cat(row.vectors) for row in places.rows]
-        self._parts = [row.parts(long) for row, long in zip(places.rows, self._long, strict=True)]
-        self._apart: list[Tensor] = []
-
-    def take(self) -> None:
-        """Let it be what the tensors are now."""
-        with torch.no_grad():
-            for row, long in zip(self.places.rows, self._long, strict=True):
-                torch.cat(row.vectors, out=long)
-            self._apart = [t.clone() for t in self.places.apart]
+    def __init__(self, tensors: Sequence[Tensor], reuse: Snapshot | None = None):
+        self._tensors = list(tensors)
+        self._values: list[Tensor] = [] if reuse is None else reuse._values
+        if not _all_alike(self._values, self._tensors):
+            with torch.no_grad():
+                self._values = [torch.empty_like(t, requires_grad=False) for t in self._tensors]
+        copy_into(self._values, self._tensors)
 
     def restore(self) -> None:
-        """Write it into the tensors' own storage, bit for bit."""
-        with torch.no_grad():
-            for row, parts in zip(self.places.rows, self._parts, strict=True):
-                # into the tensors: where the vectors lie they may lie no more
-                torch._foreach_copy_(row.tensors, parts)
-            if self._apart:
-                copy_into(self.places.apart, self._apart)
+        """Copy the values back."""
+        copy_into(self._tensors, self._values)
 
 
-class _Row:
-    """Tensors of one type on one device, each as a vector in the order of memory, and their sizes and strides."""
+class SnapshotPool:
+    """Makes snapshots of the same tensors again and again in the same storage, whose allocation takes long."""
 
     def __init__(self) -> None:
-        self.tensors: list[Tensor] = []
-        self.vectors: list[Tensor] = []
-        self.forms: list[tuple[torch.Size, tuple[int, ...]]] = []
+        self._free: list[Snapshot] = []
 
-    def add(self, t: Tensor, vector: Tensor) -> None:
-        """Take in one more."""
-        self.tensors.append(t)
-        self.vectors.append(vector)
-        self.forms.append((t.size(), t.stride()))
+    def make(self, tensors: Sequence[Tensor]) -> Snapshot:
+        """Return a snapshot of the tensors."""
+        return Snapshot(tensors, self._free.pop() if self._free else None)
 
-    def parts(self, long: Tensor) -> list[Tensor]:
-        """Return each tensor's part of a long vector, in the tensor's own form."""
-        parts = torch.split(long, [v.numel() for v in self.vectors])
-        return [part.as_strided(*form) for part, form in zip(parts, self.forms, strict=True)]
+    def release(self, snapshot: Snapshot) -> None:
+        """Let the next snapshot have the storage of this one."""
+        self._free.append(snapshot)
 
 
-class _Places:
-    """Where tensors lie: in rows that can be joined, or apart."""
+class Buffers:
+    """The buffers (running statistics, counters) of a network."""
 
-    def __init__(self, tensors: Sequence[Tensor]):
-        self._tensors = tuple(tensors)
-        rows: dict[tuple[torch.dtype, torch.device], _Row] = {}
-        self.apart: list[Tensor] = []
-        for t in tensors:
-            vector = _as_vector(t)
-            if vector is None:
-                self.apart.append(t)
-            else:
-                rows.setdefault((t.dtype, t.device), _Row()).add(t, vector)
-        self.rows = list(rows.values())
-        pairs = [pair for row in self.rows for pair in zip(row.tensors, row.vectors, strict=True)]
-        self._seen = [t for t, vector in pairs if t is not vector]
-        # what is all of its storage cannot be more of it later
-        self._sized = [
-            t for t, vector in pairs if t is vector or t.untyped_storage().nbytes() != t.numel() * t.element_size()
-        ]
-        self._where = self._look()
+    def __init__(self, net: nn.Module):
+        # to search a deep network for the modules that have buffers takes longer than to copy these
+        self._modules: list[Named] = [m._buffers for m in net.modules() if m._buffers]
 
-    def are(self, tensors: Sequence[Tensor]) -> bool:
-        """Return whether these are the tensors, and still lie there."""
-        same = tensors is self._tensors or (
-            len(tensors) == len(self._tensors) and all(map(is_, tensors, self._tensors))
-        )
-        # a tensor's data may have been exchanged
-        return same and self._look() == self._where
-
-    def _look(self) -> list[int]:
-        # the views keep the storage alive, so that no other can have its address
-        return [*map(Tensor.data_ptr, self._seen), *map(attrgetter("nbytes"), self._sized)]
+    def snapshot(self) -> BufferSnapshot:
+        """Return a snapshot of the values, and of which module has which tensor."""
+        return BufferSnapshot(self._modules)
 
 
-def copy_into(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Write each value into its tensor's own storage."""
+class BufferSnapshot:
+    """Buffers as they were: their values, and the tensor that each module had under each name.
+
+    Most modules write into their buffers. Some assign a new tensor (``self.count = self.count + 1``); they have
+    their old one again on restoring.
+    """
+
+    def __init__(self, modules: Sequence[Named]):
+        self._before = [(buffers, dict(buffers)) for buffers in modules]
+        self._values = Snapshot([t for _, named in self._before for t in named.values() if t is not None])
+
+    def restore(self) -> None:
+        """Restore which tensors the modules have, and the values of these.
+
+        A tensor that was replaced by one of another shape or type (a table that has grown) is not put back: the
+        module counts on the new one.
+        """
+        for buffers, named in self._before:
+            for name, before in named.items():
+                now = buffers.get(name)
+                if now is not before and now is not None and before is not None and _alike(now, before):
+                    buffers[name] = before
+        self._values.restore()
+
+
+class OptimizerSnapshot:
+    """Weights and all that the optimizer keeps in its state and its groups."""
+
+    def __init__(self, params: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, pool: SnapshotPool):
+        self._optimizer, self._pool = optimizer, pool
+        self._state = {p: _copied(state) for p, state in optimizer.state.items()}
+        self._groups = [_copied(group) for group in optimizer.param_groups]
+        entries = [v for values in (*self._state.values(), *self._groups) for v in values.values()]
+        self._values = pool.make([*params, *(v for v in entries if isinstance(v, Tensor))])
+
+    def restore(self) -> None:
+        """Put every entry back; one that is a tensor is the same tensor as before, with the values of before."""
+        state = self._optimizer.state
+        for p in [p for p in state if p not in self._state]:
+            del state[p]
+        now = [*(state[p] for p in self._state), *self._optimizer.param_groups]
+        for entries, before in zip(now, (*self._state.values(), *self._groups), strict=True):
+            entries.clear()
+            entries.update(before)
+        self._values.restore()
+
+    def release(self) -> None:
+        """Give the storage to the next one."""
+        self._pool.release(self._values)
+
+
+def copy_into(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Write each value into its target's own storage."""
     with torch.no_grad():
-        if any_sharded(into):
-            for t, value in zip(into, values, strict=True):
-                t.copy_(value)
-        elif into:
-            torch._foreach_copy_(list(into), list(values))
+        if not PLAIN.issuperset(map(type, targets)):
+            for target, value in zip(targets, values, strict=True):
+                target.copy_(value)
+            return
+        # a GPU copies a list in one launch only if all of it is of one type
+        groups: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], list[Tensor]]] = {}
+        for target, value in zip(targets, values, strict=True):
+            into, source = groups.setdefault((target.dtype, target.device), ([], []))
+            into.append(target)
+            source.append(value)
+        for into, source in groups.values():
+            torch._foreach_copy_(into, source)
 
 
-def _as_vector(t: Tensor) -> Tensor | None:
-    """Return all of a tensor's storage as a vector, itself if it is one, None where that cannot be."""
-    if type(t) not in PLAIN or t.layout != torch.strided or t.dtype not in _JOINED:
-        return None
-    if t.dim() == 1 and t.is_contiguous():
-        return t
-    dense = t.detach().permute(sorted(range(t.dim()), key=t.stride, reverse=True))
-    return dense.view(-1) if dense.is_contiguous() else None
+def _copied(entries: dict[str, Any]) -> dict[str, Any]:
+    """Return copies of plain values; parameters and tensors themselves, whose values are copied apart."""
+    return {k: v if isinstance(v, Tensor) or k == "params" else copy.deepcopy(v) for k, v in entries.items()}
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+
+
+def _all_alike(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    return len(a) == len(b) and all(map(_alike, a, b))

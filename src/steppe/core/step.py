@@ -1,4 +1,4 @@
-"""A method at work: bound to a model and an optimizer, called once per batch."""
+"""A method bound to a model and an optimizer, called once per batch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from steppe.core.batch import Batch, as_batch, join_logits
 from steppe.core.parallel import Sharded
-from steppe.core.runtime import BindOptions, Passes, Runtime
-from steppe.core.step_state import GradientAccumulator, NonFinite, StepOutput
+from steppe.core.runtime import Runtime
+from steppe.core.step_state import BindOptions, GradientAccumulator, NonFinite, Passes, StepOutput
 from steppe.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 
 class Step:
-    """Made by `steppe.Method.bind`; called once per batch, it makes one step and returns its clean output."""
+    """A method bound to a model by `steppe.Method.bind`: called once per batch, it makes one step."""
 
     def __init__(
         self,
         method: Method,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        setup: BindOptions,
+        options: BindOptions,
         m: int | str | None = None,
     ):
         self.method, self.m = method, m
-        self.runtime = runtime = Runtime(model, optimizer, setup)
+        self.runtime = runtime = Runtime(model, optimizer, options)
         if m is not None and isinstance(runtime.parallel, Sharded):
             raise InputError(
                 f"m is {m!r} on a sharded model; its gradient exists only as the mean of all processes: "
@@ -51,7 +51,7 @@ class Step:
 
     @property
     def scaler(self) -> torch.amp.grad_scaler.GradScaler | None:
-        """The loss scale of fp16, to look at; the step itself updates it and saves it."""
+        """The loss scale of fp16, for reading; the step itself updates it and saves it."""
         return self.runtime.precision.scaler
 
     def __call__(self, x: Any, y: Any = None) -> StepOutput:
@@ -70,22 +70,18 @@ class Step:
             out = self._in_groups(batch) if self.m else self.method.step(batch, self.state, rt)
         except NonFinite as signal:
             out, skipped = signal.out, True
-            self._take_back()
+            rt.roll_back()
         except BaseException:
-            self._take_back()
+            rt.roll_back()
             raise
-        if rt.left is not None:
-            rt.clear()
-        rt.step_state.close()
-        rt.precision.record(finite=not skipped)
-        rt.parallel.share_buffers(rt.net)
+        rt.end(skipped=skipped)
         out.skipped = skipped
         if not skipped:
             self.method.after(batch, out, self.state, rt)
         return out
 
     def _in_groups(self, batch: Batch) -> StepOutput:
-        """Step on each group up to its update, and make one update from their mean gradient."""
+        """Take each group's gradient, and make one update from their mean."""
         rt = self.runtime
         groups = batch.parts() if self.m == "micro" else list(batch.split(int(self.m or 1)))
         collected = rt.step_state.group = GradientAccumulator([None] * len(rt.params))
@@ -93,14 +89,10 @@ class Step:
         for group in groups:
             collected.begin(rt.weight(group) / rt.step_state.weight)
             out = self.method.step(group, self.state, rt)
-            outs.append(StepOutput(out.loss * collected.share, out.logits))
+            outs.append(StepOutput(out.loss * collected.weight, out.logits))
         rt.step_state.group = None
-        rt.apply(collected.total, beside=collected.beside)
+        rt.apply(collected.total, decoupled=collected.decoupled)
         return StepOutput(torch.stack([o.loss for o in outs]).sum(), join_logits([o.logits for o in outs]))
-
-    def _take_back(self) -> None:
-        self.runtime.step_state.restore()
-        self.runtime.clear()
 
     def predict(self, x: Any) -> Tensor:
         """Return the logits of what the method deploys."""
@@ -109,15 +101,15 @@ class Step:
     def deployed_weights(self) -> AbstractContextManager[None]:
         """Return the context in which the model itself has the weights that the method deploys.
 
-        The mean of `EMA` and `SWA`, in evaluation mode; for most methods they are those that are trained, and it
-        does nothing. On leaving, the weights are bit for bit what they were.
+        For `EMA` and `SWA` these are the mean, and the model is in evaluation mode; for most methods they are the
+        trained weights. On leaving, the model is bit for bit what it was.
         """
         return self.method.deployed_weights(self.runtime.net, self.state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what resume needs beside the model's and the optimizer's own state.
+        """Return what resume needs in addition to the model's and the optimizer's own state.
 
-        Under DDP and FSDP2 each process has its own: its random streams differ.
+        Under DDP and FSDP2 each process has its own: its RNG state differs.
         """
         return {
             "method": _described(self.method),
@@ -128,7 +120,7 @@ class Step:
         }
 
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
-        """Go on from ``state_dict``'s content; raises InputError if it belongs to another method."""
+        """Continue from what ``state_dict`` returned; raises InputError if it belongs to another method."""
         if content["method"] != _described(self.method):
             raise InputError(f"this state belongs to {content['method']}, not to {_described(self.method)}")
         self.state.load_state_dict(content["state"])
@@ -140,5 +132,5 @@ class Step:
 
 
 def _described(method: Method) -> str:
-    """Return a method's settings without addresses of this process."""
+    """Return a method's settings, without memory addresses."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(method))

@@ -1,28 +1,33 @@
-"""One step in progress: what it works on, whether all was finite so far, and the way back."""
+"""State of one training step: the batch, a non-finite flag, and the snapshots that roll it back."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from steppe.core.batch import Batch
-from steppe.core.buffers import BufferCopy
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
-from steppe.core.snapshot import CopyPool
+from steppe.core.parallel import SyncMode
+from steppe.core.snapshot import BufferSnapshot, OptimizerSnapshot, SnapshotPool
 from steppe.errors import InputError
+
+if TYPE_CHECKING:
+    from torch.amp.grad_scaler import GradScaler
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+GradientTransform = Callable[..., Any]
 
 
 @dataclass
 class StepOutput:
-    """What a step gives back: mean ``loss`` () and ``logits`` (B, classes) of this process's clean pass.
+    """What a step returns: mean ``loss`` () and ``logits`` (B, classes) of this process's clean pass.
 
-    A method that cuts the batch (RWP with two batches) gives those of its first samples.
+    A method that cuts the batch (RWP with two batches) returns those of its first samples.
 
     ``skipped`` is True if a non-finite loss or gradient, on any process, undid the step. For micro-batches
     whose logits differ in shape ``logits`` is a list, and it is empty for a model that returns only its loss.
@@ -33,8 +38,44 @@ class StepOutput:
     skipped: bool = False
 
 
+@dataclass
+class Passes:
+    """Counted work: passes of one network, forward and backward, over the step's batch, and optimizer updates.
+
+    A pass of several networks at once counts as many; one of branches over one trunk by its multiply-adds.
+    """
+
+    forward: float = 0.0
+    backward: float = 0.0
+    updates: int = 0
+    steps: int = 0
+
+    def per_step(self) -> tuple[float, float, float]:
+        """Return (forward, backward, updates) per step."""
+        n = max(self.steps, 1)
+        return self.forward / n, self.backward / n, self.updates / n
+
+
+@dataclass(frozen=True)
+class BindOptions:
+    """How a method is bound; see `steppe.core.method.Method.bind`."""
+
+    loss: LossFunction | str
+    transforms: Sequence[GradientTransform] = ()
+    clip: float | None = None
+    clip_each: bool = False
+    precision: str = "fp32"
+    scaler: GradScaler | None = None
+    microbatch: int | None = None
+    sync: SyncMode = None
+    weigh: Callable[[Batch], float] = len
+    steps: int | Callable[[], float] | None = None
+    epoch: int | None = None
+    seed: int = 0
+
+
 class NonFinite(ArithmeticError):  # noqa: N818 - it is a signal from a pass to the step, never shown to a user
-    """A loss or a gradient is not finite, here or on another process; carries the clean pass's output."""
+    """A loss or a gradient is not finite, on this process or another; carries the clean pass's output."""
 
     def __init__(self, out: StepOutput):
         super().__init__("non-finite loss or gradient")
@@ -42,21 +83,22 @@ class NonFinite(ArithmeticError):  # noqa: N818 - it is a signal from a pass to 
 
 
 class StepState:
-    """The state that lives as long as one step.
+    """The state of one step.
 
-    ``before`` are the buffers as the step found them; ``size`` and ``weight`` are the batch's samples and its
-    weight in means; ``first`` is the output of the first pass; ``bad`` tells whether a value was not finite on
-    this process; ``group`` collects gradients while groups of samples have perturbations of their own; ``given``
-    is the batch, its micro-batches and its weight.
+    ``batch`` goes through in ``micro_batches``; it has ``size`` samples and counts ``weight`` in means. ``first``
+    is the output of the first pass. ``bad`` is True, on the device, if a value of this process was not finite.
+    ``group`` collects gradients while groups of samples have perturbations of their own.
     """
 
-    def __init__(self, before: BufferCopy, size: int, weight: float, bad: Tensor):
-        self.size, self.weight, self.bad = size, weight, bad
+    def __init__(
+        self, buffers: BufferSnapshot, bad: Tensor, batch: Batch | None, micro_batches: list[Batch], weight: float
+    ):
+        self.batch, self.micro_batches, self.weight, self.bad = batch, micro_batches, weight, bad
+        self.size = 0 if batch is None else len(batch)
         self.first: StepOutput | None = None
         self.group: GradientAccumulator | None = None
-        self.given: tuple[Batch | None, list[Batch], float] = (None, [], 0.0)
-        self._undo: UpdateSnapshot | None = None
-        self._before = before
+        self._buffers = buffers
+        self._optimizer: OptimizerSnapshot | None = None
 
     @property
     def output(self) -> StepOutput:
@@ -64,76 +106,45 @@ class StepState:
         assert self.first is not None
         return self.first
 
-    def will_go_on(
-        self, params: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, copies: CopyPool
+    def before_update(
+        self, params: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, pool: SnapshotPool
     ) -> None:
-        """Remember weights and optimizer before the first of several updates."""
-        if self._undo is None:
-            self._undo = UpdateSnapshot(params, optimizer, copies)
+        """Snapshot weights and optimizer before the first of several updates."""
+        if self._optimizer is None:
+            self._optimizer = OptimizerSnapshot(params, optimizer, pool)
 
     def restore(self) -> None:
         """Return weights, optimizer and running statistics to what they were when the step began."""
-        if self._undo is not None:
-            self._undo.restore()
-        self._before.restore()
+        if self._optimizer is not None:
+            self._optimizer.restore()
+        self._buffers.restore()
 
     def close(self) -> None:
-        """Let go of what was kept for the way back."""
-        self._before.close()
-        if self._undo is not None:
-            self._undo.close()
-        self._undo, self.given = None, (None, [], 0.0)
+        """Release the batch and the snapshots."""
+        if self._optimizer is not None:
+            self._optimizer.release()
+        self._optimizer, self.batch, self.micro_batches = None, None, []
 
 
 @dataclass
 class GradientAccumulator:
-    """The mean of the groups' gradients of one step, each of them up to its update, and of what goes beside."""
+    """The mean of the groups' gradients in one step, and of their ``decoupled`` terms (see `Runtime.apply`)."""
 
     total: Vec
-    beside: Vec | None = None
-    share: float = 1.0
-    open: bool = True
+    decoupled: Vec | None = None
+    weight: float = 1.0
+    expects_update: bool = True
 
-    def begin(self, share: float) -> None:
-        """Start a group that has this share of the batch."""
-        self.share, self.open = share, True
+    def begin(self, weight: float) -> None:
+        """Start a group that counts this much in the mean of the batch."""
+        self.weight, self.expects_update = weight, True
 
-    def collect(self, grads: Vec, beside: Vec | None, one: bool) -> None:
-        """Take in a group's gradient; raises InputError if its method makes more than one update."""
-        if not (one and self.open):
+    def collect(self, grads: Vec, decoupled: Vec | None, one: bool) -> None:
+        """Add a group's gradient; raises InputError if its method makes more than one update."""
+        if not (one and self.expects_update):
             raise InputError("m needs a method with one update per step, and this one makes more; leave m out")
-        self.total, self.open = vector.add(self.total, vector.scale(grads, self.share)), False
-        if beside is not None:
-            own = vector.scale(beside, self.share)
-            self.beside = own if self.beside is None else vector.add(self.beside, own)
-
-
-class UpdateSnapshot:
-    """What weights and optimizer were when this was made; `back` returns to it, in place."""
-
-    def __init__(self, params: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, copies: CopyPool):
-        self._optimizer, self._copies = optimizer, copies
-        self._state = {p: _remembered(held) for p, held in optimizer.state.items()}
-        self._groups = [_remembered(group) for group in optimizer.param_groups]
-        held = [v for values in (*self._state.values(), *self._groups) for v in values.values()]
-        self._values = copies.make([*params, *(v for v in held if isinstance(v, Tensor))])
-
-    def restore(self) -> None:
-        """Return to then: what was a tensor is that tensor again, and has its values."""
-        state = self._optimizer.state
-        for key in [k for k in state if k not in self._state]:
-            del state[key]
-        now = [*(state[key] for key in self._state), *self._optimizer.param_groups]
-        for held, before in zip(now, (*self._state.values(), *self._groups), strict=True):
-            held.clear()
-            held.update(before)
-        self._values.restore()
-
-    def close(self) -> None:
-        """Let go of it."""
-        self._copies.release(self._values)
-
-
-def _remembered(held: dict[str, Any]) -> dict[str, Any]:
-    """Return copies of numbers and the like; parameters and tensors, whose values are kept apart, as they are."""
-    return {k: v if isinstance(v, Tensor) or k == "params" else copy.deepcopy(v) for k, v in held.items()}
+        self.total = vector.add(self.total, vector.scale(grads, self.weight))
+        self.expects_update = False
+        if decoupled is not None:
+            own = vector.scale(decoupled, self.weight)
+            self.decoupled = own if self.decoupled is None else vector.add(self.decoupled, own)

@@ -8,7 +8,8 @@ from pathlib import Path
 from steppe.config import Data
 from steppe.data import splits
 from steppe.data.dataset import DataSet, Images
-from steppe.data.loader import Loader, Normalizer, evaluation_batches
+from steppe.data.loader import Loader, evaluation_batches
+from steppe.data.normalize import Normalizer
 from steppe.data.sources import builtin, cifar, image_folder
 from steppe.errors import InputError, unknown
 
@@ -16,15 +17,15 @@ __all__ = ["DataSet", "Images", "Loader", "Normalizer", "evaluation_batches", "l
 
 
 def names() -> list[str]:
-    """Return how data sets are named; PATH is where their files are."""
+    """Return the names of the data sets; PATH is the folder or archive with the files."""
     return ["digits", "cifar10:PATH", "cifar100:PATH", "folder:PATH", "synthetic"]
 
 
 def load(dataset: str, options: Data, *, progress: Callable[[int, int], None] | None = None) -> DataSet:
     """Return the data set ``name`` or ``name:PATH``, split as the options say.
 
-    ``progress`` hears how much is done of how much while images of a folder or archive are decoded, which
-    happens once; ``cifar10:download`` and ``cifar100:download`` fetch the published files.
+    ``progress`` is called with the amount done and the total while a folder or archive is decoded, which happens
+    once. ``cifar10:download`` and ``cifar100:download`` fetch the published files.
 
     Raises InputError for an unknown name, missing or damaged files, or an impossible split.
     """
@@ -40,5 +41,5 @@ def load(dataset: str, options: Data, *, progress: Callable[[int, int], None] | 
             raise InputError("data set 'folder' needs its path; write folder:PATH")
         source = image_folder.load(Path(path).expanduser(), options, progress)
     else:
-        raise unknown("data set", name, ["digits", "cifar10", "cifar100", "folder", "synthetic"])
+        raise unknown("data set", name, [entry.partition(":")[0] for entry in names()])
     return splits.apply(dataset, source, options)

@@ -1,4 +1,4 @@
-"""Labelled images, in memory or mapped from a file, and a data set's three parts."""
+"""Labelled images, in memory or mapped from a file, and the three parts of a data set."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from steppe.errors import InputError
 
 @dataclass(frozen=True)
 class Images:
-    """Images and their classes ``y`` (N,) int64; images are ``pixels`` (M, C, H, W) uint8, or ``rows`` of them.
+    """N images and their classes ``y`` (N,) int64; images are ``pixels`` (M, C, H, W) uint8, or ``rows`` of them.
 
-    ``file`` is what the pixels are mapped from, if they are: then all processes that map it share them, they are
-    read as they are needed, and a part of the images is only a list of rows.
+    ``file`` is the file that the pixels are mapped from, if any: all processes share them, they are read when
+    needed, and a selection of images is only a list of rows.
 
     Raises InputError if shapes or types do not fit.
     """
@@ -41,23 +41,23 @@ class Images:
 
     @property
     def x(self) -> Tensor:
-        """All images (N, C, H, W) uint8; a copy where they are rows of others."""
+        """All images (N, C, H, W) uint8; copied if there are ``rows``."""
         return self.pixels if self.rows is None else self.pixels[self.rows]
 
     def at(self, index: Tensor | slice) -> Tensor:
-        """Return the images at these positions (B, C, H, W), and read no others."""
+        """Return the images at these positions (B, C, H, W) without reading others."""
         rows = index if self.rows is None else self.rows[index]
-        # brackets go from byte to byte, this from row to row
+        # index_select copies whole rows, indexing single bytes
         return self.pixels[rows] if isinstance(rows, slice) else self.pixels.index_select(0, rows)
 
     def part(self, rows: slice) -> Images:
-        """Return consecutive images; nothing is copied."""
+        """Return consecutive images without a copy."""
         if self.rows is None:
             return Images(self.pixels[rows], self.y[rows])
         return Images(self.pixels, self.y[rows], self.rows[rows], self.file)
 
     def take(self, rows: np.ndarray) -> Images:
-        """Return the chosen images: copied, unless they are mapped from a file."""
+        """Return the images of these rows, copied unless they are mapped from a file."""
         index = torch.from_numpy(np.ascontiguousarray(rows))
         if self.file is None:
             return Images(self.at(index), self.y[index])
@@ -65,12 +65,12 @@ class Images:
 
     @classmethod
     def mapped(cls, file: Path, y: Tensor, rows: Tensor | None = None) -> Images:
-        """Return the images of a .npy file, which is mapped; raises OSError or ValueError if it is damaged."""
-        # copy-on-write: torch wants writable memory, and pages are only copied if somebody writes
+        """Map the images of a .npy file; raises OSError or ValueError if it is damaged."""
+        # copy-on-write: torch needs writable memory, and a page is copied only when it is written
         return cls(torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False)), y, rows, file)
 
     def __reduce__(self) -> Any:
-        # another process maps the file itself; pickled, all of it would be copied
+        # another process maps the file instead of receiving a copy
         if self.file is not None:
             return Images.mapped, (self.file, self.y, self.rows)
         return Images, (self.pixels, self.y, self.rows)
@@ -78,9 +78,9 @@ class Images:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set ready for a run: what is trained on, validated on and tested on.
+    """The training, validation and test images of a run.
 
-    ``skipped`` names unreadable images that were left out; ``note`` says how the test images came about.
+    ``skipped`` names unreadable images that were left out; ``note`` describes the origin of the test images.
     """
 
     name: str
@@ -104,7 +104,7 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Source:
-    """What a data set's files hold, before any split: all training images, all test images."""
+    """The content of a data set's files before the split: all training images and all test images."""
 
     train: Images
     test: Images

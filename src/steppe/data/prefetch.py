@@ -1,4 +1,4 @@
-"""Training batches made ahead of time by processes of their own, the same ones in the same order."""
+"""Prefetching: worker processes make the training batches ahead of time, with the same bits in the same order."""
 
 from __future__ import annotations
 
@@ -13,56 +13,51 @@ from steppe.data.loader import Loader
 from steppe.distributed.forkserver import forkserver_context
 from steppe.errors import RunError
 
-_AHEAD = 4  # batches that each process has ready
+_PREFETCH = 4  # batches that each worker has ready
 
 
 class PrefetchLoader:
-    """What `Loader.epoch` yields, bit for bit, made by ``workers`` processes while training goes on.
+    """Yields the batches of `Loader.epoch`, bit for bit, made by ``workers`` processes during training.
 
-    Each process makes every ``workers``-th batch. Images mapped from a file are mapped by all of them, so that a
-    data set may be larger than memory. On a machine with a GPU batches arrive in pinned memory.
+    Each worker makes every ``workers``-th batch. All workers map images that are mapped from a file, so a data
+    set may be larger than memory. With a GPU, batches are in pinned memory.
     """
 
     def __init__(self, loader: Loader, workers: int):
         self.number = torch.zeros((), dtype=torch.long).share_memory_()  # type: ignore[no-untyped-call]
         self.batches: DataLoader[Batch] = DataLoader(
-            _Immediate(loader, self.number),
+            _WorkerBatches(loader, self.number),
             batch_size=None,
             num_workers=workers,
-            prefetch_factor=_AHEAD,
+            prefetch_factor=_PREFETCH,
             persistent_workers=True,
             pin_memory=torch.cuda.is_available(),
             multiprocessing_context=forkserver_context(workers),
-            generator=torch.Generator(),  # else it draws from the global stream, which is dropout's
+            generator=torch.Generator(),  # otherwise it draws from the global generator, which dropout uses
         )
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """Yield the batches of one epoch; raises RunError if one of the processes is gone."""
+        """Yield the batches of one epoch; raises RunError if a worker has died."""
         self.number.fill_(number)
         try:
             yield from self.batches
         except (EOFError, OSError, RuntimeError) as error:
-            # what a batch cannot be made from comes as the error that it is
+            # an error in making a batch is raised as it is
             if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
                 raise
-            said = next(iter(str(error).splitlines()), type(error).__name__)
+            message = next(iter(str(error).splitlines()), type(error).__name__)
             raise RunError(
-                f"a process that makes batches is gone ({said}); start the same command again"
+                f"a process that makes batches died ({message}); start the same command again"
             ) from error
 
 
-class _Immediate(IterableDataset[Batch]):
-    """The batches that one process makes."""
+class _WorkerBatches(IterableDataset[Batch]):
+    """The batches that one worker makes."""
 
     def __init__(self, loader: Loader, number: Tensor):
         self.loader, self.number = loader, number
 
     def __iter__(self) -> Iterator[Batch]:
-        here = get_worker_info()
-        assert here is not None
-        return self.loader.epoch(int(self.number), here.id, here.num_workers)
-
-
-def prepared(loader: Loader, workers: int) -> Loader | PrefetchLoader:
-    """Return where the batches of an epoch come from: this process, or so many others."""
-    return PrefetchLoader(loader, workers) if workers else loader
+        worker = get_worker_info()
+        assert worker is not None
+        return self.loader.epoch(int(self.number), worker.id, worker.num_workers)

@@ -1,4 +1,4 @@
-"""Who is trained on, validated on and tested on: drawn class by class, equal for equal seeds."""
+"""Training, validation and test images: drawn class by class, equal for equal seeds."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import numpy as np
 
 from steppe.config import Data
 from steppe.data.dataset import DataSet, Images, Source
-from steppe.data.limited import published
 from steppe.errors import InputError
 
 
 def stratified(y: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the positions of ``count`` samples, classes in proportion as well as whole numbers allow.
+    """Return sorted positions of ``count`` random samples, with the classes in proportion.
 
-    Each class gets the whole part of its share; what is left goes to the largest fractions.
+    Each class gets the whole part of its share; the rest goes to the classes with the largest fractions.
     """
     labels, sizes = np.unique(y, return_counts=True)
     shares = sizes * (count / len(y))
@@ -24,8 +23,21 @@ def stratified(y: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarra
     return np.sort(np.concatenate(picks)) if picks else np.empty(0, int)
 
 
+def legacy_choice(y: np.ndarray, share: float) -> np.ndarray:
+    """Return positions of ``share`` of each class as in the lists of OKDPH's code, with repetitions.
+
+    Classes come in the order in which they first appear in ``y`` (N,); one RandomState(42) draws for all of them.
+    Tenth and hundredth parts of CIFAR equal the published lists (tianlizhang/OKDPH @ a562089; Zhang et al., CVPR
+    2023, arXiv:2303.14666, supplement, table 4).
+    """
+    rng = np.random.RandomState(42)
+    _, first = np.unique(y, return_index=True)
+    members = [np.flatnonzero(y == y[i]) for i in np.sort(first)]
+    return np.concatenate([rng.choice(rows, round(len(rows) * share)) for rows in members])
+
+
 def subset(images: Images, count: int) -> Images:
-    """Return ``count`` images, classes in proportion, the same every time; all if there are no more."""
+    """Return ``count`` images with the classes in proportion, always the same ones; all if there are no more."""
     if count >= len(images):
         return images
     return images.take(stratified(images.y.numpy(), count, np.random.default_rng(0)))
@@ -34,7 +46,7 @@ def subset(images: Images, count: int) -> Images:
 def apply(name: str, source: Source, options: Data) -> DataSet:
     """Split a source: validation images first, then training images from the rest, then test images.
 
-    Raises InputError if there are not as many images as asked for, or a class would not be trained on.
+    Raises InputError if there are fewer images than requested, or a class has no training image.
     """
     if options.split_seed < 0:
         raise InputError(f"data.split_seed is {options.split_seed}; give 0 or a positive whole number")
@@ -42,33 +54,32 @@ def apply(name: str, source: Source, options: Data) -> DataSet:
     y = source.train.y.numpy()
     base = options.train if options.train is not None else len(y)
     val = max(1, round(options.val * base)) if options.val < 1 else int(options.val)
-    wanted = val + (options.train if options.train is not None else 1)
-    if wanted > len(y):
+    if val + (options.train if options.train is not None else 1) > len(y):
         train_part = f"data.train {options.train} and " if options.train is not None else ""
         raise InputError(
-            f"{train_part}data.val {options.val:g} ({val} images) ask for more than the {len(y)} training images "
-            f"of {name}, one of them at least to train on; give fewer"
+            f"{train_part}data.val {options.val:g} ({val} images) need more than the {len(y)} training images of "
+            f"{name}, at least one of which is trained on; give fewer"
         )
     if options.legacy_share is not None:
-        train = published(y, options.legacy_share)
-        rest = np.setdiff1d(np.arange(len(y)), train)
-        held = rest[stratified(y[rest], min(val, len(rest)), rng)]
+        train_rows = legacy_choice(y, options.legacy_share)
+        rest = np.setdiff1d(np.arange(len(y)), train_rows)
+        val_rows = rest[stratified(y[rest], min(val, len(rest)), rng)]
     else:
-        held = stratified(y, val, rng)
-        rest = np.setdiff1d(np.arange(len(y)), held)
-        train = rest if options.train is None else rest[stratified(y[rest], options.train, rng)]
-    missing = sorted(set(range(len(source.classes))) - set(y[train].tolist()))
+        val_rows = stratified(y, val, rng)
+        rest = np.setdiff1d(np.arange(len(y)), val_rows)
+        train_rows = rest if options.train is None else rest[stratified(y[rest], options.train, rng)]
+    missing = sorted(set(range(len(source.classes))) - set(y[train_rows].tolist()))
     if missing:
         raise InputError(
             f"class {source.classes[missing[0]]!r} of {name} has no training image; "
             "raise data.train or lower data.val"
         )
-    images, test = source.train, source.test
-    tested = np.arange(len(test))
+    test = source.test
+    test_rows = np.arange(len(test))
     if options.test is not None:
         if options.test > len(test):
             raise InputError(f"data.test is {options.test}; {name} has {len(test)} test images, give at most that")
         rng = np.random.default_rng([options.split_seed, 2])
-        tested = stratified(test.y.numpy(), options.test, rng)
-    parts = (images.take(train), images.take(held), test.take(tested))
+        test_rows = stratified(test.y.numpy(), options.test, rng)
+    parts = (source.train.take(train_rows), source.train.take(val_rows), test.take(test_rows))
     return DataSet(name, *parts, source.classes, source.skipped, source.note)

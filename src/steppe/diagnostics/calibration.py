@@ -1,4 +1,4 @@
-"""How far a classifier's probabilities can be believed: negative log-likelihood, Brier score, ECE, margins."""
+"""Calibration of a classifier's probabilities: negative log-likelihood, Brier score, ECE, margins."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from steppe.errors import InputError
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a classifier's probabilities are worth on N samples.
+    """How well a classifier's probabilities fit N samples.
 
     Attributes:
-        accuracy: Share of samples whose largest probability is at their class.
+        accuracy: Share of samples whose most probable class is theirs.
         nll: Mean negative log-likelihood of the classes, in nats.
         brier: Mean of sum_c (p_c - [c = y])^2, from 0 to 2 (Brier, Monthly Weather Review 78, 1950).
         ece: Expected calibration error: sum over bins of confidence of n_b / N |accuracy_b - confidence_b|
             (Naeini, Cooper and Hauskrecht, AAAI 2015; Guo et al., ICML 2017). It depends on the bins and is
             biased upwards for few samples.
         confidence: Mean largest probability; above the accuracy, the classifier is overconfident.
-        bins: Per bin (count, mean confidence, accuracy), the latter two not a number where it is empty.
+        bins: (count, mean confidence, accuracy) of each bin; the latter two are NaN for an empty bin.
     """
 
     accuracy: float
@@ -37,7 +37,7 @@ class Calibration:
 def calibration(logits: Tensor, y: Tensor, bins: int = 15) -> Calibration:
     """Return the calibration of logits (N, classes) for the classes y (N,), in double precision.
 
-    ``bins`` equally wide ones of confidence, each open below and closed above.
+    Confidence is divided into ``bins`` of equal width, each open below and closed above.
 
     Raises InputError for other shapes, no samples, or ``bins`` below 1.
     """
@@ -46,31 +46,31 @@ def calibration(logits: Tensor, y: Tensor, bins: int = 15) -> Calibration:
     z, y = _checked(logits, y)
     log_p = torch.log_softmax(z, 1)
     p = log_p.exp()
-    picked = torch.arange(len(y))
-    confidence, guess = p.max(1)
-    hit = (guess == y).double()
+    rows = torch.arange(len(y))
+    confidence, prediction = p.max(1)
+    correct = (prediction == y).double()
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    found, ece = [], 0.0
+    per_bin, ece = [], 0.0
     for b in range(bins):
         inside = index == b
         count = int(inside.sum())
-        mean, right = (float(t[inside].mean()) if count else float("nan") for t in (confidence, hit))
-        ece += count / len(y) * abs(right - mean) if count else 0.0
-        found.append((count, mean, right))
-    wanted = torch.zeros_like(p)
-    wanted[picked, y] = 1
+        mean, accuracy = (float(t[inside].mean()) if count else float("nan") for t in (confidence, correct))
+        ece += count / len(y) * abs(accuracy - mean) if count else 0.0
+        per_bin.append((count, mean, accuracy))
+    one_hot = torch.zeros_like(p)
+    one_hot[rows, y] = 1
     return Calibration(
-        accuracy=float(hit.mean()),
-        nll=float(-log_p[picked, y].mean()),
-        brier=float(((p - wanted) ** 2).sum(1).mean()),
+        accuracy=float(correct.mean()),
+        nll=float(-log_p[rows, y].mean()),
+        brier=float(((p - one_hot) ** 2).sum(1).mean()),
         ece=ece,
         confidence=float(confidence.mean()),
-        bins=found,
+        bins=per_bin,
     )
 
 
 def margins(logits: Tensor, y: Tensor, *, of: str = "logits") -> np.ndarray:
-    """Return each sample's margin (N,): its class's value minus the highest of the others; negative where wrong.
+    """Return each sample's margin (N,): the value of its class minus the largest other one, negative if wrong.
 
     ``of`` is 'logits' or 'probabilities'.
 
@@ -82,12 +82,11 @@ def margins(logits: Tensor, y: Tensor, *, of: str = "logits") -> np.ndarray:
     if z.shape[1] < 2:
         raise InputError("a margin needs at least 2 classes; the logits have 1")
     values = z if of == "logits" else z.softmax(1)
-    picked = torch.arange(len(y))
-    own = values[picked, y]
+    rows = torch.arange(len(y))
     others = values.clone()
-    others[picked, y] = -torch.inf
-    found: np.ndarray = (own - others.max(1).values).numpy()
-    return found
+    others[rows, y] = -torch.inf
+    differences: np.ndarray = (values[rows, y] - others.max(1).values).numpy()
+    return differences
 
 
 def _checked(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
-r"""Norm-based capacity terms: margins, products of layers' norms, distance from the start. Logarithms throughout.
+"""Norm-based capacity: margins, products of layers' norms, distance from the initial weights, as logarithms.
 
-They are what bounds of Neyshabur, Golowich and Bartlett depend on, for networks whose layers stand in a row with
-1-Lipschitz, homogeneous activations between them. BatchNorm, skips, pooling and attention are passed over as if
-they were such activations, so for a modern network they are reported, and bound nothing.
+The generalisation bounds of Neyshabur, Golowich and Bartlett consist of these terms, for networks of sequential
+layers with 1-Lipschitz, homogeneous activations. BatchNorm, skips, pooling and attention are treated as such
+activations, so for a modern network the terms are reported but bound nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from steppe.core.model_call import call_model
-from steppe.core.numerics.perturbations import unit_dims, unit_norms
+from steppe.core.numerics.filters import unit_dims, unit_norms
 from steppe.core.numerics.vector import Vec
 from steppe.diagnostics.calibration import margins
 from steppe.diagnostics.loss_surface import LossSurface
@@ -30,23 +30,23 @@ _CONVOLUTIONS = (
 
 @dataclass(frozen=True)
 class Norms:
-    r"""Norms of a network of L layers W_l (convolutions and linear ones), and what bounds make of them.
+    r"""Norms of a network of L layers W_l (convolutions and linear ones), and the terms of three bounds.
 
     Attributes:
         layers: L.
-        margin: The 10th percentile of the samples' margins, in logits: :math:`\gamma`.
+        margin: The 10th percentile :math:`\gamma` of the samples' margins, in logits.
         frobenius: :math:`\ln\prod_l\lVert W_l\rVert_F`.
-        spectral: :math:`\ln\prod_l s_l`, of each layer's largest singular value as an operator on its input.
-        distance: :math:`\lVert w-w_0\rVert`; None without a start.
+        spectral: :math:`\ln\prod_l s_l` with :math:`s_l` the largest singular value of a layer as an operator.
+        distance: :math:`\lVert w-w_0\rVert`; None without initial weights.
         neyshabur: :math:`\ln[2^L\,B\prod_l\lVert W_l\rVert_F/(\gamma\sqrt n)]` with B the largest norm of an
             input (Neyshabur, Tomioka and Srebro, COLT 2015).
         golowich: The same with :math:`\sqrt L` in place of :math:`2^L` (Golowich, Rakhlin and Shamir, COLT 2018).
         bartlett: :math:`\ln[\frac{b\ln W}{\gamma\sqrt n}\prod_l s_l\,(\sum_l
             (\lVert W_l^\top-M_l^\top\rVert_{2,1}/s_l)^{2/3})^{3/2}]` with b the root mean square norm of an input,
-            W the largest width, M_l the initial weights, or 0 without a start (Bartlett, Foster and Telgarsky,
+            W the largest width, M_l the initial weights, or 0 without them (Bartlett, Foster and Telgarsky,
             NeurIPS 2017).
 
-    The last three are None where the margin is not above 0: a tenth of the samples is then misclassified.
+    The last three are None unless the margin is above 0; otherwise a tenth of the samples is misclassified.
     """
 
     layers: int
@@ -62,14 +62,14 @@ class Norms:
 def norms(
     surface: LossSurface, samples: int, start: Vec | None = None, *, steps: int = 30, seed: int = 0
 ) -> Norms:
-    """Return the norms of a network that was trained on ``samples`` samples, with margins and inputs of these.
+    """Return the norms of a network that was trained on ``samples`` samples.
 
     Args:
-        surface: The network and samples it was trained on, or a random part of them.
-        samples: Training samples n.
+        surface: The network and its training samples, or a random part of them, for margins and input norms.
+        samples: Number n of training samples.
         start: Initial weights in the surface's order.
         steps: Power iterations for a convolution's largest singular value.
-        seed: Of their first vectors.
+        seed: Seed of the initial vectors.
 
     Raises:
         InputError: ``samples`` is below 1, inputs are no tensors, targets no class indices, or there is no layer.
@@ -77,32 +77,31 @@ def norms(
     if samples < 1:
         raise InputError(f"samples is {samples}; give at least 1")
     if not all(isinstance(part.x, Tensor) for part in surface.batch.parts()):
-        raise InputError("a batch's inputs are no tensor; the norm of an input is that of a tensor")
-    held = {id(p): i for i, p in enumerate(surface.params)}
-    found = _inputs(surface)
-    if not found:
-        raise InputError("the model has no convolution or linear layer; there is no norm to multiply")
+        raise InputError("a batch's inputs are not a tensor; norms of inputs need tensors")
+    positions = {id(p): i for i, p in enumerate(surface.params)}
+    layers = _layers(surface)
+    if not layers:
+        raise InputError("the model has no convolution or linear layer, whose norms are multiplied")
     rng = torch.Generator().manual_seed(seed)
     frobenius = spectral = 0.0
     ratios, widest = [], 1
-    for layer, shape in found:
+    for layer, shape in layers:
         weight = layer.weight.detach().double()  # type: ignore[operator]
         largest = operator_norm(layer, shape, steps=steps, rng=rng)
         frobenius += _ln(float(weight.norm()))
         spectral += _ln(largest)
-        begun = start[held[id(layer.weight)]] if start is not None and id(layer.weight) in held else None
-        moved = weight if begun is None else weight - begun.double()
-        units = float(unit_norms(moved, unit_dims(moved, layer) or (1,)).sum())
-        ratios.append((units / largest) ** (2 / 3) if largest else math.inf)
+        position = positions.get(id(layer.weight))
+        initial = start[position] if start is not None and position is not None else None
+        moved = weight if initial is None else weight - initial.double()
+        norm_2_1 = float(unit_norms(moved, unit_dims(moved, layer) or (1,)).sum())
+        ratios.append((norm_2_1 / largest) ** (2 / 3) if largest else math.inf)
         widest = max(widest, _width(layer))
-    spread = margins(surface.outputs(), _classes(surface))
-    margin = float(np.quantile(spread, 0.1))
-    lengths = _lengths(surface)
-    scale = None if not margin > 0 else -math.log(margin) - 0.5 * math.log(samples)
-    count = len(found)
+    margin = float(np.quantile(margins(surface.outputs(), _classes(surface)), 0.1))
+    lengths = torch.cat([part.x.double().flatten(1).norm(dim=1) for part in surface.batch.parts()])
+    count = len(layers)
 
     def term(value: float) -> float | None:
-        return None if scale is None else value + scale
+        return value - math.log(margin) - 0.5 * math.log(samples) if margin > 0 else None
 
     return Norms(
         layers=count,
@@ -121,66 +120,56 @@ def norms(
 def operator_norm(
     layer: nn.Module, shape: tuple[int, ...], *, steps: int = 30, rng: torch.Generator | None = None
 ) -> float:
-    """Return the largest singular value of a layer as a linear map of inputs of ``shape`` (without the batch).
+    """Return the largest singular value of a layer without bias as a map of inputs of ``shape`` (no batch axis).
 
-    Of a linear layer exactly; of a convolution, with its padding and strides, by so many power iterations, from
-    below: for an input of d numbers the mean shortfall is at most a share of about ln(d) / (2 steps), however
-    close the largest values are (Kuczynski and Wozniakowski, SIAM Journal on Matrix Analysis 13, 1992). Its bias
-    does not count.
+    Exact for a linear layer. For a convolution, with its padding and strides, ``steps`` power iterations give a
+    lower bound: for an input of d numbers its mean relative error is at most about ln(d) / (2 steps) (Kuczynski
+    and Wozniakowski, SIAM Journal on Matrix Analysis 13, 1992).
     """
     weight = layer.weight.detach().double()  # type: ignore[operator]
     if isinstance(layer, nn.Linear):
         return float(torch.linalg.matrix_norm(weight, 2))
-    given: dict[str, Tensor] = {"weight": weight}
+    parameters: dict[str, Tensor] = {"weight": weight}
     if layer.bias is not None:
-        given["bias"] = torch.zeros_like(layer.bias, dtype=torch.float64)  # type: ignore[arg-type]
+        parameters["bias"] = torch.zeros_like(layer.bias, dtype=torch.float64)  # type: ignore[arg-type]
     v = torch.randn(1, *shape, dtype=torch.float64, generator=rng).to(weight.device)
-    found = 0.0
+    value = 0.0
     for _ in range(steps):
         v = (v / v.norm()).requires_grad_()
         with torch.enable_grad():
-            out: Tensor = functional_call(layer, given, (v,))
-            found = float(out.detach().norm())
-            if not found:
+            out: Tensor = functional_call(layer, parameters, (v,))
+            value = float(out.detach().norm())
+            if not value:
                 return 0.0
-            # the gradient of half the squared length is the transposed map of the map
+            # the gradient of half the squared norm is A^T A v
             (v,) = torch.autograd.grad(0.5 * (out**2).sum(), v)
         v = v.detach()
-    return found
+    return value
 
 
-def _inputs(surface: LossSurface) -> list[tuple[nn.Module, tuple[int, ...]]]:
-    """Return each layer, in the order of execution, with the shape of its input."""
-    found: dict[nn.Module, tuple[int, ...]] = {}
+def _layers(surface: LossSurface) -> list[tuple[nn.Module, tuple[int, ...]]]:
+    """Return each layer in the order of execution, with the shape of its input."""
+    shapes: dict[nn.Module, tuple[int, ...]] = {}
 
-    def note(module: nn.Module, given: Any) -> None:
-        found.setdefault(module, tuple(given[0].shape[1:]))
+    def record(module: nn.Module, inputs: Any) -> None:
+        shapes.setdefault(module, tuple(inputs[0].shape[1:]))
 
     layers = [m for m in surface.net.modules() if isinstance(m, (nn.Linear, *_CONVOLUTIONS))]
-    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
-    training = [m for m in surface.net.modules() if m.training]
+    hooks = [layer.register_forward_pre_hook(record) for layer in layers]
     try:
-        for m in training:
-            m.training = False
-        with torch.no_grad():
+        with surface.evaluation_mode(), torch.no_grad():
             call_model(surface.net, next(iter(surface.batch.split(1))).x)
     finally:
-        for m in training:
-            m.training = True
         for hook in hooks:
             hook.remove()
-    return list(found.items())
+    return list(shapes.items())
 
 
 def _classes(surface: LossSurface) -> Tensor:
     y = torch.cat([part.y for part in surface.batch.parts()])
     if y.is_floating_point() or y.ndim != 1:
-        raise InputError("the targets are no class indices; a margin is about classes")
+        raise InputError("the targets are not class indices; a margin needs classes")
     return y
-
-
-def _lengths(surface: LossSurface) -> Tensor:
-    return torch.cat([part.x.double().flatten(1).norm(dim=1) for part in surface.batch.parts()])
 
 
 def _distance(surface: LossSurface, start: Vec) -> float:

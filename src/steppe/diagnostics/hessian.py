@@ -1,8 +1,7 @@
-"""Second derivatives of the loss, never formed: top eigenvalues, trace, spectral density.
+"""Top eigenvalues, trace and spectral density of the loss's Hessian, by Hessian-vector products.
 
-Everything is made of Hessian-vector products (`Surface.curvature`). Networks whose layers can be rescaled without
-changing the function, as in front of BatchNorm, can have any value of these; compare them only under equal weight
-decay, or read them beside an adaptive measure.
+A network whose layers can be rescaled without changing the function, as in front of BatchNorm, can have any value
+of these. Compare them only under equal weight decay, or together with an adaptive measure.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from steppe.errors import InputError
 
 @dataclass(frozen=True)
 class Eigenvalues:
-    """The largest eigenvalues, falling, and of each a bound on its distance to a true one.
+    r"""The largest eigenvalues in descending order, and for each a bound on its distance to a true one.
 
-    The bound is the residual norm :math:`\\lVert Hv - \\lambda v\\rVert` at the unit eigenvector found.
-    ``products`` counts Hessian-vector products.
+    The bound is the residual norm :math:`\lVert Hv - \lambda v\rVert` of the unit eigenvector. ``products`` is the
+    number of Hessian-vector products.
     """
 
     values: list[float]
@@ -36,7 +35,7 @@ class Eigenvalues:
 
 @dataclass(frozen=True)
 class Density:
-    r"""The spectral density as point masses: ``weights``, of sum 1, at ``nodes``, rising.
+    r"""The spectral density as point masses ``weights``, of sum 1, at ascending ``nodes``.
 
     ``weights @ f(nodes)`` estimates :math:`\mathrm{tr} f(H) / P` for P parameters.
     """
@@ -45,7 +44,7 @@ class Density:
     weights: np.ndarray
 
     def smooth(self, at: Sequence[float] | np.ndarray, width: float) -> np.ndarray:
-        """Return the density (per unit of eigenvalue) at these places, each mass a Gaussian of this width."""
+        """Return the density per unit of eigenvalue, with each mass as a Gaussian of this width."""
         z = (np.asarray(at, float)[:, None] - self.nodes[None, :]) / width
         masses: np.ndarray = np.exp(-0.5 * z**2) / (width * np.sqrt(2 * np.pi)) @ self.weights
         return masses
@@ -57,9 +56,9 @@ def eigenvalues(
     r"""Return the ``k`` algebraically largest eigenvalues of the Hessian :math:`\nabla^2 L(w)`.
 
     Implicitly restarted Lanczos iteration (ARPACK through `scipy.sparse.linalg.eigsh`) to a relative
-    ``tolerance``, or until about ``products`` Hessian-vector products; then what has been reached is returned with
-    its residuals, which says how good it is. A network of at most 64 parameters is solved densely; otherwise max(2
-    k + 1, 20) vectors of its size are kept, in double precision.
+    ``tolerance``, or until about ``products`` Hessian-vector products; the residuals then tell how accurate the
+    values are. A network of at most 64 parameters is solved densely; otherwise max(2 k + 1, 20) vectors of its
+    size are kept in double precision.
 
     Raises InputError if ``k`` is below 1 or above the number of parameters.
     """
@@ -73,11 +72,11 @@ def eigenvalues(
     def product(v: np.ndarray) -> np.ndarray:
         nonlocal count
         count += 1
-        return _flat(surface.curvature(_shaped(v, surface)))
+        return _to_numpy(surface.hvp(_from_numpy(v, surface)))
 
     if size <= 64 or k >= size - 1:
-        whole = np.stack([product(row) for row in np.eye(size)])
-        values, vectors = np.linalg.eigh((whole + whole.T) / 2)
+        matrix = np.stack([product(row) for row in np.eye(size)])
+        values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
         values, vectors = values[-k:], vectors[:, -k:]
     else:
         start = np.random.default_rng(seed).standard_normal(size)
@@ -86,11 +85,10 @@ def eigenvalues(
         rounds = max(1, products // (basis - k))
         try:
             values, vectors = eigsh(operator, k, which="LA", v0=start, ncv=basis, tol=tolerance, maxiter=rounds)
-        except ArpackNoConvergence as stopped:
-            # what has not converged is still the best that is known
-            values, vectors = stopped.eigenvalues, stopped.eigenvectors
+        except ArpackNoConvergence as error:
+            values, vectors = error.eigenvalues, error.eigenvectors
             if len(values) < k:
-                values, vectors = _ritz(surface, start, basis, k)
+                values, vectors = _ritz_pairs(surface, start, basis, k)
     order = np.argsort(values)[::-1]
     residuals = [float(np.linalg.norm(product(vectors[:, i]) - values[i] * vectors[:, i])) for i in order]
     return Eigenvalues([float(values[i]) for i in order], residuals, count)
@@ -100,19 +98,19 @@ def trace(surface: LossSurface, probes: int = 30, seed: int = 0) -> SharpnessEst
     r"""Return the trace of the Hessian by Hutchinson's estimator, with its standard error.
 
     The mean of :math:`v^\top H v` over ``probes`` vectors of random signs (Hutchinson, Communications in
-    Statistics 18, 1989). The number of probes is fixed: stopping once the mean settles would be biased. Exact for
-    a diagonal Hessian.
+    Statistics 18, 1989). The number of probes is fixed, because stopping once the mean settles would be biased.
+    Exact for a diagonal Hessian.
 
     Raises InputError if ``probes`` is below 1.
     """
     if probes < 1:
         raise InputError(f"probes is {probes}; give at least 1")
     rng = np.random.default_rng(seed)
-    found = []
+    values = []
     for _ in range(probes):
-        signs = _shaped(rng.choice([-1.0, 1.0], _size(surface)), surface)
-        found.append(float(np.dot(_flat(signs), _flat(surface.curvature(signs)))))
-    return estimate(found)
+        signs = _from_numpy(rng.choice([-1.0, 1.0], _size(surface)), surface)
+        values.append(float(np.dot(_to_numpy(signs), _to_numpy(surface.hvp(signs)))))
+    return estimate(values)
 
 
 def density(surface: LossSurface, steps: int = 40, probes: int = 2, seed: int = 0) -> Density:
@@ -130,8 +128,7 @@ def density(surface: LossSurface, steps: int = 40, probes: int = 2, seed: int = 
     rng = np.random.default_rng(seed)
     nodes, weights = [], []
     for _ in range(probes):
-        diagonal, beside, _ = _lanczos(surface, rng.standard_normal(_size(surface)), steps)
-        values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))
+        values, vectors, _ = _lanczos(surface, rng.standard_normal(_size(surface)), steps)
         nodes.append(values)
         weights.append(vectors[0] ** 2 / probes)
     joined, masses = np.concatenate(nodes), np.concatenate(weights)
@@ -140,54 +137,56 @@ def density(surface: LossSurface, steps: int = 40, probes: int = 2, seed: int = 
 
 
 def _lanczos(surface: LossSurface, start: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray, list[Tensor]]:
-    """Return diagonal and off-diagonal of the tridiagonal matrix, and the basis; short if the space is used up."""
-    like = surface.params[0]
+    """Return eigenvalues and eigenvectors of the tridiagonal matrix, and the basis of the Krylov space.
+
+    There are fewer than ``steps`` of them if the space is exhausted before.
+    """
     basis: list[Tensor] = []
     diagonal: list[float] = []
-    beside: list[float] = []
-    v = torch.from_numpy(start).to(like.device)
+    off_diagonal: list[float] = []
+    v = torch.from_numpy(start).to(surface.params[0].device)
     v = v / v.norm()
     for _ in range(min(steps, len(start))):
         basis.append(v)
-        w = _joined(surface.curvature(_split(v, surface)))
+        w = _flatten(surface.hvp(_unflatten(v, surface)))
         diagonal.append(float(w @ v))
-        # twice is enough: once leaves rounding of the size of what was taken away
+        # twice, because a single pass leaves rounding errors of the size of what it removes
         for _ in range(2):
             for b in basis:
                 w = w - (w @ b) * b
         length = float(w.norm())
         if length < 1e-10 * max(1.0, *map(abs, diagonal)):
             break
-        beside.append(length)
+        off_diagonal.append(length)
         v = w / length
-    return np.array(diagonal), np.array(beside[: len(diagonal) - 1]), basis
+    beta = np.array(off_diagonal[: len(diagonal) - 1])
+    values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beta, 1) + np.diag(beta, -1))
+    return values, vectors, basis
 
 
-def _ritz(surface: LossSurface, start: np.ndarray, steps: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the top eigenvalues and eigenvectors of the Hessian on a Krylov space."""
-    diagonal, beside, basis = _lanczos(surface, start, steps)
-    values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))
-    joined = torch.stack(basis, 1).cpu().numpy()
-    return values[-k:], joined @ vectors[:, -k:]
+def _ritz_pairs(surface: LossSurface, start: np.ndarray, steps: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the top eigenvalues and eigenvectors of the Hessian restricted to a Krylov space."""
+    values, vectors, basis = _lanczos(surface, start, steps)
+    return values[-k:], torch.stack(basis, 1).cpu().numpy() @ vectors[:, -k:]
 
 
 def _size(surface: LossSurface) -> int:
     return sum(p.numel() for p in surface.params)
 
 
-def _joined(a: Vec) -> Tensor:
+def _flatten(a: Vec) -> Tensor:
     return torch.cat([t.reshape(-1) for t in a if t is not None]).double()
 
 
-def _split(v: Tensor, surface: LossSurface) -> Vec:
+def _unflatten(v: Tensor, surface: LossSurface) -> Vec:
     pieces = torch.split(v, [p.numel() for p in surface.params])
     return [piece.view(p.shape).to(p.dtype) for piece, p in zip(pieces, surface.params, strict=True)]
 
 
-def _flat(a: Vec) -> np.ndarray:
-    flat: np.ndarray[Any, Any] = _joined(a).cpu().numpy()
-    return flat
+def _to_numpy(a: Vec) -> np.ndarray:
+    array: np.ndarray[Any, Any] = _flatten(a).cpu().numpy()
+    return array
 
 
-def _shaped(v: np.ndarray, surface: LossSurface) -> Vec:
-    return _split(torch.from_numpy(np.ascontiguousarray(v)).to(surface.params[0].device), surface)
+def _from_numpy(v: np.ndarray, surface: LossSurface) -> Vec:
+    return _unflatten(torch.from_numpy(np.ascontiguousarray(v)).to(surface.params[0].device), surface)

@@ -1,8 +1,8 @@
-r"""Measures that papers report in place of a bound: how much noise the weights bear, and what that costs in nats.
+"""Noise tolerance: the largest weight noise that keeps the error, and the measures of Jiang et al. made of it.
 
-They order networks, and bound nothing: their constants are conventions, and with BatchNorm the norms in them
-change with weight decay alone. Dziugaite et al. (NeurIPS 2020) and Jiang et al. (ICLR 2020) study how well each of
-them goes with generalisation.
+The measures order networks and bound nothing: their constants are conventions, and with BatchNorm the norms in
+them depend on weight decay alone. Dziugaite et al. (NeurIPS 2020) and Jiang et al. (ICLR 2020) study how well they
+predict generalisation.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ from steppe.diagnostics.loss_surface import LossSurface
 from steppe.diagnostics.pac_bayes import gibbs_error
 from steppe.errors import InputError
 
-EPSILON = 1e-3  # least noise on a weight where it is in proportion to it
-_LARGEST = 2.0  # noise is searched for up to here, as the published code does
+EPSILON = 1e-3  # smallest noise on a weight if the noise is proportional to the weight
+_LARGEST = 2.0  # upper end of the search, as in the published code
 
 
 @dataclass(frozen=True)
 class NoiseTolerance:
-    r"""Sharpness-form measures of one network.
+    r"""Sharpness measures of one network.
 
     Attributes:
-        sigma: The largest noise it bears, see `bearable_noise`.
+        sigma: The largest tolerated noise, see `max_tolerated_noise`.
         flatness: :math:`1/\sigma^2`.
         origin: :math:`\lVert w\rVert^2/(4\sigma^2) + \ln(n/\sigma) + 10`, for a prior around 0.
-        start: The same with :math:`\lVert w-w_0\rVert^2`, for a prior around the initial weights; None without
-            them.
+        start: The same with :math:`\lVert w-w_0\rVert^2`, for a prior around the initial weights, if given.
     """
 
     sigma: float
@@ -50,15 +49,15 @@ def max_tolerated_noise(
     steps: int = 15,
     seed: int = 0,
 ) -> float:
-    r"""Return the largest :math:`\sigma \le 2` whose noise changes the error by ``drop`` at most.
+    r"""Return the largest :math:`\sigma \le 2` whose weight noise changes the error by at most ``drop``.
 
     The change is :math:`|E_u[\mathrm{err}(w+u)] - \mathrm{err}(w)|`, over ``draws`` networks with the same draws
-    at all scales: :math:`u \sim N(0, \sigma^2 I)`, or with 'magnitude' :math:`u_i \sim N(0, \sigma^2 w_i^2 +
+    for all sigma: :math:`u \sim N(0, \sigma^2 I)`, or with 'magnitude' :math:`u_i \sim N(0, \sigma^2 w_i^2 +
     \epsilon^2)`, :math:`\epsilon = 10^{-3}`. Found by ``steps`` bisections, so to :math:`2^{1-\text{steps}}`; 0
-    where even less noise is too much (Jiang et al., ICLR 2020, appendix).
+    if even less noise is too much (Jiang et al., ICLR 2020, appendix).
 
-    Raises InputError if ``drop`` is not between 0 and 1, draws or steps are below 1, there is no such noise, or
-    targets are no classes.
+    Raises InputError if ``drop`` is not between 0 and 1, ``draws`` or ``steps`` is below 1, ``noise`` is unknown
+    or targets are not class indices.
     """
     if not 0 < drop < 1:
         raise InputError(f"drop is {drop}; give a number between 0 and 1")
@@ -66,25 +65,25 @@ def max_tolerated_noise(
         raise InputError(f"draws is {draws} and steps is {steps}; give at least 1 of each")
     if noise not in ("isotropic", "magnitude"):
         raise InputError(f"noise is {noise!r}; choose isotropic or magnitude")
-    here = gibbs_error(surface, 0.0, 1)
+    clean_error = gibbs_error(surface, 0.0, 1)
 
-    def bears(sigma: float) -> bool:
+    def tolerates(sigma: float) -> bool:
         if noise == "isotropic":
-            return abs(gibbs_error(surface, sigma, draws, seed) - here) <= drop
+            return abs(gibbs_error(surface, sigma, draws, seed) - clean_error) <= drop
         rng = torch.Generator(device=surface.params[0].device).manual_seed(seed)
         scale: Vec = [(sigma**2 * p.detach() ** 2 + EPSILON**2).sqrt() for p in surface.params]
         errors = []
         for _ in range(draws):
             with surface.at(vector.times(vector.gaussian(surface.params, rng), scale)):
                 errors.append(1 - (surface.value().accuracy or 0.0))
-        return abs(math.fsum(errors) / draws - here) <= drop
+        return abs(math.fsum(errors) / draws - clean_error) <= drop
 
     low, high = 0.0, _LARGEST
-    if bears(high):
+    if tolerates(high):
         return high
     for _ in range(steps):
         middle = (low + high) / 2
-        if bears(middle):
+        if tolerates(middle):
             low = middle
         else:
             high = middle
@@ -92,12 +91,12 @@ def max_tolerated_noise(
 
 
 def magnitude_aware(moved: Vec, sigma: float, samples: int) -> float:
-    r"""Return the measure of noise in proportion to the weights, in nats, of ``moved`` = w - w_0 (or w).
+    r"""Return the measure for noise proportional to the weights, in nats; ``moved`` is w - w_0 (or w).
 
     .. math:: \tfrac14\sum_i \ln\frac{\epsilon^2 + (\sigma^2+1)\lVert w-w_0\rVert^2/P}
         {\epsilon^2 + \sigma^2 (w_i-w_{0,i})^2} + \ln\frac n\sigma + 10
 
-    with :math:`\epsilon = 10^{-3}`, P weights, n ``samples``, and :math:`\sigma` what `bearable_noise` finds with
+    with :math:`\epsilon = 10^{-3}`, P weights, n ``samples``, and :math:`\sigma` from `max_tolerated_noise` with
     noise 'magnitude' (Jiang et al., ICLR 2020, appendix).
 
     Raises InputError if ``sigma`` is not above 0 or ``samples`` below 1.
@@ -112,7 +111,7 @@ def magnitude_aware(moved: Vec, sigma: float, samples: int) -> float:
 
 
 def noise_tolerance(surface: LossSurface, sigma: float, samples: int, start: Vec | None = None) -> NoiseTolerance:
-    """Return the measures of a network that bears noise ``sigma`` and was trained on ``samples`` samples.
+    """Return the measures of a network that tolerates noise ``sigma`` and was trained on ``samples`` samples.
 
     ``start`` are its initial weights in the surface's order.
 
@@ -125,24 +124,8 @@ def noise_tolerance(surface: LossSurface, sigma: float, samples: int, start: Vec
         squared = float(vector.norm(moved).double()) ** 2
         return squared / (4 * sigma**2) + math.log(samples / sigma) + 10
 
-    begun = None if start is None else nats(vector.add(weights, start, by=-1.0))
-    return NoiseTolerance(sigma, 1 / sigma**2, nats(weights), begun)
-
-
-def gaussian_divergence(moved: Vec, posterior: float, prior: float) -> float:
-    r"""Return :math:`\mathrm{KL}(N(w,\sigma_q^2 I)\,\|\,N(w_0,\sigma_p^2 I))` in nats, of ``moved`` = w - w_0.
-
-    It is :math:`P[\ln(\sigma_p/\sigma_q) + \sigma_q^2/2\sigma_p^2 - 1/2] + \lVert w-w_0\rVert^2/2\sigma_p^2`. With
-    unequal deviations the first part, a constant times the P weights, outweighs all else: the OKDPH paper's table,
-    whose formula was never published, looks like it.
-
-    Raises InputError if a deviation is not above 0.
-    """
-    if not (posterior > 0 and prior > 0):
-        raise InputError(f"deviations are {posterior} and {prior}; give numbers above 0")
-    count = sum(t.numel() for t in moved if t is not None)
-    each = math.log(prior / posterior) + posterior**2 / (2 * prior**2) - 0.5
-    return count * each + float(vector.norm(moved).double()) ** 2 / (2 * prior**2)
+    from_start = None if start is None else nats(vector.add(weights, start, by=-1.0))
+    return NoiseTolerance(sigma, 1 / sigma**2, nats(weights), from_start)
 
 
 def _check(sigma: float, samples: int) -> None:

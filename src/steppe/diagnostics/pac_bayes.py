@@ -3,20 +3,18 @@ r"""PAC-Bayes bounds on the error of a randomised network.
 The posterior is :math:`Q = N(w, \sigma^2 I)` over the trainable weights, the prior :math:`N(w_0, \sigma^2 I)`
 around weights :math:`w_0` that do not depend on the data (the run's own initialisation, or 0), so that
 :math:`\mathrm{KL} = \lVert w - w_0\rVert^2 / (2\sigma^2)`. Each bound holds with probability at least
-:math:`1-\delta` over the draw of the n training samples, for the mean error of networks drawn from Q: not for the
-network itself. BatchNorm's running statistics are taken as fixed, though training computed them from the data;
-with BatchNorm in the network the bounds are therefore heuristic. A bound of 1 or more says nothing, and is called
-vacuous.
+:math:`1-\delta` over the draw of the n training samples, for the mean error of networks drawn from Q, not for the
+network itself. BatchNorm's running statistics are treated as fixed although they come from the data, so with
+BatchNorm the bounds are heuristic. A bound of 1 or more says nothing and is called vacuous.
 
-The OKDPH paper prints a "PAC-Bayes bound" (supplement, table 5) whose formula was never published; its numbers, in
-the tens of millions of 1e-6 units, are close to a constant times the number of parameters and are no bound on an
-error. Nothing here claims to be it.
+The OKDPH paper prints a "PAC-Bayes bound" (supplement, table 5) whose formula was never published. Its numbers are
+close to a constant times the number of parameters and bound no error. This module does not reproduce it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,17 +33,17 @@ CONSTANTS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 @dataclass(frozen=True)
 class Bound:
-    """One bound on the error of the randomised network, and what it is made of.
+    """One bound on the error of the randomised network, and its terms.
 
     Attributes:
-        kind: Whose bound it is.
-        value: The bound itself, as a fraction; vacuous if it is 1 or more.
-        sigma: The noise of the grid at which it is smallest.
-        divergence: KL(Q, P) there, in nats.
-        measured: Mean training error of the networks drawn.
-        empirical: Upper bound on the training error of Q, from those draws.
+        kind: Author of the bound.
+        value: The bound as a fraction; vacuous if 1 or more.
+        sigma: The noise of the grid with the smallest bound.
+        divergence: KL(Q, P) at this sigma, in nats.
+        measured: Mean training error of the sampled networks.
+        empirical: Upper bound on the training error of Q, from these networks.
         samples: Training samples n.
-        confidence: 1 - delta, of everything together.
+        confidence: 1 - delta, for all estimates together.
     """
 
     kind: BoundKind
@@ -59,11 +57,11 @@ class Bound:
 
     @property
     def vacuous(self) -> bool:
-        """Return whether it says no more than that an error is at most 1."""
+        """Return whether the bound is 1 or more."""
         return not self.value < 1
 
     def __str__(self) -> str:
-        """Return it in words."""
+        """Return the bound as one line."""
         about = f"sigma {self.sigma:.3g}, KL {self.divergence:.4g}, {self.samples} samples"
         if self.vacuous:
             return f"{self.kind}: vacuous ({about})"
@@ -84,7 +82,7 @@ def bernoulli_kl(q: float, p: float) -> float:
 def bernoulli_kl_inverse(q: float, budget: float) -> float:
     r"""Return the largest p with :math:`\mathrm{kl}(q\|p) \le` ``budget``, to 1e-12.
 
-    Raises ValueError if q is no error rate or the budget is negative.
+    Raises ValueError if q is not an error rate or the budget is negative.
     """
     if not 0 <= q <= 1 or not budget >= 0:
         raise ValueError(f"q is {q} and the budget {budget}; give a rate and at least 0")
@@ -114,14 +112,18 @@ def catoni(
 ) -> float:
     r"""Return the least over C of :math:`(1-e^{-C\hat R-(\mathrm{KL}+\ln(1/\delta_C))/n}) / (1-e^{-C})`.
 
-    :math:`\delta_C = \delta/J` for J constants chosen beforehand: a union bound pays for the choice (Catoni, PAC-
+    :math:`\delta_C = \delta/J` for J constants fixed beforehand, by a union bound over them (Catoni, PAC-
     Bayesian Supervised Classification, IMS Lecture Notes 56, 2007, theorem 1.2.6).
     """
     cost = (divergence + math.log(len(constants) / delta)) / n
     return min(-math.expm1(-c * empirical - cost) / -math.expm1(-c) for c in constants)
 
 
-FORMULAS = {"mcallester": mcallester, "seeger": seeger, "catoni": catoni}
+FORMULAS: dict[BoundKind, Callable[[float, float, int, float], float]] = {
+    "mcallester": mcallester,
+    "seeger": seeger,
+    "catoni": catoni,
+}
 
 
 def bounds(
@@ -135,17 +137,17 @@ def bounds(
 ) -> list[Bound]:
     r"""Return McAllester's, Seeger's and Catoni's bounds, each at the best sigma of a grid.
 
-    The grid is fixed beforehand and paid for by a union bound: each of its J values gets :math:`\delta/J`, a tenth
-    of it for the draws. The error of Q on the training samples is bounded through ``draws`` networks by
-    :math:`\mathrm{kl}^{-1}(\hat R, \ln(2/\delta')/\text{draws})` (Langford and Caruana, NeurIPS 2001); with few
-    draws this alone is a large part of the bound.
+    The grid is fixed beforehand. By a union bound each of its J values gets :math:`\delta/J`, a tenth of it for
+    the draws. The error of Q on the training samples is bounded through ``draws`` networks by
+    :math:`\mathrm{kl}^{-1}(\hat R, \ln(2/\delta')/\text{draws})` (Langford and Caruana, NeurIPS 2001), which
+    is a large part of the bound if there are few draws.
 
     Args:
-        surface: The network and the samples it was trained on, all of them or a random part drawn beforehand.
+        surface: The network and its training samples, all of them or a random part fixed beforehand.
         start: Initial weights w_0 in the surface's order; 0 if not given.
-        sigmas: Standard deviations, chosen without looking at the data.
-        delta: Probability with which a bound may fail, each of the three on its own.
-        draws: Networks drawn per sigma.
+        sigmas: Standard deviations, fixed independently of the data.
+        delta: Probability with which each of the three bounds may fail.
+        draws: Networks sampled per sigma.
         seed: Of the draws.
 
     Raises:
@@ -157,7 +159,7 @@ def bounds(
         raise InputError(f"draws is {draws}; give at least 1")
     moved = vector.clone([*surface.params])
     squared = float(vector.norm(moved if start is None else vector.add(moved, start, by=-1.0)).double()) ** 2
-    found: dict[BoundKind, Bound] = {}
+    best: dict[BoundKind, Bound] = {}
     each = delta / len(sigmas)
     for sigma in sigmas:
         divergence = squared / (2 * sigma**2)
@@ -165,15 +167,13 @@ def bounds(
         empirical = bernoulli_kl_inverse(measured, math.log(2 / (0.1 * each)) / draws)
         for kind, formula in FORMULAS.items():
             value = formula(empirical, divergence, len(surface), 0.9 * each)
-            name: BoundKind = kind  # type: ignore[assignment]
-            if name not in found or value < found[name].value:
-                made = (name, value, sigma, divergence, measured, empirical, len(surface), 1 - delta)
-                found[name] = Bound(*made)
-    return list(found.values())
+            if kind not in best or value < best[kind].value:
+                best[kind] = Bound(kind, value, sigma, divergence, measured, empirical, len(surface), 1 - delta)
+    return list(best.values())
 
 
 def gibbs_error(surface: LossSurface, sigma: float, draws: int, seed: int = 0) -> float:
-    """Return the mean error over networks drawn from N(w, sigma^2 I), on all samples of the surface.
+    """Return the mean error of ``draws`` networks from N(w, sigma^2 I) on all samples of the surface.
 
     Raises InputError if the targets are not class indices.
     """
@@ -183,6 +183,6 @@ def gibbs_error(surface: LossSurface, sigma: float, draws: int, seed: int = 0) -
         with surface.at(vector.scale(vector.gaussian(surface.params, rng), sigma)):
             accuracy = surface.value().accuracy
         if accuracy is None:
-            raise InputError("the targets are no class indices; a PAC-Bayes bound is about errors")
+            raise InputError("the targets are not class indices; a PAC-Bayes bound needs errors")
         errors.append(1 - accuracy)
     return math.fsum(errors) / draws

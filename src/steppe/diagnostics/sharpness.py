@@ -1,8 +1,8 @@
-"""How much the loss rises around the weights: at the worst nearby point, and on average.
+"""Sharpness: how much the loss rises around the weights, in the worst case and on average.
 
-All values are rises of the mean loss, in its unit. They compare networks only where all are measured on the same
-samples with the same radius; rescaling a layer in front of BatchNorm changes every measure here but the adaptive
-and the filter-wise ones, and not the function.
+All values are rises of the mean loss, in its unit. They compare networks only if all are measured on the same
+samples with the same radius. Rescaling a layer in front of BatchNorm leaves the function as it is but changes all
+measures here except the adaptive and the filter-wise ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Literal
 import torch
 
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import filter_noise, sam_perturbation
+from steppe.core.numerics.filters import filter_noise
+from steppe.core.numerics.perturbations import sam_perturbation
 from steppe.core.numerics.vector import Vec
 from steppe.diagnostics.loss_surface import LossSurface
 from steppe.errors import InputError
@@ -43,11 +44,11 @@ def worst_case_sharpness(
     .. math:: \epsilon_0 = 0,\quad \epsilon_{k+1} = \Pi_\rho(\epsilon_k + \rho\, a(g_k)),\quad
         g_k = \nabla L(w+\epsilon_k),
 
-    of which the highest point is taken. One step is SAM's own estimate and may be negative. In the 'euclidean'
+    and the highest point is used. One step is SAM's own estimate and may be negative. In the 'euclidean'
     ball :math:`a(g) = g/\lVert g\rVert` (Foret et al., ICLR 2021, equation 2). The 'adaptive' one is
-    :math:`\lVert \epsilon / |w| \rVert \le \rho` with :math:`a(g) = w^2 g / \lVert w g\rVert`, which rescaling of
-    weights leaves as it is (Kwon et al., ASAM, ICML 2021, without their constant beside :math:`|w|`). At a point
-    without a gradient it is 0.
+    :math:`\lVert \epsilon / |w| \rVert \le \rho` with :math:`a(g) = w^2 g / \lVert w g\rVert`, which is
+    invariant under rescaling of weights (Kwon et al., ASAM, ICML 2021, without their constant added to
+    :math:`|w|`). Where the gradient is 0, so is the sharpness.
 
     Args:
         surface: The network and its data.
@@ -57,7 +58,7 @@ def worst_case_sharpness(
         ball: 'euclidean' or 'adaptive'.
 
     Raises:
-        InputError: ``rho`` is negative, ``steps`` or ``m`` below 1, or there is no such ball.
+        InputError: ``rho`` is negative, ``steps`` or ``m`` is below 1, or ``ball`` is unknown.
     """
     if not rho >= 0:
         raise InputError(f"rho is {rho}; give a radius of at least 0")
@@ -65,8 +66,7 @@ def worst_case_sharpness(
         raise InputError(f"steps is {steps}; give at least 1")
     if ball not in ("euclidean", "adaptive"):
         raise InputError(f"ball is {ball!r}; choose euclidean or adaptive")
-    groups = surface.groups(m)
-    rises = [_rise(group, rho, steps, ball) * len(group) for group in groups]
+    rises = [_rise(group, rho, steps, ball) * len(group) for group in surface.split(m)]
     return math.fsum(rises) / len(surface)
 
 
@@ -82,18 +82,18 @@ def average_sharpness(
 
     'isotropic': :math:`u \sim N(0, \sigma^2 I)`. 'filter': :math:`u_k \sim N(0, \sigma^2 \lVert w_k\rVert^2 I)`
     for each filter k (Bisla et al., AISTATS 2022; Li et al., RWP, section 3.2). Draws come in antithetic pairs
-    ``u, -u``, so that the gradient's part cancels exactly; the error is that of the mean over pairs. For a
+    ``u, -u``, in which the gradient's part cancels exactly; the error is that of the mean over pairs. For a
     quadratic the isotropic value is :math:`\sigma^2\,\mathrm{tr}(H)/2`.
 
-    Raises InputError if ``sigma`` is negative, ``pairs`` below 1 or there is no such noise.
+    Raises InputError if ``sigma`` is negative, ``pairs`` is below 1 or ``noise`` is unknown.
     """
     if not sigma >= 0:
         raise InputError(f"sigma is {sigma}; give at least 0")
     if pairs < 1:
         raise InputError(f"pairs is {pairs}; give at least 1")
-    draw = _drawer(surface, sigma, noise)
+    draw = _sampler(surface, sigma, noise)
     rng = torch.Generator(device=surface.params[0].device).manual_seed(seed)
-    here = surface.loss()
+    clean_loss = surface.loss()
     rises = []
     for _ in range(pairs):
         offset = draw(rng)
@@ -101,7 +101,7 @@ def average_sharpness(
         for sign in (1.0, -1.0):
             with surface.at(vector.scale(offset, sign)):
                 total += surface.loss()
-        rises.append(total / 2 - here)
+        rises.append(total / 2 - clean_loss)
     return estimate(rises)
 
 
@@ -116,27 +116,29 @@ def estimate(values: list[float]) -> SharpnessEstimate:
 def _rise(surface: LossSurface, rho: float, steps: int, ball: Ball) -> float:
     """Return the highest rise along the projected ascent."""
     scale = [p.detach().abs() for p in surface.params] if ball == "adaptive" else None
-    # the ascent goes on in stretched coordinates, in which the ball is round
+    # in scaled coordinates the adaptive ball is round
     point: Vec = [None] * len(surface.params)
-    start, found = 0.0, -math.inf
+    start, highest = 0.0, -math.inf
     for step in range(steps):
-        with surface.at(_stretched(point, scale)):
-            here, grads = surface.gradient()
-        start = here if step == 0 else start
-        found = max(found, here - start) if step else found
-        if float(vector.norm(_stretched(grads, scale))) == 0:
-            return max(found, 0.0)
-        moved = vector.add(point, sam_perturbation(_stretched(grads, scale), rho))
+        with surface.at(_scaled(point, scale)):
+            loss, grads = surface.gradient()
+        if step == 0:
+            start = loss
+        else:
+            highest = max(highest, loss - start)
+        if float(vector.norm(_scaled(grads, scale))) == 0:
+            return max(highest, 0.0)
+        moved = vector.add(point, sam_perturbation(_scaled(grads, scale), rho))
         point = vector.scale(moved, (rho / (vector.norm(moved) + 1e-30)).clamp(max=1.0)) if step else moved
-    with surface.at(_stretched(point, scale)):
-        return max(found, surface.loss() - start)
+    with surface.at(_scaled(point, scale)):
+        return max(highest, surface.loss() - start)
 
 
-def _stretched(a: Vec, scale: list[torch.Tensor] | None) -> Vec:
+def _scaled(a: Vec, scale: list[torch.Tensor] | None) -> Vec:
     return a if scale is None else vector.times(a, list(scale))
 
 
-def _drawer(surface: LossSurface, sigma: float, noise: Noise) -> Callable[[torch.Generator], Vec]:
+def _sampler(surface: LossSurface, sigma: float, noise: Noise) -> Callable[[torch.Generator], Vec]:
     if noise == "isotropic":
         return lambda rng: vector.scale(vector.gaussian(surface.params, rng), sigma)
     if noise == "filter":

@@ -22,11 +22,11 @@ from torch.amp.grad_scaler import GradScaler
 
 from steppe.core import rng
 from steppe.core.batch import Batch
-from steppe.core.buffers import BufferCopy
 from steppe.core.method import Method, overrides
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import ScaledVector, Vec
 from steppe.core.runtime import BindOptions, Objective, Runtime, StepOutput
+from steppe.core.snapshot import BufferSnapshot
 from steppe.core.step_state import NonFinite
 from steppe.errors import InputError
 from steppe.integrations import ready
@@ -216,7 +216,7 @@ class _Given(Runtime):
         self.count(forward=1, backward=1)
         out = StepOutput(torch.zeros(()), torch.zeros(0))
         self.step_state.first = self.step_state.first or out
-        self._judge(vector.finite_check(grads))
+        self._check_finite(vector.finite_check(grads))
         return out, grads
 
     def forward(self, x: Any) -> Tensor:
@@ -224,9 +224,11 @@ class _Given(Runtime):
         raise _unable()
 
     @contextmanager
-    def at(self, offset: Vec | ScaledVector, *, masks: int | None = None, clean: bool = False) -> Iterator[None]:
+    def at(
+        self, offset: Vec | ScaledVector, *, mask_seed: int | None = None, clean: bool = False
+    ) -> Iterator[None]:
         """Be elsewhere, and know it."""
-        with super().at(offset, masks=masks, clean=clean):
+        with super().at(offset, mask_seed=mask_seed, clean=clean):
             self.away += 1
             try:
                 yield
@@ -234,16 +236,15 @@ class _Given(Runtime):
                 self.away -= 1
 
     @contextmanager
-    def aside(self, masks: int | None = None) -> Iterator[None]:
+    def preserve_state(self, mask_seed: int | None = None) -> Iterator[None]:
         """Return buffers and random streams to what they were; masks are drawn by whoever runs the pass."""
-        saved = self.buffers.keep()
+        saved = self.buffers.snapshot()
         now = rng.capture(self.device)
         try:
             yield
         finally:
             rng.restore(now, self.device)
             saved.restore()
-            saved.close()
 
 
 class _Abandoned(BaseException):
@@ -258,7 +259,7 @@ class _Running:
         self._runtime, self._method, self._state = runtime, method, state
         self._turn, self._done = threading.Semaphore(0), threading.Semaphore(0)
         self._error: BaseException | None = None
-        self._end: BufferCopy | None = None
+        self._end: BufferSnapshot | None = None
         self._given, self._abandoned = given, False
         runtime.ask = self._wait
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -286,14 +287,13 @@ class _Running:
     def expect_pass(self) -> None:
         """Remember how it ended, if it has: a pass will be made that it does not need."""
         if self.over:
-            self._end = self._runtime.buffers.keep()
+            self._end = self._runtime.buffers.snapshot()
 
     def forget_pass(self) -> None:
         """Take back what that pass left in gradients and running statistics."""
         assert self._end is not None
         self._runtime.clear()
         self._end.restore()
-        self._end.close()
 
     def _wait(self) -> None:
         if self._given:

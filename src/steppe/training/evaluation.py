@@ -14,7 +14,8 @@ from steppe.core.batch import Batch
 from steppe.core.method import Method
 from steppe.core.step import Step
 from steppe.data.dataset import Images
-from steppe.data.loader import Normalizer, evaluation_batches
+from steppe.data.loader import evaluation_batches
+from steppe.data.normalize import Normalizer
 from steppe.distributed import collectives
 from steppe.models.multi.inputs import diversity
 

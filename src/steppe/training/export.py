@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from steppe import methods
-from steppe.analysis.load_run import read_run
 from steppe.config import Run
 from steppe.core.method import Method
 from steppe.data.dataset import DataSet
-from steppe.data.loader import Normalizer, evaluation_batches
+from steppe.data.loader import evaluation_batches
+from steppe.data.normalize import Normalizer
 from steppe.errors import InputError
 from steppe.records import make_folder, write_json
 from steppe.training import run as engine
@@ -49,7 +49,7 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
     """
     if onnx and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
         raise InputError("onnx is not installed; pip install 'steppe[onnx]', or leave --onnx out")
-    run = read_run(folder)
+    run = engine.read_run(folder)
     images = engine.load_data(run)
     method = methods.parse(run.method)
     with torch.random.fork_rng():

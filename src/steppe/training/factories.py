@@ -17,7 +17,8 @@ from steppe.core.method import Method
 from steppe.core.numerics.vector import sharded
 from steppe.core.runtime import LossFunction
 from steppe.data.dataset import DataSet
-from steppe.data.loader import Loader, Normalizer
+from steppe.data.loader import Loader
+from steppe.data.normalize import Normalizer
 from steppe.data.transforms.auto_augment import compositions
 from steppe.distributed import collectives
 from steppe.training.checkpoint.store import derive

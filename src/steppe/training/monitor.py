@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from steppe import hardware
 from steppe.config import Run
-from steppe.core.method import Method, with_presets
+from steppe.core.method import Method, with_weights
 from steppe.core.numerics.vector import sharded
 from steppe.core.step import Step
 from steppe.data.dataset import DataSet
-from steppe.data.loader import Normalizer, evaluation_batches
+from steppe.data.loader import evaluation_batches
+from steppe.data.normalize import Normalizer
 from steppe.data.splits import subset
 from steppe.diagnostics.loss_surface import LossSurface
 from steppe.diagnostics.sharpness import worst_case_sharpness
@@ -127,7 +128,7 @@ def networks(method: Method, net: nn.Module, state: nn.Module, new_model: Any) -
     found = {DEPLOYED: method.deployed_model(net, state, new_model)}
     if isinstance(net, Ensemble | HybridEnsemble):
         return found | {
-            f"network {i}": with_presets(new_model(), one.state_dict()) for i, one in enumerate(net.networks, 1)
+            f"network {i}": with_weights(new_model(), one.state_dict()) for i, one in enumerate(net.networks, 1)
         }
     if isinstance(net, MultiHeadNetwork):
         kind = "network" if isinstance(net.body, SeparateNetworks) else "branch"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import typing
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ __all__ = [
     "digest",
     "evaluate",
     "load_data",
+    "read_run",
     "train_run",
 ]
 
@@ -192,3 +195,49 @@ def _followed(run: Run, folder: Path) -> AbstractContextManager[tracking.Tracked
     """Let the run's trackers follow what the lead records."""
     about = tracking.RunInfo(f"{run.method} seed {run.seed}", folder.name, run.as_dict())
     return tracking.following(run.track if collectives.current_world().is_main_process else (), folder, about)
+
+
+def read_run(folder: Path) -> Run:
+    """Return a run's configuration from its folder; raises InputError if there is none or it is damaged."""
+    path = folder / CONFIG
+    if not path.exists():
+        raise InputError(f"{folder} has no {CONFIG}; give the folder of a run, or of a comparison")
+    content = records.read_json(path, "give the folder of a run")
+    content.pop("resolved", None)
+    try:
+        run: Run = _from_json(Run, content, path)
+    except InputError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error}); give the folder of a run") from None
+    return run
+
+
+def _from_json(cls: type, content: dict[str, Any], path: Path) -> Any:
+    """Return a configuration dataclass from its JSON object."""
+    hints = typing.get_type_hints(cls)
+    if unexpected := [key for key in content if key not in {f.name for f in fields(cls)}]:
+        raise InputError(f"{path} has the setting {unexpected[0]!r}, unknown to this version; update steppe")
+
+    def convert(key: str, value: Any) -> Any:
+        if is_dataclass(hints[key]):
+            return _from_json(typing.cast(type, hints[key]), value, path)
+        if not _has_type(value, hints[key]):
+            raise TypeError(f"{key} is {value!r:.40}")
+        return tuple(value) if isinstance(value, list) else value
+
+    return cls(**{key: convert(key, value) for key, value in content.items()})
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    """Return whether a JSON value has the type of a field."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, list) and all(_has_type(item, arguments[0]) for item in value)
+    if typing.get_origin(hint) is typing.Literal:
+        return value in arguments
+    if arguments:
+        return any(_has_type(value, option) for option in arguments)
+    # a JSON number may be an int where a float is expected; bool is a subclass of int
+    types = (int, float) if hint is float else hint
+    return isinstance(value, types) and (hint is bool or not isinstance(value, bool))

@@ -25,8 +25,8 @@ from steppe import hardware, methods, records
 from steppe.config import Run
 from steppe.core.batch import Accumulated, Batch
 from steppe.data.dataset import DataSet, Images
-from steppe.data.loader import Normalizer
-from steppe.data.prefetch import prepared
+from steppe.data.normalize import Normalizer
+from steppe.data.prefetch import PrefetchLoader
 from steppe.distributed import collectives
 from steppe.training.checkpoint.store import CheckpointStore, derive
 from steppe.training.evaluation import evaluate, to_model_format
@@ -78,7 +78,7 @@ class Trainer:
         self.normalize = Normalizer.of(run.data.normalize, self.images.train, run.data.noise)
         self.method = methods.parse(run.method)
         self.loader = make_loader(run, self.images, self.method)
-        self.batches = prepared(self.loader, run.workers)
+        self.batches = PrefetchLoader(self.loader, run.workers) if run.workers else self.loader
         self.net = make_network(run, self.method, self.images)
         model = wrap_parallel(self.net, run.parallel)
         self.optimizer = make_optimizer(run, self.net)

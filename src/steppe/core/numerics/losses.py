@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,7 +27,20 @@ def kl_divergence(reference: Tensor, logits: Tensor, T: float = 1.0) -> Tensor:
 
 
 def kl_per_sample(reference: Tensor, logits: Tensor, T: float = 1.0) -> Tensor:
-    """Return the divergence of each sample (B,), whose mean is `kl`."""
+    """Return the divergence of each sample (B,), whose mean is `kl_divergence`."""
     log_p = _log_probabilities(reference, T)
     log_q = _log_probabilities(logits, T)
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+
+
+def per_sample(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, y: Tensor) -> Tensor:
+    """Return a loss of each sample (B,) by itself, from a function that averages over samples."""
+
+    def one(z: Tensor, target: Tensor) -> Tensor:
+        return loss(z[None], target[None])
+
+    try:
+        values: Tensor = torch.vmap(one)(logits, y)
+    except RuntimeError:  # control flow that depends on values cannot be mapped
+        values = torch.stack([one(z, target) for z, target in zip(logits, y, strict=True)])
+    return values

@@ -1,175 +1,51 @@
-"""Where a gradient is taken: perturbations of the weights as functions of weights, gradients and a generator."""
+"""Perturbations of the weights as functions of gradients."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from steppe.core.numerics import vector
-from steppe.core.numerics.vector import Vec
-from steppe.errors import InputError
-
-SCOPES = ("all", "kernels", "last-conv", "last-dense", "last-bias", "tensor:INDEX")
+from steppe.core.numerics.vector import ScaledVector, Vec
 
 
 def sam_perturbation(grads: Vec, rho: float | Sequence[float], eps: float = 1e-12) -> Vec:
     r"""Return :math:`\epsilon = \rho\, g / (\lVert g\rVert_2 + \text{eps})`, the norm over all parameters.
 
     The first-order maximiser of the loss in an L2 ball of radius rho (Foret et al., ICLR 2021, equation 2);
-    zero for a zero gradient. With a radius per tensor, those of radius 0 stay where they are and have no part in
+    zero for a zero gradient. With a radius per tensor, those of radius 0 are not perturbed and do not count in
     the norm.
     """
     if isinstance(rho, Sequence):
-        moved = vector.only(grads, [r > 0 for r in rho])
-        return vector.scale(vector.scale(moved, rho), 1 / (vector.norm(moved) + eps))
+        perturbed = vector.only(grads, [r > 0 for r in rho])
+        return vector.scale(vector.scale(perturbed, rho), 1 / (vector.norm(perturbed) + eps))
     return vector.scale(grads, rho / (vector.norm(grads) + eps))
 
 
-def schedule_perturbation(
-    grads: Vec, rho: float | Sequence[float], scale: Vec | None = None
-) -> Vec | vector.ScaledVector:
-    r"""Return `ascent` as `steppe.core.runtime.Runtime.at` takes it: with one radius, not multiplied out.
+def scaled_perturbation(grads: Vec, rho: float | Sequence[float], scale: Vec | None = None) -> Vec | ScaledVector:
+    r"""Return `sam_perturbation` for `steppe.core.runtime.Runtime.at`: with one radius, not multiplied out.
 
-    With a ``scale`` s it is the ascent in the space scaled by it, :math:`s \cdot \text{ascent}(s \cdot g)`.
+    With a ``scale`` s it is that of the space scaled by s, :math:`s \cdot \epsilon(s \cdot g)`.
     """
     scaled = grads if scale is None else vector.times(grads, scale)
     if isinstance(rho, Sequence):
         offset = sam_perturbation(scaled, rho)
         return offset if scale is None else vector.times(offset, scale)
-    way = scaled if scale is None else vector.times(scaled, scale)
-    return vector.ScaledVector(way, rho / (vector.norm(scaled) + 1e-12))
-
-
-def unit_dims(param: Tensor, owner: nn.Module) -> tuple[int, ...] | None:
-    """Return the dimensions that one output unit spans, None if the tensor has no units (bias, norm, embedding).
-
-    Linear and convolution weights (out, in, ...) have a unit per entry of dimension 0, transposed
-    convolutions (in, out, ...) per entry of dimension 1.
-    """
-    if param.ndim <= 1 or isinstance(owner, nn.Embedding):
-        return None
-    transposed = isinstance(owner, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
-    unit = 1 if transposed else 0
-    return tuple(d for d in range(param.ndim) if d != unit)
-
-
-def last_of(net: nn.Module, *kinds: type[nn.Module]) -> nn.Module | None:
-    """Return the last module of these kinds, None if there is none.
-
-    Last in the order of registration (of ``net.modules()``), which need not be the order of execution.
-    """
-    found = [m for m in net.modules() if isinstance(m, kinds)]
-    return found[-1] if found else None
-
-
-def in_scope(net: nn.Module, params: Sequence[nn.Parameter], scope: str) -> list[bool]:
-    """Tell for each parameter whether ``scope`` takes it in.
-
-    'all'; 'kernels' (tensors of two or more dimensions); 'last-conv' and 'last-dense' (weight and bias of the
-    last convolution or linear layer, in order of registration); 'last-bias' (bias of the last linear layer);
-    'tensor:INDEX' (position among parameters and running statistics in order of registration, counters left
-    out: the order of a Keras weight list; an index that hits a running statistic takes in no parameter).
-
-    Raises InputError if the network has no such layer or no tensor of that index.
-    """
-    if scope == "all":
-        return [True] * len(params)
-    if scope == "kernels":
-        return [p.ndim > 1 for p in params]
-    if scope.startswith("tensor:"):
-        tensors = [(k, t) for k, t in net.state_dict(keep_vars=True).items() if t.is_floating_point()]
-        index = int(scope.removeprefix("tensor:"))
-        if index >= len(tensors):
-            raise InputError(f"scope {scope!r}: the network has {len(tensors)} tensors; give a smaller index")
-        return [p is tensors[index][1] for p in params]
-    if scope == "last-conv":
-        layer = last_of(net, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    else:
-        layer = last_of(net, nn.Linear)
-    if layer is None:
-        missing = "convolution" if scope == "last-conv" else "linear layer"
-        raise InputError(f"scope {scope!r}: the network has no {missing}; choose scope 'all' or 'kernels'")
-    taken = {id(layer.bias)} if scope == "last-bias" else {id(p) for p in layer.parameters()}
-    return [id(p) in taken for p in params]
+    direction = scaled if scale is None else vector.times(scaled, scale)
+    return ScaledVector(direction, rho / (vector.norm(scaled) + 1e-12))
 
 
 def project(offset: Vec, rho: float | Sequence[float], norm: str) -> Vec:
-    """Return the nearest offset of length at most ``rho``: of the whole ('global') or of each 'tensor'.
+    """Return the nearest offset of length at most ``rho``: as a whole ('global') or tensor by tensor ('tensor').
 
-    With a radius per tensor, each tensor is held to its own share of the whole.
+    A radius per tensor projects tensor by tensor.
     """
     if norm == "tensor" or isinstance(rho, Sequence):
         radii = rho if isinstance(rho, Sequence) else [rho] * len(offset)
-        return [_within(o, r) for o, r in zip(offset, radii, strict=True)]
+        return [_shortened(o, r) for o, r in zip(offset, radii, strict=True)]
     return vector.scale(offset, (rho / (vector.norm(offset) + 1e-12)).clamp(max=1.0))
 
 
-def _within(offset: Tensor | None, rho: float) -> Tensor | None:
+def _shortened(offset: Tensor | None, rho: float) -> Tensor | None:
     return None if offset is None else offset * (rho / (vector.norm([offset]) + 1e-12)).clamp(max=1.0)
-
-
-def is_weight(param: nn.Parameter, owner: nn.Module) -> bool:
-    """Return whether a module holds the parameter as a weight: linear, convolution, norm scale, embedding."""
-    return any(p is param and "weight" in name for name, p in owner.named_parameters(recurse=False))
-
-
-def filter_noise(
-    params: Sequence[nn.Parameter],
-    owners: Sequence[nn.Module],
-    gamma: float | Sequence[float],
-    rng: torch.Generator,
-    damping: Vec | None = None,
-) -> vector.ScaledVector:
-    r"""Return filter-wise Gaussian noise: :math:`N(0, (\gamma\lVert w_k\rVert_2)^2)` for each element of unit k.
-
-    A unit is a filter of a convolution, a row of a matrix, or a whole bias or norm parameter (Bisla et al.,
-    AISTATS 2022; Li et al., RWP, section 3.2). The standard deviation is not divided by the unit's size. A unit
-    that is zero stays where it is. ``damping`` is a further factor of each unit.
-    """
-    deviation = filter_deviation(params, owners, gamma)
-    if damping is not None:
-        deviation = vector.times(deviation, damping)
-    return vector.ScaledVector(vector.gaussian(params, rng), deviation)
-
-
-def filter_deviation(
-    params: Sequence[nn.Parameter], owners: Sequence[nn.Module], gamma: float | Sequence[float]
-) -> Vec:
-    r"""Return :math:`\gamma\lVert w_k\rVert_2`, the deviation of `filter_noise`, in a form that broadcasts."""
-    weights = [p.detach() for p in params]
-    dims = [_filter_dims(p, o) for p, o in zip(params, owners, strict=True)]
-    whole = [w for w, d in zip(weights, dims, strict=True) if d is None]
-    norms: Vec
-    if whole and not vector.any_sharded(whole):
-        found = iter(torch._foreach_norm(whole))
-        norms = [next(found) if d is None else unit_norms(w, d) for w, d in zip(weights, dims, strict=True)]
-    else:
-        norms = [unit_norms(w, d) for w, d in zip(weights, dims, strict=True)]
-    return vector.scale(norms, gamma)
-
-
-def unit_sums(values: Vec, params: Sequence[nn.Parameter], owners: Sequence[nn.Module]) -> Vec:
-    """Return the sum of ``values`` over each unit of `filter_noise`, kept broadcastable."""
-    return [
-        None if v is None else v.sum(_filter_dims(p, owner) or tuple(range(v.ndim)), keepdim=True)
-        for v, p, owner in zip(values, params, owners, strict=True)
-    ]
-
-
-def _filter_dims(param: Tensor, owner: nn.Module) -> tuple[int, ...] | None:
-    return tuple(range(1, param.ndim)) if isinstance(owner, nn.Embedding) else unit_dims(param, owner)
-
-
-def unit_norms(t: Tensor, dims: tuple[int, ...] | None) -> Tensor:
-    """Return the L2 norm of each output unit, kept broadcastable; of the whole tensor where it has no units."""
-    if dims is None:
-        dims = tuple(range(t.ndim))
-    return torch.linalg.vector_norm(t, dim=dims, keepdim=True) if t.ndim else t.abs()
-
-
-def fan_in(t: Tensor, dims: tuple[int, ...]) -> int:
-    """Return how many weights one output unit has."""
-    return math.prod(t.shape[d] for d in dims)

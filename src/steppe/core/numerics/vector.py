@@ -1,6 +1,6 @@
-"""Vectors in parameter space: one tensor per trainable parameter, None where a parameter has no part in it.
+"""Vectors in parameter space: one tensor per trainable parameter, None for a parameter without one.
 
-A gradient, a perturbation and a direction are all a ``Vec``. None reads as zero, and stays None wherever the
+A gradient, a perturbation and a direction are all a ``Vec``. None counts as zero, and stays None wherever the
 result is zero, so that an optimizer skips the parameters that plain training skips. The tensors of a sharded
 model are DTensors: norms and inner products are over all shards, and noise is that of the unsharded model.
 """
@@ -38,10 +38,10 @@ def any_sharded(tensors: Sequence[Tensor | None]) -> bool:
 
 @dataclass(frozen=True)
 class TensorKind:
-    """What holds for all tensors of a vector, looked up once: gradients are of their parameters' kind.
+    """What holds for all tensors of a vector, computed once: gradients are of their parameters' kind.
 
-    ``plain``: none is a DTensor; ``wide``: none is in half precision; ``small``: those that cost more to call for
-    than to copy, so that they are joined; None if there is nothing to gain.
+    ``plain``: none is a DTensor; ``wide``: none is in half precision; ``small``: those so small that a call costs
+    more than a copy, so that they are joined; None if there is nothing to gain.
     """
 
     plain: bool
@@ -50,7 +50,7 @@ class TensorKind:
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor]) -> TensorKind:
-        """Return what holds for these."""
+        """Return the kind of these tensors."""
         small = [dim == 1 for dim in map(Tensor.dim, tensors)]
         vectors = list(compress(tensors, small))
         joined = len(vectors) > 1 and vectors[0].device.type == "cpu" and max(map(Tensor.numel, vectors)) <= _SMALL
@@ -67,22 +67,22 @@ class Measured(list[Tensor | None]):
 
     def __init__(self, a: Vec, kind: TensorKind | None = None):
         super().__init__(a)
-        self._held = tuple(a)
+        self._tensors = tuple(a)
         self._kind = None if missing(a) else kind
-        self._there = self._held if self._kind else present(a)
+        self._present = self._tensors if self._kind else present(a)
         self._norm: Tensor | None = None
 
     @property
-    def known(self) -> Tensor | None:
+    def measured(self) -> Tensor | None:
         """The norm, if it was measured and still holds."""
         return self._norm if self._norm is not None and self._same() and self._writes == self._count() else None
 
     def _same(self) -> bool:
-        return len(self) == len(self._held) and all(map(operator.is_, self, self._held))
+        return len(self) == len(self._tensors) and all(map(operator.is_, self, self._tensors))
 
     def _count(self) -> int:
         """Return how often the tensors have been written to, together: it only grows."""
-        return sum(map(_WRITES, self._there))
+        return sum(map(_WRITES, self._present))
 
     @property
     def sharded(self) -> bool:
@@ -98,10 +98,10 @@ class Measured(list[Tensor | None]):
 
 @dataclass(frozen=True)
 class ScaledVector:
-    """``times`` of a direction; multiplied out only where it is added to something.
+    """``times`` a direction, multiplied out only where it is added to something.
 
-    One number for all of it, 0-dimensional, or for each tensor one number or one for each of its units, in a form
-    that broadcasts; None where there is no tensor.
+    ``times`` is one number, 0-dimensional, or for each tensor a number, or one number per unit in a shape that
+    broadcasts; None where there is no tensor.
     """
 
     direction: Vec
@@ -111,6 +111,14 @@ class ScaledVector:
         """Return it multiplied out."""
         each = self.times
         return times(self.direction, each) if isinstance(each, list) else scale(self.direction, each)
+
+
+def factors(offset: Vec | ScaledVector) -> tuple[Vec, list[Tensor], Tensor | list[Tensor] | None]:
+    """Return an offset's direction, the tensors of it that are not None, and the factors of these, if any."""
+    if not isinstance(offset, ScaledVector):
+        return offset, present(offset), None
+    direction, by = offset.direction, offset.times
+    return direction, present(direction), present(by) if isinstance(by, list) else by
 
 
 def _local(t: Tensor) -> Tensor:
@@ -128,7 +136,7 @@ def missing(a: Sequence[Tensor | None]) -> bool:
 
 
 def present(a: Sequence[Tensor | None]) -> list[Tensor]:
-    """Return the tensors that are there."""
+    """Return the tensors that are not None."""
     return [t for t in a if t is not None]
 
 
@@ -138,7 +146,7 @@ def _pairs(a: Vec, b: Vec) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def map_each(f: Callable[[Tensor], Tensor], a: Vec) -> Vec:
-    """Apply ``f`` to each tensor that is there."""
+    """Apply ``f`` to each tensor that is not None."""
     return [None if t is None else f(t) for t in a]
 
 
@@ -149,8 +157,8 @@ def clone(a: Vec) -> Vec:
 
 def norm(a: Vec) -> Tensor:
     r"""Return the global L2 norm :math:`\sqrt{\sum_i a_i^2}`, 0-dimensional, accumulated in at least float32."""
-    known = a.known if isinstance(a, Measured) else None
-    return _norm(a) if known is None else known
+    measured = a.measured if isinstance(a, Measured) else None
+    return _norm(a) if measured is None else measured
 
 
 def _norm(a: Vec, kind: TensorKind | None = None) -> Tensor:
@@ -186,14 +194,14 @@ def dot(a: Vec, b: Vec) -> Tensor:
     return torch.stack(sums).sum()
 
 
-def finite_check(a: Vec, beside: Tensor | None = None) -> Tensor:
-    """Return a number that is finite if all that this process holds is, and a number ``beside``; 0-dimensional."""
+def finite_check(a: Vec, loss: Tensor | None = None) -> Tensor:
+    """Return a scalar that is non-finite iff an entry on this process, or the ``loss``, is."""
     if isinstance(a, Measured) and not a.sharded:
         length = a.measure()
     else:
         length = _norm(map_each(_local, a))
     # what is not finite stays so in a sum
-    return length if beside is None else length + beside
+    return length if loss is None else length + loss
 
 
 def all_finite(number: Tensor) -> Tensor:
@@ -213,7 +221,7 @@ def scale(a: Vec, by: float | Tensor | Sequence[float]) -> Vec:
 
 
 def gather(total: Vec, a: Vec, by: float) -> Vec:
-    """Return ``total + by * a`` in the storage of ``total``, of ``a`` where that is None; both are given away."""
+    """Return ``total + by * a`` in the storage of ``total``, of ``a`` where that is None; both are consumed."""
     if any_sharded(a) or any_sharded(total):
         return add(total, scale(a, by))
     s, t = _pairs(total, a)
@@ -241,7 +249,7 @@ def add(a: Vec, b: Vec, by: float = 1.0) -> Vec:
 
 
 def map_groups(f: Callable[[Vec], Vec], a: Vec, group: Sequence[int]) -> Vec:
-    """Return ``f`` of each group's tensors by themselves, put together again."""
+    """Apply ``f`` to each group's tensors by themselves; ``group`` numbers the group of each tensor."""
     parts = [f(only(a, [g == one for g in group])) for one in sorted(set(group))]
     return [next((t for t in each if t is not None), None) for each in zip(*parts, strict=True)]
 
@@ -252,7 +260,7 @@ def move(
     times: Tensor | list[Tensor] | None = None,
     kind: TensorKind | None = None,
 ) -> None:
-    """Add to each tensor in place ``by``, or ``times`` as much (see `Along`), where no graph is recorded.
+    """Add to each tensor in place ``by``, or ``times`` as much (see `ScaledVector`), where no graph is recorded.
 
     ``kind`` is that of the tensors, if it is known.
     """
@@ -307,15 +315,15 @@ def only(a: Vec, where: Sequence[bool]) -> Vec:
 
 
 def gaussian(like: Sequence[Tensor], rng: torch.Generator, where: Sequence[bool] | None = None) -> Vec:
-    """Return standard normal noise shaped like the given tensors, drawn in their order from ``rng`` alone."""
-    keep = [True] * len(like) if where is None else where
-    return [_gaussian(t, rng) if k else None for t, k in zip(like, keep, strict=True)]
+    """Return standard normal noise of the tensors' shapes, drawn in their order from ``rng`` alone."""
+    mask = [True] * len(like) if where is None else where
+    return [_gaussian(t, rng) if m else None for t, m in zip(like, mask, strict=True)]
 
 
 def bernoulli(like: Sequence[Tensor], probability: float, rng: torch.Generator) -> Vec:
-    """Return ones with this probability, else zeros, shaped like the given tensors, from ``rng`` alone."""
-    drawn = [torch.rand(t.shape, generator=rng, device=t.device) for t in like]
-    return [_shard((d < probability).to(t.dtype), t) for d, t in zip(drawn, like, strict=True)]
+    """Return ones with this probability, else zeros, of the tensors' shapes, from ``rng`` alone."""
+    uniform = [torch.rand(t.shape, generator=rng, device=t.device) for t in like]
+    return [_shard((u < probability).to(t.dtype), t) for u, t in zip(uniform, like, strict=True)]
 
 
 def _gaussian(like: Tensor, rng: torch.Generator) -> Tensor:

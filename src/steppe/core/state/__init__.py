@@ -1,1 +1,1 @@
-"""What a method remembers between steps."""
+"""State that methods keep between steps."""

@@ -1,4 +1,4 @@
-"""What a network said about each training sample some visits ago, in as little memory as asked for."""
+"""The network's outputs on each training sample some visits ago, compressed if requested."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMS = ("full", "half", "top:K")
 
 @dataclass(frozen=True)
 class StoredLogits:
-    """What a network said about samples: logits (B, C), or the probabilities of ``classes``, both (B, K)."""
+    """Past outputs for samples: logits (B, C), or the probabilities of ``classes``, both (B, K)."""
 
     values: Tensor
     classes: Tensor | None
@@ -27,31 +27,31 @@ class StoredLogits:
     def divergence(self, logits: Tensor) -> Tensor:
         r"""Return :math:`KL(p\Vert q)` of each sample (B,) from present ``logits`` (B, C), both at temperature T.
 
-        With K classes known, the others count as one: :math:`\sum_k p_k\log(p_k/q_k) + p_r\log(p_r/q_r)`,
+        With K stored classes, the others count as one: :math:`\sum_k p_k\log(p_k/q_k) + p_r\log(p_r/q_r)`,
         :math:`p_r = 1-\sum_k p_k`. Lumping makes a divergence smaller, never larger (the data-processing
-        inequality), and asks nothing of the classes that it knows nothing about.
+        inequality), and leaves the ratios between the other classes free.
         """
         values = self.values.to(logits.device)
         if self.classes is None:
             return kl_per_sample(values, logits, self.T)
         classes = self.classes.to(logits.device)
         log_q = torch.log_softmax(upcast_to_float32(logits) / self.T, 1)
-        known = (torch.xlogy(values, values) - values * log_q.gather(1, classes)).sum(1)
+        stored = (torch.xlogy(values, values) - values * log_q.gather(1, classes)).sum(1)
         if classes.shape[1] == logits.shape[1]:
-            return known
-        left = (1 - values.sum(1)).clamp(min=0)
-        log_left = log_q.scatter(1, classes, float("-inf")).logsumexp(1)
-        return known + torch.xlogy(left, left) - left * log_left
+            return stored
+        rest = (1 - values.sum(1)).clamp(min=0)
+        log_rest = log_q.scatter(1, classes, float("-inf")).logsumexp(1)
+        return stored + torch.xlogy(rest, rest) - rest * log_rest
 
 
 class LogitBank(nn.Module):
     """Outputs of the last ``past`` visits to each sample, by its stable index, in the host's memory.
 
-    A sample's visits count themselves, so epochs, their order, and who shuffles them need not be known. The form
-    'full' keeps logits in float32 (float64 where the first ones are and nothing was reserved), 'half' in float16,
-    'top:K' the K largest probabilities at temperature ``T`` in float16, and their classes in 16 bits.
+    Visits are counted per sample, so epochs, their order and their shuffling do not matter. The form 'full' keeps
+    logits in float32 (float64 if the first ones are and nothing was allocated), 'half' in float16, 'top:K' the K
+    largest probabilities at temperature ``T`` in float16, and their classes in 16 bits.
 
-    Buffers grow with the largest index seen; a checkpoint holds them.
+    Buffers grow with the largest index; checkpoints save them.
     """
 
     def __init__(self, past: int, form: str, T: float):
@@ -61,17 +61,17 @@ class LogitBank(nn.Module):
         self.register_buffer("visits", torch.zeros(0, dtype=torch.int32))
         self.register_buffer("values", torch.zeros(0))
         self.register_buffer("classes", torch.zeros(0, dtype=torch.int16))
-        self.total = 0  # classes, known from the first outputs
+        self.total = 0  # classes, 0 before the first outputs
 
     def allocate(self, samples: int, classes: int) -> None:
-        """Take the memory for so many samples at once, instead of as their indices come."""
-        self._know(torch.zeros(0, classes))
+        """Allocate for so many samples at once, instead of as their indices come."""
+        self._set_form(torch.zeros(0, classes))
         self._grow(samples, exactly=True)
 
     def read(self, index: Tensor) -> tuple[StoredLogits, Tensor]:
-        """Return what was said ``past`` visits ago about samples (B,), and their visits so far (B,).
+        """Return the outputs of ``past`` visits ago for samples (B,), and their visits so far (B,).
 
-        What it says of samples with fewer visits than that means nothing.
+        The outputs of samples with fewer visits than that are meaningless.
         """
         index = index.cpu()
         self._grow(int(index.max()) + 1)
@@ -84,9 +84,9 @@ class LogitBank(nn.Module):
         return StoredLogits(values, classes, self.T), visits
 
     def write(self, index: Tensor, logits: Tensor) -> None:
-        """Take in a visit to each sample: ``logits`` (B, C)."""
+        """Store a visit to each sample: ``logits`` (B, C)."""
         index, logits = index.cpu(), upcast_to_float32(logits.detach()).cpu()
-        self._know(logits)
+        self._set_form(logits)
         self._grow(int(index.max()) + 1)
         visits = self.get_buffer("visits")
         slot = visits[index].long() % self.past
@@ -99,32 +99,32 @@ class LogitBank(nn.Module):
             self.get_buffer("classes")[index, slot] = most.indices.to(torch.int16)
         visits[index] += 1
 
-    def _know(self, logits: Tensor) -> None:
-        """Learn the number of classes and the precision from the first outputs."""
+    def _set_form(self, logits: Tensor) -> None:
+        """Take the number of classes and the precision from the first outputs."""
         if not self.total:
-            held, self.total = len(self.get_buffer("visits")), logits.shape[1]
+            samples, self.total = len(self.get_buffer("visits")), logits.shape[1]
             self.top = None if self.top is None else min(self.top, self.total)
             width = self.top or self.total
             dtype = logits.dtype if self.form == "full" else torch.float16
-            self.values = torch.zeros(held, self.past, width, dtype=dtype)
+            self.values = torch.zeros(samples, self.past, width, dtype=dtype)
             if self.top is not None:
-                self.classes = torch.zeros(held, self.past, width, dtype=torch.int16)
+                self.classes = torch.zeros(samples, self.past, width, dtype=torch.int16)
 
     def _grow(self, count: int, exactly: bool = False) -> None:
-        held = len(self.get_buffer("visits"))
-        if count > held:
-            more = max(count, 0 if exactly else held + held // 2) - held
+        size = len(self.get_buffer("visits"))
+        if count > size:
+            more = max(count, 0 if exactly else size + size // 2) - size
             for name in ("visits", "values", "classes"):
                 t = self.get_buffer(name)
                 if t.ndim > 1 or name == "visits":
                     setattr(self, name, torch.cat([t, t.new_zeros(more, *t.shape[1:])]))
 
     def get_extra_state(self) -> Tensor:
-        """Return the number of classes as a tensor: checkpoints hold nothing else."""
+        """Return the number of classes as a tensor, for checkpoints."""
         return torch.tensor(self.total)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Go on with so many classes."""
+        """Load the number of classes."""
         self.total = int(state)
         self.top = None if self.top is None else min(self.top, self.total)
 
@@ -136,7 +136,7 @@ class LogitBank(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LogitBank:
-        """Stay in the host's memory, whatever moves the rest."""
+        """Stay in the host's memory when the rest is moved."""
         return self
 
 
@@ -147,7 +147,7 @@ def top_k(form: str) -> int | None:
 
 
 def size_in_bytes(samples: int, classes: int, past: int, form: str) -> int:
-    """Return the memory that past outputs of so many samples take."""
+    """Return the memory of the past outputs of so many samples, in bytes."""
     top = top_k(form)
     entry = min(top, classes) * 4 if top else classes * (4 if form == "full" else 2)
     return samples * (past * entry + 4)

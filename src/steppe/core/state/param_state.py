@@ -1,4 +1,4 @@
-"""A vector in parameter space that a method remembers between steps, as buffers: resume comes for free."""
+"""A vector in parameter space that a method keeps between steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from steppe.core.snapshot import copy_into
 
 
 class ParamState(nn.Module):
-    """One buffer per parameter of a network, in the order of its registration, zero at first.
+    """One buffer per parameter of a network, in the order of registration, zero at first; checkpoints save it.
 
     ``writes`` counts how often it was written.
     """
@@ -28,30 +28,30 @@ class ParamState(nn.Module):
             self.register_buffer(str(i), torch.zeros_like(p, requires_grad=False))
 
     def read(self, params: Sequence[nn.Parameter], net: nn.Module) -> Vec:
-        """Return what is remembered of these parameters."""
+        """Return the stored tensors of these parameters."""
         if not param_groups.same(params, self._of):
             where = {id(p): str(i) for i, p in enumerate(net.parameters())}
             self._of, self._names = tuple(params), [where[id(p)] for p in params]
         return [self._buffers[name] for name in self._names]
 
     def write(self, params: Sequence[nn.Parameter], net: nn.Module, values: Vec) -> None:
-        """Remember; a parameter without a value keeps what it had."""
-        held = [(m, v) for m, v in zip(self.read(params, net), values, strict=True) if v is not None]
-        copy_into([m for m, _ in held if m is not None], [v for _, v in held])
+        """Store values; a parameter without a value keeps its stored one."""
+        pairs = [(s, v) for s, v in zip(self.read(params, net), values, strict=True) if v is not None]
+        copy_into([s for s, _ in pairs if s is not None], [v for _, v in pairs])
         self.writes += 1
 
     def approach(self, params: Sequence[nn.Parameter], net: nn.Module, values: Vec, weight: float) -> None:
-        """Remember ``(1 - weight) remembered + weight values``; a parameter without a value counts as zero."""
-        held = vector.present(self.read(params, net))
-        towards = [torch.zeros_like(m) if v is None else v for m, v in zip(held, values, strict=True)]
+        """Store ``(1 - weight) stored + weight values``; a parameter without a value counts as zero."""
+        stored = vector.present(self.read(params, net))
+        ends = [torch.zeros_like(s) if v is None else v for s, v in zip(stored, values, strict=True)]
         with torch.no_grad():
-            torch._foreach_lerp_(held, towards, weight)
+            torch._foreach_lerp_(stored, ends, weight)
         self.writes += 1
 
     def get_extra_state(self) -> Tensor:
-        """Return the count as a tensor: checkpoints hold nothing else."""
+        """Return the count as a tensor, for checkpoints."""
         return torch.tensor(self.writes)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Go on counting."""
+        """Load the count."""
         self.writes = int(state)

@@ -1,4 +1,4 @@
-"""Images that need no files: scikit-learn's handwritten digits, and noise for speed measurements."""
+"""Data sets without files: scikit-learn's handwritten digits, and noise for speed measurements."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from steppe.config import Data
 from steppe.data.dataset import Images, Source, resized
 from steppe.data.splits import stratified
 
-_DIGITS_SIZE = 24  # three unpadded convolutions and two poolings need 18 pixels; 24 is a whole multiple of 8
+_DIGITS_SIZE = 24  # a multiple of 8; three unpadded convolutions and two poolings need at least 18 pixels
 _TEST_SHARE = 0.2
 
 
 def digits(options: Data) -> Source:
     """Return 1,797 real handwritten digits (8x8, 17 grey levels) from scikit-learn, upscaled to 24x24.
 
-    A fixed fifth of every class is the test set, because the data set comes without one.
+    A fixed fifth of every class is the test set, because the data set has none.
     """
-    pixels, y = _table()
+    pixels, y = _read_table()
     x = (pixels.reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8)
     x = resized(x, options.size or _DIGITS_SIZE)
     chosen = stratified(y, round(_TEST_SHARE * len(y)), np.random.default_rng(0))
@@ -34,13 +34,13 @@ def digits(options: Data) -> Source:
     )
 
 
-def _table() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the pixels, 64 of each image, and the digits that they show."""
+def _read_table() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return pixels (N, 64) and digits (N,)."""
     path = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
     try:
         table = np.loadtxt(str(path), delimiter=",")
     except OSError:
-        # kept elsewhere; asking the package itself takes a process a second longer, spent on importing it
+        # the file is elsewhere; load_digits finds it, but importing scikit-learn takes a second
         from sklearn.datasets import load_digits
 
         table = np.column_stack(load_digits(return_X_y=True))
@@ -48,7 +48,7 @@ def _table() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 
 
 def synthetic(options: Data) -> Source:
-    """Return noise with random labels, 5,000 training and 1,000 test images, 10 classes: for speed only."""
+    """Return noise with random labels of 10 classes, 5,000 training and 1,000 test images, to measure speed."""
     rng = np.random.default_rng(0)
     size = options.size or 32
 

@@ -1,4 +1,4 @@
-"""Decoded images kept between processes: written whole or not at all, checked first, mapped where they are big."""
+"""Cache of decoded images on disk: written atomically, checked when read, mapped if large."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ import torch
 from steppe.data.dataset import Images, Source, check_labels
 
 _FORMAT = 2
-SMALL = 2**26  # bytes below which images are read at once, and do not depend on their file any more
+SMALL = 2**26  # bytes; smaller files are read into memory, larger ones are mapped
 _log = logging.getLogger(__name__)
 
 
 def folder() -> Path:
-    """Return where decoded images are kept: STEPPE_CACHE, or steppe under XDG_CACHE_HOME or ~/.cache."""
-    own = os.environ.get("STEPPE_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steppe"
+    """Return the cache folder: STEPPE_CACHE, or steppe under XDG_CACHE_HOME or ~/.cache."""
+    if path := os.environ.get("STEPPE_CACHE"):
+        return Path(path)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steppe"
 
 
 def cached(key: Any, decode: Callable[[], Source]) -> Source:
-    """Return what ``decode`` gives, from the cache if it was decoded before under the same ``key``.
+    """Return the cached result of ``decode`` for this ``key``; decode and cache it if there is none.
 
-    ``key`` is plain data that changes whenever the files do. A damaged entry is decoded anew; a cache that
-    cannot be written is done without.
+    ``key`` is plain data that changes whenever the files do. A damaged entry is decoded again; if the cache cannot
+    be written, the images stay in memory.
     """
     name = hashlib.sha256(json.dumps([_FORMAT, key], sort_keys=True).encode()).hexdigest()[:24]
     entry = folder() / "decoded" / name
@@ -47,7 +48,7 @@ def cached(key: Any, decode: Callable[[], Source]) -> Source:
         _write(entry, source)
         return _read(entry)
     except OSError as error:
-        _log.info("decoded images are not kept: cannot write %s: %s", entry, error.strerror)
+        _log.info("decoded images are not cached: cannot write %s: %s", entry, error.strerror)
         return source
 
 
@@ -59,29 +60,31 @@ def _write(entry: Path, source: Source) -> None:
             images: Images = getattr(source, part)
             np.save(temporary / f"{part}_x.npy", images.x.numpy())
             np.save(temporary / f"{part}_y.npy", images.y.numpy())
-        about = {"classes": source.classes, "skipped": source.skipped, "note": source.note}
+        content = {"classes": source.classes, "skipped": source.skipped, "note": source.note}
         sizes = {f.name: f.stat().st_size for f in temporary.iterdir()}
-        (temporary / "about.json").write_text(json.dumps(about | {"sizes": sizes}))
+        (temporary / "about.json").write_text(json.dumps(content | {"sizes": sizes}))
         os.replace(temporary, entry)
     except OSError:
-        if not entry.is_dir():  # another process may have been first, with the same content
+        if not entry.is_dir():  # another process may have written the same content first
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _read(entry: Path) -> Source:
-    about = json.loads((entry / "about.json").read_text())
-    for name, size in about["sizes"].items():
+    content = json.loads((entry / "about.json").read_text())
+    for name, size in content["sizes"].items():
         if (entry / name).stat().st_size != size:
             raise ValueError(f"{name} has the wrong size")
 
     def part(name: str) -> Images:
         y = np.load(entry / f"{name}_y.npy", allow_pickle=False)
-        check_labels(y, len(about["classes"]), f"{name}_y.npy")
+        check_labels(y, len(content["classes"]), f"{name}_y.npy")
         file = entry / f"{name}_x.npy"
         if file.stat().st_size < SMALL:
             return Images(torch.from_numpy(np.load(file, allow_pickle=False)), torch.from_numpy(y))
         return Images.mapped(file, torch.from_numpy(y))
 
-    return Source(part("train"), part("test"), tuple(about["classes"]), tuple(about["skipped"]), about["note"])
+    return Source(
+        part("train"), part("test"), tuple(content["classes"]), tuple(content["skipped"]), content["note"]
+    )

@@ -1,4 +1,4 @@
-"""The steps of augmentation that a run can name, in the order that it names them."""
+"""The augmentation steps that a run can name."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ STEPS: dict[str, Transform] = {
 MIXING = ("mixup", "cutmix")
 
 
-def chain(names: Sequence[str], blank: Tensor | None = None) -> list[Transform]:
-    """Return the steps of these names; ``blank`` (C,) is what cutout sets.
+def make_steps(names: Sequence[str], blank: Tensor | None = None) -> list[Transform]:
+    """Return the named steps in this order; ``blank`` (C,) is the colour of cutout.
 
-    Raises InputError for an unknown one, or two that both mix labels.
+    Raises InputError for an unknown name, and for two steps that mix labels.
     """
     for name in names:
         if name not in STEPS:

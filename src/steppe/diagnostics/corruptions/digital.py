@@ -1,7 +1,7 @@
-"""Corruptions by noise, blur and digital processing, each from its published parameters.
+"""Corruptions by noise, blur and digital processing.
 
-All take and return images (N, C, H, W) as float64 in [0, 1] before clipping; lengths are in pixels of an image of
-32 and scale with the side. ``rng`` is drawn from in an order that does not depend on the strength.
+All take images (N, C, H, W) as float64 in [0, 1] and return them before clipping. Lengths are in pixels of images
+of side 32 and scale with the side. The sequence of random numbers does not depend on the severity.
 """
 
 from __future__ import annotations
@@ -21,63 +21,52 @@ def gaussian_noise(x: np.ndarray, rng: np.random.Generator, sigma: float) -> np.
 
 
 def shot_noise(x: np.ndarray, rng: np.random.Generator, photons: float) -> np.ndarray:
-    """Count photons: Poisson with mean ``photons`` for white."""
-    counted: np.ndarray = rng.poisson(x * photons) / photons
-    return counted
+    """Replace values by photon counts: Poisson with mean ``photons`` for white."""
+    noisy: np.ndarray = rng.poisson(x * photons) / photons
+    return noisy
 
 
 def impulse_noise(x: np.ndarray, rng: np.random.Generator, amount: float) -> np.ndarray:
-    """Set this share of all values to 0 or 1, each as likely."""
+    """Set this share of all values to 0 or 1 with equal probability."""
     hit, high = rng.random(x.shape) < amount, rng.random(x.shape) < 0.5
     return np.where(hit, high.astype(float), x)
 
 
-def speckle_noise(x: np.ndarray, rng: np.random.Generator, sigma: float) -> np.ndarray:
-    """Add normal noise proportional to the value."""
-    return x + sigma * x * rng.standard_normal(x.shape)
-
-
-def gaussian_blur(x: np.ndarray, rng: np.random.Generator | None, sigma: float) -> np.ndarray:
-    """Blur with a Gaussian, edges continued."""
-    wide = sigma * x.shape[-1] / _SIDE
-    blurred: np.ndarray = ndimage.gaussian_filter(x, (0, 0, wide, wide), mode="nearest")
-    return blurred
-
-
 def defocus_blur(x: np.ndarray, rng: np.random.Generator, radius: float, edge: float) -> np.ndarray:
-    """Blur with a disc whose edge is softened by a 3x3 Gaussian of deviation ``edge``."""
+    """Blur with a disc whose edge is smoothed by a 3x3 Gaussian of deviation ``edge``."""
     scaled = radius * x.shape[-1] / _SIDE
     reach = int(np.ceil(scaled)) + 1
-    along = np.arange(-reach, reach + 1)
-    disc = (along[:, None] ** 2 + along**2 <= scaled**2).astype(float)
-    near = np.exp(-(np.arange(-1, 2) ** 2) / (2 * edge**2))
-    kernel = ndimage.convolve(disc, np.outer(near, near) / near.sum() ** 2, mode="constant")
-    return _filtered(x, kernel / kernel.sum())
+    offsets = np.arange(-reach, reach + 1)
+    disc = (offsets[:, None] ** 2 + offsets**2 <= scaled**2).astype(float)
+    gaussian = np.exp(-(np.arange(-1, 2) ** 2) / (2 * edge**2))
+    kernel = ndimage.convolve(disc, np.outer(gaussian, gaussian) / gaussian.sum() ** 2, mode="constant")
+    return _convolve(x, kernel / kernel.sum())
 
 
 def glass_blur(x: np.ndarray, rng: np.random.Generator, sigma: float, reach: int, rounds: int) -> np.ndarray:
-    """Exchange each pixel with a random one up to ``reach`` above and left of it; blur before and after."""
-    out = gaussian_blur(x, None, sigma)
-    count, _, h, w = out.shape
-    every = np.arange(count)
+    """Swap each pixel with a random one up to ``reach`` above and left of it; blur before and after."""
+    count, _, h, w = x.shape
+    scaled = sigma * w / _SIDE
+    out: np.ndarray = ndimage.gaussian_filter(x, (0, 0, scaled, scaled), mode="nearest")
+    images = np.arange(count)
     for _ in range(rounds):
         for i in range(h):
             for j in range(w):
                 step = rng.integers(-reach, 1, (2, count))
                 k, m = np.maximum(i + step[0], 0), np.maximum(j + step[1], 0)
-                # the fancy index copies, so that this is an exchange
-                held = out[every, :, k, m]
-                out[every, :, k, m], out[:, :, i, j] = out[:, :, i, j].copy(), held
-    return gaussian_blur(out, None, sigma)
+                other = out[images, :, k, m]  # a copy, because the index is an array
+                out[images, :, k, m], out[:, :, i, j] = out[:, :, i, j].copy(), other
+    blurred: np.ndarray = ndimage.gaussian_filter(out, (0, 0, scaled, scaled), mode="nearest")
+    return blurred
 
 
 def motion_blur(x: np.ndarray, rng: np.random.Generator, radius: float, sigma: float) -> np.ndarray:
-    """Smear along a line, at an angle of -45 to 45 degrees of each image's own."""
-    return smeared(x, np.deg2rad(rng.uniform(-45, 45, len(x))), radius, sigma)
+    """Smear each image along a line at a random angle from -45 to 45 degrees."""
+    return smear(x, np.deg2rad(rng.uniform(-45, 45, len(x))), radius, sigma)
 
 
-def smeared(x: np.ndarray, angles: np.ndarray, radius: float, sigma: float) -> np.ndarray:
-    """Smear each image one way along a line at its angle, with half a Gaussian's weights."""
+def smear(x: np.ndarray, angles: np.ndarray, radius: float, sigma: float) -> np.ndarray:
+    """Smear each image in one direction along a line at its angle, with the weights of half a Gaussian."""
     scale = x.shape[-1] / _SIDE
     reach = max(1, round(2 * radius * scale))
     weights = np.exp(-(np.arange(reach + 1) ** 2) / (2 * (sigma * scale) ** 2))
@@ -85,8 +74,8 @@ def smeared(x: np.ndarray, angles: np.ndarray, radius: float, sigma: float) -> n
     for i, angle in enumerate(angles):
         kernel = np.zeros((2 * reach + 1, 2 * reach + 1))
         for t, weight in enumerate(weights / weights.sum()):
-            _splat(kernel, reach + t * np.sin(angle), reach + t * np.cos(angle), weight)
-        out[i] = _filtered(x[i : i + 1], kernel)[0]
+            _add_between_cells(kernel, reach + t * np.sin(angle), reach + t * np.cos(angle), weight)
+        out[i] = _convolve(x[i : i + 1], kernel)[0]
     return out
 
 
@@ -95,12 +84,12 @@ def zoom_blur(x: np.ndarray, rng: np.random.Generator, largest: float) -> np.nda
     factors = [1 + 0.01 * i for i in range(round((largest - 1) * 100) + 1)]
     total = x.copy()
     for factor in factors:
-        total += enlarged(x, factor)
+        total += enlarge(x, factor)
     return total / (len(factors) + 1)
 
 
-def enlarged(x: np.ndarray, factor: float) -> np.ndarray:
-    """Enlarge about the centre, bilinear, and keep the size."""
+def enlarge(x: np.ndarray, factor: float) -> np.ndarray:
+    """Enlarge about the centre, bilinearly, and keep the size."""
     if factor == 1:
         return x
     middle = (np.array(x.shape[-2:]) - 1) / 2
@@ -111,37 +100,37 @@ def enlarged(x: np.ndarray, factor: float) -> np.ndarray:
 
 
 def contrast(x: np.ndarray, rng: np.random.Generator, factor: float) -> np.ndarray:
-    """Move every value to its channel's mean, of which ``factor`` of the distance is left."""
+    """Scale the distance of every value from its channel's mean by ``factor``."""
     mean = x.mean((2, 3), keepdims=True)
-    moved: np.ndarray = mean + factor * (x - mean)
-    return moved
+    scaled: np.ndarray = mean + factor * (x - mean)
+    return scaled
 
 
 def elastic_transform(
     x: np.ndarray, rng: np.random.Generator, alpha: float, sigma: float, shift: float
 ) -> np.ndarray:
-    """Move three corners of each image by up to ``shift``, and each pixel by a smooth random field."""
+    """Apply a random affine map, which moves three points by up to ``shift``, and a smooth random field."""
     count, channels, h, w = x.shape
     scale = w / _SIDE
     grid = np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing="ij"))
     third = min(h, w) / 3
-    corners = np.array([[third, third], [2 * third, third], [third, 2 * third]])
+    points = np.array([[third, third], [2 * third, third], [third, 2 * third]])
     out = np.empty_like(x)
     for i in range(count):
-        moved = corners + shift * scale * rng.uniform(-1, 1, (3, 2))
+        moved = points + shift * scale * rng.uniform(-1, 1, (3, 2))
         field = rng.uniform(-1, 1, (2, h, w))
-        linear = np.linalg.lstsq(np.c_[moved, np.ones(3)], corners, rcond=None)[0]
-        at = np.einsum("yxc,cd->dyx", np.moveaxis(np.r_[grid, np.ones((1, h, w))], 0, -1), linear)
+        linear = np.linalg.lstsq(np.c_[moved, np.ones(3)], points, rcond=None)[0]
+        source = np.einsum("yxc,cd->dyx", np.moveaxis(np.r_[grid, np.ones((1, h, w))], 0, -1), linear)
         if alpha:
             smooth = ndimage.gaussian_filter(field, (0, sigma * scale, sigma * scale), mode="reflect")
-            at = at + alpha * scale * smooth
+            source = source + alpha * scale * smooth
         for c in range(channels):
-            out[i, c] = ndimage.map_coordinates(x[i, c], at, order=1, mode="reflect")
+            out[i, c] = ndimage.map_coordinates(x[i, c], source, order=1, mode="reflect")
     return out
 
 
 def pixelate(x: np.ndarray, rng: np.random.Generator, factor: float) -> np.ndarray:
-    """Shrink to this part of the size and enlarge again, with boxes."""
+    """Shrink to this share of the size and enlarge again, with box filters."""
     h, w = x.shape[2:]
     small = max(1, int(w * factor)), max(1, int(h * factor))
     out = np.empty(x.shape)
@@ -154,7 +143,7 @@ def pixelate(x: np.ndarray, rng: np.random.Generator, factor: float) -> np.ndarr
 def jpeg_compression(x: np.ndarray, rng: np.random.Generator, quality: int) -> np.ndarray:
     """Save as JPEG of this quality and read it again."""
     out = np.empty_like(x)
-    for i, image in enumerate(_bytes(x)):
+    for i, image in enumerate(to_uint8(x)):
         picture = Image.fromarray(image[0] if len(image) == 1 else np.moveaxis(image, 0, -1))
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=quality)
@@ -163,18 +152,19 @@ def jpeg_compression(x: np.ndarray, rng: np.random.Generator, quality: int) -> n
     return out
 
 
-def _bytes(x: np.ndarray) -> np.ndarray:
+def to_uint8(x: np.ndarray) -> np.ndarray:
+    """Return values in [0, 1] as uint8, clipped and rounded."""
     rounded: np.ndarray = (np.clip(x, 0, 1) * 255).round().astype(np.uint8)
     return rounded
 
 
-def _filtered(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+def _convolve(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     blurred: np.ndarray = ndimage.convolve(x, kernel[None, None], mode="nearest")
     return blurred
 
 
-def _splat(kernel: np.ndarray, y: float, x: float, weight: float) -> None:
-    """Add a weight at a place between the kernel's cells."""
+def _add_between_cells(kernel: np.ndarray, y: float, x: float, weight: float) -> None:
+    """Add a weight at a fractional position, shared by the four cells around it."""
     i, j = int(np.floor(y)), int(np.floor(x))
     dy, dx = y - i, x - j
     for a, wa in ((i, 1 - dy), (i + 1, dy)):

@@ -1,46 +1,33 @@
-"""Corruptions by weather, light and dirt; conventions as in `steppe.diagnostics.corruptions.digital`.
+"""Corruptions by weather and light; conventions as in `steppe.diagnostics.corruptions.digital`.
 
-Where the published set uses pictures or tools that are not at hand (photographs of frost, ImageMagick's motion
-blur), the same parameters drive a texture of our own.
+The published sets use photographs of frost and ImageMagick's motion blur. Here frost, snow and fog are textures of
+our own with the published parameters; brightness follows its published formula.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
-from steppe.diagnostics.corruptions.digital import enlarged, smeared
-
-_WATER, _MUD = (175, 238, 238), (63, 42, 20)
+from steppe.diagnostics.corruptions.digital import enlarge, smear
 
 
 def brightness(x: np.ndarray, rng: np.random.Generator, by: float) -> np.ndarray:
-    """Add to the value of HSV, hue and saturation as they are; black becomes grey."""
+    """Add to the value in HSV and keep hue and saturation; black becomes grey."""
     value = x.max(1, keepdims=True)
     raised = np.clip(value + by, 0, 1)
-    found: np.ndarray = np.where(value > 0, x * (raised / np.where(value > 0, value, 1)), raised)
-    return found
-
-
-def saturate(x: np.ndarray, rng: np.random.Generator, factor: float, by: float) -> np.ndarray:
-    """Scale and shift the saturation of HSV, hue and value as they are; grey has no hue and stays."""
-    value, least = x.max(1, keepdims=True), x.min(1, keepdims=True)
-    spread = value - least
-    now = spread / np.where(value > 0, value, 1)
-    wanted = np.clip(now * factor + by, 0, 1)
-    # at equal hue, every channel's distance from the value is proportional to the saturation
-    return np.where(spread > 0, value - (value - x) * wanted / np.where(now > 0, now, 1), x)
+    brighter: np.ndarray = np.where(value > 0, x * (raised / np.where(value > 0, value, 1)), raised)
+    return brighter
 
 
 def fog(x: np.ndarray, rng: np.random.Generator, amount: float, decay: float) -> np.ndarray:
-    """Add clouds, and scale back to each image's former maximum."""
+    """Add clouds and scale to each image's former maximum; clouds are ours."""
     highest = x.max((1, 2, 3), keepdims=True)
     scaled: np.ndarray = (x + amount * clouds(x.shape, rng, decay)) * highest / (highest + amount)
     return scaled
 
 
 def frost(x: np.ndarray, rng: np.random.Generator, image: float, ice: float) -> np.ndarray:
-    """Mix with ice: bright ridges of fine clouds, bluish in colour, a texture of each image's own."""
+    """Blend with ice of each image's own: bright, bluish ridges of fine clouds; this texture is ours."""
     ridges = 1 - 2 * np.abs(clouds(x.shape, rng, 1.5) - 0.5)
     tint = np.array([0.82, 0.92, 1.0]) if x.shape[1] == 3 else np.ones(1)
     return image * x + ice * np.clip(1.6 * ridges - 0.4, 0, 1) * tint[:, None, None]
@@ -57,39 +44,14 @@ def snow(
     sigma: float,
     mix: float,
 ) -> np.ndarray:
-    """Whiten the image and let flakes fall, smeared along an angle of their own, from both sides."""
+    """Whiten the image and add flakes, smeared along a random angle, from both sides; the smearing is ours."""
     flakes = mean + std * rng.standard_normal((len(x), 1, *x.shape[2:]))
     angles = np.deg2rad(rng.uniform(45, 135, len(x)))
-    flakes = enlarged(flakes, size)
-    flakes = smeared(np.clip(np.where(flakes < threshold, 0, flakes), 0, 1), angles, radius / 2, sigma / 2)
+    flakes = enlarge(flakes, size)
+    flakes = smear(np.clip(np.where(flakes < threshold, 0, flakes), 0, 1), angles, radius / 2, sigma / 2)
     pale = np.maximum(x, 1.5 * _grey(x) + 0.5)
-    fallen: np.ndarray = mix * x + (1 - mix) * pale + flakes + flakes[:, :, ::-1, ::-1]
-    return fallen
-
-
-def spatter(
-    x: np.ndarray,
-    rng: np.random.Generator,
-    mean: float,
-    std: float,
-    sigma: float,
-    threshold: float,
-    strength: float,
-    mud: bool,
-) -> np.ndarray:
-    """Splash drops of water, or of mud, over the image."""
-    wide = sigma * x.shape[-1] / 32
-    drops = mean + std * rng.standard_normal((len(x), 1, *x.shape[2:]))
-    drops = ndimage.gaussian_filter(drops, (0, 0, wide, wide), mode="nearest")
-    # the blur takes spread away, which the threshold counts on
-    drops = mean + (drops - mean) * (std / np.maximum(drops.std((2, 3), keepdims=True), 1e-12))
-    cover = np.clip((drops - threshold) / (std + 1e-12), 0, 1)
-    cover = strength * ndimage.gaussian_filter(cover, (0, 0, 0.3, 0.3)) if not mud else (cover > 0) * strength
-    colour = np.array(_MUD if mud else _WATER) / 255
-    if x.shape[1] == 1:
-        colour = colour.mean(keepdims=True)
-    splashed: np.ndarray = x * (1 - cover) + cover * colour[:, None, None]
-    return splashed
+    snowy: np.ndarray = mix * x + (1 - mix) * pale + flakes + flakes[:, :, ::-1, ::-1]
+    return snowy
 
 
 def clouds(shape: tuple[int, ...], rng: np.random.Generator, decay: float) -> np.ndarray:
@@ -106,9 +68,9 @@ def clouds(shape: tuple[int, ...], rng: np.random.Generator, decay: float) -> np
         upper = coarse[:, i][:, :, j] * (1 - v) + coarse[:, i][:, :, j + 1] * v
         lower = coarse[:, i + 1][:, :, j] * (1 - v) + coarse[:, i + 1][:, :, j + 1] * v
         total[:, 0] += (upper * (1 - u) + lower * u) / decay**k
-    least = total.min((2, 3), keepdims=True)
-    spread: np.ndarray = (total - least) / np.maximum((total - least).max((2, 3), keepdims=True), 1e-12)
-    return spread
+    total -= total.min((2, 3), keepdims=True)
+    texture: np.ndarray = total / np.maximum(total.max((2, 3), keepdims=True), 1e-12)
+    return texture
 
 
 def _grey(x: np.ndarray) -> np.ndarray:

@@ -12,16 +12,14 @@ Start    decay 0.999 (small data) to 0.9998
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from steppe.core.batch import Batch
-from steppe.core.method import Method, require, with_presets
-from steppe.core.model_call import call_model, extract_logits
+from steppe.core.method import Method, require
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.state.weight_average import WeightAverage
 
@@ -44,21 +42,11 @@ class EMA(Method):
         return WeightAverage(net)
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
-        """Take in the new weights."""
+        """Update the mean."""
         assert isinstance(state, WeightAverage)
         state.update(rt.net, 1 - min(self.decay, (1 + state.count) / (10 + state.count)))
 
     def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
-        """Put the mean in the network's place."""
+        """Swap in the mean."""
         assert isinstance(state, WeightAverage)
         return state.swapped_in(net)
-
-    def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
-        """Deploy the mean."""
-        with self.deployed_weights(net, state):
-            return extract_logits(call_model(net, x))
-
-    def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Deploy the mean alone."""
-        with self.deployed_weights(net, state):
-            return with_presets(new_model(), net.state_dict())

@@ -13,16 +13,14 @@ Start    start 0.75, every = the steps of an epoch; combine it with any method: 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from steppe.core.batch import Batch
-from steppe.core.method import Method, require, with_presets
-from steppe.core.model_call import call_model, extract_logits
+from steppe.core.method import Method, require
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.state.weight_average import WeightAverage
 
@@ -43,26 +41,16 @@ class SWA(Method):
         require(self, "every", self.every >= 1, "at least 1")
 
     def init(self, net: nn.Module) -> nn.Module:
-        """Start with nothing."""
+        """Start with an empty mean."""
         return WeightAverage(net)
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
-        """Take in the new weights if it is time."""
+        """Update the mean if it is time."""
         assert isinstance(state, WeightAverage)
         if rt.now.reached(self.start, "start") and rt.now.step % self.every == 0:
             state.update(rt.net, 1 / (state.count + 1))
 
     def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
-        """Put the mean in the network's place."""
+        """Swap in the mean, once there is one."""
         assert isinstance(state, WeightAverage)
         return state.swapped_in(net) if state.count else nullcontext()
-
-    def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
-        """Deploy the mean once there is one."""
-        with self.deployed_weights(net, state):
-            return extract_logits(call_model(net, x))
-
-    def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Deploy the mean alone."""
-        with self.deployed_weights(net, state):
-            return with_presets(new_model(), net.state_dict())

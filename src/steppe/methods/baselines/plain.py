@@ -5,7 +5,7 @@
 Paper    none: empirical risk minimisation with the optimizer U as it stands
 Code     none
 Cost     1 forward, 1 backward, 1 update
-Limits   none: other methods have this as theirs
+Limits   none: it is the limit of other methods
 Differs  none known
 Start    nothing to set
 """

@@ -30,10 +30,10 @@ class TwoStep(Method):
     cost: ClassVar = (2, 2, 2)
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Update, look again, update."""
+        """Gradient, update, gradient with fresh dropout masks, update."""
         out, g = rt.grad(rt.objective, batch)
         rt.apply(g, more=True)
-        with rt.aside(rt.draw_mask_seed()):
+        with rt.preserve_state(rt.draw_mask_seed()):
             _, g = rt.grad(rt.objective, batch)
         rt.apply(g)
         return out

@@ -6,7 +6,7 @@ Paper    Brock et al., ICML 2021, arXiv:2102.06171, equation 3
 Code     deepmind/deepmind-research nfnets @ d8df415
 Cost     1 forward, 1 backward, 1 update
 Limits   clipping = inf is Plain
-Differs  1. the last linear layer's weight is left alone, as in the authors' code; clip_head = True clips it too,
+Differs  1. the last linear layer's weight is not clipped, as in the authors' code; clip_head = True clips it too,
             as the SADT notebook does.
          2. units where nothing is clipped keep their gradient bit for bit.
 Start    clipping 0.01 (paper, batch 4096; up to 0.16 for small batches), eps 1e-3
@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from steppe.core.method import Method, require
-from steppe.core.numerics.perturbations import last_of, unit_dims, unit_norms
+from steppe.core.numerics.filters import last_of, unit_dims, unit_norms
 from steppe.core.numerics.vector import Vec
 from steppe.core.runtime import Runtime
 

@@ -1,4 +1,4 @@
-"""Gradient centralisation: take the mean out of each output unit's gradient.
+"""Gradient centralisation: subtract its mean from each output unit's gradient.
 
     g_k <- g_k - mean(g_k)        for every output unit k of every weight with two or more dimensions
 
@@ -6,12 +6,12 @@ Paper    Yong et al., ECCV 2020, arXiv:2004.01461, equation 1
 Code     Yonghongwei/Gradient-Centralization @ ed2a608
 Cost     1 forward, 1 backward, 1 update
 Limits   on a network of vectors only (no weight with two dimensions) it is Plain
-Differs  1. units with a single weight are left alone; the authors' code freezes them (their mean is themselves).
+Differs  1. units with a single weight are not changed; the authors' code freezes them (their mean is themselves).
          2. the raw gradient is centred before the optimizer, weight decay is not; the authors' SGD centres
             the sum of gradient and weight decay, their Adam by default the final direction.
          3. transposed convolutions are centred per output channel, embeddings not at all; the authors' code
             centres over all dimensions but the first.
-Start    nothing to set; conv_only = True leaves linear layers alone (authors' option)
+Start    nothing to set; conv_only = True does not centre linear layers (authors' option)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from steppe.core.method import Method
-from steppe.core.numerics.perturbations import fan_in, unit_dims
+from steppe.core.numerics.filters import fan_in, unit_dims
 from steppe.core.numerics.vector import Vec
 from steppe.core.runtime import Runtime
 

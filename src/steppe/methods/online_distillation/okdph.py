@@ -1,4 +1,4 @@
-"""Online distillation with parameter hybridisation: the mixture of the students learns, teaches and pulls.
+"""Online distillation with parameter hybridisation: students learn from a mixture of their weights, and fuse.
 
     w_h = sum_m r_m w_m,   t = (sum_m z_m + z_h) / (N + 1) without gradient
     w_m <- U(w_m, grad_m [omega L(w_m) + beta T^2 KL(softmax(t / T) || softmax(z_m / T)) + (1 - omega) L(w_h)])
@@ -11,12 +11,12 @@ Code     tianlizhang/OKDPH @ a562089
 Cost     3 forward, 3 backward, 1 update (one of each of ``networks``, one of the hybrid)
 Limits   networks = 1 is Plain; omega = 1, beta = 0, gamma = 0 is Plain for each student
 Differs  1. gradient = 'chain' follows the equation: r_m times the hybrid's gradient. The code writes the hybrid
-            into a module of its own, so its loss moves nobody: that is 'none', with which the tables were found.
+            into a module of its own, so its loss trains no student: that is 'none', used for the paper's tables.
             'full' gives each student the whole gradient.
          2. fusion mixes the updated students; fuse = 'before' mixes those from before the update, as the code
             does, which at gamma = 1 throws the update away. The code also evaluates before it fuses.
          3. mixing = 'dirichlet' draws r once a step, equal on all processes; the code's version cannot run.
-         4. running statistics are mixed like weights, other buffers and momentum are left alone (as the code).
+         4. running statistics are mixed like weights, other buffers and momentum are not (as in the code).
          5. deployed is the first student or, with deploy = 'hybrid', the hybrid; the code reports the best of all.
          6. t is the code's, the paper does not define it; T is the code's default.
 Start    omega 0.8, beta 0.8, gamma 0.5, T 4 (code), every '5b' (table 6); preset 'cifar100-vgg16' and others
@@ -33,31 +33,34 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from steppe.core import rng as streams
+from steppe.core import rng
 from steppe.core.batch import Batch
-from steppe.core.method import Method, name_of, require, with_presets
+from steppe.core.method import require, with_weights
 from steppe.core.model_call import call_model
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.errors import InputError, unknown
+from steppe.methods.online_distillation._base import OnlineDistillation
 from steppe.methods.online_distillation._okdph_presets import PRESETS
 from steppe.models.multi.ensemble import Gradient, HybridEnsemble, named
-from steppe.models.multi.inputs import distillation_loss, expect_views, fresh_networks, mean_of, views_of
+from steppe.models.multi.inputs import distillation_loss, fresh_networks, mean_of, views_of
 
 _DEFAULTS = {"omega": 0.8, "beta": 0.8, "gamma": 0.5, "every": "5b"}
 
 
 @dataclass(frozen=True)
-class OKDPH(Method):
+class OKDPH(OnlineDistillation):
     """Train ``networks`` students and fuse them into their hybrid by ``gamma`` every ``every``.
 
-    ``every`` is '5b' (every fifth step; within each epoch, if its length is known) or '1e' (after each epoch; bind
-    with epoch=len(loader)). ``omega``, ``beta``, ``gamma`` and ``every`` left out take the preset's values.
+    ``every`` is '5b' (every fifth step; counted within each epoch, if its length is known) or '1e' (after each
+    epoch; bind with epoch=len(loader)). ``omega``, ``beta``, ``gamma`` and ``every`` are by default the preset's.
     """
 
     limit: ClassVar = {"networks": 1}
     cost: ClassVar = (3, 3, 1)
     whole: ClassVar = "its hybrid is mixed from whole networks"
     mixes: ClassVar = "fusion mixes the students' running statistics"
+    module: ClassVar = HybridEnsemble
+    members: ClassVar = "networks"
 
     networks: int = 2
     omega: float | None = None
@@ -73,14 +76,14 @@ class OKDPH(Method):
     preset: str = ""
 
     def check(self) -> None:
-        """Fill in the preset; refuse values that mean nothing."""
+        """Fill in the preset; refuse impossible values."""
         if self.preset and self.preset not in PRESETS:
             raise unknown("preset of okdph", self.preset, PRESETS)
         values = dict(zip(_DEFAULTS, PRESETS[self.preset], strict=True)) if self.preset else _DEFAULTS
         for name, value in values.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        require(self, "networks", self.networks >= 1, "at least 1 (2 is usual)")
+        super().check()
         for name in ("omega", "gamma"):
             require(self, name, 0 <= getattr(self, name) <= 1, "a number from 0 to 1")
         require(self, "beta", _of(self.beta) >= 0, "a number of at least 0 (0.8 is usual)")
@@ -90,8 +93,10 @@ class OKDPH(Method):
         require(self, "gradient", self.gradient in ("none", "chain", "full"), "'chain', 'full' or 'none'")
         require(self, "fuse", self.fuse in ("after", "before"), "'after' or 'before' (the update)")
         require(self, "deploy", self.deploy in ("student", "hybrid"), "'student' or 'hybrid'")
-        mute = self.omega == 0 and self.gradient == "none" and self.networks > 1
-        require(self, "omega", not mute, "above 0: with gradient 'none' nothing else learns from the labels")
+        unsupervised = self.omega == 0 and self.gradient == "none" and self.networks > 1
+        require(
+            self, "omega", not unsupervised, "above 0: with gradient 'none' nothing else learns from the labels"
+        )
         more = self.gradient != "none" and self.omega != 1
         object.__setattr__(self, "cost", (self.networks + 1, self.networks + more, 1))
 
@@ -100,38 +105,30 @@ class OKDPH(Method):
         """One for each student, and the last for the hybrid."""
         return self.networks + 1 if self.networks > 1 else 1
 
-    def build(self, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Return students with the same or fresh initial weights, the network itself if one is wanted."""
-        if self.networks == 1:
-            return new_model()
+    def build_members(self, new_model: Callable[[], nn.Module]) -> nn.Module:
+        """Return students with the same or fresh initial weights."""
         if self.same_start:
             first = new_model()
             networks = [first, *(copy.deepcopy(first) for _ in range(self.networks - 1))]
         else:
             networks = fresh_networks(new_model, self.networks)
-        silent = self.omega == 1  # nothing learns through the hybrid then
-        return HybridEnsemble(networks, "none" if silent else cast(Gradient, self.gradient))
-
-    def init(self, net: nn.Module) -> nn.Module:
-        """Remember nothing; refuse a model that was not built for this."""
-        if self.networks > 1:
-            expect_views(net, HybridEnsemble, self.networks, name_of(self), "networks")
-        return nn.Module()
+        # with omega = 1 no gradient comes from the hybrid
+        return HybridEnsemble(networks, "none" if self.omega == 1 else cast(Gradient, self.gradient))
 
     def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """The students' losses and pulls, and the hybrid's loss once."""
+        """The students' losses and their divergences from the common target, and the hybrid's loss once."""
         if self.networks == 1:
             return rt.supervised(batch)
         omega, beta = _of(self.omega), _of(self.beta)
-        due = self.due(rt.now.step, rt.setup.epoch)  # refuses before the first update what it cannot know after it
+        due = self.due(rt.now.step, rt.options.epoch)  # an unknown epoch is refused before the first update
         if due and self.gamma and self.fuse == "before" and not rt.untracked:
-            self._remember(rt)
-        given = views_of(batch, self.networks + 1)
-        inputs = given if isinstance(given, dict) else {"x": given}
+            self._store_hybrid(rt)
+        views = views_of(batch, self.networks + 1)
+        inputs = views if isinstance(views, dict) else {"x": views}
         *students, hybrid = call_model(rt.model, {**inputs, "mix": self.shares(rt)})
         learns = omega < 1 and self.gradient != "none"
-        own = len(batch) / self.networks  # the hybrid is one network more
-        rt.count(forward=own, backward=own if learns else 0.0)
+        hybrid_pass = len(batch) / self.networks  # the hybrid is one more network
+        rt.count(forward=hybrid_pass, backward=hybrid_pass if learns else 0.0)
         losses = [omega * rt.loss(z, batch.y) for z in students]
         if beta:
             teacher = mean_of([*students, hybrid]).detach()
@@ -142,26 +139,26 @@ class OKDPH(Method):
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
         """Fuse, if it is time."""
-        if self.networks > 1 and self.gamma and self.due(rt.now.step, rt.setup.epoch):
+        if self.networks > 1 and self.gamma and self.due(rt.now.step, rt.options.epoch):
             assert isinstance(rt.net, HybridEnsemble)
             rt.net.fuse(self.gamma, self.shares(rt), rt.net.earlier)
             rt.net.earlier = None
 
-    def _remember(self, rt: Runtime) -> None:
-        """Keep the hybrid of before the step, at the first of its micro-batches."""
+    def _store_hybrid(self, rt: Runtime) -> None:
+        """Store the hybrid as it is before the update, at the first micro-batch of the step."""
         assert isinstance(rt.net, HybridEnsemble)
         if rt.net.earlier is None or rt.net.earlier_step != rt.now.step:
-            held = rt.net.hybrid(self.shares(rt))
-            rt.net.earlier = {name: t.detach().clone() for name, t in held.items()}
+            hybrid = rt.net.hybrid(self.shares(rt))
+            rt.net.earlier = {name: t.detach().clone() for name, t in hybrid.items()}
             rt.net.earlier_step = rt.now.step
 
     def shares(self, rt: Runtime) -> Tensor:
-        """Return this step's r (N,), on the processor: a function of seed and step, on which all passes agree."""
+        """Return this step's r (N,), on the CPU: a function of seed and step, so that all passes have the same."""
         if self.mixing == "mean":
             return torch.full((self.networks,), 1 / self.networks, dtype=torch.float64)
-        rng = streams.generator(rt.setup.seed, "mixing", rt.now.step, torch.device("cpu"))
-        drawn = torch.empty(self.networks, dtype=torch.float64).exponential_(generator=rng)
-        return drawn / drawn.sum()
+        generator = rng.generator(rt.options.seed, "mixing", rt.now.step, torch.device("cpu"))
+        weights = torch.empty(self.networks, dtype=torch.float64).exponential_(generator=generator)
+        return weights / weights.sum()
 
     def due(self, step: int, epoch: int | None) -> bool:
         """Return whether fusion follows this step (from 0); raises InputError if it needs an epoch's length."""
@@ -176,22 +173,18 @@ class OKDPH(Method):
             )
         return (step + 1) % epoch == 0 and step // epoch % count == 0
 
-    def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
-        """Deploy the first student, or the hybrid."""
-        return self.outputs(net, state, x)["deployed"]
-
     def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Deploy the first student or the hybrid alone."""
+        """Return the first student, or the hybrid."""
         plain = new_model()
         if not isinstance(net, HybridEnsemble):
-            return with_presets(plain, net.state_dict())
-        held = net.hybrid() if self.deploy == "hybrid" else net.networks[0].state_dict()
-        return with_presets(plain, {k: held[k] for k in plain.state_dict()})
+            return with_weights(plain, net.state_dict())
+        weights = net.hybrid() if self.deploy == "hybrid" else net.networks[0].state_dict()
+        return with_weights(plain, {k: weights[k] for k in plain.state_dict()})
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
-        """Report each student, their mean, and the hybrid (of equal shares)."""
-        found = named(net, x, "hybrid")
-        return found | {"deployed": found["hybrid"]} if self.deploy == "hybrid" and self.networks > 1 else found
+        """Return the logits of each student, their mean, and the hybrid (of equal shares)."""
+        logits = named(net, x, "hybrid")
+        return logits | {"deployed": logits["hybrid"]} if self.deploy == "hybrid" and self.networks > 1 else logits
 
 
 def _of(value: float | None) -> float:

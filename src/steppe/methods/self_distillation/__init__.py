@@ -1,1 +1,1 @@
-"""Learning from one's own outputs."""
+"""Distillation from the network's own outputs."""

@@ -1,4 +1,4 @@
-"""MESA: stay close to what a running mean of the weights says.
+"""MESA: stay close to the outputs of a running mean of the weights.
 
     w <- U(w, grad [L(w) + lam T^2 KL(softmax(f(x; v) / T) || softmax(f(x; w) / T))]),   v <- d v + (1 - d) w
 
@@ -60,14 +60,14 @@ class MESA(Method):
             return rt.supervised(batch)
         # before the pass of the weights, whose graph a change of them would break
         with state.swapped_in(rt.net):
-            past = extract_logits(call_model(rt.net, batch.x))
+            teacher = extract_logits(call_model(rt.net, batch.x))
         rt.count(forward=len(batch))
         out = rt.supervised(batch)
         weight = self.lam * (self.T**2 if self.squared else 1.0)
-        return StepOutput(out.loss + weight * kl_divergence(past, out.logits, self.T), out.logits)
+        return StepOutput(out.loss + weight * kl_divergence(teacher, out.logits, self.T), out.logits)
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
-        """Take in the new weights."""
+        """Update the mean."""
         assert isinstance(state, WeightAverage)
         if self.lam:
             state.update(rt.net, 1 - min(self.decay, (1 + state.count) / (10 + state.count)))

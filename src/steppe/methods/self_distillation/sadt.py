@@ -36,8 +36,8 @@ from torch.func import functional_call
 from steppe.core.batch import Batch
 from steppe.core.method import Method, require
 from steppe.core.numerics import vector
+from steppe.core.numerics.filters import SCOPES, in_scope, last_of
 from steppe.core.numerics.losses import kl_divergence
-from steppe.core.numerics.perturbations import SCOPES, in_scope, last_of
 from steppe.core.numerics.vector import Vec
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.models.multi.shared_trunk import share, split_at
@@ -59,8 +59,8 @@ _PRESETS = {"paper": _PAPER, "notebook": _NOTEBOOK}
 class SADT(Method):
     """Distil the network into itself through teachers near its updated weights.
 
-    ``sigma``, ``scope`` and ``direction`` left out take the preset's values. ``scope`` names where the noise
-    goes, one word per teacher; a word that ends in * multiplies the weights by N(0, sigma^2) instead of
+    ``sigma``, ``scope`` and ``direction`` are by default those of the preset. ``scope`` names the parameters that
+    get noise, one scope per teacher; a scope that ends in * multiplies the weights by N(0, sigma^2) instead of
     adding it. ``direction`` is 'pre-aux' for KL(f(x; w) || f(x; w_t)) or 'aux-pre' for the reverse.
     """
 
@@ -78,7 +78,7 @@ class SADT(Method):
     masks: str = "fresh"
 
     def check(self) -> None:
-        """Fill in the preset; refuse values that mean nothing."""
+        """Fill in the preset; refuse impossible values."""
         require(self, "variant", self.variant in (1, 2, 3), "1, 2 or 3")
         require(self, "preset", self.preset in _PRESETS, "'paper' or 'notebook'")
         for name, value in _PRESETS[self.preset][self.variant].items():
@@ -89,14 +89,14 @@ class SADT(Method):
         require(self, "weight", self.weight >= 0, "a number of at least 0")
         require(self, "updates", self.updates in (1, 2), "1 or 2")
         require(self, "masks", self.masks in ("fresh", "replay"), "'fresh' or 'replay'")
-        known = [s.removesuffix("*") for s in self._scopes()]
-        plain = [(s.startswith("tensor:") and s[7:].isdigit()) or s in SCOPES[:-1] for s in known]
-        require(self, "scope", bool(plain) and all(plain), "words of " + ", ".join(SCOPES))
-        passes = 1 + len(known)
+        scopes = [s.removesuffix("*") for s in self._scopes()]
+        valid = [(s.startswith("tensor:") and s[7:].isdigit()) or s in SCOPES[:-1] for s in scopes]
+        require(self, "scope", bool(valid) and all(valid), "one or more of " + ", ".join(SCOPES))
+        passes = 1 + len(scopes)
         object.__setattr__(self, "cost", (passes, passes, self.updates))
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Update; look at the batch through the teachers; update with both gradients."""
+        """Gradient u, update, gradient a of the teachers' divergences, update with both."""
         out, up = rt.grad(rt.objective, batch)
         if self.weight == 0:
             rt.apply(up, times=self.updates)
@@ -104,8 +104,8 @@ class SADT(Method):
         if self.updates == 2:
             rt.apply(up, more=True)
         teachers = self._teachers(up, rt)
-        masks = rt.draw_mask_seed() if self.masks == "fresh" else None
-        aux = self._distil(teachers, batch.with_extra(clean=out.logits), masks, rt)
+        mask_seed = rt.draw_mask_seed() if self.masks == "fresh" else None
+        aux = self._distil(teachers, batch.with_extra(clean=out.logits), mask_seed, rt)
         rt.apply(vector.add(up, aux, by=self.weight))
         return out
 
@@ -115,33 +115,32 @@ class SADT(Method):
     def _teachers(self, up: Vec, rt: Runtime) -> list[Vec]:
         """Return each teacher's offset from the present weights."""
         offsets = []
-        for word in self._scopes():
-            scope = word.removesuffix("*")
+        for name in self._scopes():
+            scope = name.removesuffix("*")
             where = rt.once(("scope", scope), partial(in_scope, rt.net, rt.params, scope))
             noise = vector.scale(vector.gaussian(rt.params, rt.rng, where), self.sigma or 0.0)
-            if word.endswith("*"):
-                noise = [
-                    None if n is None else p.detach() * (n - 1) for n, p in zip(noise, rt.params, strict=True)
-                ]
+            if name.endswith("*"):
+                pairs = zip(noise, rt.params, strict=True)
+                noise = [None if n is None else p.detach() * (n - 1) for n, p in pairs]
             offsets.append(noise)
         if self.variant == 3:
             common = rt.shared(up)
             offsets = [vector.scale(vector.add(common, noise), self.ascent) for noise in offsets]
         return offsets
 
-    def _distil(self, teachers: list[Vec], batch: Batch, masks: int | None, rt: Runtime) -> Vec:
-        """Return the sum of the teachers' gradients, sharing what lies below all of their perturbations."""
+    def _distil(self, teachers: list[Vec], batch: Batch, mask_seed: int | None, rt: Runtime) -> Vec:
+        """Return the sum of the teachers' gradients; layers below all of the noise run once for all teachers."""
         conv = last_of(rt.net, nn.Conv1d, nn.Conv2d, nn.Conv3d)
         parts = rt.once("sadt parts", lambda: conv and rt.callable_in_parts and split_at(rt.net, conv))
         sample = next(batch.split(2)).x
         if len(teachers) > 1 and parts and _within(teachers, parts[1], rt):
             above = rt.once(("sadt share", sample.shape[1:]), lambda: share(rt.net, parts[1], sample))
             objective = partial(self._through_branches, teachers, *parts, rt)
-            with rt.aside(masks):
+            with rt.preserve_state(mask_seed):
                 return rt.grad(objective, batch, work=1 + (len(teachers) - 1) * above)[1]
         total: Vec = [None] * len(rt.params)
         for offset in teachers:
-            with rt.at(offset, masks=masks):
+            with rt.at(offset, mask_seed=mask_seed):
                 total = vector.add(total, rt.grad(partial(self._match, rt), batch)[1])
         return total
 
@@ -156,7 +155,7 @@ class SADT(Method):
     def _through_branches(
         self, teachers: list[Vec], below: nn.Module, above: nn.Module, rt: Runtime, batch: Batch
     ) -> StepOutput:
-        """Run the trunk once and each teacher's own top on it; the masks of all tops are the same."""
+        """Run the trunk once and each teacher's top on its output; all tops have the same dropout masks."""
         names = {id(p): name for name, p in above.named_parameters()}
         trunk = below(batch.x)
 

@@ -6,10 +6,9 @@ Paper    Kwon et al., ICML 2021, arXiv:2102.11600, equation 5
 Code     SamsungLabs/ASAM @ f156a68; davda54/sam @ 3c3afdb (adaptive = True)
 Cost     2 forward, 2 backward, 1 update
 Limits   rho = 0 is Plain
-Differs  1. what counts as a weight is asked of the module that holds it; the authors' code asks whether the
-            parameter's full name contains 'weight'.
-         2. scaling = 'all' is davda54's form: T = |w| for every parameter (eta is not used). Zero weights then
-            never move in the ascent. Its best rho is about four times larger.
+Differs  1. a weight is what its module calls so; the authors' code looks for 'weight' in the full name.
+         2. scaling = 'all' is davda54's form: T = |w| for every parameter (eta is not used). Zero weights are
+            then never perturbed. Its best rho is about four times larger.
          3. running statistics come from the clean pass only; the authors' code counts both.
 Start    rho 0.5 (CIFAR-10) or 1.0 (CIFAR-100 and ImageNet), eta 0.01 (authors' class; their script has 0);
          rho 2 with scaling = 'all' (davda54's example)
@@ -25,7 +24,8 @@ from torch import nn
 
 from steppe.core.batch import Batch
 from steppe.core.method import Method, plain_step, require
-from steppe.core.numerics.perturbations import is_weight, schedule_perturbation
+from steppe.core.numerics.filters import is_weight
+from steppe.core.numerics.perturbations import scaled_perturbation
 from steppe.core.numerics.vector import Vec
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
@@ -50,12 +50,12 @@ class ASAM(Method):
         require(self, "scaling", self.scaling in ("weights", "all"), "'weights' or 'all'")
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Climb in the scaled space, look, come back, descend."""
+        """Gradient at w, perturb in the scaled space, gradient there, restore w, update."""
         rho = rt.setting("rho", self.rho)
         if rho == 0:
             return plain_step(batch, rt)
         out, g = rt.grad(rt.objective, batch)
-        with rt.at(schedule_perturbation(rt.shared(g), rho, self._scale(rt))):
+        with rt.at(scaled_perturbation(rt.shared(g), rho, self._scale(rt))):
             _, g = rt.grad(rt.objective, batch)
         rt.apply(g)
         return out

@@ -1,4 +1,4 @@
-"""Efficient SAM: climb in some of the weights, descend on the samples that are sharpest.
+"""Efficient SAM: perturb some of the weights, and update on the sharpest samples.
 
     w <- U(w, grad L_{B+}(w + e)),   e = (rho / beta) g_S / |g_S|,   g_S: that of a random part S of the tensors
     B+: the gamma |B| samples whose loss rises most from w to w + e
@@ -30,7 +30,7 @@ from torch import nn
 from steppe.core.batch import Batch
 from steppe.core.method import Method, plain_step, require
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import sam_perturbation, schedule_perturbation
+from steppe.core.numerics.perturbations import sam_perturbation, scaled_perturbation
 from steppe.core.numerics.vector import Vec
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
@@ -59,30 +59,29 @@ class ESAM(Method):
         object.__setattr__(self, "cost", (1 + sharp + self.gamma, 1 + self.gamma, 1))
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Climb in a part, choose the sharpest samples, come back, descend on these."""
+        """Perturb a part of w, choose the sharpest samples, take their gradient, restore w, update."""
         rho = rt.setting("rho", self.rho)
         if rho == 0 and self.gamma == 1:
             return plain_step(batch, rt)
-        kept = self._tensors(rt)
-        out, g = rt.grad(rt.objective, batch, where=kept)
-        with rt.at(self._ascent(rt.shared(g), rho, rt)):
+        out, g = rt.grad(rt.objective, batch, where=self._tensors(rt))
+        with rt.at(self._perturbation(rt.shared(g), rho, rt)):
             sharp = batch if self.gamma == 1 else self._sharpest(batch, out, rt)
             _, g = rt.grad(rt.objective, sharp)
         rt.apply(g)
         return out
 
     def _tensors(self, rt: Runtime) -> list[bool] | None:
-        """Return which tensors have a part in the ascent, None for all."""
+        """Return which tensors are perturbed, None for all."""
         if self.beta == 1 or self.mask == "element":
             return None
-        drawn = torch.rand(len(rt.params), generator=rt.rng, device=rt.rng.device)
-        kept = drawn < self.beta
-        kept[drawn.argmin()] = True
-        return [bool(k) for k in kept.tolist()]
+        uniform = torch.rand(len(rt.params), generator=rt.rng, device=rt.rng.device)
+        chosen = uniform < self.beta
+        chosen[uniform.argmin()] = True
+        return [bool(c) for c in chosen.tolist()]
 
-    def _ascent(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec | vector.ScaledVector:
+    def _perturbation(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec | vector.ScaledVector:
         if self.beta == 1:
-            return schedule_perturbation(g, rho)
+            return scaled_perturbation(g, rho)
         offset = vector.scale(sam_perturbation(g, rho), 1 / self.beta)
         if self.mask == "tensor":
             return offset
@@ -90,5 +89,5 @@ class ESAM(Method):
 
     def _sharpest(self, batch: Batch, out: StepOutput, rt: Runtime) -> Batch:
         rise = rt.losses(rt.outputs(batch), batch) - rt.losses(out.logits, batch)
-        kept = max(min(2, len(batch)), math.floor(self.gamma * len(batch)))
-        return batch.take(rise.topk(kept).indices.sort().values)
+        count = max(min(2, len(batch)), math.floor(self.gamma * len(batch)))
+        return batch.take(rise.topk(count).indices.sort().values)

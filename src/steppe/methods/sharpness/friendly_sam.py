@@ -1,4 +1,4 @@
-"""Friendly SAM: climb along the part of the gradient that is the batch's own.
+"""Friendly SAM: perturb along the part of the gradient that is specific to the batch.
 
     w <- U(w, grad L(w + e)),   e = rho d / |d|,   d = g - sigma m,   m <- lam m + (1 - lam) g,   g = grad L(w)
 
@@ -9,7 +9,7 @@ Limits   rho = 0 is Plain; sigma = 0 is SAM
 Differs  1. d is taken from m as it was before this batch (authors' code); the paper updates m first, which is the
             same direction for sigma = 1.
          2. under data parallelism m is that of all processes, one message more per step, so that a checkpoint
-            does not depend on who wrote it.
+            does not depend on the process that wrote it.
 Start    rho 0.2, sigma 1, lam 0.6 (CIFAR-100, ResNet-18, authors' script; their default is 0.95)
 """
 
@@ -23,7 +23,7 @@ from torch import nn
 from steppe.core.batch import Batch
 from steppe.core.method import Method, plain_step, require
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import schedule_perturbation
+from steppe.core.numerics.perturbations import scaled_perturbation
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
 from steppe.core.state.param_state import ParamState
@@ -47,11 +47,11 @@ class FriendlySAM(Method):
         require(self, "lam", 0 <= self.lam < 1, "a number from 0 to below 1 (0.6 to 0.95)")
 
     def init(self, net: nn.Module) -> nn.Module:
-        """Remember the gradient's running mean."""
+        """Keep the gradient's running mean."""
         return ParamState(net)
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Climb along the batch's own part, look, come back, descend."""
+        """Gradient at w, perturb along its part specific to the batch, gradient there, restore w, update."""
         rho = rt.setting("rho", self.rho)
         if rho == 0:
             return plain_step(batch, rt)
@@ -60,7 +60,7 @@ class FriendlySAM(Method):
         out, g = rt.grad(rt.objective, batch)
         common = rt.all_reduce_mean(g)
         d = vector.add(rt.shared(g), mean, by=-self.sigma) if self.sigma else rt.shared(g)
-        with rt.at(schedule_perturbation(vector.only(d, [t is not None for t in g]), rho)):
+        with rt.at(scaled_perturbation(vector.only(d, [t is not None for t in g]), rho)):
             _, g = rt.grad(rt.objective, batch)
         rt.apply(g)
         weight = 1 - self.lam if state.writes else 1.0

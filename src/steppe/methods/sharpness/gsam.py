@@ -1,4 +1,4 @@
-"""Surrogate-gap SAM: SAM that also closes the gap between the worst loss nearby and the loss here.
+"""Surrogate-gap SAM: SAM that also reduces the gap between the worst loss nearby and the loss at the weights.
 
     w <- U(w, g_p - alpha (g - <g, u> u)),   u = g_p / |g_p|,   g_p = grad L(w + rho g / |g|),   g = grad L(w)
 
@@ -8,7 +8,7 @@ Cost     2 forward, 2 backward, 1 update
 Limits   rho = 0 is Plain; alpha = 0 is SAM
 Differs  1. rho is a constant unless it is tied to the learning rate, as the paper does:
             rho = with-lr(rho_max,lr_max,rho_min,lr_min).
-         2. where g_p vanishes it is used as it is; the authors' code then climbs.
+         2. if g_p is zero, so is the gradient of the update; the authors' code then ascends the clean loss.
          3. adaptive = 'abs' scales the ascent by |w| (paper, JAX), 'square' by w^2, norm of |w| g (PyTorch).
          4. descend = 'clean' is big_vision's option: g + alpha (g_p - <g_p, v> v), v = g / |g|.
 Start    ResNet-50: rho 0.04 to 0.02, alpha 0.01; ViT-B/32: rho 0.6 to 0.1, alpha 0.6 (authors' README);
@@ -20,12 +20,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from steppe.core.batch import Batch
 from steppe.core.method import Method, plain_step, require
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import sam_perturbation, schedule_perturbation
+from steppe.core.numerics.perturbations import sam_perturbation, scaled_perturbation
 from steppe.core.numerics.vector import Vec
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
@@ -33,7 +33,7 @@ from steppe.core.schedules import ScheduleValue, lowest
 
 @dataclass(frozen=True)
 class GSAM(Method):
-    """SAM at distance ``rho``, minus ``alpha`` times the part of the clean gradient that it does not see."""
+    """SAM at distance ``rho``, minus ``alpha`` times the clean gradient's part orthogonal to the perturbed one."""
 
     controls: ClassVar[tuple[str, ...]] = ("two-step",)
     limit: ClassVar = {"rho": 0.0}
@@ -52,13 +52,13 @@ class GSAM(Method):
         require(self, "descend", self.descend in ("perturbed", "clean"), "'perturbed' or 'clean'")
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Climb, look, come back, descend without what the look did not see."""
+        """Gradient g at w, gradient g_p at w + e, restore w, update with g_p less the orthogonal part of g."""
         rho = rt.setting("rho", self.rho)
         if rho == 0:
             return plain_step(batch, rt)
         out, g = rt.grad(rt.objective, batch)
         g = rt.shared(g)
-        with rt.at(self._ascent(g, rho, rt)):
+        with rt.at(self._perturbation(g, rho, rt)):
             _, g_p = rt.grad(rt.objective, batch)
         g_p = rt.shared(g_p)
         if self.alpha == 0:
@@ -66,19 +66,16 @@ class GSAM(Method):
         elif self.descend == "clean":
             rt.apply(vector.add(g, vector.orthogonal_part(g_p, g), by=self.alpha))
         else:
-            rt.apply(vector.add(g_p, vector.scale(vector.orthogonal_part(g, g_p), seen(g_p)), by=-self.alpha))
+            # without a perturbed gradient there is nothing to be orthogonal to
+            length = vector.norm(g_p)
+            part = vector.scale(vector.orthogonal_part(g, g_p), (length > 1e-12).to(length.dtype))
+            rt.apply(vector.add(g_p, part, by=-self.alpha))
         return out
 
-    def _ascent(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec | vector.ScaledVector:
+    def _perturbation(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec | vector.ScaledVector:
         if self.adaptive == "none":
-            return schedule_perturbation(g, rho)
+            return scaled_perturbation(g, rho)
         size: Vec = [p.detach().abs() for p in rt.params]
         if self.adaptive == "abs":
             return vector.times(sam_perturbation(g, rho), size)
         return vector.times(sam_perturbation(vector.times(g, size), rho), size)
-
-
-def seen(g_p: Vec) -> Tensor:
-    """Return 1 if there is a perturbed gradient to compare with, else 0."""
-    length = vector.norm(g_p)
-    return (length > 1e-12).to(length.dtype)

@@ -1,4 +1,4 @@
-"""LookSAM: look for the worst point only every k-th step, and reuse what it added in between.
+"""LookSAM: perturb only on every k-th step, and reuse what the perturbed gradient added in between.
 
     every k-th step   w <- U(w, g_s),   g_s = grad L(w + e),   v = g_s - <g_s, u> u,   u = g / |g|
     other steps       w <- U(w, g + alpha |g| v / |v|)
@@ -10,7 +10,7 @@ Cost     2 forward, 2 backward, 1 update; on average 1 + 1/k forward and backwar
 Limits   rho = 0 is Plain; k = 1 is SAM; alpha = 0 is SAM on every k-th step
 Differs  1. inner products and norms are over all parameters (paper); norm = 'tensor' takes each tensor's own, as
             the code of rollovd and of pytorch_optimizer does.
-         2. v is formed from the gradients of all processes, so that all remember the same.
+         2. v is formed from the gradients of all processes, so that it is the same on all.
          3. layerwise: tensors whose weight or gradient is zero are not perturbed; the trust ratio |w| / |g| may
             be capped (cap).
 Start    k 5, alpha 0.7, rho 0.1; layerwise for batches of 4,096 and more (paper)
@@ -27,7 +27,7 @@ from torch import nn
 from steppe.core.batch import Batch
 from steppe.core.method import Method, plain_step, require
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import schedule_perturbation
+from steppe.core.numerics.perturbations import scaled_perturbation
 from steppe.core.numerics.vector import Vec
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
@@ -60,11 +60,11 @@ class LookSAM(Method):
         require(self, "cap", self.cap is None or self.cap > 0, "a number above 0, or leave it out")
 
     def init(self, net: nn.Module) -> nn.Module:
-        """Remember what the last look added."""
+        """Keep v."""
         return ParamState(net)
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Look, or remember."""
+        """A step of SAM that stores v, or an update with the gradient plus the stored v."""
         rho = rt.setting("rho", self.rho)
         if rho == 0:
             return plain_step(batch, rt)
@@ -72,7 +72,7 @@ class LookSAM(Method):
         out, g = rt.grad(rt.objective, batch)
         if rt.now.step % self.k == 0:
             common = rt.shared(g)
-            with rt.at(self._layers(common, rho, rt) if self.layerwise else schedule_perturbation(common, rho)):
+            with rt.at(self._layerwise(common, rho, rt) if self.layerwise else scaled_perturbation(common, rho)):
                 _, g_s = rt.grad(rt.objective, batch)
             added = self._added(rt.all_reduce_mean(g_s), rt.all_reduce_mean(g)) if self.k > 1 else None
             rt.apply(g_s)
@@ -82,16 +82,17 @@ class LookSAM(Method):
             rt.apply(g)
         else:
             g = rt.shared(g)
-            rt.apply(vector.add(g, self._again(g, state.read(rt.params, rt.net)), by=self.alpha))
+            rt.apply(vector.add(g, self._rescaled(g, state.read(rt.params, rt.net)), by=self.alpha))
         return out
 
     def _added(self, g_s: Vec, g: Vec) -> Vec:
+        """Return v, the part of g_s orthogonal to g."""
         if self.norm == "global":
             return vector.orthogonal_part(g_s, g)
         return [vector.orthogonal_part([s], [t])[0] for s, t in zip(g_s, g, strict=True)]
 
-    def _again(self, g: Vec, added: Vec) -> Vec:
-        """Return what was added, as long as the present gradient; nothing where that has no part."""
+    def _rescaled(self, g: Vec, added: Vec) -> Vec:
+        """Return v at the length of the present gradient, None where that is None."""
         added = vector.only(added, [t is not None for t in g])
         if self.norm == "global":
             return vector.scale(added, vector.norm(g) / (vector.norm(added) + _TINY))
@@ -100,7 +101,8 @@ class LookSAM(Method):
             for v, t in zip(added, g, strict=True)
         ]
 
-    def _layers(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec:
+    def _layerwise(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec:
+        """Return e of Look-LayerSAM."""
         radii = rho if isinstance(rho, list) else [rho] * len(g)
         offset: Vec = []
         for t, p, radius in zip(g, rt.params, radii, strict=True):

@@ -1,4 +1,4 @@
-"""SAM with mixed gradients: descend with a mean of the gradients here and at the worst point nearby.
+"""SAM with mixed gradients: update with a weighted mean of the clean and the perturbed gradient.
 
     w <- U(w, alpha g + (1 - alpha) g_p),   g_p = grad L(w + rho g / |g|),   g = grad L(w)
 
@@ -20,7 +20,7 @@ from torch import nn
 from steppe.core.batch import Batch
 from steppe.core.method import Method, plain_step, require
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import schedule_perturbation
+from steppe.core.numerics.perturbations import scaled_perturbation
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
 
@@ -42,12 +42,12 @@ class MixedSAM(Method):
         require(self, "alpha", 0 <= self.alpha <= 1, "a number from 0 (SAM) to 1 (plain)")
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Climb, look, come back, descend with both."""
+        """Gradient at w, gradient at w + e, restore w, update with their weighted mean."""
         rho = rt.setting("rho", self.rho)
         if rho == 0 or self.alpha == 1:
             return plain_step(batch, rt)
         out, g = rt.grad(rt.objective, batch)
-        with rt.at(schedule_perturbation(rt.shared(g), rho)):
+        with rt.at(scaled_perturbation(rt.shared(g), rho)):
             _, g_p = rt.grad(rt.objective, batch)
         rt.apply(vector.lerp(g_p, g, self.alpha))
         return out

@@ -1,4 +1,4 @@
-"""Random SAM: look from a random point nearby before climbing, so that the ascent is smoother.
+"""Random SAM: compute SAM's perturbation at a random point nearby, so that it is smoother.
 
     w <- U(w, grad L(w + n + e)),   e = rho g_n / |g_n|,   g_n = grad L(w + n)
     n ~ N(0, (gamma |w_k|)^2) for every element of filter k
@@ -22,14 +22,15 @@ from torch import nn
 from steppe.core.batch import Batch
 from steppe.core.method import Method, plain_step, require
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import filter_noise, sam_perturbation, schedule_perturbation
+from steppe.core.numerics.filters import filter_noise
+from steppe.core.numerics.perturbations import sam_perturbation, scaled_perturbation
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
 
 
 @dataclass(frozen=True)
 class RSAM(Method):
-    """SAM at distance ``rho`` from a point that filter-wise noise of size ``gamma`` has moved to."""
+    """SAM at distance ``rho`` from a point at filter-wise noise of size ``gamma``."""
 
     controls: ClassVar[tuple[str, ...]] = ("sam", "two-step")
     limit: ClassVar = {"rho": 0.0, "gamma": 0.0}
@@ -44,19 +45,19 @@ class RSAM(Method):
         require(self, "gamma", self.gamma >= 0, "a number of at least 0 (0.01)")
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Jump, climb from there, look, come back, descend."""
+        """Gradient at w + n, gradient at w + n + e, restore w, update."""
         rho = rt.setting("rho", self.rho)
         if rho == 0 and self.gamma == 0:
             return plain_step(batch, rt)
-        nowhere: vector.Vec = [None] * len(rt.params)
-        noise = filter_noise(rt.params, rt.owners, self.gamma, rt.rng).vector() if self.gamma else nowhere
+        noise: vector.Vec = [None] * len(rt.params)
+        if self.gamma:
+            noise = filter_noise(rt.params, rt.owners, self.gamma, rt.rng).vector()
         with rt.at(noise, clean=True):
             out, g = rt.grad(rt.objective, batch)
         if rho:
             g = rt.shared(g)
-            with rt.at(
-                vector.add(noise, sam_perturbation(g, rho)) if self.gamma else schedule_perturbation(g, rho)
-            ):
+            e = vector.add(noise, sam_perturbation(g, rho)) if self.gamma else scaled_perturbation(g, rho)
+            with rt.at(e):
                 _, g = rt.grad(rt.objective, batch)
         rt.apply(g)
         return out

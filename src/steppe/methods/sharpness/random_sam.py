@@ -1,4 +1,4 @@
-"""Random-direction SAM: the perturbation of SAM without its gradient, a control for SAM.
+"""Random-direction SAM: a perturbation of SAM's length in a random direction, a control for SAM.
 
     w <- U(w, grad L(w + e)),   e = rho u / |u|,   u ~ N(0, I)
 
@@ -6,7 +6,7 @@ Paper    none: the usual ablation of SAM's ascent direction
 Code     none
 Cost     1 forward, 1 backward, 1 update
 Limits   rho = 0 is Plain
-Differs  the running statistics come from the perturbed pass, the only one there is
+Differs  the running statistics come from the perturbed pass, the only one
 Start    rho 0.05, as SAM
 """
 
@@ -20,7 +20,7 @@ from torch import nn
 from steppe.core.batch import Batch
 from steppe.core.method import Method, plain_step, require
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import schedule_perturbation
+from steppe.core.numerics.perturbations import scaled_perturbation
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
 
@@ -39,11 +39,11 @@ class RandomSAM(Method):
         require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Look in a random direction, come back, descend."""
+        """Perturb in a random direction, gradient there, restore w, update."""
         rho = rt.setting("rho", self.rho)
         if rho == 0:
             return plain_step(batch, rt)
-        with rt.at(schedule_perturbation(vector.gaussian(rt.params, rt.rng), rho), clean=True):
+        with rt.at(scaled_perturbation(vector.gaussian(rt.params, rt.rng), rho), clean=True):
             out, g = rt.grad(rt.objective, batch)
         rt.apply(g)
         return out

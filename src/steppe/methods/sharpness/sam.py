@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: descend with the gradient taken at the worst point nearby.
+"""Sharpness-aware minimisation: update with the gradient at the worst point nearby.
 
     w <- U(w, grad L(w + e)),   e = rho g / |g|,   g = grad L(w)
     several ascents:  e <- P(e + rho g_e / |g_e|),   g_e = grad L(w + e),   P the projection onto |e| <= rho
@@ -26,7 +26,7 @@ from torch import nn
 from steppe.core.batch import Batch
 from steppe.core.method import Method, plain_step, require
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import project, sam_perturbation, schedule_perturbation
+from steppe.core.numerics.perturbations import project, sam_perturbation, scaled_perturbation
 from steppe.core.numerics.vector import Vec
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
@@ -36,8 +36,8 @@ from steppe.core.schedules import ScheduleValue, lowest
 class SAM(Method):
     """Minimise the loss at the first-order worst point of a ball of radius ``rho``.
 
-    ``ascents`` climbs that often; ``norm`` 'tensor' gives each tensor a ball of its own, 'network' each network or
-    branch of a cohort; ``decay`` adds decay/2 |w|^2 to the loss of every pass.
+    ``ascents`` is the number of ascent steps; ``norm`` 'tensor' gives each tensor its own ball, 'network' each
+    network or branch of an ensemble; ``decay`` adds decay/2 |w|^2 to the loss of every pass.
     """
 
     controls: ClassVar[tuple[str, ...]] = ("two-step",)
@@ -58,20 +58,20 @@ class SAM(Method):
         object.__setattr__(self, "cost", (self.ascents + 1, self.ascents + 1, 1))
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Climb, look, come back, descend."""
+        """Gradient at w, perturb to w + e, gradient there, restore w, update."""
         rho = rt.setting("rho", self.rho)
         if rho == 0 and not self.decay:
             return plain_step(batch, rt)
         out, g = self._gradient(batch, rt)
         offset: Vec = [None] * len(g)
-        there: Vec | vector.ScaledVector
+        e: Vec | vector.ScaledVector
         for _ in range(self.ascents if rho else 0):
             g = rt.shared(g)
             if self.ascents > 1:
-                there = offset = self._held(vector.add(offset, self._climb(g, rho, rt)), rho, rt)
+                e = offset = self._projected(vector.add(offset, self._perturbation(g, rho, rt)), rho, rt)
             else:
-                there = self._once(g, rho, rt)
-            with rt.at(there):
+                e = self._scaled_perturbation(g, rho, rt)
+            with rt.at(e):
                 _, g = self._gradient(batch, rt)
         rt.apply(g)
         return out
@@ -79,32 +79,31 @@ class SAM(Method):
     def _gradient(self, batch: Batch, rt: Runtime) -> tuple[StepOutput, Vec]:
         out, g = rt.grad(rt.objective, batch)
         if self.decay:
-            here: Vec = [p.detach() if t is not None else None for p, t in zip(rt.params, g, strict=True)]
-            g = vector.add(g, here, by=self.decay)
+            w: Vec = [None if t is None else p.detach() for p, t in zip(rt.params, g, strict=True)]
+            g = vector.add(g, w, by=self.decay)
         return out, g
 
-    def _once(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec | vector.ScaledVector:
+    def _scaled_perturbation(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec | vector.ScaledVector:
+        """Return the perturbation of a single ascent step, not multiplied out if it has one radius."""
         if self.norm == "global":
-            return schedule_perturbation(g, rho)
+            return scaled_perturbation(g, rho)
         if self.norm == "tensor" or isinstance(rho, list):
-            return self._climb(g, rho, rt)
+            return self._perturbation(g, rho, rt)
 
-        def length(part: Vec) -> Vec:
+        def factors(part: Vec) -> Vec:
             times = rho / (vector.norm(part) + 1e-12)
             return [None if t is None else times for t in part]
 
-        return vector.ScaledVector(g, vector.map_groups(length, g, rt.member))
+        return vector.ScaledVector(g, vector.map_groups(factors, g, rt.member))
 
-    def _climb(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec:
+    def _perturbation(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec:
         if self.norm == "tensor":
             return vector.scale(vector.each_unit(g), rho)
-        return (
-            vector.map_groups(lambda part: sam_perturbation(part, rho), g, rt.member)
-            if self.norm == "network"
-            else sam_perturbation(g, rho)
-        )
+        if self.norm == "network":
+            return vector.map_groups(lambda part: sam_perturbation(part, rho), g, rt.member)
+        return sam_perturbation(g, rho)
 
-    def _held(self, offset: Vec, rho: float | list[float], rt: Runtime) -> Vec:
+    def _projected(self, offset: Vec, rho: float | list[float], rt: Runtime) -> Vec:
         if self.norm == "network":
             return vector.map_groups(lambda part: project(part, rho, "global"), offset, rt.member)
         return project(offset, rho, self.norm)

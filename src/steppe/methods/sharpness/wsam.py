@@ -8,7 +8,7 @@ Code     intelligent-machine-learning/dlrover, atorch wsam.py @ 05e4f76
 Cost     2 forward, 2 backward, 1 update
 Limits   gamma = 0 or rho = 0 is Plain; coupled with gamma = 1/2 is SAM
 Differs  1. clipping is of the gradient given to the optimizer; the authors' code clips g and g_p separately.
-         2. sync = 'global' gives a common ascent; the authors' is per process.
+         2. sync = 'global' makes one common perturbation; the authors' is per process.
 Start    rho 0.05, gamma 0.9 (authors' README), decoupled
 """
 
@@ -22,14 +22,14 @@ from torch import nn
 from steppe.core.batch import Batch
 from steppe.core.method import Method, plain_step, require
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import schedule_perturbation
+from steppe.core.numerics.perturbations import scaled_perturbation
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
 
 
 @dataclass(frozen=True)
 class WSAM(Method):
-    """Minimise L + gamma / (1 - gamma) (L_p - L); ``decoupled`` keeps sharpness out of the moments."""
+    """Minimise L + gamma / (1 - gamma) (L_p - L); ``decoupled`` keeps the second term out of the moments."""
 
     controls: ClassVar[tuple[str, ...]] = ("two-step",)
     limit: ClassVar = {"gamma": 0.0}
@@ -45,16 +45,16 @@ class WSAM(Method):
         require(self, "gamma", 0 <= self.gamma < 1, "a number from 0 to below 1 (0.9 is usual)")
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Climb, look, come back, descend, and go down the difference."""
+        """Gradient g at w, gradient g_p at w + e, restore w, update with g and a weighted g_p - g."""
         rho = rt.setting("rho", self.rho)
         if rho == 0 or self.gamma == 0:
             return plain_step(batch, rt)
         out, g = rt.grad(rt.objective, batch)
-        with rt.at(schedule_perturbation(rt.shared(g), rho)):
+        with rt.at(scaled_perturbation(rt.shared(g), rho)):
             _, g_p = rt.grad(rt.objective, batch)
         a = self.gamma / (1 - self.gamma)
         if self.decoupled:
-            rt.apply(g, beside=vector.scale(vector.add(g, g_p, by=-1), a))
+            rt.apply(g, decoupled=vector.scale(vector.add(g, g_p, by=-1), a))
         else:
             # exact where a is 1, that is SAM
             rt.apply(vector.lerp(g_p, g, 1 - a))

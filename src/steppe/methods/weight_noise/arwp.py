@@ -10,7 +10,7 @@ Limits   alpha = 1 is Plain; eta = 0 is RWP
 Differs  1. alpha weighs the clean gradient, as in RWP's paper; the authors' lambda is 1 - alpha.
          2. both gradients are of the same batch; their script takes the next batch for the noisy one.
          3. under data parallelism F is made of the mean noisy gradient, so that a checkpoint does not depend on
-            who wrote it.
+            the process that wrote it.
 Start    gamma 0.015, alpha 0.5, eta 0.1, beta 0.99 (CIFAR, authors' script)
 """
 
@@ -24,7 +24,7 @@ from torch import nn
 from steppe.core.batch import Batch
 from steppe.core.method import Method, plain_step, require
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import filter_noise, unit_sums
+from steppe.core.numerics.filters import filter_noise, unit_sums
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
 from steppe.core.state.param_state import ParamState
@@ -51,11 +51,11 @@ class ARWP(Method):
         require(self, "beta", 0 <= self.beta < 1, "a number from 0 to below 1 (0.99 is usual)")
 
     def init(self, net: nn.Module) -> nn.Module:
-        """Remember the squared gradients."""
+        """Keep F, the decayed sum of squared gradients."""
         return ParamState(net)
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Take the clean and the noisy gradient; descend with their mean; remember the noisy one's square."""
+        """Clean gradient at w, noisy gradient at w + n, restore w, update with their mean; add the square to F."""
         gamma = rt.setting("gamma", self.gamma)
         if self.alpha == 1 or gamma == 0:
             return plain_step(batch, rt)

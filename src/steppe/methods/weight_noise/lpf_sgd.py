@@ -1,4 +1,4 @@
-"""Low-pass filter SGD: descend with the loss smoothed by a Gaussian, sampled in parts of the batch.
+"""Low-pass filter SGD: minimise the loss smoothed by a Gaussian, with a sample of it per part of the batch.
 
     w <- U(w, 1/M sum_i grad L_{B_i}(w + n_i)),   n_i ~ N(0, (gamma |w_k|)^2) per filter,   B = B_1 + ... + B_M
 
@@ -8,7 +8,7 @@ Cost     1 forward, 1 backward, 1 update
 Limits   gamma = 0 is Plain
 Differs  1. gamma is a constant unless scheduled; the paper's is gamma_0 (1 + alpha (1 - cos(pi t / T)) / 2), here
             gamma = cosine(gamma_0,gamma_0 (1 + alpha)).
-         2. running statistics come from the noisy passes, the only ones there are, as in the authors' code.
+         2. running statistics come from the noisy passes, the only ones, as in the authors' code.
 Start    M 8, gamma cosine(0.0005,0.008) (wide networks); M 1, gamma 0.002 (CIFAR) or 0.0005 (ImageNet) for ResNets
 """
 
@@ -24,7 +24,7 @@ from torch import nn
 from steppe.core.batch import Batch, join_logits
 from steppe.core.method import Method, plain_step, require
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import filter_deviation
+from steppe.core.numerics.filters import filter_deviation
 from steppe.core.numerics.vector import Vec
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
@@ -32,7 +32,7 @@ from steppe.core.schedules import ScheduleValue, lowest
 
 @dataclass(frozen=True)
 class LPFSGD(Method):
-    """Descend with the mean gradient of ``M`` parts of the batch, each at its own filter-wise noise ``gamma``."""
+    """Update with the mean gradient of ``M`` parts of the batch, each at its own filter-wise noise ``gamma``."""
 
     controls: ClassVar[tuple[str, ...]] = ("plain",)
     limit: ClassVar = {"gamma": 0.0}
@@ -48,21 +48,21 @@ class LPFSGD(Method):
         require(self, "M", self.M >= 1, "at least 1 (8 is usual)")
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Take each part's gradient at its own noise; descend with their mean."""
+        """Gradient of each part at its own noise, restore w, update with their mean."""
         gamma = rt.setting("gamma", self.gamma)
         if gamma == 0:
             return plain_step(batch, rt)
         total: Vec = [None] * len(rt.params)
         outs = []
-        count = max(1, min(self.M, len(batch) // 2))  # BatchNorm takes no part of a single sample
+        count = max(1, min(self.M, len(batch) // 2))  # BatchNorm refuses a part of a single sample
         deviation = filter_deviation(rt.params, rt.owners, gamma)
         edges = [i * len(batch) // count for i in range(count + 1)]
         for a, b in pairwise(edges):
             part = batch.take(slice(a, b))
-            share = rt.weight(part) / rt.weight(batch)
+            weight = rt.weight(part) / rt.weight(batch)
             with rt.at(vector.ScaledVector(vector.gaussian(rt.params, rt.rng), deviation), clean=True):
                 out, g = rt.grad(rt.objective, part)
-            total = vector.gather(total, g, share)
-            outs.append(StepOutput(out.loss * share, out.logits))
+            total = vector.gather(total, g, weight)
+            outs.append(StepOutput(out.loss * weight, out.logits))
         rt.apply(total)
         return StepOutput(torch.stack([o.loss for o in outs]).sum(), join_logits([o.logits for o in outs]))

@@ -1,4 +1,4 @@
-"""Random weight perturbation: a mean of the gradient here and of one at filter-wise noise.
+"""Random weight perturbation: a weighted mean of the clean gradient and one at filter-wise noise.
 
     w <- U(w, alpha g_1 + (1 - alpha) g_2),   g_1 = grad L_{B1}(w),   g_2 = grad L_{B2}(w + n)
     n ~ N(0, (gamma |w_k|)^2) for every element of filter k
@@ -15,10 +15,8 @@ Differs  1. alpha weighs the clean gradient (paper); the authors' code weighs th
          4. halves = True: even processes take the clean gradient and odd ones the noisy one, each on its own
             batch, as the authors' script. Weights are exact for any number of processes above one; theirs asks for
             an even number. Noise differs between processes, theirs has one seed. Replicas stay equal bit for
-            bit, since weights return by copy.
-         5. streams = True takes both gradients at once, on two streams of a GPU, on weights of their own: for one
-            process with an eager model. Elsewhere than on a GPU it is exact and saves nothing.
-         6. running statistics are those of the clean pass, or of the first process, which is a clean one.
+            bit, since weights are restored by copy.
+         5. running statistics are those of the clean pass, or of the first process, which is a clean one.
 Start    gamma 0.01, alpha 0.5 (CIFAR); gamma 0.005 (ImageNet); gamma 0.001 (ViT) (paper, sections 5.1 to 5.3)
 """
 
@@ -32,7 +30,7 @@ from torch import nn
 from steppe.core.batch import Batch
 from steppe.core.method import Method, plain_step, require
 from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import filter_noise
+from steppe.core.numerics.filters import filter_noise
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
 
@@ -48,7 +46,6 @@ class RWP(Method):
     alpha: float = 0.5
     batches: int = 1
     halves: bool = False
-    streams: bool = False
 
     def check(self) -> None:
         """Gamma is a relative size, alpha a share."""
@@ -56,17 +53,16 @@ class RWP(Method):
         require(self, "alpha", 0 <= self.alpha <= 1, "a number from 0 (noise only) to 1 (plain)")
         require(self, "batches", self.batches in (1, 2), "1 (both gradients of the same batch) or 2")
         require(self, "halves", not (self.halves and self.batches == 2), "False with batches = 2")
-        require(self, "streams", not (self.streams and self.halves), "False with halves = True")
         both = 2.0 if self.batches == 1 and not self.halves and 0 < self.alpha < 1 else 1.0
         object.__setattr__(self, "cost", (both, both, 1))
         if self.batches == 2 or self.halves:
-            object.__setattr__(self, "local", "which samples meet the noise depends on the processes")
+            object.__setattr__(self, "local", "the number of processes decides which samples get the noise")
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Take the clean and the noisy gradient; descend with their mean."""
+        """Clean gradient at w, noisy gradient at w + n, restore w, update with their weighted mean."""
         if self.halves:
             return self._by_process(batch, rt)
-        # BatchNorm takes no half of a single sample
+        # BatchNorm refuses a half of a single sample
         cut = self.batches == 2 and len(batch) >= 4
         clean, other = batch.halves() if cut else (batch, batch)
         gamma = rt.setting("gamma", self.gamma)
@@ -77,18 +73,16 @@ class RWP(Method):
                 out, g = rt.grad(rt.objective, clean)
             rt.apply(g)
             return out
-        masks = rt.draw_mask_seed() if self.batches == 2 else None
-        if self.streams:
-            out, g, noisy = rt.grads(rt.objective, clean, other, self._noise(gamma, rt), masks=masks)
-        else:
-            out, g = rt.grad(rt.objective, clean)
-            with rt.at(self._noise(gamma, rt), masks=masks):
-                _, noisy = rt.grad(rt.objective, other)
+        mask_seed = rt.draw_mask_seed() if self.batches == 2 else None
+        out, g = rt.grad(rt.objective, clean)
+        with rt.at(self._noise(gamma, rt), mask_seed=mask_seed):
+            _, noisy = rt.grad(rt.objective, other)
         rt.apply(vector.lerp(noisy, g, self.alpha))
         return out
 
     def _by_process(self, batch: Batch, rt: Runtime) -> StepOutput:
-        clean, noisy = rt.parallel.deal(2)
+        """Take the clean gradient on even processes and the noisy one on odd processes; update with the mean."""
+        clean, noisy = rt.parallel.processes_per_part(2)
         if rt.parallel.rank % 2 == 0:
             out, g = rt.grad(rt.objective, batch)
             rt.apply(g, weight=self.alpha / clean)

@@ -200,7 +200,7 @@ class CheckpointStore:
     def _numbers(self) -> dict[str, int]:
         """Return the number of each of this process's random streams; equal numbers are equal streams."""
         ranks = self.step.runtime.parallel
-        return {"noise": ranks.noise, "masks": ranks.rank}
+        return {"noise": ranks.noise_id, "masks": ranks.rank}
 
     def _streams(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the states of all processes' random streams."""

@@ -1,0 +1,59 @@
+"""Normalization: from uint8 pixels to the float32 input of a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steppe.data.dataset import Images
+from steppe.data.transforms.noise import fixed_noise
+from steppe.data.transforms.pil_ops import to_float
+
+_CHUNK = 4096  # images that are read at a time to compute the mean
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """(x / 255 - mean) / std per channel, plus Gaussian noise of deviation ``noise``."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    noise: float = 0.0
+
+    @classmethod
+    def of(cls, kind: str, train: Images, noise: float = 0.0) -> Normalizer:
+        """'unit' keeps [0, 1]; 'standard' uses mean and standard deviation of the training images.
+
+        ``noise`` is added to evaluated images by `steppe.data.transforms.noise.fixed_noise`.
+        """
+        channels = train.pixels.shape[1]
+        if kind == "unit":
+            return cls((0.0,) * channels, (1.0,) * channels, noise)
+        counts = torch.zeros(channels, 256, dtype=torch.long)
+        for start in range(0, len(train), _CHUNK):
+            for c, values in enumerate(train.at(slice(start, start + _CHUNK)).transpose(0, 1)):
+                counts[c] += torch.bincount(values.reshape(-1), minlength=256)
+        share = counts.double() / counts.sum(1, keepdim=True)
+        value = torch.arange(256, dtype=torch.float64) / 255
+        mean = share @ value
+        std = ((share * (value - mean[:, None]) ** 2).sum(1)).sqrt().clamp(min=1e-6)
+        return cls(tuple(mean.tolist()), tuple(std.tolist()), noise)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return uint8 images (B, C, H, W) as float32 network inputs, with fixed noise."""
+        clean = self.standardise(to_float(x))
+        return clean + self.noise * fixed_noise(x) if self.noise else clean
+
+    @property
+    def colour(self) -> Tensor | None:
+        """The mean colour (C,), None if it is black."""
+        return torch.tensor(self.mean) if any(self.mean) else None
+
+    def standardise(self, x: Tensor) -> Tensor:
+        """Return images in [0, 1] with mean and deviation applied; ``x`` is changed in place."""
+        if not any(self.mean) and set(self.std) == {1.0}:
+            return x
+        mean, std = (torch.tensor(v, device=x.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        return x.sub_(mean).div_(std)

@@ -1,0 +1,114 @@
+"""Heads on the branches of one network: a gate, a fusion of feature maps, attention, a joint classifier.
+
+Each is called like a network and returns a tuple of logits (B, classes), those of the branches first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steppe.core.amp import autocast_disabled, upcast_to_float32
+from steppe.errors import InputError
+from steppe.models.multi.base import MultiHeadNetwork
+from steppe.models.multi.branched import BranchedNetwork, SeparateNetworks
+
+
+class GatedBranches(MultiHeadNetwork):
+    """Branches and a gate that weighs their logits (ONE); the last logits are those of the weighted sum."""
+
+    def __init__(self, body: BranchedNetwork):
+        super().__init__(body)
+        if not body.entry:
+            raise InputError(
+                f"split_at is {body.split_at!r}, whose module does not say how many channels it takes; name one "
+                "that begins with a convolution, a dense layer or a norm"
+            )
+        gate = nn.Sequential(nn.Linear(body.entry, body.size), nn.BatchNorm1d(body.size), nn.ReLU())
+        self.gate = gate.to(next(body.parameters()))
+
+    def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> tuple[Tensor, ...]:
+        """Return the logits of each branch, and of the gated ensemble."""
+        out = self.body(x, views=views, **named)
+        if out.entered.shape[1] != self.body.entry:
+            raise InputError(
+                f"split_at is {self.body.split_at!r}, which is given {out.entered.shape[1]} channels and begins "
+                f"with a layer of {self.body.entry}; name a module further on"
+            )
+        g = torch.softmax(upcast_to_float32(self.gate(out.entered.to(self.gate[0].weight.dtype))), 1)
+        z = torch.stack([upcast_to_float32(z) for z in out.logits], 1)
+        return (*out.logits, (g[:, :, None] * z).sum(1))
+
+
+class FusedBranches(MultiHeadNetwork):
+    """Branches and a classifier of their fused feature maps (FFL), whose logits are last."""
+
+    def __init__(self, body: BranchedNetwork):
+        super().__init__(body)
+        wide, width = body.size * body.width, body.width
+        fusion = nn.Sequential(
+            nn.Conv2d(wide, wide, 3, padding=1, groups=wide, bias=False),
+            nn.BatchNorm2d(wide),
+            nn.ReLU(),
+            nn.Conv2d(wide, width, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(width, body.classes),
+        )
+        self.fusion = fusion.to(next(body.parameters()))
+
+    def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> tuple[Tensor, ...]:
+        """Return the logits of each branch, and of the fused classifier."""
+        out = self.body(x, views=views, **named)
+        maps = torch.cat(out.maps, 1)
+        with autocast_disabled(maps):  # BatchNorm of few values makes gradients that fp16 cannot represent
+            return (*out.logits, self.fusion(maps.to(next(self.fusion.parameters()).dtype)))
+
+
+class AttentiveBranches(MultiHeadNetwork):
+    """Peers, a leader, and attention between the peers (OKDDip); ``body`` has the branches, or whole networks.
+
+    The peers' targets follow the logits of peers and leader; ``detach`` makes the logits in them constants.
+    """
+
+    def __init__(self, body: BranchedNetwork | SeparateNetworks, factor: int, detach: bool):
+        super().__init__(body)
+        self.detach = detach
+        if body.width < factor:
+            raise InputError(
+                f"factor is {factor} and the classifier takes {body.width} features; give a smaller one"
+            )
+        like = next(body.parameters())
+        self.query = nn.Linear(body.width, body.width // factor, bias=False).to(like)
+        self.key = nn.Linear(body.width, body.width // factor, bias=False).to(like)
+
+    def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> tuple[Tensor, ...]:
+        """Return the logits of peers and leader, and the peers' targets."""
+        out = self.body(x, views=views, **named)
+        h = torch.stack(out.features[:-1], 1).to(self.query.weight.dtype)
+        z = torch.stack([upcast_to_float32(z) for z in out.logits[:-1]], 1)
+        with autocast_disabled(h):
+            attention = torch.softmax(self.query(h) @ self.key(h).transpose(1, 2), 2)
+            mixed = attention.to(z.dtype) @ (z.detach() if self.detach else z)
+        return (*out.logits, *mixed.unbind(1))
+
+
+class JointBranches(MultiHeadNetwork):
+    """Branches, each with its own view, and a classifier of all their features (PCL), whose logits are last."""
+
+    views = True
+
+    def __init__(self, body: BranchedNetwork):
+        super().__init__(body)
+        self.classifier = nn.Linear(body.size * body.width, body.classes).to(next(body.parameters()))
+
+    def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> tuple[Tensor, ...]:
+        """Return the logits of each branch, and of the joint classifier."""
+        out = self.body(x, views=views, **named)
+        features = torch.cat(out.features, 1)
+        return (*out.logits, self.classifier(features.to(self.classifier.weight.dtype)))

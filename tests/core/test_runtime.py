@@ -1,0 +1,161 @@
+"""Gradients in ``.grad``, and the reads that make the host wait for a GPU.
+
+Reads are counted on the CPU, where one is the operation that turns a tensor into a number. A GPU's process does
+what is done here with ``checks_every_pass`` off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from steppe.core.batch import Batch
+from steppe.core.method import Method
+from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.step import Step
+from steppe.methods import METHODS, make
+from steppe.testing import fixtures
+
+
+@dataclass(frozen=True)
+class NoUpdate(Method):
+    """Take a gradient, and make no update."""
+
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+        out, _ = rt.grad(rt.objective, batch)
+        return out
+
+
+@dataclass(frozen=True)
+class Negated(Method):
+    """Update with other gradients than those in ``.grad``: the last pass's, negated."""
+
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+        out, g = rt.grad(rt.objective, batch)
+        rt.apply([None if t is None else -t for t in g])
+        return out
+
+
+def after(
+    method: Method, *, stale: bool, clip: float | None = None, steps: int = 2
+) -> tuple[list[Tensor], nn.Module]:
+    torch.manual_seed(0)
+    net = fixtures.small()
+    step = method.bind(net, torch.optim.SGD(net.parameters(), 0.1, momentum=0.9), clip=clip)
+    for k in range(steps):
+        for p in net.parameters():
+            p.grad = torch.ones_like(p) if stale else None
+        step(fixtures.batch(k))
+    return [p.detach().clone() for p in net.parameters()], net
+
+
+@pytest.mark.parametrize("name", ["plain", "sam", "looksam", "sadt-v1", "repeat-step"])
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_gradients_from_before_a_step_do_not_count(name: str, clip: float | None) -> None:
+    clean, _ = after(make(name), stale=False, clip=clip)
+    stale, net = after(make(name), stale=True, clip=clip)
+    assert all(torch.equal(a, b) for a, b in zip(clean, stale, strict=True))
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_step_without_an_update_leaves_no_gradient() -> None:
+    _, net = after(NoUpdate(), stale=False)
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_the_update_uses_the_gradient_of_apply_and_not_the_one_in_grad() -> None:
+    plain, _ = after(make("plain"), stale=False, steps=1)
+    negated, _ = after(Negated(), stale=False, steps=1)
+    torch.manual_seed(0)
+    start = [p.detach() for p in fixtures.small().parameters()]
+    assert max((a - s).abs().max().item() for a, s in zip(plain, start, strict=True)) > 1e-3
+    for a, b, s in zip(plain, negated, start, strict=True):
+        assert torch.allclose(a - s, s - b, rtol=0, atol=1e-6)
+
+
+READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2"}
+# in addition to the one check whether the step was finite: ESAM's number of sharp samples, SAF's logit bank in the
+# host's memory, KDCL's weights of the networks, seeds of fresh dropout masks
+MORE = {"esam": 1, "saf": 3, "kdcl": 2, "two-step": 1, "sadt-v1": 1, "sadt-v2": 1, "sadt-v3": 1}
+REPRESENTATIVE = ["plain", "sam", "two-step", "sadt-v1", "esam", "looksam", "mesa", "dml-alternating"]
+
+
+class CountReads(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.name() in READS
+        return func(*args, **(kwargs or {}))
+
+
+def bound(name: str, *, every_pass: bool) -> tuple[nn.Module, Step]:
+    torch.manual_seed(0)
+    method = make(name)
+    net = method.build(fixtures.small)
+    optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, fused=True)
+    step = method.bind(net, optimizer, steps=100, epoch=5)
+    method.allocate(step.state, 100, 5)
+    step.runtime.parallel.checks_every_pass = every_pass
+    return net, step
+
+
+def reads(step: Step, first: int, count: int) -> list[int]:
+    counts = []
+    for k in range(first, first + count):
+        batch = fixtures.batch(k)
+        with CountReads() as mode:
+            step(batch)
+        counts.append(mode.count)
+    return counts
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_on_a_gpu_reads_once_whether_it_was_finite(name: str) -> None:
+    _, step = bound(name, every_pass=False)
+    reads(step, 0, 2)
+    assert reads(step, 2, 6) == [1 + MORE.get(name, 0)] * 6
+
+
+@pytest.mark.parametrize(("name", "expected"), [("plain", 1), ("sam", 2), ("rwp", 2), ("mesa", 1), ("sadt-v1", 3)])
+def test_a_step_on_a_cpu_checks_every_pass(name: str, expected: int) -> None:
+    _, step = bound(name, every_pass=True)
+    reads(step, 0, 2)
+    assert reads(step, 2, 3) == [expected] * 3
+
+
+@pytest.mark.parametrize("name", REPRESENTATIVE)
+def test_one_check_per_step_gives_the_bits_of_a_check_per_pass(name: str) -> None:
+    ends = []
+    for every_pass in (True, False):
+        net, step = bound(name, every_pass=every_pass)
+        torch.manual_seed(1)
+        for k in range(4):
+            step(fixtures.batch(k))
+        ends.append((net.state_dict(), step.state.state_dict(), dict(vars(step.passes))))
+    (net_a, state_a, passes_a), (net_b, state_b, passes_b) = ends
+    assert passes_a == passes_b
+    assert all(torch.equal(net_a[k], net_b[k]) for k in net_a)
+    assert all(torch.equal(state_a[k], state_b[k]) for k in state_a if isinstance(state_a[k], torch.Tensor))
+
+
+@pytest.mark.parametrize("name", REPRESENTATIVE)
+def test_a_step_that_was_not_finite_is_undone_though_it_was_checked_late(name: str) -> None:
+    net, step = bound(name, every_pass=False)
+    for k in range(2):
+        step(fixtures.batch(k))
+    optimizer = step.runtime.optimizer
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    momenta = [s["momentum_buffer"].clone() for s in optimizer.state.values()]
+    batch = fixtures.batch(2)
+    batch.x[3, 0, 0, 0] = float("nan")
+    assert step(batch).skipped
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    now = [s["momentum_buffer"] for s in optimizer.state.values()]
+    assert all(torch.equal(a, b) for a, b in zip(now, momenta, strict=True))
+    assert not step(fixtures.batch(3)).skipped

@@ -1,0 +1,80 @@
+"""The cache of decoded images: used when it is intact, repaired when it is damaged, never needed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.photos import class_folders, count, load, picture
+
+from steppe.data.sources import cache, image_folder
+
+
+def cached_file(name: str) -> Path:
+    return next(Path(os.environ["STEPPE_CACHE"]).rglob(name))
+
+
+def test_decoding_happens_once_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = class_folders(tmp_path / "photos")
+    first = load(root)
+    with monkeypatch.context() as once:
+        once.setattr(image_folder, "_decode_all", lambda *_: pytest.fail("decoded again"))
+        assert torch.equal(load(root).train.x, first.train.x)
+    picture(77).save(root / "cat" / "new.png")
+    assert count(load(root)) == 21
+
+
+@pytest.mark.parametrize("name", ["train_x.npy", "test_y.npy", "about.json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "garbage", "truncated"])
+def test_a_damaged_cache_is_decoded_again(tmp_path: Path, name: str, damage: str) -> None:
+    root = class_folders(tmp_path / "photos")
+    first = load(root)
+    file = cached_file(name)
+    content = {"empty": b"", "garbage": b"garbage", "truncated": file.read_bytes()[:100]}.get(damage)
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    assert torch.equal(load(root).train.x, first.train.x)
+    assert file.stat().st_size > 100
+
+
+def test_labels_out_of_range_in_the_cache_are_decoded_again(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "photos")
+    first = load(root)
+    labels = cached_file("train_y.npy")
+    np.save(labels, np.load(labels) + 7)
+    assert torch.equal(load(root).train.y, first.train.y)
+
+
+def test_small_images_do_not_depend_on_their_cached_file(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "photos")
+    load(root)
+    images = load(root)
+    before = images.test.x.clone()
+    file = cached_file("test_x.npy")
+    with file.open("r+b") as opened:
+        opened.write(b"\0" * file.stat().st_size)
+    assert torch.equal(images.test.x, before)
+
+
+def test_an_unwritable_cache_is_logged_and_not_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = class_folders(tmp_path / "photos")
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("STEPPE_CACHE", str(tmp_path / "file"))
+    with caplog.at_level(logging.INFO):
+        assert len(load(root).test) == 4
+    assert [r.levelname for r in caplog.records] == ["INFO"]
+    assert "not cached" in caplog.text
+
+
+def test_the_folder_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache.folder() == Path(os.environ["STEPPE_CACHE"])
+    monkeypatch.delenv("STEPPE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache.folder() == tmp_path / "steppe"
