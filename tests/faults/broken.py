@@ -142,7 +142,7 @@ def unguarded() -> None:
     """Apply gradients that are not finite."""
     from steppe.core.runtime import Runtime
 
-    _replace("_judge", lambda self, bad: None, Runtime)
+    _replace("_check_finite", lambda self, bad: None, Runtime)
 
 
 _FUNCTIONS = (

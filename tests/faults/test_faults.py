@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from faults import table
+from faults import broken, table
 from faults.__main__ import main, tried
 from faults.command import ROOT, Ended, judged
 from faults.outcome import Case, Row, caught, summed
@@ -21,6 +21,12 @@ from faults.outcome import Case, Row, caught, summed
 def test_each_class_holds_and_catches_what_is_planted(name, capsys):
     code = main([name, "--short"])
     assert code == 0, capsys.readouterr().out
+
+
+def test_every_defect_replaces_something_that_exists(monkeypatch):
+    monkeypatch.setattr(broken, "setattr", lambda *_: None, raising=False)
+    for name in broken.DEFECTS:
+        broken.plant(name)
 
 
 def test_the_page_is_that_of_the_rows():
