@@ -5,7 +5,13 @@ READY := .venv/.ready
 # apart from the rest: transformers imports torchvision, whose compiled part a torch for processors may not load
 APART := .venv/apart
 
-.PHONY: help demo test test-slow lint types faults faults-short format docs site versions dist clean
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+# two processes, each with a half of the tests in order, so that a module's fixtures are built once; the first that
+# has finished takes over a part of the other's
+TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --durations=50 -m
+
+.PHONY: help demo test test-slow test-all lint types faults faults-short format docs site versions dist clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,16 +36,21 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/python docs/check_style.py
 
 types: $(READY)
 	$(BIN)/mypy
 
-test: lint types $(APART)/.ready  ## Lint, types and tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow and not vision'
-	OMP_NUM_THREADS=1 PYTHONPATH=$(APART) $(BIN)/pytest -n 2 -m 'vision and not slow'
+test: lint types  ## Lint, types and the fast tests: 6 minutes on two cores
+	@mkdir -p out
+	$(TESTS) 'not slow and not vision' | tee out/durations-fast.txt
 
-test-slow: $(READY)  ## The tests that take minutes
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
+test-slow: $(APART)/.ready  ## The tests that `make test` leaves out: marked slow or vision
+	@mkdir -p out
+	$(TESTS) 'slow and not vision' | tee out/durations-slow.txt
+	PYTHONPATH=$(APART) $(TESTS) vision | tee out/durations-vision.txt
+
+test-all: test test-slow  ## Every test: 25 minutes on two cores
 
 faults: $(READY)  ## Break it on purpose, all of it: 40 minutes; writes docs/reliability.md
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m faults --write

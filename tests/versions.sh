@@ -12,7 +12,7 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do versions+=("$1"); shift; done
 [ $# -gt 0 ] && shift
 [ ${#versions[@]} -eq 0 ] && versions=("$oldest.*" newest)
 arguments=("$@")
-[ ${#arguments[@]} -eq 0 ] && arguments=(-n 2 -m "not slow and not vision")
+[ ${#arguments[@]} -eq 0 ] && arguments=(-n 2 --dist worksteal -m "not slow and not vision")
 
 mkdir -p .versions
 grep -v '^torch==' constraints.txt > .versions/constraints.txt
@@ -20,21 +20,21 @@ code=0
 report=()
 for version in "${versions[@]}"; do
     home=".versions/${version%.\*}"
-    wanted="torch==$version"
-    [ "$version" = newest ] && wanted="torch"
-    echo "== $wanted"
+    requirement="torch==$version"
+    [ "$version" = newest ] && requirement="torch"
+    echo "== $requirement"
     "${PYTHON:-python3}" -m venv "$home" || exit 2
     if ! "$home/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade \
-        -c .versions/constraints.txt "$wanted" -e '.[dev]'; then
-        report+=("$wanted: could not be installed here, NOT TESTED")
+        -c .versions/constraints.txt "$requirement" -e '.[dev]'; then
+        report+=("$requirement: could not be installed here, NOT TESTED")
         [ $code -eq 0 ] && code=3
         continue
     fi
-    found=$("$home/bin/python" -c 'import torch; print(torch.__version__)')
+    installed=$("$home/bin/python" -c 'import torch; print(torch.__version__)')
     if OMP_NUM_THREADS=1 "$home/bin/python" -m pytest "${arguments[@]}"; then
-        report+=("torch $found: passed")
+        report+=("torch $installed: passed")
     else
-        report+=("torch $found: FAILED")
+        report+=("torch $installed: FAILED")
         code=1
     fi
 done

@@ -1,10 +1,12 @@
-"""Recipes at work: every row trains, the command takes them, a scale keeps their shape."""
+"""Recipes at work: their rows train, the command takes them, a scale keeps their shape."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
+from functools import partial
 from itertools import islice, product
 
 import numpy as np
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from steppe import models
+from steppe import methods, models
 from steppe.cli.main import main
 from steppe.config import Optim, Run, recipes
 from steppe.experiments import recipe_scaling
@@ -23,15 +25,6 @@ from steppe.training.evaluation import to_model_format
 from steppe.training.trainer import Trainer
 
 every_recipe = pytest.mark.parametrize("name", recipes.names())
-
-
-def rows() -> list[tuple[str, str, str, str]]:
-    return [
-        (name, data, model, row)
-        for name in recipes.names()
-        for held in [recipes.load(name)]
-        for data, model, row in product(held.data, held.models, held.methods)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +56,19 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 # -- they train ------------------------------------------------------------------------------------------
 
 
+STAND_IN = "resnet-thin"  # in the place of other packages' networks for ImageNet
+
+
 def tiny(name: str, data: str, model: str, row: str, places: dict[str, str]) -> Run:
-    """The row on generated images: the recipe's own network if it is here and not an ImageNet one."""
-    wanted = model if model in models.names() else "resnet-thin"
-    fixed = {"dataset": places[data], "batch": 4, "data.size": _SIZES.get(model, 8), "method": row}
+    """Return the row on generated images."""
+    options = {"dataset": places[data], "batch": 4, "data.size": _SIZES.get(model, 8), "method": row}
     if recipes.load(name).settings.get("data.legacy_share"):
-        fixed["data.legacy_share"] = 0.5  # a hundredth of these few is none
-    if wanted != model:
-        chosen = recipes.load(name).choose([model.rpartition("/")[2].partition(":")[0]], fixed)
-        fixed |= {**{k: v for k, v in chosen.values.items() if k not in fixed}, "model": wanted}
-        fixed["epochs"] = 1
-    return recipe_scaling.scaled_run(f"{name}:{model}" if wanted == model else name, 1e-6, fixed)[0]
+        options["data.legacy_share"] = 0.5  # a hundredth of these few is none
+    if model in models.names():
+        return recipe_scaling.scaled_run(f"{name}:{model}", 1e-6, options)[0]
+    chosen = recipes.load(name).choose([model.rpartition("/")[2].partition(":")[0]], options)
+    options |= {**{k: v for k, v in chosen.values.items() if k not in options}, "model": STAND_IN, "epochs": 1}
+    return recipe_scaling.scaled_run(name, 1e-6, options)[0]
 
 
 _SIZES = {
@@ -86,23 +81,35 @@ _SIZES = {
 }
 
 
-def slow(name: str, data: str, model: str, row: str) -> bool:
-    """Whether this row takes long and another one like it does not."""
-    if model == "wrn-28-10-rwp":
-        return (name, data, row) != ("rwp-table1", "cifar100", "rwp")
-    if name.startswith("sadt"):
-        return (data, model) != ("cifar10", "simple-cnn") or row not in ("agc", "sadt-v2")
-    if name.startswith("okdph"):
-        first = (data, model) == (recipes.load(name).data[0], recipes.load(name).models[0])
-        return not first or (row != "okdph-2" and (name, row) != ("okdph-table4-10", "pcl-2"))
-    return "figure" in name and row not in ("sam-0.1", "rwp-0.01", "rwp-0", "rwp-0.5", "mixed-0.2", "noise-0.01")
+SLOW = {"wrn-28-10-rwp", "vgg16-okdph"}
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "model", "row"),
-    [pytest.param(*one, marks=[pytest.mark.slow] if slow(*one) else []) for one in rows()],
-)
-def test_every_row_trains(name, data, model, row, places, tmp_path):
+def rows() -> Iterator[tuple[str, str, str, str, Run]]:
+    for name in recipes.names():
+        recipe = recipes.load(name)
+        for data, model, row in product(recipe.data, recipe.models, recipe.methods):
+            yield (
+                name,
+                data,
+                model,
+                row,
+                recipe.choose([data, row], {"model": model, "dataset": f"{data}:x"}).run(),
+            )
+
+
+def trained_rows() -> Iterator[object]:
+    """Yield the first row of each pair of a network and a class of methods."""
+    first = {}
+    for name, data, model, row, run in rows():
+        network = model if model in models.names() else STAND_IN
+        first.setdefault((network, type(methods.parse(run.method)).__name__), (name, data, model, row))
+    for (network, method), values in first.items():
+        slow = pytest.mark.slow if network in SLOW else ()
+        yield pytest.param(*values, id=f"{network}-{method}", marks=slow)
+
+
+@pytest.mark.parametrize(("name", "data", "model", "row"), [*trained_rows()])
+def test_every_class_of_methods_trains_every_network(name, data, model, row, places, tmp_path):
     run = tiny(name, data, model, row, places)
     assert run.epochs == 1
     with torch.random.fork_rng():
@@ -119,32 +126,43 @@ def test_every_row_trains(name, data, model, row, places, tmp_path):
     assert sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True)) > len(before) / 2
 
 
+@pytest.mark.slow
+def test_the_method_of_every_row_is_built_for_its_network():
+    runs = {(run.model, run.method, run.dataset): run for *_, run in rows() if run.model in models.names()}
+    assert len(runs) > 300
+    with torch.device("meta"):
+        for run in runs.values():
+            make = partial(models.build, run.model, classes=10, channels=3, size=32)
+            net = methods.parse(run.method).build(make)
+            assert next(net.parameters()).is_meta
+
+
 @every_recipe
 def test_every_recipe_runs_from_the_command_to_its_result(name, places, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    held = recipes.load(name)
-    size = str(_SIZES.get(held.models[0], 8))
-    words = [f"recipe={name}:{list(held.methods)[-1]}", "scale=1e-6", "--dataset", places[held.data[0]]]
-    few = "20" if held.data[0] != "cifar100" else "120"
-    part = ("--data.legacy_share", "0.5") if "data.legacy_share" in held.settings else ("--data.train", few)
-    given = ["--model", "resnet-thin", "--data.size", size, *part]
-    assert main(["train", *words, *given]) == 0
-    said = capsys.readouterr().out
-    assert f"recipe {name}, row {list(held.methods)[-1]}: " in said
-    assert "scale 1e-06: " in said
+    recipe = recipes.load(name)
+    row = list(recipe.methods)[-1]
+    size = str(_SIZES.get(recipe.models[0], 8))
+    few = "20" if recipe.data[0] != "cifar100" else "120"
+    part = ["--data.legacy_share", "0.5"] if "data.legacy_share" in recipe.settings else ["--data.train", few]
+    options = ["--dataset", places[recipe.data[0]], "--model", STAND_IN, "--data.size", size, *part]
+    assert main(["train", f"recipe={name}:{row}", "scale=1e-6", *options]) == 0
+    output = capsys.readouterr().out
+    assert f"recipe {name}, row {row}: " in output
+    assert "scale 1e-06: " in output
     (folder,) = (tmp_path / "out" / "runs").iterdir()
     config, result = (json.loads((folder / f"{f}.json").read_text()) for f in ("config", "result"))
     assert result["status"] == "ok" and result["epochs"] == config["epochs"] == 1
-    assert config["optim"]["lr"] == held.settings["optim.lr"]
-    assert config["model"] == "resnet-thin"
+    assert config["optim"]["lr"] == recipe.settings["optim.lr"]
+    assert config["model"] == STAND_IN
 
 
 def test_a_scale_takes_a_smaller_part_of_a_published_list():
-    held = recipes.load("okdph-table4-10").choose([], {"dataset": "cifar10:x"}).run()
-    small = recipe_scaling.scaled(held, 5000, 0.25)
+    run = recipes.load("okdph-table4-10").choose([], {"dataset": "cifar10:x"}).run()
+    small = recipe_scaling.scaled(run, 5000, 0.25)
     assert small.data.train is None
     assert 5000 * small.data.legacy_share / 0.1 == pytest.approx(2500, abs=small.batch)
-    assert recipe_scaling.scaled(held, 5000, 0.25, fixed=["data.legacy_share"]).data.legacy_share == 0.1
+    assert recipe_scaling.scaled(run, 5000, 0.25, fixed=["data.legacy_share"]).data.legacy_share == 0.1
 
 
 # -- scale -----------------------------------------------------------------------------------------------
@@ -162,17 +180,16 @@ def test_a_scale_shrinks_images_and_epochs_alike_and_nothing_else(scale, images,
         assert train / images == pytest.approx(math.sqrt(scale), abs=8 / images)
     assert train % small.batch == 0 or train % small.batch >= 8 or train - train % small.batch < 20
     assert small.batch <= train // 2 and (small.batch == batch or small.batch == train // 2)
-    kept = dataclasses.replace(small, data=run.data, epochs=epochs, batch=batch)
-    assert kept == run
+    assert dataclasses.replace(small, data=run.data, epochs=epochs, batch=batch) == run
 
 
 def test_what_is_given_is_not_scaled(places):
-    given = {"dataset": places["cifar10"], "epochs": 7, "batch": 9, "data.train": 50}
-    run, _ = recipe_scaling.scaled_run("rwp-table1", 0.01, given)
+    options = {"dataset": places["cifar10"], "epochs": 7, "batch": 9, "data.train": 50}
+    run, _ = recipe_scaling.scaled_run("rwp-table1", 0.01, options)
     assert (run.epochs, run.batch, run.data.train) == (7, 9, 50)
-    run, said = recipe_scaling.scaled_run("rwp-table1", 0.25, {"dataset": places["cifar10"]})
+    run, lines = recipe_scaling.scaled_run("rwp-table1", 0.25, {"dataset": places["cifar10"]})
     assert (run.epochs, run.batch, run.data.train) == (100, 25, 50)
-    assert said[1] == "scale 0.25: 50 of 99 training images, 100 of 200 epochs, batches of 25"
+    assert lines[1] == "scale 0.25: 50 of 99 training images, 100 of 200 epochs, batches of 25"
 
 
 # -- the command -----------------------------------------------------------------------------------------
@@ -187,17 +204,17 @@ def test_flags_and_files_win_over_the_recipe_even_where_they_state_a_default(pla
     """Run's own defaults are 16 epochs and batches of 32."""
     where = ["--recipe", "rwp-table1", "--dataset", places["cifar10"], "--model", "simple-cnn"]
     assert "282 steps, 2 an epoch" in planned(capsys, *where, "--scale", "0.5")  # 70 images, batches of 35
-    told = planned(capsys, *where, "--epochs", "16", "--batch", "32")
-    assert "64 steps, 4 an epoch" in told
+    plan = planned(capsys, *where, "--epochs", "16", "--batch", "32")
+    assert "64 steps, 4 an epoch" in plan
     before = planned(capsys, "--epochs", "16", "--batch", "32", *where)
-    assert before == told
+    assert before == plan
     file = tmp_path / "mine.yaml"
     file.write_text("epochs: 16\nbatch: 32\noptim:\n  schedule: constant\n")
-    told = planned(capsys, *where, "--config", str(file))
-    assert "64 steps, 4 an epoch" in told and "learning rate  0.1\n" in told
+    plan = planned(capsys, *where, "--config", str(file))
+    assert "64 steps, 4 an epoch" in plan and "learning rate  0.1\n" in plan
 
 
-def test_words_and_flags_ask_for_the_same(places, capsys):
+def test_the_short_form_and_the_options_are_the_same(places, capsys):
     where = ["--dataset", places["cifar10"], "--model", "simple-cnn"]
     flags = planned(capsys, "--recipe", "rwp-table1:sam", "--scale", "0.01", *where)
     assert planned(capsys, "recipe=rwp-table1:sam", "scale=0.01", *where) == flags
@@ -238,19 +255,11 @@ def test_what_a_recipe_cannot_do_is_one_line(arguments, message, capsys, tmp_pat
     assert not list(tmp_path.rglob("runs"))
 
 
+@pytest.mark.slow
 def test_rows_of_a_recipe_are_compared(places, tmp_path, capsys):
-    words = ["recipe=rwp-table1:plain:sam:cifar100", "scale=1e-6", "--models", "resnet-thin", "--seeds", "3"]
-    given = [
-        "--datasets",
-        places["cifar100"],
-        "--data.size",
-        "8",
-        "--data.test",
-        "100",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    assert main(["compare", *words, *given]) == 0
+    recipe = ["recipe=rwp-table1:plain:sam:cifar100", "scale=1e-6", "--models", "resnet-thin", "--seeds", "3"]
+    data = ["--datasets", places["cifar100"], "--data.size", "8", "--data.test", "100"]
+    assert main(["compare", *recipe, *data, "--out", str(tmp_path / "out")]) == 0
     assert "recipe rwp-table1, settings for cifar100" in capsys.readouterr().out
     described = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert described["study"]["methods"] == ["plain", "sam:rho=0.1"]

@@ -26,13 +26,13 @@ LIMIT = 2400.0  # seconds after which a class that hangs is ended
 def tried(name: str, count: int, plant: str | None = None) -> tuple[list[Case], float]:
     """Run a class in a process of its own; return its cases and the processor's seconds."""
     scratch = Path(tempfile.mkdtemp(prefix=f"faults-{name}-")).resolve()
-    words = [sys.executable, "-m", "faults.work", name, str(count), str(scratch), *([plant] if plant else [])]
-    with tempfile.TemporaryDirectory(prefix=f"said-{name}-") as place:
+    command = [sys.executable, "-m", "faults.work", name, str(count), str(scratch), *([plant] if plant else [])]
+    with tempfile.TemporaryDirectory(prefix=f"output-{name}-") as place:
         out, err = Path(place) / "out", Path(place) / "err"
-        with out.open("wb") as to, err.open("wb") as words_to:
+        with out.open("wb") as to, err.open("wb") as errors:
             try:
                 done = subprocess.run(
-                    words, env=environment(Where(scratch)), stdout=to, stderr=words_to, timeout=LIMIT, cwd=scratch
+                    command, env=environment(Where(scratch)), stdout=to, stderr=errors, timeout=LIMIT, cwd=scratch
                 )
                 code, why = done.returncode, ""
             except subprocess.TimeoutExpired:
@@ -41,23 +41,23 @@ def tried(name: str, count: int, plant: str | None = None) -> tuple[list[Case], 
                 shutil.rmtree(scratch, ignore_errors=True)
         lines = out.read_text().splitlines()
         why = why or "".join(err.read_text(errors="replace").splitlines()[-1:])
-    said = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
-    cases = [Case(**content) for content in said if "cpu" not in content]
+    results = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+    cases = [Case(**content) for content in results if "cpu" not in content]
     if code:
         # a class that breaks off has not shown what it is there to show
         cases.append(Case(f"{name} itself", "traceback", why))
-    return cases, sum(content.get("cpu", 0.0) for content in said)
+    return cases, sum(content.get("cpu", 0.0) for content in results)
 
 
 def row(name: str, short: bool, command: str) -> Row:
     """Run a class, then each of its planted defects on a few cases; in the short form the first of them."""
-    faults: Faults = importlib.import_module(f"faults.{name}")
+    faults: Faults = importlib.import_module(f"faults.classes.{name}")
     began = time.monotonic()
     cases, cpu = tried(name, faults.SHORT if short else faults.FULL)
-    held = summed(name, faults.TITLE, command, cases, time.monotonic() - began, cpu)
+    total = summed(name, faults.TITLE, command, cases, time.monotonic() - began, cpu)
     plants = list(faults.PLANTED)[: 1 if short else None]
-    seen = {plant: caught(tried(name, faults.FEW, plant)[0]) for plant in plants}
-    return replace(held, planted={f"{plant}: {faults.PLANTED[plant]}": how for plant, how in seen.items()})
+    planted = {plant: caught(tried(name, faults.FEW, plant)[0]) for plant in plants}
+    return replace(total, planted={f"{plant}: {faults.PLANTED[plant]}": how for plant, how in planted.items()})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,25 +68,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--short", action="store_true", help="a few of each")
     parser.add_argument("--jobs", type=int, default=2, help="classes at a time")
     parser.add_argument("--write", action="store_true", help="put the rows into docs/reliability.md")
-    given = parser.parse_args(arguments)
-    if unknown := sorted(set(given.classes) - set(table.ORDER)):
+    options = parser.parse_args(arguments)
+    if unknown := sorted(set(options.classes) - set(table.ORDER)):
         parser.error(f"unknown class {unknown[0]!r}; choose of {', '.join(table.ORDER)}")
-    chosen, writing = given.classes or list(table.ORDER), Lock()
+    chosen, writing = options.classes or list(table.ORDER), Lock()
 
     def work(name: str) -> Row:
-        words = ["python -m faults", name, *(["--short"] if given.short else [])]
-        found = row(name, given.short, " ".join(words))
-        notes = [*found.failures, *(f"not run: {text}" for text in found.missing)]
-        print(table.line(found), *notes, sep="\n  ", flush=True)
-        if given.write:
+        command = ["python -m faults", name, *(["--short"] if options.short else [])]
+        result = row(name, options.short, " ".join(command))
+        notes = [*result.failures, *(f"not run: {text}" for text in result.missing)]
+        print(table.line(result), *notes, sep="\n  ", flush=True)
+        if options.write:
             with writing:
-                table.keep([found], ROOT / "docs")
-        return found
+                table.keep([result], ROOT / "docs")
+        return result
 
     began = time.monotonic()
-    with ThreadPoolExecutor(max(1, given.jobs)) as pool:
+    with ThreadPoolExecutor(max(1, options.jobs)) as pool:
         rows = list(pool.map(work, chosen))
-    if given.write and chosen == list(table.ORDER):
+    if options.write and chosen == list(table.ORDER):
         table.keep(rows, ROOT / "docs", round(time.monotonic() - began, 1))
     return 0 if all(r.holds for r in rows) else 1
 

@@ -3,52 +3,66 @@
 from __future__ import annotations
 
 import os
+import pickle
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from faults.command import PLANT
 
 
-def fresh_noise() -> None:
-    """Resume with the random streams of a run's beginning."""
-    from steppe.training.checkpoint import store
-    from steppe.training.checkpoint.store import CheckpointStore
+def _replace(name: str, new: object, *owners: object) -> None:
+    """Replace an attribute of these owners, or of every loaded module of the package that has it."""
+    modules = [module for key, module in sys.modules.items() if key.partition(".")[0] == "steppe"]
+    places = owners or [module for module in modules if name in vars(module)]
+    if not places or not all(hasattr(place, name) for place in places):
+        raise AttributeError(f"the package has no {name} any more")
+    for place in places:
+        setattr(place, name, new)
 
-    CheckpointStore._own_streams = lambda self, saved: {
-        name: store.torch.Generator().manual_seed(0).get_state() for name in self._numbers()
-    }
+
+@contextmanager
+def _nothing(*_: object) -> Iterator[None]:
+    yield
+
+
+def fresh_noise() -> None:
+    """Resume with the random state of a run's beginning."""
+    from steppe.training.checkpoint import store
+
+    def own_streams(self: Any, saved: Any) -> dict[str, Any]:
+        return {name: store.torch.Generator().manual_seed(0).get_state() for name in self._numbers()}
+
+    _replace("_own_streams", own_streams, store.CheckpointStore)
 
 
 def raw_errors() -> None:
-    """Let what the system refuses come out as it is."""
-    from steppe import records
-
-    @contextmanager
-    def writing(path: Path) -> Iterator[None]:
-        yield
-
-    records._writing = writing
+    """Do not translate the system's errors."""
+    _replace("_writing", _nothing)
 
 
 def torn_writes() -> None:
     """Write files in place."""
     from steppe import records
-    from steppe.training.checkpoint import file
+
+    writing = sys.modules[records.write_text.__module__]._writing
 
     def write_text(path: Path, content: str | bytes) -> None:
-        with records._writing(path):
+        with writing(path):
             Path(path).write_bytes(content.encode() if isinstance(content, str) else content)
 
-    records.write_text = file.write_text = write_text
+    _replace("write_text", write_text)
 
 
 def no_checksum() -> None:
-    """Take a checkpoint's tensors without looking at its checksum."""
+    """Do not verify a checkpoint's checksum."""
     from steppe.training.checkpoint import file
 
-    file._checksum = _Anything
+    _replace("_checksum", _Anything, file)
 
 
 class _Anything(str):
@@ -71,95 +85,71 @@ def forgetful() -> None:
     """Keep no checkpoint but the newest."""
     from steppe.training.checkpoint.store import CheckpointStore
 
-    CheckpointStore._keep_before = lambda self, path: None
+    _replace("_keep_before", lambda self, path: None, CheckpointStore)
 
 
 def unchecked() -> None:
     """Take any number for a size, a count or a rate."""
-    from steppe import config
-
-    config._positive = lambda *given, **more: None
+    _replace("_positive", lambda *arguments, **options: None)
 
 
 def unlocked() -> None:
-    """Let any number of commands work in one folder."""
-    from steppe.experiments import comparison, run_lock, worker
-
-    @contextmanager
-    def free(*_: object) -> Iterator[None]:
-        yield
-
-    run_lock.locked_run = worker.claimed = comparison._alone = free
+    """Do not lock a folder."""
+    _replace("locked_run", _nothing)
+    _replace("_alone", _nothing)
 
 
 def wall_clock() -> None:
-    """Measure a run's time by the clock on the wall."""
-    import time
-    from types import SimpleNamespace
-
+    """Measure a run's time by the wall clock."""
     from steppe.training import trainer
 
-    trainer.time = SimpleNamespace(perf_counter=lambda: time.time())
+    _replace("time", SimpleNamespace(perf_counter=lambda: time.time()), trainer)
 
 
 def open_images() -> None:
-    """Let decoders' errors through."""
+    """Do not catch the decoders' errors."""
     from steppe.data.sources import image_files
 
     def one(name: str, content: bytes, size: int | None) -> Any:
         with image_files.Image.open(image_files.io.BytesIO(content)) as image:
             return image_files.Decoded(name, image_files._pixels(image, size))
 
-    image_files._decode_one = one
+    _replace("_decode_one", one, image_files)
 
 
 def unpacked() -> None:
-    """Unpack archives beside themselves, as they ask for."""
+    """Unpack archives to the paths that they name."""
     from steppe.data.sources import image_files
 
     inner = image_files.ImageFiles._archive
 
     def archive(self: Any) -> Any:
-        with image_files.tarfile.open(self.path) as held:
-            held.extractall(self.path.parent / "unpacked", filter="fully_trusted")
+        with image_files.tarfile.open(self.path) as members:
+            members.extractall(self.path.parent / "unpacked", filter="fully_trusted")
         return inner(self)
 
-    image_files.ImageFiles._archive = archive
+    _replace("_archive", archive, image_files.ImageFiles)
 
 
 def trusting() -> None:
-    """Load pickles as they are, whoever made them."""
-    import pickle
-
+    """Load pickles without restrictions."""
     from steppe.data.sources import cifar
 
-    cifar._ArrayUnpickler.find_class = pickle.Unpickler.find_class
+    _replace("find_class", pickle.Unpickler.find_class, cifar._ArrayUnpickler)
 
 
 def unguarded() -> None:
-    """Apply gradients whatever they are."""
-    from steppe.core import runtime
+    """Apply gradients that are not finite."""
+    from steppe.core.runtime import Runtime
 
-    runtime.Runtime._check_finite = lambda self, check: None
+    _replace("_check_finite", lambda self, bad: None, Runtime)
 
 
-DEFECTS: dict[str, Callable[[], None]] = {
-    f.__name__.replace("_", "-"): f
-    for f in (
-        fresh_noise,
-        raw_errors,
-        torn_writes,
-        no_checksum,
-        forgetful,
-        unchecked,
-        unlocked,
-        wall_clock,
-        open_images,
-        unpacked,
-        trusting,
-        unguarded,
-    )
-}
+_FUNCTIONS = (
+    fresh_noise, raw_errors, torn_writes, no_checksum, forgetful, unchecked, unlocked, wall_clock, open_images,
+    unpacked, trusting, unguarded,
+)  # fmt: skip
+DEFECTS: dict[str, Callable[[], None]] = {f.__name__.replace("_", "-"): f for f in _FUNCTIONS}
 
 
 def says(*names: str) -> dict[str, str]:
@@ -169,6 +159,10 @@ def says(*names: str) -> dict[str, str]:
 
 def plant(name: str) -> None:
     """Put a defect into the product, in this process."""
+    import steppe.cli.main
+    import steppe.experiments.worker
+    import steppe.training.run  # noqa: F401
+
     DEFECTS[name]()
 
 

@@ -21,19 +21,19 @@ PLANT = "FAULTS_PLANT"
 
 @dataclass(frozen=True)
 class Ended:
-    """Exit code and words of a command; ``outside`` is what it wrote where it may not."""
+    """Exit code and error output of a command; ``outside`` is what it wrote where it may not."""
 
     code: int
     err: str
     outside: tuple[str, ...] = ()
 
 
-def here(guard: Guard, arguments: Sequence[str], *allowed: Path) -> Ended:
+def in_process(guard: Guard, arguments: Sequence[str], *allowed: Path) -> Ended:
     """Run a command in this process, which may write below the ``allowed`` places only."""
     from steppe.cli.main import main
 
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), guard.watching(*allowed) as seen:
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), guard.watching(*allowed) as events:
         try:
             code = main(list(arguments))
         except SystemExit as stop:
@@ -41,11 +41,11 @@ def here(guard: Guard, arguments: Sequence[str], *allowed: Path) -> Ended:
         except BaseException:
             code = 1
             err.write(traceback.format_exc())
-    return Ended(code, err.getvalue(), tuple(seen))
+    return Ended(code, err.getvalue(), tuple(events))
 
 
 def program(where: Where, *arguments: str) -> list[str]:
-    """Return the words that start the command; with a planted defect it is put in first."""
+    """Return the command line; with a defect to plant, the program that plants it first."""
     module = "steppe" if where.plant is None else "faults.broken"
     return [sys.executable, "-m", module, *arguments]
 
@@ -94,14 +94,18 @@ def judged(name: str, ended: Ended, *, codes: tuple[int, ...] = (2,), says: Sequ
     if ended.code not in codes:
         return Case(name, "lost" if ended.code >= 0 else "traceback", f"exit code {ended.code}: {last}")
     if ended.code == 0:
-        return Case(name, "held") if not lines else Case(name, "traceback", f"said {last}")
+        return Case(name, "held") if not lines else Case(name, "traceback", f"printed {last}")
     if len(lines) != 1 or (ended.code == 2 and not last.startswith("steppe: error: ")):
         return Case(name, "traceback", f"{len(lines)} lines, the last {last!r}")
-    missing = [word for word in says if word not in ended.err]
+    missing = [text for text in says if text not in ended.err]
     return Case(name, "lost", f"{missing} not in {last!r}") if missing else Case(name, "held")
 
 
-def went_back(said: str, *damaged: Path) -> bool:
+def went_back(output: str, *damaged: Path) -> bool:
     """Return whether this is the one line that names what is damaged and says what was used instead."""
-    lines = said.splitlines()
-    return len(lines) == 1 and all(str(path) in said for path in damaged) and "goes on from the one before" in said
+    lines = output.splitlines()
+    return (
+        len(lines) == 1
+        and all(str(path) in output for path in damaged)
+        and "goes on from the one before" in output
+    )

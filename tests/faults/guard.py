@@ -25,49 +25,49 @@ class Guard:
 
     def __init__(self) -> None:
         self.allowed: tuple[str, ...] | None = None
-        self.seen: list[str] = []
-        sys.addaudithook(self._heard)
+        self.events: list[str] = []
+        sys.addaudithook(self._hook)
 
     @contextmanager
     def watching(self, *allowed: Path) -> Iterator[list[str]]:
         """Collect what is written anywhere but below these places."""
-        self.seen = []
+        self.events = []
         self.allowed = tuple(os.path.realpath(place) for place in allowed)
         try:
-            yield self.seen
+            yield self.events
         finally:
             self.allowed = None
 
-    def _heard(self, event: str, given: tuple[Any, ...]) -> None:
+    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self.allowed is None:
             return
         if event == "open":
-            path, mode, flags = given
+            path, mode, flags = arguments
             writes = any(c in "wax+" for c in mode) if isinstance(mode, str) else bool((flags or 0) & _WRITES)
             if writes:
                 self._note(event, path)
         elif event in _RUNS:
-            self.seen.append(f"{event} {str(given)[:120]}")
+            self.events.append(f"{event} {str(arguments)[:120]}")
         else:
             for position in _CHANGES.get(event, ()):
-                self._note(event, given[position])
+                self._note(event, arguments[position])
 
     def _note(self, event: str, path: Any) -> None:
         if isinstance(path, int) or self.allowed is None:  # a file that is open already
             return
         place = os.path.realpath(os.fsdecode(path))
         if place != os.devnull and not any(place == a or place.startswith(a + os.sep) for a in self.allowed):
-            self.seen.append(f"{event} {place}")
+            self.events.append(f"{event} {place}")
 
 
 def listed(root: Path, *, but: tuple[Path, ...] = ()) -> dict[str, tuple[int, int]]:
     """Return size and time of everything below a folder, links not followed, except below some places."""
-    found = {}
+    states = {}
     skipped = {str(b) for b in but}
     for folder, folders, files in os.walk(root):
         folders[:] = [f for f in folders if os.path.join(folder, f) not in skipped]
         for name in files:
             path = os.path.join(folder, name)
             state = os.lstat(path)
-            found[os.fsencode(path).decode("ascii", "backslashreplace")] = (state.st_size, state.st_mtime_ns)
-    return found
+            states[os.fsencode(path).decode("ascii", "backslashreplace")] = (state.st_size, state.st_mtime_ns)
+    return states

@@ -15,7 +15,7 @@ SHOWN = 12  # failures that a row quotes
 
 @dataclass(frozen=True)
 class Case:
-    """One fault: what was done, and how it ended; ``detail`` says what was seen where it did not hold.
+    """One fault: what was done, and how it ended; ``detail`` says what happened where it did not hold.
 
     'lost': work is gone, a wrong state was used, or bad input was taken. 'traceback': something other than the
     promised line came out. 'outside': something was written or run where nothing may be. 'not run': this machine
@@ -101,5 +101,5 @@ def caught(cases: Iterable[Case]) -> str:
     """Return how a planted defect showed in these cases."""
     cases = [case for case in cases if case.verdict != "not run"]
     counts = Counter(case.verdict for case in cases if case.verdict != "held")
-    seen = ", ".join(f"{verdict} {n}" for verdict, n in sorted(counts.items()))
-    return f"caught ({seen} of {len(cases)})" if counts else f"MISSED in {len(cases)} cases"
+    counted = ", ".join(f"{verdict} {n}" for verdict, n in sorted(counts.items()))
+    return f"caught ({counted} of {len(cases)})" if counts else f"MISSED in {len(cases)} cases"

@@ -54,15 +54,15 @@ def trained(out: Path, *more: str, stop_after: int | None = None) -> Path:
 
 def ended(folder: Path) -> dict[str, Any]:
     """Return all that must not depend on interruptions, of one run, by file."""
-    found: dict[str, Any] = {"metrics": (folder / "metrics.jsonl").read_bytes()}
+    contents: dict[str, Any] = {"metrics": (folder / "metrics.jsonl").read_bytes()}
     result = json.loads((folder / "result.json").read_text())
-    found["result"] = {k: v for k, v in result.items() if k not in VARYING}
-    found["lines"] = len(records.read_lines(folder / "timing.jsonl"))
+    contents["result"] = {k: v for k, v in result.items() if k not in VARYING}
+    contents["lines"] = len(records.read_lines(folder / "timing.jsonl"))
     last = sharded.read(folder / "checkpoint.safetensors")
     best = sharded.read(folder / f"best-{result['val']['best']['epoch']}.safetensors")
     for name, saved in (("last", last), ("best", best)):
-        found[name] = content(saved)
-    return found
+        contents[name] = content(saved)
+    return contents
 
 
 def content(saved: Any) -> dict[str, Any]:

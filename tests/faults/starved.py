@@ -1,16 +1,19 @@
-"""The ``steppe`` command, short of something from the moment that it has been imported.
+"""The ``steppe`` command with little of something left, from the moment that its modules are imported.
 
-So that it is the command that runs out and not the interpreter on its way to it.
+So the command runs out of it, not the interpreter that imports them.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import pkgutil
 import random
 import resource
 import time
 from pathlib import Path
+
+import steppe
 
 STARVED = {
     "file": "FAULTS_FILE",  # bytes of the largest file
@@ -18,7 +21,7 @@ STARVED = {
     "memory": "FAULTS_MEMORY",  # more bytes of memory
     "clock": "FAULTS_CLOCK",  # seconds that the clock jumps by at most, again and again
 }
-USED = ("engine", "compare.live", "data.decode", "voice", "examine.verb", "report.page", "verbs", "testing.verb")
+OPTIONAL = ("__main__", "integrations", "tracking", "ray", "slurm", "torchvision_timm")  # load other packages
 
 
 def _limit(kind: int, most: int) -> None:
@@ -37,20 +40,21 @@ def _jumping(seconds: float) -> None:
 
 def starve() -> None:
     """Set the limits that the environment names."""
-    # what is imported late would fail in the interpreter's words
-    for name in USED:
-        importlib.import_module(f"steppe.{name}")
+    # a module that is imported late would fail with the interpreter's message
+    for module in pkgutil.walk_packages(steppe.__path__, "steppe."):
+        if not set(module.name.split(".")) & set(OPTIONAL):
+            importlib.import_module(module.name)
     importlib.import_module("sklearn.datasets")
-    given = {name: int(os.environ[word]) for name, word in STARVED.items() if word in os.environ}
-    if "file" in given:
-        _limit(resource.RLIMIT_FSIZE, given["file"])
-    if "memory" in given:
+    limits = {name: int(os.environ[variable]) for name, variable in STARVED.items() if variable in os.environ}
+    if "file" in limits:
+        _limit(resource.RLIMIT_FSIZE, limits["file"])
+    if "memory" in limits:
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        _limit(resource.RLIMIT_AS, size + given["memory"])
-    if "files" in given:
-        _limit(resource.RLIMIT_NOFILE, max(int(n) for n in os.listdir("/proc/self/fd")) + given["files"])
-    if "clock" in given:
-        _jumping(given["clock"])
+        _limit(resource.RLIMIT_AS, size + limits["memory"])
+    if "files" in limits:
+        _limit(resource.RLIMIT_NOFILE, max(int(n) for n in os.listdir("/proc/self/fd")) + limits["files"])
+    if "clock" in limits:
+        _jumping(limits["clock"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table of what was tried: kept as plain data, written as a page."""
+"""The table of results: stored as plain data, written as a page."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from faults.outcome import Row
 DATA, PAGE = "reliability.json", "reliability.md"
 HEAD = """# Reliability
 
-What happens when things go wrong, tried on purpose. Each class of faults has defects planted in the product, one
-at a time, which it must catch; a class that misses one proves nothing. Lost: work is gone, a wrong state was used,
-or bad input was taken. Traceback: anything but the one promised line. Outside: something was written or run where
-nothing may be.
+The fault campaign kills processes, takes resources away, damages files and feeds hostile input, and compares what
+follows with an undisturbed run. Every class of faults is also run with defects planted in the library, one at a
+time, and must catch each of them.
+
+- **Lost**: work is gone, a wrong state was used, or bad input was accepted.
+- **Traceback**: the output is something other than the documented line.
+- **Outside**: something was written outside the allowed folders, or a program was started.
 
 """
 COLUMNS = (
@@ -25,22 +28,22 @@ COLUMNS = (
 
 def line(row: Row) -> str:
     """Return a row in one line of text."""
-    found = sum(text.startswith("caught") for text in row.planted.values())
+    caught = sum(text.startswith("caught") for text in row.planted.values())
     counts = f"{row.cases} cases, lost {row.lost}, tracebacks {row.tracebacks}, outside {row.outside}"
     spent = f"{row.seconds:.0f} s, {row.cpu:.0f} s of processor"
-    return f"{row.name}: {counts}, {spent}, planted defects caught {found} of {len(row.planted)}"
+    return f"{row.name}: {counts}, {spent}, planted defects caught {caught} of {len(row.planted)}"
 
 
 def page(rows: Sequence[Row], together: float | None = None) -> str:
     """Return the page of these rows, and of the seconds that all of them took in one command."""
     lines = [_cells(COLUMNS), _cells(["---"] * len(COLUMNS))]
     for r in rows:
-        found = sum(text.startswith("caught") for text in r.planted.values())
+        caught = sum(text.startswith("caught") for text in r.planted.values())
         counts = (r.cases, r.lost, r.tracebacks, r.outside, f"{r.seconds:.0f}", f"{r.cpu:.0f}")
         form = "short" if "--short" in r.command else "full"
-        lines.append(_cells([r.title, form, *map(str, counts), f"{found} of {len(r.planted)}"]))
-    lines += ["", "How each planted defect was caught:", "", _cells(("defect", "seen")), _cells(["---"] * 2)]
-    lines += [_cells((defect, seen)) for r in rows for defect, seen in r.planted.items()]
+        lines.append(_cells([r.title, form, *map(str, counts), f"{caught} of {len(r.planted)}"]))
+    lines += ["", "How each planted defect was caught:", "", _cells(("defect", "result")), _cells(["---"] * 2)]
+    lines += [_cells((defect, result)) for r in rows for defect, result in r.planted.items()]
     lines += ["", "What did not hold:", ""] if any(r.failures for r in rows) else []
     lines += [f"- {text}" for r in rows for text in r.failures]
     lines += ["", "Not run:", ""] if any(r.missing for r in rows) else []
@@ -52,14 +55,14 @@ def page(rows: Sequence[Row], together: float | None = None) -> str:
             f"Not measured yet: {', '.join(missing)}; `python -m faults {' '.join(missing)} --write` does.",
         ]
     commands = "\n".join(dict.fromkeys(r.command for r in rows))
-    tail = f"\nMeasured with, `src` and `tests` on PYTHONPATH:\n\n```sh\n{commands}\n```\n\n{AFTER}"
-    whole = f"All of them, in one command and with their planted defects: {(together or 0) / 60:.0f} minutes.\n"
+    tail = f"\nMeasured with these commands, `src` and `tests` on PYTHONPATH:\n\n```sh\n{commands}\n```\n\n{AFTER}"
+    whole = f"All classes with their planted defects, in one command: {(together or 0) / 60:.0f} minutes.\n"
     return HEAD + "\n".join(lines) + "\n" + tail + (whole if together else "")
 
 
-AFTER = """`make faults` does all of it; `make faults-short` a few of each, with the first of its planted defects.
-Seconds are those of the class without its planted defects, on two cores. Other work on the machine makes them
-longer; the processor's seconds it does not.
+AFTER = """`make faults` runs all, `make faults-short` a few cases of each class and its first planted defect.
+Seconds are those of the class without its planted defects, on two cores; other work on the machine makes them
+longer, but not the processor's seconds.
 """
 
 
@@ -70,14 +73,14 @@ def _cells(texts: Sequence[str]) -> str:
 def read(docs: Path) -> tuple[list[Row], float | None]:
     """Return the rows that are kept, and the seconds of all in one command if that was done."""
     path = docs / DATA
-    held = json.loads(path.read_text()) if path.exists() else {"rows": [], "together": None}
-    return [Row.of(data) for data in held["rows"]], held["together"]
+    data = json.loads(path.read_text()) if path.exists() else {"rows": [], "together": None}
+    return [Row.of(row) for row in data["rows"]], data["together"]
 
 
 def keep(rows: Sequence[Row], docs: Path, together: float | None = None) -> None:
     """Put rows in the place of those of the same name, and write the page anew."""
-    held = {r.name: r for r in read(docs)[0]} | {r.name: r for r in rows}
-    order = [held[name] for name in ORDER if name in held]
+    by_name = {r.name: r for r in read(docs)[0]} | {r.name: r for r in rows}
+    order = [by_name[name] for name in ORDER if name in by_name]
     content = {"together": together, "rows": [row.as_dict() for row in order]}
     (docs / DATA).write_text(json.dumps(content, indent=1) + "\n")
     (docs / PAGE).write_text(page(order, together))

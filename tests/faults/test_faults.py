@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from faults import table
+from faults import broken, table
 from faults.__main__ import main, tried
 from faults.command import ROOT, Ended, judged
 from faults.outcome import Case, Row, caught, summed
@@ -21,6 +21,12 @@ from faults.outcome import Case, Row, caught, summed
 def test_each_class_holds_and_catches_what_is_planted(name, capsys):
     code = main([name, "--short"])
     assert code == 0, capsys.readouterr().out
+
+
+def test_every_defect_replaces_something_that_exists(monkeypatch):
+    monkeypatch.setattr(broken, "setattr", lambda *_: None, raising=False)
+    for name in broken.DEFECTS:
+        broken.plant(name)
 
 
 def test_the_page_is_that_of_the_rows():
@@ -62,22 +68,22 @@ acts = {
     "os.system": lambda: os.system("true"),
 }
 for name, act in acts.items():
-    with guard.watching(here / "allowed") as seen:
+    with guard.watching(here / "allowed") as events:
         act()
-    assert len(seen) == 1 and seen[0].startswith(name), (name, seen)
+    assert len(events) == 1 and events[0].startswith(name), (name, events)
 (here / "allowed").mkdir()
-with guard.watching(here / "allowed") as seen:
+with guard.watching(here / "allowed") as events:
     (here / "allowed" / "x").write_text("x")
     (here / "d" / "..").resolve().joinpath("allowed/x").read_text()
-assert not seen, seen
+assert not events, events
 (here / "allowed" / "out").symlink_to(here)
-with guard.watching(here / "allowed") as seen:
+with guard.watching(here / "allowed") as events:
     (here / "allowed" / "out" / "z").write_text("x")
-assert len(seen) == 1, seen
+assert len(events) == 1, events
 """
 
 
-def test_the_guard_hears_of_every_write_outside_and_of_programs(tmp_path):
+def test_the_guard_reports_every_write_outside_and_every_program(tmp_path):
     """In a process of its own: an audit hook is never taken away again."""
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
     subprocess.run([sys.executable, "-c", GUARD, tmp_path], env=os.environ | {"PYTHONPATH": paths}, check=True)
@@ -112,5 +118,6 @@ def test_rows_are_kept_by_name_in_order(tmp_path: Path):
     table.keep([fuzz], tmp_path)
     table.keep([kills], tmp_path, 90.0)
     assert [r.name for r in table.read(tmp_path)[0]] == ["kills", "fuzz"]
-    assert (tmp_path / table.PAGE).read_text().count("| full | 1 | 0 | 0 | 0 | 1 | 2 | 0 of 0 |") == 2
-    assert "in one command and with their planted defects: 2 minutes" in (tmp_path / table.PAGE).read_text()
+    page = (tmp_path / table.PAGE).read_text()
+    assert page.count("| full | 1 | 0 | 0 | 0 | 1 | 2 | 0 of 0 |") == 2
+    assert "All classes with their planted defects, in one command: 2 minutes" in page

@@ -23,7 +23,7 @@ def main(name: str, count: str, scratch: str, plant: str | None = None) -> int:
     # begun in the background this process ignores Ctrl-C, and so would every command that it starts and interrupts
     signal.signal(signal.SIGINT, signal.default_int_handler)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    faults: Faults = importlib.import_module(f"faults.{name}")
+    faults: Faults = importlib.import_module(f"faults.classes.{name}")
     out = sys.stdout
     if plant is not None:
         broken.plant(plant)

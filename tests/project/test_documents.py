@@ -1,4 +1,4 @@
-"""What the documents say, done: their code runs, their tables name what there is."""
+"""The documents are true: their code runs, their commands parse, their tables name what exists."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import types
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -52,21 +53,21 @@ def maker():
 
 
 def test_the_methods_pages_are_those_of_their_cards(maker):
-    held = {path.name: path.read_text() for path in (ROOT / "docs/methods").glob("*.md")}
-    assert held == maker.pages(), "run `make docs`"
+    pages = {path.name: path.read_text() for path in (ROOT / "docs/methods").glob("*.md")}
+    assert pages == maker.pages(), "run `make docs`"
 
 
 def test_the_methods_pictures_show_where_gradients_are_taken(maker):
     """Not byte for byte: the last digit of a weight may be another on another machine."""
-    drawn = maker.figures()
-    assert set(drawn) == {path.name for path in (ROOT / "docs/methods").glob("*.svg")}
+    pictures = maker.figures()
+    assert set(pictures) == {path.name for path in (ROOT / "docs/methods").glob("*.svg")}
     for name, passes in {"plain": 4, "repeat-step": 4, "sam": 8, "looksam": 5, "lpf-sgd": 32, "r-sam": 8}.items():
-        for picture in (drawn[f"{name}.svg"], (ROOT / f"docs/methods/{name}.svg").read_text()):
+        for picture in (pictures[f"{name}.svg"], (ROOT / f"docs/methods/{name}.svg").read_text()):
             assert picture.count("<circle") == passes + 1, name  # one is where the weights end
     sam, plain = (maker.make_figures.path(name) for name in ("sam", "plain"))
-    for began, asked in sam[:-1]:
-        assert asked[0] == began and math.dist(*asked) == pytest.approx(0.5, rel=1e-4)
-    assert all(asked == [began] for began, asked in plain[:-1])
+    for start, points in sam[:-1]:
+        assert points[0] == start and math.dist(*points) == pytest.approx(0.5, rel=1e-4)
+    assert all(points == [start] for start, points in plain[:-1])
 
 
 def test_what_is_listed_as_tried_has_a_row_in_the_results():
@@ -90,41 +91,41 @@ def test_links_between_documents_lead_somewhere():
 
 
 def commands(document: Path) -> list[str]:
-    """Return every command that a document shows as one to be given; SEED is a number of one's own."""
-    found, held = [], {}
+    """Return every steppe command that a document shows, with the block's variables; SEED stands for a number."""
+    lines, variables = [], {}
     for block in re.findall(r"```sh\n(.*?)```", document.read_text(), re.DOTALL):
-        lines = block.replace("\\\n", " ").splitlines()
-        held |= {line[0]: line[2:].strip('"') for line in lines if re.match("[A-Z]=", line)}
-        for line in lines:
-            for name, value in held.items():
+        for line in block.replace("\\\n", " ").splitlines():
+            if re.match("[A-Z]=", line):
+                variables[line[0]] = line[2:].strip('"')
+            for name, value in variables.items():
                 line = re.sub(rf"\${name}\b", lambda _, value=value: value, line)
-            if shown := re.search(r"(?:^| )(steppe .*)", line):
-                found.append(shown[1].replace("SEED", "0"))
-    return found
+            if command := re.search(r"(?:^| )(steppe .*)", line):
+                lines.append(command[1].replace("SEED", "0"))
+    return lines
 
 
-SHOWN = [p for p in [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))] if commands(p)]
+def parsed(command: str, arguments: list[str]) -> Namespace:
+    return main.command_parser(command).parse_args(arguments)
 
 
-@pytest.mark.parametrize("document", SHOWN, ids=lambda p: p.stem)
-def test_every_command_that_is_shown_is_understood(document):
-    for line in commands(document):
-        words = expand_recipe(shlex.split(line, comments=True)[1:])
-        given = main.command_parser(words[0]).parse_args(words[1:])
-        if words[0] in ("compare", "train", "tune"):
-            cls = Study if words[0] == "compare" else Run
-            asked = make(cls, given)
-            for spec in asked.methods if cls is Study else [asked.method]:
+def test_every_command_of_the_documents_is_accepted():
+    lines = [line for p in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")] for line in commands(p)]
+    assert len(lines) > 100
+    for line in lines:
+        command, *arguments = expand_recipe(shlex.split(line, comments=True)[1:])
+        options = parsed(command, arguments)
+        if command in ("compare", "train", "tune"):
+            settings = make(Study if command == "compare" else Run, options)
+            for spec in settings.methods if command == "compare" else [settings.method]:
                 parse(spec)
-        if words[0] == "show":
-            assert given.method in {*METHODS, *recipes.names()}
+        if command == "show":
+            assert options.method in {*METHODS, *recipes.names()}, line
 
 
 def test_the_study_in_a_file_is_one(tmp_path):
     (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/how-to/compare.md").read_text(), re.DOTALL)
     (tmp_path / "study.yaml").write_text(block)
-    given = main.command_parser("compare").parse_args(["--config", str(tmp_path / "study.yaml")])
-    study = make(Study, given)
+    study = make(Study, parsed("compare", ["--config", str(tmp_path / "study.yaml")]))
     assert study.methods == ("plain", "two-step", "sam", "sam:rho=0.1")
     assert (study.data.size, study.optim.weight_decay, study.epochs) == (64, 5e-4, 30)
 
@@ -136,19 +137,25 @@ PRINTED = {
     "track": "1 ['epoch', 'gradients', 'lr']\n2 ['epoch', 'gradients', 'lr']\nok ['best', 'last']\n",
 }
 APART = {"integrations": "tests/integrations/test_guide.py"}
+LONG = {"compare", "tune"}  # they train for more than three seconds
 PAGES = [
     p for p in sorted((ROOT / "docs").rglob("*.md")) if "```python\n" in p.read_text() and p.stem not in APART
 ]
+GUIDES = [
+    pytest.param(p, id=p.stem, marks=pytest.mark.slow if p.stem in LONG else ())
+    for p in PAGES
+    if p.parent.name != "methods"
+]
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p.parent.name != "methods"], ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", GUIDES)
 def test_a_page_s_code_runs_from_top_to_bottom(page, capsys, monkeypatch):
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
     for block in blocks(str(page.relative_to(ROOT))):
         exec(compile(block, page.name, "exec", dont_inherit=True), vars(module))
-    said = capsys.readouterr().out
-    assert said == PRINTED.get(page.stem, said)
+    output = capsys.readouterr().out
+    assert output == PRINTED.get(page.stem, output)
 
 
 def test_the_code_of_the_methods_pages_runs():
@@ -167,13 +174,13 @@ def test_every_python_block_runs_or_says_that_it_does_not():
 
 MISTAKES = {
     "ddp-global": ("common = rt.all_reduce_mean(g)  #", "common = g  #"),
-    "reference": ("ascent(mean, self.rho)", "ascent(mean, -self.rho)"),
-    "resume": ("return Memory(net)", "return Forgetful(net)"),
+    "reference": ("sam_perturbation(mean, self.rho)", "sam_perturbation(mean, -self.rho)"),
+    "resume": ("return ParamState(net)", "return Forgetful(net)"),
 }
 FORGETFUL = """
 
 
-class Forgetful(Memory):
+class Forgetful(ParamState):
     def state_dict(self, *args, **kwargs):
         return {}
 
@@ -217,30 +224,30 @@ EXAMPLES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES)
 def test_every_example_runs_and_is_short(path):
     for package in NEEDED.get(path.stem, []):
         pytest.importorskip(package)
     # as conftest.py: torchvision is imported by timm, transformers and torchmetrics where it is installed
-    start = [
-        "-c",
-        "import foreign, runpy, sys; foreign.declare_operators(); runpy.run_path(sys.argv[1], {}, '__main__')",
-    ]
+    program = "import runpy, sys; from support.foreign import declare_operators; declare_operators();"
+    start = ["-c", program + "runpy.run_path(sys.argv[1], {}, '__main__')"]
     if "torchrun" in path.name:
         start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    here = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": here, "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *start, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    said = done.stdout.splitlines()[-1]
-    reached = re.search(r"accuracy.* ([0-9.]+)%", said)
-    assert reached is None or float(reached[1]) > 75  # what nobody would reach without training
-    assert "Passes(" in said or path.stem == "old_optimizer"
+    last = done.stdout.splitlines()[-1]
+    accuracy = re.search(r"accuracy.* ([0-9.]+)%", last)
+    assert accuracy is None or float(accuracy[1]) > 75  # an untrained network would not
+    assert "Passes(" in last or path.stem == "old_optimizer"
     assert len(path.read_text().splitlines()) < 60
 
 
-def test_the_site_is_built_without_a_warning_and_takes_nothing_from_elsewhere(tmp_path):
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning_and_loads_nothing_from_other_servers(tmp_path):
     pytest.importorskip("mkdocs")
     pytest.importorskip("mkdocstrings")
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "NO_MKDOCS_2_WARNING": "1"}
@@ -250,8 +257,8 @@ def test_the_site_is_built_without_a_warning_and_takes_nothing_from_elsewhere(tm
     pages = {str(p.relative_to(tmp_path)): p.read_text() for p in tmp_path.rglob("*.html")}
     assert {f"methods/{name}.html" for name in METHODS} <= set(pages)
     for name, text in pages.items():
-        taken = re.findall(
+        loaded = re.findall(
             r"<(?:script|img|iframe)[^>]*src=\"(https?:[^\"]+)|<link[^>]*href=\"(https?:[^\"]+)", text
         )
-        assert not taken, (name, taken)
+        assert not loaded, (name, loaded)
     assert "Minimise the loss at a random point" in pages["reference/methods.html"]

@@ -37,16 +37,16 @@ def test_every_printed_accuracy_has_a_line(ledger):
     page = (DOCS / "ledger.md").read_text()
     cells = 0
     for name in recipes.names():
-        held = recipes.load(name)
-        for data, model, row, *numbers in held.published.rows:
-            if {"accuracy", "top-1"} & {*held.published.columns}:
+        recipe = recipes.load(name)
+        for data, model, row, *numbers in recipe.published.rows:
+            if {"accuracy", "top-1"} & {*recipe.published.columns}:
                 assert f"| {data} | {model} | {row} | {numbers[0]:.2f}" in page
                 cells += 1
     assert f"\n{cells} cells: " in page
 
 
 @pytest.mark.parametrize(
-    ("published", "ours", "full", "word"),
+    ("published", "ours", "full", "verdict"),
     [
         (1.0, [0.5, 1.5, 1.1], True, "agrees"),
         (9.0, [0.5, 1.5, 1.1], True, "differs"),
@@ -58,9 +58,9 @@ def test_every_printed_accuracy_has_a_line(ledger):
         (1.0, [1.0], True, "undecided"),
     ],
 )
-def test_the_rule(ledger, published, ours, full, word):
+def test_the_rule(ledger, published, ours, full, verdict):
     d = paired_difference(ours, [0.0] * len(ours))
-    assert ledger.verdict(published, d, full=full) == word
+    assert ledger.verdict(published, d, full=full) == verdict
 
 
 def test_what_was_not_run_is_not_judged(ledger):
@@ -75,8 +75,8 @@ def test_gains_are_over_seeds_that_both_have(ledger):
 
 def test_the_arithmetic_of_a_run_is_counted(ledger):
     """ResNet-32's 69.1 million multiply-adds (the OKDPH reference), 2 networks, 300 epochs of 50,000 images."""
-    held = recipes.load("okdph-table3")
-    cost = ledger.cost(held, "cifar10", "resnet32-okdph", "dml-2")
+    recipe = recipes.load("okdph-table3")
+    cost = ledger.cost(recipe, "cifar10", "resnet32-okdph", "dml-2")
     assert cost == pytest.approx(6 * 69.1e6 * 50_000 * 300 * 2 / 1e18, rel=0.01)
     tenth = ledger.cost(recipes.load("okdph-table4-10"), "cifar10", "densenet40-12", "plain")
     assert tenth == pytest.approx(6 * 72.4e6 * 5_000 * 300 / 1e18, rel=0.01)
@@ -87,9 +87,9 @@ def test_every_record_is_named_and_stands_for_rows_of_a_table(ledger):
     files = {f.stem for f in (DOCS / "records").glob("*.json")}
     assert files == {*index["records"], *index["others"]}
     for name, about in index["records"].items():
-        held = recipes.load(about["recipe"])
-        assert about["data"] in held.data and about["model"] in held.models
-        assert {*about["rows"].values()} <= {*held.methods}
+        recipe = recipes.load(about["recipe"])
+        assert about["data"] in recipe.data and about["model"] in recipe.models
+        assert {*about["rows"].values()} <= {*recipe.methods}
         run = {r["method"] for r in ledger.runs(name)}
         assert {*about["rows"]} <= run
     for one in index["questions"]:
@@ -97,32 +97,34 @@ def test_every_record_is_named_and_stands_for_rows_of_a_table(ledger):
             assert all(ledger.accuracies(one["records"], m) for m in pair), pair
 
 
+@pytest.mark.slow
 def test_a_comparison_is_packed_without_paths_or_times(tmp_path, ledger):
-    words = (
+    options = (
         "--methods plain dml --models simple-cnn --epochs 1 --seeds 0 --data.train 60 --data.test 40 --watch.test"
     )
-    assert main(["compare", *words.split(), "--out", str(tmp_path / "a")]) == 0
-    held = script("pack_records").packed(tmp_path / "a")
-    assert [r["method"] for r in held["runs"]] == ["plain", "dml"]
+    assert main(["compare", *options.split(), "--out", str(tmp_path / "a")]) == 0
+    record = script("pack_records").packed(tmp_path / "a")
+    assert [r["method"] for r in record["runs"]] == ["plain", "dml"]
     result = [json.loads(f.read_text()) for f in (tmp_path / "a" / "runs").glob("*/result.json")]
-    assert sorted(r["last"] for r in held["runs"]) == sorted(
+    assert sorted(r["last"] for r in record["runs"]) == sorted(
         round(100 * r["test"]["last"]["accuracy"], 4) for r in result
     )
-    (dml,) = [r for r in held["runs"] if r["method"] == "dml"]
+    (dml,) = [r for r in record["runs"] if r["method"] == "dml"]
     assert dml["best_of_all"] == max(dml["last"], *dml["outputs"].values())
     assert dml["passes"] == [2.0, 2.0, 1.0]
-    text = json.dumps(held)
+    text = json.dumps(record)
     assert str(tmp_path) not in text and "seconds" not in text
 
 
+@pytest.mark.slow
 def test_further_seeds_are_packed_with_the_first_and_nothing_twice(tmp_path):
-    words = "--methods plain --models simple-cnn --epochs 1 --data.train 60 --data.test 40"
+    options = "--methods plain --models simple-cnn --epochs 1 --data.train 60 --data.test 40"
     for name, more in (("a", "--seeds 0"), ("b", "--seeds 1"), ("c", "--seeds 2 --data.test 30")):
-        assert main(["compare", *words.split(), *more.split(), "--out", str(tmp_path / name)]) == 0
+        assert main(["compare", *options.split(), *more.split(), "--out", str(tmp_path / name)]) == 0
     packed = script("pack_records").packed
-    held = packed(tmp_path / "a", tmp_path / "b")
-    assert [r["seed"] for r in held["runs"]] == [0, 1]
-    assert held["command"].endswith(f"--seeds 0; {packed(tmp_path / 'b')['command']}")
+    record = packed(tmp_path / "a", tmp_path / "b")
+    assert [r["seed"] for r in record["runs"]] == [0, 1]
+    assert record["command"].endswith(f"--seeds 0; {packed(tmp_path / 'b')['command']}")
     for other in ("a", "c"):
         with pytest.raises(SystemExit, match="no other part"):
             packed(tmp_path / "a", tmp_path / other)

@@ -1,4 +1,4 @@
-"""The package as a user gets it: what the wheel holds, and what is said where an extra is missing."""
+"""The package as a user installs it: the files of the wheel, and the error where an extra is missing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ import steppe
 from steppe.cli.main import main
 from steppe import methods, models
 
-def adapter(name):
+def integration(name):
     __import__(f"steppe.integrations.{{name}}")
 
 def tracked(name):
@@ -42,9 +42,9 @@ def tracked(name):
 for act in (
     lambda: models.build("torchvision/resnet18", classes=2, channels=3, size=32),
     lambda: models.build("timm/resnet18", classes=2, channels=3, size=32),
-    lambda: adapter("timm"),
-    lambda: adapter("hugging_face"),
-    lambda: adapter("lightning"),
+    lambda: integration("timm"),
+    lambda: integration("transformers"),
+    lambda: integration("lightning"),
     lambda: __import__("steppe.experiments.tuning"),
     lambda: tracked("tensorboard"),
     lambda: tracked("wandb"),
@@ -55,8 +55,8 @@ for act in (
         print("nothing")
     except steppe.InputError as error:
         print(error)
-adapter("optimizer"), adapter("accelerate")
-print(cli.main(["list"]), cli.main(["tune", "--method", "sam"]))
+integration("torch_optimizer"), integration("accelerate")
+print(main(["list"]), main(["tune", "--method", "sam"]))
 """
 
 
@@ -67,12 +67,12 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it():
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    said = done.stdout.splitlines()
-    named = ("vision", "vision", "vision", "hf", "lightning", "tune", "tensorboard", "wandb", "mlflow")
-    for line, extra in zip(said, named, strict=False):
+    lines = done.stdout.splitlines()
+    extras = ("vision", "vision", "vision", "hf", "lightning", "tune", "tensorboard", "wandb", "mlflow")
+    for line, extra in zip(lines, extras, strict=False):
         assert f"pip install 'steppe[{extra}]'" in line, line
         assert extra in PROJECT["optional-dependencies"]
-    assert said[-1] == "0 2"
+    assert lines[-1] == "0 2"
     assert "sam" in done.stdout
     assert "No module named 'optuna'; pip install 'steppe[tune]'" in done.stderr
 
@@ -105,7 +105,9 @@ def test_every_extra_that_an_error_names_is_there():
 
 def test_the_extras_hold_what_their_code_imports():
     extras = PROJECT["optional-dependencies"]
-    named = {extra: {one.partition(">")[0].partition("=")[0] for one in given} for extra, given in extras.items()}
+    named = {
+        extra: {one.partition(">")[0].partition("=")[0] for one in packages} for extra, packages in extras.items()
+    }
     assert named["vision"] == {"torchvision", "timm"}
     assert named["hf"] == {"transformers", "accelerate", "peft"}
     assert named["lightning"] == {"lightning"}
@@ -125,11 +127,10 @@ def test_the_wheel_is_whole_and_works_on_its_own(tmp_path):
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     assert len(list((tmp_path / "dist").glob("*.tar.gz"))) == 1
     names = set(zipfile.ZipFile(wheel).namelist())
-    data = {"py.typed", "report/page.html.j2", "report/page.css", "report/diagnosis.html.j2"}
-    data |= {"report/script/curves.js", "report/parts/results.html.j2"}
-    data |= {f"recipes/{path.name}" for path in (ROOT / "src/steppe/recipes").glob("*.yaml")}
-    assert {f"steppe/{name}" for name in data} <= names
-    assert {f"steppe/{p.relative_to(ROOT / 'src/steppe')}" for p in (ROOT / "src/steppe").rglob("*.py")} <= names
+    source = ROOT / "src/steppe"
+    files = {p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file() and p.suffix != ".pyc"}
+    assert {"py.typed", "config/recipes/rwp-table1.yaml"} < files
+    assert {f"steppe/{name}" for name in files} <= names
     assert not [n for n in names if "__pycache__" in n or "_cache/" in n or n.startswith("tests")]
 
     venv.create(tmp_path / "v", with_pip=True)
@@ -139,8 +140,8 @@ def test_the_wheel_is_whole_and_works_on_its_own(tmp_path):
     (site,) = (tmp_path / "v/lib").glob("python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
 
-    def run(*words: str) -> str:
-        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env={"HOME": str(tmp_path)})
+    def run(*command: str) -> str:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={"HOME": str(tmp_path)})
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -1,18 +1,18 @@
-"""Run a function on several processes of this machine that train together over gloo.
+"""What several processes train in the tests, and the pool that runs it.
 
-In a module of its own because each process imports it by name.
+In a module of its own because the processes import it by name.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
-import pickle
-import socket
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -22,56 +22,75 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import steppe
+from steppe.testing.process_pool import ProcessPool
 
-PATIENCE = 120
+
+class _Kept(ProcessPool):
+    """Starts its processes anew if a test has killed them."""
+
+    def run(self, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+        if not all(process.is_alive() for process in self.processes):
+            self.close(kill=True)
+        return super().run(work, *arguments)
+
+
+# two processes over gloo, started by the first test that needs them and kept until the session ends
+POOL = _Kept(timeout=120)
+atexit.register(POOL.close)
 
 
 def together(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Return what ``work(rank, *arguments)`` returned on each process; raise what one of them raised."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    context = mp.get_context("spawn")
-    queue = context.Queue()
-    started = [
-        context.Process(target=_enter, args=(rank, count, port, queue, work, arguments), daemon=True)
-        for rank in range(count)
-    ]
-    for process in started:
-        process.start()
-    try:
-        arrived = dict(queue.get(timeout=PATIENCE) for _ in started)
-        answers = {rank: pickle.loads(content) for rank, content in arrived.items()}
-    finally:
-        for process in started:
-            process.join(10)
-            process.kill()
-    errors = [a for a in answers.values() if isinstance(a, str) and a.startswith("Traceback")]
-    assert not errors, errors[0]
-    return [answers[rank] for rank in range(count)]
+    """Return what ``work(rank, *arguments)`` returns on each process; raise what one of them raises."""
+    if count == 2:
+        return POOL.run(_traced, work, *arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_in_a_new_process, (count, folder, work, arguments), nprocs=count)
+        return [torch.load(f"{folder}/{rank}", weights_only=False) for rank in range(count)]
 
 
-def _enter(rank: int, count: int, port: int, queue: Any, work: Callable[..., Any], arguments: Any) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def _in_a_new_process(rank: int, count: int, folder: str, work: Callable[..., Any], arguments: Any) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=count, timeout=timedelta(seconds=60))
-    try:
-        queue.put((rank, pickle.dumps(work(rank, *arguments))))  # torch would share memory that dies with us
-        dist.barrier()  # one that leaves early makes the others' shutdown abort
-        dist.destroy_process_group()
-    except Exception:
-        queue.put((rank, pickle.dumps(traceback.format_exc())))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=count)
+    torch.save(work(rank, *arguments), f"{folder}/{rank}")
+    dist.barrier()  # a process that ends while another still sends aborts that one
+    dist.destroy_process_group()
 
 
-# -- what the tests train --------------------------------------------------------------------------------------
+def _traced(rank: int, work: Callable[..., Any], *arguments: Any) -> Any:
+    """Do the work, print the traceback of what it raises, and put the environment back."""
+    with mock.patch.dict(os.environ):
+        try:
+            return work(rank, *arguments)
+        except Exception:
+            traceback.print_exc()
+            raise
+
+
+# -- networks, data and training ---------------------------------------------------------------------------------
 
 
 def smooth_net() -> nn.Sequential:
-    """No BatchNorm and no dropout, and a layer whose units are not along its first dimension."""
+    """Return a network without BatchNorm and dropout; one layer's units are not along its first dimension."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.Tanh(), nn.ConvTranspose2d(4, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(75, 5)
     )
+
+
+def norm_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(64, 5))
+
+
+def distributed(net: nn.Module, kind: str) -> nn.Module:
+    """Wrap a network for training on all processes."""
+    if kind == "fsdp":
+        return fully_shard(net, mesh=dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),)))
+    if kind == "compiled inside":
+        return DistributedDataParallel(torch.compile(net, backend="eager"))
+    model = DistributedDataParallel(net)
+    return torch.compile(model, backend="eager") if kind == "compiled outside" else model
 
 
 def batch(k: int, count: int = 12) -> tuple[Tensor, Tensor]:
@@ -88,15 +107,15 @@ def sgd(net: nn.Module, rho: float | None = None) -> torch.optim.Optimizer:
 
 
 def values(net: nn.Module) -> list[Tensor]:
-    """Return weights and buffers, whole."""
-    found = [*net.parameters(), *net.buffers()]
-    return [(t.full_tensor() if hasattr(t, "full_tensor") else t).detach().clone() for t in found]
+    """Return copies of weights and buffers, unsharded."""
+    tensors = [*net.parameters(), *net.buffers()]
+    return [(t.full_tensor() if hasattr(t, "full_tensor") else t).detach().clone() for t in tensors]
 
 
 def run(spec: str, model: nn.Module, net: nn.Module, rows: slice, rho: float | None = None, **options: Any) -> Any:
     step = steppe.methods.parse(spec).bind(model, sgd(net, rho), **options)
     for k in range(5):
-        step.predict(batch(k)[0][:2])  # a pass without a backward one in between must change nothing
+        step.predict(batch(k)[0][:2])  # a forward pass without a backward one must change nothing
         x, y = batch(k)
         assert not step(x[rows], y[rows]).skipped
     return step
@@ -113,25 +132,20 @@ def farthest(a: list[Tensor], b: list[Tensor]) -> float:
 
 
 @contextmanager
-def counted() -> Any:
-    """Count collective messages."""
+def counted() -> Iterator[list[str]]:
+    """Yield a list to which the names of collective operations are added as they are sent."""
     sent: list[str] = []
-    originals = {name: getattr(dist, name) for name in ("all_reduce", "broadcast")}
 
-    def counting(name: str) -> Any:
+    def counting(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
         def send(*a: Any, **k: Any) -> Any:
             sent.append(name)
-            return originals[name](*a, **k)
+            return operation(*a, **k)
 
         return send
 
-    for name in originals:
-        setattr(dist, name, counting(name))
-    try:
+    operations = {name: counting(name, getattr(dist, name)) for name in ("all_reduce", "broadcast")}
+    with mock.patch.multiple(dist, **operations):
         yield sent
-    finally:
-        for name, original in originals.items():
-            setattr(dist, name, original)
 
 
 def rows_of(rank: int, sizes: tuple[int, ...]) -> slice:
@@ -144,51 +158,45 @@ def rows_of(rank: int, sizes: tuple[int, ...]) -> slice:
 
 def replicas(rank: int, sizes: tuple[int, ...], cases: list[tuple[str, dict[str, Any]]]) -> list[list[Tensor]]:
     """Train each case under DDP."""
-    found = []
+    trained = []
     for spec, options in cases:
         net = smooth_net()
         rho = options.pop("group_rho", None)
-        model: nn.Module = DistributedDataParallel(net)
-        wrapped = options.pop("wrapped", None)
-        if wrapped == "compiled outside":
-            model = torch.compile(model, backend="eager")
-        elif wrapped == "compiled inside":
-            model = DistributedDataParallel(torch.compile(net, backend="eager"))
+        model = distributed(net, options.pop("wrapped", "ddp"))
         run(spec, model, net, rows_of(rank, sizes), rho, **options)
-        found.append(values(net))
-    return found
+        trained.append(values(net))
+    return trained
 
 
 def shards(rank: int, sizes: tuple[int, ...], cases: list[tuple[str, dict[str, Any]]]) -> list[list[Tensor]]:
     """Train each case under FSDP2, with a layer that is sharded on its own."""
-    mesh = dist.device_mesh.init_device_mesh("cpu", (len(sizes),))
-    found = []
+    trained = []
     for spec, options in cases:
         net = smooth_net()
-        fully_shard(net[5], mesh=mesh)
-        fully_shard(net, mesh=mesh)
+        distributed(net[5], "fsdp")
+        distributed(net, "fsdp")
         run(spec, net, net, rows_of(rank, sizes), options.pop("group_rho", None), **options)
-        found.append(values(net))
-    return found
+        trained.append(values(net))
+    return trained
 
 
 def messages(rank: int) -> dict[str, list[str]]:
     """Return what one step of each case sends."""
-    found = {}
+    sent_by = {}
     for name, options in {
         "plain": {}, "sam": {}, "sam global": {"sync": "global"}, "sadt-v1": {}, "repeat-step": {},
     }.items():  # fmt: skip
         net = smooth_net()
-        step = steppe.make(name.split()[0]).bind(DistributedDataParallel(net), sgd(net), **options)
+        step = steppe.make(name.split()[0]).bind(distributed(net, "ddp"), sgd(net), **options)
         step(*batch(0))
         with counted() as sent:
             step(*batch(rank))
-        found[name] = list(sent)
-    return found
+        sent_by[name] = list(sent)
+    return sent_by
 
 
 class Spoiled:
-    """A loss that is not finite at its n-th call on one rank."""
+    """A loss that is infinite at its n-th call on one rank."""
 
     def __init__(self, rank: int, at_rank: int, at_call: int):
         self.armed, self.at_call, self.calls = rank == at_rank, at_call, 0
@@ -201,30 +209,22 @@ class Spoiled:
 
 def spoiled(rank: int, kind: str, cases: list[tuple[str, int, dict[str, Any]]]) -> list[dict[str, Any]]:
     """Take two good steps, one in which only the second process has a bad value, and one more."""
-    found = []
+    results = []
     for spec, at_call, options in cases:
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(64, 5))
-        if kind == "ddp":
-            model: nn.Module = DistributedDataParallel(net)
-        else:
-            model = fully_shard(net, mesh=dist.device_mesh.init_device_mesh("cpu", (2,)))
-        optimizer = sgd(net)
-        loss = Spoiled(rank, 1, at_call)
+        net = norm_net()
+        model, optimizer = distributed(net, kind), sgd(net)
         if options.get("precision") == "fp16":
             options = {**options, "scaler": torch.amp.GradScaler("cpu", init_scale=64.0)}
-        step = steppe.methods.parse(spec).bind(model, optimizer, loss=loss, **options)
+        step = steppe.methods.parse(spec).bind(model, optimizer, loss=Spoiled(rank, 1, at_call), **options)
         skipped = []
         for k in range(4):
-            x, y = batch(10 * k + rank, 6)
             before = values(net)
-            skipped.append(step(x, y).skipped)
+            skipped.append(step(*batch(10 * k + rank, 6)).skipped)
             if skipped[-1]:
-                held = all(torch.equal(a, b) for a, b in zip(before, values(net), strict=True))
+                unchanged = all(torch.equal(a, b) for a, b in zip(before, values(net), strict=True))
         scale = step.scaler.get_scale() if step.scaler else None
-        moments = len(optimizer.state)
-        found.append({"skipped": skipped, "held": held, "scale": scale, "moments": moments, "values": values(net)})
-    return found
+        results.append({"skipped": skipped, "held": unchanged, "scale": scale, "values": values(net)})
+    return results
 
 
 class Sometimes(nn.Module):
@@ -241,10 +241,10 @@ class Sometimes(nn.Module):
 
 
 def unused(rank: int) -> dict[str, Any]:
-    """One process uses a layer that the other does not."""
+    """Train while one process uses a layer that the other does not."""
     net = Sometimes()
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
-    step = steppe.SAM().bind(DistributedDataParallel(net), optimizer)
+    step = steppe.SAM().bind(distributed(net, "ddp"), optimizer)
     sign = 1.0 if rank == 0 else -1.0
     for _ in range(3):
         step(sign * torch.ones(4, 3), torch.tensor([0, 1, 0, 0]))
@@ -252,46 +252,41 @@ def unused(rank: int) -> dict[str, Any]:
 
 
 def statistics(rank: int) -> list[Tensor]:
-    """Return running statistics after steps on different images."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 5))
-    step = steppe.SAM().bind(DistributedDataParallel(net), sgd(net))
+    """Return weights and running statistics after steps on different images."""
+    net = norm_net()
+    step = steppe.SAM().bind(distributed(net, "ddp"), sgd(net))
     for k in range(3):
         step(*batch(10 * k + rank, 6))
     return values(net)
 
 
 def refusals(rank: int) -> list[str]:
-    """Return what is said to settings that a sharded or replicated model cannot have."""
-    said = []
+    """Return the errors of settings that a sharded or replicated model cannot have."""
+    messages = []
 
-    def told(act: Callable[[], Any]) -> None:
+    def expect_error(act: Callable[[], Any]) -> None:
         try:
             act()
-            said.append("nothing")
+            messages.append("nothing")
         except steppe.InputError as error:
-            said.append(str(error))
+            messages.append(str(error))
 
     net = smooth_net()
-    fully_shard(net, mesh=dist.device_mesh.init_device_mesh("cpu", (2,)))
-    told(lambda: steppe.SAM().bind(net, sgd(net), sync="local"))
-    told(lambda: steppe.SAM().bind(net, sgd(net), m=4))
+    distributed(net, "fsdp")
+    expect_error(lambda: steppe.SAM().bind(net, sgd(net), sync="local"))
+    expect_error(lambda: steppe.SAM().bind(net, sgd(net), m=4))
     step = steppe.SAM().bind(net, sgd(net))
-    told(lambda: step([batch(0, 6)] * (rank + 1)))
+    expect_error(lambda: step([batch(0, 6)] * (rank + 1)))
     copy = smooth_net()
-    told(lambda: steppe.SAM().bind(DistributedDataParallel(copy), sgd(copy), sync=3))
-    told(lambda: steppe.SAM().bind(DistributedDataParallel(copy), sgd(copy), sync="all"))
-    return said
+    expect_error(lambda: steppe.SAM().bind(distributed(copy, "ddp"), sgd(copy), sync=3))
+    expect_error(lambda: steppe.SAM().bind(distributed(copy, "ddp"), sgd(copy), sync="all"))
+    return messages
 
 
 def accumulated(rank: int, kind: str) -> list[Tensor]:
     """Train on micro-batches of unequal sizes, other ones on each process."""
     net = smooth_net()
-    if kind == "ddp":
-        model: nn.Module = DistributedDataParallel(net)
-    else:
-        model = fully_shard(net, mesh=dist.device_mesh.init_device_mesh("cpu", (2,)))
-    step = steppe.SAM(rho=0.3).bind(model, sgd(net), sync="global")
+    step = steppe.SAM(rho=0.3).bind(distributed(net, kind), sgd(net), sync="global")
     sizes = (1, 4, 2) if rank == 0 else (3, 1, 1)
     for k in range(5):
         x, y = (t[rows_of(rank, (7, 5))] for t in batch(k))
@@ -300,47 +295,48 @@ def accumulated(rank: int, kind: str) -> list[Tensor]:
 
 
 def halved(rank: int, alpha: float) -> dict[str, Any]:
-    """Take one step of RWP by halves; return what moved, and this process's own gradient where it looked."""
+    """Take one step of RWP by halves; return the update, and the gradient at the weights of the first pass."""
     net = smooth_net()
-    seen: list[list[Tensor]] = []
+    weights: list[list[Tensor]] = []
 
     def loss(z: Tensor, y: Tensor) -> Tensor:
-        seen.append([p.detach().clone() for p in net.parameters()])
+        weights.append([p.detach().clone() for p in net.parameters()])
         return nn.functional.cross_entropy(z, y)
 
     optimizer = torch.optim.SGD(net.parameters(), 1.0)
     method = steppe.RWP(alpha=alpha, gamma=0.1, halves=True)
-    step = method.bind(DistributedDataParallel(net), optimizer, loss=loss)
+    step = method.bind(distributed(net, "ddp"), optimizer, loss=loss)
     x, y = batch(rank, 4 + rank)
     before = values(net)
     step(x, y)
     copy = smooth_net()
     with torch.no_grad():
-        for p, there in zip(copy.parameters(), seen[0], strict=True):
-            p.copy_(there)
+        for p, value in zip(copy.parameters(), weights[0], strict=True):
+            p.copy_(value)
     gradient = torch.autograd.grad(nn.functional.cross_entropy(copy(x), y), list(copy.parameters()))
     moved = [a - b for a, b in zip(before, values(net), strict=True)]
     return {"values": values(net), "moved": moved, "gradient": list(gradient)}
 
 
 def saf_store(rank: int) -> dict[str, int]:
-    """Train SAF on a data set that is shuffled over the processes anew in each epoch; check what it keeps."""
+    """Train SAF on a data set that is shuffled over the processes anew in each epoch; check what it stores."""
     net = smooth_net()
     x, y = batch(0, 30)
-    step = steppe.SAF(past=2, start=1).bind(DistributedDataParallel(net), sgd(net))
-    wrong = seen = 0
+    step = steppe.SAF(past=2, start=1).bind(distributed(net, "ddp"), sgd(net))
+    wrong = count = 0
     for epoch in range(4):
         order = torch.randperm(30, generator=torch.Generator().manual_seed(epoch))
-        said: dict[int, Tensor] = {}
+        logits: dict[int, Tensor] = {}
         for start in range(0, 30, 10):
             rows = order[start : start + 10]
             with torch.no_grad():
-                said |= {int(i): z for i, z in zip(rows, net(x[rows]), strict=True)}
+                logits |= {int(i): z for i, z in zip(rows, net(x[rows]), strict=True)}
             mine = rows[rows_of(rank, (6, 4))]
             assert not step(steppe.Batch(x[mine], y[mine], mine)).skipped
         store = step.state
-        for i, z in said.items():
-            kept = store.get_buffer("values")[i, epoch % 2]
-            wrong += int(not torch.allclose(kept, z, atol=1e-5)) + int(store.get_buffer("visits")[i] != epoch + 1)
-            seen += 1
-    return {"wrong": wrong, "seen": seen}
+        for i, z in logits.items():
+            stored = store.get_buffer("values")[i, epoch % 2]
+            wrong += int(not torch.allclose(stored, z, atol=1e-5))
+            wrong += int(store.get_buffer("visits")[i] != epoch + 1)
+            count += 1
+    return {"wrong": wrong, "seen": count}

@@ -1,4 +1,4 @@
-"""Methods that are broken on purpose, each in one point, and the sound one that they depart from.
+"""Methods broken on purpose, each in one point, and the sound one from which they differ.
 
 In a module of its own because the processes of the distributed checks import it by name.
 """
@@ -25,7 +25,7 @@ from steppe.testing import oracles
 
 @dataclass(frozen=True)
 class Sound(Method):
-    """SAM, taken apart so that a mutant can replace one piece."""
+    """SAM in pieces, so that a mutant can replace one."""
 
     limit: ClassVar = {"rho": 0.0}
     cost: ClassVar = (2, 2, 1)
@@ -37,7 +37,7 @@ class Sound(Method):
         if self.rho == 0:
             return self.reduced(batch, rt)
         out, g = self.first(batch, rt)
-        with self.there(self.offset(g, rt), rt):
+        with self.perturbed(self.offset(g, rt), rt):
             g = self.second(batch, g, rt)
         self.last(g, rt)
         return out
@@ -51,7 +51,7 @@ class Sound(Method):
     def offset(self, g: Vec, rt: Runtime) -> Vec:
         return sam_perturbation(rt.shared(g), self.rho)
 
-    def there(self, offset: Vec, rt: Runtime) -> Any:
+    def perturbed(self, offset: Vec, rt: Runtime) -> Any:
         return rt.at(offset)
 
     def second(self, batch: Batch, g: Vec, rt: Runtime) -> Vec:
@@ -109,7 +109,7 @@ class TakesAPassThatNobodyCounts(Sound):
 
 class RebindsStorage(Sound):
     @contextmanager
-    def there(self, offset: Vec, rt: Runtime) -> Iterator[None]:
+    def perturbed(self, offset: Vec, rt: Runtime) -> Iterator[None]:
         with rt.preserve_state():
             old = [(p, p.data) for p, _ in moved(rt.params, offset)]
             try:
@@ -123,7 +123,7 @@ class RebindsStorage(Sound):
 
 class AddsAndSubtracts(Sound):
     @contextmanager
-    def there(self, offset: Vec, rt: Runtime) -> Iterator[None]:
+    def perturbed(self, offset: Vec, rt: Runtime) -> Iterator[None]:
         with rt.preserve_state(), torch.no_grad():
             for p, o in moved(rt.params, offset):
                 p.add_(o)
@@ -137,7 +137,7 @@ class AddsAndSubtracts(Sound):
 
 class StaysThereOnAnException(Sound):
     @contextmanager
-    def there(self, offset: Vec, rt: Runtime) -> Iterator[None]:
+    def perturbed(self, offset: Vec, rt: Runtime) -> Iterator[None]:
         with rt.preserve_state():
             saved = vector.clone(list(rt.params))
             with torch.no_grad():
@@ -151,7 +151,7 @@ class StaysThereOnAnException(Sound):
 
 class CountsTheSecondPass(Sound):
     @contextmanager
-    def there(self, offset: Vec, rt: Runtime) -> Iterator[None]:
+    def perturbed(self, offset: Vec, rt: Runtime) -> Iterator[None]:
         stream = torch.get_rng_state()
         with rt.at(offset, clean=True):
             yield
@@ -163,7 +163,7 @@ class CountsOnlyTheSecondPass(Sound):
         with rt.preserve_state():
             return rt.grad(rt.objective, batch)
 
-    def there(self, offset, rt):
+    def perturbed(self, offset, rt):
         return rt.at(offset, clean=True)
 
 
@@ -306,7 +306,7 @@ class TellsACompiledModel(Sound):
         return sam_perturbation(g, self.rho * (1.0 if rt.model is rt.net else 2.0))
 
 
-# what each must be caught by, and a word of what must be said
+# the check that must catch each, and part of its message
 MUTANTS: dict[type[Sound], tuple[str, str]] = {
     MixesInsteadOfReturning: ("reduces", "differs by"),
     DrawsAtItsLimit: ("reduces", "from plain training"),

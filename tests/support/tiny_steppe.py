@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections.abc import Iterator
 from unittest import mock
 
 from torch import nn
@@ -30,27 +31,31 @@ def tiny(classes: int, channels: int, size: int) -> nn.Module:
     )
 
 
-def command(rank: int, arguments: list[str], stop_after: int | None = None) -> tuple[int, str, str]:
-    """Give the command in every process of a pool; return exit code, output and error output of this one.
-
-    With ``stop_after`` all are stopped by Ctrl-C once that epoch's checkpoint is written.
-    """
+@contextlib.contextmanager
+def stopping(after: int | None) -> Iterator[None]:
+    """Let Ctrl-C arrive once the checkpoint of this epoch is written."""
     save = trainer.Trainer._save
 
     def save_and_stop(self: trainer.Trainer, improved: bool) -> None:
         save(self, improved)
-        if self.epoch == stop_after:
+        if self.epoch == after:
             raise KeyboardInterrupt
 
+    with mock.patch.object(trainer.Trainer, "_save", save_and_stop):
+        yield
+
+
+def command(rank: int, arguments: list[str], stop_after: int | None = None) -> tuple[int, str, str]:
+    """Give the command in every process of a pool; return exit code, output and error output of this one."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", COLUMNS="120")
     out, err = io.StringIO(), io.StringIO()
     with (
         mock.patch.dict(models.MODELS, tiny=tiny),
-        mock.patch.object(trainer.Trainer, "_save", save_and_stop),
         # the pool has joined
         mock.patch("steppe.distributed.process_group.process_group", contextlib.nullcontext),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
+        stopping(stop_after),
     ):
         code = main(arguments)
     return code, out.getvalue(), err.getvalue()

@@ -36,10 +36,10 @@ PATIENCE = 900  # seconds for one command, on a machine that does much else
 
 @dataclass(frozen=True)
 class Job:
-    """A command to be killed: its words, who dies, what it ends with, the share of all kills that it gets."""
+    """A command to be killed: its arguments, who dies, what it ends with, the share of all kills that it gets."""
 
     name: str
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     victims: tuple[str, ...]
     ended: Callable[[Path], dict[str, Any]]
     share: float
@@ -54,30 +54,19 @@ class Job:
 
 
 SEVERAL = (
-    "compare",
-    "--methods",
-    "plain",
-    "sadt-v1",
-    "sam",
-    "--seeds",
-    "0",
-    "--epochs",
-    "5",
-    "--jobs",
-    "2",
-    *TINY,
-)
+    "compare", "--methods", "plain", "sadt-v1", "sam", "--seeds", "0", "--epochs", "5", "--jobs", "2", *TINY,
+)  # fmt: skip
 TOGETHER = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "0")
 
 
 def measured(out: Path) -> dict[str, Any]:
     """Return what was measured of every run and of all together, without times."""
-    found = {str(p.relative_to(out)): json.loads(p.read_text()) for p in sorted(out.rglob("diagnosis*.json"))}
-    found |= {str(p.relative_to(out)): json.loads(p.read_text()) for p in sorted(out.glob("*.json"))}
-    for content in found.values():
+    results = {str(p.relative_to(out)): json.loads(p.read_text()) for p in sorted(out.rglob("diagnosis*.json"))}
+    results |= {str(p.relative_to(out)): json.loads(p.read_text()) for p in sorted(out.glob("*.json"))}
+    for content in results.values():
         for varying in ("took", "created", "command", "about"):
             content.pop(varying, None)
-    return {name: content for name, content in found.items() if name != "compare.json"}
+    return {name: content for name, content in results.items() if name != "compare.json"}
 
 
 def jobs() -> list[Job]:
@@ -100,15 +89,15 @@ def cases(count: int, where: Where) -> Iterator[Case]:
     some = ("train",) if where.plant else ("train", "compare")
     chosen = [job for job in jobs() if count >= 100 or job.name in some]
     total = sum(job.share for job in chosen if job.possible)
-    found: SimpleQueue[Case | None] = SimpleQueue()
+    done: SimpleQueue[Case | None] = SimpleQueue()
 
     def work(job: Job) -> None:
         try:
             share = count if where.plant else max(2, round(count * job.share / total))
             for case in Killed(job, where, random.Random(f"{job.name} {count}")).times(share):
-                found.put(case)
+                done.put(case)
         finally:
-            found.put(None)
+            done.put(None)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         begun = [pool.submit(work, job) for job in chosen if job.possible]
@@ -116,7 +105,7 @@ def cases(count: int, where: Where) -> Iterator[Case]:
             if not job.possible:
                 yield Case(f"{job.name}, any killed", "not run", f"{job.needs} is not installed")
         for _ in begun:
-            yield from iter(found.get, None)
+            yield from iter(done.get, None)
         for job_done in begun:
             job_done.result()
 
@@ -131,32 +120,32 @@ class Killed:
         self.begun = self.home / "begun"
         self.begun.mkdir()
 
-    def start(self, words: tuple[str, ...], out: Path) -> subprocess.Popen[bytes]:
+    def start(self, arguments: tuple[str, ...], out: Path) -> subprocess.Popen[bytes]:
         """Start a command in a folder."""
-        place = (str(out),) if words[0] == "diagnose" else ("--out", str(out))
-        line = program(self.where, words[0], *place, *words[1:])
-        if self.job.launcher and words is self.job.words:
+        place = (str(out),) if arguments[0] == "diagnose" else ("--out", str(out))
+        line = program(self.where, arguments[0], *place, *arguments[1:])
+        if self.job.launcher and arguments is self.job.arguments:
             line = [line[0], "-m", *self.job.launcher, *line[1:]]
-        with (self.home / "words.txt").open("wb") as said:
+        with (self.home / "output.txt").open("wb") as output:
             return subprocess.Popen(
                 line,
                 start_new_session=True,
-                stdout=said,
-                stderr=said,
+                stdout=output,
+                stderr=output,
                 env=environment(self.where),
                 cwd=self.home,
             )
 
-    def finish(self, words: tuple[str, ...], out: Path) -> str:
+    def finish(self, arguments: tuple[str, ...], out: Path) -> str:
         """Run a command to its end; return what went wrong."""
-        process = self.start(words, out)
+        process = self.start(arguments, out)
         try:
             code = process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return f"no end within {PATIENCE} s"
-        text = (self.home / "words.txt").read_text(errors="replace")
+        text = (self.home / "output.txt").read_text(errors="replace")
         if code or "Traceback" in text:
             return f"exit code {code}: {''.join(text.splitlines()[-1:])[:200]}"
         return ""
@@ -168,7 +157,7 @@ class Killed:
         whole = self.home / "whole"
         shutil.copytree(self.begun, whole)
         began = time.monotonic()
-        wrong = self.finish(self.job.words, whole)
+        wrong = self.finish(self.job.arguments, whole)
         took = time.monotonic() - began
         if wrong:
             yield Case(f"{self.job.name}, undisturbed", "lost", wrong)
@@ -180,7 +169,7 @@ class Killed:
             shutil.copytree(self.begun, out)
             number += 1
             kills = self.killed(out, took, min(count - done, self.moments.randrange(1, 8)))
-            wrong = self.finish(self.job.words, out)
+            wrong = self.finish(self.job.arguments, out)
             if not wrong:
                 wrong = different(self.job.ended(out), expected) or ""
             for victim in kills:
@@ -193,7 +182,7 @@ class Killed:
         done: list[str] = []
         while len(done) < count:
             victim = self.moments.choice(self.job.victims)
-            process = self.start(self.job.words, out)
+            process = self.start(self.job.arguments, out)
             self.wait(out, process, took)
             if process.poll() is None:
                 done.append(self.kill(process, victim))
@@ -217,7 +206,7 @@ class Killed:
     def kill(self, process: subprocess.Popen[bytes], victim: str) -> str:
         """Kill the command's parent, one of its processes, or all; return who it was."""
         below = children(process.pid)
-        one = [pid for pid, words in below if victim == "worker" or victim in words]
+        one = [pid for pid, arguments in below if victim == "worker" or victim in arguments]
         if victim == "parent":
             os.kill(process.pid, signal.SIGKILL)
             return victim
@@ -247,18 +236,18 @@ def epochs_in(out: Path) -> int:
 
 def children(parent: int) -> list[tuple[int, str]]:
     """Return the processes below a process, and their command lines."""
-    above, found = {}, []
+    above, below = {}, []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             stat = (path / "stat").read_text()
-            words = (path / "cmdline").read_text(errors="replace").replace("\0", " ")
+            arguments = (path / "cmdline").read_text(errors="replace").replace("\0", " ")
         except OSError:
             continue
-        above[int(path.name)] = (int(stat.rpartition(")")[2].split()[1]), words)
-    for pid, (up, words) in above.items():
+        above[int(path.name)] = (int(stat.rpartition(")")[2].split()[1]), arguments)
+    for pid, (up, arguments) in above.items():
         while up > 1 and up != parent:
             up = above.get(up, (0, ""))[0]
         # the tracker of shared memory and the server of workers hold no run
-        if up == parent and "resource_tracker" not in words:
-            found.append((pid, words))
-    return found
+        if up == parent and "resource_tracker" not in arguments:
+            below.append((pid, arguments))
+    return below

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from faults.broken import says
-from faults.command import Ended, here, judged, went_back
+from faults.command import Ended, in_process, judged, went_back
 from faults.guard import Guard
 from faults.outcome import Case, Where
 from faults.runs import NOISY, content, different, ended, trained
+
 from steppe import InputError
 from steppe.training.checkpoint import sharded, store
 
@@ -54,8 +55,8 @@ def zeroed(sound: bytes, r: random.Random) -> bytes:
 
 def header(sound: bytes, r: random.Random) -> bytes:
     """Flip a bit where sizes, names and places stand."""
-    at = r.randrange(min(len(sound), 8 + int.from_bytes(sound[:8], "little")))
-    return sound[:at] + bytes([sound[at] ^ (1 << r.randrange(8))]) + sound[at + 1 :]
+    size = 8 + int.from_bytes(sound[:8], "little")
+    return flipped(sound[:size], r) + sound[size:]
 
 
 WAYS: tuple[Damage, ...] = (flipped, replaced, cut, grown, zeroed, header)
@@ -64,7 +65,7 @@ WAYS: tuple[Damage, ...] = (flipped, replaced, cut, grown, zeroed, header)
 def cases(count: int, where: Where) -> Iterator[Case]:
     """Damage a checkpoint ``count`` times, then each other file of the run."""
     r = random.Random(count)
-    half = Half.made(where)
+    half = Half.trained(where)
     paths = half.folder / store.CHECKPOINT, half.folder / store.BEFORE
     sound = {path: path.read_bytes() for path in paths if path.exists()}
     for number in range(count):
@@ -99,7 +100,7 @@ class Half:
     again: Path
 
     @classmethod
-    def made(cls, where: Where) -> Half:
+    def trained(cls, where: Where) -> Half:
         """Train the run, and again up to its second epoch."""
         whole = trained(where.scratch / "whole")
         folder = trained(where.scratch / "half", stop_after=2)
@@ -121,17 +122,17 @@ class Half:
         except Exception as error:
             return Case(name, "traceback", f"{type(error).__name__}: {error}")
         try:
-            with contextlib.redirect_stderr(io.StringIO()) as said:
+            with contextlib.redirect_stderr(io.StringIO()) as output:
                 store.verify(self.folder)
-            found = content(sharded.read(path))
+            saved = content(sharded.read(path))
         except InputError as error:
             return Case(name, "lost", f"the one before it is not used: {str(error)[:200]}")
         # a flip in the padding of the header means the same, and nothing is said
-        wrong = different(found, self.before if said.getvalue() else self.newest)
+        wrong = different(saved, self.before if output.getvalue() else self.newest)
         if wrong:
             return Case(name, "lost", f"taken for sound, {wrong}")
-        fine = not said.getvalue() or went_back(said.getvalue(), path)
-        return Case(name, "held") if fine else Case(name, "lost", f"said {said.getvalue()[:200]}")
+        fine = not output.getvalue() or went_back(output.getvalue(), path)
+        return Case(name, "held") if fine else Case(name, "lost", f"said {output.getvalue()[:200]}")
 
     def resumed(self, name: str, *damaged: str) -> Case:
         """Start the command again in a copy: it says what is damaged, and ends with the right bits."""
@@ -151,7 +152,7 @@ class Half:
 
     def go_on(self) -> Ended:
         """Give the command that goes on with the copy."""
-        return here(self.guard, [*NOISY, "--out", str(self.again)], self.again)
+        return in_process(self.guard, [*NOISY, "--out", str(self.again)], self.again)
 
     def both(self, name: str, way: Damage, r: random.Random) -> Case:
         """Damage both checkpoints: refused with a name; what the line tells people to do works."""

@@ -8,11 +8,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import nn
-
 from faults.broken import says
 from faults.outcome import Case, Where
 from faults.runs import TINY, quietly
+from torch import nn
+
 from steppe import methods, models
 from steppe.core.batch import Batch
 from steppe.testing import fixtures, multi_process, probes
@@ -22,7 +22,7 @@ from steppe.testing.result import CheckFailed, NotApplicable
 from steppe.testing.subjects import OurSession, Subject, SubjectOptions
 from steppe.training.checkpoint import file
 
-TITLE = "inf and NaN in images, weights, gradients, in every pass, on one process of two"
+TITLE = "inf and NaN in images, weights and gradients, in every pass, on one process of two"
 FULL, SHORT, FEW = 40, 8, 4
 PLANTED = says("unguarded")
 STEPS = 4
@@ -77,13 +77,13 @@ def _sprung(subject: Subject, kind: str, step: int, at: int) -> Case:
 
 
 def _poisoned(subject: Subject, kind: str) -> Case:
-    def batch(k: int) -> Batch:
-        held = fixtures.batch(k)
+    def spoiled(k: int) -> Batch:
+        batch = fixtures.batch(k)
         if k == 1:
-            held.x[3, 0, 2, 2] = float(kind)
-        return held
+            batch.x[3, 0, 2, 2] = float(kind)
+        return batch
 
-    return _judged(f"{subject.name}: {kind} in one pixel", _started(subject), 1, batch)
+    return _judged(f"{subject.name}: {kind} in one pixel", _started(subject), 1, spoiled)
 
 
 def _gradient(subject: Subject, kind: str) -> Case:
@@ -144,12 +144,12 @@ class _Sick(nn.Module):
 
 def _runs(where: Where) -> Iterator[Case]:
     """Train what cannot be trained: the run ends as failed, with a message, with code 1."""
-    made = models.MODELS["simple-cnn"]
+    inner = models.MODELS["simple-cnn"]
     for how in ("weights", "training", "validation"):
-        models.MODELS["sick"] = lambda *given, how=how: _Sick(made(*given), how)
+        models.MODELS["sick"] = lambda *sizes, how=how: _Sick(inner(*sizes), how)
         out = where.scratch / how
-        words = ("train", "--model", "sick", "--method", "sam", "--epochs", "12", *TINY, "--out", str(out))
-        yield _failed(f"train: {how} not finite", quietly(*words), out)
+        arguments = ("train", "--model", "sick", "--method", "sam", "--epochs", "12", *TINY, "--out", str(out))
+        yield _failed(f"train: {how} not finite", quietly(*arguments), out)
         del models.MODELS["sick"]
     yield from _diverged(where)
 
@@ -158,8 +158,8 @@ def _diverged(where: Where) -> Iterator[Case]:
     ways = (("--method", "sam:rho=1e30"), ("--optim.name", "sgd", "--optim.lr", "3e38"))
     for number, options in enumerate(ways):
         out = where.scratch / f"diverged-{number}"
-        words = ("train", "--epochs", "12", *TINY, *options, "--out", str(out))
-        code = quietly(*words)
+        arguments = ("train", "--epochs", "12", *TINY, *options, "--out", str(out))
+        code = quietly(*arguments)
         yield _failed(f"train: {' '.join(options)}", code, out)
         for path in out.glob("runs/*/*.safetensors"):
             tensors = file.read(path).tensors.values()

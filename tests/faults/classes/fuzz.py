@@ -1,4 +1,4 @@
-"""Input that nobody meant: command lines, files of settings, folders and archives of images."""
+"""Input that makes no sense: command lines, files of settings, folders and archives of images."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
-from faults import pictures
 from faults.broken import says
-from faults.command import alone, here, judged
+from faults.classes import pictures
+from faults.command import alone, in_process, judged
 from faults.guard import Guard, listed
 from faults.outcome import Case, Where
 
@@ -34,20 +34,9 @@ ODD = (
     "/x", "2001-01-01", "1:20", "*", "&a", "!!python/object/apply:os.system [touch attacked]", "sgd", "cosine",
     "seconds", "fp64", "flip", "local",
 )  # fmt: skip
-VERBS = (
-    "train",
-    "compare",
-    "report",
-    "list",
-    "show",
-    "bench",
-    "tune",
-    "diagnose",
-    "export",
-    "conformance",
-    "",
-    "x",
-)
+COMMAND_NAMES = (
+    "train", "compare", "report", "list", "show", "bench", "tune", "diagnose", "export", "conformance", "", "x",
+)  # fmt: skip
 # what makes sure that a command which would otherwise work for hours is refused
 BAD = {
     "compare": ("--seeds", "x"), "tune": ("--trials", "x"), "bench": ("--batch", "x"),
@@ -74,15 +63,12 @@ def limited(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def flags(verb: str) -> list[str]:
+def flags(command: str) -> list[str]:
     """Return every setting of a command."""
-    from jsonargparse import ArgumentParser
-    from steppe.cli.verbs import COMMANDS
+    from steppe.cli.main import command_parser
 
-    parser = ArgumentParser(exit_on_error=False)
-    COMMANDS[verb][0](parser)
-    found = [o for action in parser._actions for o in action.option_strings if o.startswith("--")]
-    return [f for f in found if f not in ("--help", "--config", "--live")]
+    options = [o for action in command_parser(command)._actions for o in action.option_strings if o.startswith("--")]
+    return [f for f in options if f not in ("--help", "--config", "--live")]
 
 
 WRONG = (
@@ -91,36 +77,36 @@ WRONG = (
 )
 
 
-class Words:
+class CommandLines:
     """Command lines wrong in one number, then some at random; of `train` only the plan, so that none trains."""
 
     def __init__(self, r: random.Random):
         self.r = r
-        self.flags = {verb: flags(verb) for verb in VERBS if verb in BAD or verb == "train"}
+        self.flags = {command: flags(command) for command in COMMAND_NAMES if command in BAD or command == "train"}
         self.wrong = list(WRONG)
 
     def line(self) -> tuple[list[str], bool]:
-        """Return the words of a command, and whether it may be in order."""
+        """Return the arguments of a command, and whether it may be in order."""
         if self.wrong:
             name, value = self.wrong.pop()
             return ["train", "--plan", name, value], False
         r = self.r
-        verb = r.choice(VERBS[:2]) if r.random() < 0.7 else r.choice(VERBS)
-        if verb not in self.flags:
-            return [verb, *r.sample(ODD, r.randrange(3))], True
-        words = [verb]
+        command = r.choice(COMMAND_NAMES[:2]) if r.random() < 0.7 else r.choice(COMMAND_NAMES)
+        if command not in self.flags:
+            return [command, *r.sample(ODD, r.randrange(3))], True
+        arguments = [command]
         for _ in range(r.choice((1, 1, 2, 3, 6))):
-            name = r.choice(self.flags[verb] or ["--x"])
+            name = r.choice(self.flags[command] or ["--x"])
             if r.random() < 0.05:
                 name = name[:-1] or "--"
             style = r.random()
             value = r.choice(ODD)
-            words += [f"{name}={value}"] if style < 0.3 else [name] if style < 0.4 else [name, value]
+            arguments += [f"{name}={value}"] if style < 0.3 else [name] if style < 0.4 else [name, value]
             if r.random() < 0.05:
-                words.append(r.choice(ODD))
-        if verb == "train":
-            return [*words, "--plan"], True
-        return [*words, *BAD[verb]], False
+                arguments.append(r.choice(ODD))
+        if command == "train":
+            return [*arguments, "--plan"], True
+        return [*arguments, *BAD[command]], False
 
 
 def settings(r: random.Random, depth: int = 0) -> str:
@@ -193,38 +179,29 @@ def cases(count: int, where: Where) -> Iterator[Case]:
     os.environ |= {"STEPPE_CACHE": str(cache), "HOME": str(home)}
     os.chdir(home)
     importlib.import_module("matplotlib.font_manager")  # which lists the fonts of the machine, once
-    given = Given(guard, r, where, home, cache)
+    inputs = Inputs(guard, r, where, home, cache)
+    kinds = [inputs.line, inputs.line, inputs.file, inputs.folder, inputs.archive]
     for number in range(count):
-        share = number % 20
-        make = (
-            given.line
-            if share < 8
-            else given.file
-            if share < 12
-            else given.folder
-            if share < 16
-            else given.archive
-        )
-        yield from make(number)
+        yield from kinds[number % 20 // 4](number)
     # a defect would unpack them, which takes minutes and gigabytes
     for path in pictures.bombs(where.scratch) if where.plant is None else ():
-        yield given.images(f"archive: {path.name}", path, True)
+        yield inputs.images(f"archive: {path.name}", path, True)
         path.unlink()
 
 
-class Given:
+class Inputs:
     """Inputs, each judged in this process and some in one of their own too."""
 
     def __init__(self, guard: Guard, r: random.Random, where: Where, home: Path, cache: Path):
         self.guard, self.r, self.where, self.home, self.cache = guard, r, where, home, cache
-        self.words = Words(r)
+        self.lines = CommandLines(r)
         self.files = sorted(FILES)
 
     def line(self, number: int) -> Iterator[Case]:
-        words, fine = self.words.line()
-        yield self.tried("command", words, (0, 2) if fine else (2,))
+        arguments, fine = self.lines.line()
+        yield self.tried("command", arguments, (0, 2) if fine else (2,))
         if number % SAMPLED == 0:
-            yield self.apart("command", words, (0, 2) if fine else (2,))
+            yield self.apart("command", arguments, (0, 2) if fine else (2,))
 
     def file(self, number: int) -> Iterator[Case]:
         path = self.home / "same.yaml"
@@ -234,10 +211,10 @@ class Given:
             name = repr(path.read_bytes()[:80])
         else:
             path.write_bytes(FILES[name])
-        words = ["train", "--config", str(path), "--plan"]
-        yield self.tried(f"file {name}", words, (0, 2))
+        arguments = ["train", "--config", str(path), "--plan"]
+        yield self.tried(f"file {name}", arguments, (0, 2))
         if number % SAMPLED == 0:
-            yield self.apart(f"file {name}", words, (0, 2))
+            yield self.apart(f"file {name}", arguments, (0, 2))
 
     def folder(self, number: int) -> Iterator[Case]:
         root = self.where.scratch / "photos"
@@ -252,23 +229,23 @@ class Given:
         path.unlink()
 
     def images(self, name: str, path: Path, apart: bool) -> Case:
-        words = ["train", "--plan", "--dataset", f"folder:{path}", "--batch", "4", "--data.val", "2"]
-        words += ["--data.size", "18"] if self.r.random() < 0.8 else []
-        words += ["--data.skip_corrupt", "true"] if self.r.random() < 0.5 else []
-        case = self.tried(name, words, (0, 2))
+        arguments = ["train", "--plan", "--dataset", f"folder:{path}", "--batch", "4", "--data.val", "2"]
+        arguments += ["--data.size", "18"] if self.r.random() < 0.8 else []
+        arguments += ["--data.skip_corrupt", "true"] if self.r.random() < 0.5 else []
+        case = self.tried(name, arguments, (0, 2))
         if case.verdict == "held" and apart:
-            return self.apart(name, words, (0, 2))
+            return self.apart(name, arguments, (0, 2))
         return case
 
-    def tried(self, name: str, words: list[str], codes: tuple[int, ...]) -> Case:
+    def tried(self, name: str, arguments: list[str], codes: tuple[int, ...]) -> Case:
         with limited(LIMIT):
-            ended = here(self.guard, words, self.cache)
-        return judged(_short(f"{name} {' '.join(words)}"), ended, codes=codes)
+            ended = in_process(self.guard, arguments, self.cache)
+        return judged(_short(f"{name} {' '.join(arguments)}"), ended, codes=codes)
 
-    def apart(self, name: str, words: list[str], codes: tuple[int, ...]) -> Case:
-        name = _short(f"{name} {' '.join(words)}, in a process")
+    def apart(self, name: str, arguments: list[str], codes: tuple[int, ...]) -> Case:
+        name = _short(f"{name} {' '.join(arguments)}, in a process")
         before = listed(self.where.scratch, but=(self.cache, self.home / "cache", self.home / "mpl"))
-        ended = alone(self.where, words, self.home)
+        ended = alone(self.where, arguments, self.home)
         after = listed(self.where.scratch, but=(self.cache, self.home / "cache", self.home / "mpl"))
         if before != after:
             return Case(name, "outside", f"{sorted(set(before.items()) ^ set(after.items()))[0]}")

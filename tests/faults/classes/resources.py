@@ -22,13 +22,13 @@ from threading import Lock
 from typing import Any
 
 from faults.broken import says
+from faults.classes.kills import SEVERAL, TOGETHER, children
 from faults.command import Ended, alone, environment, judged, program
-from faults.kills import SEVERAL, TOGETHER, children
 from faults.outcome import Case, Where
 from faults.runs import NOISY, TINY, different, every
 from faults.starved import STARVED
 
-TITLE = "resources: disk, permissions, descriptors, memory, clock, company, hangs"
+TITLE = "resources: disk, permissions, descriptors, memory, clock, two commands in one folder, hangs"
 FULL, SHORT, FEW = 60, 8, 4
 PLANTED = says("wall-clock", "raw-errors", "torn-writes", "unlocked")
 PATIENCE = 900
@@ -97,14 +97,14 @@ class Machine:
         self.where = where
         self.home = where.scratch / "machine"
         self.home.mkdir()
-        self.made: dict[tuple[str, ...], Path] = {}
+        self.wholes: dict[tuple[str, ...], Path] = {}
         self.making = Lock()
 
-    def start(self, words: tuple[str, ...], out: Path, **starved: object) -> subprocess.Popen[str]:
+    def start(self, arguments: tuple[str, ...], out: Path, **starved: object) -> subprocess.Popen[str]:
         """Start a command; ``starved`` names what its process is short of."""
-        line = program(self.where, *words, "--out", str(out))
+        line = program(self.where, *arguments, "--out", str(out))
         if starved:
-            line = [sys.executable, "-m", "faults.starved", *words, "--out", str(out)]
+            line = [sys.executable, "-m", "faults.starved", *arguments, "--out", str(out)]
         return self.begin(line, {STARVED[name]: str(value) for name, value in starved.items()})
 
     def begin(self, line: list[str], more: dict[str, str]) -> subprocess.Popen[str]:
@@ -119,9 +119,9 @@ class Machine:
             cwd=self.home,
         )
 
-    def run(self, words: tuple[str, ...], out: Path, **starved: object) -> Ended:
+    def run(self, arguments: tuple[str, ...], out: Path, **starved: object) -> Ended:
         """Run a command to its end."""
-        return self.wait(self.start(words, out, **starved))
+        return self.wait(self.start(arguments, out, **starved))
 
     def wait(self, process: subprocess.Popen[str], patience: float = PATIENCE) -> Ended:
         try:
@@ -132,29 +132,29 @@ class Machine:
             err += f"no end within {patience} s"
         return Ended(process.returncode, err)
 
-    def after(self, name: str, words: tuple[str, ...], out: Path, case: Case) -> Case:
+    def after(self, name: str, arguments: tuple[str, ...], out: Path, case: Case) -> Case:
         """Give the command again, short of nothing: it ends with the bits of one that never was."""
         if case.verdict != "held":
             return case
-        again = self.run(words, out)
+        again = self.run(arguments, out)
         if again.code != 0:
             return Case(name, "lost", f"does not go on: {again.err[-200:]}")
-        wrong = different(every(out), self.whole(words))
+        wrong = different(every(out), self.whole(arguments))
         return Case(name, "lost", wrong) if wrong else case
 
-    def undisturbed(self, words: tuple[str, ...]) -> Path:
+    def undisturbed(self, arguments: tuple[str, ...]) -> Path:
         """Give the command, short of nothing; return its folder."""
         with self.making:
-            if words not in self.made:
-                out = self.home / f"whole-{len(self.made)}"
-                ended = self.run(words, out)
+            if arguments not in self.wholes:
+                out = self.home / f"whole-{len(self.wholes)}"
+                ended = self.run(arguments, out)
                 assert ended.code == 0, ended.err
-                self.made[words] = out
-            return self.made[words]
+                self.wholes[arguments] = out
+            return self.wholes[arguments]
 
-    def whole(self, words: tuple[str, ...]) -> dict[str, Any]:
+    def whole(self, arguments: tuple[str, ...]) -> dict[str, Any]:
         """Return how the undisturbed command ends."""
-        return every(self.undisturbed(words))
+        return every(self.undisturbed(arguments))
 
     def files_too_large(self, count: int) -> Iterator[Case]:
         """Refuse files above a size, as quotas do."""
@@ -169,17 +169,17 @@ class Machine:
         """Give all commands a small disk, then a larger one."""
         # 3000: the second checkpoint has no room beside the first
         for number, kilobytes in enumerate([3000, 700, 4, 100, 300, 9000, 1500, 40, 12][:count]):
-            words = SEVERAL if number % 2 else NOISY
+            arguments = SEVERAL if number % 2 else NOISY
             out = self.home / f"disk-{kilobytes}"
             with mounted(out, kilobytes) as again:
                 if not again(f"size={kilobytes}k"):
                     yield Case("a small disk", "not run", "no file system may be mounted here")
                     return
-                name = f"{words[0]}, disk of {kilobytes} KB"
-                ended = self.run(words, out)
+                name = f"{arguments[0]}, disk of {kilobytes} KB"
+                ended = self.run(arguments, out)
                 case = judged(name, _first_line(ended), codes=(0, 1, 2), says=() if ended.code == 0 else ("writ",))
                 again("size=100m")
-                yield self.after(name, words, out, case)
+                yield self.after(name, arguments, out, case)
 
     def read_only(self, count: int) -> Iterator[Case]:
         """Let commands meet a folder that they may not write to."""
@@ -191,37 +191,39 @@ class Machine:
             shutil.copytree(self.undisturbed(SEVERAL), out, dirs_exist_ok=True)
             (run, *_) = sorted((out / "runs").iterdir())
             again("ro")
-            for words in ((*NOISY, "--seed", "9"), SEVERAL):
-                yield judged(f"{words[0]}, read-only folder", self.run(words, out), says=("cannot write",))
+            for arguments in ((*NOISY, "--seed", "9"), SEVERAL):
+                yield judged(f"{arguments[0]}, read-only folder", self.run(arguments, out), says=("cannot write",))
             readers = (
                 ("report", str(out)),
                 ("diagnose", str(run), "--seconds", "0.1"),
                 ("export", str(run), str(out / "flat")),
             )
-            for words in readers[:count]:
-                yield judged(f"{words[0]}, read-only folder", self.plain(*words), says=("cannot write",))
+            for arguments in readers[:count]:
+                yield judged(f"{arguments[0]}, read-only folder", self.plain(*arguments), says=("cannot write",))
 
-    def plain(self, *words: str) -> Ended:
+    def plain(self, *arguments: str) -> Ended:
         """Run a command that takes no --out."""
-        return alone(self.where, words, self.home, timeout=PATIENCE)
+        return alone(self.where, arguments, self.home, timeout=PATIENCE)
 
     def descriptors(self, count: int) -> Iterator[Case]:
         """Leave a process only so many files to open."""
         one = [(left, NOISY) for left in (2, 6, 0, 1, 3, 4, 9, 14, 20, 30)]
-        for left, words in [(6, SEVERAL), *one, (14, SEVERAL)][:count]:
-            yield self.starved(f"{words[0]}, {left} more files", words, files=left)
+        for left, arguments in [(6, SEVERAL), *one, (14, SEVERAL)][:count]:
+            yield self.starved(f"{arguments[0]}, {left} more files", arguments, files=left)
 
     def memory(self, count: int) -> Iterator[Case]:
         """Leave a process only so much memory."""
         one = [(left, NOISY) for left in (40, 2, 0, 10, 20, 80, 5, 120, 200, 400)]
-        for left, words in [*one, (40, SEVERAL), (120, SEVERAL)][:count]:
-            yield self.starved(f"{words[0]}, {left} MB more memory", words, memory=left * 2**20)
+        for left, arguments in [*one, (40, SEVERAL), (120, SEVERAL)][:count]:
+            yield self.starved(f"{arguments[0]}, {left} MB more memory", arguments, memory=left * 2**20)
 
-    def starved(self, name: str, words: tuple[str, ...], **short: object) -> Case:
+    def starved(self, name: str, arguments: tuple[str, ...], **short: object) -> Case:
         """Run a command short of something: it works, or stops with a line; then it goes on."""
         out = self.home / name.replace(" ", "-")
-        ended = _first_line(self.run(words, out, **short))
-        return self.after(name, words, out, judged(name, ended, codes=(0, 1, 2) if words is SEVERAL else (0, 2)))
+        ended = _first_line(self.run(arguments, out, **short))
+        return self.after(
+            name, arguments, out, judged(name, ended, codes=(0, 1, 2) if arguments is SEVERAL else (0, 2))
+        )
 
     def clock(self, count: int) -> Iterator[Case]:
         """Let the clock jump while a run trains."""
@@ -234,40 +236,40 @@ class Machine:
 
     def company(self, *commands: tuple[str, ...]) -> Iterator[Case]:
         """Start a command twice in one folder at once."""
-        for words in commands:
-            out = self.home / f"company-{words[0]}"
-            both = [self.start(words, out) for _ in range(2)]
+        for arguments in commands:
+            name, out = f"{arguments[0]} twice at once", self.home / f"company-{arguments[0]}"
+            both = [self.start(arguments, out) for _ in range(2)]
             ended = [self.wait(process) for process in both]
-            cases = [judged(f"{words[0]} twice at once", e, codes=(0, 2)) for e in ended]
+            cases = [judged(name, e, codes=(0, 2)) for e in ended]
             bad = [case for case in cases if case.verdict != "held"]
             if bad or all(e.code for e in ended):
-                yield bad[0] if bad else Case(f"{words[0]} twice at once", "lost", f"both refused: {ended[0].err}")
+                yield (bad[0] if bad else Case(name, "lost", f"both refused: {ended[0].err}"))
                 continue
-            yield self.after(cases[0].name, words, out, cases[0])
+            yield self.after(name, arguments, out, cases[0])
 
     def latecomer(self, *commands: tuple[str, ...]) -> Iterator[Case]:
         """Start a command again while it is at work and gets nowhere: the second gives up, the first ends well."""
-        for words in commands:
-            name, out = f"{words[0]} again while one is at work", self.home / f"late-{words[0]}"
-            first = self.start(words, out)
+        for arguments in commands:
+            name, out = f"{arguments[0]} again while one is at work", self.home / f"late-{arguments[0]}"
+            first = self.start(arguments, out)
             # written under the lock, before any training
             if not self.until(first, partial(_written, out, "config.json")):
                 yield Case(name, "lost", f"the first did not begin: {self.wait(first).err[-200:]}")
                 continue
             os.killpg(first.pid, signal.SIGSTOP)
             try:
-                case = judged(name, self.run(words, out), says=("at work in",))
+                case = judged(name, self.run(arguments, out), says=("at work in",))
             finally:
                 os.killpg(first.pid, signal.SIGCONT)
             ended = judged(name, self.wait(first), codes=(0,))
             bad = [c for c in (case, ended) if c.verdict != "held"]
-            wrong = None if bad else different(every(out), self.whole(words))
+            wrong = None if bad else different(every(out), self.whole(arguments))
             yield Case(name, "lost", wrong) if wrong else [*bad, case][0]
 
-    def until(self, process: subprocess.Popen[str], there: Callable[[], bool]) -> bool:
+    def until(self, process: subprocess.Popen[str], reached: Callable[[], bool]) -> bool:
         """Wait for something that a process does; return whether it came to it."""
         last = time.monotonic() + PATIENCE
-        while not there():
+        while not reached():
             if process.poll() is not None or time.monotonic() > last:
                 return False
             time.sleep(0.02)
@@ -322,22 +324,22 @@ class Machine:
 
     def stopped(self, process: subprocess.Popen[str], out: Path, *, below_server: bool = True) -> int:
         """Stop a worker that trains; return its number."""
-        found: list[int] = []
+        leaves: list[int] = []
 
-        def there() -> bool:
+        def trains() -> bool:
             if not _written(out, "metrics.jsonl"):
                 return False
             below = children(process.pid)
             parents = {_parent(pid) for pid, _ in below}
             # workers are the leaves below the server that makes them
             above = {pid: _parent(pid) for pid, _ in below if pid not in parents}
-            found[:] = [pid for pid, up in above.items() if not below_server or up != process.pid]
-            return bool(found)
+            leaves[:] = [pid for pid, up in above.items() if not below_server or up != process.pid]
+            return bool(leaves)
 
-        if not self.until(process, there):
+        if not self.until(process, trains):
             return 0
-        os.kill(found[0], signal.SIGSTOP)
-        return found[0]
+        os.kill(leaves[0], signal.SIGSTOP)
+        return leaves[0]
 
 
 def _written(out: Path, name: str) -> bool:

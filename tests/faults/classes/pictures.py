@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from faults.classes.damage import flipped
 from PIL import Image
 
 Spoil = Callable[[Path, random.Random], None]
@@ -34,9 +35,9 @@ def sound(root: Path, r: random.Random) -> Path:
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    held = io.BytesIO()
-    image.save(held, kind, **options)
-    return held.getvalue()
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
@@ -78,18 +79,13 @@ def contents(r: random.Random) -> dict[str, bytes]:
         "text.png": b"not an image",
         "cut.png": whole[: r.randrange(1, len(whole))],
         "cut.jpg": encoded(image, "JPEG")[:-40],
-        "flipped.png": _flipped(whole, r),
+        "flipped.png": flipped(whole, r),
         "page.gif": b"<html>404</html>",
         "code.jpg": b"#!/bin/sh\ntouch attacked\n",
         "script.tif": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(attacked) (w) file closefile\n",
         "wrong-end.jpg": whole,
         "upper.PNG": whole,
     }
-
-
-def _flipped(content: bytes, r: random.Random) -> bytes:
-    at = r.randrange(len(content))
-    return content[:at] + bytes([content[at] ^ (1 << r.randrange(8))]) + content[at + 1 :]
 
 
 def _file(root: Path, r: random.Random) -> None:
@@ -208,8 +204,8 @@ def archive(path: Path, r: random.Random) -> str:
     base = two_classes(r)
     end = bytes(1024)
     ways: dict[str, Callable[[], bytes]] = {
-        "climbs": lambda: base + member("../../climbed.png", image) + end,
-        "climbs inside": lambda: base + member("a/../../../climbed.png", image) + end,
+        "outside": lambda: base + member("../../outside.png", image) + end,
+        "outside from within": lambda: base + member("a/../../../outside.png", image) + end,
         "absolute": lambda: base + member("/tmp/absolute.png", image) + end,
         "device": lambda: base + member("a/null.png", b"", tarfile.CHRTYPE) + end,
         "pipe": lambda: base + member("a/pipe.png", b"", tarfile.FIFOTYPE) + end,
@@ -222,7 +218,7 @@ def archive(path: Path, r: random.Random) -> str:
         "negative size": lambda: base + member("a/neg.png", image).replace(b"00000000", b"-0000001", 1) + end,
         "cut": lambda: base[: r.randrange(len(base))],
         "cut header": lambda: base + member("a/x.png", image)[:200],
-        "flipped": lambda: _flipped(base + end, r),
+        "flipped": lambda: flipped(base + end, r),
         "no end": lambda: base,
         "empty": lambda: end,
         "no bytes": lambda: b"",

@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
-
-from faults import pictures
 from faults.broken import says
-from faults.command import Ended, here, judged, went_back
-from faults.fuzz import limited
+from faults.classes import pictures
+from faults.classes.fuzz import limited
+from faults.command import Ended, in_process, judged, went_back
 from faults.guard import Guard
 from faults.outcome import Case, Where
 from faults.runs import NOISY, TINY, different, ended, quietly, trained
+from safetensors.torch import save
+
 from steppe.training.checkpoint import file, store
 
 TITLE = "attacks: pickles, archives, headers, JSON"
@@ -78,15 +78,15 @@ class Trial:
         shutil.rmtree(to, ignore_errors=True)
         return shutil.copytree(of, to)
 
-    def run(self, name: str, words: list[str], *allowed: Path, codes: tuple[int, ...] = (2,)) -> Case:
+    def run(self, name: str, arguments: list[str], *allowed: Path, codes: tuple[int, ...] = (2,)) -> Case:
         """Give a command in this process; nothing may be run, nothing written but in ``allowed`` places."""
-        return judged(name, self.given(words, *allowed), codes=codes)
+        return judged(name, self.ended(arguments, *allowed), codes=codes)
 
-    def given(self, words: list[str], *allowed: Path) -> Ended:
+    def ended(self, arguments: list[str], *allowed: Path) -> Ended:
         """Give a command in this process; a program of the attack's own counts as a write outside."""
         places = (self.where.scratch / "cache", Path(tempfile.gettempdir()), *allowed)
         with limited(LIMIT):
-            done = here(self.guard, words, *places)
+            done = in_process(self.guard, arguments, *places)
         if self.mark.exists():
             self.mark.unlink()
             return Ended(done.code, done.err, ("the attack's own program ran",))
@@ -98,7 +98,7 @@ class Trial:
         run = out / "runs" / self.half.name
         for place in places:
             (run / place).write_bytes(content)
-        done = self.given([*NOISY, "--out", str(out)], out)
+        done = self.ended([*NOISY, "--out", str(out)], out)
         if done.code or done.outside or store.BEFORE in places:
             return judged(name, done, says=(str(run / places[0]),))
         if not went_back(done.err, run / places[0]):
@@ -133,7 +133,7 @@ def _headers() -> dict[str, bytes]:
         "header is deep": framed(b"[" * 50_000),
         "header is no object": framed(b"[]"),
         "offsets overlap": of(one, one),
-        "offsets climb out": of({**one, "data_offsets": [8, 2**40]}),
+        "offsets outside": of({**one, "data_offsets": [8, 2**40]}),
         "offsets backward": of({**one, "data_offsets": [8, 0]}),
         "offsets negative": of({**one, "data_offsets": [-8, 0]}),
         "shape overflows": of({**one, "shape": [2**62, 4]}),
@@ -177,8 +177,10 @@ def _checkpoints(trial: Trial, count: int) -> Iterator[Case]:
         "right checksum, short random stream": crafted(
             {**tensors, "generators.noise": torch.zeros(3, dtype=torch.uint8)}, data
         ),
-        "right checksum, best climbs": crafted(tensors, {**data, "best": {**data["best"], "epoch": "../../../x"}}),
-        "right checksum, shards climb": crafted(tensors, {**data, "shards": {"../../x": "0"}}),
+        "right checksum, best outside": crafted(
+            tensors, {**data, "best": {**data["best"], "epoch": "../../../x"}}
+        ),
+        "right checksum, shards outside": crafted(tensors, {**data, "shards": {"../../x": "0"}}),
         "right checksum, shards are a number": crafted(tensors, {**data, "shards": 3}),
         "right checksum, shards name itself": crafted(tensors, {**data, "shards": {path.name: "0"}}),
         "right checksum, epoch is text": crafted(tensors, {**data, "epoch": "many"}),
@@ -244,15 +246,15 @@ def _weights(trial: Trial, files: dict[str, bytes]) -> Iterator[Case]:
 
 
 def _archives(trial: Trial) -> Iterator[Case]:
-    """Archives whose members climb, link, are devices, or are named as programs."""
+    """Archives whose members lead outside, link, are devices, or are named as programs."""
     mark = trial.mark.name
     r = random.Random(0)
     image = pictures.encoded(pictures.Image.fromarray(pictures.noise(r)), "PNG")
     sound = b"".join(pictures.member(f"{c}/{i}.png", image) for c in "ab" for i in range(10))
     kinds = {"symbolic": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE}
     members = {
-        "climbs": pictures.member(f"../{mark}.png", image),
-        "climbs from within": pictures.member(f"a/../../{mark}.png", image),
+        "outside": pictures.member(f"../{mark}.png", image),
+        "outside from within": pictures.member(f"a/../../{mark}.png", image),
         "absolute": pictures.member(f"{trial.where.scratch}/{mark}.png", image),
         "null device": pictures.member("a/null.png", kind=tarfile.CHRTYPE),
         "disk": pictures.member("a/disk.png", kind=tarfile.BLKTYPE),
@@ -270,8 +272,8 @@ def _archives(trial: Trial) -> Iterator[Case]:
         place.mkdir(exist_ok=True)
         path = place / "photos.tar"
         path.write_bytes(sound + member + bytes(1024))
-        words = ["train", "--plan", "--dataset", f"folder:{path}", "--batch", "4", "--data.val", "2"]
-        case = trial.run(f"archive: {label}", [*words, "--data.size", "18"], codes=(0, 2))
+        arguments = ["train", "--plan", "--dataset", f"folder:{path}", "--batch", "4", "--data.val", "2"]
+        case = trial.run(f"archive: {label}", [*arguments, "--data.size", "18"], codes=(0, 2))
         extra = [p.name for p in place.iterdir() if p != path]
         yield Case(case.name, "outside", f"left {extra}") if extra else case
         shutil.rmtree(place)
@@ -304,8 +306,8 @@ def _pickles(trial: Trial) -> Iterator[Case]:
         for name in (*(f"data_batch_{i}" for i in range(2, 6)), "test_batch"):
             (place / name).write_bytes(pickle.dumps(batch))
         (place / "data_batch_1").write_bytes(content)
-        words = ["train", "--plan", "--dataset", f"cifar10:{place}", "--batch", "4", "--data.val", "10"]
-        yield trial.run(f"pickle: {label}", words)
+        arguments = ["train", "--plan", "--dataset", f"cifar10:{place}", "--batch", "4", "--data.val", "10"]
+        yield trial.run(f"pickle: {label}", arguments)
         shutil.rmtree(place)
 
 
@@ -341,29 +343,29 @@ def _json(trial: Trial, every: int) -> Iterator[Case]:
         "metrics.jsonl": [lambda out, run: ["report", str(out)]],
         "timing.jsonl": [lambda out, run: ["report", str(out)]],
     }
-    found = [
+    trials = [
         (name, label, content, command)
         for name, commands in uses.items()
         for command in commands
         for label, content in {**BOMBS, **_changed(trial, name)}.items()
     ]
-    found += [
+    trials += [
         (name, label, content, lambda out, run: ["diagnose", str(run), "--seconds", "0.1"])
         for name in ("result.json", "config.json")
         for label, content in BOMBS.items()
     ]
-    for name, label, content, command in found[::every]:
+    for name, label, content, command in trials[::every]:
         out = trial.fresh(trial.done)
         run = next(iter((out / "runs").iterdir()))
         (out / name if name == "compare.json" else run / name).write_bytes(content)
-        words = command(out, run)
+        arguments = command(out, run)
         # the report can do without some of it, and with a torn last line
-        yield trial.run(f"{name} for {words[0]}: {label}", words, out, codes=(0, 1, 2))
+        yield trial.run(f"{name} for {arguments[0]}: {label}", arguments, out, codes=(0, 1, 2))
 
 
 def _again(out: Path) -> list[str]:
-    words = json.loads((out / "compare.json").read_text())["command"].split()[1:]
-    return [*words[: words.index("--out")], "--out", str(out)]
+    arguments = json.loads((out / "compare.json").read_text())["command"].split()[1:]
+    return [*arguments[: arguments.index("--out")], "--out", str(out)]
 
 
 def _changed(trial: Trial, name: str) -> dict[str, bytes]:
@@ -371,16 +373,16 @@ def _changed(trial: Trial, name: str) -> dict[str, bytes]:
     run = next(iter((trial.done / "runs").iterdir()))
     text = (trial.done / name if name == "compare.json" else run / name).read_text()
     content = json.loads(text.splitlines()[0] if name.endswith("l") else text)
-    found = {}
+    changed = {}
     for key, value in content.items():
         other: Any = 3 if isinstance(value, str | dict | list) else "x"
-        found[f"{key} of another type"] = json.dumps({**content, key: other}).encode()
-        found[f"{key} left out"] = json.dumps({k: v for k, v in content.items() if k != key}).encode()
-        found[f"{key} is null"] = json.dumps({**content, key: None}).encode()
+        changed[f"{key} of another type"] = json.dumps({**content, key: other}).encode()
+        changed[f"{key} left out"] = json.dumps({k: v for k, v in content.items() if k != key}).encode()
+        changed[f"{key} is null"] = json.dumps({**content, key: None}).encode()
     if name == "compare.json":
         for digest in ("../../etc", "/etc", "", ".", "a/b", "\u0000"):
             runs = [{**content["runs"][0], "digest": digest}]
-            found[f"digest {digest!r}"] = json.dumps({**content, "runs": runs}).encode()
-        found["script in a name"] = text.replace('"sam"', '"</script><script>alert(1)</script>"').encode()
-        found["many runs"] = json.dumps({**content, "runs": content["runs"] * 2000}).encode()
-    return {label: (data + b"\n" if name.endswith("l") else data) for label, data in found.items()}
+            changed[f"digest {digest!r}"] = json.dumps({**content, "runs": runs}).encode()
+        changed["script in a name"] = text.replace('"sam"', '"</script><script>alert(1)</script>"').encode()
+        changed["many runs"] = json.dumps({**content, "runs": content["runs"] * 2000}).encode()
+    return {label: (data + b"\n" if name.endswith("l") else data) for label, data in changed.items()}
