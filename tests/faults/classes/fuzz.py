@@ -67,7 +67,9 @@ def flags(command: str) -> list[str]:
     """Return every setting of a command."""
     from steppe.cli.main import command_parser
 
-    options = [o for action in command_parser(command)._actions for o in action.option_strings if o.startswith("--")]
+    options = [
+        o for action in command_parser(command)._actions for o in action.option_strings if o.startswith("--")
+    ]
     return [f for f in options if f not in ("--help", "--config", "--live")]
 
 
