@@ -160,11 +160,9 @@ class OurMethod(Subject):
         return self.method.build(fixtures.varied(make))
 
     def start(self, make: Make, options: SubjectOptions) -> Session:
-        """Bind the method."""
         return OurSession(self.method, self.build(make), options)
 
     def at_limit(self) -> Subject:
-        """Return the method at its ``limit``."""
         if self.method.limit is None:
             raise NotApplicable("declares no settings at which it is plain training")
         return OurMethod(dataclasses.replace(self.method, **dict(self.method.limit)), self.name)
@@ -186,7 +184,6 @@ class OurMethod(Subject):
         raise NotApplicable("no float64 restatement; give the class a static method reference(r, x, y)")
 
     def fresh(self) -> Subject:
-        """Make the method again from its fields."""
         return OurMethod(dataclasses.replace(self.method), self.name)
 
 
@@ -218,22 +215,17 @@ class OurSession(Session):
         return self.bound(list(parts) if len(parts) > 1 else parts[0]).skipped
 
     def networks(self) -> list[nn.Module]:
-        """Return the network and the method's own state."""
         return [self.net, self.bound.state]
 
     def passes(self) -> tuple[float, float, int]:
-        """Return what the step has counted."""
         return self.bound.passes.forward, self.bound.passes.backward, self.bound.passes.updates
 
     def has_state(self) -> bool:
-        """Return whether the state has tensors."""
         return bool(self.bound.state.state_dict())
 
     def noise(self) -> Tensor:
-        """Return the state of the noise generator."""
         state: Tensor = self.bound.state_dict()["generators"]["noise"]
         return state
 
     def stateful(self) -> dict[str, Any]:
-        """Return the optimizer and the step."""
         return {"optimizer": self.optimizer, "step": self.bound}

@@ -83,7 +83,6 @@ class ThirdParty(Subject):
             return self.kind(model.parameters(), base_optimizer=optimizer, **self.settings)
 
     def start(self, make: Make, options: SubjectOptions) -> Session:
-        """Train by the recipe of its form."""
         if options.m is not None:
             raise NotApplicable("has no m-sharpness within a process")
         if self.form == "closure":
@@ -155,5 +154,4 @@ class _Session(Session):
         return total
 
     def stateful(self) -> dict[str, Any]:
-        """Return the optimizer and the scaler."""
         return {"optimizer": self.theirs, "scaler": self.scaler}

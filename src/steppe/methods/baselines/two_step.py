@@ -18,9 +18,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import Method
-from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.method import Batch, Method, Runtime, StepOutput
 
 
 @dataclass(frozen=True)

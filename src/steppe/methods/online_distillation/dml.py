@@ -25,11 +25,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import require
+from steppe.core.method import Batch, Runtime, StepOutput, require
 from steppe.core.model_call import call_model
 from steppe.core.numerics.losses import distillation_loss
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.methods.online_distillation._base import EnsembleDistillation
 from steppe.models.multi.inputs import views_of
 
@@ -42,7 +40,6 @@ class DML(EnsembleDistillation):
     T: float = 1.0
 
     def check(self) -> None:
-        """Networks is a number, lam a weight, T a temperature."""
         super().check()
         require(self, "lam", self.lam >= 0, "a number of at least 0 (1 is usual)")
         require(self, "T", self.T > 0, "a number above 0 (1 is usual)")

@@ -25,10 +25,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import plain_step
+from steppe.core.method import Batch, Runtime, StepOutput, plain_step
 from steppe.core.model_call import call_model
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.methods.online_distillation.dml import DML
 from steppe.models.multi.inputs import views_of
 
@@ -45,7 +43,6 @@ class AlternatingDML(DML):
         object.__setattr__(self, "cost", (self.networks**2, self.networks, self.networks))
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Update the networks in turn."""
         if self.networks == 1:
             return plain_step(batch, rt)
         first: StepOutput | None = None

@@ -30,11 +30,9 @@ import torch
 from torch import nn
 
 from steppe.core.amp import autocast_disabled, upcast_to_float32
-from steppe.core.batch import Batch
-from steppe.core.method import require
+from steppe.core.method import Batch, Runtime, StepOutput, require
 from steppe.core.model_call import call_model
 from steppe.core.numerics.losses import distillation_loss, one_hot
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.methods.online_distillation._base import EnsembleDistillation
 from steppe.methods.online_distillation._kdcl_targets import TARGETS
 from steppe.models.multi.inputs import views_of
@@ -50,7 +48,6 @@ class KDCL(EnsembleDistillation):
     lam: float = 0.5
 
     def check(self) -> None:
-        """Networks is a number, target a name, T a temperature, ce and lam are weights."""
         super().check()
         require(self, "target", self.target in TARGETS, " or ".join(map(repr, TARGETS)))
         require(self, "T", self.T > 0, "a number above 0 (4 is usual)")

@@ -26,11 +26,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import require
+from steppe.core.method import Batch, Runtime, StepOutput, require
 from steppe.core.model_call import call_model
 from steppe.core.numerics.losses import distillation_loss, sigmoid_rampup
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.methods.online_distillation._base import BranchDistillation
 from steppe.methods.online_distillation._heads import GatedBranches
 from steppe.models.multi.branched import build_branched
@@ -49,13 +47,11 @@ class ONE(BranchDistillation):
     detach: bool = True
 
     def check(self) -> None:
-        """Branches is a number, T a temperature, alpha a weight, ramp a part of training."""
         super().check()
         require(self, "alpha", self.alpha >= 0, "a number of at least 0 (1 is usual)")
         require(self, "ramp", self.ramp >= 0, "a number of steps, or a share of the training below 1")
 
     def build_members(self, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Return branches with a gate."""
         return GatedBranches(build_branched(new_model, self.branches, self.split_at))
 
     def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:

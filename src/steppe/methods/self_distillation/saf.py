@@ -26,9 +26,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import Method, require
-from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.method import Batch, Method, Runtime, StepOutput, require
 from steppe.core.state.logit_bank import FORMS, LogitBank, size_in_bytes, top_k
 from steppe.errors import InputError
 
@@ -52,7 +50,6 @@ class SAF(Method):
     mixed: str = "accept"
 
     def check(self) -> None:
-        """Lam is a weight, T a temperature, past counts visits."""
         require(self, "lam", self.lam >= 0, "a number of at least 0 (0.3 is usual)")
         require(self, "T", self.T > 0, "a number above 0 (5 is usual)")
         require(self, "past", self.past >= 1, "at least 1 epoch (3 is usual)")
@@ -62,15 +59,12 @@ class SAF(Method):
         require(self, "mixed", self.mixed in ("accept", "skip"), "'accept' or 'skip'")
 
     def init(self, net: nn.Module) -> nn.Module:
-        """Start with an empty logit bank."""
         return LogitBank(self.past, self.store, self.T)
 
     def memory_bytes(self, samples: int, classes: int) -> int:
-        """Return the size of the logit bank."""
         return size_in_bytes(samples, classes, self.past, self.store) if self.lam else 0
 
     def allocate(self, state: nn.Module, samples: int, classes: int) -> None:
-        """Allocate the logit bank."""
         assert isinstance(state, LogitBank)
         if self.lam:
             state.allocate(samples, classes)

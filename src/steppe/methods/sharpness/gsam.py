@@ -22,12 +22,10 @@ from typing import ClassVar
 
 from torch import nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import Method, plain_step, require
+from steppe.core.method import Batch, Method, Runtime, StepOutput, plain_step, require
 from steppe.core.numerics import vector
 from steppe.core.numerics.perturbations import sam_perturbation, scaled_perturbation
 from steppe.core.numerics.vector import Vec
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
 
 
@@ -45,7 +43,6 @@ class GSAM(Method):
     descend: str = "perturbed"
 
     def check(self) -> None:
-        """Rho is a radius, alpha a weight."""
         require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
         require(self, "alpha", self.alpha >= 0, "a number of at least 0 (0.01 to 1)")
         require(self, "adaptive", self.adaptive in ("none", "abs", "square"), "'none', 'abs' or 'square'")

@@ -22,11 +22,10 @@ import torch
 from torch import nn
 
 from steppe.core.batch import Batch, join_logits
-from steppe.core.method import Method, plain_step, require
+from steppe.core.method import Method, Runtime, StepOutput, plain_step, require
 from steppe.core.numerics import vector
 from steppe.core.numerics.filters import filter_deviation
 from steppe.core.numerics.vector import Vec
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
 
 
@@ -43,7 +42,6 @@ class LPFSGD(Method):
     M: int = 8
 
     def check(self) -> None:
-        """Gamma is a relative size, M a count."""
         require(self, "gamma", lowest(self.gamma) >= 0, "a number of at least 0 (0.0005 is usual)")
         require(self, "M", self.M >= 1, "at least 1 (8 is usual)")
 

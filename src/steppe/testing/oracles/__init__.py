@@ -6,16 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from steppe.testing.oracles.harness import (
-    Reference,
-    ReferenceStep,
-    Restated,
-    Weights,
-    length,
-    plus,
-    restated,
-    times,
-)
+from steppe.testing.oracles.harness import Reference, ReferenceStep, Weights, length, plus, restated, times
 from steppe.testing.oracles.online_distillation import PEERS
 from steppe.testing.oracles.sharpness import FAMILY, plain
 
@@ -120,4 +111,4 @@ _REFERENCES = [
         preset="notebook",
     ),
 ]
-REFERENCES: dict[str, Restated] = dict([*_REFERENCES, *FAMILY, *PEERS])
+REFERENCES = dict([*_REFERENCES, *FAMILY, *PEERS])

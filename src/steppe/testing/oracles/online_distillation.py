@@ -13,16 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad
 
-from steppe.testing.oracles.harness import (
-    Reference,
-    Weights,
-    averaged,
-    cross_entropy,
-    kl,
-    plus,
-    restated,
-    times,
-)
+from steppe.testing.oracles.harness import Reference, Weights, averaged, cross_entropy, kl, plus, restated, times
 
 SPLIT = "4"  # the second convolution of the small network
 DEFAULT_SPLIT = 9  # the default split point of the small network: its third layer with weights
