@@ -1,7 +1,5 @@
 """Methods composed of methods: one's step on another's objective, and one that is active for a time only."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass

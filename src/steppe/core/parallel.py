@@ -5,8 +5,6 @@ and average once, when the optimizer uses the gradient: exactly, by sample count
 values in the same message. Shards (FSDP2) have to communicate in every pass.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext

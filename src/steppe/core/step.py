@@ -1,7 +1,5 @@
 """A method bound to a model and an optimizer, called once per batch."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager

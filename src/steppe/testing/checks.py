@@ -1,7 +1,5 @@
 """The list of checks, in the order of the table."""
 
-from __future__ import annotations
-
 from steppe.testing import mixed_precision, multi_process, single_process, torch_compile
 from steppe.testing.context import Check
 

@@ -6,7 +6,7 @@ import dataclasses
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,10 +25,6 @@ from steppe.testing.oracles.harness import ReferenceStep
 from steppe.testing.result import NotApplicable
 
 
-def _unwrapped(net: nn.Module) -> nn.Module:
-    return net
-
-
 @dataclass(frozen=True)
 class SubjectOptions:
     """How a subject trains; ``wrap`` makes the model (compiled, DDP, FSDP) of the network."""
@@ -40,7 +36,7 @@ class SubjectOptions:
     m: int | None = None
     sync: str | None = None
     seed: int = 0
-    wrap: Callable[[nn.Module], nn.Module] = field(default=_unwrapped)
+    wrap: Callable[[nn.Module], nn.Module] = lambda net: net
     device: str = "cpu"
 
 

@@ -9,8 +9,6 @@ Any other gets a closure that clears the gradients, runs one pass and returns th
 for ``step(closure)``. Where a form leaves open what to do, the check does not apply.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext

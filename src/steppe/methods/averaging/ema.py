@@ -10,8 +10,6 @@ Differs  integer buffers are copied, running statistics averaged; combine it wit
 Start    decay 0.999 (small data) to 0.9998
 """
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar

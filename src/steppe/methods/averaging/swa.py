@@ -11,8 +11,6 @@ Differs  1. running statistics are averaged too; the paper measures them anew on
 Start    start 0.75, every = the steps of an epoch; combine it with any method: sam+swa
 """
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar

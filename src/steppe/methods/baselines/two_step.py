@@ -11,8 +11,6 @@ Differs  none known; running statistics come from the first pass only and dropou
 Start    nothing to set
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

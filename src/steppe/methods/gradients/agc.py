@@ -12,8 +12,6 @@ Differs  1. the last linear layer's weight is not clipped, as in the authors' co
 Start    clipping 0.01 (paper, batch 4096; up to 0.16 for small batches), eps 1e-3
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -14,8 +14,6 @@ Differs  1. units with a single weight are not changed; the authors' code freeze
 Start    nothing to set; conv_only = True does not centre linear layers (authors' option)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Base classes of methods that train several networks, or branches of one, as one module."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar

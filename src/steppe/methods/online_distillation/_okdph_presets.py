@@ -4,8 +4,6 @@ Each entry is omega, beta, gamma, every. Names are DATA-NETWORK, with the number
 10% and 1% are the settings of table 7.
 """
 
-from __future__ import annotations
-
 PRESETS: dict[str, tuple[float, float, float, str]] = {
     # table 6
     "cifar10-resnet32": (0.8, 0.8, 0.5, "1e"),

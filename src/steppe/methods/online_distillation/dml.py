@@ -17,8 +17,6 @@ Differs  1. all networks are updated at once from one forward pass each, as in O
 Start    networks 2, T 1, lam 1 (paper)
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

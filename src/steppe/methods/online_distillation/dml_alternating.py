@@ -16,8 +16,6 @@ Differs  1. the authors' code gives each network another batch; here, as in algo
 Start    networks 2, T 1, lam 1 (paper)
 """
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial

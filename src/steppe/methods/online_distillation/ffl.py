@@ -19,8 +19,6 @@ Differs  1. one optimizer; the code has a second one for the fusion, with weight
 Start    branches 2, T 3, ramp 80 of 300 epochs (code)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar

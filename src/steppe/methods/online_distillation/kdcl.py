@@ -22,8 +22,6 @@ Differs  1. linear and general take the samples of one forward pass; the paper e
 Start    networks 2, target mean, T 4, ce 0.5, lam 0.5 (OKDPH's code)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -20,8 +20,6 @@ Differs  1. as in the code, attention mixes logits, with no factor 1 / sqrt(d), 
 Start    branches 4 (3 peers and the leader), T 3, alpha 1, factor 8, ramp 80 of 300 epochs (code)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -22,8 +22,6 @@ Differs  1. gradient = 'chain' follows the equation: r_m times the hybrid's grad
 Start    omega 0.8, beta 0.8, gamma 0.5, T 4 (code), every '5b' (table 6); preset 'cifar100-vgg16' and others
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Callable

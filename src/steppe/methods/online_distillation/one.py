@@ -17,8 +17,6 @@ Differs  1. r rises with every step; the code keeps it constant within an epoch.
 Start    branches 3, T 3, alpha 1, ramp 80 of 300 epochs (paper; OKDPH's code has 2 branches)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar

@@ -22,8 +22,6 @@ Differs  1. r is the paper's; both codes divide by the weight instead of the ram
 Start    branches 3, T 3, decay 0.999, ramp 80 of 300 epochs (paper)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar

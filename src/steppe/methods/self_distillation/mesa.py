@@ -14,8 +14,6 @@ Differs  1. squared = True multiplies the KL by T^2 as the code does; the poster
 Start    lam 0.8, T 5, decay 0.9998, start 5 epochs of 90 (authors' script)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -23,8 +23,6 @@ Differs  the paper leaves open, and we take from the notebook: KL's first argume
 Start    sigma 1e-4, the initial learning rate (paper, section 3.1)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar

@@ -19,8 +19,6 @@ Differs  1. squared = True multiplies the KL by T^2 as the code does; the poster
 Start    lam 0.3, T 5, past 3 (authors' README and script); they start after 5 epochs of 90: start = 0.056
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

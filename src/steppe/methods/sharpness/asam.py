@@ -14,8 +14,6 @@ Start    rho 0.5 (CIFAR-10) or 1.0 (CIFAR-100 and ImageNet), eta 0.01 (authors' 
          rho 2 with scaling = 'all' (davda54's example)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

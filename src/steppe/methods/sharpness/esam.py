@@ -18,8 +18,6 @@ Differs  1. S is made of whole tensors, each kept with probability beta (authors
 Start    rho 0.05, beta 0.6, gamma 0.5 (CIFAR, ResNet-18, authors' script)
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar

@@ -13,8 +13,6 @@ Differs  1. d is taken from m as it was before this batch (authors' code); the p
 Start    rho 0.2, sigma 1, lam 0.6 (CIFAR-100, ResNet-18, authors' script; their default is 0.95)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -15,8 +15,6 @@ Start    ResNet-50: rho 0.04 to 0.02, alpha 0.01; ViT-B/32: rho 0.6 to 0.1, alph
          CIFAR: adaptive, rho 2, alpha 0.4 (their PyTorch example)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -16,8 +16,6 @@ Differs  1. inner products and norms are over all parameters (paper); norm = 'te
 Start    k 5, alpha 0.7, rho 0.1; layerwise for batches of 4,096 and more (paper)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -10,8 +10,6 @@ Differs  computed as g_p + alpha (g - g_p), which is exact where both gradients 
 Start    alpha 0.2, rho as SAM (paper: +0.12 points over SAM on CIFAR-100)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -12,8 +12,6 @@ Differs  the noise is scaled filter by filter, as in RWP; running statistics and
 Start    rho as SAM; gamma 0.01, RWP's (no published value at hand)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

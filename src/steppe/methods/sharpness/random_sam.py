@@ -10,8 +10,6 @@ Differs  the running statistics come from the perturbed pass, the only one
 Start    rho 0.05, as SAM
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -16,8 +16,6 @@ Differs  1. weight decay is the optimizer's, at w; the authors put it into the l
 Start    rho 0.05 (CIFAR-10), 0.1 (CIFAR-100) with SGD; 0.001 for transformers with Adam (RWP paper, tables 1, 9)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

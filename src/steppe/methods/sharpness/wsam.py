@@ -12,8 +12,6 @@ Differs  1. clipping is of the gradient given to the optimizer; the authors' cod
 Start    rho 0.05, gamma 0.9 (authors' README), decoupled
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -14,8 +14,6 @@ Differs  1. alpha weighs the clean gradient, as in RWP's paper; the authors' lam
 Start    gamma 0.015, alpha 0.5, eta 0.1, beta 0.99 (CIFAR, authors' script)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

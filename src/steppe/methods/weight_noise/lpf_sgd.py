@@ -12,8 +12,6 @@ Differs  1. gamma is a constant unless scheduled; the paper's is gamma_0 (1 + al
 Start    M 8, gamma cosine(0.0005,0.008) (wide networks); M 1, gamma 0.002 (CIFAR) or 0.0005 (ImageNet) for ResNets
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar

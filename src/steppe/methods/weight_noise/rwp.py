@@ -20,8 +20,6 @@ Differs  1. alpha weighs the clean gradient (paper); the authors' code weighs th
 Start    gamma 0.01, alpha 0.5 (CIFAR); gamma 0.005 (ImageNet); gamma 0.001 (ViT) (paper, sections 5.1 to 5.3)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Every method in float64, written from the papers' equations without its own code; `harness` has the tools."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from torch import Tensor

@@ -4,8 +4,6 @@ The weights of one network are those with its prefix: ``networks.0.*``, or ``bod
 ``body.branches.0.*``. Branches are written as whole networks whose lower weights are the same tensors.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 
