@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -184,8 +183,7 @@ def _unflatten(v: Tensor, surface: LossSurface) -> Vec:
 
 
 def _to_numpy(a: Vec) -> np.ndarray:
-    array: np.ndarray[Any, Any] = _flatten(a).cpu().numpy()
-    return array
+    return _flatten(a).cpu().numpy()
 
 
 def _from_numpy(v: np.ndarray, surface: LossSurface) -> Vec:

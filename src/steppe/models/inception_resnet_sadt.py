@@ -25,11 +25,8 @@ class InceptionResidual(nn.Module):
         thin = width // 32
         self.left = nn.Sequential(conv(inputs, thin, same=True, he=True), norm2d(thin), nn.ELU())
         self.middle = nn.Sequential(
-            conv(inputs, width, same=True, he=True),
-            norm2d(width),
-            nn.ELU(),
-            conv(width, width, same=True, he=True),
-            norm2d(width),
+            *(conv(inputs, width, same=True, he=True), norm2d(width), nn.ELU()),
+            *(conv(width, width, same=True, he=True), norm2d(width)),
         )
         self.shortcut = nn.Sequential(conv(inputs, width, same=True, he=True), nn.ELU(), norm2d(width), nn.ELU())
         self.right = nn.Sequential(conv(inputs, thin, same=True, he=True), norm2d(thin), nn.ELU())
@@ -67,15 +64,9 @@ def inception_resnet_sadt(classes: int, channels: int, size: int) -> nn.Sequenti
     inputs, side = 32, size - 2
     for i, width in enumerate(WIDTHS, 1):
         parts[f"module{i}"] = InceptionResidual(inputs, width)
-        parts[f"pool{i}"] = nn.MaxPool2d(2)
-        parts[f"drop{i}"] = nn.Dropout(0.2)
+        parts |= {f"pool{i}": nn.MaxPool2d(2), f"drop{i}": nn.Dropout(0.2)}
         inputs, side = width + 2 * (width // 32), side // 2
-    parts["flatten"] = nn.Flatten()
-    parts["drop4"] = nn.Dropout(0.2)
-    parts["fc1"] = dense(inputs * side * side, 128)
-    parts["elu"] = nn.ELU()
-    parts["drop5"] = nn.Dropout(0.2)
-    parts["fc2"] = dense(128, classes)
-    parts["relu"] = nn.ReLU()
+    parts |= {"flatten": nn.Flatten(), "drop4": nn.Dropout(0.2), "fc1": dense(inputs * side * side, 128)}
+    parts |= {"elu": nn.ELU(), "drop5": nn.Dropout(0.2), "fc2": dense(128, classes), "relu": nn.ReLU()}
     parts["head"] = dense(classes, classes)
     return nn.Sequential(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -38,9 +39,7 @@ class BasicBlock(nn.Module):
         for i, (width, side) in enumerate(zip(widths, sides, strict=True)):
             parts += [_conv(inputs, width, side, stride if i == first else 1), nn.BatchNorm2d(width), nn.ReLU()]
             inputs = width
-        self.inner = nn.Sequential(*parts[:-1])
-        self.shortcut = shortcut
-        self.relu = nn.ReLU()
+        self.inner, self.shortcut, self.relu = nn.Sequential(*parts[:-1]), shortcut, nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ReLU of the sum of convolutions and shortcut."""
@@ -192,8 +191,7 @@ class DenseLayer(nn.Module):
         return torch.cat([x, self.inner(x)], 1)
 
 
-def _dense_conv(inputs: int, outputs: int, side: int) -> nn.Conv2d:
-    return _conv(inputs, outputs, side, mode="fan_in")
+_dense_conv = partial(_conv, mode="fan_in")
 
 
 def densenet40_12(classes: int, channels: int, size: int) -> nn.Sequential:

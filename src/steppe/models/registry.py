@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from steppe.errors import unknown
-from steppe.models.cifar10_fast import cifar10_fast, learn, learns
+from steppe.models.cifar10_fast import cifar10_fast
 from steppe.models.inception_resnet_sadt import inception_resnet_sadt
 from steppe.models.okdph import (
     densenet40_12,
@@ -25,8 +25,6 @@ from steppe.models.vgg_cifar import vgg16_bn
 from steppe.models.vgg_sadt import vgg16_sadt
 from steppe.models.vit_cifar import vit_cifar
 from steppe.models.wide_resnet import wrn_16_8, wrn_16_8_rwp, wrn_28_10, wrn_28_10_rwp
-
-__all__ = ["build", "learn", "learns", "names"]
 
 MODELS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "simple-cnn": simple_cnn,

@@ -34,32 +34,16 @@ def simple_cnn(classes: int, channels: int, size: int) -> nn.Sequential:
     """
     check_images("simple-cnn", classes, channels, size, MIN_SIZE)
     side = ((size - 2) // 2 - 2) // 2 - 2
-    return nn.Sequential(
-        OrderedDict(
-            conv1=conv(channels, 64, same=False, he=False),
-            relu1=nn.ReLU(),
-            pool1=nn.MaxPool2d(2),
-            bn1=norm2d(64),
-            conv2=conv(64, 64, same=False, he=False),
-            relu2=nn.ReLU(),
-            pool2=nn.MaxPool2d(2),
-            bn2=norm2d(64),
-            conv3=conv(64, 64, same=False, he=False),
-            relu3=nn.ReLU(),
-            bn3=norm2d(64),
-            flatten=nn.Flatten(),
-            drop=nn.Dropout(0.3),
-            fc1=dense(64 * side * side, 512),
-            relu4=nn.ReLU(),
-            bn4=norm1d(512),
-            fc2=dense(512, 64),
-            relu5=nn.ReLU(),
-            bn5=norm1d(64),
-            fc3=dense(64, 10),
-            relu6=nn.ReLU(),
-            head=dense(10, classes),
-        )
-    )
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    for i in (1, 2, 3):
+        parts |= {f"conv{i}": conv(channels if i == 1 else 64, 64, same=False, he=False), f"relu{i}": nn.ReLU()}
+        parts |= {f"pool{i}": nn.MaxPool2d(2)} if i < 3 else {}
+        parts[f"bn{i}"] = norm2d(64)
+    parts |= {"flatten": nn.Flatten(), "drop": nn.Dropout(0.3)}
+    parts |= {"fc1": dense(64 * side * side, 512), "relu4": nn.ReLU(), "bn4": norm1d(512)}
+    parts |= {"fc2": dense(512, 64), "relu5": nn.ReLU(), "bn5": norm1d(64)}
+    parts |= {"fc3": dense(64, 10), "relu6": nn.ReLU(), "head": dense(10, classes)}
+    return nn.Sequential(parts)
 
 
 def simple_cnn_3fc(classes: int, channels: int, size: int) -> nn.Sequential:
@@ -70,8 +54,6 @@ def simple_cnn_3fc(classes: int, channels: int, size: int) -> nn.Sequential:
     faster under a small budget: the 10 units are a bottleneck.
 
     Source: the same, section 4.1 ("3 conv and 3 dense layers").
-
-    Raises InputError if ``size`` is below 18, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
     check_images("simple-cnn-3fc", classes, channels, size, MIN_SIZE)
     layers = OrderedDict(simple_cnn(classes, channels, size).named_children())

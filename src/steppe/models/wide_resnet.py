@@ -96,7 +96,5 @@ def wrn_28_10_rwp(classes: int, channels: int, size: int) -> nn.Sequential:
     that the first outputs are 0. It has 46,160,474 parameters for 3 channels and 10 classes.
 
     Source: nblt/RWP @ 6553ded, models/wide_resnet.py, which shares its form with davda54/sam.
-
-    Raises InputError if ``size`` is below 8, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
     return _wrn("wrn-28-10-rwp", classes, channels, size, 5, 10)

@@ -114,5 +114,4 @@ def clouds(shape: tuple[int, ...], rng: np.random.Generator, decay: float) -> np
 def _grey(x: np.ndarray) -> np.ndarray:
     if x.shape[1] == 1:
         return x
-    grey: np.ndarray = np.tensordot(x, np.array([0.299, 0.587, 0.114]), axes=(1, 0))[:, None]
-    return grey
+    return np.tensordot(x, np.array([0.299, 0.587, 0.114]), axes=(1, 0))[:, None]

@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from steppe.records import Comparison
 from steppe.report import plotting
+from steppe.report.diagnosis import surface_3d
 from steppe.report.diagnosis.summary import ACCURACY, SHARPNESS, DiagnosisRow, with_settings
-from steppe.report.diagnosis.surface_3d import limits
 from steppe.report.plotting import FAINT, INK, label, numbers, over_seeds, style_axes
 from steppe.report.style import styles
 
@@ -50,7 +50,7 @@ def planes(comparison: Comparison, rows: Sequence[DiagnosisRow]) -> Figure:
     columns = min(len(rows), 5)
     count = -(-len(rows) // columns)
     figure, panels = plotting.new_figure(count, columns, (2.3 * columns + 1.2, 2.5 * count + 0.4))
-    levels = np.linspace(*limits(rows), 15)
+    levels = surface_3d.levels(rows)
     contours: Any = None
     for i, (panel, row) in enumerate(zip(panels, rows, strict=False)):
         plane = row.runs[0].diagnosis["plane"]

@@ -90,7 +90,7 @@ def _section(
 ) -> dict[str, Any]:
     first = rows[0].runs[0].diagnosis
     settings = first["settings"]
-    low, high = surface_3d.limits(rows)
+    low, *_, high = surface_3d.levels(rows)
     return {
         "name": plain_text(", ".join(group)),
         "part": first["part"],
