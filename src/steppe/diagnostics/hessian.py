@@ -87,7 +87,9 @@ def eigenvalues(
         except ArpackNoConvergence as error:
             values, vectors = error.eigenvalues, error.eigenvectors
             if len(values) < k:
-                values, vectors = _ritz_pairs(surface, start, basis, k)
+                # the Hessian restricted to a Krylov space
+                values, vectors, space = _lanczos(surface, start, basis)
+                values, vectors = values[-k:], torch.stack(space, 1).cpu().numpy() @ vectors[:, -k:]
     order = np.argsort(values)[::-1]
     residuals = [float(np.linalg.norm(product(vectors[:, i]) - values[i] * vectors[:, i])) for i in order]
     return Eigenvalues([float(values[i]) for i in order], residuals, count)
@@ -161,12 +163,6 @@ def _lanczos(surface: LossSurface, start: np.ndarray, steps: int) -> tuple[np.nd
     beta = np.array(off_diagonal[: len(diagonal) - 1])
     values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beta, 1) + np.diag(beta, -1))
     return values, vectors, basis
-
-
-def _ritz_pairs(surface: LossSurface, start: np.ndarray, steps: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the top eigenvalues and eigenvectors of the Hessian restricted to a Krylov space."""
-    values, vectors, basis = _lanczos(surface, start, steps)
-    return values[-k:], torch.stack(basis, 1).cpu().numpy() @ vectors[:, -k:]
 
 
 def _size(surface: LossSurface) -> int:

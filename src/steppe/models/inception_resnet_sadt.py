@@ -41,9 +41,9 @@ def inception_resnet_sadt(classes: int, channels: int, size: int) -> nn.Sequenti
     """Build the Inception-ResNet variant: a convolution, three modules of three branches, three dense layers.
 
     The parts are one flat ``nn.Sequential``: a 3x3 convolution of 32 filters without padding or activation;
-    modules of width 32, 64 and 64 (34, 68 and 68 channels), each followed by 2x2 max-pooling and dropout 0.2;
-    a dense layer of 128 units with ELU and dropout 0.2 on both sides, one of ``classes`` units with ReLU, and
-    the classifier. It maps images (B, channels, size, size) to logits (B, classes).
+    modules of width 32, 64 and 64 (34, 68 and 68 channels), each followed by 2x2 max-pooling and dropout 0.2; a
+    dense layer of 128 units with ELU and dropout 0.2 on both sides, one of ``classes`` units with ReLU, and the
+    classifier.
 
     For 3x32x32 images and 10 classes it has 306,338 values as Keras counts them, moving means and variances
     included. The count settles what the text leaves open: the second convolution of the middle branch is
@@ -56,8 +56,6 @@ def inception_resnet_sadt(classes: int, channels: int, size: int) -> nn.Sequenti
 
     Source: An-Nur Islam Fahim and Boutellier, SADT, NeurIPS 2022 HITY workshop, section 4.1; the authors'
     notebook where the text is silent.
-
-    Raises InputError if ``size`` is below 10, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
     check_images("inception-resnet-sadt", classes, channels, size, MIN_SIZE)
     parts: OrderedDict[str, nn.Module] = OrderedDict(stem=conv(channels, 32, same=False, he=True))

@@ -90,12 +90,10 @@ def resnet32(classes: int, channels: int, size: int) -> nn.Sequential:
 
     A 3x3 convolution of 16 filters, three stages of five blocks of two 3x3 convolutions with 16, 32 and 64
     filters, strides 1, 2, 2, and the classifier of the mean over positions. Shortcuts have no weights: where the
-    shape changes they take every second pixel and add channels of zeros. It maps images (B, channels, size, size)
-    to logits (B, classes). Convolutions start normal with variance 2 / fan-out, the rest as PyTorch does.
+    shape changes they take every second pixel and add channels of zeros. Convolutions start normal with variance 2
+    / fan-out, the rest as PyTorch does.
 
     Source: He et al., CVPR 2016, arXiv:1512.03385, section 4.2, option A.
-
-    Raises InputError if ``size`` is below 8, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
     return _resnet("resnet32", classes, channels, size, 5, padded=True)
 
@@ -145,9 +143,8 @@ def vgg16_okdph(classes: int, channels: int, size: int) -> nn.Sequential:
 
     Five blocks of 3x3 convolutions with biases, BatchNorm and ReLU (two of 64, two of 128, three each of 256, 512
     and 512 filters), each with 2x2 max-pooling, the first under the name ``stem``; the mean over positions (a
-    single one for 32x32 images); twice a dense layer of 512 units and ReLU, without dropout; the classifier. It
-    maps images (B, channels, size, size) to logits (B, classes). Convolutions start normal with variance
-    2 / fan-out, dense layers with deviation 0.01, biases at 0.
+    single one for 32x32 images); twice a dense layer of 512 units and ReLU, without dropout; the classifier.
+    Convolutions start normal with variance 2 / fan-out, dense layers with deviation 0.01, biases at 0.
 
     Source: tianlizhang/OKDPH @ a562089.
 
@@ -199,13 +196,11 @@ def densenet40_12(classes: int, channels: int, size: int) -> nn.Sequential:
 
     A 3x3 convolution of 24 filters; three blocks of six layers, each a 1x1 convolution to 48 and a 3x3 one to 12
     filters, whose output is appended to the layer's input; between the blocks BatchNorm, ReLU, a 1x1 convolution
-    to half the channels and 2x2 mean-pooling; BatchNorm, ReLU, the mean over positions, the classifier. It maps
-    images (B, channels, size, size) to logits (B, classes). Convolutions start normal with variance 2 / fan-in.
+    to half the channels and 2x2 mean-pooling; BatchNorm, ReLU, the mean over positions, the classifier.
+    Convolutions start normal with variance 2 / fan-in.
 
     Source: Huang et al., CVPR 2017, arXiv:1608.06993, in the form of tianlizhang/OKDPH @ a562089; the literature's
     DenseNet-40-12 has no bottlenecks.
-
-    Raises InputError if ``size`` is below 8, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
     check_images("densenet40-12", classes, channels, size, MIN_SIZE)
     parts: OrderedDict[str, nn.Module] = OrderedDict(conv=_dense_conv(channels, 24, 3))

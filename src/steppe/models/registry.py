@@ -63,7 +63,8 @@ def build(name: str, *, classes: int, channels: int, size: int) -> nn.Module:
         A module that maps (B, channels, size, size) to logits (B, classes).
 
     Raises:
-        InputError: The name is unknown, its package is missing, or the network cannot take these images.
+        InputError: The name is unknown, its package is missing, or the network cannot take these images: ``size``
+            is below its module's MIN_SIZE, ``channels`` is not 1 or 3, or ``classes`` is below 2.
     """
     if name in MODELS:
         return MODELS[name](classes, channels, size)

@@ -14,10 +14,10 @@ MIN_SIZE = 18
 def simple_cnn(classes: int, channels: int, size: int) -> nn.Sequential:
     """Build the Simple CNN: three convolutions and four dense layers.
 
-    The parts are one flat ``nn.Sequential``: three times a 3x3 convolution of 64 filters without padding,
-    ReLU, 2x2 max-pooling (not after the third) and BatchNorm; then dropout 0.3, dense layers of 512 and 64
-    units, each with ReLU and BatchNorm, one of 10 units with ReLU, and the classifier. It maps images
-    (B, channels, size, size) to logits (B, classes). Training needs batches of at least 2 for its BatchNorm.
+    The parts are one flat ``nn.Sequential``: three times a 3x3 convolution of 64 filters without padding, ReLU,
+    2x2 max-pooling (not after the third) and BatchNorm; then dropout 0.3, dense layers of 512 and 64 units, each
+    with ReLU and BatchNorm, one of 10 units with ReLU, and the classifier. Training needs batches of at least 2
+    for its BatchNorm.
 
     For 3x32x32 images and 10 classes it has 637,112 values as Keras counts them, moving means and variances
     included, of which 635,576 are trained. The paper says three dense layers; the count holds only with the
@@ -29,8 +29,6 @@ def simple_cnn(classes: int, channels: int, size: int) -> nn.Sequential:
 
     Source: An-Nur Islam Fahim and Boutellier, SADT, NeurIPS 2022 HITY workshop, section 4.1; the authors'
     notebook where the text is silent.
-
-    Raises InputError if ``size`` is below 18, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
     check_images("simple-cnn", classes, channels, size, MIN_SIZE)
     side = ((size - 2) // 2 - 2) // 2 - 2
