@@ -10,9 +10,8 @@ from steppe.config import Data, Optim
 from steppe.data import load
 from steppe.data.dataset import Images
 from steppe.data.loader import Loader, evaluation_batches
-from steppe.data.normalize import Normalizer
+from steppe.data.normalize import Normalizer, fixed_noise
 from steppe.data.splits import legacy_choice
-from steppe.data.transforms.noise import fixed_noise
 from steppe.errors import InputError
 
 
