@@ -24,17 +24,9 @@ from steppe.training.factories import make_loader, make_model
 from steppe.training.trainer import ProgressCallback, Trainer, TrainingFailed, TrainingStatus
 
 __all__ = [
-    "CHECKPOINT",
-    "CONFIG",
-    "RESULT",
-    "ProgressCallback",
-    "TrainingStatus",
-    "check_run",
-    "digest",
-    "load_data",
-    "read_run",
-    "train_run",
-]
+    "CHECKPOINT", "CONFIG", "RESULT", "ProgressCallback", "TrainingStatus", "check_run", "digest", "load_data",
+    "read_run", "train_run",
+]  # fmt: skip
 
 CONFIG, RESULT = "config.json", "result.json"
 
