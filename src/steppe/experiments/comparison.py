@@ -140,7 +140,7 @@ def _check_saved(job: ComparisonRun, retry: bool) -> None:
     """Refuse damaged checkpoints and results before any worker starts."""
     result = job.folder / RESULT
     if result.exists():
-        remedy = "delete it, and the run goes on from its checkpoint"
+        remedy = "delete it, and the run resumes from its checkpoint"
         content = records.read_json(result, remedy)
         if "status" not in content:
             raise InputError(f"{result} is damaged; {remedy}")

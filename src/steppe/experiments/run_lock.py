@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from steppe import records
 from steppe.config import Run
 from steppe.errors import RunError
 from steppe.training.run import RESULT, TrainingStatus
@@ -65,10 +66,7 @@ def locked_run(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
 
     Raises RunError if another process holds the lock for ``patience`` seconds, or the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write {folder}: {error.strerror}; free the folder and run again") from None
+    records.make_folder(folder)
     busy = f"another process is at work in {folder}; wait for it to end"
-    with file_lock(folder / "lock", busy, "free the folder and run again", patience):
+    with file_lock(folder / "lock", busy, "make sure it can be written and run the same command again", patience):
         yield

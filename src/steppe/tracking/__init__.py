@@ -14,7 +14,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,11 +109,8 @@ def following(names: Sequence[str], folder: Path, info: RunInfo) -> Iterator[Tra
     Raises InputError if one is not installed.
     """
     available(names)
-    run = TrackedRun(names, folder, info)
-    try:
+    with closing(TrackedRun(names, folder, info)) as run:
         yield run
-    finally:
-        run.close()
 
 
 def flat(content: Mapping[str, Any]) -> dict[str, float]:

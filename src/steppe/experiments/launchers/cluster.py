@@ -68,9 +68,7 @@ class TaskResult:
 class Cluster(Protocol):
     """Where workers run; ``pause`` is the number of seconds between two polls."""
 
-    @property
-    def pause(self) -> float:
-        """Seconds."""
+    pause: float
 
     def submit(self, tasks: Sequence[Task]) -> list[Any]:
         """Submit the tasks, and return a handle of each worker."""
