@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,7 +82,7 @@ def keep(rows: Sequence[Row], docs: Path, together: float | None = None) -> None
     """Put rows in the place of those of the same name, and write the page anew."""
     by_name = {r.name: r for r in read(docs)[0]} | {r.name: r for r in rows}
     order = [by_name[name] for name in ORDER if name in by_name]
-    content = {"together": together, "rows": [row.as_dict() for row in order]}
+    content = {"together": together, "rows": [dataclasses.asdict(row) for row in order]}
     (docs / DATA).write_text(json.dumps(content, indent=1) + "\n")
     (docs / PAGE).write_text(page(order, together))
 

@@ -160,14 +160,3 @@ def test_the_style_check_reports_names_and_phrases_and_passes_good_text(tmp_path
     problems = [line.partition("bad.py:")[2].partition(";")[0] for line in out.splitlines()]
     assert problems[:2] == ["1: name 'given'", "2: name 'held'"] and problems[2].startswith("6: phrase")
     assert check("def f(options):\n    state = options\n    return state\n", "good.py") == (0, "")
-
-
-def test_training_imports_no_package_that_takes_a_second(tmp_path):
-    """Every run of a comparison is a process of its own, and would wait for it again."""
-    code = (
-        "import sys; from steppe.cli.main import main; code = main([*sys.argv[1].split(), sys.argv[2]]);"
-        "print(code, sorted({'sklearn', 'scipy.stats', 'matplotlib', 'pandas'} & set(sys.modules)))"
-    )
-    options = "train --epochs 1 --data.train 60 --data.test 20 --data.val 20 --data.size 18 --batch 20 --out"
-    done = subprocess.run([sys.executable, "-c", code, options, tmp_path], capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1:] == ["0 []"], done.stderr

@@ -50,15 +50,7 @@ def test_checks_do_not_apply_to_a_closure_optimizer_where_torch_promises_nothing
     results = outcomes(subject, lab)
     assert set(results["fail"]) == {"exception", "batch-norm", "random-stream"}
     assert "GradScaler does not take closures" in results["n/a"]["fp16"]
-    assert set(results["n/a"]) == {
-        "passes",
-        "reference",
-        "fp16",
-        "overflow",
-        "clip-once",
-        "ddp-local",
-        "one-rank",
-    }
+    assert set(results["n/a"]) == {"passes", "reference", "fp16", "overflow", "clip-once", "ddp-local", "one-rank"}
 
 
 def test_rebound_storage_and_lost_momentum_are_detected(lab):

@@ -10,7 +10,6 @@ import pickle
 import random
 import shutil
 import struct
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -247,31 +246,14 @@ def _weights(trial: Trial, files: dict[str, bytes]) -> Iterator[Case]:
 
 def _archives(trial: Trial) -> Iterator[Case]:
     """Archives whose members lead outside, link, are devices, or are named as programs."""
-    mark = trial.mark.name
     r = random.Random(0)
     image = pictures.encoded(pictures.Image.fromarray(pictures.noise(r)), "PNG")
-    sound = b"".join(pictures.member(f"{c}/{i}.png", image) for c in "ab" for i in range(10))
-    kinds = {"symbolic": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE}
-    members = {
-        "outside": pictures.member(f"../{mark}.png", image),
-        "outside from within": pictures.member(f"a/../../{mark}.png", image),
-        "absolute": pictures.member(f"{trial.where.scratch}/{mark}.png", image),
-        "null device": pictures.member("a/null.png", kind=tarfile.CHRTYPE),
-        "disk": pictures.member("a/disk.png", kind=tarfile.BLKTYPE),
-        "pipe": pictures.member("a/pipe.png", kind=tarfile.FIFOTYPE),
-        **{
-            f"{kind} link {way}": pictures.member("a/link.png", kind=code, link=to)
-            for kind, code in kinds.items()
-            for way, to in (("out", "/etc/passwd"), ("up", "../../../etc/passwd"), ("to itself", "a/link.png"))
-        },
-        "folder through a link": pictures.member("door", kind=tarfile.SYMTYPE, link=str(trial.where.scratch))
-        + pictures.member(f"door/{mark}.png", image),
-    }
+    members = pictures.hostile(image, trial.where.scratch, trial.mark.name)
     for label, member in members.items():
         place = trial.where.scratch / "arch"
         place.mkdir(exist_ok=True)
         path = place / "photos.tar"
-        path.write_bytes(sound + member + bytes(1024))
+        path.write_bytes(pictures.two_classes(r) + member + bytes(1024))
         arguments = ["train", "--plan", "--dataset", f"folder:{path}", "--batch", "4", "--data.val", "2"]
         case = trial.run(f"archive: {label}", [*arguments, "--data.size", "18"], codes=(0, 2))
         extra = [p.name for p in place.iterdir() if p != path]
@@ -313,8 +295,6 @@ def _pickles(trial: Trial) -> Iterator[Case]:
 
 def _claims() -> bytes:
     """Return a pickle of an array that claims terabytes."""
-    import numpy as np
-
     content = pickle.dumps({b"data": np.zeros((3, 3072), np.uint8), b"labels": [1, 2, 3]}, 2)
     return content.replace(struct.pack("<H", 3072), b"\xff\xff").replace(b"K\x03M", b"J\xff\xff\xff\x7fM")
 
