@@ -60,7 +60,6 @@ STAND_IN = "resnet-thin"  # in the place of other packages' networks for ImageNe
 
 
 def tiny(name: str, data: str, model: str, row: str, places: dict[str, str]) -> Run:
-    """Return the row on generated images."""
     options = {"dataset": places[data], "batch": 4, "data.size": _SIZES.get(model, 8), "method": row}
     if recipes.load(name).settings.get("data.legacy_share"):
         options["data.legacy_share"] = 0.5  # a hundredth of these few is none

@@ -85,7 +85,6 @@ def _network():
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny run by one process."""
     out = tmp_path_factory.mktemp("alone")
     assert main([*TINY, "--out", str(out)]) == 0
     return out

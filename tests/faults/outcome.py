@@ -26,6 +26,11 @@ class Case:
     detail: str = ""
 
 
+def compared(name: str, wrong: str | None) -> Case:
+    """Return a case that was lost in ``wrong``, or held if that says nothing."""
+    return Case(name, "lost", wrong) if wrong else Case(name, "held")
+
+
 @dataclass(frozen=True)
 class Where:
     """The folder that a class may use, and the defect that is planted in the product, if one is."""
@@ -56,13 +61,11 @@ class Row:
 
     @property
     def holds(self) -> bool:
-        """Whether nothing was lost and every planted defect was caught."""
         bad = self.lost + self.tracebacks + self.outside
         return bool(self.cases) and not bad and all(text.startswith("caught") for text in self.planted.values())
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> Row:
-        """Make a row of the fields that JSON holds."""
         return cls(**{**data, "failures": tuple(data["failures"]), "missing": tuple(data["missing"])})
 
 

@@ -65,7 +65,6 @@ def _bits(t: Any) -> bytes:
 
 
 def every(out: Path) -> dict[str, Any]:
-    """Return how every run of a comparison ended, by folder."""
     return {folder.name: ended(folder) for folder in sorted((out / "runs").iterdir())}
 
 

@@ -28,7 +28,6 @@ COLUMNS = (
 
 
 def line(row: Row) -> str:
-    """Return a row in one line of text."""
     caught = sum(text.startswith("caught") for text in row.planted.values())
     counts = f"{row.cases} cases, lost {row.lost}, tracebacks {row.tracebacks}, outside {row.outside}"
     spent = f"{row.seconds:.0f} s, {row.cpu:.0f} s of processor"

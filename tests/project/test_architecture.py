@@ -66,7 +66,6 @@ def name_of(path: Path) -> str:
 
 
 def imported(path: Path) -> set[str]:
-    """Return the modules and names that a file imports."""
     names = set()
     for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Import):

@@ -24,7 +24,7 @@ EXTRAS |= {"tensorboard", "wandb", "mlflow", "ray", "submitit", "onnx", "onnxscr
 DEPENDENCIES = {name.partition(">")[0].replace("-", "_").lower() for name in PROJECT["dependencies"]}
 DEPENDENCIES = DEPENDENCIES - {"torch", "numpy"} | {"sklearn", "PIL", "yaml"}
 # every run of a comparison is a process of its own, and would wait for these packages
-LATE = {"sklearn", "scipy.stats", "matplotlib", "pandas"}
+LATE = {"sklearn", "scipy.stats", "matplotlib", "pandas", "steppe.testing"}
 PROGRAM = f"""
 import importlib.abc, sys, time
 

@@ -22,7 +22,7 @@ from faults.classes import pictures
 from faults.classes.fuzz import limited
 from faults.command import Ended, in_process, judged, went_back
 from faults.guard import Guard
-from faults.outcome import Case, Where
+from faults.outcome import Case, Where, compared
 from faults.runs import NOISY, TINY, different, ended, quietly, trained
 from safetensors.torch import save
 
@@ -72,7 +72,6 @@ class Trial:
         assert quietly("compare", *grid, *TINY, "--out", str(self.done)) == 0
 
     def fresh(self, of: Path) -> Path:
-        """Return a new copy of a folder."""
         to = self.where.scratch / "copy"
         shutil.rmtree(to, ignore_errors=True)
         return shutil.copytree(of, to)
@@ -102,8 +101,7 @@ class Trial:
             return judged(name, done, says=(str(run / places[0]),))
         if not went_back(done.err, run / places[0]):
             return Case(name, "lost", f"taken, and said {done.err[:200]!r}")
-        wrong = different(ended(run), self.whole)
-        return Case(name, "lost", f"ended in another state, {wrong}") if wrong else Case(name, "held")
+        return compared(name, different(ended(run), self.whole))
 
 
 def crafted(tensors: dict[str, torch.Tensor], data: Any) -> bytes:

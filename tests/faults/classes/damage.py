@@ -14,7 +14,7 @@ from typing import Any
 from faults.broken import says
 from faults.command import Ended, in_process, judged, went_back
 from faults.guard import Guard
-from faults.outcome import Case, Where
+from faults.outcome import Case, Where, compared
 from faults.runs import NOISY, content, different, ended, trained
 
 from steppe import InputError
@@ -115,7 +115,6 @@ class Half:
 
     @classmethod
     def trained(cls, where: Where) -> Half:
-        """Train the run, and again up to its second epoch."""
         whole = trained(where.scratch / "whole")
         folder = trained(where.scratch / "half", stop_after=2)
         newest, before = (
@@ -155,17 +154,14 @@ class Half:
             return judged(name, done, codes=(0,))
         if done.err and not went_back(done.err, *(to / one for one in damaged)):
             return Case(name, "traceback", f"said {done.err[:200]}")
-        wrong = different(ended(to), self.whole)
-        return Case(name, "lost", f"ended in another state, {wrong}") if wrong else Case(name, "held")
+        return compared(name, different(ended(to), self.whole))
 
     def command(self) -> tuple[Path, Ended]:
-        """Start the command again in a copy of the folder."""
         shutil.rmtree(self.again, ignore_errors=True)
         to = shutil.copytree(self.folder, self.again / "runs" / self.folder.name)
         return to, self.go_on()
 
     def go_on(self) -> Ended:
-        """Give the command that goes on with the copy."""
         return in_process(self.guard, [*NOISY, "--out", str(self.again)], self.again)
 
     def both(self, name: str, way: str, r: random.Random) -> Case:
@@ -180,8 +176,7 @@ class Half:
             for one, what in sound.items():
                 (self.folder / one).write_bytes(what)
         if done.code == 0:
-            wrong = different(ended(to), self.whole)
-            return Case(name, "lost", f"taken for sound, {wrong}") if wrong else Case(name, "held")
+            return compared(name, different(ended(to), self.whole))
         case = judged(name, done, says=(str(to / store.CHECKPOINT), "delete it"))
         if case.verdict != "held":
             return case

@@ -64,7 +64,6 @@ def limited(seconds: int) -> Iterator[None]:
 
 
 def flags(command: str) -> list[str]:
-    """Return every setting of a command."""
     from steppe.cli.main import command_parser
 
     options = [
@@ -112,7 +111,6 @@ class CommandLines:
 
 
 def settings(r: random.Random, depth: int = 0) -> str:
-    """Return a file of settings at random."""
     keys = ("data", "optim", "batch", "epochs", "method", "model", "dataset", "seed", "track", "watch", "m", "out")
     inner = ("train", "val", "size", "augment", "lr", "clip", "name", "test", "x", "legacy_share", "views")
     lines = []
@@ -125,7 +123,6 @@ def settings(r: random.Random, depth: int = 0) -> str:
 
 
 def scalar(r: random.Random) -> str:
-    """Return a YAML value at random."""
     style = r.random()
     text = r.choice(ODD)
     if style < 0.2:

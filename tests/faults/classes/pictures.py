@@ -52,7 +52,6 @@ def png(width: int, height: int, body: bytes = b"", *more: tuple[bytes, bytes]) 
 
 
 def contents(r: random.Random) -> dict[str, bytes]:
-    """Return the content of odd image files by name."""
     image = Image.fromarray(noise(r))
     wide = Image.fromarray((np.arange(400).reshape(20, 20) * 163).astype(np.uint16))
     whole = encoded(image, "PNG")
