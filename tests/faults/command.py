@@ -62,23 +62,10 @@ def environment(where: Where, more: Mapping[str, str] | None = None) -> dict[str
     return os.environ | own | dict(more or {})
 
 
-def alone(
-    where: Where,
-    arguments: Sequence[str],
-    cwd: Path,
-    *,
-    more: Mapping[str, str] | None = None,
-    timeout: float = 300,
-) -> Ended:
-    done = subprocess.run(
-        program(where, *arguments),
-        cwd=cwd,
-        env=environment(where, more),
-        capture_output=True,
-        text=True,
-        errors="backslashreplace",
-        timeout=timeout,
-    )
+def alone(where: Where, arguments: Sequence[str], cwd: Path, *, timeout: float = 300) -> Ended:
+    pipes = {"capture_output": True, "text": True, "errors": "backslashreplace"}
+    line = program(where, *arguments)
+    done = subprocess.run(line, cwd=cwd, env=environment(where), timeout=timeout, **pipes)
     return Ended(done.returncode, done.stderr)
 
 

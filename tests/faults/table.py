@@ -50,10 +50,8 @@ def page(rows: Sequence[Row], together: float | None = None) -> str:
     lines += [f"- {text}" for r in rows for text in r.missing]
     missing = [name for name in ORDER if name not in {r.name for r in rows}]
     if missing:
-        lines += [
-            "",
-            f"Not measured yet: {', '.join(missing)}; `python -m faults {' '.join(missing)} --write` does.",
-        ]
+        command = f"`python -m faults {' '.join(missing)} --write`"
+        lines += ["", f"Not measured yet: {', '.join(missing)}; {command} does."]
     commands = "\n".join(dict.fromkeys(r.command for r in rows))
     tail = f"\nMeasured with these commands, `src` and `tests` on PYTHONPATH:\n\n```sh\n{commands}\n```\n\n{AFTER}"
     whole = f"All classes with their planted defects, in one command: {(together or 0) / 60:.0f} minutes.\n"

@@ -141,8 +141,7 @@ def _headers() -> dict[str, bytes]:
             b'{"a":' + json.dumps(one).encode() + b',"a":' + json.dumps(one).encode() + b"}", bytes(8)
         ),
         "no metadata": framed(json.dumps({"t": one}).encode(), bytes(8)),
-        "metadata is deep": of()
-        and framed(json.dumps({"__metadata__": {"data": "[" * 9000, "sha256": "x"}}).encode()),
+        "metadata is deep": framed(json.dumps({"__metadata__": {"data": "[" * 9000, "sha256": "x"}}).encode()),
     }
 
 
@@ -155,6 +154,7 @@ def _checkpoints(trial: Trial, count: int) -> Iterator[Case]:
     torch.save({"net": Attack(trial.mark)}, zipped)
     name = sorted(k for k in tensors if k.startswith("net."))[0]
     loose = {k: v for k, v in data.items() if k != "optimizer"}
+    short, outside = torch.zeros(3, dtype=torch.uint8), {**data["best"], "epoch": "../../../x"}
     groups = {**data, "optimizer": {**data["optimizer"], "groups": []}}
     files = {
         "a pickle": pickle.dumps(Attack(trial.mark)),
@@ -171,12 +171,8 @@ def _checkpoints(trial: Trial, count: int) -> Iterator[Case]:
         "right checksum, a tensor is missing": crafted({k: v for k, v in tensors.items() if k != name}, data),
         "right checksum, another shape": crafted({**tensors, name: torch.ones(7)}, data),
         "right checksum, another type": crafted({**tensors, name: torch.ones(7, dtype=torch.int8)}, data),
-        "right checksum, short random stream": crafted(
-            {**tensors, "generators.noise": torch.zeros(3, dtype=torch.uint8)}, data
-        ),
-        "right checksum, best outside": crafted(
-            tensors, {**data, "best": {**data["best"], "epoch": "../../../x"}}
-        ),
+        "right checksum, short random stream": crafted({**tensors, "generators.noise": short}, data),
+        "right checksum, best outside": crafted(tensors, {**data, "best": outside}),
         "right checksum, shards outside": crafted(tensors, {**data, "shards": {"../../x": "0"}}),
         "right checksum, shards are a number": crafted(tensors, {**data, "shards": 3}),
         "right checksum, shards name itself": crafted(tensors, {**data, "shards": {path.name: "0"}}),

@@ -125,14 +125,8 @@ class Killed:
         if self.job.launcher and arguments is self.job.arguments:
             line = [line[0], "-m", *self.job.launcher, *line[1:]]
         with (self.home / "output.txt").open("wb") as output:
-            return subprocess.Popen(
-                line,
-                start_new_session=True,
-                stdout=output,
-                stderr=output,
-                env=environment(self.where),
-                cwd=self.home,
-            )
+            place = {"env": environment(self.where), "cwd": self.home}
+            return subprocess.Popen(line, start_new_session=True, stdout=output, stderr=output, **place)
 
     def finish(self, arguments: tuple[str, ...], out: Path) -> str:
         """Run a command to its end; return what went wrong."""

@@ -47,15 +47,8 @@ def cases(count: int, where: Where) -> Iterator[Case]:
         "wall-clock": [machine.clock(each)],
         "unlocked": company,
     }
-    every_one = [
-        *writes,
-        company[1],
-        machine.read_only(each),
-        machine.descriptors(2 * each - 1),
-        machine.memory(2 * each - 1),
-        machine.clock(each),
-        machine.hang(),
-    ]
+    every_one = [*writes, company[1], machine.read_only(each), machine.descriptors(2 * each - 1)]
+    every_one += [machine.memory(2 * each - 1), machine.clock(each), machine.hang()]
     if each > 1:
         every_one += [machine.wake(), machine.hang_together()]
         every_one += [company[0], machine.company(SEVERAL), machine.latecomer(TWO)]
@@ -105,15 +98,9 @@ class Machine:
         return self.begin(line, {STARVED[name]: str(value) for name, value in starved.items()})
 
     def begin(self, line: list[str], more: dict[str, str]) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            line,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env=environment(self.where, more),
-            cwd=self.home,
-        )
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        place = {"env": environment(self.where, more), "cwd": self.home}
+        return subprocess.Popen(line, start_new_session=True, **pipes, **place)
 
     def run(self, arguments: tuple[str, ...], out: Path, **starved: object) -> Ended:
         return self.wait(self.start(arguments, out, **starved))
@@ -208,9 +195,8 @@ class Machine:
         """Run a command short of something: it works, or stops with a line; then it goes on."""
         out = self.home / name.replace(" ", "-")
         ended = _first_line(self.run(arguments, out, **short))
-        return self.after(
-            name, arguments, out, judged(name, ended, codes=(0, 1, 2) if arguments is SEVERAL else (0, 2))
-        )
+        codes = (0, 1, 2) if arguments is SEVERAL else (0, 2)
+        return self.after(name, arguments, out, judged(name, ended, codes=codes))
 
     def clock(self, count: int) -> Iterator[Case]:
         """Let the clock jump while a run trains."""
