@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from support.many import saf_store, together
-from support.small import indexed, sgd, small_batch, small_net, trained
+from support.small import indexed, same, sgd, small_batch, small_net, trained
 from torch import Tensor, nn
 
 import steppe
@@ -202,7 +202,7 @@ def test_saf_resumes_bit_for_bit(store):
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     for k in range(4, 8):
         second(indexed(k))
-    assert all(map(torch.equal, straight.state_dict().values(), nets[1].state_dict().values()))
+    assert same(straight, nets[1])
 
 
 def test_saf_stores_the_outputs_of_each_sample_on_two_shuffled_processes():
@@ -214,13 +214,13 @@ def test_saf_stores_the_outputs_of_each_sample_on_two_shuffled_processes():
 def test_saf_skips_mixed_batches_on_request():
     x, y = small_batch()
     mixed = steppe.Batch(x, nn.functional.one_hot(y, 5).float(), torch.arange(12))
-    for choice, same in (("skip", True), ("accept", False)):
+    for choice, equal in (("skip", True), ("accept", False)):
         nets = [small_net(dropout=0.0), small_net(dropout=0.0)]
         for net, method in zip(nets, (steppe.SAF(start=0, past=1, mixed=choice), steppe.Plain()), strict=True):
             step = method.bind(net, sgd(net))
             for _ in range(4):
                 step(mixed)
-        assert torch.equal(nets[0][0].weight, nets[1][0].weight) == same
+        assert torch.equal(nets[0][0].weight, nets[1][0].weight) == equal
 
 
 def test_saf_without_an_index_is_refused():

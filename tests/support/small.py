@@ -12,7 +12,7 @@ from steppe.core.method import Method, overrides
 from steppe.methods import METHODS, make
 from steppe.testing.fixtures import small as small_net
 
-__all__ = ["BARE", "adam", "indexed", "sgd", "small_batch", "small_net", "trained"]
+__all__ = ["BARE", "adam", "close", "indexed", "same", "sgd", "small_batch", "small_net", "trained"]
 
 # without saf (needs sample indices), swa (needs the length of training) and methods that build a network;
 # the conformance suite covers all
@@ -44,3 +44,13 @@ def trained(method: Method, net: nn.Module | None = None, steps: int = 5, **opti
     for k in range(steps):
         step(indexed(k))
     return net
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    """Return whether all weights and buffers of two networks have the same bits."""
+    return all(torch.equal(s, t) for s, t in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def close(a: nn.Module, b: nn.Module, **tolerances: float) -> bool:
+    """Return whether the parameters of two networks are equal within tolerances of `torch.allclose`."""
+    return all(torch.allclose(p, q, **tolerances) for p, q in zip(a.parameters(), b.parameters(), strict=True))
