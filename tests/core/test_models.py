@@ -141,11 +141,7 @@ def test_methods_take_named_inputs_with_the_user_s_loss(name):
     ("batch", "loss", "message"),
     [
         ({"pixels": torch.zeros(2, 2, 6, 6), "scale": torch.ones(2)}, None, "no targets"),
-        (
-            {"pixels": torch.zeros(2, 2, 6, 6), "scale": torch.ones(2)},
-            "model",
-            "model that returns its loss",
-        ),
+        ({"pixels": torch.zeros(2, 2, 6, 6), "scale": torch.ones(2)}, "model", "model that returns its loss"),
         ({"labels": torch.zeros(2)}, None, "no inputs"),
     ],
 )

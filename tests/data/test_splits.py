@@ -70,10 +70,7 @@ def test_equal_seeds_split_equally_and_others_differ() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            Data(train=200),
-            r"data.train 200 and data.val 0.1 \(20 images\) need more than the 100",
-        ),
+        (Data(train=200), r"data.train 200 and data.val 0.1 \(20 images\) need more than the 100"),
         (Data(train=95, val=10), "data.train 95 and data.val 10 .* more than the 100"),
         (Data(val=100), "^data.val 100 .* more than the 100"),
         (Data(split_seed=-1), "data.split_seed is -1; give 0 or"),

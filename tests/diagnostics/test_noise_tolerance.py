@@ -9,12 +9,7 @@ import torch
 from scipy.stats import norm
 from support.bowl import bowl, curved, signs
 
-from steppe.diagnostics.noise_tolerance import (
-    EPSILON,
-    magnitude_aware,
-    max_tolerated_noise,
-    noise_tolerance,
-)
+from steppe.diagnostics.noise_tolerance import EPSILON, magnitude_aware, max_tolerated_noise, noise_tolerance
 from steppe.errors import InputError
 
 W = torch.tensor([0.7, -1.3, 0.4, 2.0], dtype=torch.float64)

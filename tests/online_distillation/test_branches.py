@@ -17,12 +17,7 @@ import steppe
 from steppe.models.multi.branched import BranchedNetwork, build_branched
 from steppe.models.multi.split_point import default_split
 
-METHODS = [
-    steppe.ONE(ramp=0),
-    steppe.OKDDip(ramp=0, factor=2),
-    steppe.FFL(ramp=0),
-    steppe.PCL(ramp=0),
-]
+METHODS = [steppe.ONE(ramp=0), steppe.OKDDip(ramp=0, factor=2), steppe.FFL(ramp=0), steppe.PCL(ramp=0)]
 
 
 def sequence() -> nn.Sequential:

@@ -42,47 +42,6 @@ def test_without_distillation_each_network_trains_bitwise_as_alone(method):
             assert torch.equal(a, b), key
 
 
-@pytest.mark.parametrize(
-    "method",
-    [steppe.DML(lam=5.0), steppe.KDCL(lam=5.0), steppe.OKDPH(gradient="none", gamma=0.0, same_start=False)],
-    ids=repr,
-)
-def test_a_network_s_gradient_is_that_of_its_own_loss_alone(method):
-    """Freeze one network: the other's update must not change."""
-    ends = []
-    for frozen in (False, True):
-        net, _ = bound(method)
-        net.networks[1].requires_grad_(not frozen)
-        step = method.bind(net, torch.optim.SGD(net.parameters(), 0.1))
-        step(images())
-        ends.append([p.detach().clone() for p in net.networks[0].parameters()])
-    for a, b in zip(*ends, strict=True):
-        assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize(("gradient", "factor"), [("none", 0.0), ("chain", 0.25), ("full", 1.0)])
-def test_the_hybrid_s_gradient_reaches_a_student_as_the_mode_says(gradient, factor):
-    """A student's gradient is the hybrid's times the factor; the shares are unequal on purpose."""
-    net = HybridEnsemble([maker(Staged, 7, torch.float64)() for _ in range(2)], gradient)
-    net.networks[1].load_state_dict(maker(Staged, 8, torch.float64)().state_dict())
-    batch, mix = images(dtype=torch.float64), torch.tensor([0.25, 0.75], dtype=torch.float64)
-    *_, hybrid = net(batch.x, mix=mix)
-    mixed = copy.deepcopy(net.networks[0])
-    with torch.no_grad():
-        for p, a, b in zip(mixed.parameters(), *(n.parameters() for n in net.networks), strict=True):
-            p.copy_(0.25 * a + 0.75 * b)
-    z = mixed(batch.x)
-    assert torch.allclose(hybrid, z, rtol=1e-12, atol=1e-12)
-    F.cross_entropy(z, batch.y).backward()
-    loss = F.cross_entropy(hybrid, batch.y)
-    if factor == 0:
-        assert not loss.requires_grad
-        return
-    loss.backward()
-    for p, q in zip(net.networks[0].parameters(), mixed.parameters(), strict=True):
-        assert torch.allclose(p.grad, factor * q.grad, rtol=1e-9, atol=1e-12)
-
-
 def test_fusion_moves_weights_and_running_statistics_and_nothing_else():
     for gamma in (0.0, 0.3, 1.0):
         net = HybridEnsemble([maker(Staged, s)() for s in (0, 50)], "chain")
