@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.small import adam, close, sgd, small_batch, small_net
+from support.small import adam, bound, close, sgd, small_batch, small_net
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -129,8 +129,7 @@ def test_a_model_s_own_loss_on_named_inputs_is_the_loss_on_tensors(form, listed)
 
 @pytest.mark.parametrize("name", ["esam", "sadt-v2", "lpf-sgd", "mesa", "rwp"])
 def test_methods_take_named_inputs_with_the_user_s_loss(name):
-    net = Named()
-    step = steppe.make(name).bind(net, sgd(net))
+    _, step = bound(steppe.make(name), Named())
     out = step(named_batch(0))
     assert not out.skipped
     assert out.logits.shape == (12, 5)
@@ -146,8 +145,7 @@ def test_methods_take_named_inputs_with_the_user_s_loss(name):
     ],
 )
 def test_incomplete_named_batches_are_refused(batch, loss, message):
-    net = Named()
-    step = steppe.Plain().bind(net, sgd(net), **({"loss": loss} if loss else {}))
+    _, step = bound(steppe.Plain(), Named(), **({"loss": loss} if loss else {}))
     with pytest.raises(steppe.InputError, match=message):
         step(batch)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -147,4 +149,5 @@ def test_unknown_or_too_few_views_are_refused():
     with pytest.raises(InputError, match="did you mean 'crop-flip'"):
         compositions(("crop-flop",), 1)
     assert len(compositions(("plain",), 3)) == 1
-    assert set(COMPOSITIONS) >= set(NAMES)
+    guide = (Path(__file__).parents[2] / "docs/how-to/distillation.md").read_text()
+    assert all(f"`{name}`" in guide for name in COMPOSITIONS) and set(COMPOSITIONS) >= set(NAMES)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from support.small import close, same, sgd, small_batch, small_net
+from support.small import bound, close, same, sgd, small_batch, small_net
 from torch import Tensor, nn
 
 import steppe
@@ -97,8 +97,7 @@ class Averaged(steppe.Method):
 
 
 def test_a_user_s_method_has_state_deploys_and_combines():
-    net = small_net(dropout=0.0)
-    step = steppe.On(steppe.SAM(), Averaged(decay=0.5)).bind(net, sgd(net))
+    net, step = bound(steppe.On(steppe.SAM(), Averaged(decay=0.5)), small_net(dropout=0.0))
     mean = net[0].weight.detach().clone()
     for k in range(3):
         step(*small_batch(seed=k))

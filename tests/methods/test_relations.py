@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from support.many import halved, together
-from support.small import BARE, close, indexed, same, sgd, small_batch, small_net, trained
+from support.small import BARE, bound, close, indexed, same, sgd, small_batch, small_net, trained
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -115,8 +115,7 @@ def test_looksam_after_a_skipped_first_perturbation_is_plain():
 
 
 def flops(method: steppe.Method, seed: int = 0) -> int:
-    net = small_net(dropout=0.0)
-    step = method.bind(net, sgd(net), seed=seed)
+    _, step = bound(method, small_net(dropout=0.0), seed=seed)
     with FlopCounterMode(display=False) as counter:
         step(indexed(0))
     return counter.get_total_flops()
@@ -176,14 +175,12 @@ def test_rwp_with_two_batches_takes_a_gradient_of_each_half():
 @pytest.mark.parametrize("spec", ["rwp:batches=2", "rwp:batches=2,alpha=0", "esam", "lpf-sgd", "lpf-sgd:M=5"])
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 9])
 def test_methods_that_cut_a_batch_leave_batch_norm_two_samples(spec, count):
-    net = small_net()
-    step = steppe.methods.parse(spec).bind(net, sgd(net))
+    _, step = bound(steppe.methods.parse(spec))
     assert not step(indexed(0, count)).skipped
 
 
 def test_rwp_with_two_batches_and_saf_store_the_clean_half_s_outputs():
-    net = small_net()
-    step = steppe.methods.parse("rwp:batches=2+saf:past=1").bind(net, sgd(net))
+    _, step = bound(steppe.methods.parse("rwp:batches=2+saf:past=1"))
     for k in range(3):
         out = step(indexed(k))
     store = step.state["base"]
@@ -278,8 +275,7 @@ def test_sadt_v2_shares_its_trunk_and_gives_the_gradient_of_whole_passes(dropout
 
 def test_sadt_v2_counts_the_work_that_it_does():
     """The counted passes are the multiply-adds of the step in units of a plain one's."""
-    net = small_net(dropout=0.0)
-    step = steppe.SADT(variant=2).bind(net, sgd(net))
+    _, step = bound(steppe.SADT(variant=2), small_net(dropout=0.0))
     step(indexed(0))
     with FlopCounterMode(display=False) as counter:
         step(indexed(0))

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from steppe.core.batch import Batch
 from steppe.core.method import Method, overrides
+from steppe.core.step import Step
 from steppe.methods import METHODS, make
 from steppe.testing.fixtures import small as small_net
 
-__all__ = ["BARE", "adam", "close", "indexed", "same", "sgd", "small_batch", "small_net", "trained"]
+__all__ = ["BARE", "adam", "bound", "close", "indexed", "same", "sgd", "small_batch", "small_net", "trained"]
 
 # without saf (needs sample indices), swa (needs the length of training) and methods that build a network;
 # the conformance suite covers all
@@ -35,6 +36,12 @@ def adam(net: nn.Module, lr: float = 1e-2) -> torch.optim.Optimizer:
 def indexed(k: int, count: int = 12) -> Batch:
     x, y = small_batch(seed=k, count=count)
     return Batch(x, y, torch.arange(count))
+
+
+def bound(method: Method, net: nn.Module | None = None, **options: Any) -> tuple[nn.Module, Step]:
+    """Return a network, a small one by default, and a step of SGD with momentum that trains it."""
+    net = small_net() if net is None else net
+    return net, method.bind(net, sgd(net), **options)
 
 
 def trained(method: Method, net: nn.Module | None = None, steps: int = 5, **options: Any) -> nn.Module:
