@@ -154,11 +154,3 @@ def test_share_of_a_stranger_is_an_error_and_of_a_network_without_products_is_0(
         flops_share(small(), nn.Linear(1, 1), torch.zeros(1, 1, 6, 6))
     net = nn.Sequential(nn.ReLU())
     assert flops_share(net, net[0], torch.zeros(1)) == 0
-
-
-def test_last_conv_and_last_dense_follow_registration_and_may_be_missing() -> None:
-    net = small()
-    assert last_conv(net) is net[2]
-    assert last_dense(net) is net[4]
-    assert last_conv(nn.Sequential(nn.Linear(1, 1))) is None
-    assert last_dense(nn.Sequential(nn.ReLU())) is None

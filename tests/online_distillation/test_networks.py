@@ -12,6 +12,8 @@ from support.small import sgd
 from torch import nn
 
 import steppe
+from steppe.core.method import overrides
+from steppe.methods import METHODS
 from steppe.models.multi.hybrid import HybridEnsemble
 
 
@@ -174,18 +176,21 @@ def test_each_network_gets_its_own_view_and_the_hybrid_the_last():
         step(views(2))
 
 
-@pytest.mark.parametrize("method", [steppe.DML(), steppe.KDCL(), steppe.OKDPH()], ids=repr)
-def test_only_what_the_method_builds_is_bound(method):
-    net = Staged()
-    with pytest.raises(steppe.InputError, match=r"was bound to Staged; bind what it builds"):
+@pytest.mark.parametrize("name", [name for name in METHODS if overrides(steppe.make(name), "build")])
+def test_only_what_the_method_builds_is_bound(name):
+    method, net = steppe.make(name), Staged()
+    with pytest.raises(steppe.InputError, match="was bound to Staged; bind what it builds"):
         method.bind(net, sgd(net))
-    three = type(method)(networks=3).build(maker(Staged))
+    count = "networks" if hasattr(method, "networks") else "branches"
+    assert isinstance(steppe.make(name, **{count: 1}).build(Staged), Staged)
+    if count == "branches":
+        return
+    three = steppe.make(name, networks=3).build(maker(Staged))
     with pytest.raises(steppe.InputError, match="networks is 2 and the model was built with 3"):
         method.bind(three, sgd(three))
-    if not isinstance(method, steppe.OKDPH):
+    if name != "okdph":  # which copies one network
         with pytest.raises(steppe.InputError, match="returns the same network again"):
-            method.build(lambda net=net: net)
-    assert isinstance(type(method)(networks=1).build(Staged), Staged)
+            method.build(lambda: net)
 
 
 def test_networks_of_different_kinds_learn_from_each_other_but_do_not_mix():
@@ -258,7 +263,9 @@ def test_a_mean_of_all_weights_deploys_the_first_network_of_the_mean(mean):
     assert torch.equal(alone(x), predicted)
 
 
-def test_a_method_that_builds_its_model_cannot_be_switched_on_later():
+def test_a_method_that_builds_its_model_cannot_be_switched_on_later_and_okddip_has_two_peers():
+    with pytest.raises(steppe.InputError, match="at least 3: two peers and the leader"):
+        steppe.OKDDip(branches=2)
     with pytest.raises(steppe.InputError, match="DML builds what it trains .* leave start, stop and every out"):
         steppe.make("dml", start=5)
     steppe.make("sam", start=5)
