@@ -137,9 +137,6 @@ def test_ragged_micro_batches_weighed_by_their_tokens_are_the_padded_batch():
         assert torch.allclose(a.loss, b.loss, rtol=1e-12)
     assert close(nets[0], nets[1], rtol=1e-10, atol=1e-12)
     assert [len(z) for z in b.logits] == [2, 3]
-
-
-def test_sadt_distils_ragged_micro_batches_part_by_part():
     ids = torch.randint(0, 9, (5, 7), generator=torch.Generator().manual_seed(0))
     y = torch.zeros(5, 7, dtype=torch.long)
     net = Tokens()

@@ -208,6 +208,7 @@ def test_undoing_a_step_restores_weights_and_whatever_an_optimizer_keeps(good):
     assert all(torch.equal(p, w) for p, w in zip(net.parameters(), weights, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sam", "lpf-sgd", "sadt-v3"])
 def test_an_adapted_model_trains_its_adapters_only(name):
     peft = pytest.importorskip("peft")
@@ -222,6 +223,7 @@ def test_an_adapted_model_trains_its_adapters_only(name):
     assert all("lora_" in k for k in changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "own_loss"), [("sam", True), ("sadt-v1", False)])
 def test_a_hugging_face_model_trains_on_its_own_batches(name, own_loss):
     transformers = pytest.importorskip("transformers")

@@ -53,7 +53,7 @@ def test_replicas_with_a_common_perturbation_and_shards_are_one_process(kind, si
         assert farthest(a, one) <= CLOSE, spec
 
 
-def test_replicas_with_their_own_perturbations_are_m_sharpness():
+def test_replicas_with_their_own_perturbations_are_m_sharpness_or_draw_their_own_noise():
     """Per replica is m = the replica's samples, and an explicit m does not know how many replicas there are."""
     cases = [
         ("sam:rho=0.5", {}),
@@ -69,21 +69,19 @@ def test_replicas_with_their_own_perturbations_are_m_sharpness():
         assert same(a, b)
         assert farthest(a, alone("sam:rho=0.5", **options[k])) <= CLOSE
     assert farthest(first[0], alone("sam:rho=0.5")) > 1e-3  # what it is not
-
-
-def test_a_group_of_processes_shares_a_perturbation():
-    processes = together(4, replicas, (3, 3, 3, 3), [("sam:rho=0.5", {"sync": 2})])
-    assert all(same(processes[0][0], other[0]) for other in processes)
-    assert farthest(processes[0][0], alone("sam:rho=0.5", m=6)) <= CLOSE
-
-
-def test_replicas_draw_noise_of_their_own_and_stay_equal():
     cases = [("random-sam:rho=0.5", {}), ("random-sam:rho=0.5", {"sync": "global"})]
     first, second = together(2, replicas, EVEN, cases)
     assert same(first[0], second[0])
     one = alone("random-sam:rho=0.5")
     assert farthest(first[1], one) <= CLOSE
     assert farthest(first[0], one) > 1e-4
+
+
+@pytest.mark.slow
+def test_a_group_of_processes_shares_a_perturbation():
+    processes = together(4, replicas, (3, 3, 3, 3), [("sam:rho=0.5", {"sync": 2})])
+    assert all(same(processes[0][0], other[0]) for other in processes)
+    assert farthest(processes[0][0], alone("sam:rho=0.5", m=6)) <= CLOSE
 
 
 def test_the_first_pass_sends_nothing_when_it_need_not():

@@ -45,13 +45,7 @@ def test_scopes_select_what_they_name():
     # conv weight and bias, then gamma, beta, mean and variance of the norm, then the next convolution
     assert inside(net, "tensor:6") == ["4.weight"]
     assert inside(net, "tensor:4") == []
-
-
-def test_the_notebook_s_tensor_7_is_the_second_convolution_s_bias_in_the_simple_cnn():
     assert inside(build("simple-cnn", classes=10, channels=3, size=32), "tensor:7") == ["conv2.bias"]
-
-
-def test_a_scope_that_the_network_lacks_is_one_clear_line():
     with pytest.raises(InputError, match="no convolution; choose scope"):
         in_scope(nn.Linear(2, 2), list(nn.Linear(2, 2).parameters()), "last-conv")
     with pytest.raises(InputError, match="has 2 tensors"):

@@ -118,29 +118,23 @@ def test_every_network_gets_its_own_view_of_the_same_images():
     plain = next(loader(("plain",), 1).epoch(1))
     assert torch.equal(plain.index, batches[0].index)
     assert batches[0].y.dtype == torch.int64  # views do not mix labels, whatever augment says
+    alone, two = loader(NAMES, 1), loader(NAMES, 2)
+    for a, b in zip(alone.epoch(1), two.epoch(1), strict=True):
+        assert torch.equal(a.x, b.x)
 
 
-def test_views_are_a_function_of_the_epoch():
+def test_views_are_a_function_of_the_epoch_on_any_number_of_processes():
     one, again = loader(NAMES, 3), loader(NAMES, 3)
     list(one.epoch(1))  # earlier epochs do not matter
     for a, b in zip(one.epoch(2), again.epoch(2), strict=True):
         assert all(torch.equal(s, t) for s, t in zip(all_views(a), all_views(b), strict=True))
     order = {k: next(again.epoch(k)) for k in (1, 2)}
     assert not torch.equal(order[1].extra["view 2"], order[2].extra["view 2"])
-
-
-def test_processes_get_the_rows_of_a_whole_batch():
     whole = list(loader(NAMES, 3).epoch(1))
     parts = [list(loader(NAMES, 3, rank=r, size=2).epoch(1)) for r in (0, 1)]
     for k, batch in enumerate(whole):
         for a, *halves in zip(all_views(batch), *(all_views(p[k]) for p in parts), strict=True):
             assert torch.equal(a, torch.cat(halves))
-
-
-def test_a_further_view_changes_nothing_about_the_first():
-    alone, two = loader(NAMES, 1), loader(NAMES, 2)
-    for a, b in zip(alone.epoch(1), two.epoch(1), strict=True):
-        assert torch.equal(a.x, b.x)
 
 
 def test_unknown_or_too_few_views_are_refused():

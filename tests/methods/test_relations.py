@@ -57,7 +57,7 @@ def perturbation(method: steppe.Method, **options: object) -> tuple[Tensor, list
     return torch.cat([m.flatten() for m in moved]), moved
 
 
-def test_sam_perturbs_by_rho():
+def test_sam_perturbs_by_rho_and_several_ascents_end_higher_than_one():
     whole, _ = perturbation(steppe.SAM(rho=0.3))
     assert float(whole.norm()) == pytest.approx(0.3, rel=1e-4)
     whole, _ = perturbation(steppe.SAM(rho=0.3, ascents=4))
@@ -65,9 +65,6 @@ def test_sam_perturbs_by_rho():
     _, each = perturbation(steppe.SAM(rho=0.3, norm="tensor"))
     # the biases below BatchNorm have no gradient but rounding, and are normalised all the same
     assert all(float(m.norm()) == pytest.approx(0.3, rel=1e-3) for m in each if float(m.norm()) > 1e-3)
-
-
-def test_several_ascent_steps_end_higher_than_one():
     losses: list[Tensor] = []
 
     def loss(z: Tensor, y: Tensor) -> Tensor:
@@ -152,7 +149,7 @@ def test_filter_noise_has_the_norm_of_its_filter():
             assert float(ratio.mean()) == pytest.approx(0.5, rel=0.1)
 
 
-def test_rwp_with_two_batches_takes_a_gradient_of_each_half():
+def test_rwp_with_two_batches_takes_a_gradient_of_each_half_and_saf_stores_the_clean_one():
     net = small_net(dropout=0.0)
     targets: list[Tensor] = []
 
@@ -167,16 +164,6 @@ def test_rwp_with_two_batches_takes_a_gradient_of_each_half():
     assert torch.equal(targets[1], y[6:])
     assert step.passes.per_step() == (1, 1, 1)
     assert len(out.logits) == 6
-
-
-@pytest.mark.parametrize("spec", ["rwp:batches=2", "rwp:batches=2,alpha=0", "esam", "lpf-sgd", "lpf-sgd:M=5"])
-@pytest.mark.parametrize("count", [2, 3, 4, 5, 9])
-def test_methods_that_cut_a_batch_leave_batch_norm_two_samples(spec, count):
-    _, step = bound(steppe.methods.parse(spec))
-    assert not step(indexed(0, count)).skipped
-
-
-def test_rwp_with_two_batches_and_saf_store_the_clean_half_s_outputs():
     _, step = bound(steppe.methods.parse("rwp:batches=2+saf:past=1"))
     for k in range(3):
         out = step(indexed(k))
@@ -186,6 +173,14 @@ def test_rwp_with_two_batches_and_saf_store_the_clean_half_s_outputs():
     assert torch.equal(store.values[:6, 0], out.logits)
 
 
+@pytest.mark.parametrize("spec", ["rwp:batches=2", "rwp:batches=2,alpha=0", "esam", "lpf-sgd", "lpf-sgd:M=5"])
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 9])
+def test_methods_that_cut_a_batch_leave_batch_norm_two_samples(spec, count):
+    _, step = bound(steppe.methods.parse(spec))
+    assert not step(indexed(0, count)).skipped
+
+
+@pytest.mark.slow
 def test_rwp_by_halves_of_the_processes_is_the_mean_of_clean_and_noisy():
     processes = together(3, halved, 0.3)
     for process in processes[1:]:
@@ -195,9 +190,6 @@ def test_rwp_by_halves_of_the_processes_is_the_mean_of_clean_and_noisy():
     for i, moved in enumerate(processes[0]["moved"]):
         means = [torch.stack([g[i] for g in grads]).mean(0) for grads in (clean, noisy)]
         assert torch.allclose(moved, 0.3 * means[0] + 0.7 * means[1], atol=1e-6)
-
-
-def test_rwp_by_halves_needs_processes():
     net = small_net()
     with pytest.raises(steppe.InputError, match="start it under DDP"):
         steppe.RWP(halves=True).bind(net, sgd(net))(indexed(0))

@@ -204,7 +204,7 @@ def test_saf_stores_the_outputs_of_each_sample_on_two_shuffled_processes():
         assert answer["seen"] == 30 * 4
 
 
-def test_saf_skips_mixed_batches_on_request():
+def test_saf_skips_mixed_batches_on_request_and_refuses_batches_without_an_index():
     x, y = small_batch()
     mixed = steppe.Batch(x, nn.functional.one_hot(y, 5).float(), torch.arange(12))
     for choice, equal in (("skip", True), ("accept", False)):
@@ -214,15 +214,12 @@ def test_saf_skips_mixed_batches_on_request():
             for _ in range(4):
                 step(mixed)
         assert torch.equal(nets[0][0].weight, nets[1][0].weight) == equal
-
-
-def test_saf_without_an_index_is_refused():
     net = small_net()
     with pytest.raises(steppe.InputError, match="give batches with an index"):
         steppe.SAF().bind(net, sgd(net))(*small_batch())
 
 
-def test_param_state_reads_and_writes_the_requested_parameters():
+def test_param_state_reads_writes_and_approaches_in_its_own_storage():
     net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     state, params = ParamState(net), list(net.parameters())
     state.write(params, net, [torch.full_like(p, float(i)) for i, p in enumerate(params)])
@@ -232,9 +229,6 @@ def test_param_state_reads_and_writes_the_requested_parameters():
     state.write(some, net, [None, torch.full_like(params[0], 7.0)])
     assert [float(m.mean()) for m in state.read(params, net)] == [7, 1, 2, 3]
     assert state.writes == 2
-
-
-def test_param_state_approaches_in_its_own_storage_and_none_counts_as_zero():
     net = nn.Linear(2, 1)
     state, params = ParamState(net), list(net.parameters())
     state.write(params, net, [torch.ones_like(p) for p in params])

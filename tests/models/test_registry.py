@@ -58,7 +58,7 @@ def count(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def test_every_network_is_listed_here_and_by_name() -> None:
+def test_every_network_is_listed_and_unknown_names_or_sizes_are_refused() -> None:
     assert names() == sorted(NETWORKS) == sorted(MODELS)
     for name, message in [
         ("simple-cn", "did you mean 'simple-cnn'"),
@@ -67,6 +67,8 @@ def test_every_network_is_listed_here_and_by_name() -> None:
     ]:
         with pytest.raises(InputError, match=message):
             build(name, classes=10, channels=3, size=32)
+    with pytest.raises(InputError, match="vit-cifar cuts images.* are 30x30; set data.size to 28 or 32"):
+        build("vit-cifar", classes=10, channels=3, size=30)
 
 
 @every_network
@@ -111,11 +113,6 @@ def test_the_refused_sizes_are_those_the_layers_cannot_take(name: str) -> None:
     features(torch.zeros(1, 1, least, least))
     with pytest.raises(RuntimeError):
         features(torch.zeros(1, 1, least - 1, least - 1))
-
-
-def test_a_size_that_is_no_multiple_of_the_patch_is_refused_with_the_nearest() -> None:
-    with pytest.raises(InputError, match="vit-cifar cuts images.* are 30x30; set data.size to 28 or 32"):
-        build("vit-cifar", classes=10, channels=3, size=30)
 
 
 @pytest.mark.parametrize("name", LIGHT)

@@ -156,6 +156,12 @@ class Odd(nn.Module):
         return z
 
 
+def tied() -> nn.Module:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(128, 128), nn.Linear(128, 128), nn.Linear(128, 5))
+    net[2].weight = net[1].weight
+    return net
+
+
 @pytest.mark.parametrize(
     ("kind", "split_at", "message"),
     [
@@ -163,21 +169,12 @@ class Odd(nn.Module):
         (Staged, "conv1", "before which there are no weights"),
         (Odd, "middle", "late is registered before split_at and used after it"),
         (lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 5, 6), nn.Flatten()), "1", "no dense layer"),
+        (tied, "2", "weights before it are used after it too"),
     ],
 )
 def test_what_cannot_be_split_is_refused(kind, split_at, message):
     with pytest.raises(steppe.InputError, match=message):
         build_branched(maker(kind), 2, split_at)(images().x)
-
-
-def test_weights_on_both_sides_are_refused():
-    def tied() -> nn.Module:
-        net = nn.Sequential(nn.Flatten(), nn.Linear(128, 128), nn.Linear(128, 128), nn.Linear(128, 5))
-        net[2].weight = net[1].weight
-        return net
-
-    with pytest.raises(steppe.InputError, match="weights before it are used after it too"):
-        build_branched(tied, 2, "2")
 
 
 def test_a_copy_of_a_split_network_is_independent():
@@ -231,6 +228,7 @@ def test_pcl_gives_each_branch_its_view():
     assert torch.equal(inputs[1], batch.extra["view 2"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [steppe.DML(), steppe.OKDPH(same_start=False), steppe.PCL(ramp=0)], ids=repr)
 def test_a_language_model_with_named_inputs_is_split_and_trained(method):
     from transformers import DistilBertConfig, DistilBertForSequenceClassification

@@ -24,7 +24,7 @@ def logits_and_classes(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return z, one_hot(torch.randint(0, k, (b,), generator=g), z[0])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(logits_and_classes())
 def test_linear_is_at_least_as_good_as_every_network_and_as_a_grid_of_mixtures(case):
     z, y = case
