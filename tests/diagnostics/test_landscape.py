@@ -62,16 +62,13 @@ def loss_of(state: dict[str, torch.Tensor]) -> float:
     return float(F.cross_entropy(net(x), y).detach())
 
 
-def test_a_line_through_a_quadratic_is_its_parabola():
+def test_a_line_has_the_losses_of_its_points():
     h = curved(4)
     d = torch.tensor([1.0, 2.0, -1.0, 0.5], dtype=torch.float64)
     for point in slice_along(bowl(h, W), [[d]], [(t,) for t in (-1.0, 0.0, 0.3)]):
         w = W + point.at[0] * d
         assert point.loss == pytest.approx(float(w @ h @ w / 2), rel=1e-12)
         assert point.accuracy is None
-
-
-def test_the_origin_is_the_network_s_own_loss_and_accuracy():
     surface = network()
     net = surface.net.eval()
     x, y = small_batch(dtype=torch.float64)

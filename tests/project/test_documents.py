@@ -131,6 +131,7 @@ def test_the_study_in_a_file_is_one(tmp_path):
 
 # what the blocks of a page print, where it is the same on every machine
 PRINTED = {
+    "distillation": "['deployed', 'network 1', 'network 2', 'ensemble', 'hybrid']\n",
     "loops": "False 65536.0\n",
     "method": "True Passes(forward=40.0, backward=40.0, updates=40, steps=40)\n",
     "track": "1 ['epoch', 'gradients', 'lr']\n2 ['epoch', 'gradients', 'lr']\nok ['best', 'last']\n",
