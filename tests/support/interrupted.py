@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,3 +56,14 @@ def assert_same_run(a: tuple[dict, Path], b: tuple[dict, Path]) -> None:
     assert same_tensors(one, two)
     data = file.read(one).data
     assert data == file.read(two).data | {"seconds": data["seconds"]}
+
+
+def process_with(file: Path) -> int | None:
+    """Return the id of the process that has this file open."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if any(os.readlink(fd) == str(file) for fd in (process / "fd").iterdir()):
+                return int(process.name)
+        except OSError:
+            continue
+    return None

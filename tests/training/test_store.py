@@ -121,9 +121,13 @@ def test_a_run_whose_checkpoint_was_deleted_starts_anew(whole, images, folder):
 
 def test_a_comparison_reports_the_damage_before_its_workers_start(folder, tmp_path, caplog):
     cut(folder / CHECKPOINT)
+    before = (folder / store.BEFORE).read_bytes()
     folder = shutil.move(folder, tmp_path / "runs" / folder.name)
     study = Study(methods=("sadt-v1",), seeds=(0,), epochs=4, batch=50, data=RUN.data, optim=RUN.optim)
     with caplog.at_level(logging.WARNING):
         (job,) = prepare(study, tmp_path, "steppe compare").open
     assert "goes on from the one before it, of epoch 2" in caplog.text
-    assert job.folder == folder and file.read(folder / CHECKPOINT).data["epoch"] == 2
+    assert job.folder == folder and (folder / CHECKPOINT).read_bytes() == before
+    cut(folder / CHECKPOINT)
+    with pytest.raises(InputError, match="checkpoint.safetensors is damaged"):
+        prepare(study, tmp_path, "steppe compare")
