@@ -9,7 +9,6 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -149,30 +148,17 @@ def test_endpoints_have_their_own_losses_and_paths(output, folder, homes):
     assert json.loads(file.read_text())["digits, simple-cnn"]["paths"] == result["paths"]
 
 
-class _Page(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.loads: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.loads += [v for k, v in attrs if k in ("src", "href") and v and not v.startswith("#")]
-
-
 def test_the_page_has_every_figure_and_loads_nothing(output, folder, homes):
     text = (folder / "diagnosis.html").read_text()
-    page = _Page()
-    page.feed(text)
-    assert page.tags.count("svg") == len(list(folder.glob("diagnosis-*.svg"))) == 7
+    assert text.count("<svg") == len(list(folder.glob("diagnosis-*.svg"))) == 7
     # one script, which the policy names by its digest, and its data
-    assert not page.loads and page.tags.count("script") == 2
+    assert not re.search(r'\b(src|href)="[^#"]', text) and text.count("<script") == 2
     (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in text
     (numbers,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
     (data,) = json.loads(numbers)
-    assert page.tags.count("canvas") == len(data["surfaces"]) == len(METHODS)
+    assert text.count("<canvas") == len(data["surfaces"]) == len(METHODS)
     planes = [content(home)["plane"] for home in homes.values()]
     for surface, plane in zip(data["surfaces"], planes, strict=True):
         assert surface["at"] == plane["at"]
@@ -257,20 +243,9 @@ def test_differences_to_plain_are_paired_by_seed():
     assert differences_to_plain(rows[1:], measure) == {}
 
 
-@pytest.mark.parametrize(
-    ("value", "count", "text"),
-    [
-        (561.2, 3, "561"),
-        (2.3, 3, "2.30"),
-        (-0.03897, 3, "-0.0390"),
-        (178.4, 2, "180"),
-        (1e-9, 2, "1.0e-09"),
-        (0.0, 2, "0.0"),
-        (9.996, 3, "10.00"),
-    ],
-)
-def test_numbers_have_their_significant_digits(value, count, text):
-    assert digits(value, count) == text
+def test_numbers_have_their_significant_digits():
+    assert [digits(v, 3) for v in (561.2, 2.3, -0.03897, 9.996)] == ["561", "2.30", "-0.0390", "10.00"]
+    assert [digits(v, 2) for v in (178.4, 1e-9, 0.0)] == ["180", "1.0e-09", "0.0"]
 
 
 def test_rank_correlation_of_hand_values():

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.interrupted import process_with
 
 from steppe import RunError, experiments
 from steppe.config import Data, Study
@@ -40,7 +41,7 @@ def test_a_second_comparison_in_the_same_folder_is_refused(tmp_path):
             experiments.run(grid, 1, lambda job, news: None)
 
 
-@pytest.mark.parametrize("kills", [1, 3])
+@pytest.mark.parametrize("kills", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_run_whose_worker_is_killed_is_resumed_by_another_up_to_three_times(tmp_path, kills):
     """One of two runs is killed as soon as it reports, once or always; the other one finishes."""
     study = Study(methods=("plain", "sam"), seeds=(0,), epochs=4, batch=20, data=Data(train=200, test=30, size=18))
@@ -49,19 +50,11 @@ def test_a_run_whose_worker_is_killed_is_resumed_by_another_up_to_three_times(tm
 
     def progress(job, news):
         if job.run.method == "sam" and len(killed) < kills and not isinstance(news, str):
-            worker = worker_of(job.folder / "lock")
+            worker = process_with(job.folder / "lock")
+            assert worker, "no process holds the run's lock"
             if worker not in killed:
                 killed.append(worker)
                 os.kill(worker, signal.SIGKILL)
-
-    def worker_of(lock: Path) -> int:
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                if any(os.readlink(fd) == str(lock) for fd in (process / "fd").iterdir()):
-                    return int(process.name)
-            except OSError:
-                continue
-        raise AssertionError("no process holds the run's lock")
 
     errors = experiments.run(grid, 2, progress)
     assert len(killed) == kills
@@ -73,6 +66,7 @@ def test_a_run_whose_worker_is_killed_is_resumed_by_another_up_to_three_times(tm
         assert not grid.open
 
 
+@pytest.mark.slow
 def test_a_low_limit_of_open_files_is_one_line(tmp_path):
     """The limit is set after all imports, so that the fork server meets it."""
     arguments = ["compare", "--out", str(tmp_path), "--methods", "plain", "sam", "--seeds", "0", "--epochs", "1"]

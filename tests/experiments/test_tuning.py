@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import signal
 import subprocess
@@ -145,7 +144,7 @@ def test_trials_are_ordinary_runs_and_the_best_is_the_best(searched, images):
             assert value == train_run(run, out / "runs" / digest(run), images)["val"]["last"]["accuracy"]
 
 
-def test_a_finished_search_trains_nothing_and_another_one_is_refused(searched, images):
+def test_a_finished_search_trains_nothing_and_another_one_is_refused(searched, images, monkeypatch):
     out, result = searched
     reports = []
     again = search(RUN, space("sam"), SMALL, out, images, lambda run, news: reports.append(news))
@@ -155,6 +154,9 @@ def test_a_finished_search_trains_nothing_and_another_one_is_refused(searched, i
         search(replace(RUN, epochs=3), space("sam"), SMALL, out, images)
     with pytest.raises(steppe.InputError, match="holds another search"):
         search(RUN, space("sam", ["rho=0.1..1"]), SMALL, out, images)
+    monkeypatch.setattr(sys.modules[search.__module__], "locked_run", partial(locked_run, patience=0.1))
+    with locked_run(out), pytest.raises(steppe.RunError, match="another process is at work"):
+        search(RUN, space("sam"), SMALL, out, images)
 
 
 @pytest.mark.slow
@@ -163,7 +165,7 @@ def test_a_killed_search_resumes_to_the_same_result(searched, tmp_path, images):
     out = tmp_path / "killed"
     command = [*(sys.executable, "-m", "steppe", "tune"), *FLAGS, "--trials", "3", "--confirm", "1"]
     command += ["--pruner", "none", "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_environment())
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
     # plain and one trial have ended, the second trains or is about to
     while len(list(out.glob("runs/*/result.json"))) < 2 and time.monotonic() < until:
@@ -214,17 +216,14 @@ def test_a_pruned_trial_keeps_its_run(tmp_path, images, monkeypatch):
     assert [entry.get_text() for entry in legend.get_texts()] == ["plain", "sam", "pruned", best]
 
 
-def test_two_searches_do_not_share_a_folder(tmp_path, images, monkeypatch):
-    monkeypatch.setattr(sys.modules[search.__module__], "locked_run", partial(locked_run, patience=0.1))
-    with locked_run(tmp_path), pytest.raises(steppe.RunError, match="another process is at work"):
-        search(RUN, space("sam"), SMALL, tmp_path, images)
-
-
-def test_the_time_limit_ends_the_search(tmp_path, images):
+def test_the_time_limit_ends_the_search_and_an_empty_budget_is_refused(tmp_path, images):
     budget = replace(SMALL, trials=50, seconds=0.01, confirm=1)
     result = search(RUN, space("sam"), budget, tmp_path, images)
     assert len(result.trials) == 1
     assert result.best.values == {"rho": 0.05}
+    for field in ("trials", "seeds", "confirm", "seconds"):
+        with pytest.raises(steppe.InputError, match=r"within is 0|is 0; give at least 1"):
+            TuningBudget(**{field: 0})
 
 
 def test_trials_that_diverge_are_never_the_best(tmp_path, images):
@@ -295,12 +294,6 @@ def test_the_command_prints_json_or_a_table_and_writes_the_result(searched, caps
     assert "has none of rho" in capsys.readouterr().err
 
 
-def test_an_empty_budget_is_refused():
-    for field in ("trials", "seeds", "confirm", "seconds"):
-        with pytest.raises(steppe.InputError, match=r"within is 0|is 0; give at least 1"):
-            TuningBudget(**{field: 0})
-
-
 def test_the_guide_is_true(capsys):
     text = (Path(__file__).parents[2] / "docs/how-to/tune.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -313,7 +306,3 @@ def test_the_guide_is_true(capsys):
     for line in commands:
         assert main.main([*line.split(), "--dataset", "folder:nowhere"]) == 2
         assert "nowhere" in capsys.readouterr().err
-
-
-def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(Path(steppe.__file__).parents[1]), "OMP_NUM_THREADS": "1"}

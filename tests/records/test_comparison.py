@@ -23,25 +23,22 @@ MINIMAL: dict[str, Any] = {
 }
 
 
-def test_a_run_without_result_is_unfinished(tmp_path: Path) -> None:
-    write_json(tmp_path / "compare.json", MINIMAL)
-    runs = load(tmp_path).records
-    assert [(r.digest, r.status, r.message, r.metrics) for r in runs] == [("0a", "unfinished", "", [])]
-
-
 @pytest.mark.parametrize(
     ("result", "status"),
     [
         ({"status": "ok", "test": {"last": {}}}, "ok"),
         ({"status": "failed", "test": None}, "failed"),
         ({"status": "ok", "test": None}, "failed"),
+        (None, "unfinished"),
     ],
 )
 def test_only_a_run_with_a_test_result_is_ok(tmp_path: Path, result: Any, status: str) -> None:
     write_json(tmp_path / "compare.json", MINIMAL)
     (tmp_path / "runs" / "0a").mkdir(parents=True)
-    write_json(tmp_path / "runs" / "0a" / "result.json", result)
-    assert load(tmp_path).records[0].status == status
+    if result:
+        write_json(tmp_path / "runs" / "0a" / "result.json", result)
+    (run,) = load(tmp_path).records
+    assert (run.digest, run.status, run.message, run.metrics) == ("0a", status, "", [])
 
 
 def test_a_missing_folder_or_file_is_named_with_the_remedy(tmp_path: Path) -> None:
@@ -69,12 +66,11 @@ def test_a_damaged_compare_json_is_an_error_in_one_line(tmp_path: Path, change: 
 
 
 @pytest.mark.parametrize("name", ["compare.json", "runs/0a/result.json"])
-@pytest.mark.parametrize("content", ["", "[1]"])
-def test_a_file_that_is_not_json_is_named(tmp_path: Path, name: str, content: str) -> None:
+def test_a_file_that_is_not_json_is_named(tmp_path: Path, name: str) -> None:
     write_json(tmp_path / "compare.json", MINIMAL)
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content, encoding="latin-1")
+    path.write_text("[1]")
     with pytest.raises(InputError, match="is damaged"):
         load(tmp_path)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from steppe.errors import InputError, RunError
-from steppe.records import append_line, keep_lines, read_json, read_lines, write_json, write_text
+from steppe.records import append_line, keep_lines, read_json, read_lines, write_json
 
 
 def refuse(number: int) -> Any:
@@ -95,13 +95,6 @@ def test_writing_into_a_missing_folder_is_refused(tmp_path):
     for write in (write_json, append_line):
         with pytest.raises(RunError, match="No such file or directory; make sure it can be written"):
             write(tmp_path / "absent" / "x.json", {})
-
-
-def test_text_and_bytes_are_written_unchanged(tmp_path):
-    write_text(tmp_path / "a", "μ\n")
-    write_text(tmp_path / "b", b"\x89PNG")
-    assert (tmp_path / "a").read_text(encoding="utf-8") == "μ\n"
-    assert (tmp_path / "b").read_bytes() == b"\x89PNG"
 
 
 NO_OBJECTS = {

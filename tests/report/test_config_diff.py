@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from support.recorded import html
+
 from steppe.records import load
-from steppe.report.comparison import page
 from steppe.report.comparison._config_diff import of_methods, of_runs
-from steppe.report.comparison.summary import rows
 
 
 def test_settings_in_which_rows_of_one_kind_differ_are_marked(folder: Any) -> None:
@@ -35,8 +35,7 @@ def test_runs_that_were_not_configured_alike_are_named(folder: Any) -> None:
         config = {"method": label, "seed": 0, "batch": 64, "optim": {"lr": rate}, "resolved": label}
         (home / "config.json").write_text(json.dumps(config))
     folder.write()
-    comparison = load(folder.path)
-    assert of_runs(comparison) == [("optim.lr", [("0.1", ["plain", "sam"]), ("0.3", ["rwp"])])]
-    text = page.html(comparison, rows(comparison), "version")
+    assert of_runs(load(folder.path)) == [("optim.lr", [("0.1", ["plain", "sam"]), ("0.3", ["rwp"])])]
+    text = html(folder.path, "version")
     assert "are not equal in all runs" in text
     assert "differ only in the method" not in text

@@ -8,7 +8,7 @@ import statistics
 from typing import Any
 
 import pytest
-from rich.console import Console
+from support.recorded import html, terminal
 
 from steppe.records import load
 from steppe.report import formatting
@@ -16,19 +16,6 @@ from steppe.report.comparison import deployables, page, tables
 from steppe.report.comparison.summary import rows
 
 NAMES = ("network 1", "network 2", "ensemble")
-
-
-def terminal(*renderables: Any) -> str:
-    file = io.StringIO()
-    for renderable in renderables:
-        Console(width=120, file=file).print(renderable)
-    return file.getvalue()
-
-
-def html(folder: Any) -> str:
-    """Return the page without the static curves."""
-    comparison = load(folder.path)
-    return page.html(comparison, rows(comparison), "version")
 
 
 @pytest.fixture
@@ -66,12 +53,6 @@ def test_the_tables_of_outputs_show_them(peers: Any) -> None:
     assert lines[3]["n"] == "3"
 
 
-def test_methods_of_one_network_are_not_in_the_table(full: Any) -> None:
-    parts = deployables.parts(load(full.path))
-    assert (parts, deployables.terminal(parts), deployables.markdown(parts)) == ([], [], "")
-    assert deployables.TITLE not in html(full)
-
-
 def test_best_of_all_is_the_largest_of_any_output_at_any_epoch(peers: Any) -> None:
     comparison = load(peers.path)
     for row in rows(comparison):
@@ -84,7 +65,7 @@ def test_best_of_all_is_the_largest_of_any_output_at_any_epoch(peers: Any) -> No
         assert row.best_of_all.n == 3
 
 
-def test_best_of_all_is_explained_in_every_format(peers: Any) -> None:
+def test_best_of_all_is_a_column_in_every_format_and_explained(peers: Any) -> None:
     table = rows(load(peers.path))
     for form in (tables.markdown(table), tables.latex(table), terminal(tables.terminal(table))):
         flowing = " ".join(form.replace("\n%", "\n").split())
@@ -92,28 +73,25 @@ def test_best_of_all_is_explained_in_every_format(peers: Any) -> None:
         assert "nothing here is chosen by it" in flowing
         assert formatting.spread(table[1].best_of_all, 1).split(" ")[0] in flowing
     assert "test_best_of_all_mean,test_best_of_all_std" in tables.csv(table)
-    text = html(peers)
+    body = [x for x in tables.markdown(table).splitlines() if x.startswith("|")]
+    assert len({line.count("|") for line in body}) == 1
+    lines = [x for x in tables.latex(table).splitlines() if x.endswith(r"\\")]
+    columns = tables.latex(table).split("{tabular}{")[1].split("}")[0]
+    assert {line.count("&") + 1 for line in lines} == {len(columns)}
+    assert len({len(line) for line in csv.reader(io.StringIO(tables.csv(table)))}) == 1
+    text = html(peers.path, "version")
     assert "Best of all,\ntest %" in text
     assert "nothing here is chosen by it" in text
     assert "used exactly twice" not in text
 
 
-def test_every_line_of_a_table_with_the_column_has_as_many_cells(peers: Any) -> None:
-    table = rows(load(peers.path))
-    body = [x for x in tables.markdown(table).splitlines() if x.startswith("|")]
-    assert len({line.count("|") for line in body}) == 1
-    lines = [x for x in tables.latex(table).splitlines() if x.endswith(r"\\")]
-    assert len({line.count("&") for line in lines}) == 1
-    columns = tables.latex(table).split("{tabular}{")[1].split("}")[0]
-    assert lines[0].count("&") + 1 == len(columns)
-    assert len({len(line) for line in csv.reader(io.StringIO(tables.csv(table)))}) == 1
-
-
-def test_without_test_figures_there_is_no_such_column(full: Any) -> None:
-    table = rows(load(full.path))
+def test_without_several_networks_and_test_figures_neither_table_nor_column_is_there(full: Any) -> None:
+    comparison = load(full.path)
+    parts, table = deployables.parts(comparison), rows(comparison)
+    assert (parts, deployables.terminal(parts), deployables.markdown(parts)) == ([], [], "")
     assert all(row.best_of_all is None for row in table)
-    files = page.files(load(full.path), table)
+    files = page.files(comparison, table)
     assert sorted(files) == ["budgets.csv", "table.csv", "table.md", "table.tex"]
-    for content in (html(full), *files.values()):
-        assert "best of all" not in content.lower()
-        assert "best_of_all" not in content
+    for content in (html(full.path, "version"), *files.values()):
+        assert deployables.TITLE not in content
+        assert "best of all" not in content.lower() and "best_of_all" not in content

@@ -96,10 +96,9 @@ def test_runs_that_did_not_end_well_set_no_budget(folder: Any) -> None:
 
 def test_nothing_finished_has_no_budget_and_no_times_have_none_in_seconds(folder: Any) -> None:
     folder.method("plain")
-    home = folder.run("plain", 0, None, "unfinished")
+    folder.run("plain", 0, None, "unfinished")
     assert budgets(load(folder.write()), GROUP) == []
-    home = folder.run("plain", 1, 0.9)
-    (home / "timing.jsonl").write_text("")
+    (folder.run("plain", 1, 0.9) / "timing.jsonl").write_text("")
     assert [b.axis for b in budgets(load(folder.write()), GROUP)] == ["epochs", "gradients"]
 
 

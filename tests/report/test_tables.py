@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from support.recorded import grid
+from support.recorded import Folder, grid, terminal
 
 from steppe.records import load
 from steppe.report.comparison import tables
@@ -22,29 +22,14 @@ T2 = 4.302652729911275  # t(0.975; 2)
 T1 = 12.706204736174694  # t(0.975; 1)
 
 
-def by_method(folder: Any) -> Any:
-    return {row.method: row for row in rows(load(folder.path))}
-
-
-def terminal(table: Any, width: int) -> str:
-    file = io.StringIO()
-    Console(width=width, file=file).print(tables.terminal(table))
-    return file.getvalue()
-
-
-def test_rows_are_in_order_with_counts_and_costs(full: Any) -> None:
-    table = by_method(full)
+def test_rows_have_counts_costs_and_the_means_spreads_and_intervals_computed_here(full: Any) -> None:
+    table = {row.method: row for row in rows(load(full.path))}
     assert list(table) == list(full.compare["methods"])
     assert (table["agc"].ok, table["agc"].failed, table["agc"].unfinished) == (2, 1, 0)
     last = table["sadt-v3"]
     assert (last.ok, last.failed, last.unfinished) == (2, 0, 1)
     assert (last.forward, last.backward, last.updates, last.memory) == (3.0, 2.0, 2.0, 660.0)
     assert last.time_ratio == pytest.approx(3.0, rel=0.02)
-    assert table["plain"].time_ratio == 1.0
-
-
-def test_means_spreads_and_intervals_match_values_computed_here(full: Any) -> None:
-    table = by_method(full)
     plain = full.accuracy[("digits", "plain")]
     for method, row in table.items():
         mine = {s: 100 * v for s, v in full.accuracy[("digits", method)].items()}
@@ -60,35 +45,33 @@ def test_means_spreads_and_intervals_match_values_computed_here(full: Any) -> No
         assert row.difference.low == pytest.approx(statistics.mean(d) - half)
         assert row.difference.high == pytest.approx(statistics.mean(d) + half)
         assert row.difference.n == len(d)
-
-
-def test_controls_are_paired_by_seed(full: Any) -> None:
-    row = by_method(full)["sadt-v1"]
-    assert list(row.controls) == ["repeat-step", "two-step"]
     mine, control = full.accuracy[("digits", "sadt-v1")], full.accuracy[("digits", "two-step")]
-    mean = statistics.mean(100 * (mine[s] - control[s]) for s in mine)
-    assert row.controls["two-step"].mean == pytest.approx(mean)
-
-
-def test_a_control_that_is_not_compared_is_left_out(folder: Any) -> None:
-    table = folder.simple({"plain": [90, 91], "x": [92, 94]}, {"x": ["absent", "plain"]})
-    assert list(table[1].controls) == ["plain"]
+    controls = table["sadt-v1"].controls
+    assert list(controls) == ["repeat-step", "two-step"]
+    assert controls["two-step"].mean == pytest.approx(statistics.mean(100 * (mine[s] - control[s]) for s in mine))
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_terminal_table_fits_and_has_the_counts(full: Any, width: int) -> None:
-    text = terminal(rows(load(full.path)), width)
+    text = terminal(tables.terminal(rows(load(full.path))), width=width)
     assert all(len(line) <= width for line in text.splitlines())
     assert "n=3" in text
     assert "n=2, 1 failed" in text
     assert "…" not in text
 
 
-def test_a_star_says_what_colour_would(folder: Any) -> None:
-    table = folder.simple({"plain": [90, 91, 92], "up": [95, 96.1, 97], "same": [90.5, 90.1, 92.2]})
-    lines = {line.split()[0]: line for line in terminal(table, 100).splitlines() if line.strip()}
-    assert "] *" in lines["up"]
-    assert "*" not in lines["same"]
+def test_a_star_marks_what_is_significant_and_one_seed_has_no_interval(tmp_path: Any) -> None:
+    values = {"plain": [90, 91, 92], "up": [95, 96.1, 97], "same": [90.5, 90.1, 92.2]}
+    table = Folder(tmp_path / "three").simple(values, {"up": ["absent", "plain"]})
+    lines = {
+        line.split()[0]: line for line in terminal(tables.terminal(table), width=100).splitlines() if line.strip()
+    }
+    assert "] *" in lines["up"] and "*" not in lines["same"]
+    assert list(table[1].controls) == ["plain"]  # a control that is not compared is left out
+    table = Folder(tmp_path / "one").simple({"plain": [90], "sam": [95]})
+    for text in (terminal(tables.terminal(table)), tables.markdown(table), tables.latex(table)):
+        assert "one seed: no interval" in text
+    assert "±" not in terminal(tables.terminal(table)).split("sam")[1].splitlines()[0]
 
 
 def test_the_terminal_table_survives_ascii(full: Any) -> None:
@@ -97,13 +80,6 @@ def test_the_terminal_table_survives_ascii(full: Any) -> None:
     Console(width=100, file=file).print(tables.terminal(rows(load(full.path))))
     file.flush()
     assert b"+/-" in binary.getvalue()
-
-
-def test_one_seed_prints_no_interval(folder: Any) -> None:
-    table = folder.simple({"plain": [90], "sam": [95]})
-    for text in (terminal(table, 100), tables.markdown(table), tables.latex(table)):
-        assert "one seed: no interval" in text
-    assert "±" not in terminal(table, 100).split("sam")[1].splitlines()[0]
 
 
 def test_each_data_set_has_its_own_table_and_sentence(folder: Any) -> None:
@@ -123,12 +99,14 @@ def test_csv_has_the_unrounded_numbers(full: Any) -> None:
     assert float(lines[6]["test_last_mean"]) == pytest.approx(mean)
     assert float(lines[6]["minus_repeat-step_low"]) == table[6].controls["repeat-step"].low
     assert lines[0]["minus_plain"] == ""
+    # and the rounded ones are never minus zero
+    assert (number(-0.04), number(-0.04, sign=True), number(0.06, sign=True)) == ("0.0", "0.0", "+0.1")
 
 
 @pytest.mark.parametrize("name", ["=cmd()", "a|b", "<script>", "x_1 & 50%", "$\\alpha$", "\x1b[31mred", "a\nb"])
 def test_names_cannot_break_a_table(folder: Any, name: str) -> None:
     table = folder.simple({"plain": [90, 91], name: [92, 94]})
-    assert "\x1b" not in terminal(table, 100)
+    assert "\x1b" not in terminal(tables.terminal(table), width=100)
     markdown = [line for line in tables.markdown(table).splitlines() if line[:1] == "|"]
     assert len({line.count("|") - line.count("\\|") for line in markdown}) == 1
     assert "<script>" not in "".join(markdown)
@@ -138,9 +116,3 @@ def test_names_cannot_break_a_table(folder: Any, name: str) -> None:
     assert ",=" not in text
     body = tables.latex(table).split(r"\midrule")[1].split(r"\bottomrule")[0]
     assert {line.replace(r"\&", "").count("&") for line in body.splitlines() if line.endswith(r"\\")} == {6}
-
-
-def test_numbers_are_never_minus_zero() -> None:
-    assert number(-0.04) == "0.0"
-    assert number(-0.04, sign=True) == "0.0"
-    assert number(0.06, sign=True) == "+0.1"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from steppe.records import load
+from steppe.report.comparison import page
 from steppe.report.comparison.summary import ResultRow, rows
 
 METHODS = ("plain", "repeat-step", "two-step", "gc", "agc", "sam", "sadt-v1", "sadt-v2", "sadt-v3")
@@ -21,14 +25,9 @@ PASSES = dict.fromkeys(METHODS, (1.0, 1.0, 1.0)) | {
     "sadt-v3": (3.0, 2.0, 2.0),
 }
 ENVIRONMENT = {
-    "steppe": "0.1.0",
-    "python": "3.11.9",
-    "torch": "2.15.0",
-    "platform": "Linux-6.1-x86_64",
-    "processor": "AMD EPYC 7B13",
-    "cores": 2,
-    "device": "cpu",
-}
+    "steppe": "0.1.0", "python": "3.11.9", "torch": "2.15.0", "platform": "Linux-6.1-x86_64",
+    "processor": "AMD EPYC 7B13", "cores": 2, "device": "cpu",
+}  # fmt: skip
 
 
 class Folder:
@@ -43,17 +42,11 @@ class Folder:
             "command": "steppe compare --methods plain sam --seeds 0 1 2 --out out/digits",
             "environment": ENVIRONMENT,
             "study": {
-                "batch": 64,
-                "epochs": 12,
-                "match": "epochs",
-                "seeds": [0, 1, 2],
-                "data": {"augment": ["cutmix"], "val": 0.1},
-                "optim": {"name": "adam", "lr": 1e-3},
+                "batch": 64, "epochs": 12, "match": "epochs", "seeds": [0, 1, 2],
+                "data": {"augment": ["cutmix"], "val": 0.1}, "optim": {"name": "adam", "lr": 1e-3},
             },
-            "data": {},
-            "runs": [],
-            "methods": {},
-        }
+            "data": {}, "runs": [], "methods": {},
+        }  # fmt: skip
 
     def method(self, label: str, **about: Any) -> None:
         controls = ["repeat-step", "two-step"] if label.startswith("sadt") else []
@@ -91,23 +84,16 @@ class Folder:
         lines, times = [], []
         for epoch in range(1, epochs + 1):
             risen = end - 0.75 * 0.72**epoch + draw.gauss(0, 0.006)
-            lines.append(
-                {
-                    "epoch": epoch,
-                    "progress": epoch / epochs,
-                    "lr": 1e-3,
-                    "train_loss": 2.3 * 0.86**epoch + 0.35 + draw.gauss(0, 0.01),
-                    "train_accuracy": risen - 0.2,
-                    "val_loss": 2.2 * 0.78**epoch + 1.2 * (1 - end) + draw.gauss(0, 0.01),
-                    "val_accuracy": risen,
-                    "steps": 21,
-                    "gradients": 21.0 * backward * epoch,
-                    "skipped": 0,
-                }
-            )
+            line = {
+                "epoch": epoch, "progress": epoch / epochs, "lr": 1e-3, "steps": 21, "skipped": 0,
+                "train_loss": 2.3 * 0.86**epoch + 0.35 + draw.gauss(0, 0.01), "train_accuracy": risen - 0.2,
+                "val_loss": 2.2 * 0.78**epoch + 1.2 * (1 - end) + draw.gauss(0, 0.01), "val_accuracy": risen,
+                "gradients": 21.0 * backward * epoch,
+            }  # fmt: skip
             if watch:
-                lines[-1]["test_accuracy"] = risen - 0.01
-                lines[-1] |= {"test_outputs": self.several(outputs, risen)} if outputs else {}
+                line["test_accuracy"] = risen - 0.01
+                line |= {"test_outputs": self.several(outputs, risen)} if outputs else {}
+            lines.append(line)
             times.append({"epoch": epoch, "seconds": 0.9 * forward * epoch + draw.random() * 0.05})
         (home / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
         (home / "timing.jsonl").write_text("".join(json.dumps(x) + "\n" for x in times))
@@ -123,19 +109,11 @@ class Folder:
             for i, tested in enumerate(test.values() if outputs else ()):
                 tested |= {"outputs": self.several(outputs, accuracy + 0.001 * i), "diversity": 0.1 + 0.01 * seed}
         result = {
-            "format": 1,
-            "status": status,
-            "message": message,
-            "epochs": epochs,
-            "steps": 21 * epochs,
-            "test": test,
-            "val": {},
-            "passes": {"forward": forward, "backward": backward, "updates": updates},
-            "seconds": times[-1]["seconds"] if times else 0.0,
-            "peak_memory_mb": 480.0 + 60 * forward,
-            "parameters": 635576,
-            "environment": ENVIRONMENT,
-        }
+            "format": 1, "status": status, "message": message, "epochs": epochs, "steps": 21 * epochs,
+            "test": test, "val": {}, "passes": {"forward": forward, "backward": backward, "updates": updates},
+            "seconds": times[-1]["seconds"] if times else 0.0, "peak_memory_mb": 480.0 + 60 * forward,
+            "parameters": 635576, "environment": ENVIRONMENT,
+        }  # fmt: skip
         (home / "result.json").write_text(json.dumps(result))
         return home
 
@@ -155,6 +133,19 @@ class Folder:
     def write(self) -> Path:
         (self.path / "compare.json").write_text(json.dumps(self.compare))
         return self.path
+
+
+def html(folder: Path, version: str = "") -> str:
+    """Return a comparison's page, with a version without the static curves."""
+    comparison = load(folder)
+    return page.html(comparison, rows(comparison), version)
+
+
+def terminal(*renderables: Any, width: int = 120) -> str:
+    file = io.StringIO()
+    for renderable in renderables:
+        Console(width=width, file=file).print(renderable)
+    return file.getvalue()
 
 
 def grid(folder: Folder, dataset: str = "digits", seeds: int = 3) -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.interrupted import fit, stopped
+from support.interrupted import lines as lines_of
 
 from steppe import InputError, records, tracking
 from steppe.config import Data, Run, Study
 from steppe.data.dataset import DataSet
 from steppe.training import trainer
-from steppe.training.run import TrainingStatus, check_run, digest, load_data, train_run
+from steppe.training.run import check_run, digest, load_data, train_run
 
 RUN = Run(
     method="sam",
@@ -105,23 +107,10 @@ def test_trackers_are_not_part_of_a_run_s_name(tmp_path, images, fake):
     assert not fake["opened"]
 
 
-class Killed(BaseException):
-    pass
-
-
-def stopped_after(epoch: int, run: Run, folder: Path, images: DataSet) -> None:
-    def progress(status: TrainingStatus) -> None:
-        if status.val_accuracy is not None and status.epoch == epoch:
-            raise Killed
-
-    with pytest.raises(Killed):
-        train_run(run, folder, images, progress)
-
-
 def test_a_resumed_run_sends_nothing_twice(tmp_path, images, fake):
-    stopped_after(2, tracked(), tmp_path, images)
+    folder = stopped(tracked(), tmp_path, images)
     assert fake["opened"][0].closed and fake["opened"][0].end is None
-    train_run(tracked(), tmp_path, images)
+    train_run(tracked(), folder, images)
     first, second = fake["opened"]
     assert [e for e, _ in first.logged] == [1, 2] and [e for e, _ in second.logged] == [3]
     assert second.lines == 2 and fake["keys"] == [None, "k"]
@@ -142,9 +131,9 @@ def test_a_tracker_that_fails_is_disabled_with_one_line(fails, tmp_path, images,
 
 def test_epochs_that_were_not_sent_are_sent_when_the_run_resumes(tmp_path, images, fake, capsys):
     fake["fails"] = "log 1"
-    stopped_after(2, tracked(), tmp_path, images)
+    folder = stopped(tracked(), tmp_path, images)
     fake["fails"] = ""
-    train_run(tracked(), tmp_path, images)
+    train_run(tracked(), folder, images)
     assert [e for e, _ in fake["opened"][1].logged] == [1, 2, 3]
 
 
@@ -175,9 +164,8 @@ def test_unknown_and_missing_trackers_are_refused(monkeypatch, tmp_path, images)
 
 def twice(name: str, folder: Path, images: DataSet) -> list[dict[str, Any]]:
     """Stop a run after two epochs, resume it, and return its records."""
-    stopped_after(2, tracked(name), folder, images)
-    train_run(tracked(name), folder, images)
-    return records.read_lines(folder / trainer.METRICS)
+    stopped(tracked(name), folder, images)
+    return lines_of(fit(tracked(name), folder, images)[1])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -186,7 +174,7 @@ def test_tensorboard_shows_every_epoch_once(tmp_path, images):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     lines = twice("tensorboard", tmp_path, images)
-    (folder,) = (tmp_path / "tracking/tensorboard").iterdir()
+    (folder,) = tmp_path.glob("*/tracking/tensorboard/*")
     assert folder.name == "sam seed 0"
     events = EventAccumulator(str(folder))
     events.Reload()

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from support.interrupted import fit, lines, same_tensors, stopped
 from support.many import together
 from support.tiny_steppe import command, tiny
 
-from steppe import methods, models, records
+from steppe import methods, models
 from steppe.analysis import load_run
 from steppe.cli.main import main
 from steppe.config import Data, Monitoring, Optim, Run
@@ -22,7 +23,7 @@ from steppe.training import trainer
 from steppe.training.checkpoint import file
 from steppe.training.factories import make_network
 from steppe.training.monitor import SAMPLES, load_weights, weights_name
-from steppe.training.run import CHECKPOINT, TrainingStatus, digest, load_data, train_run
+from steppe.training.run import CHECKPOINT, load_data
 
 RUN = Run(
     model="resnet-thin", epochs=3, batch=30, data=Data(train=60, val=20, test=20, size=16), optim=Optim(lr=1e-3)
@@ -34,21 +35,6 @@ METHODS = ("sadt-v2", "ema:decay=0.9", "okdph:networks=2")
 @pytest.fixture(scope="module")
 def images() -> DataSet:
     return load_data(RUN)
-
-
-def fit(run: Run, out: Path, images: DataSet, progress=lambda _: None) -> tuple[dict, Path]:
-    folder = out / digest(run)
-    return train_run(run, folder, images, progress), folder
-
-
-def lines(folder: Path) -> list[dict]:
-    return records.read_lines(folder / trainer.METRICS)
-
-
-def equal(a: Path, b: Path) -> bool:
-    """Return whether two checkpoint files have the same tensors."""
-    one, two = (dict(file.read(path).tensors) for path in (a, b))
-    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +49,7 @@ def test_training_is_the_same_with_monitors(method, monitored, tmp_path, images)
     free, other = fit(dataclasses.replace(RUN, method=method), tmp_path, images)
     assert folder.name != other.name
     # weights, running statistics, optimizer, the method's state, every RNG state
-    assert equal(folder / CHECKPOINT, other / CHECKPOINT)
+    assert same_tensors(folder / CHECKPOINT, other / CHECKPOINT)
     assert all("sharpness" in line for line in lines(folder))
     assert [{k: v for k, v in line.items() if k != "sharpness"} for line in lines(folder)] == lines(other)
     assert (result["test"], result["passes"], result["steps"]) == (free["test"], free["passes"], free["steps"])
@@ -90,25 +76,16 @@ def test_monitors_take_no_training_time_and_measure_in_the_epochs_requested_and_
 
 @pytest.mark.parametrize("method", ["ema:decay=0.9", "okdph:networks=2"])
 def test_a_resumed_run_has_all_measurements(method, monitored, tmp_path, images):
-    class Stop(Exception):  # noqa: N818
-        pass
-
-    def stop(status: TrainingStatus) -> None:
-        if status.epoch == 2:
-            raise Stop
-
     _, folder = monitored[method]
     run = dataclasses.replace(RUN, method=method, watch=EVERY)
-    with pytest.raises(Stop):
-        fit(run, tmp_path, images, stop)
     # weights saved after the last checkpoint are written again, also over a torn file
-    (tmp_path / digest(run) / weights_name(3)).write_bytes(b"torn")
+    (stopped(run, tmp_path, images) / weights_name(3)).write_bytes(b"torn")
     _, parts = fit(run, tmp_path, images)
     assert lines(parts) == lines(folder)
     names = sorted(p.name for p in folder.glob("weights-*"))
     assert names == sorted(p.name for p in parts.glob("weights-*")) == [weights_name(e) for e in (0, 2, 3)]
     for name in names:
-        assert equal(folder / name, parts / name)
+        assert same_tensors(folder / name, parts / name)
         assert file.read(folder / name).data == file.read(parts / name).data
 
 

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import resource
 import shutil
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from support.interrupted import assert_same_run, fit, lines, stopped
 from support.tiny_steppe import tiny
 
-from steppe import InputError, models, records
+from steppe import InputError, RunError, models
 from steppe.config import Data, Optim, Run
 from steppe.data.dataset import DataSet
 from steppe.training import trainer
 from steppe.training.checkpoint import file, store
-from steppe.training.run import (
-    CHECKPOINT,
-    CONFIG,
-    RESULT,
-    TrainingStatus,
-    check_run,
-    digest,
-    format_bytes,
-    load_data,
-    train_run,
-)
+from steppe.training.run import CHECKPOINT, CONFIG, RESULT, check_run, digest, format_bytes, load_data, train_run
 
 RUN = Run(epochs=3, batch=50, data=Data(train=200, test=60, size=18, augment=("cutmix",)), optim=Optim(lr=1e-3))
 
@@ -40,34 +29,9 @@ def images() -> DataSet:
     return load_data(RUN)
 
 
-def fit(run: Run, out: Path, images: DataSet, progress=lambda _: None) -> tuple[dict, Path]:
-    folder = out / digest(run)
-    return train_run(run, folder, images, progress), folder
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, images: DataSet) -> tuple[dict, Path]:
     return fit(RUN, tmp_path_factory.mktemp("finished"), images)
-
-
-class Stop(Exception):  # noqa: N818
-    pass
-
-
-def stop_at(epoch: int):
-    """Return a callback that ends the training once this epoch's checkpoint is written."""
-
-    def progress(status: TrainingStatus) -> None:
-        if status.epoch == epoch and status.val_accuracy is not None:
-            raise Stop
-
-    return progress
-
-
-def stopped(run: Run, out: Path, images: DataSet, epoch: int = 2) -> Path:
-    with pytest.raises(Stop):
-        fit(run, out, images, stop_at(epoch))
-    return out / digest(run)
 
 
 @pytest.fixture(scope="module")
@@ -79,20 +43,6 @@ def stopped_once(tmp_path_factory: pytest.TempPathFactory, images: DataSet) -> P
 def half_trained(stopped_once: Path, tmp_path: Path) -> Path:
     """A run that was stopped after two of three epochs, to be damaged or resumed."""
     return shutil.copytree(stopped_once, tmp_path / stopped_once.name)
-
-
-def lines(folder: Path) -> list[dict]:
-    return records.read_lines(folder / trainer.METRICS)
-
-
-def assert_same_run(a: tuple[dict, Path], b: tuple[dict, Path]) -> None:
-    """Compare results, records and all that the checkpoints hold, except for seconds."""
-    assert a[0]["test"] == b[0]["test"]
-    assert lines(a[1]) == lines(b[1])
-    one, two = (file.read(folder / CHECKPOINT) for _, folder in (a, b))
-    assert one.tensors.keys() == two.tensors.keys()
-    assert all(torch.equal(one.tensors[k], two.tensors[k]) for k in one.tensors)
-    assert one.data == two.data | {"seconds": one.data["seconds"]}
 
 
 def test_a_run_leaves_its_configuration_metrics_checkpoint_and_result(finished):
@@ -133,7 +83,7 @@ def test_methods_of_one_seed_have_the_same_initial_weights_and_batches(tmp_path,
     """At learning rate zero only the clean pass determines the first epoch's loss."""
     losses = set()
     for method in ("plain", "sam", "sadt-v2", "repeat-step"):
-        run = dataclasses.replace(RUN, method=method, epochs=1, optim=Optim(lr=0.0))
+        run = replace(RUN, method=method, epochs=1, optim=Optim(lr=0.0))
         losses.add(lines(fit(run, tmp_path, images)[1])[0]["train_loss"])
     assert len(losses) == 1
 
@@ -146,15 +96,15 @@ def test_methods_of_one_seed_have_the_same_initial_weights_and_batches(tmp_path,
     [
         ("sadt-v1", "fp32"),
         ("sadt-v2+agc", "bf16"),
-        ("sam", "fp64"),
+        ("plain", "fp64"),
         ("saf:past=1,T=2,lam=5", "fp32"),
         ("sam+ema:decay=0.9", "fp32"),
     ],
 )
 def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(method, precision, tmp_path, images):
-    run = dataclasses.replace(RUN, method=method, precision=precision, epochs=4)
+    run = replace(RUN, method=method, precision=precision)
     whole = fit(run, tmp_path / "whole", images)
-    stopped(run, tmp_path / "parts", images, 3)
+    stopped(run, tmp_path / "parts", images)
     assert_same_run(fit(run, tmp_path / "parts", images), whole)
     dtype = torch.float64 if precision == "fp64" else torch.float32
     weights = file.read(whole[1] / CHECKPOINT).part("net")
@@ -164,10 +114,9 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(method, p
 def test_the_loss_scale_is_resumed(tmp_path, images, monkeypatch):
     """Three skipped steps halve it three times; the resumed part must continue from there."""
     skip_steps(monkeypatch, {0, 1, 2})
-    run = dataclasses.replace(RUN, precision="fp16")
+    run = replace(RUN, precision="fp16")
     stopped(run, tmp_path, images)
-    result, folder = fit(run, tmp_path, images)
-    assert result["status"] == "ok"
+    folder = fit(run, tmp_path, images)[1]
     assert file.read(folder / CHECKPOINT).data["scaler"]["scale"] == 65536 / 8
 
 
@@ -177,7 +126,7 @@ def test_the_loss_scale_is_resumed(tmp_path, images, monkeypatch):
 def test_equal_gradients_give_every_method_the_same_number_of_evaluations(tmp_path, images):
     counts = {}
     for method in ("plain", "sam", "sadt-v2"):
-        run = dataclasses.replace(RUN, method=method, match="gradients", epochs=4)
+        run = replace(RUN, method=method, match="gradients", epochs=4)
         result, _ = fit(run, tmp_path, images)
         counts[method] = result["steps"] * result["passes"]["backward"]
     assert counts["plain"] == counts["sam"] == 16
@@ -185,7 +134,7 @@ def test_equal_gradients_give_every_method_the_same_number_of_evaluations(tmp_pa
 
 
 def test_equal_seconds_end_in_time(tmp_path, images):
-    result, _ = fit(dataclasses.replace(RUN, match="seconds", seconds=1.0), tmp_path, images)
+    result, _ = fit(replace(RUN, match="seconds", seconds=1.0), tmp_path, images)
     assert 1.0 <= result["seconds"] < 2.0
     assert result["epochs"] > 1
 
@@ -199,39 +148,28 @@ def test_equal_seconds_end_in_time(tmp_path, images):
     ],
 )
 def test_a_share_in_a_schedule_is_a_share_of_the_budget(method, match, steps, gradients, tmp_path, images):
-    result = fit(dataclasses.replace(RUN, method=method, match=match), tmp_path, images)[0]
+    result = fit(replace(RUN, method=method, match=match), tmp_path, images)[0]
     assert result["steps"] == steps
     assert result["passes"]["backward"] == pytest.approx(gradients / steps)
 
 
-def test_microbatches_of_a_network_without_batchnorm_change_nothing(tmp_path, images, monkeypatch):
+def test_micro_batches_change_nothing_without_batchnorm_and_groups_of_m_samples_change_the_perturbation(
+    tmp_path, images, monkeypatch
+):
     monkeypatch.setitem(models.MODELS, "tiny", tiny)
+    run = replace(RUN, model="tiny", method="sam:rho=0.5")
     losses = []
-    for microbatch in (None, 7, 50):
-        run = dataclasses.replace(RUN, model="tiny", method="sam", microbatch=microbatch)
-        losses.append([line["train_loss"] for line in lines(fit(run, tmp_path, images)[1])])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
-    assert losses[2] == losses[0]
-
-
-def test_m_changes_the_perturbation(tmp_path, images, monkeypatch):
-    monkeypatch.setitem(models.MODELS, "tiny", tiny)
-    run = dataclasses.replace(RUN, model="tiny", method="sam:rho=0.5")
-    whole, groups = (fit(dataclasses.replace(run, m=m), tmp_path, images)[1] for m in (None, 10))
-    assert lines(whole)[-1]["train_loss"] != lines(groups)[-1]["train_loss"]
+    for change in ({}, {"microbatch": 7}, {"microbatch": 50}, {"m": 10}):
+        losses.append([line["train_loss"] for line in lines(fit(replace(run, **change), tmp_path, images)[1])])
+    whole, parts, one_part, groups = losses
+    assert parts == pytest.approx(whole, rel=1e-6)
+    assert one_part == whole
+    assert groups[-1] != pytest.approx(whole[-1], rel=1e-4)
     with pytest.raises(InputError, match="one update per step"):
-        fit(dataclasses.replace(run, method="two-step", m=10), tmp_path, images)
+        fit(replace(run, method="two-step", m=10), tmp_path, images)
 
 
 # -- failure ----------------------------------------------------------------------------------------------------
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_as_failed_with_its_step(tmp_path, images):
-    run = dataclasses.replace(RUN, optim=Optim(name="sgd", lr=1e12, schedule="constant"))
-    result, folder = fit(run, tmp_path, images)
-    assert (result["status"], result["test"]) == ("failed", None)
-    assert "not finite" in result["message"] and "step" in result["message"]
-    assert json.loads((folder / "result.json").read_text())["status"] == "failed"
 
 
 def skip_steps(monkeypatch, numbers) -> None:
@@ -247,6 +185,14 @@ def skip_steps(monkeypatch, numbers) -> None:
     monkeypatch.setattr(trainer.Trainer, "_in_parts", spoiled)
 
 
+def test_a_loss_that_is_not_finite_ends_the_run_as_failed_with_its_step(tmp_path, images):
+    run = replace(RUN, optim=Optim(name="sgd", lr=1e12, schedule="constant"))
+    result, folder = fit(run, tmp_path, images)
+    assert (result["status"], result["test"]) == ("failed", None)
+    assert "not finite" in result["message"] and "step" in result["message"]
+    assert json.loads((folder / "result.json").read_text())["status"] == "failed"
+
+
 def test_a_skipped_step_is_counted_and_training_continues(tmp_path, images, monkeypatch):
     skip_steps(monkeypatch, {1, 2, 5})
     result, folder = fit(RUN, tmp_path, images)
@@ -255,29 +201,27 @@ def test_a_skipped_step_is_counted_and_training_continues(tmp_path, images, monk
     assert all(math.isfinite(line["train_loss"]) for line in lines(folder))
 
 
-def test_twenty_skipped_steps_in_a_row_end_the_run(tmp_path, images, monkeypatch):
-    """One sound step ends a row: the second row counts, and it extends over epochs."""
-    run = dataclasses.replace(RUN, epochs=20)
-    skip_steps(monkeypatch, set(range(80)) - {0, 15})
+@pytest.mark.parametrize(
+    ("skipped", "epochs", "stop", "message"),
+    [
+        # one sound step ends a row: the second row counts, and it extends over epochs
+        (set(range(80)) - {0, 15}, 20, None, "was not finite in 20 steps in a row, up to step 36 (epoch 9)"),
+        (set(range(80)) - {0}, 20, 3, "up to step 21 "),
+        (set(range(7, 12)), 3, None, "not finite in 5 steps in a row, up to step 12"),
+    ],
+    ids=["twenty", "with a resume", "at the end"],
+)
+def test_skipped_steps_in_a_row_fail_the_run(skipped, epochs, stop, message, tmp_path, images, monkeypatch):
+    run = replace(RUN, epochs=epochs)
+    skip_steps(monkeypatch, skipped)
+    if stop:
+        stopped(run, tmp_path, images, stop)
     result, folder = fit(run, tmp_path, images)
     assert result["status"] == "failed"
-    assert result["message"] == "loss or gradient was not finite in 20 steps in a row, up to step 36 (epoch 9)"
-    assert result["skipped"] == 34
-    assert lines(folder)[1]["train_loss"] is None  # an epoch without a sound step has no mean
-
-
-def test_a_row_of_skipped_steps_continues_after_a_resume(tmp_path, images, monkeypatch):
-    run = dataclasses.replace(RUN, epochs=20)
-    skip_steps(monkeypatch, set(range(80)) - {0})
-    stopped(run, tmp_path, images, 3)
-    assert "up to step 21 " in fit(run, tmp_path, images)[0]["message"]
-
-
-def test_a_run_that_ends_in_skipped_steps_is_failed(tmp_path, images, monkeypatch):
-    skip_steps(monkeypatch, set(range(7, 12)))
-    result, _ = fit(RUN, tmp_path, images)
-    assert result["status"] == "failed"
-    assert "not finite in 5 steps in a row, up to step 12" in result["message"]
+    assert message in result["message"]
+    assert result["skipped"] == len(skipped & set(range(result["steps"])))
+    if epochs == 20:
+        assert lines(folder)[1]["train_loss"] is None  # an epoch without a sound step has no mean
 
 
 # -- files ------------------------------------------------------------------------------------------------------
@@ -285,7 +229,7 @@ def test_a_run_that_ends_in_skipped_steps_is_failed(tmp_path, images, monkeypatc
 
 def test_the_folder_and_the_checkpoint_of_another_run_are_refused(finished, images, tmp_path):
     _, folder = finished
-    other = dataclasses.replace(RUN, seed=5)
+    other = replace(RUN, seed=5)
     with pytest.raises(InputError, match="belongs to another configuration; choose another folder"):
         train_run(other, folder, images)
     (tmp_path / digest(other)).mkdir()
@@ -340,26 +284,19 @@ def test_a_damaged_result_or_configuration_is_named(content, tmp_path, images):
         train_run(RUN, folder, images)
 
 
-def test_a_full_disk_is_one_line_and_the_checkpoint_survives(half_trained):
-    """A real limit of file sizes, in another process."""
+def test_a_full_disk_is_one_line_and_the_checkpoint_survives(half_trained, images):
+    """A real limit of file sizes."""
     path = half_trained / CHECKPOINT
-    before = path.read_bytes()
-    (half_trained.parent / "runs").mkdir()
-    path = half_trained.rename(half_trained.parent / "runs" / half_trained.name) / CHECKPOINT
-    arguments = [
-        "--epochs", "3", "--batch", "50", "--data.train", "200", "--data.test", "60", "--data.size", "18",
-        "--optim.lr", "1e-3", "--out", str(half_trained.parent),
-    ]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "steppe", "train", *arguments],
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
-    )
-    assert done.returncode == 2, done.stderr
-    assert "File too large" in done.stderr and done.stderr.count("\n") == 1
+    before, (soft, hard) = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(RunError, match="File too large; make sure") as caught:
+            train_run(RUN, half_trained, images)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
-    assert not list(path.parent.glob(".*.tmp"))
+    assert not list(half_trained.glob(".*.tmp"))
 
 
 @pytest.mark.parametrize(
@@ -375,7 +312,7 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_survives(half_trained):
 )
 def test_a_run_that_cannot_start_is_refused_before_training(change, message, images):
     with pytest.raises(InputError, match=message):
-        check_run(dataclasses.replace(RUN, **change), images)
+        check_run(replace(RUN, **change), images)
 
 
 def test_derived_seeds_differ_by_purpose_and_seed():
