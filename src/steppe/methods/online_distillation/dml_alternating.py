@@ -25,12 +25,12 @@ from torch import nn
 
 from steppe.core.method import Batch, Runtime, StepOutput, plain_step
 from steppe.core.model_call import call_model
-from steppe.methods.online_distillation.dml import DML
+from steppe.methods.online_distillation._mutual import MutualDistillation
 from steppe.models.multi.inputs import views_of
 
 
 @dataclass(frozen=True)
-class AlternatingDML(DML):
+class AlternatingDML(MutualDistillation):
     """Train ``networks`` in turn on the labels and, times ``lam``, towards the others' updated outputs."""
 
     cost: ClassVar = (4, 2, 2)
