@@ -39,15 +39,8 @@ def trajectories(
 
     Each network of a run of several has a track of its own. Tracks that do not begin at the weights that ``first``
     started from are left out and named. No checkpoint lies exactly on the plane, so the result has each one's own
-    loss and distance from the plane.
-
-    Args:
-        folders: Folder of each run by the name of its method, that of ``first`` in front.
-        first: A run with its images and its start.
-        images: Images that the loss is measured on.
-        resolution: Numbers of images and points.
-        progress: Called with a message about the current work.
-        points: File of the plane's points, see `evaluate_plane`.
+    loss and distance from the plane. ``folders`` has each run's folder by the name of its method, that of
+    ``first`` in front. The loss is measured on ``images``; ``points`` is as in `evaluate_plane`.
 
     Raises NotComparable if fewer than three checkpoints share the start.
     """

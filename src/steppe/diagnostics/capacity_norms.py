@@ -24,6 +24,8 @@ from steppe.diagnostics.calibration import margins
 from steppe.diagnostics.loss_surface import LossSurface
 from steppe.errors import InputError
 
+_WIDTHS = ("in_features", "out_features", "in_channels", "out_channels")
+
 
 @dataclass(frozen=True)
 class Norms:
@@ -92,7 +94,7 @@ def norms(
         moved = weight if initial is None else weight - initial.double()
         norm_2_1 = float(unit_norms(moved, unit_dims(moved, layer) or (1,)).sum())
         ratios.append((norm_2_1 / largest) ** (2 / 3) if largest else math.inf)
-        widest = max(widest, _width(layer))
+        widest = max(widest, *(int(getattr(layer, name, 1)) for name in _WIDTHS))
     margin = float(np.quantile(margins(surface.outputs(), _classes(surface)), 0.1))
     lengths = torch.cat([part.x.double().flatten(1).norm(dim=1) for part in surface.batch.parts()])
     count = len(layers)
@@ -174,11 +176,6 @@ def _distance(surface: LossSurface, start: Vec) -> float:
     return math.sqrt(
         sum(float((p.detach().double() - s.double()).square().sum()) for p, s in pairs if s is not None)
     )
-
-
-def _width(layer: nn.Module) -> int:
-    names = ("in_features", "out_features", "in_channels", "out_channels")
-    return max(int(getattr(layer, name, 1)) for name in names)
 
 
 def _ln(value: float) -> float:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from steppe.errors import InputError
 
@@ -30,19 +30,15 @@ def check_images(model: str, classes: int, channels: int, size: int, min_size: i
         )
 
 
-@torch.no_grad()
-def he_normal_(weight: Tensor) -> None:
-    """Fill ``weight`` (out, in, ...) from a normal truncated at two deviations, with variance 2 / fan-in."""
-    fan_in = weight[0].numel()
-    std = math.sqrt(2 / fan_in) / _TRUNCATED_STD
-    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
-
-
 def conv(inputs: int, outputs: int, *, same: bool, he: bool) -> nn.Conv2d:
-    """Return a 3x3 convolution with zero biases; He-normal weights if ``he``, else Glorot-uniform."""
+    """Return a 3x3 convolution with zero biases; He-normal weights if ``he``, else Glorot-uniform.
+
+    He-normal weights are of a normal truncated at two deviations, with variance 2 / fan-in.
+    """
     layer = nn.Conv2d(inputs, outputs, 3, padding=1 if same else 0)
     if he:
-        he_normal_(layer.weight)
+        std = math.sqrt(2 / layer.weight[0].numel()) / _TRUNCATED_STD
+        nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
     else:
         nn.init.xavier_uniform_(layer.weight)
     assert layer.bias is not None
@@ -58,11 +54,6 @@ def dense(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-def norm2d(width: int) -> nn.BatchNorm2d:
-    """Return BatchNorm over feature maps: moving averages keep 0.99 of their value, eps is 1e-3."""
-    return nn.BatchNorm2d(width, eps=1e-3, momentum=0.01)
-
-
-def norm1d(width: int) -> nn.BatchNorm1d:
-    """Return BatchNorm over units, with the settings of ``norm2d``."""
-    return nn.BatchNorm1d(width, eps=1e-3, momentum=0.01)
+# Keras's moving averages keep 0.99 of their value
+norm2d = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
+norm1d = partial(nn.BatchNorm1d, eps=1e-3, momentum=0.01)

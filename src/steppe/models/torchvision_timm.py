@@ -45,8 +45,7 @@ def _try_forward(net: nn.Module, model: str, classes: int, channels: int, size: 
     with torch.no_grad():
         logits = _logits(net, channels, size)
         if logits is None:
-            fits = (s for s in _USUAL_SIZES if _logits(net, channels, s) is not None)
-            other = next(fits, None)
+            other = next((s for s in _USUAL_SIZES if _logits(net, channels, s) is not None), None)
             remedy = f"set data.size to {other}" if other else "choose another model"
             raise InputError(f"{model} cannot take images of {size}x{size}; {remedy}")
     net.train()

@@ -50,6 +50,15 @@ def embedded(content: Any) -> Markup:
     return Markup(text)
 
 
+def rounded(value: Any) -> Any:
+    """Return the value with all numbers in it to five digits, which is more than a chart shows."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
 def _header(comparison: Comparison) -> dict[str, Any]:
     datasets = ", ".join(dict.fromkeys(plain_text(dataset) for dataset, _ in groups(comparison))) or "no data"
     networks = ", ".join(dict.fromkeys(plain_text(model) for _, model in groups(comparison)))

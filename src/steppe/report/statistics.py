@@ -17,8 +17,7 @@ class Difference:
 
     Attributes:
         mean: Mean difference, in the unit of the values.
-        low: Lower end of the confidence interval; None where there is none.
-        high: Upper end of the confidence interval; None where there is none.
+        low, high: Ends of the confidence interval; None where there is none.
         n: Number of pairs.
         p: Two-sided p-value of "the mean difference is 0"; None where there is no interval.
     """

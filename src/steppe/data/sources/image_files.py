@@ -60,11 +60,7 @@ class ImageFiles:
     def _folder(self) -> Iterator[tuple[str, bytes | OSError]]:
         names, self.folders = list_images(self.path)
         for i, name in enumerate(names, 1):
-            try:
-                content: bytes | OSError = _content(self.path / name)
-            except OSError as error:
-                content = error
-            yield name, content
+            yield name, _content(self.path / name)
             self.progress(i, len(names))
 
     def _archive(self) -> Iterator[tuple[str, bytes | OSError]]:
@@ -92,10 +88,12 @@ class ImageFiles:
             raise InputError(f"archive {self.path} cannot be read ({error}); create it again") from None
 
 
-def _content(path: Path) -> bytes:
-    if path.stat().st_size > _LARGEST:
-        raise OSError(errno.EFBIG, "larger than any image")
-    return path.read_bytes()
+def _content(path: Path) -> bytes | OSError:
+    try:
+        large = path.stat().st_size > _LARGEST
+        return OSError(errno.EFBIG, "larger than any image") if large else path.read_bytes()
+    except OSError as error:
+        return error
 
 
 class _StrictTarInfo(tarfile.TarInfo):

@@ -246,12 +246,10 @@ class BranchedNetwork(nn.Module):
                 net.get_submodule(name).load_state_dict(source.get_submodule(name).state_dict())
         with torch.no_grad():
             for path in containers(self.split_at):
-                for name, p in net.get_submodule(path)._parameters.items():
-                    if p is not None:
-                        p.copy_(self.trunk.get_submodule(path).get_parameter(name))
-                for name, b in net.get_submodule(path)._buffers.items():
-                    if b is not None:
-                        b.copy_(own.get_submodule(path).get_buffer(name))
+                for name, p in net.get_submodule(path).named_parameters(recurse=False):
+                    p.copy_(self.trunk.get_submodule(path).get_parameter(name))
+                for name, b in net.get_submodule(path).named_buffers(recurse=False):
+                    b.copy_(own.get_submodule(path).get_buffer(name))
         return net
 
 

@@ -44,14 +44,11 @@ def split_sequential(net: nn.Module, child: nn.Module) -> tuple[nn.Sequential, n
 def flops_share(net: nn.Module, part: nn.Module, x: Any) -> float:
     """Return the fraction of the multiply-adds of ``net(x)`` that is spent in ``part``, from 0 to 1.
 
-    Args:
-        net: The network; its training flags, buffers and the random state are not changed.
-        part: A module of ``net``, or a container of such modules like the two that `split_sequential` returns.
-            Its multiply-adds are counted within the pass of ``net``, on the activations that reach it.
-        x: Input of ``net``, (B, ...). The fraction barely depends on B; one sample will do.
+    ``part`` is a module of ``net``, or a container of such modules like the two that `split_sequential` returns.
+    It is counted on the activations that reach it. The fraction barely depends on the number of samples of ``x``
+    (B, ...). Training flags, buffers and the random state are not changed.
 
-    Raises:
-        ValueError: ``part`` has no module of ``net``.
+    Raises ValueError if ``part`` has no module of ``net``.
     """
     total, spent = count_flops(net, x, [part])
     return spent / total if total else 0.0

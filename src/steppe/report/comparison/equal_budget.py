@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from steppe.records import Comparison, Record
+from steppe.records import Comparison
 from steppe.report.comparison.curves import spent, values
 from steppe.report.comparison.summary import BASELINE, Spread, controls_of, groups, paired, runs_of, spread
 from steppe.report.formatting import csv_text, inert
@@ -80,17 +80,13 @@ def _budget(comparison: Comparison, group: tuple[str, str], axis: Axis) -> Equal
     if not numbers:
         return None
     amount = min(numbers)
-
-    def accuracy(run: Record) -> float | None:
-        return interpolate(spent(run, axis), values(run, "val_accuracy"), amount)
-
-    def epochs(run: Record) -> float | None:
-        return interpolate(spent(run, axis), spent(run, "epochs"), amount)
-
-    accuracies = {m: {r.seed: accuracy(r) for r in runs} for m, runs in finished.items()}
+    accuracies = {
+        m: {r.seed: interpolate(spent(r, axis), values(r, "val_accuracy"), amount) for r in runs}
+        for m, runs in finished.items()
+    }
     rows = []
     for method, runs in finished.items():
-        trained = spread(epochs(r) for r in runs)
+        trained = spread(interpolate(spent(r, axis), spent(r, "epochs"), amount) for r in runs)
         own = accuracies[method]
         differences = {c: paired(own, accuracies.get(c, {})) for c in controls_of(comparison, method)}
         rows.append(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -82,7 +81,9 @@ def html(comparison: Comparison, table: list[ResultRow], version: str = "") -> s
         "axis": match if match in curves.AXES else "epochs",
         "styles": [{"width": s.width, "dash": s.dash, "mark": s.outline} for s in style_list],
         "budgets": [{t["mode"]: t["amount"] for t in g["tables"] if "amount" in t} for g in content["groups"]],
-        "groups": [[_rounded(asdict(c) | {"style": order[c.method]}) for c in own] for own in series.values()],
+        "groups": [
+            [_html.rounded(asdict(c) | {"style": order[c.method]}) for c in own] for own in series.values()
+        ],
     }
     return _html.render(
         "page.html.j2",
@@ -109,12 +110,3 @@ def _downloads(content: dict[str, str]) -> list[tuple[str, str, str]]:
         for name, label, kind in _DOWNLOADS
         if name in content
     ]
-
-
-def _rounded(value: Any) -> Any:
-    """Return the value with all numbers in it to five digits, which is more than a chart shows."""
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from steppe.records import Comparison
-from steppe.report import plotting
+from steppe.report import _html, plotting
 from steppe.report.diagnosis.summary import ACCURACY, SHARPNESS, DiagnosisRow, with_settings
 from steppe.report.plotting import FAINT, INK, label, numbers, over_seeds, style_axes
 from steppe.report.style import styles
@@ -76,13 +76,9 @@ def planes(comparison: Comparison, rows: Sequence[DiagnosisRow]) -> Figure:
 
 def surfaces(rows: Sequence[DiagnosisRow]) -> dict[str, Any]:
     """Return the loss on the plane of each method's first seed, and the scale of all."""
-
-    def rounded(losses: list[list[float | None]]) -> list[list[float | None]]:
-        return [[None if v is None else float(f"{v:.5g}") for v in line] for line in losses]
-
     low, *_, high = levels_of(rows)
     planes = [row.runs[0].diagnosis["plane"] for row in rows]
-    surfaces = [{"at": plane["at"], "loss": rounded(plane["loss"])} for plane in planes]
+    surfaces = [{"at": plane["at"], "loss": _html.rounded(plane["loss"])} for plane in planes]
     return {"scale": {"low": low, "high": high}, "surfaces": surfaces}
 
 

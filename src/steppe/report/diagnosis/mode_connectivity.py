@@ -14,7 +14,6 @@ from steppe.report import plotting
 from steppe.report.plotting import INK, label
 from steppe.report.style import MARKERS
 
-PICTURE = "between.svg"
 _COLORS = ("#0072b2", "#d55e00", "#009e73")
 
 
@@ -24,8 +23,9 @@ def write(content: dict[str, Any], out: Path) -> Path:
     Raises:
         steppe.errors.RunError: The file cannot be written.
     """
-    plotting.save(middle(content), out / PICTURE)
-    return out / PICTURE
+    path = out / "between.svg"
+    plotting.save(middle(content), path)
+    return path
 
 
 def middle(content: dict[str, Any]) -> Figure:
