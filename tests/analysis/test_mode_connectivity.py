@@ -44,6 +44,11 @@ def test_the_path_between_two_runs_consists_of_their_mixtures(homes, tmp_path, c
     line = (1 - at) * losses[0] + at * losses[-1]
     assert path["barrier"] == pytest.approx(float((losses - line).max()), abs=1e-9)
     assert {p.name for p in (tmp_path / "new").iterdir()} == {"between.json", "between.svg"}
+    twin = tmp_path / "twin"
+    shutil.copytree(homes["plain"], twin)
+    result = between(capsys, tmp_path / "out", homes["plain"], twin)
+    assert result["networks"] == [f"plain, seed 0, {homes['plain'].name}", "plain, seed 0, twin"]
+    assert result["segments"][0]["barrier"] == pytest.approx(0, abs=1e-6)
 
 
 def test_one_run_of_two_networks_has_a_path_between_them(homes, tmp_path, capsys):
@@ -69,14 +74,6 @@ def test_three_runs_are_the_corners_of_a_triangle_with_the_paths_as_edges(homes,
     assert losses[0.5, 0.0, 0.5] == pytest.approx(edge["loss"][edge["at"].index(0.5)], rel=1e-6)
     rises = [loss - float(np.dot(at, corners)) for at, loss in losses.items()]
     assert triangle["barrier"] == pytest.approx(max(rises), abs=1e-9)
-
-
-def test_equal_runs_have_different_names(homes, tmp_path, capsys):
-    twin = tmp_path / "twin"
-    shutil.copytree(homes["plain"], twin)
-    result = between(capsys, tmp_path / "out", homes["plain"], twin)
-    assert result["networks"] == [f"plain, seed 0, {homes['plain'].name}", "plain, seed 0, twin"]
-    assert result["segments"][0]["barrier"] == pytest.approx(0, abs=1e-6)
 
 
 def test_runs_that_cannot_be_compared_are_one_line(comparison, homes, tmp_path, capsys):

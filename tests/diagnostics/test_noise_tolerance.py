@@ -17,14 +17,14 @@ W = torch.tensor([0.7, -1.3, 0.4, 2.0], dtype=torch.float64)
 
 def test_a_sign_tolerates_the_noise_that_flips_a_tenth_of_it_of_any_size_if_relative():
     # P(0.3 + sigma u < 0) is a tenth at sigma = 0.3 / 1.28
-    assert max_tolerated_noise(signs(0.3, 1), draws=600, steps=9) == pytest.approx(0.3 / -norm.ppf(0.1), rel=0.15)
-    assert max_tolerated_noise(signs(0.3, 1), 0.25, draws=600, steps=9) == pytest.approx(
+    assert max_tolerated_noise(signs(0.3, 1), draws=300, steps=9) == pytest.approx(0.3 / -norm.ppf(0.1), rel=0.15)
+    assert max_tolerated_noise(signs(0.3, 1), 0.25, draws=300, steps=9) == pytest.approx(
         0.3 / -norm.ppf(0.25), rel=0.15
     )
     assert max_tolerated_noise(signs(50.0, 1), draws=100) == 2.0
     # the sign of a weight of any size flips as often: a tenth at sigma = 1 / 1.28
     for size in (0.5, 30.0):
-        result = max_tolerated_noise(signs(size, 1), noise="magnitude", draws=600, steps=9)
+        result = max_tolerated_noise(signs(size, 1), noise="magnitude", draws=300, steps=9)
         assert result == pytest.approx(1 / -norm.ppf(0.1), rel=0.15)
 
 

@@ -29,7 +29,6 @@ LIMITS: list[tuple[steppe.Method, steppe.Method]] = [
     (steppe.ARWP(gamma=0.02, eta=0.0), steppe.RWP(gamma=0.02)),
     (steppe.SAF(start=100), steppe.Plain()),
     (steppe.MESA(start=100), steppe.Plain()),
-    (steppe.SWA(), steppe.Plain()),
     (steppe.On(steppe.SAM(), steppe.EMA()), steppe.SAM()),
     (steppe.On(steppe.SAM(), steppe.MESA(lam=0.0)), steppe.SAM()),
     (steppe.On(steppe.GC(), steppe.SAM()), steppe.On(steppe.SAM(), steppe.GC())),

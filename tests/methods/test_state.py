@@ -48,7 +48,7 @@ def test_swa_is_the_plain_mean_of_the_chosen_steps():
     assert torch.allclose(averaged(step, net)[0].weight, torch.stack(taken).mean(0), atol=1e-7)
 
 
-def test_mesa_s_teacher_has_neither_dropout_nor_a_gradient():
+def test_mesa_s_teacher_has_neither_dropout_nor_a_gradient_and_serves_both_passes_of_sam():
     net, step = bound(steppe.MESA(decay=0.9), small_net(dropout=0.5))
     for t in range(3):
         step(indexed(t))
@@ -58,19 +58,9 @@ def test_mesa_s_teacher_has_neither_dropout_nor_a_gradient():
     assert modes == [(False, False), (True, True)]
     assert all(module.training for module in net.modules())
     assert not list(step.state.parameters())
-
-
-def test_the_mean_can_be_swapped_in_within_inference_mode():
-    """Its storage is used again outside, where an inference tensor could not be written to."""
-    net, step = bound(steppe.EMA(decay=0.5), small_net(dropout=0.0))
-    x, y = small_batch()
-    for _ in range(2):
-        step(x, y)
-        trained = [p.detach().clone() for p in net.parameters()]
-        with torch.inference_mode(), step.deployed_weights():
-            inside = net(x)
-        assert torch.equal(inside, step.predict(x))
-        assert all(torch.equal(a, b) for a, b in zip(trained, net.parameters(), strict=True))
+    _, step = bound(steppe.On(steppe.SAM(), steppe.MESA()), small_net(dropout=0.0))
+    step(indexed(0))
+    assert step.passes.per_step() == (4, 2, 1)  # the teacher has a forward pass for each of the two
 
 
 def test_autocast_does_not_keep_the_teacher_s_weights_for_the_student():
@@ -85,7 +75,7 @@ def test_autocast_does_not_keep_the_teacher_s_weights_for_the_student():
     assert torch.equal(step(indexed(3)).logits, expected)
 
 
-def test_an_average_swapped_in_leaves_the_network_as_it_was():
+def test_an_average_swapped_in_leaves_the_network_as_it_was_also_in_inference_mode():
     net, step = bound(steppe.EMA(decay=0.5))
     step(indexed(0))
     before, places = copy.deepcopy(net.state_dict()), [p.data_ptr() for p in net.parameters()]
@@ -99,6 +89,15 @@ def test_an_average_swapped_in_leaves_the_network_as_it_was():
         interrupted()
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert [p.data_ptr() for p in net.parameters()] == places
+    net, step = bound(steppe.EMA(decay=0.5), small_net(dropout=0.0))
+    x, y = small_batch()
+    for _ in range(2):  # the storage is used again outside, where an inference tensor could not be written to
+        step(x, y)
+        trained = [p.detach().clone() for p in net.parameters()]
+        with torch.inference_mode(), step.deployed_weights():
+            inside = net(x)
+        assert torch.equal(inside, step.predict(x))
+        assert all(torch.equal(a, b) for a, b in zip(trained, net.parameters(), strict=True))
 
 
 def test_a_combination_deploys_the_mean_of_either_part():
@@ -120,12 +119,6 @@ def test_a_combination_deploys_the_mean_of_either_part():
 def averaged(step: steppe.Step, net: nn.Module) -> nn.Module:
     with step.state.swapped_in(net):
         return copy.deepcopy(net)
-
-
-def test_both_passes_of_sam_have_mesa_s_objective():
-    _, step = bound(steppe.On(steppe.SAM(), steppe.MESA()), small_net(dropout=0.0))
-    step(indexed(0))
-    assert step.passes.per_step() == (4, 2, 1)  # the teacher has a forward pass for each of the two
 
 
 @pytest.mark.parametrize("form", ["full", "half", "top:3", "top:9"])
