@@ -140,6 +140,7 @@ def test_two_sharded_processes_end_what_one_process_began(alone, tmp_path):
     assert names == expected
 
 
+@pytest.mark.slow
 def test_a_job_whose_process_is_killed_starts_again_and_ends_with_the_same_bits(tmp_path):
     """Dropout, BatchNorm, noise of each process's own, augmentation: all as in an undisturbed job."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -292,7 +293,7 @@ def test_a_process_that_nobody_meets_gives_up_with_a_line(
     names |= {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": store_of_torchrun}
     for name, value in names.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(process_group, "_MEETING", timedelta(seconds=1))
+    monkeypatch.setattr(process_group, "_RENDEZVOUS", timedelta(seconds=1))
     with ThreadPoolExecutor() as pool:
         if other_comes:
             pool.submit(TCPStore, "127.0.0.1", port, 2, is_master=False, timeout=timedelta(seconds=30))
