@@ -13,7 +13,6 @@ from steppe.methods import METHODS
 from steppe.testing import CHECKS, OurMethod, ThirdParty, check_method, examine
 from steppe.testing.resolve import subjects_of
 
-
 COMPILED = ("plain", "sam", "sadt-v1", "okdph")  # the others in test_inductor.py
 
 
