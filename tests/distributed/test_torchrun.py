@@ -140,6 +140,7 @@ def test_two_sharded_processes_end_what_one_process_began(alone, tmp_path):
     assert names == expected
 
 
+@pytest.mark.slow
 def test_a_job_whose_process_is_killed_starts_again_and_ends_with_the_same_bits(tmp_path):
     """Dropout, BatchNorm, noise of each process's own, augmentation: all as in an undisturbed job."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
