@@ -36,7 +36,7 @@ def saved_weights(homes: dict[str, Path], names: list[str]) -> np.ndarray:
     return np.stack([np.concatenate([s[n].double().numpy().ravel() for n in names]) for s in states])
 
 
-def test_tracks_share_a_start_and_the_others_are_named(result):
+def test_tracks_share_a_start_and_end_at_the_run_s_loss(result, homes):
     tracks = [(t["name"], t["epochs"]) for t in result["tracks"]]
     assert tracks == [(m, [0, 2, 3]) for m in ("plain", "sam", "dml")]
     # dml deploys its first network, which starts where plain does; the second has another start
@@ -49,6 +49,11 @@ def test_tracks_share_a_start_and_the_others_are_named(result):
     # a loss that is not finite is null in the file
     tracks = [t | {"own": [None]} if t is lowest else t for t in result["tracks"]]
     assert f"{lowest['name']} ends lowest" not in conclusions.about_trajectories(result | {"tracks": tracks})
+    for track, home in zip(result["tracks"], homes.values(), strict=True):
+        val = json.loads((home / "result.json").read_text())["val"]["last"]
+        assert track["own"][-1] == pytest.approx(val["loss"], abs=1e-6)
+    starts = [t["own"][0] for t in result["tracks"]]
+    assert starts == pytest.approx([starts[0]] * 3)
 
 
 def test_the_loss_at_a_point_is_that_of_its_network(result, homes):
@@ -70,14 +75,6 @@ def test_the_loss_at_a_point_is_that_of_its_network(result, homes):
         # 60 training images are fewer than the statistics need: one batch
         torch.optim.swa_utils.update_bn([train], trained.model)
         assert trained.surface(trained.images.val).loss() == pytest.approx(loss, rel=1e-3)
-
-
-def test_the_last_checkpoint_has_the_loss_of_the_run(result, homes):
-    for track, home in zip(result["tracks"], homes.values(), strict=True):
-        val = json.loads((home / "result.json").read_text())["val"]["last"]
-        assert track["own"][-1] == pytest.approx(val["loss"], abs=1e-6)
-    starts = [t["own"][0] for t in result["tracks"]]
-    assert starts == pytest.approx([starts[0]] * 3)
 
 
 def test_runs_of_another_start_have_no_plane(homes):

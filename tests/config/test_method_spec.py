@@ -23,7 +23,6 @@ from steppe.methods import METHODS, parse
         ("sadt-v1:preset=blog", "'paper' or 'notebook'"),
         ("sadt-v1:scope=head", "scope is 'head'"),
         ("sadt-v1:updates=3", "1 or 2"),
-        ("sam+sadt-v1", "both define the step"),
     ],
 )
 def test_specs_that_name_no_method_are_refused_with_the_remedy(spec, message):

@@ -182,12 +182,8 @@ def test_the_command_lists_a_recipe_and_shows_everything_it_says(name, capsys):
     assert f"{name:<{max(map(len, NAMES))}}  {recipe.title}\n" in capsys.readouterr().out
     assert main(["show", name]) == 0
     output = " ".join(capsys.readouterr().out.split())
-    for text in [
-        recipe.title,
-        recipe.source,
-        *recipe.differs,
-        *(recipe.sources[k] for k in (*recipe.settings, *recipe.methods)),
-    ]:
+    sources = [recipe.sources[k] for k in (*recipe.settings, *recipe.methods)]
+    for text in [recipe.title, recipe.source, *recipe.differs, *sources]:
         assert " ".join(text.split()) in output
     for row in recipe.published.rows:
         assert " ".join(map(str, row)) in output

@@ -53,14 +53,10 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("STEPPE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-# -- they train ------------------------------------------------------------------------------------------
-
-
 STAND_IN = "resnet-thin"  # in the place of other packages' networks for ImageNet
 
 
 def tiny(name: str, data: str, model: str, row: str, places: dict[str, str]) -> Run:
-    """Return the row on generated images."""
     options = {"dataset": places[data], "batch": 4, "data.size": _SIZES.get(model, 8), "method": row}
     if recipes.load(name).settings.get("data.legacy_share"):
         options["data.legacy_share"] = 0.5  # a hundredth of these few is none
@@ -71,16 +67,8 @@ def tiny(name: str, data: str, model: str, row: str, places: dict[str, str]) -> 
     return recipe_scaling.scaled_run(name, 1e-6, options)[0]
 
 
-_SIZES = {
-    "cifar10-fast": 12,
-    "vgg16-bn": 32,
-    "vgg16-okdph": 32,
-    "vgg16-sadt": 32,
-    "inception-resnet-sadt": 32,
-    "simple-cnn": 24,
-}
-
-
+_SIZES = {"cifar10-fast": 12, "simple-cnn": 24, "inception-resnet-sadt": 32}
+_SIZES |= dict.fromkeys(("vgg16-bn", "vgg16-okdph", "vgg16-sadt"), 32)
 SLOW = {"wrn-28-10-rwp", "vgg16-okdph"}
 
 
@@ -88,13 +76,8 @@ def rows() -> Iterator[tuple[str, str, str, str, Run]]:
     for name in recipes.names():
         recipe = recipes.load(name)
         for data, model, row in product(recipe.data, recipe.models, recipe.methods):
-            yield (
-                name,
-                data,
-                model,
-                row,
-                recipe.choose([data, row], {"model": model, "dataset": f"{data}:x"}).run(),
-            )
+            run = recipe.choose([data, row], {"model": model, "dataset": f"{data}:x"}).run()
+            yield name, data, model, row, run
 
 
 def trained_rows() -> Iterator[object]:

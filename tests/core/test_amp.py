@@ -11,7 +11,7 @@ from torch.amp.grad_scaler import GradScaler
 import steppe
 
 
-def test_the_scale_grows_once_per_step_whatever_the_passes():
+def test_the_scale_grows_once_per_step_and_resume_restores_it():
     for name in ("plain", "sam", "sadt-v2", "two-step"):
         net = small_net()
         scaler = GradScaler("cpu", init_scale=4.0, growth_interval=3)
@@ -21,9 +21,6 @@ def test_the_scale_grows_once_per_step_whatever_the_passes():
             step(*small_batch(seed=k))
             scales.append(scaler.get_scale())
         assert scales == [4, 4, 8, 8, 8, 16], name
-
-
-def test_resume_restores_the_loss_scale_and_its_growth_counter():
     nets = [small_net(), small_net()]
     step, other = (
         steppe.SAM().bind(net, sgd(net), precision="fp16", scaler=GradScaler("cpu", init_scale=2.0**e))

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.small import adam, sgd, small_batch, small_net
+from support.small import adam, bound, close, sgd, small_batch, small_net
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -27,8 +27,7 @@ def test_a_compiled_loss_works():
     a, b = small_net(), small_net()
     steps_of(steppe.SAM(), a)
     steps_of(steppe.SAM(), b, loss=loss)
-    for p, q in zip(a.parameters(), b.parameters(), strict=True):
-        assert torch.allclose(p, q, atol=1e-7)
+    assert close(a, b, atol=1e-7)
 
 
 class Checkpointed(nn.Module):
@@ -56,8 +55,7 @@ def test_gradient_checkpointing_gives_the_same_weights_with_dropout(name):
     plain, recomputed = net(), net()
     steps_of(steppe.make(name), plain)
     steps_of(steppe.make(name), Checkpointed(recomputed))
-    for p, q in zip(plain.parameters(), recomputed.parameters(), strict=True):
-        assert torch.allclose(p, q, atol=1e-6)
+    assert close(plain, recomputed, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["sam", "gc", "lpf-sgd"])
@@ -66,8 +64,7 @@ def test_channels_last_gives_the_same_weights(name):
     steps_of(steppe.make(name), a)
     steps_of(steppe.make(name), b)
     assert b[0].weight.is_contiguous(memory_format=torch.channels_last)
-    for p, q in zip(a.parameters(), b.parameters(), strict=True):
-        assert torch.allclose(p, q, atol=1e-5)
+    assert close(a, b, atol=1e-5)
 
 
 def test_parameters_unfrozen_or_added_later_are_trained_and_perturbed():
@@ -127,14 +124,12 @@ def test_a_model_s_own_loss_on_named_inputs_is_the_loss_on_tensors(form, listed)
         out, own = a(*small_batch(seed=k)), b(halves if listed else batch)
         assert torch.allclose(out.loss, own.loss)
         assert own.logits.shape == ((0,) if form in ("losses", "tensor") else (12, 5))
-    for p, q in zip(ours.parameters(), named.parameters(), strict=True):
-        assert torch.allclose(p, q, atol=1e-6)
+    assert close(ours, named, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["esam", "sadt-v2", "lpf-sgd", "mesa", "rwp"])
 def test_methods_take_named_inputs_with_the_user_s_loss(name):
-    net = Named()
-    step = steppe.make(name).bind(net, sgd(net))
+    _, step = bound(steppe.make(name), Named())
     out = step(named_batch(0))
     assert not out.skipped
     assert out.logits.shape == (12, 5)
@@ -145,17 +140,12 @@ def test_methods_take_named_inputs_with_the_user_s_loss(name):
     ("batch", "loss", "message"),
     [
         ({"pixels": torch.zeros(2, 2, 6, 6), "scale": torch.ones(2)}, None, "no targets"),
-        (
-            {"pixels": torch.zeros(2, 2, 6, 6), "scale": torch.ones(2)},
-            "model",
-            "model that returns its loss",
-        ),
+        ({"pixels": torch.zeros(2, 2, 6, 6), "scale": torch.ones(2)}, "model", "model that returns its loss"),
         ({"labels": torch.zeros(2)}, None, "no inputs"),
     ],
 )
 def test_incomplete_named_batches_are_refused(batch, loss, message):
-    net = Named()
-    step = steppe.Plain().bind(net, sgd(net), **({"loss": loss} if loss else {}))
+    _, step = bound(steppe.Plain(), Named(), **({"loss": loss} if loss else {}))
     with pytest.raises(steppe.InputError, match=message):
         step(batch)
 
@@ -218,6 +208,7 @@ def test_undoing_a_step_restores_weights_and_whatever_an_optimizer_keeps(good):
     assert all(torch.equal(p, w) for p, w in zip(net.parameters(), weights, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sam", "lpf-sgd", "sadt-v3"])
 def test_an_adapted_model_trains_its_adapters_only(name):
     peft = pytest.importorskip("peft")
@@ -232,6 +223,7 @@ def test_an_adapted_model_trains_its_adapters_only(name):
     assert all("lora_" in k for k in changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "own_loss"), [("sam", True), ("sadt-v1", False)])
 def test_a_hugging_face_model_trains_on_its_own_batches(name, own_loss):
     transformers = pytest.importorskip("transformers")

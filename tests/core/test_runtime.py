@@ -62,12 +62,7 @@ def test_gradients_from_before_a_step_do_not_count(name: str, clip: float | None
     assert all(p.grad is None for p in net.parameters())
 
 
-def test_a_step_without_an_update_leaves_no_gradient() -> None:
-    _, net = after(NoUpdate(), stale=False)
-    assert all(p.grad is None for p in net.parameters())
-
-
-def test_the_update_uses_the_gradient_of_apply_and_not_the_one_in_grad() -> None:
+def test_the_update_uses_the_gradient_of_apply_and_leaves_none_in_grad() -> None:
     plain, _ = after(make("plain"), stale=False, steps=1)
     negated, _ = after(Negated(), stale=False, steps=1)
     torch.manual_seed(0)
@@ -75,6 +70,8 @@ def test_the_update_uses_the_gradient_of_apply_and_not_the_one_in_grad() -> None
     assert max((a - s).abs().max().item() for a, s in zip(plain, start, strict=True)) > 1e-3
     for a, b, s in zip(plain, negated, start, strict=True):
         assert torch.allclose(a - s, s - b, rtol=0, atol=1e-6)
+    _, net = after(NoUpdate(), stale=False)
+    assert all(p.grad is None for p in net.parameters())
 
 
 READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2"}

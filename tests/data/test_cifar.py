@@ -47,7 +47,7 @@ def test_cifar10_is_read_as_published(tmp_path: Path) -> None:
     assert packed.test.x.shape == (20, 3, 16, 16)
 
 
-def test_binary_files_give_the_images_of_the_python_files(tmp_path: Path) -> None:
+def test_binary_files_are_read(tmp_path: Path) -> None:
     root, binary = cifar_folder(tmp_path / "python"), tmp_path / "binary"
     binary.mkdir()
     for file in root.iterdir():
@@ -57,9 +57,6 @@ def test_binary_files_give_the_images_of_the_python_files(tmp_path: Path) -> Non
     a, b = (data.load(f"cifar10:{r}", Data(val=10)) for r in (root, binary))
     assert torch.equal(a.train.x, b.train.x)
     assert torch.equal(a.test.y, b.test.y)
-
-
-def test_binary_files_of_cifar100_have_fine_labels(tmp_path: Path) -> None:
     for name, count in (("train", 200), ("test", 100)):
         rows = np.zeros((count, 3074), np.uint8)
         rows[:, 1] = np.arange(count) % 100

@@ -192,11 +192,3 @@ def test_of_two_images_of_one_name_in_an_archive_the_last_is_used(tmp_path: Path
     with tarfile.open(archive, "a") as tar:
         tar.add(root / "cat" / "000.png", arcname="cat/000.png")
     assert count(load(archive)) == 20
-
-
-@pytest.mark.cifar
-@pytest.mark.skipif("STEPPE_CIFAR" not in os.environ, reason="set STEPPE_CIFAR to the archive of CIFAR-10 images")
-def test_the_archive_of_60_000_images_is_read() -> None:
-    images = data.load(f"folder:{os.environ['STEPPE_CIFAR']}", Data(train=1000))
-    assert (len(images.train), len(images.val), len(images.test), images.size) == (1000, 100, 10_000, 32)
-    assert len(images.classes) == 10

@@ -10,13 +10,12 @@ from steppe.config import Data, Optim
 from steppe.data import load
 from steppe.data.dataset import Images
 from steppe.data.loader import Loader, evaluation_batches
-from steppe.data.normalize import Normalizer
+from steppe.data.normalize import Normalizer, fixed_noise
 from steppe.data.splits import legacy_choice
-from steppe.data.transforms.noise import fixed_noise
 from steppe.errors import InputError
 
 
-def test_the_published_subset_of_cifar():
+def test_the_published_subset_of_cifar_has_no_validation_images():
     """The first five places of the published lists, by which image of its class each is.
 
     CIFAR-10's first class has its 861st, 3773rd, ... image at 8335, 37579, 30906, 4488, 44041; CIFAR-100's its
@@ -30,9 +29,6 @@ def test_the_published_subset_of_cifar():
     assert legacy_choice(np.repeat([19, 29], 500), 0.1)[:5].tolist() == [102, 435, 348, 270, 106]
     spread = np.tile([6, 9, 4], 5000)
     assert (legacy_choice(spread, 0.1) == 3 * (chosen % 5000) + chosen // 5000).all()
-
-
-def test_limited_training_images_are_no_validation_images():
     whole = load("digits", Data())
     limited = load("digits", Data(legacy_share=0.1, val=60))
     assert 100 < len(limited.train) < 180

@@ -11,14 +11,13 @@ from steppe.data.loader import evaluation_batches
 from steppe.data.normalize import Normalizer
 
 
-def test_standard_normalization_gives_training_images_mean_0_and_deviation_1() -> None:
+def test_standard_normalization_gives_mean_0_and_deviation_1(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     train = images(50)
     x = torch.cat([b.x for b in evaluation_batches(train, 7, Normalizer.of("standard", train))]).double()
     assert torch.allclose(x.mean(dim=(0, 2, 3)), torch.zeros(3, dtype=torch.float64), atol=1e-5)
     assert torch.allclose(x.var(dim=(0, 2, 3), correction=0), torch.ones(3, dtype=torch.float64), atol=1e-4)
-
-
-def test_the_mean_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     train = images(50)
     whole = Normalizer.of("standard", train)
     monkeypatch.setattr("steppe.data.normalize._CHUNK", 7)

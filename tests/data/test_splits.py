@@ -48,20 +48,14 @@ def test_classes_keep_their_proportions_as_well_as_whole_numbers_allow(count: in
         assert abs((y[picked] == label).sum() - count * size / 60) < 1
 
 
-def test_a_training_subset_is_exact_and_its_validation_images_come_from_the_others() -> None:
+def test_a_training_subset_is_exact_and_validation_images_depend_on_the_seed_alone() -> None:
     data = apply("x", source([100, 100]), Data(train=50, val=0.1))
     assert (len(data.train), len(data.val)) == (50, 5)
     assert torch.equal(data.train.y.bincount(), torch.tensor([25, 25]))
     assert not numbers(data.train) & numbers(data.val)
-
-
-def test_validation_images_do_not_depend_on_how_many_are_trained_on_beyond_their_count() -> None:
     few = apply("x", source([100, 100]), Data(train=50, val=10))
     many = apply("x", source([100, 100]), Data(train=150, val=10))
     assert numbers(few.val) == numbers(many.val)
-
-
-def test_equal_seeds_split_equally_and_others_differ() -> None:
     one, same, other = (apply("x", source([50, 50]), Data(split_seed=s)) for s in (1, 1, 2))
     assert torch.equal(one.train.x, same.train.x)
     assert numbers(one.val) != numbers(other.val)
@@ -70,10 +64,7 @@ def test_equal_seeds_split_equally_and_others_differ() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            Data(train=200),
-            r"data.train 200 and data.val 0.1 \(20 images\) need more than the 100",
-        ),
+        (Data(train=200), r"data.train 200 and data.val 0.1 \(20 images\) need more than the 100"),
         (Data(train=95, val=10), "data.train 95 and data.val 10 .* more than the 100"),
         (Data(val=100), "^data.val 100 .* more than the 100"),
         (Data(split_seed=-1), "data.split_seed is -1; give 0 or"),

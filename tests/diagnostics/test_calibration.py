@@ -35,23 +35,17 @@ def test_three_samples_have_their_hand_computed_values():
     np.testing.assert_allclose(margins(z, y), [math.log(3.5), -math.log(2), math.log(4 / 3)])
 
 
-def test_one_bin_compares_mean_confidence_and_accuracy():
+def test_bins_exclude_their_lower_edge_and_empty_ones_do_not_count():
     z = logits([0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7])
     result = calibration(z, torch.tensor([0, 1, 1, 1]), bins=1)
     assert result.bins == [(4, pytest.approx(0.75), 0.75)]
     assert result.ece == pytest.approx(0.0, abs=1e-12)
-
-
-def test_certainty_is_in_the_last_bin_and_empty_bins_do_not_count():
     z = torch.tensor([[1000.0, 0.0], [0.0, 1000.0]])
     result = calibration(z, torch.tensor([0, 0]), bins=15)
     assert [c for c, _, _ in result.bins] == [0] * 14 + [2]
     assert result.ece == pytest.approx(0.5)
     assert result.nll == pytest.approx(500)
     assert math.isnan(result.bins[0][1])
-
-
-def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
     assert [c for c, _, _ in calibration(torch.zeros(3, 2), torch.tensor([0, 1, 1]), bins=4).bins] == [0, 3, 0, 0]
 
 
@@ -91,9 +85,6 @@ def test_filter_norms_have_hand_computed_values():
     np.testing.assert_allclose(result.norms, [3, 0, 5, 2, 1, 13])
     assert result.layers == ["0.weight"] * 2 + ["2.weight"] * 3 + ["3.weight"]
     assert result.variation == pytest.approx(np.std([3, 0, 5, 2, 1, 13]) / 4)
-
-
-def test_pytorch_initialises_filters_with_mean_squared_norm_a_third():
     torch.manual_seed(0)
     result = filter_norms(nn.Conv2d(16, 4000, 3))
     assert (result.norms**2).mean() == pytest.approx(1 / 3, rel=0.01)

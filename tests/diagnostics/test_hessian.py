@@ -40,25 +40,26 @@ def network() -> tuple[LossSurface, np.ndarray]:
     return LossSurface(net, [(x[:5], y[:5]), (x[5:], y[5:])]), whole
 
 
-def test_products_are_those_of_the_dense_hessian():
+def test_products_and_trace_are_those_of_the_dense_hessian():
     surface, whole = network()
     v = torch.randn(len(whole), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     pieces = torch.split(v, [p.numel() for p in surface.params])
     result = surface.hvp([t.view(p.shape) for t, p in zip(pieces, surface.params, strict=True)])
     joined = torch.cat([t.reshape(-1) for t in result]).numpy()
     np.testing.assert_allclose(joined, whole @ v.numpy(), rtol=1e-9, atol=1e-12)
+    surface, whole = network()
+    result = trace(surface, probes=200)
+    assert result.error < 0.1 * abs(np.trace(whole))
+    assert abs(result.mean - np.trace(whole)) < 3 * result.error
 
 
-def test_top_eigenvalues_are_those_of_the_dense_hessian():
+def test_top_eigenvalues_are_those_of_the_dense_hessian_within_their_residuals():
     surface, whole = network()
     expected = np.linalg.eigvalsh(whole)[::-1][:3]
     result = eigenvalues(surface, 3, tolerance=1e-6)
     np.testing.assert_allclose(result.values, expected, rtol=1e-3)
     for value, residual, true in zip(result.values, result.residuals, expected, strict=True):
         assert abs(value - true) <= residual + 1e-12
-
-
-def test_eigenvalues_without_convergence_have_large_residuals():
     surface, whole = network()
     result = eigenvalues(surface, 3, tolerance=1e-14, products=1)
     expected = np.linalg.eigvalsh(whole)[::-1]
@@ -68,14 +69,7 @@ def test_eigenvalues_without_convergence_have_large_residuals():
         assert np.abs(expected - value).min() <= residual + 1e-12
 
 
-def test_trace_is_that_of_the_dense_hessian_within_its_error():
-    surface, whole = network()
-    result = trace(surface, probes=200)
-    assert result.error < 0.1 * abs(np.trace(whole))
-    assert abs(result.mean - np.trace(whole)) < 3 * result.error
-
-
-def test_moments_of_the_density_are_those_of_its_vectors():
+def test_the_density_has_the_moments_of_its_vectors_and_integrates_to_one():
     surface, whole = network()
     v = np.random.default_rng(7).standard_normal(len(whole))
     v /= np.linalg.norm(v)
@@ -86,9 +80,6 @@ def test_moments_of_the_density_are_those_of_its_vectors():
         power = whole @ power
         assert (result.weights * result.nodes**order).sum() == pytest.approx(v @ power, rel=1e-7), order
     assert result.nodes[-1] <= np.linalg.eigvalsh(whole)[-1] + 1e-9
-
-
-def test_the_smoothed_density_integrates_to_one():
     result = density(bowl(curved(30), torch.ones(30, dtype=torch.float64)), steps=30, probes=2)
     at = np.linspace(-3, 8, 4001)
     assert np.trapezoid(result.smooth(at, 0.1), at) == pytest.approx(1, abs=1e-6)
@@ -103,14 +94,11 @@ def test_eigenvalues_and_trace_of_a_quadratic_are_its_matrix_s(size):
     assert trace(bowl(torch.diag(torch.diag(h)), w), probes=1).mean == pytest.approx(float(h.trace()))
 
 
-def test_a_linear_loss_has_no_curvature():
-    assert eigenvalues(bowl(torch.zeros(3, 3), torch.ones(3), linear=torch.ones(3)), 1).values == [0.0]
-
-
-def test_density_of_few_distinct_eigenvalues_stops_early_and_is_exact():
+def test_few_distinct_eigenvalues_are_exact():
     h = torch.diag(torch.tensor([2.0, 2.0, 2.0, 5.0, 5.0, 0.0], dtype=torch.float64))
     result = density(bowl(h, torch.ones(6, dtype=torch.float64)), steps=20, probes=1)
     np.testing.assert_allclose(result.nodes, [0, 2, 5], atol=1e-9)
+    assert eigenvalues(bowl(torch.zeros(3, 3), torch.ones(3), linear=torch.ones(3)), 1).values == [0.0]
 
 
 @pytest.mark.parametrize(

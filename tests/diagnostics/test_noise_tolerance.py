@@ -9,24 +9,23 @@ import torch
 from scipy.stats import norm
 from support.bowl import bowl, curved, signs
 
-from steppe.diagnostics.noise_tolerance import (
-    EPSILON,
-    magnitude_aware,
-    max_tolerated_noise,
-    noise_tolerance,
-)
+from steppe.diagnostics.noise_tolerance import EPSILON, magnitude_aware, max_tolerated_noise, noise_tolerance
 from steppe.errors import InputError
 
 W = torch.tensor([0.7, -1.3, 0.4, 2.0], dtype=torch.float64)
 
 
-def test_a_sign_tolerates_the_noise_that_flips_a_tenth_of_it():
+def test_a_sign_tolerates_the_noise_that_flips_a_tenth_of_it_of_any_size_if_relative():
     # P(0.3 + sigma u < 0) is a tenth at sigma = 0.3 / 1.28
     assert max_tolerated_noise(signs(0.3, 1), draws=600, steps=9) == pytest.approx(0.3 / -norm.ppf(0.1), rel=0.15)
     assert max_tolerated_noise(signs(0.3, 1), 0.25, draws=600, steps=9) == pytest.approx(
         0.3 / -norm.ppf(0.25), rel=0.15
     )
     assert max_tolerated_noise(signs(50.0, 1), draws=100) == 2.0
+    # the sign of a weight of any size flips as often: a tenth at sigma = 1 / 1.28
+    for size in (0.5, 30.0):
+        result = max_tolerated_noise(signs(size, 1), noise="magnitude", draws=600, steps=9)
+        assert result == pytest.approx(1 / -norm.ppf(0.1), rel=0.15)
 
 
 def test_measures_have_hand_computed_values():
@@ -36,16 +35,6 @@ def test_measures_have_hand_computed_values():
     assert result.origin == pytest.approx(squared + math.log(200) + 10)
     assert result.start == pytest.approx(moved + math.log(200) + 10)
     assert noise_tolerance(bowl(curved(4), W), 0.5, 100).start is None
-
-
-def test_relative_noise_tolerance_does_not_depend_on_the_size_of_the_weights():
-    # the sign of a weight of any size flips as often: a tenth at sigma = 1 / 1.28
-    for size in (0.5, 30.0):
-        result = max_tolerated_noise(signs(size, 1), noise="magnitude", draws=600, steps=9)
-        assert result == pytest.approx(1 / -norm.ppf(0.1), rel=0.15)
-
-
-def test_the_magnitude_aware_measure_has_its_hand_computed_value():
     moved = [W[:3], None, W[3:]]
     mean = float((W**2).mean())
     expected = sum(0.25 * math.log((EPSILON**2 + 1.25 * mean) / (EPSILON**2 + 0.25 * float(w) ** 2)) for w in W)

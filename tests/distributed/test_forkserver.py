@@ -30,13 +30,8 @@ def test_ctrl_c_is_blocked_only_while_the_server_imports(tmp_path: Path) -> None
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "imported_by_the_server.py").write_text(IMPORTED)
     paths = os.pathsep.join([str(tmp_path), str(Path(forkserver.__file__).parents[2])])
-    done = subprocess.run(
-        [sys.executable, tmp_path / "program.py"],
-        env=os.environ | {"PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command, environment = [sys.executable, tmp_path / "program.py"], os.environ | {"PYTHONPATH": paths}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
     assert (lines[:1], lines[-1:]) == (["while it imports True"], ["after False"]), done.stdout + done.stderr
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -40,13 +40,10 @@ def torchrun(*arguments: str, restarts: int = 0) -> subprocess.Popen[str]:
     """Start two processes of the steppe command; with the tiny network if its arguments name it."""
     program = [str(TINY_STEPPE)] if "tiny" in arguments else ["-m", "steppe"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.Popen(
-        [*launcher, "--max-restarts", str(restarts), *program, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"},
-    )
+    command = [*launcher, "--max-restarts", str(restarts), *program, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **pipes)
 
 
 def outputs(process: subprocess.Popen[str]) -> tuple[str, str]:
@@ -85,7 +82,6 @@ def _network():
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny run by one process."""
     out = tmp_path_factory.mktemp("alone")
     assert main([*TINY, "--out", str(out)]) == 0
     return out
@@ -296,7 +292,7 @@ def test_a_process_that_nobody_meets_gives_up_with_a_line(
     names |= {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": store_of_torchrun}
     for name, value in names.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(process_group, "_MEETING", timedelta(seconds=1))
+    monkeypatch.setattr(process_group, "_RENDEZVOUS", timedelta(seconds=1))
     with ThreadPoolExecutor() as pool:
         if other_comes:
             pool.submit(TCPStore, "127.0.0.1", port, 2, is_master=False, timeout=timedelta(seconds=30))

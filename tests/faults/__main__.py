@@ -18,7 +18,7 @@ from threading import Lock
 
 from faults import table
 from faults.command import ROOT, environment
-from faults.outcome import Case, Faults, Row, Where, caught, summed
+from faults.outcome import Case, Row, Where, caught, summed
 
 LIMIT = 2400.0  # seconds after which a class that hangs is ended
 
@@ -51,7 +51,7 @@ def tried(name: str, count: int, plant: str | None = None) -> tuple[list[Case], 
 
 def row(name: str, short: bool, command: str) -> Row:
     """Run a class, then each of its planted defects on a few cases; in the short form the first of them."""
-    faults: Faults = importlib.import_module(f"faults.classes.{name}")
+    faults = importlib.import_module(f"faults.classes.{name}")
     began = time.monotonic()
     cases, cpu = tried(name, faults.SHORT if short else faults.FULL)
     total = summed(name, faults.TITLE, command, cases, time.monotonic() - began, cpu)

@@ -34,10 +34,10 @@ def fresh_noise() -> None:
     """Resume with the random state of a run's beginning."""
     from steppe.training.checkpoint import store
 
-    def own_streams(self: Any, saved: Any) -> dict[str, Any]:
+    def generators(self: Any, saved: Any) -> dict[str, Any]:
         return {name: store.torch.Generator().manual_seed(0).get_state() for name in self._numbers()}
 
-    _replace("_own_streams", own_streams, store.CheckpointStore)
+    _replace("_generators", generators, store.CheckpointStore)
 
 
 def raw_errors() -> None:
@@ -95,8 +95,10 @@ def unchecked() -> None:
 
 def unlocked() -> None:
     """Do not lock a folder."""
+    from steppe.experiments import comparison
+
     _replace("locked_run", _nothing)
-    _replace("_alone", _nothing)
+    _replace("_lock", _nothing, comparison)
 
 
 def wall_clock() -> None:

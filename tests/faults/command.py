@@ -44,9 +44,9 @@ def in_process(guard: Guard, arguments: Sequence[str], *allowed: Path) -> Ended:
     return Ended(code, err.getvalue(), tuple(events))
 
 
-def program(where: Where, *arguments: str) -> list[str]:
+def program(where: Where, *arguments: str, module: str | None = None) -> list[str]:
     """Return the command line; with a defect to plant, the program that plants it first."""
-    module = "steppe" if where.plant is None else "faults.broken"
+    module = module or ("steppe" if where.plant is None else "faults.broken")
     return [sys.executable, "-m", module, *arguments]
 
 
@@ -57,29 +57,15 @@ def environment(where: Where, more: Mapping[str, str] | None = None) -> dict[str
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
     own = {"HOME": str(home), "TMPDIR": str(home / "tmp"), "STEPPE_CACHE": str(home / "cache"), "COLUMNS": "120"}
     own |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
-    own |= {"MPLCONFIGDIR": str(home / "mpl")}
+    own["MPLCONFIGDIR"] = str(home / "mpl")
     own |= {PLANT: where.plant} if where.plant else {}
     return os.environ | own | dict(more or {})
 
 
-def alone(
-    where: Where,
-    arguments: Sequence[str],
-    cwd: Path,
-    *,
-    more: Mapping[str, str] | None = None,
-    timeout: float = 300,
-) -> Ended:
-    """Run a command in a process of its own."""
-    done = subprocess.run(
-        program(where, *arguments),
-        cwd=cwd,
-        env=environment(where, more),
-        capture_output=True,
-        text=True,
-        errors="backslashreplace",
-        timeout=timeout,
-    )
+def alone(where: Where, arguments: Sequence[str], cwd: Path, *, timeout: float = 300) -> Ended:
+    pipes = {"capture_output": True, "text": True, "errors": "backslashreplace"}
+    line = program(where, *arguments)
+    done = subprocess.run(line, cwd=cwd, env=environment(where), timeout=timeout, **pipes)
     return Ended(done.returncode, done.stderr)
 
 

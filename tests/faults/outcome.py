@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 Verdict = Literal["held", "lost", "traceback", "outside", "not run"]
 SHOWN = 12  # failures that a row quotes
@@ -27,26 +26,17 @@ class Case:
     detail: str = ""
 
 
+def compared(name: str, wrong: str | None) -> Case:
+    """Return a case that was lost in ``wrong``, or held if that says nothing."""
+    return Case(name, "lost", wrong) if wrong else Case(name, "held")
+
+
 @dataclass(frozen=True)
 class Where:
     """The folder that a class may use, and the defect that is planted in the product, if one is."""
 
     scratch: Path
     plant: str | None = None
-
-
-class Faults(Protocol):
-    """A class of faults: a module."""
-
-    TITLE: str
-    FULL: int
-    SHORT: int
-    FEW: int
-    PLANTED: dict[str, str]
-    """What is broken by each planted defect, by name."""
-
-    def cases(self, count: int, where: Where) -> Iterator[Case]:
-        """Try ``count`` faults or so."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +61,11 @@ class Row:
 
     @property
     def holds(self) -> bool:
-        """Whether nothing was lost and every planted defect was caught."""
         bad = self.lost + self.tracebacks + self.outside
         return bool(self.cases) and not bad and all(text.startswith("caught") for text in self.planted.values())
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain data."""
-        return dataclasses.asdict(self)
-
     @classmethod
     def of(cls, data: dict[str, Any]) -> Row:
-        """Make a row of what `as_dict` gave and JSON brought back."""
         return cls(**{**data, "failures": tuple(data["failures"]), "missing": tuple(data["missing"])})
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from support.tiny_steppe import stopping
 
 from steppe import records
 from steppe.cli.main import main
 from steppe.training.checkpoint import sharded
-from steppe.training.trainer import Trainer
 
 TINY = (
     "--data.train", "60", "--data.test", "20", "--data.val", "20", "--data.size", "18", "--batch", "20",
@@ -33,21 +33,10 @@ def quietly(*arguments: str) -> int:
         return main(list(arguments))
 
 
-def trained(out: Path, *more: str, stop_after: int | None = None) -> Path:
+def trained(out: Path, stop_after: int | None = None) -> Path:
     """Train the noisy run, or leave it right after an epoch's checkpoint; return its folder."""
-    save = Trainer._save
-
-    def save_and_stop(self: Trainer, improved: bool) -> None:
-        save(self, improved)
-        if self.epoch == stop_after:
-            raise Stopped
-
-    Trainer._save = save_and_stop
-    try:
-        with contextlib.suppress(Stopped):
-            quietly(*NOISY, *more, "--out", str(out))
-    finally:
-        Trainer._save = save
+    with contextlib.suppress(Stopped), stopping(stop_after, Stopped):
+        quietly(*NOISY, "--out", str(out))
     (folder,) = (out / "runs").iterdir()
     return folder
 
@@ -76,7 +65,6 @@ def _bits(t: Any) -> bytes:
 
 
 def every(out: Path) -> dict[str, Any]:
-    """Return how every run of a comparison ended, by folder."""
     return {folder.name: ended(folder) for folder in sorted((out / "runs").iterdir())}
 
 

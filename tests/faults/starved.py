@@ -39,7 +39,6 @@ def _jumping(seconds: float) -> None:
 
 
 def starve() -> None:
-    """Set the limits that the environment names."""
     # a module that is imported late would fail with the interpreter's message
     for module in pkgutil.walk_packages(steppe.__path__, "steppe."):
         if not set(module.name.split(".")) & set(OPTIONAL):

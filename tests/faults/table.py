@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,6 @@ COLUMNS = (
 
 
 def line(row: Row) -> str:
-    """Return a row in one line of text."""
     caught = sum(text.startswith("caught") for text in row.planted.values())
     counts = f"{row.cases} cases, lost {row.lost}, tracebacks {row.tracebacks}, outside {row.outside}"
     spent = f"{row.seconds:.0f} s, {row.cpu:.0f} s of processor"
@@ -50,10 +50,8 @@ def page(rows: Sequence[Row], together: float | None = None) -> str:
     lines += [f"- {text}" for r in rows for text in r.missing]
     missing = [name for name in ORDER if name not in {r.name for r in rows}]
     if missing:
-        lines += [
-            "",
-            f"Not measured yet: {', '.join(missing)}; `python -m faults {' '.join(missing)} --write` does.",
-        ]
+        command = f"`python -m faults {' '.join(missing)} --write`"
+        lines += ["", f"Not measured yet: {', '.join(missing)}; {command} does."]
     commands = "\n".join(dict.fromkeys(r.command for r in rows))
     tail = f"\nMeasured with these commands, `src` and `tests` on PYTHONPATH:\n\n```sh\n{commands}\n```\n\n{AFTER}"
     whole = f"All classes with their planted defects, in one command: {(together or 0) / 60:.0f} minutes.\n"
@@ -81,7 +79,7 @@ def keep(rows: Sequence[Row], docs: Path, together: float | None = None) -> None
     """Put rows in the place of those of the same name, and write the page anew."""
     by_name = {r.name: r for r in read(docs)[0]} | {r.name: r for r in rows}
     order = [by_name[name] for name in ORDER if name in by_name]
-    content = {"together": together, "rows": [row.as_dict() for row in order]}
+    content = {"together": together, "rows": [dataclasses.asdict(row) for row in order]}
     (docs / DATA).write_text(json.dumps(content, indent=1) + "\n")
     (docs / PAGE).write_text(page(order, together))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -98,8 +99,8 @@ def test_a_row_holds_only_without_losses_and_with_every_defect_caught():
     assert not lost.holds and lost.failures == ("lost: b: why",)
     assert caught([good, bad]) == "caught (lost 1 of 2)"
     assert caught([good]).startswith("MISSED")
-    assert not Row(**{**row.as_dict(), "planted": {"x": caught([good])}}).holds
-    assert Row.of(json.loads(json.dumps(lost.as_dict()))) == lost
+    assert not Row(**{**dataclasses.asdict(row), "planted": {"x": caught([good])}}).holds
+    assert Row.of(json.loads(json.dumps(dataclasses.asdict(lost)))) == lost
     absent = summed("kills", "title", "command", [good, Case("c", "not run", "why")], 1.0, 2.0)
     assert absent.holds and absent.cases == 1 and absent.missing == ("c: why",)
     assert "- c: why" in table.page([absent])

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from faults import broken
-from faults.outcome import Faults, Where
+from faults.outcome import Where
 
 MEMORY = 12 * 2**30  # what a size that is far too large may ask for in vain, bytes of address space
 
@@ -23,7 +23,7 @@ def main(name: str, count: str, scratch: str, plant: str | None = None) -> int:
     # begun in the background this process ignores Ctrl-C, and so would every command that it starts and interrupts
     signal.signal(signal.SIGINT, signal.default_int_handler)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    faults: Faults = importlib.import_module(f"faults.classes.{name}")
+    faults = importlib.import_module(f"faults.classes.{name}")
     out = sys.stdout
     if plant is not None:
         broken.plant(plant)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from support.small import sgd, small_batch, small_net
+from support.small import bound, close, same, sgd, small_batch, small_net
 from torch import Tensor, nn
 
 import steppe
@@ -23,8 +23,7 @@ def test_transforms_of_bind_are_those_of_a_combination():
     for step in steps:
         torch.manual_seed(3)
         step(*small_batch())
-    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
-        assert torch.equal(a, b)
+    assert same(nets[0], nets[1])
 
 
 def test_an_optimizer_that_writes_into_gradients_does_not_change_the_second_update():
@@ -36,8 +35,7 @@ def test_an_optimizer_that_writes_into_gradients_does_not_change_the_second_upda
         for k in range(3):
             torch.manual_seed(k)
             step(*small_batch(seed=k))
-    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
-        assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert close(nets[0], nets[1], rtol=1e-5, atol=1e-7)
 
 
 def test_a_step_takes_pairs_batches_and_lists_alike():
@@ -65,7 +63,14 @@ def test_impossible_arguments_are_refused(options, message):
         steppe.SAM().bind(net, sgd(net), **options)
 
 
-@pytest.mark.parametrize(("x", "message"), [([], "list of micro-batches is empty"), ("x", "this is str")])
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ([], "list of micro-batches is empty"),
+        ("x", "this is str"),
+        ((torch.zeros(0, 2, 6, 6), torch.zeros(0)), "no samples"),
+    ],
+)
 def test_an_argument_that_is_not_a_batch_is_refused(x, message):
     net = small_net()
     with pytest.raises(steppe.InputError, match=message):
@@ -92,8 +97,7 @@ class Averaged(steppe.Method):
 
 
 def test_a_user_s_method_has_state_deploys_and_combines():
-    net = small_net(dropout=0.0)
-    step = steppe.On(steppe.SAM(), Averaged(decay=0.5)).bind(net, sgd(net))
+    net, step = bound(steppe.On(steppe.SAM(), Averaged(decay=0.5)), small_net(dropout=0.0))
     mean = net[0].weight.detach().clone()
     for k in range(3):
         step(*small_batch(seed=k))

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from support.many import halved, together
-from support.small import BARE, indexed, sgd, small_batch, small_net, trained
+from support.small import BARE, bound, close, indexed, same, sgd, small_batch, small_net, trained
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -40,44 +40,7 @@ LIMITS: list[tuple[steppe.Method, steppe.Method]] = [
 
 @pytest.mark.parametrize(("method", "simpler"), LIMITS, ids=lambda m: repr(m))
 def test_at_its_limit_a_method_is_another_bit_for_bit(method, simpler):
-    a, b = trained(method), trained(simpler)
-    for s, t in zip(a.state_dict().values(), b.state_dict().values(), strict=True):
-        assert torch.equal(s, t)
-
-
-def test_asam_on_biases_alone_is_sam():
-    nets = [small_net(), small_net()]
-    for net, method in zip(nets, (steppe.ASAM(rho=0.3), steppe.SAM(rho=0.3)), strict=True):
-        for name, p in net.named_parameters():
-            p.requires_grad_(name.endswith("bias"))
-        trained(method, net)
-    for s, t in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
-        assert torch.equal(s, t)
-
-
-@pytest.mark.parametrize("scaling", ["weights", "all"])
-def test_asam_does_not_care_about_the_scale_of_a_layer(scaling):
-    """Scaling one layer up and the next down changes neither the function nor ASAM's perturbed loss."""
-    x, y = torch.randn(8, 4, dtype=torch.float64), torch.randint(0, 3, (8,))
-    losses = []
-    for factor in (1.0, 7.0):
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False)).double()
-        with torch.no_grad():
-            net[0].weight.mul_(factor)
-            net[2].weight.div_(factor)
-        values = []
-
-        def loss(z: Tensor, target: Tensor, values: list[Tensor] = values) -> Tensor:
-            values.append(nn.functional.cross_entropy(z, target))
-            return values[-1]
-
-        steppe.ASAM(rho=0.5, eta=0.0, scaling=scaling).bind(
-            net, torch.optim.SGD(net.parameters(), 0.0), loss=loss
-        )(x, y)
-        losses.append(values)
-    assert torch.allclose(losses[0][1], losses[1][1], rtol=1e-10)
-    assert losses[0][1] > losses[0][0]
+    assert same(trained(method), trained(simpler))
 
 
 def perturbation(method: steppe.Method, **options: object) -> tuple[Tensor, list[Tensor]]:
@@ -94,7 +57,7 @@ def perturbation(method: steppe.Method, **options: object) -> tuple[Tensor, list
     return torch.cat([m.flatten() for m in moved]), moved
 
 
-def test_sam_perturbs_by_rho():
+def test_sam_perturbs_by_rho_and_several_ascents_end_higher_than_one():
     whole, _ = perturbation(steppe.SAM(rho=0.3))
     assert float(whole.norm()) == pytest.approx(0.3, rel=1e-4)
     whole, _ = perturbation(steppe.SAM(rho=0.3, ascents=4))
@@ -102,21 +65,15 @@ def test_sam_perturbs_by_rho():
     _, each = perturbation(steppe.SAM(rho=0.3, norm="tensor"))
     # the biases below BatchNorm have no gradient but rounding, and are normalised all the same
     assert all(float(m.norm()) == pytest.approx(0.3, rel=1e-3) for m in each if float(m.norm()) > 1e-3)
+    losses: list[Tensor] = []
 
+    def loss(z: Tensor, y: Tensor) -> Tensor:
+        losses.append(nn.functional.cross_entropy(z, y))
+        return losses[-1]
 
-def test_several_ascent_steps_end_higher_than_one():
-    values = []
     for ascents in (1, 5):
-        net = small_net(dropout=0.0)
-        losses: list[Tensor] = []
-
-        def loss(z: Tensor, y: Tensor, losses: list[Tensor] = losses) -> Tensor:
-            losses.append(nn.functional.cross_entropy(z, y))
-            return losses[-1]
-
-        steppe.SAM(rho=0.5, ascents=ascents).bind(net, sgd(net), loss=loss)(indexed(0))
-        values.append(float(losses[-1].detach()))
-    assert values[1] > values[0]
+        bound(steppe.SAM(rho=0.5, ascents=ascents), small_net(dropout=0.0), loss=loss)[1](indexed(0))
+    assert losses[-1] > losses[1]  # of 2 and 6 passes
 
 
 def test_decay_in_the_loss_is_an_l2_term_in_every_pass():
@@ -135,33 +92,7 @@ def test_decay_in_the_loss_is_an_l2_term_in_every_pass():
     for k in range(3):
         for step in steps:
             step(indexed(k))
-    for s, t in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
-        assert torch.allclose(s, t, atol=1e-5)
-
-
-def test_gsam_subtracts_the_orthogonal_part_of_the_clean_gradient():
-    """The update with alpha 1 is g_p - (g - <g, u> u)."""
-    net = small_net(dropout=0.0, dtype=torch.float64)
-    x, y = small_batch(dtype=torch.float64)
-    before = [p.detach().clone() for p in net.parameters()]
-    g = torch.autograd.grad(nn.functional.cross_entropy(net(x), y), list(net.parameters()))
-    net = small_net(dropout=0.0, dtype=torch.float64)
-    steppe.GSAM(rho=0.2, alpha=1.0).bind(net, torch.optim.SGD(net.parameters(), 1.0))(x, y)
-    moved = torch.cat([(w - p.detach()).flatten() for w, p in zip(before, net.parameters(), strict=True)])
-    net = small_net(dropout=0.0, dtype=torch.float64)
-    steppe.SAM(rho=0.2).bind(net, torch.optim.SGD(net.parameters(), 1.0))(x, y)
-    g_p = torch.cat([(w - p.detach()).flatten() for w, p in zip(before, net.parameters(), strict=True)])
-    flat = torch.cat([t.flatten() for t in g])
-    assert float((moved - g_p) @ g_p) == pytest.approx(0.0, abs=1e-12)
-    assert torch.allclose(g_p - moved, flat - g_p * (flat @ g_p) / (g_p @ g_p), rtol=1e-9, atol=1e-12)
-
-
-def test_looksam_counts_the_passes_that_it_saves():
-    net = small_net()
-    step = steppe.LookSAM(k=5).bind(net, sgd(net))
-    for k in range(20):
-        step(indexed(k))
-    assert step.passes.per_step() == pytest.approx((1.2, 1.2, 1))
+    assert close(nets[0], nets[1], atol=1e-5)
 
 
 def test_looksam_after_a_skipped_first_perturbation_is_plain():
@@ -174,13 +105,11 @@ def test_looksam_after_a_skipped_first_perturbation_is_plain():
     for k in (1, 2):
         looksam(indexed(k))
         plain(indexed(k))
-    for s, t in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
-        assert torch.equal(s, t)
+    assert same(nets[0], nets[1])
 
 
 def flops(method: steppe.Method, seed: int = 0) -> int:
-    net = small_net(dropout=0.0)
-    step = method.bind(net, sgd(net), seed=seed)
+    _, step = bound(method, small_net(dropout=0.0), seed=seed)
     with FlopCounterMode(display=False) as counter:
         step(indexed(0))
     return counter.get_total_flops()
@@ -193,31 +122,6 @@ def test_esam_saves_backward_work_on_weights_and_samples():
     assert half / plain == pytest.approx(1 + 1 / 3 + 0.5, rel=0.1)
     fewest = min(flops(steppe.ESAM(beta=0.3, gamma=1.0), seed) for seed in range(8))
     assert fewest < 0.9 * sam
-
-
-def test_esam_chooses_the_sharpest_samples():
-    chosen: list[Tensor] = []
-
-    def loss(z: Tensor, y: Tensor) -> Tensor:
-        if z.requires_grad and len(z) > 1:
-            chosen.append(y.detach().clone())
-        return nn.functional.cross_entropy(z, y)
-
-    net = small_net(dropout=0.0)
-    x = small_batch()[0]
-    y = torch.arange(12) % 5
-    step = steppe.ESAM(rho=0.5, beta=1.0, gamma=0.25).bind(net, torch.optim.SGD(net.parameters(), 0.0), loss=loss)
-    step(x, y)
-    assert [len(c) for c in chosen] == [12, 3]
-    # the same by hand, at SAM's perturbed weights
-    g = torch.autograd.grad(nn.functional.cross_entropy(net(x), y), list(net.parameters()))
-    length = torch.stack([t.square().sum() for t in g]).sum().sqrt()
-    with torch.no_grad():
-        clean = nn.functional.cross_entropy(net(x), y, reduction="none")
-        for p, t in zip(net.parameters(), g, strict=True):
-            p += 0.5 * t / length
-        rise = nn.functional.cross_entropy(net(x), y, reduction="none") - clean
-    assert torch.equal(chosen[1], y[rise.topk(3).indices.sort().values])
 
 
 @pytest.mark.parametrize("gamma", [0.01, 0.5])
@@ -245,7 +149,7 @@ def test_filter_noise_has_the_norm_of_its_filter():
             assert float(ratio.mean()) == pytest.approx(0.5, rel=0.1)
 
 
-def test_rwp_with_two_batches_takes_a_gradient_of_each_half():
+def test_rwp_with_two_batches_takes_a_gradient_of_each_half_and_saf_stores_the_clean_one():
     net = small_net(dropout=0.0)
     targets: list[Tensor] = []
 
@@ -260,19 +164,7 @@ def test_rwp_with_two_batches_takes_a_gradient_of_each_half():
     assert torch.equal(targets[1], y[6:])
     assert step.passes.per_step() == (1, 1, 1)
     assert len(out.logits) == 6
-
-
-@pytest.mark.parametrize("spec", ["rwp:batches=2", "rwp:batches=2,alpha=0", "esam", "lpf-sgd", "lpf-sgd:M=5"])
-@pytest.mark.parametrize("count", [2, 3, 4, 5, 9])
-def test_methods_that_cut_a_batch_leave_batch_norm_two_samples(spec, count):
-    net = small_net()
-    step = steppe.methods.parse(spec).bind(net, sgd(net))
-    assert not step(indexed(0, count)).skipped
-
-
-def test_rwp_with_two_batches_and_saf_store_the_clean_half_s_outputs():
-    net = small_net()
-    step = steppe.methods.parse("rwp:batches=2+saf:past=1").bind(net, sgd(net))
+    _, step = bound(steppe.methods.parse("rwp:batches=2+saf:past=1"))
     for k in range(3):
         out = step(indexed(k))
     store = step.state["base"]
@@ -281,6 +173,14 @@ def test_rwp_with_two_batches_and_saf_store_the_clean_half_s_outputs():
     assert torch.equal(store.values[:6, 0], out.logits)
 
 
+@pytest.mark.parametrize("spec", ["rwp:batches=2", "rwp:batches=2,alpha=0", "esam", "lpf-sgd", "lpf-sgd:M=5"])
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 9])
+def test_methods_that_cut_a_batch_leave_batch_norm_two_samples(spec, count):
+    _, step = bound(steppe.methods.parse(spec))
+    assert not step(indexed(0, count)).skipped
+
+
+@pytest.mark.slow
 def test_rwp_by_halves_of_the_processes_is_the_mean_of_clean_and_noisy():
     processes = together(3, halved, 0.3)
     for process in processes[1:]:
@@ -290,9 +190,6 @@ def test_rwp_by_halves_of_the_processes_is_the_mean_of_clean_and_noisy():
     for i, moved in enumerate(processes[0]["moved"]):
         means = [torch.stack([g[i] for g in grads]).mean(0) for grads in (clean, noisy)]
         assert torch.allclose(moved, 0.3 * means[0] + 0.7 * means[1], atol=1e-6)
-
-
-def test_rwp_by_halves_needs_processes():
     net = small_net()
     with pytest.raises(steppe.InputError, match="start it under DDP"):
         steppe.RWP(halves=True).bind(net, sgd(net))(indexed(0))
@@ -360,16 +257,14 @@ def test_sadt_v2_shares_its_trunk_and_gives_the_gradient_of_whole_passes(dropout
         for step in steps:
             torch.manual_seed(k)
             step(*small_batch(seed=k, dtype=torch.float64))
-    for a, b in zip(shared.state_dict().values(), whole.net.state_dict().values(), strict=True):
-        assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+    assert close(shared, whole.net, rtol=1e-9, atol=1e-9)
     assert steps[0].passes.backward < 0.9 * steps[1].passes.backward
     assert steps[1].passes.per_step() == (3, 3, 2)
 
 
 def test_sadt_v2_counts_the_work_that_it_does():
     """The counted passes are the multiply-adds of the step in units of a plain one's."""
-    net = small_net(dropout=0.0)
-    step = steppe.SADT(variant=2).bind(net, sgd(net))
+    _, step = bound(steppe.SADT(variant=2), small_net(dropout=0.0))
     step(indexed(0))
     with FlopCounterMode(display=False) as counter:
         step(indexed(0))

@@ -12,11 +12,7 @@ from steppe.testing.oracles import REFERENCES
 from steppe.testing.oracles.harness import DECAY, LR, MOMENTUM, Reference
 
 # larger noise than the papers', so that it matters in every term
-STRONG = {
-    "sadt-v1": {"sigma": 0.1},
-    "sadt-v2": {"sigma": 0.1},
-    "sadt-v3": {"sigma": 0.1, "ascent": 0.05},
-}
+STRONG = {"sadt-v1": {"sigma": 0.1}, "sadt-v2": {"sigma": 0.1}, "sadt-v3": {"sigma": 0.1, "ascent": 0.05}}
 
 
 def test_every_method_is_stated_again():

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from support.many import saf_store, together
-from support.small import indexed, sgd, small_batch, small_net, trained
+from support.small import bound, indexed, same, sgd, small_batch, small_net, trained
 from torch import Tensor, nn
 
 import steppe
@@ -17,8 +17,7 @@ from steppe.core.state.param_state import ParamState
 
 
 def test_ema_is_the_mean_that_the_formula_says():
-    net = small_net()
-    step = steppe.EMA(decay=0.5).bind(net, sgd(net))
+    net, step = bound(steppe.EMA(decay=0.5))
     mean = net[0].weight.detach().clone()
     running = net[1].running_mean.clone()
     for t in range(6):
@@ -35,8 +34,7 @@ def test_ema_is_the_mean_that_the_formula_says():
 
 
 def test_swa_is_the_plain_mean_of_the_chosen_steps():
-    net = small_net()
-    step = steppe.SWA(start=0.5, every=2).bind(net, sgd(net), steps=10)
+    net, step = bound(steppe.SWA(start=0.5, every=2), steps=10)
     x, _ = small_batch()
     taken = []
     for t in range(10):
@@ -51,8 +49,7 @@ def test_swa_is_the_plain_mean_of_the_chosen_steps():
 
 
 def test_mesa_s_teacher_has_neither_dropout_nor_a_gradient():
-    net = small_net(dropout=0.5)
-    step = steppe.MESA(decay=0.9).bind(net, sgd(net))
+    net, step = bound(steppe.MESA(decay=0.9), small_net(dropout=0.5))
     for t in range(3):
         step(indexed(t))
     modes = []
@@ -65,8 +62,7 @@ def test_mesa_s_teacher_has_neither_dropout_nor_a_gradient():
 
 def test_the_mean_can_be_swapped_in_within_inference_mode():
     """Its storage is used again outside, where an inference tensor could not be written to."""
-    net = small_net(dropout=0.0)
-    step = steppe.EMA(decay=0.5).bind(net, sgd(net))
+    net, step = bound(steppe.EMA(decay=0.5), small_net(dropout=0.0))
     x, y = small_batch()
     for _ in range(2):
         step(x, y)
@@ -90,8 +86,7 @@ def test_autocast_does_not_keep_the_teacher_s_weights_for_the_student():
 
 
 def test_an_average_swapped_in_leaves_the_network_as_it_was():
-    net = small_net()
-    step = steppe.EMA(decay=0.5).bind(net, sgd(net))
+    net, step = bound(steppe.EMA(decay=0.5))
     step(indexed(0))
     before, places = copy.deepcopy(net.state_dict()), [p.data_ptr() for p in net.parameters()]
 
@@ -110,8 +105,7 @@ def test_a_combination_deploys_the_mean_of_either_part():
     """Of two methods that predict, the base does, with the weights that the rule deploys."""
     x, _ = small_batch()
     for spec in ("sam+ema:decay=0.5", "ema:decay=0.5+sam", "ema:decay=0.5+mesa", "sam:start=0+ema:decay=0.5"):
-        net = small_net(dropout=0.0)
-        step = steppe.parse(spec).bind(net, sgd(net), steps=4)
+        net, step = bound(steppe.parse(spec), small_net(dropout=0.0), steps=4)
         for t in range(2):
             step(indexed(t))
         with step.deployed_weights():
@@ -129,8 +123,7 @@ def averaged(step: steppe.Step, net: nn.Module) -> nn.Module:
 
 
 def test_both_passes_of_sam_have_mesa_s_objective():
-    net = small_net(dropout=0.0)
-    step = steppe.On(steppe.SAM(), steppe.MESA()).bind(net, sgd(net))
+    _, step = bound(steppe.On(steppe.SAM(), steppe.MESA()), small_net(dropout=0.0))
     step(indexed(0))
     assert step.passes.per_step() == (4, 2, 1)  # the teacher has a forward pass for each of the two
 
@@ -202,7 +195,7 @@ def test_saf_resumes_bit_for_bit(store):
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     for k in range(4, 8):
         second(indexed(k))
-    assert all(map(torch.equal, straight.state_dict().values(), nets[1].state_dict().values()))
+    assert same(straight, nets[1])
 
 
 def test_saf_stores_the_outputs_of_each_sample_on_two_shuffled_processes():
@@ -211,25 +204,22 @@ def test_saf_stores_the_outputs_of_each_sample_on_two_shuffled_processes():
         assert answer["seen"] == 30 * 4
 
 
-def test_saf_skips_mixed_batches_on_request():
+def test_saf_skips_mixed_batches_on_request_and_refuses_batches_without_an_index():
     x, y = small_batch()
     mixed = steppe.Batch(x, nn.functional.one_hot(y, 5).float(), torch.arange(12))
-    for choice, same in (("skip", True), ("accept", False)):
+    for choice, equal in (("skip", True), ("accept", False)):
         nets = [small_net(dropout=0.0), small_net(dropout=0.0)]
         for net, method in zip(nets, (steppe.SAF(start=0, past=1, mixed=choice), steppe.Plain()), strict=True):
             step = method.bind(net, sgd(net))
             for _ in range(4):
                 step(mixed)
-        assert torch.equal(nets[0][0].weight, nets[1][0].weight) == same
-
-
-def test_saf_without_an_index_is_refused():
+        assert torch.equal(nets[0][0].weight, nets[1][0].weight) == equal
     net = small_net()
     with pytest.raises(steppe.InputError, match="give batches with an index"):
         steppe.SAF().bind(net, sgd(net))(*small_batch())
 
 
-def test_param_state_reads_and_writes_the_requested_parameters():
+def test_param_state_reads_writes_and_approaches_in_its_own_storage():
     net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     state, params = ParamState(net), list(net.parameters())
     state.write(params, net, [torch.full_like(p, float(i)) for i, p in enumerate(params)])
@@ -239,9 +229,6 @@ def test_param_state_reads_and_writes_the_requested_parameters():
     state.write(some, net, [None, torch.full_like(params[0], 7.0)])
     assert [float(m.mean()) for m in state.read(params, net)] == [7, 1, 2, 3]
     assert state.writes == 2
-
-
-def test_param_state_approaches_in_its_own_storage_and_none_counts_as_zero():
     net = nn.Linear(2, 1)
     state, params = ParamState(net), list(net.parameters())
     state.write(params, net, [torch.ones_like(p) for p in params])

@@ -66,28 +66,22 @@ def test_layers_of_keras_start_glorot_uniform_with_its_biases_and_batch_norm(nam
                 assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
 
 
-def test_the_simple_cnn_of_the_text_starts_as_pytorch_does() -> None:
+def test_the_other_layers_start_as_in_their_codes() -> None:
     net = new("simple-cnn-3fc")
     assert 0.9 * 27**-0.5 < net.conv1.weight.abs().max() <= 27**-0.5  # uniform within 1 / sqrt(fan-in)
     assert net.conv1.bias.abs().max() > 0
+    assert float(new("vgg16-okdph").fc1.weight.detach().std()) == pytest.approx(0.01, rel=0.05)
+    module = new("inception-resnet-sadt").get_submodule("module1")
+    left, right = (module.get_parameter(f"{side}.0.weight") for side in ("left", "right"))
+    assert not torch.equal(left, right)
 
 
-def test_resnet18_starts_with_the_norm_that_the_rwp_paper_states() -> None:
+def test_resnet18_and_the_wide_network_start_as_the_rwp_authors_do() -> None:
     """80.19 for CIFAR-100: a third for each of 4,800 filters, 1 for each BatchNorm weight, and the classifier."""
     net = new("resnet18", classes=100)
     norm = math.sqrt(sum(float(p.detach().double().square().sum()) for p in net.parameters()))
     assert norm == pytest.approx(math.sqrt(4800 / 3 + 4800 + 100 / 3 + 100 / 512 / 3), abs=0.02)
     assert norm == pytest.approx(80.19, abs=0.05)
-
-
-def test_the_first_outputs_of_the_rwp_authors_wide_network_are_zero() -> None:
     x = torch.randn(2, 3, 8, 8)
     assert not new("wrn-16-8-rwp", size=8)(x).any()
     assert new("wrn-16-8", size=8)(x).any()
-
-
-def test_dense_layers_of_okdph_s_vgg_start_small_and_thin_branches_of_a_module_start_different() -> None:
-    assert float(new("vgg16-okdph").fc1.weight.detach().std()) == pytest.approx(0.01, rel=0.05)
-    module = new("inception-resnet-sadt").get_submodule("module1")
-    left, right = (module.get_parameter(f"{side}.0.weight") for side in ("left", "right"))
-    assert not torch.equal(left, right)

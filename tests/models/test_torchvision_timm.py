@@ -29,7 +29,7 @@ def test_a_package_that_cannot_be_imported_is_one_line_with_the_install_command(
     assert "\n" not in str(caught.value)
 
 
-def test_replace_input_layer_replaces_the_first_convolution_and_keeps_its_settings() -> None:
+def test_replace_input_layer_keeps_the_settings_of_the_first_convolution_or_refuses() -> None:
     old = nn.Conv2d(3, 4, (3, 5), stride=2, padding=1, bias=False)
     net = nn.Sequential(nn.Sequential(nn.Identity(), old), nn.Conv2d(4, 4, 1))
     replace_input_layer(net, 1)
@@ -38,9 +38,6 @@ def test_replace_input_layer_replaces_the_first_convolution_and_keeps_its_settin
     assert new.weight.shape == (4, 1, 3, 5)
     assert (new.stride, new.padding, new.bias) == ((2, 2), (1, 1), None)
     assert net(torch.zeros(1, 1, 9, 9)).shape[1] == 4
-
-
-def test_replace_input_layer_refuses_a_network_whose_first_convolution_cannot_be_replaced() -> None:
     with pytest.raises(InputError, match="no convolution"):
         replace_input_layer(nn.Sequential(nn.Linear(1, 1)), 1)
     with pytest.raises(InputError, match="groups"):

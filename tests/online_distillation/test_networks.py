@@ -12,6 +12,8 @@ from support.small import sgd
 from torch import nn
 
 import steppe
+from steppe.core.method import overrides
+from steppe.methods import METHODS
 from steppe.models.multi.hybrid import HybridEnsemble
 
 
@@ -40,47 +42,6 @@ def test_without_distillation_each_network_trains_bitwise_as_alone(method):
     for ours, theirs in zip(net.networks, alone, strict=True):
         for (key, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
             assert torch.equal(a, b), key
-
-
-@pytest.mark.parametrize(
-    "method",
-    [steppe.DML(lam=5.0), steppe.KDCL(lam=5.0), steppe.OKDPH(gradient="none", gamma=0.0, same_start=False)],
-    ids=repr,
-)
-def test_a_network_s_gradient_is_that_of_its_own_loss_alone(method):
-    """Freeze one network: the other's update must not change."""
-    ends = []
-    for frozen in (False, True):
-        net, _ = bound(method)
-        net.networks[1].requires_grad_(not frozen)
-        step = method.bind(net, torch.optim.SGD(net.parameters(), 0.1))
-        step(images())
-        ends.append([p.detach().clone() for p in net.networks[0].parameters()])
-    for a, b in zip(*ends, strict=True):
-        assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize(("gradient", "factor"), [("none", 0.0), ("chain", 0.25), ("full", 1.0)])
-def test_the_hybrid_s_gradient_reaches_a_student_as_the_mode_says(gradient, factor):
-    """A student's gradient is the hybrid's times the factor; the shares are unequal on purpose."""
-    net = HybridEnsemble([maker(Staged, 7, torch.float64)() for _ in range(2)], gradient)
-    net.networks[1].load_state_dict(maker(Staged, 8, torch.float64)().state_dict())
-    batch, mix = images(dtype=torch.float64), torch.tensor([0.25, 0.75], dtype=torch.float64)
-    *_, hybrid = net(batch.x, mix=mix)
-    mixed = copy.deepcopy(net.networks[0])
-    with torch.no_grad():
-        for p, a, b in zip(mixed.parameters(), *(n.parameters() for n in net.networks), strict=True):
-            p.copy_(0.25 * a + 0.75 * b)
-    z = mixed(batch.x)
-    assert torch.allclose(hybrid, z, rtol=1e-12, atol=1e-12)
-    F.cross_entropy(z, batch.y).backward()
-    loss = F.cross_entropy(hybrid, batch.y)
-    if factor == 0:
-        assert not loss.requires_grad
-        return
-    loss.backward()
-    for p, q in zip(net.networks[0].parameters(), mixed.parameters(), strict=True):
-        assert torch.allclose(p.grad, factor * q.grad, rtol=1e-9, atol=1e-12)
 
 
 def test_fusion_moves_weights_and_running_statistics_and_nothing_else():
@@ -215,18 +176,21 @@ def test_each_network_gets_its_own_view_and_the_hybrid_the_last():
         step(views(2))
 
 
-@pytest.mark.parametrize("method", [steppe.DML(), steppe.KDCL(), steppe.OKDPH()], ids=repr)
-def test_only_what_the_method_builds_is_bound(method):
-    net = Staged()
-    with pytest.raises(steppe.InputError, match=r"was bound to Staged; bind what it builds"):
+@pytest.mark.parametrize("name", [name for name in METHODS if overrides(steppe.make(name), "build")])
+def test_only_what_the_method_builds_is_bound(name):
+    method, net = steppe.make(name), Staged()
+    with pytest.raises(steppe.InputError, match="was bound to Staged; bind what it builds"):
         method.bind(net, sgd(net))
-    three = type(method)(networks=3).build(maker(Staged))
+    count = "networks" if hasattr(method, "networks") else "branches"
+    assert isinstance(steppe.make(name, **{count: 1}).build(Staged), Staged)
+    if count == "branches":
+        return
+    three = steppe.make(name, networks=3).build(maker(Staged))
     with pytest.raises(steppe.InputError, match="networks is 2 and the model was built with 3"):
         method.bind(three, sgd(three))
-    if not isinstance(method, steppe.OKDPH):
+    if name != "okdph":  # which copies one network
         with pytest.raises(steppe.InputError, match="returns the same network again"):
-            method.build(lambda net=net: net)
-    assert isinstance(type(method)(networks=1).build(Staged), Staged)
+            method.build(lambda: net)
 
 
 def test_networks_of_different_kinds_learn_from_each_other_but_do_not_mix():
@@ -299,7 +263,9 @@ def test_a_mean_of_all_weights_deploys_the_first_network_of_the_mean(mean):
     assert torch.equal(alone(x), predicted)
 
 
-def test_a_method_that_builds_its_model_cannot_be_switched_on_later():
+def test_a_method_that_builds_its_model_cannot_be_switched_on_later_and_okddip_has_two_peers():
+    with pytest.raises(steppe.InputError, match="at least 3: two peers and the leader"):
+        steppe.OKDDip(branches=2)
     with pytest.raises(steppe.InputError, match="DML builds what it trains .* leave start, stop and every out"):
         steppe.make("dml", start=5)
     steppe.make("sam", start=5)

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from support.cohorts import Staged, images, maker
-from support.small import sgd
+from support.small import same, sgd
 from torch import nn
 
 import steppe
@@ -26,10 +26,6 @@ def ensemble(method: steppe.Method) -> nn.Module:
     with torch.no_grad():  # so that the networks' gradients have very different norms
         net.networks[0].fc.weight.mul_(30)
     return net
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(s, t) for s, t in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 INDEPENDENT = steppe.DML(networks=3, lam=0.0)

@@ -39,12 +39,17 @@ def test_passes_are_those_of_one_network(name):
     assert [m.training for m in net.modules()] == flags
 
 
-def test_branches_with_views_of_their_own_run_their_trunk_as_often():
+def test_views_and_the_passes_of_sam_are_charged():
     method = steppe.PCL(branches=2)
     net = method.build(maker(Staged))
     step = method.bind(net, sgd(net), steps=10)
     step(views(2, 0))
     assert step.passes.backward == pytest.approx((2 * ALONE + 16 * 5) / ALONE, rel=1e-9)
+    method = parse("sam+dml:networks=3")
+    net = method.build(maker(Staged))
+    step = method.bind(net, sgd(net), steps=10)
+    step(images())
+    assert (step.passes.forward, step.passes.backward, step.passes.updates) == (6, 6, 1)
 
 
 def test_counting_draws_no_random_number_and_moves_no_statistic():
@@ -55,11 +60,3 @@ def test_counting_draws_no_random_number_and_moves_no_statistic():
     net.relative_cost(images())
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(t, before[k]) for k, t in net.state_dict().items())
-
-
-def test_a_sharpness_aware_step_of_a_cohort_is_charged_for_each_of_its_passes():
-    method = parse("sam+dml:networks=3")
-    net = method.build(maker(Staged))
-    step = method.bind(net, sgd(net), steps=10)
-    step(images())
-    assert (step.passes.forward, step.passes.backward, step.passes.updates) == (6, 6, 1)

@@ -1,4 +1,4 @@
-"""The teachers of KDCL, by what the paper proves or defines of each; distillation loss, ramp and diversity."""
+"""KDCL's linear teacher of several networks; distillation loss, ramp and diversity."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steppe.core.numerics.losses import distillation_loss, diversity, one_hot, sigmoid_rampup
 from steppe.core.schedules import TrainingProgress
-from steppe.methods.online_distillation._kdcl_targets import cross_entropy, general, linear, min_logit, naive
+from steppe.methods.online_distillation._kdcl_targets import cross_entropy, linear
 
 
 @st.composite
@@ -24,15 +24,7 @@ def logits_and_classes(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return z, one_hot(torch.randint(0, k, (b,), generator=g), z[0])
 
 
-@given(logits_and_classes())
-def test_naive_is_the_best_network_of_each_sample_and_min_logit_never_worse(case):
-    z, y = case
-    best = cross_entropy(z, y).min(0).values
-    assert torch.equal(cross_entropy(naive(z, y), y), best)
-    assert (cross_entropy(min_logit(z, y), y) <= best + 1e-9).all()
-
-
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(logits_and_classes())
 def test_linear_is_at_least_as_good_as_every_network_and_as_a_grid_of_mixtures(case):
     z, y = case
@@ -42,28 +34,6 @@ def test_linear_is_at_least_as_good_as_every_network_and_as_a_grid_of_mixtures(c
         grid = torch.linspace(0, 1, 101, dtype=z.dtype)
         values = torch.stack([cross_entropy(a * z[0] + (1 - a) * z[1], y).mean() for a in grid])
         assert ours <= values.min() + 1e-9
-
-
-@given(logits_and_classes())
-def test_general_has_the_least_expected_square_of_all_weights_that_sum_to_one(case):
-    z, y = case
-    errors = torch.softmax(z, 2) - y
-    t = general(z, y)
-    # its weights, read off by least squares from what it returns
-    w = torch.linalg.lstsq(z.flatten(1).T, t.flatten()[:, None]).solution[:, 0]
-    if torch.linalg.matrix_rank(z.flatten(1)) < len(z):
-        return
-    assert float(w.sum()) == pytest.approx(1, abs=1e-6)
-    ridge = 1e-6 * errors.square().sum((1, 2)).mean() / z.shape[1]
-
-    def risk(v: Tensor) -> Tensor:
-        return torch.einsum("n,nbk->bk", v, errors).square().sum() / z.shape[1] + ridge * v.square().sum()
-
-    g = torch.Generator().manual_seed(0)
-    for _ in range(10):
-        d = torch.randn(len(z), generator=g, dtype=z.dtype)
-        d = d - d.mean()
-        assert risk(w) <= risk(w + 0.1 * d) + 1e-6 * (1 + float(risk(w)))
 
 
 def test_mixed_labels_are_used_as_probabilities():

@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import types
-from argparse import Namespace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -104,8 +104,7 @@ def commands(document: Path) -> list[str]:
     return lines
 
 
-def parsed(command: str, arguments: list[str]) -> Namespace:
-    return main.command_parser(command).parse_args(arguments)
+parser_of = cache(main.command_parser)
 
 
 def test_every_command_of_the_documents_is_accepted():
@@ -113,7 +112,7 @@ def test_every_command_of_the_documents_is_accepted():
     assert len(lines) > 100
     for line in lines:
         command, *arguments = expand_recipe(shlex.split(line, comments=True)[1:])
-        options = parsed(command, arguments)
+        options = parser_of(command).parse_args(arguments)
         if command in ("compare", "train", "tune"):
             settings = make(Study if command == "compare" else Run, options)
             for spec in settings.methods if command == "compare" else [settings.method]:
@@ -125,13 +124,14 @@ def test_every_command_of_the_documents_is_accepted():
 def test_the_study_in_a_file_is_one(tmp_path):
     (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/how-to/compare.md").read_text(), re.DOTALL)
     (tmp_path / "study.yaml").write_text(block)
-    study = make(Study, parsed("compare", ["--config", str(tmp_path / "study.yaml")]))
+    study = make(Study, parser_of("compare").parse_args(["--config", str(tmp_path / "study.yaml")]))
     assert study.methods == ("plain", "two-step", "sam", "sam:rho=0.1")
     assert (study.data.size, study.optim.weight_decay, study.epochs) == (64, 5e-4, 30)
 
 
 # what the blocks of a page print, where it is the same on every machine
 PRINTED = {
+    "distillation": "['deployed', 'network 1', 'network 2', 'ensemble', 'hybrid']\n",
     "loops": "False 65536.0\n",
     "method": "True Passes(forward=40.0, backward=40.0, updates=40, steps=40)\n",
     "track": "1 ['epoch', 'gradients', 'lr']\n2 ['epoch', 'gradients', 'lr']\nok ['best', 'last']\n",

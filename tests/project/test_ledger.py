@@ -61,10 +61,7 @@ def test_every_printed_accuracy_has_a_line(ledger):
 def test_the_rule(ledger, published, ours, full, verdict):
     d = paired_difference(ours, [0.0] * len(ours))
     assert ledger.verdict(published, d, full=full) == verdict
-
-
-def test_what_was_not_run_is_not_judged(ledger):
-    assert ledger.verdict(1.0, None, full=True) == "not run"
+    assert ledger.verdict(published, None, full=full) == "not run"
 
 
 def test_gains_are_over_seeds_that_both_have(ledger):

@@ -15,7 +15,7 @@ from support.recorded import Folder, grid, html
 from steppe.records import load
 from steppe.report import plotting
 from steppe.report._html import embedded
-from steppe.report.comparison import figures
+from steppe.report.comparison import curves
 from steppe.report.comparison.curves import series
 from steppe.report.comparison.page import write
 from steppe.report.style import styles
@@ -175,7 +175,7 @@ def test_environments_folders_and_unreadable_images_are_named(full: Any) -> None
 
 def test_curves_have_four_panels_and_a_line_per_method(home: Path) -> None:
     comparison = load(home)
-    figure = figures.curves(comparison, 8)
+    figure = curves.figure(comparison, 8)
     assert len(figure.axes) == 4
     assert all(len(axes.lines) == 9 for axes in figure.axes)
     assert [t.get_text() for t in figure.legends[0].get_texts()] == list(comparison.methods)

@@ -31,7 +31,6 @@ def bowl(h: Tensor, *tensors: Tensor, linear: Tensor | None = None) -> LossSurfa
 
 
 def curved(size: int, seed: int = 0, lowest: float = 0.1) -> Tensor:
-    """Return a random positive definite matrix."""
     g = torch.Generator().manual_seed(seed)
     a = torch.randn(size, size, generator=g, dtype=torch.float64)
     return a @ a.T / size + lowest * torch.eye(size, dtype=torch.float64)

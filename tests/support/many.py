@@ -84,7 +84,6 @@ def norm_net() -> nn.Sequential:
 
 
 def distributed(net: nn.Module, kind: str) -> nn.Module:
-    """Wrap a network for training on all processes."""
     if kind == "fsdp":
         return fully_shard(net, mesh=dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),)))
     if kind == "compiled inside":
@@ -157,7 +156,6 @@ def rows_of(rank: int, sizes: tuple[int, ...]) -> slice:
 
 
 def replicas(rank: int, sizes: tuple[int, ...], cases: list[tuple[str, dict[str, Any]]]) -> list[list[Tensor]]:
-    """Train each case under DDP."""
     trained = []
     for spec, options in cases:
         net = smooth_net()
@@ -252,7 +250,6 @@ def unused(rank: int) -> dict[str, Any]:
 
 
 def statistics(rank: int) -> list[Tensor]:
-    """Return weights and running statistics after steps on different images."""
     net = norm_net()
     step = steppe.SAM().bind(distributed(net, "ddp"), sgd(net))
     for k in range(3):

@@ -47,11 +47,9 @@ class Rebinding(TwoStep):
 
     @torch.no_grad()
     def first_step(self, zero_grad=False):
-        super().first_step(zero_grad=False)
+        super().first_step(zero_grad)
         for p, before in self.saved:
             self.state[p]["old_p"] = before
-        if zero_grad:
-            self.zero_grad()
 
     @torch.no_grad()
     def second_step(self, zero_grad=False):

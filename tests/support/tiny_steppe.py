@@ -32,14 +32,14 @@ def tiny(classes: int, channels: int, size: int) -> nn.Module:
 
 
 @contextlib.contextmanager
-def stopping(after: int | None) -> Iterator[None]:
-    """Let Ctrl-C arrive once the checkpoint of this epoch is written."""
+def stopping(after: int | None, error: type[BaseException] = KeyboardInterrupt) -> Iterator[None]:
+    """Let Ctrl-C arrive, or another end, once the checkpoint of this epoch is written."""
     save = trainer.Trainer._save
 
     def save_and_stop(self: trainer.Trainer, improved: bool) -> None:
         save(self, improved)
         if self.epoch == after:
-            raise KeyboardInterrupt
+            raise error
 
     with mock.patch.object(trainer.Trainer, "_save", save_and_stop):
         yield

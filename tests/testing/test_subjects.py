@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -50,15 +48,7 @@ def test_checks_do_not_apply_to_a_closure_optimizer_where_torch_promises_nothing
     results = outcomes(subject, lab)
     assert set(results["fail"]) == {"exception", "batch-norm", "random-stream"}
     assert "GradScaler does not take closures" in results["n/a"]["fp16"]
-    assert set(results["n/a"]) == {
-        "passes",
-        "reference",
-        "fp16",
-        "overflow",
-        "clip-once",
-        "ddp-local",
-        "one-rank",
-    }
+    assert set(results["n/a"]) == {"passes", "reference", "fp16", "overflow", "clip-once", "ddp-local", "one-rank"}
 
 
 def test_rebound_storage_and_lost_momentum_are_detected(lab):
@@ -114,9 +104,3 @@ def test_checks_of_constant_settings_do_not_apply_to_a_schedule(lab):
     results = outcomes(subject, lab)
     assert not results["fail"]
     assert {"reference", "passes"} <= set(results["n/a"])
-
-
-def test_the_package_does_not_import_its_tests():
-    code = "import sys, steppe; print([m for m in sys.modules if m.startswith('steppe.testing')])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.strip() == "[]"

@@ -14,7 +14,7 @@ from steppe import hardware, records
 from steppe.analysis.endpoint_plane import NotComparable, Progress, Resolution, endpoint_plane
 from steppe.analysis.load_run import Which, load
 from steppe.analysis.trajectories import saved_epochs, trajectories
-from steppe.data.dataset import DataSet, Images
+from steppe.data.dataset import DataSet
 from steppe.records import Record
 from steppe.report.comparison.summary import BASELINE
 from steppe.report.diagnosis.summary import ENDS, PATHS
@@ -47,14 +47,13 @@ class RunGroup:
 def compare_endpoints(group: RunGroup, data: DataSet, points: Path, progress: Progress) -> dict[str, Any]:
     """Return the plane of the runs' final weights; see `steppe.analysis.endpoint_plane`."""
     runs = {method: load(folder, group.which, data) for method, folder in group.folders.items()}
-    images: Images = getattr(data, group.part)
-    return endpoint_plane(runs, images, Resolution(group.samples), progress, points)
+    return endpoint_plane(runs, getattr(data, group.part), Resolution(group.samples), progress, points)
 
 
 def compare_trajectories(group: RunGroup, data: DataSet, points: Path, progress: Progress) -> dict[str, Any]:
     """Return the runs' trajectories; see `steppe.analysis.trajectories`."""
     first = load(group.first, group.which, data)
-    images: Images = getattr(data, group.part)
+    images = getattr(data, group.part)
     return trajectories(group.folders, first, images, Resolution(group.samples), progress, points)
 
 

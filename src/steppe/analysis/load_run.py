@@ -54,8 +54,8 @@ class TrainedRun:
     def batches(self, images: Images) -> list[Batch]:
         """Return batches of these images as network inputs."""
         like = next(self.model.parameters())
-        batches = evaluation_batches(images, BATCH, _normalizer(self.run, self.images))
-        return [to_model_format(batch, like) for batch in batches]
+        normalize = Normalizer.of(self.run.data.normalize, self.images.train, self.run.data.noise)
+        return [to_model_format(batch, like) for batch in evaluation_batches(images, BATCH, normalize)]
 
 
 def load(folder: Path, which: Which = "last", images: DataSet | None = None) -> TrainedRun:
@@ -67,8 +67,7 @@ def load(folder: Path, which: Which = "last", images: DataSet | None = None) -> 
     """
     run = engine.read_run(folder)
     data = engine.load_data(run) if images is None else images
-    method, net = _build(run, data)
-    state = method.init(net)
+    method, net, state = _build(run, data)
     start = _deployed_model(method, net, state, run, data).state_dict()
     saved = sharded.read(_weights_file(folder, which))
     _fill(net, state, saved, folder)
@@ -82,22 +81,19 @@ def load_members(folder: Path, which: Which, data: DataSet) -> dict[str, dict[st
     Raises the errors of `load`.
     """
     run = engine.read_run(folder)
-    method, net = _build(run, data)
-    state = method.init(net)
+    method, net, state = _build(run, data)
     _fill(net, state, sharded.read(_weights_file(folder, which)), folder)
     with torch.random.fork_rng():
         members = networks(method, net, state, lambda: make_model(run, data))
     return {name: member.state_dict() for name, member in members.items() if name != DEPLOYED}
 
 
-def _build(run: Run, data: DataSet) -> tuple[Method, nn.Module]:
+def _build(run: Run, data: DataSet) -> tuple[Method, nn.Module, nn.Module]:
+    """Return the method, the network as initialised from the run's seed, and the method's initial state."""
     method = methods.parse(run.method)
     with torch.random.fork_rng():
-        return method, make_network(run, method, data)
-
-
-def _normalizer(run: Run, data: DataSet) -> Normalizer:
-    return Normalizer.of(run.data.normalize, data.train, run.data.noise)
+        net = make_network(run, method, data)
+    return method, net, method.init(net)
 
 
 def _deployed_model(method: Method, net: nn.Module, state: nn.Module, run: Run, data: DataSet) -> nn.Module:
@@ -107,14 +103,11 @@ def _deployed_model(method: Method, net: nn.Module, state: nn.Module, run: Run, 
 
 
 def _weights_file(folder: Path, which: Which) -> Path:
-    if which == "last":
-        path = folder / engine.CHECKPOINT
-        if not path.exists():
-            raise InputError(f"{folder} has no checkpoint; train the run first")
-        return path
-    paths = sorted(folder.glob("best-*.safetensors"), key=lambda path: (len(path.name), path.name))
+    pattern = engine.CHECKPOINT if which == "last" else "best-*.safetensors"
+    paths = sorted(folder.glob(pattern), key=lambda path: (len(path.name), path.name))
     if not paths:
-        raise InputError(f"{folder} has no weights of a best epoch; train the run first")
+        content = "checkpoint" if which == "last" else "weights of a best epoch"
+        raise InputError(f"{folder} has no {content}; train the run first")
     return paths[-1]
 
 

@@ -58,11 +58,7 @@ def write(folders: Sequence[Path], which: Which, part: str, samples: int, out: P
 
 
 def losses_between(
-    states: Mapping[str, State],
-    first: TrainedRun,
-    images: Images,
-    resolution: Resolution,
-    progress: Progress,
+    states: Mapping[str, State], first: TrainedRun, images: Images, resolution: Resolution, progress: Progress
 ) -> dict[str, Any]:
     """Return the loss along the segment between each two networks and, for three, on their triangle.
 

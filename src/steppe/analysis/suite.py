@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+import timeit
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,21 +107,12 @@ def fit_to_budget(trained: TrainedRun, images: Images, seconds: float, *, bounds
     surface = trained.surface(few)
     v = vector.gaussian(surface.params, torch.Generator(surface.params[0].device).manual_seed(0))
     surface.hvp(v)
-    forward, product = (_fastest(function) for function in (surface.value, lambda: surface.hvp(v)))
+    # the shortest of three durations, because other work on the machine only adds to them
+    forward, product = (min(timeit.repeat(f, number=1, repeat=3)) for f in (surface.value, lambda: surface.hvp(v)))
     cost = SuiteSettings(1, bounds=bounds).passes
     per_image = (forward * cost[0] + product * cost[1]) / len(few)
     count = max(_LEAST, int(seconds / per_image))
     return SuiteSettings(min(len(images), count), trained=min(len(trained.images.train), count), bounds=bounds)
-
-
-def _fastest(function: Callable[[], Any], times: int = 3) -> float:
-    """Return the shortest duration in seconds, because other work on the machine only adds to it."""
-    durations = []
-    for _ in range(times):
-        start = time.perf_counter()
-        function()
-        durations.append(time.perf_counter() - start)
-    return min(durations)
 
 
 class CorruptedImages:
@@ -160,11 +152,7 @@ class CorruptedImages:
 
 
 def run_suite(
-    trained: TrainedRun,
-    images: Images,
-    settings: SuiteSettings,
-    corrupted: CorruptedImages,
-    progress: Progress,
+    trained: TrainedRun, images: Images, settings: SuiteSettings, corrupted: CorruptedImages, progress: Progress
 ) -> dict[str, Any]:
     """Return every measure of a network on ``images``, as plain data.
 
@@ -240,9 +228,9 @@ def _complexity(trained: TrainedRun, s: SuiteSettings, progress: Progress) -> di
     sigma = max_tolerated_noise(surface, **options)
     relative = max_tolerated_noise(surface, noise="magnitude", **options)
     result["isotropic"] = asdict(noise_tolerance(surface, sigma, count, start)) if sigma else None
-    result["magnitude"] = None
-    if relative:
-        result["magnitude"] = {"sigma": relative, "start": magnitude_aware(moved, relative, count)}
+    result["magnitude"] = (
+        {"sigma": relative, "start": magnitude_aware(moved, relative, count)} if relative else None
+    )
     if s.bounds:
         progress("PAC-Bayes bounds")
         values = bounds(surface, start, draws=DRAWS, seed=s.seed)

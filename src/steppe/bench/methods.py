@@ -2,9 +2,8 @@
 
 The floor of a method is what its counted passes cost in plain training: forward passes at the price of a forward
 pass, backward passes at the rest of a plain step. Plain training is timed right before and after each method,
-itself included: its own line shows the noise of the measurement. The overhead of a step, its time outside forward
-and backward passes, is timed within the step and so more precisely (`steppe.bench.passes`). Timing is described in
-`steppe.bench.timing`, memory in `steppe.bench.memory`. An optimizer of another package (``module:Class``) runs in
+itself included: its own line shows the noise of the measurement. The overhead of a step, its time outside its
+passes, is timed within the step and so more precisely. An optimizer of another package (``module:Class``) runs in
 the loop that its users write, with the same network, memory layout and base optimizer.
 """
 
@@ -96,11 +95,7 @@ def methods_cost(
 
 
 def _measure(
-    names: list[str],
-    new: Callable[[str], _Contestant],
-    steps: int,
-    repeats: int,
-    progress: Callable[[int], None],
+    names: list[str], new: Callable[[str], _Contestant], steps: int, repeats: int, progress: Callable[[int], None]
 ) -> list[StepCost]:
     contestants = {name: new(name) for name in names}
     for name in names:
@@ -174,11 +169,9 @@ class _BoundMethod(_Contestant):
         self.bound = method.bind(self.net, optimizer, steps=10**6)
 
     def step(self) -> None:
-        """Make a step."""
         self.bound(self.batch)
 
     def passes_per_step(self) -> tuple[float, float, float]:
-        """Return what the step counted."""
         return self.bound.passes.per_step()
 
 
@@ -192,7 +185,6 @@ class _OtherOptimizer(_Contestant):
         self.passes = self.steps = 0
 
     def step(self) -> None:
-        """Make a step."""
         self.steps += 1
         if self.form == "closure":
             self.optimizer.step(self._closure)
@@ -214,7 +206,6 @@ class _OtherOptimizer(_Contestant):
         return loss
 
     def passes_per_step(self) -> tuple[float, float, float]:
-        """Return how many passes the loop made."""
         passes = self.passes / self.steps
         return passes, passes, 1.0
 

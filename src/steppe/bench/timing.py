@@ -44,13 +44,7 @@ def alternating(
     works: Mapping[str, Callable[[], float]], repeats: int, progress: Callable[[int], None] = no_progress
 ) -> dict[str, list[float]]:
     """Call each work once per repeat, in rotating order; return the times that the works report."""
-    names = list(works)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for repeat in range(repeats):
-        first = repeat % len(names)
-        for name in names[first:] + names[:first]:
-            times[name].append(works[name]())
-        progress(repeat + 1)
+    times, _ = alternating_with_reference(lambda: 0.0, works, repeats, progress)
     return times
 
 

@@ -46,7 +46,8 @@ def _check_file(parser: ArgumentParser, name: str) -> None:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = error.strerror if isinstance(error, OSError) else _reason(error)
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:200]
+        reason = "it is too deep" if isinstance(error, RecursionError) else reason
         raise InputError(f"config is {name!r}, and parsing it fails ({reason}); give a YAML file") from None
     if not isinstance(content, dict):
         raise InputError(f"config is {name!r}, which holds no settings; write a line for each, as batch: 32")
@@ -79,12 +80,6 @@ def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:
         raise ValueError(f"it has more than {MOST} values")
     counts[id(node)] = count
     return count
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "it is too deep"
-    return " ".join(str(error).split())[:200]
 
 
 def add_fields(parser: ArgumentParser, cls: type, prefix: str = "") -> None:

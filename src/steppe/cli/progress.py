@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TaskProgressColumn, TextColumn
 
 from steppe.training.run import TrainingStatus
 
@@ -19,32 +18,31 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-class Display:
-    """Show the progress of ``total`` runs; a context manager that is updated with each run's news."""
+class _Bars:
+    """Progress bars within a context, on a terminal only."""
 
-    def __init__(self, total: int, console: Console):
-        self.total, self.console = total, console
-        self.done = 0
-        self._tasks: dict[str, TaskID] = {}
-        self._tenths: dict[str, int] = {}
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=18),
-            TextColumn("{task.fields[text]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._all = self._bars.add_task("all runs", total=total, text=f"0 of {total} done")
+    def __init__(self, console: Console, *columns: ProgressColumn):
+        self.console = console
+        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         self._bars.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bars.stop()
+
+
+class Display(_Bars):
+    """Show the progress of ``total`` runs; a context manager that is updated with each run's news."""
+
+    def __init__(self, total: int, console: Console):
+        columns = TextColumn("{task.description}"), BarColumn(bar_width=18), TextColumn("{task.fields[text]}")
+        super().__init__(console, *columns)
+        self.total, self.done = total, 0
+        self._tasks: dict[str, TaskID] = {}
+        self._tenths: dict[str, int] = {}
+        self._all = self._bars.add_task("all runs", total=total, text=f"0 of {total} done")
 
     def update(self, name: str, news: TrainingStatus | dict[str, Any] | str) -> None:
         """Show a run's status, result or error message."""
@@ -83,39 +81,22 @@ class Display:
         self.console.print(f"{count} {name}: {text}", soft_wrap=True, highlight=False, markup=False)
 
 
-class Decoding:
+class Decoding(_Bars):
     """Show the progress of decoding a data set's images, which is cached: later runs do not decode.
 
     A context manager that is called with (done, total). In a log it prints every ``pause`` seconds.
     """
 
     def __init__(self, console: Console, pause: float = 5.0):
-        self.console, self.pause = console, pause
-        self._printed = time.monotonic()
-        self._bar = Progress(
-            TextColumn("decoding images"),
-            BarColumn(bar_width=30),
-            TaskProgressColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        super().__init__(console, TextColumn("decoding images"), BarColumn(bar_width=30), TaskProgressColumn())
+        self.pause, self._printed = pause, time.monotonic()
         self._task: TaskID | None = None
-
-    def __enter__(self) -> Decoding:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
     def __call__(self, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` images are decoded."""
         if self._task is None:
-            self._task = self._bar.add_task("", total=total)
-        self._bar.update(self._task, completed=done, total=total)
+            self._task = self._bars.add_task("", total=total)
+        self._bars.update(self._task, completed=done, total=total)
         if not self.console.is_terminal and time.monotonic() - self._printed > self.pause:
             self._printed = time.monotonic()
             self.console.print(f"decoding images: {done / max(total, 1):.0%}", highlight=False)

@@ -76,15 +76,13 @@ class Data:
     legacy_share: float | None = None
 
     def __post_init__(self) -> None:
-        _positive("data.train", self.train)
-        _positive("data.val", self.val)
-        _positive("data.test", self.test)
+        for name in ("train", "val", "test", "legacy_share"):
+            _positive(f"data.{name}", getattr(self, name))
         _positive("data.size", self.size, 8, strict=False)
         _choice("data.normalize", self.normalize, get_args(Normalize))
         if self.val >= 1 and self.val != int(self.val):
             raise InputError(f"data.val is {self.val}; give a fraction below 1 or a whole number of images")
         _positive("data.noise", self.noise, strict=False)
-        _positive("data.legacy_share", self.legacy_share)
         if self.legacy_share is not None and (self.legacy_share >= 1 or self.train is not None):
             raise InputError(
                 f"data.legacy_share is {self.legacy_share} and data.train {self.train}; give a share below 1, "
@@ -131,9 +129,8 @@ class Optim:
     def __post_init__(self) -> None:
         _choice("optim.name", self.name, get_args(Optimizer))
         _choice("optim.schedule", self.schedule, get_args(ScheduleName))
-        _positive("optim.lr", self.lr, strict=False)
-        _positive("optim.weight_decay", self.weight_decay, strict=False)
-        _positive("optim.momentum", self.momentum, strict=False)
+        for name in ("lr", "weight_decay", "momentum", "warmup_lr", "min_lr"):
+            _positive(f"optim.{name}", getattr(self, name), strict=False)
         _positive("optim.clip", self.clip)
         if self.clip_each and self.clip is None:
             raise InputError("optim.clip_each is True and optim.clip is not given; give the largest norm")
@@ -146,10 +143,10 @@ class Optim:
             if not 0 <= value < 1:
                 raise InputError(f"optim.{name} is {value}; give a share from 0 to below 1")
         for name in ("warmup_lr", "min_lr"):
-            value = getattr(self, name)
-            _positive(f"optim.{name}", value, strict=False)
-            if value > self.lr:
-                raise InputError(f"optim.{name} is {value} and optim.lr {self.lr}; give at most that")
+            if getattr(self, name) > self.lr:
+                raise InputError(
+                    f"optim.{name} is {getattr(self, name)} and optim.lr {self.lr}; give at most that"
+                )
 
     def lr_at(self, share: float) -> float:
         """Return the learning rate once this share s of the budget is spent.
@@ -235,15 +232,11 @@ class RunOptions:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        _positive("batch", self.batch)
-        _positive("epochs", self.epochs)
-        _positive("threads", self.threads)
-        _positive("seconds", self.seconds)
+        for name in ("batch", "epochs", "threads", "seconds", "microbatch", "m"):
+            _positive(name, getattr(self, name))
+        _positive("workers", self.workers, strict=False)
         _choice("match", self.match, get_args(Match))
         _choice("precision", self.precision, get_args(PrecisionName))
-        _positive("microbatch", self.microbatch)
-        _positive("m", self.m)
-        _positive("workers", self.workers, strict=False)
         _choice("sync", self.sync, get_args(SyncName))
         _choice("parallel", self.parallel, get_args(Parallel))
         for tracker in self.track:

@@ -1,7 +1,5 @@
 """The precision of a pass, and the loss scale of fp16."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Methods composed of methods: one's step on another's objective, and one that is active for a time only."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -9,10 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import Method, name_of, overrides, plain_step, require
+from steppe.core.method import Batch, Method, Runtime, StepOutput, name_of, overrides, plain_step, require
 from steppe.core.numerics.vector import Vec
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import TrainingProgress
 from steppe.errors import InputError
 
@@ -46,42 +42,33 @@ class On(Method):
 
     @property
     def views(self) -> int:
-        """As many as the base uses."""
         return self.base.views
 
     def build(self, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Build as the base does."""
         return self.base.build(new_model)
 
     def init(self, net: nn.Module) -> nn.Module:
-        """Keep the state of both."""
         return nn.ModuleDict({"rule": self.rule.init(net), "base": self.base.init(net)})
 
     def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Minimise the objective of the method that defines one."""
         holder = self._holder("objective")
         return holder.objective(batch, self._state(holder, state), rt)
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Step as the method that defines a step."""
         holder = self._holder("step")
         return holder.step(batch, self._state(holder, state), rt)
 
     def transform(self, grads: Vec, rt: Runtime) -> Vec:
-        """Apply the base's transform, then the rule's."""
         return self.rule.transform(self.base.transform(grads, rt), rt)
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
-        """Update the state of both."""
         for part in (self.base, self.rule):
             part.after(batch, out, self._state(part, state), rt)
 
     def memory_bytes(self, samples: int, classes: int) -> int:
-        """Return the memory of both."""
         return self.rule.memory_bytes(samples, classes) + self.base.memory_bytes(samples, classes)
 
     def allocate(self, state: nn.Module, samples: int, classes: int) -> None:
-        """Allocate the memory of both."""
         for part in (self.rule, self.base):
             part.allocate(self._state(part, state), samples, classes)
 
@@ -96,12 +83,10 @@ class On(Method):
             return part.predict(net, own, x)
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
-        """Return the outputs of the method that predicts."""
         with self._deployed(net, state) as (part, own):
             return part.outputs(net, own, x)
 
     def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Return the deployed model of the method that predicts."""
         with self._deployed(net, state) as (part, own):
             return part.deployed_model(net, own, new_model)
 
@@ -157,53 +142,40 @@ class ActiveWindow(Method):
 
     @property
     def views(self) -> int:
-        """As many as the method uses."""
         return self.method.views
 
     def build(self, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Build as the method does."""
         return self.method.build(new_model)
 
     def init(self, net: nn.Module) -> nn.Module:
-        """Keep the method's state."""
         return self.method.init(net)
 
     def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Minimise the method's objective in its steps, the loss alone in the others."""
         return self.method.objective(batch, state, rt) if self.active(rt.now) else rt.supervised(batch)
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Make the method's step, or a plain one."""
         return self.method.step(batch, state, rt) if self.active(rt.now) else plain_step(batch, rt)
 
     def transform(self, grads: Vec, rt: Runtime) -> Vec:
-        """Transform as the method does in its steps."""
         return self.method.transform(grads, rt) if self.active(rt.now) else grads
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
-        """Update the method's state."""
         self.method.after(batch, out, state, rt)
 
     def memory_bytes(self, samples: int, classes: int) -> int:
-        """Return the method's memory."""
         return self.method.memory_bytes(samples, classes)
 
     def allocate(self, state: nn.Module, samples: int, classes: int) -> None:
-        """Allocate the method's memory."""
         self.method.allocate(state, samples, classes)
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
-        """Predict as the method does."""
         return self.method.predict(net, state, x)
 
     def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
-        """Return the method's context."""
         return self.method.deployed_weights(net, state)
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
-        """Return the method's outputs."""
         return self.method.outputs(net, state, x)
 
     def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Return the method's deployed model."""
         return self.method.deployed_model(net, state, new_model)

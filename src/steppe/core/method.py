@@ -30,6 +30,9 @@ from steppe.core.step import Step
 from steppe.core.step_state import BindOptions, LossFunction
 from steppe.errors import InputError, unknown
 
+# with the types of its signatures, so that a method imports its contract from one place
+__all__ = ["Batch", "Method", "Runtime", "StepOutput", "plain_step", "require", "with_weights"]
+
 
 @dataclass(frozen=True)
 class Method:
@@ -168,10 +171,11 @@ class Method:
             InputError: An argument is not usable.
         """
         if not isinstance(model, nn.Module):
-            raise InputError(f"model is {_kind(model)}; give a torch.nn.Module")
+            raise InputError(f"model is of type {type(model).__name__}; give a torch.nn.Module")
         if not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "step")):
             raise InputError(
-                f"optimizer is {_kind(optimizer)}; give a torch.optim.Optimizer of the model's parameters"
+                f"optimizer is of type {type(optimizer).__name__}; give a torch.optim.Optimizer of the model's "
+                "parameters"
             )
         if clip is not None and not clip > 0:
             raise InputError(f"clip is {clip}; give a number above 0, or None")
@@ -203,10 +207,6 @@ class Method:
         return Step(self, model, optimizer, options, m)
 
 
-def _kind(value: object) -> str:
-    return f"of type {type(value).__name__}"
-
-
 def with_weights(plain: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """Load weights and buffers into a network and return it; raises InputError if they do not fit."""
     try:
@@ -224,7 +224,7 @@ def plain_step(batch: Batch, rt: Runtime) -> StepOutput:
     return out
 
 
-_TYPE_NAMES = {
+_TYPES = {
     int: "a whole number",
     float: "a number",
     bool: "True or False",
@@ -249,7 +249,7 @@ def check_fields(method: Method) -> None:
             object.__setattr__(method, f.name, FunctionSchedule(value))
             continue
         if not fits:
-            expected = " or ".join(_TYPE_NAMES.get(a, getattr(a, "__name__", str(a))) for a in allowed)
+            expected = " or ".join(_TYPES.get(a, getattr(a, "__name__", str(a))) for a in allowed)
             usual = "" if f.default is MISSING else f" (its default is {f.default!r})"
             raise InputError(f"{name_of(method)}: {f.name} is {value!r}; give {expected}{usual}")
 

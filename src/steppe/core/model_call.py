@@ -1,7 +1,5 @@
 """Call a model, whatever it is wrapped in, takes or returns."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The module that is trained in the place of one network: several of them, or branches."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import nn

@@ -5,8 +5,6 @@ and average once, when the optimizer uses the gradient: exactly, by sample count
 values in the same message. Shards (FSDP2) have to communicate in every pass.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,6 +21,10 @@ from steppe.errors import InputError
 
 SyncMode = str | int | None
 Params = Sequence[nn.Parameter]
+NO_LOCAL_GRADIENT = (
+    "FSDP2 only exposes the gradient averaged over all processes, so a per-process perturbation "
+    "(sync='local', m) is impossible"
+)
 
 
 class SingleProcess:
@@ -30,6 +32,7 @@ class SingleProcess:
 
     rank = 0
     size = 1
+    group: Any = None
     checks_every_pass = True  # whether a non-finite value stops the step in the pass that meets it
     noise_id = 0  # processes of equal numbers draw equal noise
 
@@ -71,7 +74,7 @@ class SingleProcess:
 
     def gather(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return each tensor (B, ...) with the rows of all processes, in the order of their ranks."""
-        return tensors
+        return tensors if self.size == 1 else gather_rows(tensors, self.size, self.group)
 
     def processes_per_part(self, parts: int) -> list[int]:
         """Return how many processes do each part of the work, in turn by rank; raises InputError if none does."""
@@ -118,15 +121,12 @@ class DataParallel(SingleProcess):
         return bool(bad)
 
     def any_non_finite(self, check: Tensor) -> bool:
-        """Refuse: one process cannot know."""
         raise AssertionError("replicas learn of non-finite values when they average")
 
     def group_mean(self, params: Params, grads: Vec, weight: float, bad: Tensor) -> tuple[Vec, Tensor]:
-        """Average over the processes that share a perturbation; a single one sends nothing."""
         return (grads, bad) if self.sync_group is None else self._mean(params, grads, weight, bad, self.sync_group)
 
     def mean(self, params: Params, grads: Vec, weight: float, bad: Tensor) -> tuple[Vec, Tensor]:
-        """Average over all."""
         return self._mean(params, grads, weight, bad, self.group)
 
     def _mean(self, params: Params, grads: Vec, weight: float, bad: Tensor, group: Any) -> tuple[Vec, Tensor]:
@@ -153,12 +153,7 @@ class DataParallel(SingleProcess):
             means.append(torch.empty_like(p).copy_((value / total).view(p.shape)) if count else None)
         return means, any_bad
 
-    def gather(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Gather rows from all, which may have unequal numbers of them."""
-        return gather_rows(tensors, self.size, self.group)
-
     def processes_per_part(self, parts: int) -> list[int]:
-        """Return how many processes do each part."""
         if self.size < parts:
             raise InputError(f"{parts} parts of the work and {self.size} process; start at least {parts}")
         return [len(range(part, self.size, parts)) for part in range(parts)]
@@ -177,8 +172,7 @@ class Sharded(SingleProcess):
     def __init__(self, net: nn.Module, params: list[nn.Parameter], sync: SyncMode):
         if sync not in (None, "global"):
             raise InputError(
-                f"sync is {sync!r} on a sharded model; its gradient exists only as the mean of all processes: "
-                "leave sync out, or use DDP"
+                f"sync is {sync!r} on a sharded model; {NO_LOCAL_GRADIENT}: leave sync out, or use DDP"
             )
         from torch.distributed.fsdp import FSDPModule
 
@@ -210,10 +204,6 @@ class Sharded(SingleProcess):
         """Return what makes FSDP2's mean over processes the mean over samples."""
         return self._loss_weight
 
-    def gather(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Gather rows from all."""
-        return gather_rows(tensors, self.size, None)
-
     def reshard(self) -> None:
         """Drop gathered copies: FSDP2 keeps the root's after a forward pass without a backward one."""
         for module in self.modules:
@@ -224,7 +214,6 @@ class Sharded(SingleProcess):
         broadcast_buffers(net, 0, None)
 
     def any_non_finite(self, check: Tensor) -> bool:
-        """Return whether it is not finite on any process."""
         flag = (~vector.all_finite(check)).float().reshape(1).to(self.device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)

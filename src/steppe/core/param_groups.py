@@ -1,7 +1,5 @@
 """The parameters that a method works on, the module of each, and what their groups set for them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import chain
 from operator import is_

@@ -1,7 +1,5 @@
 """Generators of a method's own noise, and the global RNG that dropout draws from."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -6,8 +6,6 @@ gradients are averaged over micro-batches and processes exactly, and never carry
 a non-finite value anywhere stops the step on every process before it reaches the weights.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from operator import is_

@@ -1,7 +1,5 @@
 """Hyper-parameters that change while training goes on."""
 
-from __future__ import annotations
-
 import math
 import re
 from abc import ABC, abstractmethod

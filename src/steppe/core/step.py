@@ -1,23 +1,31 @@
 """A method bound to a model and an optimizer, called once per batch."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from steppe.core.batch import Batch, as_batch, join_logits
-from steppe.core.parallel import Sharded
+from steppe.core.parallel import NO_LOCAL_GRADIENT, Sharded
 from steppe.core.runtime import Runtime
 from steppe.core.step_state import BindOptions, GradientAccumulator, NonFinite, Passes, StepOutput
 from steppe.errors import InputError
 
-if TYPE_CHECKING:
-    from steppe.core.method import Method
+
+class _Method(Protocol):
+    """What a step uses of a `steppe.Method`."""
+
+    whole: ClassVar[str]
+
+    def init(self, net: nn.Module) -> nn.Module: ...
+    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput: ...
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput: ...
+    def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None: ...
+    def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor: ...
+    def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]: ...
 
 
 class Step:
@@ -25,7 +33,7 @@ class Step:
 
     def __init__(
         self,
-        method: Method,
+        method: _Method,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         options: BindOptions,
@@ -34,10 +42,7 @@ class Step:
         self.method, self.m = method, m
         self.runtime = runtime = Runtime(model, optimizer, options)
         if m is not None and isinstance(runtime.parallel, Sharded):
-            raise InputError(
-                f"m is {m!r} on a sharded model; its gradient exists only as the mean of all processes: "
-                "leave m out, or use DDP"
-            )
+            raise InputError(f"m is {m!r} on a sharded model; {NO_LOCAL_GRADIENT}: leave m out, or use DDP")
         if method.whole and isinstance(runtime.parallel, Sharded):
             raise InputError(f"{type(method).__name__} cannot train a sharded model: {method.whole}; use DDP")
         self.state = method.init(runtime.net)
@@ -131,6 +136,6 @@ class Step:
         self.runtime.precision.load_state_dict(content.get("scaler", {}))
 
 
-def _described(method: Method) -> str:
+def _described(method: _Method) -> str:
     """Return a method's settings, without memory addresses."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(method))

@@ -1,13 +1,12 @@
 """State of one training step: the batch, a non-finite flag, and the snapshots that roll it back."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from steppe.core.batch import Batch
 from steppe.core.numerics import vector
@@ -15,9 +14,6 @@ from steppe.core.numerics.vector import Vec
 from steppe.core.parallel import SyncMode
 from steppe.core.snapshot import BufferSnapshot, OptimizerSnapshot, SnapshotPool
 from steppe.errors import InputError
-
-if TYPE_CHECKING:
-    from torch.amp.grad_scaler import GradScaler
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 GradientTransform = Callable[..., Any]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from steppe.data.dataset import Images
-from steppe.data.transforms.noise import fixed_noise
 from steppe.data.transforms.pil_ops import to_float
 
 _CHUNK = 4096  # images that are read at a time to compute the mean
@@ -26,7 +27,7 @@ class Normalizer:
     def of(cls, kind: str, train: Images, noise: float = 0.0) -> Normalizer:
         """'unit' keeps [0, 1]; 'standard' uses mean and standard deviation of the training images.
 
-        ``noise`` is added to evaluated images by `steppe.data.transforms.noise.fixed_noise`.
+        ``noise`` is added to evaluated images by `fixed_noise`.
         """
         channels = train.pixels.shape[1]
         if kind == "unit":
@@ -57,3 +58,16 @@ class Normalizer:
             return x
         mean, std = (torch.tensor(v, device=x.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
         return x.sub_(mean).div_(std)
+
+
+def fixed_noise(x: Tensor) -> Tensor:
+    """Return unit normal noise for each image of ``x`` (B, C, H, W) uint8, always the same for the same image.
+
+    It does not depend on the batch, the process or the epoch (OKDPH's supplement, table 4, adds noise to all
+    images; Zhang et al., CVPR 2023, arXiv:2303.14666).
+    """
+    noise = [
+        np.random.default_rng(zlib.crc32(image.numpy().tobytes())).standard_normal(image.shape, np.float32)
+        for image in x.contiguous()
+    ]
+    return torch.from_numpy(np.stack(noise)) if noise else torch.empty(x.shape)

@@ -23,6 +23,13 @@ def stratified(y: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarra
     return np.sort(np.concatenate(picks)) if picks else np.empty(0, int)
 
 
+def split_off_fifth(images: Images) -> tuple[Images, Images]:
+    """Return training and test images; the latter are a fixed fifth of every class."""
+    y = images.y.numpy()
+    rows = stratified(y, round(0.2 * len(y)), np.random.default_rng(0))
+    return images.take(np.setdiff1d(np.arange(len(y)), rows)), images.take(rows)
+
+
 def legacy_choice(y: np.ndarray, share: float) -> np.ndarray:
     """Return positions of ``share`` of each class as in the lists of OKDPH's code, with repetitions.
 

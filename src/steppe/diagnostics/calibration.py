@@ -85,8 +85,7 @@ def margins(logits: Tensor, y: Tensor, *, of: str = "logits") -> np.ndarray:
     rows = torch.arange(len(y))
     others = values.clone()
     others[rows, y] = -torch.inf
-    differences: np.ndarray = (values[rows, y] - others.max(1).values).numpy()
-    return differences
+    return (values[rows, y] - others.max(1).values).numpy()
 
 
 def _checked(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.conv import _ConvNd
 
 from steppe.core.model_call import call_model
 from steppe.core.numerics.filters import unit_dims, unit_norms
@@ -22,10 +23,6 @@ from steppe.core.numerics.vector import Vec
 from steppe.diagnostics.calibration import margins
 from steppe.diagnostics.loss_surface import LossSurface
 from steppe.errors import InputError
-
-_CONVOLUTIONS = (
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -154,7 +151,7 @@ def _layers(surface: LossSurface) -> list[tuple[nn.Module, tuple[int, ...]]]:
     def record(module: nn.Module, inputs: Any) -> None:
         shapes.setdefault(module, tuple(inputs[0].shape[1:]))
 
-    layers = [m for m in surface.net.modules() if isinstance(m, (nn.Linear, *_CONVOLUTIONS))]
+    layers = [m for m in surface.net.modules() if isinstance(m, nn.Linear | _ConvNd)]
     hooks = [layer.register_forward_pre_hook(record) for layer in layers]
     try:
         with surface.evaluation_mode(), torch.no_grad():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -88,7 +87,9 @@ def eigenvalues(
         except ArpackNoConvergence as error:
             values, vectors = error.eigenvalues, error.eigenvectors
             if len(values) < k:
-                values, vectors = _ritz_pairs(surface, start, basis, k)
+                # the Hessian restricted to a Krylov space
+                values, vectors, space = _lanczos(surface, start, basis)
+                values, vectors = values[-k:], torch.stack(space, 1).cpu().numpy() @ vectors[:, -k:]
     order = np.argsort(values)[::-1]
     residuals = [float(np.linalg.norm(product(vectors[:, i]) - values[i] * vectors[:, i])) for i in order]
     return Eigenvalues([float(values[i]) for i in order], residuals, count)
@@ -164,12 +165,6 @@ def _lanczos(surface: LossSurface, start: np.ndarray, steps: int) -> tuple[np.nd
     return values, vectors, basis
 
 
-def _ritz_pairs(surface: LossSurface, start: np.ndarray, steps: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the top eigenvalues and eigenvectors of the Hessian restricted to a Krylov space."""
-    values, vectors, basis = _lanczos(surface, start, steps)
-    return values[-k:], torch.stack(basis, 1).cpu().numpy() @ vectors[:, -k:]
-
-
 def _size(surface: LossSurface) -> int:
     return sum(p.numel() for p in surface.params)
 
@@ -184,8 +179,7 @@ def _unflatten(v: Tensor, surface: LossSurface) -> Vec:
 
 
 def _to_numpy(a: Vec) -> np.ndarray:
-    array: np.ndarray[Any, Any] = _flatten(a).cpu().numpy()
-    return array
+    return _flatten(a).cpu().numpy()
 
 
 def _from_numpy(v: np.ndarray, surface: LossSurface) -> Vec:

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -145,16 +145,8 @@ def segment(points: int = 21) -> list[tuple[float, float]]:
 
 def simplex(corners: int, divisions: int) -> list[tuple[float, ...]]:
     """Return the shares of ``corners`` networks at all points of a triangular grid, corners included."""
-
-    def compositions(total: int, terms: int) -> Iterator[tuple[int, ...]]:
-        if terms == 1:
-            yield (total,)
-            return
-        for first in range(total, -1, -1):
-            for rest in compositions(total - first, terms - 1):
-                yield (first, *rest)
-
-    return [tuple(c / divisions for c in counts) for counts in compositions(divisions, corners)]
+    points = product(range(divisions, -1, -1), repeat=corners)
+    return [tuple(c / divisions for c in counts) for counts in points if sum(counts) == divisions]
 
 
 def barrier(points: Sequence[LandscapePoint]) -> float:

@@ -40,11 +40,6 @@ def random_direction(surface: LossSurface, seed: int = 0) -> Vec:
     return direction
 
 
-def cosine(a: Vec, b: Vec) -> float:
-    """Return the cosine of the angle between two directions, which is near 0 for independent ones."""
-    return float(vector.dot(a, b) / (vector.norm(a) * vector.norm(b)))
-
-
 @dataclass(frozen=True)
 class Plane:
     """The plane of the first two principal components of R checkpoints.

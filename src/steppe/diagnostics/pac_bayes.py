@@ -20,6 +20,7 @@ from typing import Literal
 
 import torch
 from scipy.optimize import brentq
+from scipy.special import rel_entr
 
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
@@ -72,11 +73,7 @@ def bernoulli_kl(q: float, p: float) -> float:
     r"""Return :math:`\mathrm{kl}(q\|p) = q\ln\frac qp + (1-q)\ln\frac{1-q}{1-p}` of two error rates, in nats."""
     if not (0 <= q <= 1 and 0 <= p <= 1):
         raise ValueError(f"q is {q} and p is {p}; error rates lie between 0 and 1")
-    total = 0.0
-    for a, b in ((q, p), (1 - q, 1 - p)):
-        if a > 0:
-            total += a * math.log(a / b) if b > 0 else math.inf
-    return total
+    return float(rel_entr(q, p) + rel_entr(1 - q, 1 - p))
 
 
 def bernoulli_kl_inverse(q: float, budget: float) -> float:

@@ -71,12 +71,7 @@ def worst_case_sharpness(
 
 
 def average_sharpness(
-    surface: LossSurface,
-    sigma: float = 0.01,
-    *,
-    noise: Noise = "isotropic",
-    pairs: int = 10,
-    seed: int = 0,
+    surface: LossSurface, sigma: float = 0.01, *, noise: Noise = "isotropic", pairs: int = 10, seed: int = 0
 ) -> SharpnessEstimate:
     r"""Return the mean rise under Gaussian noise, :math:`E_u[L(w + u)] - L(w)`, with its standard error.
 

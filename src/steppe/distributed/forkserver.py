@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -18,7 +19,9 @@ def forkserver_context(count: int, *preload: str) -> ForkServerContext:
 
     Raises OSError if the limit of open files is too low: the server itself would end in a traceback.
     """
-    _check_open_files(_FILES + _FILES_EACH * count)
+    with contextlib.ExitStack() as files:
+        for _ in range(_FILES + _FILES_EACH * count):
+            files.enter_context(open(os.devnull, "rb"))
     context = multiprocessing.get_context("forkserver")
     if preload:
         context.set_forkserver_preload(list(preload))
@@ -31,14 +34,3 @@ def forkserver_context(count: int, *preload: str) -> ForkServerContext:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
-
-
-def _check_open_files(count: int) -> None:
-    """Raise OSError if ``count`` more files cannot be open."""
-    opened: list[int] = []
-    try:
-        for _ in range(count):
-            opened.append(os.open(os.devnull, os.O_RDONLY))
-    finally:
-        for descriptor in opened:
-            os.close(descriptor)

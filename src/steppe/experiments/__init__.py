@@ -1,6 +1,7 @@
 """Comparison of methods: a grid of runs that share data, initial weights and budget."""
 
-from steppe.experiments.comparison import ComparisonPlan, ComparisonRun, prepare, run
+from steppe.experiments.comparison import ComparisonPlan, prepare, run
 from steppe.experiments.launchers import Launcher
+from steppe.experiments.run_lock import ComparisonRun
 
 __all__ = ["ComparisonPlan", "ComparisonRun", "Launcher", "prepare", "run"]

@@ -18,25 +18,11 @@ from steppe.errors import InputError
 from steppe.experiments.launchers.cluster import Cluster, launch_on_cluster
 from steppe.experiments.launchers.local import launch
 from steppe.experiments.launchers.torchrun import run_in_torchrun
-from steppe.experiments.run_lock import Progress, file_lock
+from steppe.experiments.run_lock import ComparisonRun, Progress, file_lock
 from steppe.training.checkpoint import store
 from steppe.training.run import CHECKPOINT, RESULT, check_run, digest, load_data, memory_bytes
 
 COMPARISON = "compare.json"
-
-
-@dataclass(frozen=True)
-class ComparisonRun:
-    """One run of the grid, its folder, and its name in progress and errors."""
-
-    run: Run
-    folder: Path
-    name: str
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run has a result."""
-        return (self.folder / RESULT).exists()
 
 
 @dataclass(frozen=True)
@@ -100,7 +86,7 @@ def prepare(
 
 
 def run(
-    grid: ComparisonPlan, workers: int, progress: Progress[ComparisonRun], cluster: Cluster | None = None
+    grid: ComparisonPlan, workers: int, progress: Progress, cluster: Cluster | None = None
 ) -> dict[ComparisonRun, str]:
     """Train the unfinished runs, ``workers`` at a time, and return the errors by job.
 
@@ -154,7 +140,7 @@ def _check_saved(job: ComparisonRun, retry: bool) -> None:
     """Refuse damaged checkpoints and results before any worker starts."""
     result = job.folder / RESULT
     if result.exists():
-        remedy = "delete it, and the run goes on from its checkpoint"
+        remedy = "delete it, and the run resumes from its checkpoint"
         content = records.read_json(result, remedy)
         if "status" not in content:
             raise InputError(f"{result} is damaged; {remedy}")

@@ -6,31 +6,34 @@ import contextlib
 import fcntl
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
+from steppe import records
 from steppe.config import Run
 from steppe.errors import RunError
-from steppe.training.run import TrainingStatus
+from steppe.training.run import RESULT, TrainingStatus
 
 PATIENCE = 20.0  # seconds; a worker of a killed comparison needs some to notice and release its folder
 
 
-class Runnable(Protocol):
-    """What is launched: a run and its folder."""
+@dataclass(frozen=True)
+class ComparisonRun:
+    """One run of a comparison, its folder, and its name in progress and errors."""
+
+    run: Run
+    folder: Path
+    name: str
 
     @property
-    def run(self) -> Run:
-        """The configuration."""
-
-    @property
-    def folder(self) -> Path:
-        """The folder of its records."""
+    def finished(self) -> bool:
+        """Whether the run has a result."""
+        return (self.folder / RESULT).exists()
 
 
-J = TypeVar("J", bound=Runnable)
 News = TrainingStatus | dict[str, Any] | str  # progress, the result, or the error message
-Progress = Callable[[J, News], None]
+Progress = Callable[[ComparisonRun, News], None]
 
 
 @contextlib.contextmanager
@@ -63,10 +66,7 @@ def locked_run(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
 
     Raises RunError if another process holds the lock for ``patience`` seconds, or the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write {folder}: {error.strerror}; free the folder and run again") from None
+    records.make_folder(folder)
     busy = f"another process is at work in {folder}; wait for it to end"
-    with file_lock(folder / "lock", busy, "free the folder and run again", patience):
+    with file_lock(folder / "lock", busy, "make sure it can be written and run the same command again", patience):
         yield

@@ -65,7 +65,8 @@ class SteppeScaler:
         self.bind_options = {"precision": precision, **bind}
         self.step: Step | None = None
         self._task_model = _TaskModel(task)
-        if not isinstance(task, ClassificationTask) and _distributed(task):
+        distributed = any(isinstance(module, DistributedDataParallel) for module in task.modules())
+        if not isinstance(task, ClassificationTask) and distributed:
             raise InputError(
                 f"{type(task).__name__} computes its own loss and is distributed, so no method can call the "
                 "network alone; use a ClassificationTask, or one process"
@@ -146,7 +147,3 @@ class _TaskModel(nn.Module):
         """Return the task's loss and output."""
         outputs = self.task_forward(input, target)
         return outputs["loss"], outputs["output"]
-
-
-def _distributed(task: nn.Module) -> bool:
-    return any(isinstance(module, DistributedDataParallel) for module in task.modules())

@@ -29,7 +29,7 @@ try:
 except ImportError as error:
     raise InputError(f"{error}; pip install 'steppe[hf]'") from None
 
-STATE = "steppe.safetensors"
+STATE, PARTS = "steppe.safetensors", ("state", "generators")  # the file, and its parts that are tensors
 
 
 class SteppeTrainer(Trainer):  # type: ignore[misc]
@@ -72,8 +72,7 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
         model.train()
         micro_batches, self._micro_batches = self._micro_batches, []
         out = self.step(micro_batches)
-        # the loop calls the optimizer next, which does nothing; its scheduler depends on whether the step was
-        # skipped
+        # the loop calls the optimizer next, which does nothing; its scheduler waits if the step was skipped
         self.optimizer._is_overflow = out.skipped
         return out.loss.detach().to(self.args.device)
 
@@ -93,7 +92,8 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
         )
         self.optimizer.step, self.optimizer._opt_called = _step_is_made, True
         if self._saved is not None:
-            _load(step, self._saved)
+            saved = read(self._saved)
+            step.load_state_dict({**saved.data, **{part: dict(saved.part(part)) for part in PARTS}})
         return step
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -111,7 +111,10 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.step is not None and self.args.should_save:
-            _save(self.step, Path(output_dir) / STATE)
+            content = self.step.state_dict()
+            tensors = {f"{part}.{k}": v for part in PARTS for k, v in content[part].items()}
+            data = {k: content[k] for k in ("method", "passes", "scaler")}
+            write(Path(output_dir) / STATE, Checkpoint(tensors, json.loads(json.dumps(data))))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -138,15 +141,3 @@ def _label_count(batch: Batch) -> float:
     if batch.y.is_floating_point():
         return len(batch)
     return float((batch.y != -100).sum()) or float(len(batch))
-
-
-def _save(step: Step, path: Path) -> None:
-    content = step.state_dict()
-    tensors = {f"{part}.{k}": v for part in ("state", "generators") for k, v in content[part].items()}
-    data = {k: content[k] for k in ("method", "passes", "scaler")}
-    write(path, Checkpoint(tensors, json.loads(json.dumps(data))))
-
-
-def _load(step: Step, path: Path) -> None:
-    saved = read(path)
-    step.load_state_dict({**saved.data, **{part: dict(saved.part(part)) for part in ("state", "generators")}})

@@ -1,7 +1,5 @@
 """The list of methods, one line each, and how one is made from its name."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import sys

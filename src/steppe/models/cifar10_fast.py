@@ -86,10 +86,7 @@ class ScaledLinear(nn.Linear):
 
 
 def cifar10_fast(classes: int, channels: int, size: int) -> nn.Sequential:
-    """Build the network: 1,972,504 parameters for 10 classes of colour images.
-
-    Raises InputError if ``size`` is below 12, ``classes`` below 2, or ``channels`` is not 1 or 3.
-    """
+    """Build the network: 1,972,504 parameters for 10 classes of colour images."""
     check_images("cifar10-fast", classes, channels, size, MIN_SIZE)
     parts: OrderedDict[str, nn.Module] = OrderedDict(whiten=Whitening(channels), act=nn.GELU())
     inputs = 2 * channels * _PATCH**2

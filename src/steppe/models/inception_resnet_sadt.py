@@ -25,11 +25,8 @@ class InceptionResidual(nn.Module):
         thin = width // 32
         self.left = nn.Sequential(conv(inputs, thin, same=True, he=True), norm2d(thin), nn.ELU())
         self.middle = nn.Sequential(
-            conv(inputs, width, same=True, he=True),
-            norm2d(width),
-            nn.ELU(),
-            conv(width, width, same=True, he=True),
-            norm2d(width),
+            *(conv(inputs, width, same=True, he=True), norm2d(width), nn.ELU()),
+            *(conv(width, width, same=True, he=True), norm2d(width)),
         )
         self.shortcut = nn.Sequential(conv(inputs, width, same=True, he=True), nn.ELU(), norm2d(width), nn.ELU())
         self.right = nn.Sequential(conv(inputs, thin, same=True, he=True), norm2d(thin), nn.ELU())
@@ -44,9 +41,9 @@ def inception_resnet_sadt(classes: int, channels: int, size: int) -> nn.Sequenti
     """Build the Inception-ResNet variant: a convolution, three modules of three branches, three dense layers.
 
     The parts are one flat ``nn.Sequential``: a 3x3 convolution of 32 filters without padding or activation;
-    modules of width 32, 64 and 64 (34, 68 and 68 channels), each followed by 2x2 max-pooling and dropout 0.2;
-    a dense layer of 128 units with ELU and dropout 0.2 on both sides, one of ``classes`` units with ReLU, and
-    the classifier. It maps images (B, channels, size, size) to logits (B, classes).
+    modules of width 32, 64 and 64 (34, 68 and 68 channels), each followed by 2x2 max-pooling and dropout 0.2; a
+    dense layer of 128 units with ELU and dropout 0.2 on both sides, one of ``classes`` units with ReLU, and the
+    classifier.
 
     For 3x32x32 images and 10 classes it has 306,338 values as Keras counts them, moving means and variances
     included. The count settles what the text leaves open: the second convolution of the middle branch is
@@ -59,23 +56,15 @@ def inception_resnet_sadt(classes: int, channels: int, size: int) -> nn.Sequenti
 
     Source: An-Nur Islam Fahim and Boutellier, SADT, NeurIPS 2022 HITY workshop, section 4.1; the authors'
     notebook where the text is silent.
-
-    Raises InputError if ``size`` is below 10, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
     check_images("inception-resnet-sadt", classes, channels, size, MIN_SIZE)
     parts: OrderedDict[str, nn.Module] = OrderedDict(stem=conv(channels, 32, same=False, he=True))
     inputs, side = 32, size - 2
     for i, width in enumerate(WIDTHS, 1):
         parts[f"module{i}"] = InceptionResidual(inputs, width)
-        parts[f"pool{i}"] = nn.MaxPool2d(2)
-        parts[f"drop{i}"] = nn.Dropout(0.2)
+        parts |= {f"pool{i}": nn.MaxPool2d(2), f"drop{i}": nn.Dropout(0.2)}
         inputs, side = width + 2 * (width // 32), side // 2
-    parts["flatten"] = nn.Flatten()
-    parts["drop4"] = nn.Dropout(0.2)
-    parts["fc1"] = dense(inputs * side * side, 128)
-    parts["elu"] = nn.ELU()
-    parts["drop5"] = nn.Dropout(0.2)
-    parts["fc2"] = dense(128, classes)
-    parts["relu"] = nn.ReLU()
+    parts |= {"flatten": nn.Flatten(), "drop4": nn.Dropout(0.2), "fc1": dense(inputs * side * side, 128)}
+    parts |= {"elu": nn.ELU(), "drop5": nn.Dropout(0.2), "fc2": dense(128, classes), "relu": nn.ReLU()}
     parts["head"] = dense(classes, classes)
     return nn.Sequential(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -38,9 +39,7 @@ class BasicBlock(nn.Module):
         for i, (width, side) in enumerate(zip(widths, sides, strict=True)):
             parts += [_conv(inputs, width, side, stride if i == first else 1), nn.BatchNorm2d(width), nn.ReLU()]
             inputs = width
-        self.inner = nn.Sequential(*parts[:-1])
-        self.shortcut = shortcut
-        self.relu = nn.ReLU()
+        self.inner, self.shortcut, self.relu = nn.Sequential(*parts[:-1]), shortcut, nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ReLU of the sum of convolutions and shortcut."""
@@ -91,12 +90,10 @@ def resnet32(classes: int, channels: int, size: int) -> nn.Sequential:
 
     A 3x3 convolution of 16 filters, three stages of five blocks of two 3x3 convolutions with 16, 32 and 64
     filters, strides 1, 2, 2, and the classifier of the mean over positions. Shortcuts have no weights: where the
-    shape changes they take every second pixel and add channels of zeros. It maps images (B, channels, size, size)
-    to logits (B, classes). Convolutions start normal with variance 2 / fan-out, the rest as PyTorch does.
+    shape changes they take every second pixel and add channels of zeros. Convolutions start normal with variance 2
+    / fan-out, the rest as PyTorch does.
 
     Source: He et al., CVPR 2016, arXiv:1512.03385, section 4.2, option A.
-
-    Raises InputError if ``size`` is below 8, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
     return _resnet("resnet32", classes, channels, size, 5, padded=True)
 
@@ -146,9 +143,8 @@ def vgg16_okdph(classes: int, channels: int, size: int) -> nn.Sequential:
 
     Five blocks of 3x3 convolutions with biases, BatchNorm and ReLU (two of 64, two of 128, three each of 256, 512
     and 512 filters), each with 2x2 max-pooling, the first under the name ``stem``; the mean over positions (a
-    single one for 32x32 images); twice a dense layer of 512 units and ReLU, without dropout; the classifier. It
-    maps images (B, channels, size, size) to logits (B, classes). Convolutions start normal with variance
-    2 / fan-out, dense layers with deviation 0.01, biases at 0.
+    single one for 32x32 images); twice a dense layer of 512 units and ReLU, without dropout; the classifier.
+    Convolutions start normal with variance 2 / fan-out, dense layers with deviation 0.01, biases at 0.
 
     Source: tianlizhang/OKDPH @ a562089.
 
@@ -192,8 +188,7 @@ class DenseLayer(nn.Module):
         return torch.cat([x, self.inner(x)], 1)
 
 
-def _dense_conv(inputs: int, outputs: int, side: int) -> nn.Conv2d:
-    return _conv(inputs, outputs, side, mode="fan_in")
+_dense_conv = partial(_conv, mode="fan_in")
 
 
 def densenet40_12(classes: int, channels: int, size: int) -> nn.Sequential:
@@ -201,13 +196,11 @@ def densenet40_12(classes: int, channels: int, size: int) -> nn.Sequential:
 
     A 3x3 convolution of 24 filters; three blocks of six layers, each a 1x1 convolution to 48 and a 3x3 one to 12
     filters, whose output is appended to the layer's input; between the blocks BatchNorm, ReLU, a 1x1 convolution
-    to half the channels and 2x2 mean-pooling; BatchNorm, ReLU, the mean over positions, the classifier. It maps
-    images (B, channels, size, size) to logits (B, classes). Convolutions start normal with variance 2 / fan-in.
+    to half the channels and 2x2 mean-pooling; BatchNorm, ReLU, the mean over positions, the classifier.
+    Convolutions start normal with variance 2 / fan-in.
 
     Source: Huang et al., CVPR 2017, arXiv:1608.06993, in the form of tianlizhang/OKDPH @ a562089; the literature's
     DenseNet-40-12 has no bottlenecks.
-
-    Raises InputError if ``size`` is below 8, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
     check_images("densenet40-12", classes, channels, size, MIN_SIZE)
     parts: OrderedDict[str, nn.Module] = OrderedDict(conv=_dense_conv(channels, 24, 3))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from steppe.errors import unknown
-from steppe.models.cifar10_fast import cifar10_fast, learn, learns
+from steppe.models.cifar10_fast import cifar10_fast
 from steppe.models.inception_resnet_sadt import inception_resnet_sadt
 from steppe.models.okdph import (
     densenet40_12,
@@ -25,8 +25,6 @@ from steppe.models.vgg_cifar import vgg16_bn
 from steppe.models.vgg_sadt import vgg16_sadt
 from steppe.models.vit_cifar import vit_cifar
 from steppe.models.wide_resnet import wrn_16_8, wrn_16_8_rwp, wrn_28_10, wrn_28_10_rwp
-
-__all__ = ["build", "learn", "learns", "names"]
 
 MODELS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "simple-cnn": simple_cnn,
@@ -65,7 +63,8 @@ def build(name: str, *, classes: int, channels: int, size: int) -> nn.Module:
         A module that maps (B, channels, size, size) to logits (B, classes).
 
     Raises:
-        InputError: The name is unknown, its package is missing, or the network cannot take these images.
+        InputError: The name is unknown, its package is missing, or the network cannot take these images: ``size``
+            is below its module's MIN_SIZE, ``channels`` is not 1 or 3, or ``classes`` is below 2.
     """
     if name in MODELS:
         return MODELS[name](classes, channels, size)

@@ -57,15 +57,13 @@ def resnet18(classes: int, channels: int, size: int) -> nn.Sequential:
 
     The parts are one flat ``nn.Sequential``: the convolution with BatchNorm and ReLU, without pooling; two units
     each of 64, 128, 256 and 512 filters, the first of the last three groups with stride 2; the mean over
-    positions; the classifier. It maps images (B, channels, size, size) to logits (B, classes).
+    positions; the classifier.
 
     For 3x32x32 images it has 11,173,962 parameters with 10 classes. The initialisation is PyTorch's, which for 100
     classes gives weights of norm 80.2; the RWP paper states 80.19.
 
     Source: He et al., CVPR 2016, arXiv:1512.03385, section 4.2, with the stem for CIFAR that the RWP paper
     (arXiv:2211.13489v1, figure 3 and section 4.1) and most others use.
-
-    Raises InputError if ``size`` is below 8, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
     return _resnet("resnet18", classes, channels, size, 64)
 

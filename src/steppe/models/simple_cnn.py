@@ -14,10 +14,10 @@ MIN_SIZE = 18
 def simple_cnn(classes: int, channels: int, size: int) -> nn.Sequential:
     """Build the Simple CNN: three convolutions and four dense layers.
 
-    The parts are one flat ``nn.Sequential``: three times a 3x3 convolution of 64 filters without padding,
-    ReLU, 2x2 max-pooling (not after the third) and BatchNorm; then dropout 0.3, dense layers of 512 and 64
-    units, each with ReLU and BatchNorm, one of 10 units with ReLU, and the classifier. It maps images
-    (B, channels, size, size) to logits (B, classes). Training needs batches of at least 2 for its BatchNorm.
+    The parts are one flat ``nn.Sequential``: three times a 3x3 convolution of 64 filters without padding, ReLU,
+    2x2 max-pooling (not after the third) and BatchNorm; then dropout 0.3, dense layers of 512 and 64 units, each
+    with ReLU and BatchNorm, one of 10 units with ReLU, and the classifier. Training needs batches of at least 2
+    for its BatchNorm.
 
     For 3x32x32 images and 10 classes it has 637,112 values as Keras counts them, moving means and variances
     included, of which 635,576 are trained. The paper says three dense layers; the count holds only with the
@@ -29,37 +29,19 @@ def simple_cnn(classes: int, channels: int, size: int) -> nn.Sequential:
 
     Source: An-Nur Islam Fahim and Boutellier, SADT, NeurIPS 2022 HITY workshop, section 4.1; the authors'
     notebook where the text is silent.
-
-    Raises InputError if ``size`` is below 18, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
     check_images("simple-cnn", classes, channels, size, MIN_SIZE)
     side = ((size - 2) // 2 - 2) // 2 - 2
-    return nn.Sequential(
-        OrderedDict(
-            conv1=conv(channels, 64, same=False, he=False),
-            relu1=nn.ReLU(),
-            pool1=nn.MaxPool2d(2),
-            bn1=norm2d(64),
-            conv2=conv(64, 64, same=False, he=False),
-            relu2=nn.ReLU(),
-            pool2=nn.MaxPool2d(2),
-            bn2=norm2d(64),
-            conv3=conv(64, 64, same=False, he=False),
-            relu3=nn.ReLU(),
-            bn3=norm2d(64),
-            flatten=nn.Flatten(),
-            drop=nn.Dropout(0.3),
-            fc1=dense(64 * side * side, 512),
-            relu4=nn.ReLU(),
-            bn4=norm1d(512),
-            fc2=dense(512, 64),
-            relu5=nn.ReLU(),
-            bn5=norm1d(64),
-            fc3=dense(64, 10),
-            relu6=nn.ReLU(),
-            head=dense(10, classes),
-        )
-    )
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    for i in (1, 2, 3):
+        parts |= {f"conv{i}": conv(channels if i == 1 else 64, 64, same=False, he=False), f"relu{i}": nn.ReLU()}
+        parts |= {f"pool{i}": nn.MaxPool2d(2)} if i < 3 else {}
+        parts[f"bn{i}"] = norm2d(64)
+    parts |= {"flatten": nn.Flatten(), "drop": nn.Dropout(0.3)}
+    parts |= {"fc1": dense(64 * side * side, 512), "relu4": nn.ReLU(), "bn4": norm1d(512)}
+    parts |= {"fc2": dense(512, 64), "relu5": nn.ReLU(), "bn5": norm1d(64)}
+    parts |= {"fc3": dense(64, 10), "relu6": nn.ReLU(), "head": dense(10, classes)}
+    return nn.Sequential(parts)
 
 
 def simple_cnn_3fc(classes: int, channels: int, size: int) -> nn.Sequential:
@@ -70,8 +52,6 @@ def simple_cnn_3fc(classes: int, channels: int, size: int) -> nn.Sequential:
     faster under a small budget: the 10 units are a bottleneck.
 
     Source: the same, section 4.1 ("3 conv and 3 dense layers").
-
-    Raises InputError if ``size`` is below 18, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
     check_images("simple-cnn-3fc", classes, channels, size, MIN_SIZE)
     layers = OrderedDict(simple_cnn(classes, channels, size).named_children())

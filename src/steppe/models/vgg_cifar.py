@@ -27,16 +27,13 @@ def vgg16_bn(classes: int, channels: int, size: int) -> nn.Sequential:
 
     The parts are one flat ``nn.Sequential``: five blocks of 3x3 convolutions with padding and biases, each
     followed by BatchNorm and ReLU, each block by 2x2 max-pooling; the mean over positions (a single one for 32x32
-    images); twice dropout 0.5, a dense layer of 512 units and ReLU; the classifier. It maps images
-    (B, channels, size, size) to logits (B, classes).
+    images); twice dropout 0.5, a dense layer of 512 units and ReLU; the classifier.
 
     For 3x32x32 images it has 15,253,578 parameters with 10 classes. Convolutions start normal with variance
     2 / fan-out and zero biases, everything else as PyTorch does.
 
     Source: Simonyan and Zisserman, arXiv:1409.1556, configuration D, with the classifier and the start of the
     RWP authors' code (nblt/TWA @ 38200a9, models/vgg.py; that of nblt/RWP is not published).
-
-    Raises InputError if ``size`` is below 32, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
     check_images("vgg16-bn", classes, channels, size, MIN_SIZE)
     parts: OrderedDict[str, nn.Module] = OrderedDict()

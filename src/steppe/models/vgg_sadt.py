@@ -17,10 +17,9 @@ def vgg16_sadt(classes: int, channels: int, size: int) -> nn.Sequential:
     """Build the VGG16 variant with BatchNorm: thirteen convolutions and four dense layers.
 
     The parts are one flat ``nn.Sequential``: five blocks of 3x3 convolutions with padding, each followed by
-    BatchNorm, ReLU and dropout 0.1, each block by 2x2 max-pooling; then the mean over positions, two dense
-    layers of 512 units, each with BatchNorm, ReLU and dropout 0.3, one of ``classes`` units with ReLU, and
-    the classifier. It maps images (B, channels, size, size) to logits (B, classes). Training needs batches
-    of at least 2 for its BatchNorm.
+    BatchNorm, ReLU and dropout 0.1, each block by 2x2 max-pooling; then the mean over positions, two dense layers
+    of 512 units, each with BatchNorm, ReLU and dropout 0.3, one of ``classes`` units with ReLU, and the
+    classifier. Training needs batches of at least 2 for its BatchNorm.
 
     For 3x32x32 images and 10 classes it has 4,092,184 values as Keras counts them, moving means and variances
     included; the ReLU layer of ``classes`` units before the classifier belongs to that count. Convolutions
@@ -30,8 +29,6 @@ def vgg16_sadt(classes: int, channels: int, size: int) -> nn.Sequential:
 
     Source: An-Nur Islam Fahim and Boutellier, SADT, NeurIPS 2022 HITY workshop, section 4.1; the authors'
     notebook where the text is silent.
-
-    Raises InputError if ``size`` is below 32, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
     check_images("vgg16-sadt", classes, channels, size, MIN_SIZE)
     parts: OrderedDict[str, nn.Module] = OrderedDict()

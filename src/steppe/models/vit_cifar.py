@@ -60,12 +60,8 @@ class EncoderBlock(nn.Module):
         super().__init__()
         self.attention = Attention()
         self.dense = nn.Sequential(
-            nn.LayerNorm(WIDTH),
-            nn.Linear(WIDTH, HIDDEN),
-            nn.GELU(),
-            nn.Dropout(DROP),
-            nn.Linear(HIDDEN, WIDTH),
-            nn.Dropout(DROP),
+            *(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, HIDDEN), nn.GELU(), nn.Dropout(DROP)),
+            *(nn.Linear(HIDDEN, WIDTH), nn.Dropout(DROP)),
         )
 
     def forward(self, x: Tensor) -> Tensor:

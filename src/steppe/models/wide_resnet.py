@@ -58,7 +58,7 @@ def _wrn(name: str, classes: int, channels: int, size: int, units: int, factor: 
 def wrn_16_8(classes: int, channels: int, size: int) -> nn.Sequential:
     """Build WRN-16-8: three groups of two units, of 128, 256 and 512 filters.
 
-    Parts, start and errors are those of `wrn_28_10`. It has 10,961,370 parameters for 3 channels and 10 classes
+    Parts and start are those of `wrn_28_10`. It has 10,961,370 parameters for 3 channels and 10 classes
     (paper, table 5: 11.0 million).
     """
     return _wrn("wrn-16-8", classes, channels, size, 2, 8)
@@ -69,14 +69,11 @@ def wrn_28_10(classes: int, channels: int, size: int) -> nn.Sequential:
 
     The parts are one flat ``nn.Sequential``: a 3x3 convolution of 16 filters; the units, the first of the second
     and third group with stride 2; BatchNorm, ReLU, the mean over positions, the classifier. There is no dropout.
-    It maps images (B, channels, size, size) to logits (B, classes).
 
     It has 36,479,194 parameters for 3 channels and 10 classes (paper, table 5: 36.5 million). Convolutions
     start normal with variance 2 / fan-out, the classifier's bias at 0, the rest as PyTorch does.
 
     Source: Zagoruyko and Komodakis, BMVC 2016, arXiv:1605.07146, section 2 and the authors' code.
-
-    Raises InputError if ``size`` is below 8, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
     return _wrn("wrn-28-10", classes, channels, size, 4, 10)
 
@@ -84,7 +81,7 @@ def wrn_28_10(classes: int, channels: int, size: int) -> nn.Sequential:
 def wrn_16_8_rwp(classes: int, channels: int, size: int) -> nn.Sequential:
     """Build WRN-16-8 with one more unit in each group (three), as the RWP authors' code does.
 
-    Start and errors are those of `wrn_28_10_rwp`. It has 17,158,106 parameters for 3 channels and 10 classes.
+    The start is that of `wrn_28_10_rwp`. It has 17,158,106 parameters for 3 channels and 10 classes.
     """
     return _wrn("wrn-16-8-rwp", classes, channels, size, 3, 8)
 
@@ -96,7 +93,5 @@ def wrn_28_10_rwp(classes: int, channels: int, size: int) -> nn.Sequential:
     that the first outputs are 0. It has 46,160,474 parameters for 3 channels and 10 classes.
 
     Source: nblt/RWP @ 6553ded, models/wide_resnet.py, which shares its form with davda54/sam.
-
-    Raises InputError if ``size`` is below 8, ``classes`` below 2, or ``channels`` is not 1 or 3.
     """
     return _wrn("wrn-28-10-rwp", classes, channels, size, 5, 10)

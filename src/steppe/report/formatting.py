@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -124,6 +126,13 @@ def minus(text: str) -> str:
 def markdown_cell(value: str) -> str:
     """Return text with everything escaped that Markdown would read as markup or as the cell's end."""
     return re.sub(r"([\\|<>`*_\[\]])", r"\\\1", value)
+
+
+def csv_text(lines: Iterable[Sequence[object]]) -> str:
+    """Return lines of cells as the text of a CSV file; a cell of None is empty."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(lines)
+    return file.getvalue()
 
 
 def inert(name: str) -> str:

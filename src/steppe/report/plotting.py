@@ -57,20 +57,14 @@ def label(method: str) -> str:
 
 
 def band(
-    panel: Axes,
-    x: Sequence[float] | np.ndarray,
-    values: np.ndarray,
-    style: Style,
-    order: int,
-    every: int | None = None,
+    panel: Axes, x: Sequence[float] | np.ndarray, values: np.ndarray, style: Style, order: int, every: int = 0
 ) -> None:
     """Draw a mean with its band and a marker at each ``every``-th point; ``values`` are mean, lowest, highest."""
     mean, low, high = values
     panel.fill_between(x, low, high, color=style.light, alpha=0.10, linewidth=0)
     # Different lines have their markers at different points; at one point they would cover each other.
     step = every or max(1, len(x) // 6)
-    options: dict[str, Any] = {"linestyle": style.line, "marker": style.marker or None, "markersize": 4}
-    options |= {"linewidth": 0.75 * style.width, "markevery": (order % step, step)}
+    options = style.line | {"markevery": (order % step, step)}
     # Plain, which is the widest, is drawn above the others.
     panel.plot(x, mean, color=style.light, zorder=2 + style.width, **options)
 
@@ -107,8 +101,7 @@ def legend(
             return Patch(facecolor=style.light, hatch="////" if style.dash else None, edgecolor="white")
         if kind == "point":
             return Line2D([], [], color=style.light, linestyle="", marker=style.marker or "o")
-        options: dict[str, Any] = {"linestyle": style.line, "marker": style.marker or None, "markersize": 4}
-        return Line2D([], [], color=style.light, linewidth=style.width * 0.75, **options)
+        return Line2D([], [], color=style.light, **style.line)
 
     names = list(methods)
     defaults: dict[str, Any] = {"loc": "outside lower center", "ncols": min(len(names), 6), "fontsize": 9}
@@ -131,6 +124,13 @@ def numbers(values: Any) -> np.ndarray:
 def finite(losses: np.ndarray) -> np.ndarray:
     """Return the losses with a large number for each that is not finite, as contours need."""
     return np.minimum(np.where(np.isfinite(losses), losses, np.inf), 1e9)
+
+
+def levels(losses: np.ndarray, highest: float = 0.9) -> np.ndarray:
+    """Return 15 levels of colour from the lowest finite loss to the ``highest`` quantile of the finite ones."""
+    present = losses[np.isfinite(losses)]
+    low, high = present.min(), np.quantile(present, highest)
+    return np.linspace(low, high if high > low else low + 1, 15)
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.markers import MarkerStyle
 
@@ -26,8 +27,6 @@ _HUES = (
 _CONTROLS = (("#6f7782", "#a3acb8"), ("#96714a", "#cfa679"), ("#5f7f5a", "#a1c79a"))
 _DASHES: tuple[tuple[float, ...], ...] = ((), (7, 2, 1.5, 2), (9, 3), (3, 1.5, 1, 1.5, 1, 1.5))
 _CONTROL_DASHES: tuple[tuple[float, ...], ...] = ((5, 2.5), (2, 2), (6, 2, 2, 2))
-
-
 _PLAIN = ("#2b2f36", "#e9ebee")
 
 DARK = dict((_PLAIN, *_HUES, *_CONTROLS))
@@ -45,9 +44,11 @@ class Style:
     width: float
 
     @property
-    def line(self) -> tuple[float, tuple[float, ...]] | str:
-        """Return the dashes as matplotlib's ``linestyle``."""
-        return (0, self.dash) if self.dash else "-"
+    def line(self) -> dict[str, Any]:
+        """Return dashes, width and marker as options of matplotlib's lines."""
+        dashes = (0, self.dash) if self.dash else "-"
+        width = 0.75 * self.width
+        return {"linestyle": dashes, "linewidth": width, "marker": self.marker or None, "markersize": 4}
 
     @property
     def outline(self) -> str:

@@ -5,8 +5,6 @@
 The same from the command line: ``steppe conformance my_module:MyMethod``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import time

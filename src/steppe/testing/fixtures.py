@@ -1,7 +1,5 @@
 """The networks, batches and optimizers of the checks, and comparisons of what they hold."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Checks in half precision: bf16 and fp16 follow fp32, the loss scale has no effect, overflow skips the step."""
 
-from __future__ import annotations
-
 import torch
 
 from steppe.testing import fixtures, probes

@@ -1,7 +1,5 @@
 """Checks with two processes: replicas (DDP) and shards (FSDP2) against one process with the whole batch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Observers of a step from outside: hooks on modules and optimizers, and a layer that fails on request."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field

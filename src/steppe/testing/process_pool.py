@@ -1,7 +1,5 @@
 """Two processes that communicate over gloo, started once and used for all jobs; a job that hangs is killed."""
 
-from __future__ import annotations
-
 import io
 import multiprocessing
 import os

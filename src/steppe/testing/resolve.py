@@ -1,7 +1,5 @@
 """From a name to a subject: ``sam``, ``sam:rho=0.1``, ``my_module:MyMethod``."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import os

@@ -1,7 +1,5 @@
 """Checks in one process and full precision: limits, restored weights, statistics, random numbers, resuming."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Mapping

@@ -6,7 +6,7 @@ import dataclasses
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,10 +25,6 @@ from steppe.testing.oracles.harness import ReferenceStep
 from steppe.testing.result import NotApplicable
 
 
-def _unwrapped(net: nn.Module) -> nn.Module:
-    return net
-
-
 @dataclass(frozen=True)
 class SubjectOptions:
     """How a subject trains; ``wrap`` makes the model (compiled, DDP, FSDP) of the network."""
@@ -40,7 +36,7 @@ class SubjectOptions:
     m: int | None = None
     sync: str | None = None
     seed: int = 0
-    wrap: Callable[[nn.Module], nn.Module] = field(default=_unwrapped)
+    wrap: Callable[[nn.Module], nn.Module] = lambda net: net
     device: str = "cpu"
 
 
@@ -160,11 +156,9 @@ class OurMethod(Subject):
         return self.method.build(fixtures.varied(make))
 
     def start(self, make: Make, options: SubjectOptions) -> Session:
-        """Bind the method."""
         return OurSession(self.method, self.build(make), options)
 
     def at_limit(self) -> Subject:
-        """Return the method at its ``limit``."""
         if self.method.limit is None:
             raise NotApplicable("declares no settings at which it is plain training")
         return OurMethod(dataclasses.replace(self.method, **dict(self.method.limit)), self.name)
@@ -186,7 +180,6 @@ class OurMethod(Subject):
         raise NotApplicable("no float64 restatement; give the class a static method reference(r, x, y)")
 
     def fresh(self) -> Subject:
-        """Make the method again from its fields."""
         return OurMethod(dataclasses.replace(self.method), self.name)
 
 
@@ -218,22 +211,17 @@ class OurSession(Session):
         return self.bound(list(parts) if len(parts) > 1 else parts[0]).skipped
 
     def networks(self) -> list[nn.Module]:
-        """Return the network and the method's own state."""
         return [self.net, self.bound.state]
 
     def passes(self) -> tuple[float, float, int]:
-        """Return what the step has counted."""
         return self.bound.passes.forward, self.bound.passes.backward, self.bound.passes.updates
 
     def has_state(self) -> bool:
-        """Return whether the state has tensors."""
         return bool(self.bound.state.state_dict())
 
     def noise(self) -> Tensor:
-        """Return the state of the noise generator."""
         state: Tensor = self.bound.state_dict()["generators"]["noise"]
         return state
 
     def stateful(self) -> dict[str, Any]:
-        """Return the optimizer and the step."""
         return {"optimizer": self.optimizer, "step": self.bound}

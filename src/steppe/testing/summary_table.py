@@ -1,7 +1,5 @@
 """Results as a table: for the terminal, as Markdown, as JSON."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

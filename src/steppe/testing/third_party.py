@@ -9,8 +9,6 @@ Any other gets a closure that clears the gradients, runs one pass and returns th
 for ``step(closure)``. Where a form leaves open what to do, the check does not apply.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -83,7 +81,6 @@ class ThirdParty(Subject):
             return self.kind(model.parameters(), base_optimizer=optimizer, **self.settings)
 
     def start(self, make: Make, options: SubjectOptions) -> Session:
-        """Train by the recipe of its form."""
         if options.m is not None:
             raise NotApplicable("has no m-sharpness within a process")
         if self.form == "closure":
@@ -155,5 +152,4 @@ class _Session(Session):
         return total
 
     def stateful(self) -> dict[str, Any]:
-        """Return the optimizer and the scaler."""
         return {"optimizer": self.theirs, "scaler": self.scaler}

@@ -1,7 +1,5 @@
 """The check of a compiled model: it trains as the eager one, and nothing is compiled after the second step."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from typing import cast

@@ -14,7 +14,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 from steppe import records
 from steppe.config import TRACKERS
 from steppe.errors import InputError
-from steppe.tracking.base import RunInfo, Tracker
+from steppe.tracking.base import RunInfo, Tracker, flatten
 
 __all__ = ["TRACKERS", "RunInfo", "Tracker", "available", "following"]
 
@@ -109,19 +109,11 @@ def following(names: Sequence[str], folder: Path, info: RunInfo) -> Iterator[Tra
     Raises InputError if one is not installed.
     """
     available(names)
-    run = TrackedRun(names, folder, info)
-    try:
+    with closing(TrackedRun(names, folder, info)) as run:
         yield run
-    finally:
-        run.close()
 
 
-def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+def flat(content: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of a record, nested ones as ``outer/inner``; other values are omitted."""
-    numbers: dict[str, float] = {}
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            numbers |= flat(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            numbers[f"{prefix}{key}"] = float(value)
-    return numbers
+    values = flatten(content, "/").items()
+    return {k: float(v) for k, v in values if isinstance(v, int | float) and not isinstance(v, bool)}

@@ -17,13 +17,14 @@ class RunInfo:
 
     def settings(self) -> dict[str, str]:
         """Return the configuration as text, nested settings with a dot."""
-        return _flat_text(self.config)
+        texts = flatten(self.config, ".")
+        return {k: " ".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for k, v in texts.items()}
 
 
 class Tracker(Protocol):
     """One tracker, open for one run.
 
-    Each module of a tracker has ``begin(folder, info, key, lines)``, which opens it: ``folder`` is its own folder,
+    Each module of a tracker has ``begin(folder, info, key, lines)``, its class: ``folder`` is its own folder,
     ``lines`` the number of epochs that were sent before, and ``key`` the `key` of the tracker that sent them, None
     at first.
     """
@@ -40,11 +41,10 @@ class Tracker(Protocol):
         """Flush and close."""
 
 
-def _flat_text(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    texts: dict[str, str] = {}
+def flatten(content: Mapping[str, Any], separator: str) -> dict[str, Any]:
+    """Return the values of nested mappings, with the keys of each joined by the separator."""
+    values: dict[str, Any] = {}
     for key, value in content.items():
-        if isinstance(value, Mapping):
-            texts |= _flat_text(value, f"{prefix}{key}.")
-        else:
-            texts[f"{prefix}{key}"] = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return texts
+        inner = flatten(value, separator) if isinstance(value, Mapping) else None
+        values |= {key: value} if inner is None else {f"{key}{separator}{k}": v for k, v in inner.items()}
+    return values

@@ -20,7 +20,7 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)  # hides the log of creati
 class MLflowTracker:
     """A run in MLflow's store; a resumed run keeps its id, and epochs in the store are not sent again."""
 
-    def __init__(self, info: RunInfo, key: str | None, lines: int):
+    def __init__(self, folder: Path, info: RunInfo, key: str | None, lines: int):
         self._client, experiment = _experiment()
         self.key: str | None = key
         self._epoch, self._status = lines, "KILLED"
@@ -73,6 +73,4 @@ def _experiment() -> tuple[mlflow.MlflowClient, str]:
             time.sleep(0.5 + os.getpid() % 16 / 8)  # a different delay per process, or they would collide again
 
 
-def begin(folder: Path, info: RunInfo, key: str | None, lines: int) -> MLflowTracker:
-    """Begin a run in the store, or resume the one with the id ``key``."""
-    return MLflowTracker(info, key, lines)
+begin = MLflowTracker

@@ -15,7 +15,7 @@ class TensorBoardTracker:
 
     key = None
 
-    def __init__(self, folder: Path, info: RunInfo, lines: int):
+    def __init__(self, folder: Path, info: RunInfo, key: str | None, lines: int):
         name = info.name.replace("/", "-")
         # purge_step hides epochs that a killed process wrote and did not count
         self._writer = SummaryWriter(str(folder / name), purge_step=lines + 1 if lines else None)
@@ -40,6 +40,4 @@ class TensorBoardTracker:
         self._writer.close()
 
 
-def begin(folder: Path, info: RunInfo, key: str | None, lines: int) -> TensorBoardTracker:
-    """Begin an event file."""
-    return TensorBoardTracker(folder, info, lines)
+begin = TensorBoardTracker

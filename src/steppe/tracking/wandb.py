@@ -15,7 +15,7 @@ from steppe.tracking.base import RunInfo
 class WandbTracker:
     """A run of W&B; a resumed run keeps its id, and W&B ignores steps that it already has."""
 
-    def __init__(self, folder: Path, info: RunInfo, key: str | None):
+    def __init__(self, folder: Path, info: RunInfo, key: str | None, lines: int):
         self.key: str | None = key or uuid.uuid4().hex[:12]
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "steppe"),
@@ -43,6 +43,4 @@ class WandbTracker:
             wandb.teardown()
 
 
-def begin(folder: Path, info: RunInfo, key: str | None, lines: int) -> WandbTracker:
-    """Begin a run, or resume the one with the id ``key``."""
-    return WandbTracker(folder, info, key)
+begin = WandbTracker

@@ -53,15 +53,12 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
     method = methods.parse(run.method)
     with torch.random.fork_rng():
         net, state, epoch = _restored(folder, run, method, images, which)
-        model = (
-            method.deployed_model(net, state, lambda: make_model(run, images))
-            .to(next(net.parameters()).dtype)
-            .eval()
-        )
-        fresh = make_model(run, images).to(next(net.parameters()).dtype).eval()
+        like = next(net.parameters())
+        model = method.deployed_model(net, state, lambda: make_model(run, images)).to(like.dtype).eval()
+        fresh = make_model(run, images).to(like.dtype).eval()
     net.eval()
     normalize = Normalizer.of(run.data.normalize, images.train)
-    x = to_model_format(next(evaluation_batches(images.test, IMAGES, normalize)), next(net.parameters())).x
+    x = to_model_format(next(evaluation_batches(images.test, IMAGES, normalize)), like).x
     with torch.no_grad():
         expected = method.predict(net, state, x)
         _compare(model(x), expected, "the deployed network", run.method)

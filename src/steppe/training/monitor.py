@@ -114,7 +114,8 @@ class Monitor:
             net = self.method.build(self._new_model).to(hardware.device())
         state = self.method.init(net)
         for source, target in zip(local, (net, state), strict=True):
-            target.load_state_dict({k: _full(t) for k, t in source.state_dict().items()})
+            tensors: dict[str, Any] = source.state_dict()
+            target.load_state_dict({k: t.full_tensor() if sharded(t) else t for k, t in tensors.items()})
         return net, state
 
 
@@ -141,7 +142,3 @@ def load_weights(path: Path) -> dict[str, Mapping[str, Tensor]]:
     """
     saved, _ = file.opened(path)
     return {name: saved.part(name) for name in dict.fromkeys(k.partition(".")[0] for k in saved.tensors)}
-
-
-def _full(t: Tensor) -> Tensor:
-    return t.full_tensor() if sharded(t) else t  # type: ignore[attr-defined]

@@ -24,17 +24,9 @@ from steppe.training.factories import make_loader, make_model
 from steppe.training.trainer import ProgressCallback, Trainer, TrainingFailed, TrainingStatus
 
 __all__ = [
-    "CHECKPOINT",
-    "CONFIG",
-    "RESULT",
-    "ProgressCallback",
-    "TrainingStatus",
-    "check_run",
-    "digest",
-    "load_data",
-    "read_run",
-    "train_run",
-]
+    "CHECKPOINT", "CONFIG", "RESULT", "ProgressCallback", "TrainingStatus", "check_run", "digest", "load_data",
+    "read_run", "train_run",
+]  # fmt: skip
 
 CONFIG, RESULT = "config.json", "result.json"
 
@@ -145,12 +137,12 @@ def _claim_folder(folder: Path, run: Run) -> dict[str, Any] | None:
         remedy = f"delete the folder {folder} to start this run anew"
         stored = _read(path, ("resolved", "data", "optim"), remedy)
         if not all(isinstance(stored[part], dict) for part in ("data", "optim")):
-            raise InputError(f"{path} is damaged: data and optim are no settings; {remedy}")
+            raise InputError(f"{path} is damaged: data and optim are not objects; {remedy}")
         if stored["resolved"] != content["resolved"] or _comparable(stored) != _comparable(content):
             raise InputError(f"folder {folder} belongs to another configuration; choose another folder")
     else:
         records.write_json(path, content)
-    remedy = "delete it, and the run goes on from its checkpoint"
+    remedy = "delete it, and the run resumes from its checkpoint"
     return _read(result, ("status", "message", "test", "epochs", "seconds"), remedy) if result.exists() else None
 
 

@@ -10,7 +10,6 @@ import pickle
 import random
 import shutil
 import struct
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from faults.classes import pictures
 from faults.classes.fuzz import limited
 from faults.command import Ended, in_process, judged, went_back
 from faults.guard import Guard
-from faults.outcome import Case, Where
+from faults.outcome import Case, Where, compared
 from faults.runs import NOISY, TINY, different, ended, quietly, trained
 from safetensors.torch import save
 
@@ -73,7 +72,6 @@ class Trial:
         assert quietly("compare", *grid, *TINY, "--out", str(self.done)) == 0
 
     def fresh(self, of: Path) -> Path:
-        """Return a new copy of a folder."""
         to = self.where.scratch / "copy"
         shutil.rmtree(to, ignore_errors=True)
         return shutil.copytree(of, to)
@@ -103,8 +101,7 @@ class Trial:
             return judged(name, done, says=(str(run / places[0]),))
         if not went_back(done.err, run / places[0]):
             return Case(name, "lost", f"taken, and said {done.err[:200]!r}")
-        wrong = different(ended(run), self.whole)
-        return Case(name, "lost", f"ended in another state, {wrong}") if wrong else Case(name, "held")
+        return compared(name, different(ended(run), self.whole))
 
 
 def crafted(tensors: dict[str, torch.Tensor], data: Any) -> bytes:
@@ -144,8 +141,7 @@ def _headers() -> dict[str, bytes]:
             b'{"a":' + json.dumps(one).encode() + b',"a":' + json.dumps(one).encode() + b"}", bytes(8)
         ),
         "no metadata": framed(json.dumps({"t": one}).encode(), bytes(8)),
-        "metadata is deep": of()
-        and framed(json.dumps({"__metadata__": {"data": "[" * 9000, "sha256": "x"}}).encode()),
+        "metadata is deep": framed(json.dumps({"__metadata__": {"data": "[" * 9000, "sha256": "x"}}).encode()),
     }
 
 
@@ -158,6 +154,7 @@ def _checkpoints(trial: Trial, count: int) -> Iterator[Case]:
     torch.save({"net": Attack(trial.mark)}, zipped)
     name = sorted(k for k in tensors if k.startswith("net."))[0]
     loose = {k: v for k, v in data.items() if k != "optimizer"}
+    short, outside = torch.zeros(3, dtype=torch.uint8), {**data["best"], "epoch": "../../../x"}
     groups = {**data, "optimizer": {**data["optimizer"], "groups": []}}
     files = {
         "a pickle": pickle.dumps(Attack(trial.mark)),
@@ -174,12 +171,8 @@ def _checkpoints(trial: Trial, count: int) -> Iterator[Case]:
         "right checksum, a tensor is missing": crafted({k: v for k, v in tensors.items() if k != name}, data),
         "right checksum, another shape": crafted({**tensors, name: torch.ones(7)}, data),
         "right checksum, another type": crafted({**tensors, name: torch.ones(7, dtype=torch.int8)}, data),
-        "right checksum, short random stream": crafted(
-            {**tensors, "generators.noise": torch.zeros(3, dtype=torch.uint8)}, data
-        ),
-        "right checksum, best outside": crafted(
-            tensors, {**data, "best": {**data["best"], "epoch": "../../../x"}}
-        ),
+        "right checksum, short random stream": crafted({**tensors, "generators.noise": short}, data),
+        "right checksum, best outside": crafted(tensors, {**data, "best": outside}),
         "right checksum, shards outside": crafted(tensors, {**data, "shards": {"../../x": "0"}}),
         "right checksum, shards are a number": crafted(tensors, {**data, "shards": 3}),
         "right checksum, shards name itself": crafted(tensors, {**data, "shards": {path.name: "0"}}),
@@ -247,31 +240,14 @@ def _weights(trial: Trial, files: dict[str, bytes]) -> Iterator[Case]:
 
 def _archives(trial: Trial) -> Iterator[Case]:
     """Archives whose members lead outside, link, are devices, or are named as programs."""
-    mark = trial.mark.name
     r = random.Random(0)
     image = pictures.encoded(pictures.Image.fromarray(pictures.noise(r)), "PNG")
-    sound = b"".join(pictures.member(f"{c}/{i}.png", image) for c in "ab" for i in range(10))
-    kinds = {"symbolic": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE}
-    members = {
-        "outside": pictures.member(f"../{mark}.png", image),
-        "outside from within": pictures.member(f"a/../../{mark}.png", image),
-        "absolute": pictures.member(f"{trial.where.scratch}/{mark}.png", image),
-        "null device": pictures.member("a/null.png", kind=tarfile.CHRTYPE),
-        "disk": pictures.member("a/disk.png", kind=tarfile.BLKTYPE),
-        "pipe": pictures.member("a/pipe.png", kind=tarfile.FIFOTYPE),
-        **{
-            f"{kind} link {way}": pictures.member("a/link.png", kind=code, link=to)
-            for kind, code in kinds.items()
-            for way, to in (("out", "/etc/passwd"), ("up", "../../../etc/passwd"), ("to itself", "a/link.png"))
-        },
-        "folder through a link": pictures.member("door", kind=tarfile.SYMTYPE, link=str(trial.where.scratch))
-        + pictures.member(f"door/{mark}.png", image),
-    }
+    members = pictures.hostile(image, trial.where.scratch, trial.mark.name)
     for label, member in members.items():
         place = trial.where.scratch / "arch"
         place.mkdir(exist_ok=True)
         path = place / "photos.tar"
-        path.write_bytes(sound + member + bytes(1024))
+        path.write_bytes(pictures.two_classes(r) + member + bytes(1024))
         arguments = ["train", "--plan", "--dataset", f"folder:{path}", "--batch", "4", "--data.val", "2"]
         case = trial.run(f"archive: {label}", [*arguments, "--data.size", "18"], codes=(0, 2))
         extra = [p.name for p in place.iterdir() if p != path]
@@ -313,8 +289,6 @@ def _pickles(trial: Trial) -> Iterator[Case]:
 
 def _claims() -> bytes:
     """Return a pickle of an array that claims terabytes."""
-    import numpy as np
-
     content = pickle.dumps({b"data": np.zeros((3, 3072), np.uint8), b"labels": [1, 2, 3]}, 2)
     return content.replace(struct.pack("<H", 3072), b"\xff\xff").replace(b"K\x03M", b"J\xff\xff\xff\x7fM")
 

@@ -14,7 +14,7 @@ from typing import Any
 from faults.broken import says
 from faults.command import Ended, in_process, judged, went_back
 from faults.guard import Guard
-from faults.outcome import Case, Where
+from faults.outcome import Case, Where, compared
 from faults.runs import NOISY, content, different, ended, trained
 
 from steppe import InputError
@@ -33,19 +33,6 @@ def flipped(sound: bytes, r: random.Random) -> bytes:
     return sound[:at] + bytes([sound[at] ^ (1 << r.randrange(8))]) + sound[at + 1 :]
 
 
-def replaced(sound: bytes, r: random.Random) -> bytes:
-    at = r.randrange(len(sound))
-    return sound[:at] + bytes([(sound[at] + r.randrange(1, 256)) % 256]) + sound[at + 1 :]
-
-
-def cut(sound: bytes, r: random.Random) -> bytes:
-    return sound[: r.randrange(len(sound))]
-
-
-def grown(sound: bytes, r: random.Random) -> bytes:
-    return sound + r.randbytes(r.randrange(1, 100))
-
-
 def zeroed(sound: bytes, r: random.Random) -> bytes:
     """Lose a block, as a file system does whose journal holds names and not contents."""
     at = r.randrange(len(sound))
@@ -59,7 +46,34 @@ def header(sound: bytes, r: random.Random) -> bytes:
     return flipped(sound[:size], r) + sound[size:]
 
 
-WAYS: tuple[Damage, ...] = (flipped, replaced, cut, grown, zeroed, header)
+def replaced(sound: bytes, r: random.Random) -> bytes:
+    at = r.randrange(len(sound))
+    return sound[:at] + bytes([(sound[at] + r.randrange(1, 256)) % 256]) + sound[at + 1 :]
+
+
+DAMAGES: dict[str, Damage] = {
+    "flipped": flipped,
+    "replaced": replaced,
+    "cut": lambda sound, r: sound[: r.randrange(len(sound))],
+    "grown": lambda sound, r: sound + r.randbytes(r.randrange(1, 100)),
+    "zeroed": zeroed,
+    "header": header,
+    "emptied": lambda sound, r: b"",
+    "foreign": lambda sound, r: b"\xff\xfe not text \x00",
+    "listed": lambda sound, r: b"[1, 2]",
+    "bare": lambda sound, r: b"{}",
+    "torn": lambda sound, r: sound[:-7],  # the end of the last line is lost
+}
+WAYS = ("flipped", "replaced", "cut", "grown", "zeroed", "header")
+# which ways for the other files of a run
+OTHERS: dict[str, tuple[str, ...]] = {
+    "config.json": ("emptied", "foreign", "listed", "bare", "cut"),
+    "result.json": ("emptied", "foreign", "listed", "bare", "cut"),
+    "metrics.jsonl": ("torn", "emptied", "foreign", "cut"),
+    "timing.jsonl": ("torn", "emptied", "foreign", "cut"),
+    "best-*.safetensors": ("emptied", "flipped", "cut"),
+    store.BEFORE: ("emptied", "flipped", "cut"),
+}
 
 
 def cases(count: int, where: Where) -> Iterator[Case]:
@@ -73,15 +87,15 @@ def cases(count: int, where: Where) -> Iterator[Case]:
         for path, what in sound.items():
             # what is used in a damaged one's place is no longer kept beside it
             path.unlink(missing_ok=True)
-            path.write_bytes(way(what, r) if path == paths[0] else what)
+            path.write_bytes(DAMAGES[way](what, r) if path == paths[0] else what)
         if number % WHOLE == 0:
-            yield half.resumed(f"checkpoint, {way.__name__}, resumed", store.CHECKPOINT)
-        yield half.noticed(f"checkpoint, {way.__name__}")
+            yield half.resumed(f"checkpoint, {way}, resumed", store.CHECKPOINT)
+        yield half.noticed(f"checkpoint, {way}")
     for path, what in sound.items():
         path.unlink(missing_ok=True)
         path.write_bytes(what)
     for way in WAYS:
-        yield half.both(f"checkpoint and the one before it, {way.__name__}", way, r)
+        yield half.both(f"checkpoint and the one before it, {way}", way, r)
     for name, ways in OTHERS.items():
         for way in ways if count > 99 else ways[:1]:
             yield half.other(name, way, r)
@@ -101,7 +115,6 @@ class Half:
 
     @classmethod
     def trained(cls, where: Where) -> Half:
-        """Train the run, and again up to its second epoch."""
         whole = trained(where.scratch / "whole")
         folder = trained(where.scratch / "half", stop_after=2)
         newest, before = (
@@ -141,33 +154,29 @@ class Half:
             return judged(name, done, codes=(0,))
         if done.err and not went_back(done.err, *(to / one for one in damaged)):
             return Case(name, "traceback", f"said {done.err[:200]}")
-        wrong = different(ended(to), self.whole)
-        return Case(name, "lost", f"ended in another state, {wrong}") if wrong else Case(name, "held")
+        return compared(name, different(ended(to), self.whole))
 
     def command(self) -> tuple[Path, Ended]:
-        """Start the command again in a copy of the folder."""
         shutil.rmtree(self.again, ignore_errors=True)
         to = shutil.copytree(self.folder, self.again / "runs" / self.folder.name)
         return to, self.go_on()
 
     def go_on(self) -> Ended:
-        """Give the command that goes on with the copy."""
         return in_process(self.guard, [*NOISY, "--out", str(self.again)], self.again)
 
-    def both(self, name: str, way: Damage, r: random.Random) -> Case:
+    def both(self, name: str, way: str, r: random.Random) -> Case:
         """Damage both checkpoints: refused with a name; what the line tells people to do works."""
         names = (store.CHECKPOINT, store.BEFORE)
         sound = {one: (self.folder / one).read_bytes() for one in names if (self.folder / one).exists()}
         try:
             for one, what in sound.items():
-                (self.folder / one).write_bytes(way(what, r))
+                (self.folder / one).write_bytes(DAMAGES[way](what, r))
             to, done = self.command()
         finally:
             for one, what in sound.items():
                 (self.folder / one).write_bytes(what)
         if done.code == 0:
-            wrong = different(ended(to), self.whole)
-            return Case(name, "lost", f"taken for sound, {wrong}") if wrong else Case(name, "held")
+            return compared(name, different(ended(to), self.whole))
         case = judged(name, done, says=(str(to / store.CHECKPOINT), "delete it"))
         if case.verdict != "held":
             return case
@@ -176,50 +185,19 @@ class Half:
         wrong = different(ended(to), self.whole) if done.code == 0 else f"exit code {done.code}: {done.err[-200:]}"
         return Case(name, "lost", f"the remedy does not help: {wrong}") if wrong else case
 
-    def other(self, name: str, way: Damage, r: random.Random) -> Case:
+    def other(self, name: str, way: str, r: random.Random) -> Case:
         """Damage another file: the command stops with a line that names it, or ends with the right bits."""
         path = max(self.folder.glob(name), default=self.folder / name)
         sound = path.read_bytes() if path.exists() else None
-        path.write_bytes(way(sound or self.result, r))
+        path.write_bytes(DAMAGES[way](sound or self.result, r))
         try:
             to, done = self.command()
         finally:
             path.unlink() if sound is None else path.write_bytes(sound)
-        label = f"{name}, {way.__name__}"
+        label = f"{name}, {way}"
         if done.code != 0:
             return judged(label, done, says=(str(to / path.name),))
         if name == "result.json":
             return Case(label, "lost", "a damaged result was taken for one")
         wrong = different(ended(to), self.whole)
         return Case(label, "lost", wrong) if wrong else judged(label, done, codes=(0,))
-
-
-def emptied(sound: bytes, r: random.Random) -> bytes:
-    return b""
-
-
-def foreign(sound: bytes, r: random.Random) -> bytes:
-    return b"\xff\xfe not text \x00"
-
-
-def listed(sound: bytes, r: random.Random) -> bytes:
-    return b"[1, 2]"
-
-
-def bare(sound: bytes, r: random.Random) -> bytes:
-    return b"{}"
-
-
-def torn(sound: bytes, r: random.Random) -> bytes:
-    """Lose the end of the last line."""
-    return sound[:-7]
-
-
-OTHERS: dict[str, tuple[Damage, ...]] = {
-    "config.json": (emptied, foreign, listed, bare, cut),
-    "result.json": (emptied, foreign, listed, bare, cut),
-    "metrics.jsonl": (torn, emptied, foreign, cut),
-    "timing.jsonl": (torn, emptied, foreign, cut),
-    "best-*.safetensors": (emptied, flipped, cut),
-    store.BEFORE: (emptied, flipped, cut),
-}

@@ -64,13 +64,10 @@ def limited(seconds: int) -> Iterator[None]:
 
 
 def flags(command: str) -> list[str]:
-    """Return every setting of a command."""
     from steppe.cli.main import command_parser
 
-    options = [
-        o for action in command_parser(command)._actions for o in action.option_strings if o.startswith("--")
-    ]
-    return [f for f in options if f not in ("--help", "--config", "--live")]
+    options = [option for action in command_parser(command)._actions for option in action.option_strings]
+    return [o for o in options if o.startswith("--") and o not in ("--help", "--config", "--live")]
 
 
 WRONG = (
@@ -112,7 +109,6 @@ class CommandLines:
 
 
 def settings(r: random.Random, depth: int = 0) -> str:
-    """Return a file of settings at random."""
     keys = ("data", "optim", "batch", "epochs", "method", "model", "dataset", "seed", "track", "watch", "m", "out")
     inner = ("train", "val", "size", "augment", "lr", "clip", "name", "test", "x", "legacy_share", "views")
     lines = []
@@ -125,7 +121,6 @@ def settings(r: random.Random, depth: int = 0) -> str:
 
 
 def scalar(r: random.Random) -> str:
-    """Return a YAML value at random."""
     style = r.random()
     text = r.choice(ODD)
     if style < 0.2:
@@ -246,9 +241,10 @@ class Inputs:
 
     def apart(self, name: str, arguments: list[str], codes: tuple[int, ...]) -> Case:
         name = _short(f"{name} {' '.join(arguments)}, in a process")
-        before = listed(self.where.scratch, but=(self.cache, self.home / "cache", self.home / "mpl"))
+        caches = (self.cache, self.home / "cache", self.home / "mpl")
+        before = listed(self.where.scratch, but=caches)
         ended = alone(self.where, arguments, self.home)
-        after = listed(self.where.scratch, but=(self.cache, self.home / "cache", self.home / "mpl"))
+        after = listed(self.where.scratch, but=caches)
         if before != after:
             return Case(name, "outside", f"{sorted(set(before.items()) ^ set(after.items()))[0]}")
         return judged(name, ended, codes=codes)

@@ -49,7 +49,6 @@ class Job:
 
     @property
     def possible(self) -> bool:
-        """Whether what it needs is installed."""
         return not self.needs or importlib.util.find_spec(self.needs) is not None
 
 
@@ -121,20 +120,13 @@ class Killed:
         self.begun.mkdir()
 
     def start(self, arguments: tuple[str, ...], out: Path) -> subprocess.Popen[bytes]:
-        """Start a command in a folder."""
         place = (str(out),) if arguments[0] == "diagnose" else ("--out", str(out))
         line = program(self.where, arguments[0], *place, *arguments[1:])
         if self.job.launcher and arguments is self.job.arguments:
             line = [line[0], "-m", *self.job.launcher, *line[1:]]
         with (self.home / "output.txt").open("wb") as output:
-            return subprocess.Popen(
-                line,
-                start_new_session=True,
-                stdout=output,
-                stderr=output,
-                env=environment(self.where),
-                cwd=self.home,
-            )
+            place = {"env": environment(self.where), "cwd": self.home}
+            return subprocess.Popen(line, start_new_session=True, stdout=output, stderr=output, **place)
 
     def finish(self, arguments: tuple[str, ...], out: Path) -> str:
         """Run a command to its end; return what went wrong."""
@@ -230,7 +222,6 @@ class Killed:
 
 
 def epochs_in(out: Path) -> int:
-    """Return how many epochs are recorded in a folder, of all runs together."""
     return sum(path.read_bytes().count(b"\n") for path in out.glob("runs/*/metrics.jsonl"))
 
 

@@ -7,6 +7,7 @@ import gzip
 import io
 import os
 import random
+import shutil
 import struct
 import tarfile
 import zlib
@@ -17,7 +18,6 @@ import numpy as np
 from faults.classes.damage import flipped
 from PIL import Image
 
-Spoil = Callable[[Path, random.Random], None]
 HUGE = 20 * 2**30  # bytes, more than there is memory for
 
 
@@ -52,7 +52,6 @@ def png(width: int, height: int, body: bytes = b"", *more: tuple[bytes, bytes]) 
 
 
 def contents(r: random.Random) -> dict[str, bytes]:
-    """Return the content of odd image files by name."""
     image = Image.fromarray(noise(r))
     wide = Image.fromarray((np.arange(400).reshape(20, 20) * 163).astype(np.uint16))
     whole = encoded(image, "PNG")
@@ -88,97 +87,71 @@ def contents(r: random.Random) -> dict[str, bytes]:
     }
 
 
-def _file(root: Path, r: random.Random) -> None:
-    name, content = r.choice(sorted(contents(r).items()))
-    (root / r.choice(("cat", "dog")) / name).write_bytes(content)
+def _spoil(way: str, root: Path, r: random.Random) -> None:
+    sound_image = encoded(Image.fromarray(noise(r)), "PNG")
+    cat, dog = root / "cat", root / "dog"
+    match way:
+        case "odd file":
+            name, content = r.choice(sorted(contents(r).items()))
+            (r.choice((cat, dog)) / name).write_bytes(content)
+        case "loop":
+            (cat / "loop").symlink_to(root)
+            (dog / "self.png").symlink_to("self.png")
+        case "link to nothing":
+            (cat / "gone.png").symlink_to("/nowhere/gone.png")
+        case "links outward":
+            (root / "out").symlink_to("/etc")
+            (cat / "passwd.png").symlink_to("/etc/passwd")
+        case "pipe":
+            os.mkfifo(cat / "pipe.png")
+        case "folder as image":
+            (cat / "folder.png").mkdir()
+        case "name that is not text":
+            name = r.choice((b"\xff\xfe.png", b"caf\xe9.png", b"a\nb.png", b"\xe2\x80\xae.png"))
+            (cat / os.fsdecode(name)).write_bytes(sound_image)
+        case "class that is not text":
+            (folder := root / os.fsdecode(b"\xff\xfe")).mkdir()
+            for i in range(10):
+                (folder / f"{i}.png").write_bytes(sound_image)
+        case "long name":
+            (cat / ("x" * 251 + ".png")).write_bytes(sound_image)
+        case "empty class":
+            (root / "bird").mkdir()
+        case "one class":
+            shutil.rmtree(dog)
+        case "sparse":
+            with (cat / "sparse.png").open("wb") as file:
+                file.truncate(HUGE)
+        case "strays":
+            (root / "stray.png").write_bytes(sound_image)
+            (root / ".hidden").mkdir()
+            (cat / "Thumbs.db").write_bytes(b"x")
+        case "deep":
+            place = cat / "/".join(["d"] * 100)
+            place.mkdir(parents=True)
+            (place / "x.png").write_bytes(sound_image)
+        case "odd layout":
+            (root / "train" / "cat").mkdir(parents=True)
+            (root / "test").write_text("a file where a folder is looked for")
+        case _:
+            raise ValueError(way)
 
 
-def _loop(root: Path, r: random.Random) -> None:
-    (root / "cat" / "loop").symlink_to(root)
-    (root / "dog" / "self.png").symlink_to("self.png")
-
-
-def _nowhere(root: Path, r: random.Random) -> None:
-    (root / "cat" / "gone.png").symlink_to("/nowhere/gone.png")
-
-
-def _outward(root: Path, r: random.Random) -> None:
-    (root / "out").symlink_to("/etc")
-    (root / "cat" / "passwd.png").symlink_to("/etc/passwd")
-
-
-def _pipe(root: Path, r: random.Random) -> None:
-    os.mkfifo(root / "cat" / "pipe.png")
-
-
-def _folder_as_image(root: Path, r: random.Random) -> None:
-    (root / "cat" / "folder.png").mkdir()
-
-
-def _not_text(root: Path, r: random.Random) -> None:
-    name = os.fsencode(root / "cat") + r.choice(
-        (b"/\xff\xfe.png", b"/caf\xe9.png", b"/a\nb.png", b"/\xe2\x80\xae.png")
-    )
-    Path(os.fsdecode(name)).write_bytes(encoded(Image.fromarray(noise(r)), "PNG"))
-
-
-def _class_not_text(root: Path, r: random.Random) -> None:
-    folder = Path(os.fsdecode(os.fsencode(root) + b"/\xff\xfe"))
-    folder.mkdir()
-    for i in range(10):
-        Image.fromarray(noise(r)).save(folder / f"{i}.png")
-
-
-def _long_name(root: Path, r: random.Random) -> None:
-    (root / "cat" / ("x" * 251 + ".png")).write_bytes(encoded(Image.fromarray(noise(r)), "PNG"))
-
-
-def _empty_class(root: Path, r: random.Random) -> None:
-    (root / "bird").mkdir()
-
-
-def _one_class(root: Path, r: random.Random) -> None:
-    for path in (root / "dog").iterdir():
-        path.unlink()
-    (root / "dog").rmdir()
-
-
-def _sparse(root: Path, r: random.Random) -> None:
-    with (root / "cat" / "sparse.png").open("wb") as file:
-        file.truncate(HUGE)
-
-
-def _strays(root: Path, r: random.Random) -> None:
-    (root / "stray.png").write_bytes(encoded(Image.fromarray(noise(r)), "PNG"))
-    (root / ".hidden").mkdir()
-    (root / "cat" / "Thumbs.db").write_bytes(b"x")
-
-
-def _deep(root: Path, r: random.Random) -> None:
-    place = root / "cat" / "/".join(["d"] * 100)
-    place.mkdir(parents=True)
-    (place / "x.png").write_bytes(encoded(Image.fromarray(noise(r)), "PNG"))
-
-
-def _odd_layout(root: Path, r: random.Random) -> None:
-    (root / "train" / "cat").mkdir(parents=True)
-    (root / "test").write_text("a file where a folder is looked for")
-
-
-SPOILS: tuple[Spoil, ...] = (
-    *[_file] * 12, _loop, _nowhere, _outward, _pipe, _folder_as_image, _not_text, _class_not_text, _long_name,
-    _empty_class, _one_class, _sparse, _strays, _deep, _odd_layout,
+WAYS = (
+    *["odd file"] * 12, "loop", "link to nothing", "links outward", "pipe", "folder as image",
+    "name that is not text", "class that is not text", "long name", "empty class", "one class", "sparse", "strays",
+    "deep", "odd layout",
 )  # fmt: skip
 
 
 def spoiled(root: Path, r: random.Random) -> str:
     """Make a folder, spoil it in one to three ways, and say how."""
     sound(root, r)
-    ways = r.sample(SPOILS, r.choice((1, 1, 2, 3)))
+    ways = r.sample(WAYS, r.choice((1, 1, 2, 3)))
     for way in ways:
         with contextlib.suppress(FileExistsError, FileNotFoundError):
-            way(root, r)
-    return ", ".join(dict.fromkeys(way.__name__.strip("_") for way in ways))
+            _spoil(way, root, r)
+    return ", ".join(dict.fromkeys(ways))
 
 
 def member(
@@ -190,6 +163,27 @@ def member(
     if kind in (tarfile.CHRTYPE, tarfile.BLKTYPE):
         info.devmajor, info.devminor = 1, 3
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape") + content + bytes(-len(content) % 512)
+
+
+def hostile(image: bytes, scratch: Path, mark: str) -> dict[str, bytes]:
+    """Return members that lead outside, to ``mark`` or into ``scratch``, that link, or that are devices."""
+    kinds = {"symbolic": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE}
+    targets = {"out": "/etc/passwd", "up": "../../../etc/passwd", "to itself": "a/link.png"}
+    return {
+        "outside": member(f"../{mark}.png", image),
+        "outside from within": member(f"a/../../{mark}.png", image),
+        "absolute": member(f"{scratch}/{mark}.png", image),
+        "null device": member("a/null.png", kind=tarfile.CHRTYPE),
+        "disk": member("a/disk.png", kind=tarfile.BLKTYPE),
+        "pipe": member("a/pipe.png", kind=tarfile.FIFOTYPE),
+        **{
+            f"{kind} link {way}": member("a/link.png", kind=code, link=to)
+            for kind, code in kinds.items()
+            for way, to in targets.items()
+        },
+        "folder through a link": member("door", kind=tarfile.SYMTYPE, link=str(scratch))
+        + member(f"door/{mark}.png", image),
+    }
 
 
 def two_classes(r: random.Random) -> bytes:
@@ -204,16 +198,6 @@ def archive(path: Path, r: random.Random) -> str:
     base = two_classes(r)
     end = bytes(1024)
     ways: dict[str, Callable[[], bytes]] = {
-        "outside": lambda: base + member("../../outside.png", image) + end,
-        "outside from within": lambda: base + member("a/../../../outside.png", image) + end,
-        "absolute": lambda: base + member("/tmp/absolute.png", image) + end,
-        "device": lambda: base + member("a/null.png", b"", tarfile.CHRTYPE) + end,
-        "pipe": lambda: base + member("a/pipe.png", b"", tarfile.FIFOTYPE) + end,
-        "link out": lambda: base + member("a/out.png", b"", tarfile.SYMTYPE, "/etc/passwd") + end,
-        "hard link out": lambda: base + member("a/out.png", b"", tarfile.LNKTYPE, "../../etc/passwd") + end,
-        "link, then through it": lambda: (
-            base + member("door", b"", tarfile.SYMTYPE, "/tmp") + member("door/through.png", image) + end
-        ),
         "claims much": lambda: base + member("a/much.png", b"", size=2**40) + end,
         "negative size": lambda: base + member("a/neg.png", image).replace(b"00000000", b"-0000001", 1) + end,
         "cut": lambda: base[: r.randrange(len(base))],
@@ -229,6 +213,10 @@ def archive(path: Path, r: random.Random) -> str:
         "a zip": lambda: b"PK\x03\x04" + r.randbytes(200),
         "noise": lambda: r.randbytes(3000),
         "sound": lambda: base + end,
+    }
+    ways |= {
+        label: lambda extra=extra: base + extra + end
+        for label, extra in hostile(image, path.parent, "outside").items()
     }
     how = r.choice(sorted(ways))
     content = ways[how]()

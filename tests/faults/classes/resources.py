@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from typing import Any
 from faults.broken import says
 from faults.classes.kills import SEVERAL, TOGETHER, children
 from faults.command import Ended, alone, environment, judged, program
-from faults.outcome import Case, Where
+from faults.outcome import Case, Where, compared
 from faults.runs import NOISY, TINY, different, every
 from faults.starved import STARVED
 
@@ -48,15 +47,8 @@ def cases(count: int, where: Where) -> Iterator[Case]:
         "wall-clock": [machine.clock(each)],
         "unlocked": company,
     }
-    every_one = [
-        *writes,
-        company[1],
-        machine.read_only(each),
-        machine.descriptors(2 * each - 1),
-        machine.memory(2 * each - 1),
-        machine.clock(each),
-        machine.hang(),
-    ]
+    every_one = [*writes, company[1], machine.read_only(each), machine.descriptors(2 * each - 1)]
+    every_one += [machine.memory(2 * each - 1), machine.clock(each), machine.hang()]
     if each > 1:
         every_one += [machine.wake(), machine.hang_together()]
         every_one += [company[0], machine.company(SEVERAL), machine.latecomer(TWO)]
@@ -102,25 +94,15 @@ class Machine:
 
     def start(self, arguments: tuple[str, ...], out: Path, **starved: object) -> subprocess.Popen[str]:
         """Start a command; ``starved`` names what its process is short of."""
-        line = program(self.where, *arguments, "--out", str(out))
-        if starved:
-            line = [sys.executable, "-m", "faults.starved", *arguments, "--out", str(out)]
+        line = program(self.where, *arguments, "--out", str(out), module="faults.starved" if starved else None)
         return self.begin(line, {STARVED[name]: str(value) for name, value in starved.items()})
 
     def begin(self, line: list[str], more: dict[str, str]) -> subprocess.Popen[str]:
-        """Start a program."""
-        return subprocess.Popen(
-            line,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env=environment(self.where, more),
-            cwd=self.home,
-        )
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        place = {"env": environment(self.where, more), "cwd": self.home}
+        return subprocess.Popen(line, start_new_session=True, **pipes, **place)
 
     def run(self, arguments: tuple[str, ...], out: Path, **starved: object) -> Ended:
-        """Run a command to its end."""
         return self.wait(self.start(arguments, out, **starved))
 
     def wait(self, process: subprocess.Popen[str], patience: float = PATIENCE) -> Ended:
@@ -139,8 +121,7 @@ class Machine:
         again = self.run(arguments, out)
         if again.code != 0:
             return Case(name, "lost", f"does not go on: {again.err[-200:]}")
-        wrong = different(every(out), self.whole(arguments))
-        return Case(name, "lost", wrong) if wrong else case
+        return compared(name, different(every(out), self.whole(arguments)))
 
     def undisturbed(self, arguments: tuple[str, ...]) -> Path:
         """Give the command, short of nothing; return its folder."""
@@ -153,7 +134,6 @@ class Machine:
             return self.wholes[arguments]
 
     def whole(self, arguments: tuple[str, ...]) -> dict[str, Any]:
-        """Return how the undisturbed command ends."""
         return every(self.undisturbed(arguments))
 
     def files_too_large(self, count: int) -> Iterator[Case]:
@@ -193,17 +173,11 @@ class Machine:
             again("ro")
             for arguments in ((*NOISY, "--seed", "9"), SEVERAL):
                 yield judged(f"{arguments[0]}, read-only folder", self.run(arguments, out), says=("cannot write",))
-            readers = (
-                ("report", str(out)),
-                ("diagnose", str(run), "--seconds", "0.1"),
-                ("export", str(run), str(out / "flat")),
-            )
+            reader = ("diagnose", str(run), "--seconds", "0.1")
+            readers = ("report", str(out)), reader, ("export", str(run), str(out / "flat"))
             for arguments in readers[:count]:
-                yield judged(f"{arguments[0]}, read-only folder", self.plain(*arguments), says=("cannot write",))
-
-    def plain(self, *arguments: str) -> Ended:
-        """Run a command that takes no --out."""
-        return alone(self.where, arguments, self.home, timeout=PATIENCE)
+                ended = alone(self.where, arguments, self.home, timeout=PATIENCE)
+                yield judged(f"{arguments[0]}, read-only folder", ended, says=("cannot write",))
 
     def descriptors(self, count: int) -> Iterator[Case]:
         """Leave a process only so many files to open."""
@@ -221,9 +195,8 @@ class Machine:
         """Run a command short of something: it works, or stops with a line; then it goes on."""
         out = self.home / name.replace(" ", "-")
         ended = _first_line(self.run(arguments, out, **short))
-        return self.after(
-            name, arguments, out, judged(name, ended, codes=(0, 1, 2) if arguments is SEVERAL else (0, 2))
-        )
+        codes = (0, 1, 2) if arguments is SEVERAL else (0, 2)
+        return self.after(name, arguments, out, judged(name, ended, codes=codes))
 
     def clock(self, count: int) -> Iterator[Case]:
         """Let the clock jump while a run trains."""
@@ -231,8 +204,9 @@ class Machine:
             out = self.home / f"clock{days}"
             ended = self.run(NOISY, out, clock=days * 86400)
             case = judged(f"train, clock jumps by up to {days} days", ended, codes=(0,))
-            wrong = _untimely(out) or different(every(out), self.whole(NOISY)) if case.verdict == "held" else None
-            yield Case(case.name, "lost", wrong) if wrong else case
+            if case.verdict == "held":
+                case = compared(case.name, _untimely(out) or different(every(out), self.whole(NOISY)))
+            yield case
 
     def company(self, *commands: tuple[str, ...]) -> Iterator[Case]:
         """Start a command twice in one folder at once."""
@@ -298,8 +272,7 @@ class Machine:
         if pid:
             os.kill(pid, signal.SIGCONT)
         case = judged("compare, a worker sleeps for a while", self.wait(process), codes=(0,))
-        wrong = different(every(out), self.whole(SEVERAL)) if case.verdict == "held" else None
-        yield Case(case.name, "lost", wrong) if wrong else case
+        yield compared(case.name, different(every(out), self.whole(SEVERAL))) if case.verdict == "held" else case
 
     def hang_together(self) -> Iterator[Case]:
         """Stop one of two processes of a training in its tracks: Ctrl-C ends both, and all goes on later."""
@@ -314,11 +287,9 @@ class Machine:
             return
         again = [self.wait(self.together(place)) for place in (out, whole)]
         bad = [f"exit code {e.code}: {e.err[-200:]}" for e in again if e.code]
-        wrong = bad[0] if bad else different(every(out), every(whole))
-        yield Case(name, "lost", wrong) if wrong else Case(name, "held")
+        yield compared(name, bad[0] if bad else different(every(out), every(whole)))
 
     def together(self, out: Path) -> subprocess.Popen[str]:
-        """Start a training on two processes."""
         line = program(self.where, *TWO, "--out", str(out))
         return self.begin([line[0], "-m", "torch.distributed.run", *TOGETHER, *line[1:]], {})
 
@@ -343,7 +314,6 @@ class Machine:
 
 
 def _written(out: Path, name: str) -> bool:
-    """Return whether a run has begun with a file."""
     return any(out.glob(f"runs/*/{name}"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -30,44 +30,31 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace, command: str) -> int:
-    """Check methods; return 0 if all checks pass, else 1."""
-    arguments = (options.names, options.checks, options.device, options.json, options.markdown)
-    return conformance(*arguments, command, console.console())
-
-
-def conformance(
-    names: Sequence[str],
-    checks: Sequence[str],
-    device: str,
-    as_json: bool,
-    markdown: str | None,
-    command: str,
-    console: Console,
-) -> int:
     """Check the named methods, print and write the table; return 0 if nothing fails, else 1.
 
     Raises InputError for an unknown name or check, or a device that torch does not see.
     """
+    device, markdown, terminal = options.device, options.markdown, console.console()
     if device not in ("cpu", "cuda"):
         raise InputError(f"device is {device!r}; choose one of cpu, cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is 'cuda' and torch sees no GPU; leave --device out")
     if markdown is not None and Path(markdown).is_dir():
         raise InputError(f"markdown is {markdown!r}, a folder; give a file")
-    chosen = [find(name).name for name in (checks or CHECKS)]
-    subjects = subjects_of(names)
-    progress_console = Console(stderr=True) if as_json else console
+    chosen = [find(name).name for name in (options.checks or CHECKS)]
+    subjects = subjects_of(options.names)
+    progress_console = Console(stderr=True) if options.json else terminal
     with progress_console.status("starting") as status:
         progress = _progress(progress_console, status.update, len(chosen))
         results = run_checks(subjects, checks=chosen, device=device, progress=progress)
     versions = versions_of(subjects, device)
-    if as_json:
+    if options.json:
         print(summary_table.as_json(results, versions, device))
     else:
-        console.print()
-        console.print(summary_table.terminal(results))
+        terminal.print()
+        terminal.print(summary_table.terminal(results))
         for line in (*summary_table.remarks(results), summary_table.counts(results)):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            console.print_text(terminal, line)
     if markdown is not None:
         section = summary_table.markdown(results, versions, device, command)
         try:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from rich.console import Console
 
 from steppe import hardware, records
 from steppe.analysis import cross_run, mode_connectivity
-from steppe.analysis.load_run import Which, load
+from steppe.analysis.load_run import load
 from steppe.analysis.suite import FORMAT, CorruptedImages, SuiteSettings, fit_to_budget, run_suite
 from steppe.cli import console as terminal
 from steppe.config import Run
@@ -26,41 +25,6 @@ from steppe.records import Record
 from steppe.report.diagnosis import page
 from steppe.report.diagnosis.summary import DIAGNOSIS, DiagnosedRun
 from steppe.training import run as engine
-
-
-@dataclass(frozen=True)
-class DiagnoseOptions:
-    """The options of the command.
-
-    Attributes:
-        seconds: Time per run, which determines the number of images.
-        which: The last weights, or those of the best validation epoch.
-        part: The images: 'val' or 'train'.
-        again: Whether to repeat existing diagnoses.
-        corruptions: Folder of the published corrupted images; generated if None.
-        bounds: Whether to compute PAC-Bayes bounds.
-        between: Folder for the loss between the runs' networks, which is then all that is measured.
-    """
-
-    seconds: float
-    which: Which
-    part: str
-    again: bool
-    corruptions: str | None = None
-    bounds: bool = False
-    between: str | None = None
-
-    @property
-    def request(self) -> dict[str, Any]:
-        """Return the options that a diagnosis depends on, as the file has them."""
-        return {
-            "format": FORMAT,
-            "which": self.which,
-            "part": {"val": "validation", "train": "training"}[self.part],
-            "seconds": self.seconds,
-            "corruptions": None if self.corruptions is None else Path(self.corruptions).resolve().name,
-            "bounds": self.bounds,
-        }
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -81,64 +45,71 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace, command: str) -> int:
-    """Diagnose runs and comparisons."""
-    more = (options.corruptions, options.bounds, options.between)
-    requested = DiagnoseOptions(options.seconds, options.which, options.on, options.again, *more)
-    return diagnose_folders(options.folders, requested, options.json, terminal.console())
-
-
-def diagnose_folders(folders: Sequence[str], options: DiagnoseOptions, as_json: bool, console: Console) -> int:
     """Diagnose runs and comparisons, print and write the results; return the exit code.
 
     Raises InputError for a folder that is neither, or a comparison without a finished run.
     """
-    comparisons = [Path(f) for f in folders if (Path(f) / "compare.json").exists()]
-    homes = [Path(f) for f in folders if Path(f) not in comparisons]
-    status_console = Console(stderr=True) if as_json else console
+    console = terminal.console()
+    comparisons = [Path(f) for f in options.folders if (Path(f) / "compare.json").exists()]
+    homes = [Path(f) for f in options.folders if Path(f) not in comparisons]
+    status_console = Console(stderr=True) if options.json else console
     hardware.keep_freed_memory()
     if options.between is not None:
         if comparisons:
             raise InputError(f"{comparisons[0]} is a comparison; with --between give 2 or 3 of its runs")
-        return _between(homes, options, Path(options.between), as_json, status_console)
+        return _between(homes, options, status_console)
     for folder in comparisons:
         homes += _finished_runs(folder)
     results = _diagnose_all(list(dict.fromkeys(homes)), options, status_console)
-    if as_json:
+    if options.json:
         print(json.dumps({str(home): result for home, result in results.items()}, indent=1))
     else:
         _print_bounds(results, console)
     for folder in comparisons:
         with status_console.status("starting") as status:
-            cross_run.write(folder, results, options.request, options.part, options.again, status.update)
+            cross_run.write(folder, results, _request(options), options.on, options.again, status.update)
         html = page.write(folder)
-        if not as_json:
+        if not options.json:
             for table in page.terminal(folder):
                 console.print(table)
-            _print(f"\ndiagnosis: {html}", console)
-    if not comparisons and not as_json:
+            terminal.print_text(console, f"\ndiagnosis: {html}")
+    if not comparisons and not options.json:
         console.print(
             page.terminal_runs([DiagnosedRun(_record(home), result) for home, result in results.items()])
         )
         for home in results:
-            _print(f"diagnosis: {home / DIAGNOSIS}", console)
+            terminal.print_text(console, f"diagnosis: {home / DIAGNOSIS}")
     return 0
 
 
-def _between(homes: list[Path], options: DiagnoseOptions, out: Path, as_json: bool, console: Console) -> int:
+def _request(options: Namespace) -> dict[str, Any]:
+    """Return the options that a diagnosis depends on, as the file has them."""
+    return {
+        "format": FORMAT,
+        "which": options.which,
+        "part": {"val": "validation", "train": "training"}[options.on],
+        "seconds": options.seconds,
+        "corruptions": None if options.corruptions is None else Path(options.corruptions).resolve().name,
+        "bounds": options.bounds,
+    }
+
+
+def _between(homes: list[Path], options: Namespace, console: Console) -> int:
     """Write the loss between networks, on as many images as there is time for, and print the barriers."""
+    out = Path(options.between)
     with console.status("starting") as status, hardware.threads(engine.read_run(homes[0]).threads):
         first = load(homes[0], options.which)
-        samples = fit_to_budget(first, getattr(first.images, options.part), options.seconds).samples
-        figure = mode_connectivity.write(homes, options.which, options.part, samples, out, status.update)
+        samples = fit_to_budget(first, getattr(first.images, options.on), options.seconds).samples
+        figure = mode_connectivity.write(homes, options.which, options.on, samples, out, status.update)
     result = json.loads((out / mode_connectivity.RESULT).read_text())
-    if as_json:
+    if options.json:
         print(json.dumps(result, indent=1))
         return 0
     lines = [f"{path['from']} to {path['to']}: barrier {path['barrier']:.3g} nats" for path in result["segments"]]
     if result["triangle"]:
         lines.append(f"between all three: barrier {result['triangle']['barrier']:.3g} nats")
     for line in (*lines, str(figure)):
-        _print(line, console)
+        terminal.print_text(console, line)
     return 0
 
 
@@ -150,7 +121,7 @@ def _finished_runs(folder: Path) -> list[Path]:
     return [folder / "runs" / r.digest for r in finished]
 
 
-def _diagnose_all(homes: list[Path], options: DiagnoseOptions, console: Console) -> dict[Path, dict[str, Any]]:
+def _diagnose_all(homes: list[Path], options: Namespace, console: Console) -> dict[Path, dict[str, Any]]:
     """Diagnose every run that has no diagnosis; runs of equal data and network have equal settings."""
     results: dict[Path, dict[str, Any]] = {}
     settings = _existing_settings(homes, options)
@@ -174,16 +145,16 @@ def _diagnose_all(homes: list[Path], options: DiagnoseOptions, console: Console)
                 position += f", about {left / 60:.0f} min left"
             with hardware.threads(config.threads):
                 trained = load(home, options.which, data[key])
-                images: Images = getattr(data[key], options.part)
+                images: Images = getattr(data[key], options.on)
                 if group not in settings:
                     settings[group] = fit_to_budget(trained, images, options.seconds, bounds=options.bounds)
                 result = run_suite(
                     trained, images, settings[group], corrupted, _labelled(status.update, title, position)
                 )
             measured += 1
-            records.write_json(home / DIAGNOSIS, result | options.request)
+            records.write_json(home / DIAGNOSIS, result | _request(options))
             results[home] = json.loads((home / DIAGNOSIS).read_text())
-            _print(f"[{number + 1}/{len(homes)}] {title}: {result['took']:.1f} s", console)
+            terminal.print_text(console, f"[{number + 1}/{len(homes)}] {title}: {result['took']:.1f} s")
     return results
 
 
@@ -196,7 +167,7 @@ def _group(config: Run) -> str:
     return json.dumps([config.dataset, config.model, config.as_dict()["data"]])
 
 
-def _existing_settings(homes: list[Path], options: DiagnoseOptions) -> dict[str, SuiteSettings]:
+def _existing_settings(homes: list[Path], options: Namespace) -> dict[str, SuiteSettings]:
     """Return the settings of existing diagnoses, so that an interrupted command resumes with the same ones."""
     settings: dict[str, SuiteSettings] = {}
     for home in homes:
@@ -207,9 +178,7 @@ def _existing_settings(homes: list[Path], options: DiagnoseOptions) -> dict[str,
     return settings
 
 
-def _existing_diagnosis(
-    home: Path, options: DiagnoseOptions, settings: SuiteSettings | None
-) -> dict[str, Any] | None:
+def _existing_diagnosis(home: Path, options: Namespace, settings: SuiteSettings | None) -> dict[str, Any] | None:
     """Return a run's diagnosis if it was made with these options and settings."""
     path = home / DIAGNOSIS
     if options.again or not path.exists():
@@ -218,7 +187,8 @@ def _existing_diagnosis(
         content: dict[str, Any] = json.loads(path.read_text())
     except ValueError:
         return None
-    if {key: content.get(key) for key in options.request} != options.request:
+    request = _request(options)
+    if {key: content.get(key) for key in request} != request:
         return None
     return content if settings is None or content.get("settings") == vars(settings) else None
 
@@ -228,11 +198,7 @@ def _print_bounds(results: dict[Path, dict[str, Any]], console: Console) -> None
         config = engine.read_run(home)
         for values in result["complexity"].get("bounds", ()):
             bound = Bound(**{k: v for k, v in values.items() if k != "vacuous"})
-            _print(f"{config.method} seed {config.seed}, {bound}", console)
-
-
-def _print(line: str, console: Console) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+            terminal.print_text(console, f"{config.method} seed {config.seed}, {bound}")
 
 
 def _record(home: Path) -> Record:

@@ -28,10 +28,8 @@ def run(options: Namespace, command: str) -> int:
     if options.live:
         from steppe.report.comparison import live
 
-        def print_address(address: str) -> None:
-            print(f"live report: {address} (Ctrl-C ends it)", flush=True)
-
-        live.serve(Path(options.folder), options.port, print_address)
+        text = "live report: {} (Ctrl-C ends it)"
+        live.serve(Path(options.folder), options.port, lambda address: print(text.format(address), flush=True))
         return 0
     if options.port:
         raise InputError(f"port is {options.port} and there is nothing to serve; add --live")

@@ -32,10 +32,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--confirm", type=int, default=3, help="fresh seeds on which the best setting and plain are trained"
     )
     parser.add_argument(
-        "--pruner",
-        type=Literal["median", "halving", "none"],
-        default="median",
-        help="which trials stop early",
+        "--pruner", type=Literal["median", "halving", "none"], default="median", help="which trials stop early"
     )
     parser.add_argument("--json", action=ActionYesNo, default=False, help="print the answer as JSON")
     add_config(parser, Run)

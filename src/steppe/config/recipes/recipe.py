@@ -183,14 +183,8 @@ def _inherited_cases(base: Recipe | None, fields: Mapping[str, Any]) -> Iterator
     for case in base.where if base else ():
         rows = tuple(row for row in case.rows if row in names)
         methods = {row: spec for row, spec in case.methods.items() if row in names}
-        concerns = all(
-            not required or {*required} & {*present}
-            for required, present in (
-                (case.data, fields["data"]),
-                (case.models, fields["models"]),
-                (case.rows, rows),
-            )
-        )
+        kinds = ((case.data, fields["data"]), (case.models, fields["models"]), (case.rows, rows))
+        concerns = all(not required or {*required} & {*present} for required, present in kinds)
         if concerns and (methods or case.settings):
             yield dataclasses.replace(case, rows=rows, methods=methods)
 

@@ -1,7 +1,5 @@
 """Parts of a network: its output units (filters), noise in proportion to them, and named scopes of parameters."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

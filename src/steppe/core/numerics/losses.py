@@ -1,7 +1,5 @@
 """Loss functions that methods share; each is a pure function of tensors."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

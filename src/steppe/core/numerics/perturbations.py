@@ -1,7 +1,5 @@
 """Perturbations of the weights as functions of gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor

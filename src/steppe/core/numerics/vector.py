@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import compress, repeat
+from itertools import compress
 from typing import Any, cast
 
 import torch
@@ -68,7 +68,7 @@ class Measured(list[Tensor | None]):
     def __init__(self, a: Vec, kind: TensorKind | None = None):
         super().__init__(a)
         self._tensors = tuple(a)
-        self._kind = None if missing(a) else kind
+        self._kind = None if any(t is None for t in a) else kind
         self._present = self._tensors if self._kind else present(a)
         self._norm: Tensor | None = None
 
@@ -128,11 +128,6 @@ def _local(t: Tensor) -> Tensor:
 
 def _layout(t: Tensor) -> Any:
     return (t.device_mesh, t.placements) if sharded(t) else None  # type: ignore[attr-defined]
-
-
-def missing(a: Sequence[Tensor | None]) -> bool:
-    """Return whether there is a parameter without a tensor."""
-    return any(map(operator.is_, a, repeat(None)))
 
 
 def present(a: Sequence[Tensor | None]) -> list[Tensor]:
@@ -316,18 +311,18 @@ def only(a: Vec, where: Sequence[bool]) -> Vec:
 
 def gaussian(like: Sequence[Tensor], rng: torch.Generator, where: Sequence[bool] | None = None) -> Vec:
     """Return standard normal noise of the tensors' shapes, drawn in their order from ``rng`` alone."""
+
+    def draw(t: Tensor) -> Tensor:
+        return _shard(torch.randn(t.shape, generator=rng, dtype=t.dtype, device=t.device), t)
+
     mask = [True] * len(like) if where is None else where
-    return [_gaussian(t, rng) if m else None for t, m in zip(like, mask, strict=True)]
+    return [draw(t) if m else None for t, m in zip(like, mask, strict=True)]
 
 
 def bernoulli(like: Sequence[Tensor], probability: float, rng: torch.Generator) -> Vec:
     """Return ones with this probability, else zeros, of the tensors' shapes, from ``rng`` alone."""
     uniform = [torch.rand(t.shape, generator=rng, device=t.device) for t in like]
     return [_shard((u < probability).to(t.dtype), t) for u, t in zip(uniform, like, strict=True)]
-
-
-def _gaussian(like: Tensor, rng: torch.Generator) -> Tensor:
-    return _shard(torch.randn(like.shape, generator=rng, dtype=like.dtype, device=like.device), like)
 
 
 def _shard(whole: Tensor, like: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
 """A vector in parameter space that a method keeps between steps."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

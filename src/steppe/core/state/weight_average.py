@@ -1,7 +1,5 @@
 """A running average of a network's weights and running statistics."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -10,10 +10,9 @@ import torch
 
 from steppe.config import Data
 from steppe.data.dataset import Images, Source, resized
-from steppe.data.splits import stratified
+from steppe.data.splits import split_off_fifth
 
 _DIGITS_SIZE = 24  # a multiple of 8; three unpadded convolutions and two poolings need at least 18 pixels
-_TEST_SHARE = 0.2
 
 
 def digits(options: Data) -> Source:
@@ -27,14 +26,9 @@ def digits(options: Data) -> Source:
     pixels, y = table[:, :-1], table[:, -1].astype(np.int64)
     x = (pixels.reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8)
     x = resized(x, options.size or _DIGITS_SIZE)
-    chosen = stratified(y, round(_TEST_SHARE * len(y)), np.random.default_rng(0))
-    everything = Images(torch.from_numpy(x), torch.from_numpy(y))
-    return Source(
-        everything.take(np.setdiff1d(np.arange(len(y)), chosen)),
-        everything.take(chosen),
-        tuple(str(i) for i in range(10)),
-        note="test images: a fixed fifth of every class, as the data set comes without a test set",
-    )
+    train, test = split_off_fifth(Images(torch.from_numpy(x), torch.from_numpy(y)))
+    note = "test images: a fixed fifth of every class, as the data set comes without a test set"
+    return Source(train, test, tuple("0123456789"), note=note)
 
 
 def synthetic(options: Data) -> Source:
@@ -46,9 +40,5 @@ def synthetic(options: Data) -> Source:
         x = rng.integers(0, 256, (count, 3, size, size), dtype=np.uint8)
         return Images(torch.from_numpy(x), torch.from_numpy(rng.integers(0, 10, count)))
 
-    return Source(
-        images(5000),
-        images(1000),
-        tuple(str(i) for i in range(10)),
-        note="noise with random labels: accuracies mean nothing",
-    )
+    note = "noise with random labels: accuracies mean nothing"
+    return Source(images(5000), images(1000), tuple("0123456789"), note=note)

@@ -25,10 +25,7 @@ _ALLOWED = {
     ("numpy", "dtype"),
     ("_codecs", "encode"),
 }
-_FILES = {
-    "cifar10": (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"),
-    "cifar100": ("train", "test"),
-}
+_FILES = {"cifar10": (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"), "cifar100": ("train", "test")}
 _INNER = {"cifar10": "cifar-10-*", "cifar100": "cifar-100-*"}
 _LABELS = {"cifar10": b"labels", "cifar100": b"fine_labels"}
 _COUNT = {"cifar10": 10, "cifar100": 100}

@@ -16,12 +16,11 @@ from steppe.config import Data
 from steppe.data.dataset import Images, Source
 from steppe.data.sources.cache import cached
 from steppe.data.sources.image_files import IMAGES, Decoded, ImageFiles, ProgressCallback, decode, list_images
-from steppe.data.splits import stratified
+from steppe.data.splits import split_off_fifth
 from steppe.errors import InputError
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 _TEST_FOLDERS = ("test", "val", "validation")
-_TEST_SHARE = 0.2
 _Label = tuple[str, str]  # part (train or test) and class of an image
 _log = logging.getLogger(__name__)
 
@@ -117,9 +116,7 @@ def _decode_all(path: Path, options: Data, progress: ProgressCallback | None = N
     train, test = (_images(by_label, part, classes) for part in ("train", "test"))
     note = f"test images: the folder {layout.test} of {path.name}"
     if not len(test):
-        y = train.y.numpy()
-        rows = stratified(y, round(_TEST_SHARE * len(y)), np.random.default_rng(0))
-        train, test = train.take(np.setdiff1d(np.arange(len(y)), rows)), train.take(rows)
+        train, test = split_off_fifth(train)
         note = "test images: a fixed fifth of every class, as the folder has no test images of its own"
     return Source(train, test, classes, tuple(d.name for d in corrupt), note)
 

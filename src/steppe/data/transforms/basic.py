@@ -157,8 +157,7 @@ def _grid_coordinates(start: np.ndarray, length: np.ndarray, size: int) -> np.nd
     """
     position = (np.arange(size) + 0.5) * (length / size)[:, None] - 0.5
     inside = start[:, None] + np.clip(position, 0, length[:, None] - 1)
-    grid: np.ndarray = ((2 * inside + 1) / size - 1).astype(np.float32)
-    return grid
+    return ((2 * inside + 1) / size - 1).astype(np.float32)
 
 
 def boxes(row: np.ndarray, column: np.ndarray, side: np.ndarray, h: int, w: int, least: int = 0) -> np.ndarray:

@@ -22,8 +22,7 @@ def gaussian_noise(x: np.ndarray, rng: np.random.Generator, sigma: float) -> np.
 
 def shot_noise(x: np.ndarray, rng: np.random.Generator, photons: float) -> np.ndarray:
     """Replace values by photon counts: Poisson with mean ``photons`` for white."""
-    noisy: np.ndarray = rng.poisson(x * photons) / photons
-    return noisy
+    return rng.poisson(x * photons) / photons
 
 
 def impulse_noise(x: np.ndarray, rng: np.random.Generator, amount: float) -> np.ndarray:

@@ -46,18 +46,9 @@ def frost(x: np.ndarray, rng: np.random.Generator, image: float, ice: float) -> 
     return image * x + ice * np.clip(1.6 * ridges - 0.4, 0, 1) * tint[:, None, None]
 
 
-def snow(
-    x: np.ndarray,
-    rng: np.random.Generator,
-    mean: float,
-    std: float,
-    size: float,
-    threshold: float,
-    radius: float,
-    sigma: float,
-    mix: float,
-) -> np.ndarray:
+def snow(x: np.ndarray, rng: np.random.Generator, *parameters: float) -> np.ndarray:
     """Whiten the image and add flakes, smeared along a random angle, from both sides; the smearing is ours."""
+    mean, std, size, threshold, radius, sigma, mix = parameters
     flakes = mean + std * rng.standard_normal((len(x), 1, *x.shape[2:]))
     angles = np.deg2rad(rng.uniform(45, 135, len(x)))
     flakes = enlarge(flakes, size)
@@ -67,17 +58,9 @@ def snow(
     return snowy
 
 
-def spatter(
-    x: np.ndarray,
-    rng: np.random.Generator,
-    mean: float,
-    std: float,
-    sigma: float,
-    threshold: float,
-    strength: float,
-    mud: bool,
-) -> np.ndarray:
+def spatter(x: np.ndarray, rng: np.random.Generator, *parameters: float) -> np.ndarray:
     """Cover part of the image with drops of water, or of mud; the drops are ours."""
+    mean, std, sigma, threshold, strength, mud = parameters
     scaled = sigma * x.shape[-1] / 32
     drops = mean + std * rng.standard_normal((len(x), 1, *x.shape[2:]))
     drops = ndimage.gaussian_filter(drops, (0, 0, scaled, scaled), mode="nearest")
@@ -114,5 +97,4 @@ def clouds(shape: tuple[int, ...], rng: np.random.Generator, decay: float) -> np
 def _grey(x: np.ndarray) -> np.ndarray:
     if x.shape[1] == 1:
         return x
-    grey: np.ndarray = np.tensordot(x, np.array([0.299, 0.587, 0.114]), axes=(1, 0))[:, None]
-    return grey
+    return np.tensordot(x, np.array([0.299, 0.587, 0.114]), axes=(1, 0))[:, None]

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from steppe import records
 from steppe.config import Run
 from steppe.errors import RunError
-from steppe.experiments.run_lock import J, Progress
+from steppe.experiments.run_lock import ComparisonRun, Progress
 from steppe.experiments.worker import WORKERS, killed_message, train_job
 from steppe.training.run import TrainingStatus
 
@@ -68,9 +68,7 @@ class TaskResult:
 class Cluster(Protocol):
     """Where workers run; ``pause`` is the number of seconds between two polls."""
 
-    @property
-    def pause(self) -> float:
-        """Seconds."""
+    pause: float
 
     def submit(self, tasks: Sequence[Task]) -> list[Any]:
         """Submit the tasks, and return a handle of each worker."""
@@ -82,16 +80,18 @@ class Cluster(Protocol):
         """Stop a worker."""
 
 
-def launch_on_cluster(jobs: Sequence[J], at_once: int, cluster: Cluster, progress: Progress[J]) -> dict[J, str]:
+def launch_on_cluster(
+    jobs: Sequence[ComparisonRun], at_once: int, cluster: Cluster, progress: Progress
+) -> dict[ComparisonRun, str]:
     """Run all jobs on a cluster, at most ``at_once`` at a time (0: no limit), and return the errors by job.
 
     ``progress``, killed workers and Ctrl-C as in `steppe.experiments.launchers.local.launch`.
     """
     waiting = list(jobs)
     attempts = dict.fromkeys(waiting, WORKERS)
-    active: dict[J, Any] = {}
-    reported: dict[J, bytes] = {}
-    errors: dict[J, str] = {}
+    active: dict[ComparisonRun, Any] = {}
+    reported: dict[ComparisonRun, bytes] = {}
+    errors: dict[ComparisonRun, str] = {}
     try:
         while waiting or active:
             room = (at_once or len(jobs)) - len(active)
@@ -120,7 +120,7 @@ def launch_on_cluster(jobs: Sequence[J], at_once: int, cluster: Cluster, progres
     return errors
 
 
-def _report(job: J, reported: dict[J, bytes], progress: Progress[J]) -> None:
+def _report(job: ComparisonRun, reported: dict[ComparisonRun, bytes], progress: Progress) -> None:
     """Report a run's status if it has changed since the last time."""
     try:
         content = (job.folder / PROGRESS).read_bytes()

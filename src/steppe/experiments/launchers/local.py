@@ -14,7 +14,7 @@ from pathlib import Path
 from steppe import hardware
 from steppe.config import Run
 from steppe.distributed.forkserver import forkserver_context
-from steppe.experiments.run_lock import PATIENCE, J, News, Progress
+from steppe.experiments.run_lock import PATIENCE, ComparisonRun, News, Progress
 from steppe.experiments.worker import WORKERS, killed_message, train_job
 
 
@@ -24,7 +24,7 @@ class _Worker:
     pipe: Connection
 
 
-def launch(jobs: Sequence[J], workers: int, progress: Progress[J]) -> dict[J, str]:
+def launch(jobs: Sequence[ComparisonRun], workers: int, progress: Progress) -> dict[ComparisonRun, str]:
     """Run all jobs, at most ``workers`` at once, and return the errors by job.
 
     ``progress(job, news)`` is called with each status, result and error. A run whose worker is killed resumes from
@@ -39,8 +39,8 @@ def launch(jobs: Sequence[J], workers: int, progress: Progress[J]) -> dict[J, st
     context = forkserver_context(workers, "steppe.training.run", *more)
     waiting = list(jobs)
     attempts = dict.fromkeys(waiting, WORKERS)
-    active: dict[J, _Worker] = {}
-    errors: dict[J, str] = {}
+    active: dict[ComparisonRun, _Worker] = {}
+    errors: dict[ComparisonRun, str] = {}
     try:
         while waiting or active:
             while waiting and len(active) < workers:

@@ -46,7 +46,7 @@ class SlurmCluster:
         self.executor.update_parameters(array_parallelism=len(tasks))
         try:
             with self.executor.batch():
-                return [self.executor.submit(_Requeued(task)) for task in tasks]
+                return [self.executor.submit(_Requeued(**vars(task))) for task in tasks]
         except self.submitit.core.utils.FailedSubmissionError as error:
             raise RunError(f"sbatch refused: {' '.join(str(error).split())}") from None
 
@@ -69,14 +69,8 @@ class SlurmCluster:
         worker.cancel(check=False)
 
 
-class _Requeued:
+class _Requeued(Task):
     """A task that is requeued at its time limit or when it is preempted."""
-
-    def __init__(self, task: Task):
-        self.task = task
-
-    def __call__(self) -> dict[str, Any] | str:
-        return self.task()
 
     def checkpoint(self) -> Any:
         import submitit

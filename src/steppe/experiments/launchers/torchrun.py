@@ -9,11 +9,11 @@ from steppe import hardware
 from steppe.data.dataset import DataSet
 from steppe.distributed import collectives
 from steppe.errors import InputError, RunError
-from steppe.experiments.run_lock import J, Progress, locked_run
+from steppe.experiments.run_lock import ComparisonRun, Progress, locked_run
 from steppe.training.run import load_data, train_run
 
 
-def run_in_torchrun(jobs: Sequence[J], progress: Progress[J]) -> dict[J, str]:
+def run_in_torchrun(jobs: Sequence[ComparisonRun], progress: Progress) -> dict[ComparisonRun, str]:
     """Run all jobs in order, and return the errors by job, the same on every process.
 
     ``progress(job, news)`` is called with each status, result and error, on every process. A lost process ends all
@@ -21,7 +21,7 @@ def run_in_torchrun(jobs: Sequence[J], progress: Progress[J]) -> dict[J, str]:
     """
     world = collectives.current_world()
     hardware.keep_freed_memory()
-    errors: dict[J, str] = {}
+    errors: dict[ComparisonRun, str] = {}
     cached: dict[str, DataSet] = {}
     for job in jobs:
         hardware.forget_peak_memory()

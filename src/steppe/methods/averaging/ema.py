@@ -10,17 +10,13 @@ Differs  integer buffers are copied, running statistics averaged; combine it wit
 Start    decay 0.999 (small data) to 0.9998
 """
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import Method, require
-from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.method import Batch, Method, Runtime, StepOutput, require
 from steppe.core.state.weight_average import WeightAverage
 
 
@@ -34,19 +30,15 @@ class EMA(Method):
     decay: float = 0.999
 
     def check(self) -> None:
-        """Decay is a share."""
         require(self, "decay", 0 <= self.decay < 1, "a number from 0 to below 1 (0.999 is usual)")
 
     def init(self, net: nn.Module) -> nn.Module:
-        """Start from the initial weights."""
         return WeightAverage(net)
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
-        """Update the mean."""
         assert isinstance(state, WeightAverage)
         state.update(rt.net, 1 - min(self.decay, (1 + state.count) / (10 + state.count)))
 
     def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
-        """Swap in the mean."""
         assert isinstance(state, WeightAverage)
         return state.swapped_in(net)

@@ -11,17 +11,13 @@ Differs  1. running statistics are averaged too; the paper measures them anew on
 Start    start 0.75, every = the steps of an epoch; combine it with any method: sam+swa
 """
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import Method, require
-from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.method import Batch, Method, Runtime, StepOutput, require
 from steppe.core.state.weight_average import WeightAverage
 
 
@@ -36,21 +32,17 @@ class SWA(Method):
     every: int = 1
 
     def check(self) -> None:
-        """Start is a point in training, every a period."""
         require(self, "start", self.start >= 0, "a step number, or a share of the training below 1")
         require(self, "every", self.every >= 1, "at least 1")
 
     def init(self, net: nn.Module) -> nn.Module:
-        """Start with an empty mean."""
         return WeightAverage(net)
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
-        """Update the mean if it is time."""
         assert isinstance(state, WeightAverage)
         if rt.now.reached(self.start, "start") and rt.now.step % self.every == 0:
             state.update(rt.net, 1 / (state.count + 1))
 
     def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
-        """Swap in the mean, once there is one."""
         assert isinstance(state, WeightAverage)
         return state.swapped_in(net) if state.count else nullcontext()

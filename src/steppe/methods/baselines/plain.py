@@ -10,8 +10,6 @@ Differs  none known
 Start    nothing to set
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

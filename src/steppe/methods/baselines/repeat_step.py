@@ -10,16 +10,12 @@ Differs  none known
 Start    nothing to set
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import Method
-from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.method import Batch, Method, Runtime, StepOutput
 
 
 @dataclass(frozen=True)
@@ -29,7 +25,6 @@ class RepeatStep(Method):
     cost: ClassVar = (1, 1, 2)
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Update twice from one gradient."""
         out, g = rt.grad(rt.objective, batch)
         rt.apply(g, times=2)
         return out

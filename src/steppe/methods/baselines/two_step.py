@@ -11,16 +11,12 @@ Differs  none known; running statistics come from the first pass only and dropou
 Start    nothing to set
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import Method
-from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.method import Batch, Method, Runtime, StepOutput
 
 
 @dataclass(frozen=True)

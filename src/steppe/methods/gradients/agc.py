@@ -12,18 +12,15 @@ Differs  1. the last linear layer's weight is not clipped, as in the authors' co
 Start    clipping 0.01 (paper, batch 4096; up to 0.16 for small batches), eps 1e-3
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import nn
 
-from steppe.core.method import Method, require
+from steppe.core.method import Method, Runtime, require
 from steppe.core.numerics.filters import last_of, unit_dims, unit_norms
 from steppe.core.numerics.vector import Vec
-from steppe.core.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -38,12 +35,10 @@ class AGC(Method):
     clip_head: bool = False
 
     def check(self) -> None:
-        """Clipping and eps are above zero."""
         require(self, "clipping", self.clipping > 0, "a number above 0 (0.01 to 0.16)")
         require(self, "eps", self.eps > 0, "a number above 0: without it weights that start at zero stay there")
 
     def transform(self, grads: Vec, rt: Runtime) -> Vec:
-        """Return the clipped gradients."""
         head = rt.once("agc head", lambda: last_of(rt.net, nn.Linear))
         clipped: Vec = []
         for g, p, owner in zip(grads, rt.params, rt.owners, strict=True):

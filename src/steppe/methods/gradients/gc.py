@@ -14,15 +14,12 @@ Differs  1. units with a single weight are not changed; the authors' code freeze
 Start    nothing to set; conv_only = True does not centre linear layers (authors' option)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
-from steppe.core.method import Method
+from steppe.core.method import Method, Runtime
 from steppe.core.numerics.filters import fan_in, unit_dims
 from steppe.core.numerics.vector import Vec
-from steppe.core.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,6 @@ class GC(Method):
     conv_only: bool = False
 
     def transform(self, grads: Vec, rt: Runtime) -> Vec:
-        """Return the gradients with every unit's mean removed."""
         centred: Vec = []
         for g, p, owner in zip(grads, rt.params, rt.owners, strict=True):
             dims = unit_dims(p, owner)

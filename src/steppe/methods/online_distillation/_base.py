@@ -1,7 +1,5 @@
 """Base classes of methods that train several networks, or branches of one, as one module."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -51,7 +49,6 @@ class OnlineDistillation(Method):
         return nn.Module()
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
-        """Return the logits of the deployed member."""
         return self.outputs(net, state, x)["deployed"]
 
 
@@ -68,20 +65,16 @@ class EnsembleDistillation(OnlineDistillation):
 
     @property
     def views(self) -> int:
-        """One for each network."""
         return self.networks
 
     def build_members(self, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Return an `Ensemble` of freshly initialised networks."""
         return Ensemble(fresh_networks(new_model, self.networks))
 
     def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Return the first network."""
         first = net.networks[0] if isinstance(net, Ensemble) else net
         return with_weights(new_model(), first.state_dict())
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
-        """Return the logits of each network."""
         return network_outputs(net, x)
 
 
@@ -99,12 +92,10 @@ class BranchDistillation(OnlineDistillation):
     T: float = 3.0
 
     def check(self) -> None:
-        """Branches is a number, T a temperature."""
         super().check()
         require(self, "T", self.T > 0, "a number above 0 (3 is usual)")
 
     def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Return trunk and first branch as one network."""
         if isinstance(net, MultiHeadNetwork):
             return net.plain(0, new_model)
         return with_weights(new_model(), net.state_dict())

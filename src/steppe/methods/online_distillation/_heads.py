@@ -3,8 +3,6 @@
 Each is called like a network and returns a tuple of logits (B, classes), those of the branches first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

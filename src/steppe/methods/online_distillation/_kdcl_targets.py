@@ -1,7 +1,5 @@
 """The targets of KDCL, from the networks' logits z (N, B, K) and one-hot labels y (B, K)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

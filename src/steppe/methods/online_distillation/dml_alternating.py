@@ -16,8 +16,6 @@ Differs  1. the authors' code gives each network another batch; here, as in algo
 Start    networks 2, T 1, lam 1 (paper)
 """
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -25,16 +23,14 @@ from typing import ClassVar
 
 from torch import nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import plain_step
+from steppe.core.method import Batch, Runtime, StepOutput, plain_step
 from steppe.core.model_call import call_model
-from steppe.core.runtime import Runtime, StepOutput
-from steppe.methods.online_distillation.dml import DML
+from steppe.methods.online_distillation._mutual import MutualDistillation
 from steppe.models.multi.inputs import views_of
 
 
 @dataclass(frozen=True)
-class AlternatingDML(DML):
+class AlternatingDML(MutualDistillation):
     """Train ``networks`` in turn on the labels and, times ``lam``, towards the others' updated outputs."""
 
     cost: ClassVar = (4, 2, 2)
@@ -45,7 +41,6 @@ class AlternatingDML(DML):
         object.__setattr__(self, "cost", (self.networks**2, self.networks, self.networks))
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        """Update the networks in turn."""
         if self.networks == 1:
             return plain_step(batch, rt)
         first: StepOutput | None = None

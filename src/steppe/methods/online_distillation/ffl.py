@@ -19,8 +19,6 @@ Differs  1. one optimizer; the code has a second one for the fusion, with weight
 Start    branches 2, T 3, ramp 80 of 300 epochs (code)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -28,11 +26,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import require
+from steppe.core.method import Batch, Runtime, StepOutput, require
 from steppe.core.model_call import call_model
 from steppe.core.numerics.losses import distillation_loss, mean_of, sigmoid_rampup
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.methods.online_distillation._base import BranchDistillation
 from steppe.methods.online_distillation._heads import FusedBranches
 from steppe.models.multi.branched import build_branched
@@ -52,12 +48,10 @@ class FFL(BranchDistillation):
     split_at: str | int = ""
 
     def check(self) -> None:
-        """Branches is a number, T a temperature, ramp a part of training."""
         super().check()
         require(self, "ramp", self.ramp >= 0, "a number of steps, or a share of the training below 1")
 
     def build_members(self, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Return branches with their fusion."""
         return FusedBranches(build_branched(new_model, self.branches, self.split_at))
 
     def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:

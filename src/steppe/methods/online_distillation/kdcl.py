@@ -22,19 +22,15 @@ Differs  1. linear and general take the samples of one forward pass; the paper e
 Start    networks 2, target mean, T 4, ce 0.5, lam 0.5 (OKDPH's code)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from steppe.core.amp import autocast_disabled, upcast_to_float32
-from steppe.core.batch import Batch
-from steppe.core.method import require
+from steppe.core.method import Batch, Runtime, StepOutput, require
 from steppe.core.model_call import call_model
 from steppe.core.numerics.losses import distillation_loss, one_hot
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.methods.online_distillation._base import EnsembleDistillation
 from steppe.methods.online_distillation._kdcl_targets import TARGETS
 from steppe.models.multi.inputs import views_of
@@ -50,7 +46,6 @@ class KDCL(EnsembleDistillation):
     lam: float = 0.5
 
     def check(self) -> None:
-        """Networks is a number, target a name, T a temperature, ce and lam are weights."""
         super().check()
         require(self, "target", self.target in TARGETS, " or ".join(map(repr, TARGETS)))
         require(self, "T", self.T > 0, "a number above 0 (4 is usual)")

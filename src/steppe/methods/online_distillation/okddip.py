@@ -20,8 +20,6 @@ Differs  1. as in the code, attention mixes logits, with no factor 1 / sqrt(d), 
 Start    branches 4 (3 peers and the leader), T 3, alpha 1, factor 8, ramp 80 of 300 epochs (code)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -29,11 +27,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import require
+from steppe.core.method import Batch, Runtime, StepOutput, require
 from steppe.core.model_call import call_model, extract_logits
 from steppe.core.numerics.losses import distillation_loss, mean_of, sigmoid_rampup
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.methods.online_distillation._base import BranchDistillation
 from steppe.methods.online_distillation._heads import AttentiveBranches
 from steppe.models.multi.branched import SeparateNetworks, build_branched
@@ -56,7 +52,6 @@ class OKDDip(BranchDistillation):
     detach: bool = True
 
     def check(self) -> None:
-        """Branches and factor are numbers, T a temperature, alpha a weight, ramp a part of training."""
         enough = self.branches == 1 or self.branches >= 3
         require(self, "branches", enough, "at least 3: two peers and the leader (4 is usual)")
         super().check()
@@ -68,7 +63,6 @@ class OKDDip(BranchDistillation):
             object.__setattr__(self, "whole", "")
 
     def build_members(self, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Return peers and leader with their attention."""
         body = (
             SeparateNetworks(fresh_networks(new_model, self.branches))
             if self.form == "network"
@@ -91,7 +85,6 @@ class OKDDip(BranchDistillation):
         return StepOutput(torch.stack(losses).sum(), leader)
 
     def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Return the leader as one network."""
         if isinstance(net, AttentiveBranches):
             return net.plain(self.branches - 1, new_model)
         return super().deployed_model(net, state, new_model)

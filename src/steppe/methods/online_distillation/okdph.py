@@ -22,8 +22,6 @@ Differs  1. gradient = 'chain' follows the equation: r_m times the hybrid's grad
 Start    omega 0.8, beta 0.8, gamma 0.5, T 4 (code), every '5b' (table 6); preset 'cifar100-vgg16' and others
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Callable
@@ -34,11 +32,9 @@ import torch
 from torch import Tensor, nn
 
 from steppe.core import rng
-from steppe.core.batch import Batch
-from steppe.core.method import require, with_weights
+from steppe.core.method import Batch, Runtime, StepOutput, require, with_weights
 from steppe.core.model_call import call_model
 from steppe.core.numerics.losses import distillation_loss, mean_of
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.errors import InputError, unknown
 from steppe.methods.online_distillation._base import OnlineDistillation
 from steppe.methods.online_distillation._okdph_presets import PRESETS
@@ -140,7 +136,6 @@ class OKDPH(OnlineDistillation):
         return StepOutput(torch.stack(losses).sum(), students[0])
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
-        """Fuse, if it is time."""
         if self.networks > 1 and self.gamma and self.due(rt.now.step, rt.options.epoch):
             assert isinstance(rt.net, HybridEnsemble)
             rt.net.fuse(self.gamma, self.shares(rt), rt.net.earlier)
@@ -176,7 +171,6 @@ class OKDPH(OnlineDistillation):
         return (step + 1) % epoch == 0 and step // epoch % count == 0
 
     def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Return the first student, or the hybrid."""
         plain = new_model()
         if not isinstance(net, HybridEnsemble):
             return with_weights(plain, net.state_dict())

@@ -17,8 +17,6 @@ Differs  1. r rises with every step; the code keeps it constant within an epoch.
 Start    branches 3, T 3, alpha 1, ramp 80 of 300 epochs (paper; OKDPH's code has 2 branches)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,11 +24,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import require
+from steppe.core.method import Batch, Runtime, StepOutput, require
 from steppe.core.model_call import call_model
 from steppe.core.numerics.losses import distillation_loss, sigmoid_rampup
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.methods.online_distillation._base import BranchDistillation
 from steppe.methods.online_distillation._heads import GatedBranches
 from steppe.models.multi.branched import build_branched
@@ -49,13 +45,11 @@ class ONE(BranchDistillation):
     detach: bool = True
 
     def check(self) -> None:
-        """Branches is a number, T a temperature, alpha a weight, ramp a part of training."""
         super().check()
         require(self, "alpha", self.alpha >= 0, "a number of at least 0 (1 is usual)")
         require(self, "ramp", self.ramp >= 0, "a number of steps, or a share of the training below 1")
 
     def build_members(self, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Return branches with a gate."""
         return GatedBranches(build_branched(new_model, self.branches, self.split_at))
 
     def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:

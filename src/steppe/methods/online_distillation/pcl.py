@@ -22,8 +22,6 @@ Differs  1. r is the paper's; both codes divide by the weight instead of the ram
 Start    branches 3, T 3, decay 0.999, ramp 80 of 300 epochs (paper)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -31,11 +29,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import require
+from steppe.core.method import Batch, Runtime, StepOutput, require
 from steppe.core.model_call import call_model
 from steppe.core.numerics.losses import distillation_loss, sigmoid_rampup
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.state.weight_average import WeightAverage
 from steppe.methods.online_distillation._base import BranchDistillation
 from steppe.methods.online_distillation._heads import JointBranches
@@ -55,7 +51,6 @@ class PCL(BranchDistillation):
     split_at: str | int = ""
 
     def check(self) -> None:
-        """Branches is a number, T a temperature, decay a share, ramp a part of training."""
         super().check()
         object.__setattr__(self, "cost", (2 * self.branches, self.branches, 1))
         require(self, "decay", 0 <= self.decay < 1, "a number from 0 to below 1 (0.999 is usual)")
@@ -63,11 +58,9 @@ class PCL(BranchDistillation):
 
     @property
     def views(self) -> int:
-        """One for each branch."""
         return self.branches
 
     def build_members(self, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Return branches with a joint classifier."""
         return JointBranches(build_branched(new_model, self.branches, self.split_at))
 
     def init(self, net: nn.Module) -> nn.Module:
@@ -94,12 +87,10 @@ class PCL(BranchDistillation):
         return StepOutput(torch.stack(losses).sum(), branches[0])
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
-        """Update the mean."""
         if isinstance(state, WeightAverage):
             state.update(rt.net, 1 - min(self.decay, 1 - 1 / (state.count + 1)))
 
     def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
-        """Return the mean's trunk and first branch as one network."""
         if not isinstance(state, WeightAverage):
             return super().deployed_model(net, state, new_model)
         with state.swapped_in(net):

@@ -14,18 +14,14 @@ Differs  1. squared = True multiplies the KL by T^2 as the code does; the poster
 Start    lam 0.8, T 5, decay 0.9998, start 5 epochs of 90 (authors' script)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import Method, require
+from steppe.core.method import Batch, Method, Runtime, StepOutput, require
 from steppe.core.model_call import call_model, extract_logits
 from steppe.core.numerics.losses import kl_divergence
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.state.weight_average import WeightAverage
 
 
@@ -43,14 +39,12 @@ class MESA(Method):
     squared: bool = True
 
     def check(self) -> None:
-        """Lam is a weight, T a temperature, decay a share."""
         require(self, "lam", self.lam >= 0, "a number of at least 0 (0.8 is usual)")
         require(self, "T", self.T > 0, "a number above 0 (5 is usual)")
         require(self, "decay", 0 <= self.decay < 1, "a number from 0 to below 1 (0.9998 is usual)")
         require(self, "start", self.start >= 0, "a step number, or a share of the training below 1")
 
     def init(self, net: nn.Module) -> nn.Module:
-        """Start from the initial weights."""
         return WeightAverage(net)
 
     def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
@@ -67,7 +61,6 @@ class MESA(Method):
         return StepOutput(out.loss + weight * kl_divergence(teacher, out.logits, self.T), out.logits)
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
-        """Update the mean."""
         assert isinstance(state, WeightAverage)
         if self.lam:
             state.update(rt.net, 1 - min(self.decay, (1 + state.count) / (10 + state.count)))

@@ -23,8 +23,6 @@ Differs  the paper leaves open, and we take from the notebook: KL's first argume
 Start    sigma 1e-4, the initial learning rate (paper, section 3.1)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -33,13 +31,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from steppe.core.batch import Batch
-from steppe.core.method import Method, require
+from steppe.core.method import Batch, Method, Runtime, StepOutput, require
 from steppe.core.numerics import vector
 from steppe.core.numerics.filters import SCOPES, in_scope, last_of
 from steppe.core.numerics.losses import kl_divergence
 from steppe.core.numerics.vector import Vec
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.models.multi.shared_trunk import flops_share, split_sequential
 
 _PAPER = {

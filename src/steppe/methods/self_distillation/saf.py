@@ -19,16 +19,12 @@ Differs  1. squared = True multiplies the KL by T^2 as the code does; the poster
 Start    lam 0.3, T 5, past 3 (authors' README and script); they start after 5 epochs of 90: start = 0.056
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import Method, require
-from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.method import Batch, Method, Runtime, StepOutput, require
 from steppe.core.state.logit_bank import FORMS, LogitBank, size_in_bytes, top_k
 from steppe.errors import InputError
 
@@ -52,7 +48,6 @@ class SAF(Method):
     mixed: str = "accept"
 
     def check(self) -> None:
-        """Lam is a weight, T a temperature, past counts visits."""
         require(self, "lam", self.lam >= 0, "a number of at least 0 (0.3 is usual)")
         require(self, "T", self.T > 0, "a number above 0 (5 is usual)")
         require(self, "past", self.past >= 1, "at least 1 epoch (3 is usual)")
@@ -62,15 +57,12 @@ class SAF(Method):
         require(self, "mixed", self.mixed in ("accept", "skip"), "'accept' or 'skip'")
 
     def init(self, net: nn.Module) -> nn.Module:
-        """Start with an empty logit bank."""
         return LogitBank(self.past, self.store, self.T)
 
     def memory_bytes(self, samples: int, classes: int) -> int:
-        """Return the size of the logit bank."""
         return size_in_bytes(samples, classes, self.past, self.store) if self.lam else 0
 
     def allocate(self, state: nn.Module, samples: int, classes: int) -> None:
-        """Allocate the logit bank."""
         assert isinstance(state, LogitBank)
         if self.lam:
             state.allocate(samples, classes)

@@ -14,20 +14,16 @@ Start    rho 0.5 (CIFAR-10) or 1.0 (CIFAR-100 and ImageNet), eta 0.01 (authors' 
          rho 2 with scaling = 'all' (davda54's example)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import Method, plain_step, require
+from steppe.core.method import Batch, Method, Runtime, StepOutput, plain_step, require
 from steppe.core.numerics.filters import is_weight
 from steppe.core.numerics.perturbations import scaled_perturbation
 from steppe.core.numerics.vector import Vec
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
 
 
@@ -44,7 +40,6 @@ class ASAM(Method):
     scaling: str = "weights"
 
     def check(self) -> None:
-        """Rho is a radius, eta a floor."""
         require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.5 is usual)")
         require(self, "eta", self.eta >= 0, "a number of at least 0 (0.01 or 0)")
         require(self, "scaling", self.scaling in ("weights", "all"), "'weights' or 'all'")

@@ -18,8 +18,6 @@ Differs  1. S is made of whole tensors, each kept with probability beta (authors
 Start    rho 0.05, beta 0.6, gamma 0.5 (CIFAR, ResNet-18, authors' script)
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,12 +25,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import Method, plain_step, require
+from steppe.core.method import Batch, Method, Runtime, StepOutput, plain_step, require
 from steppe.core.numerics import vector
 from steppe.core.numerics.perturbations import sam_perturbation, scaled_perturbation
 from steppe.core.numerics.vector import Vec
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
 
 
@@ -50,7 +46,6 @@ class ESAM(Method):
     mask: str = "tensor"
 
     def check(self) -> None:
-        """Rho is a radius, beta and gamma are shares."""
         require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
         require(self, "beta", 0 < self.beta <= 1, "a number above 0 and at most 1 (0.6 is usual)")
         require(self, "gamma", 0 < self.gamma <= 1, "a number above 0 and at most 1 (0.5 is usual)")

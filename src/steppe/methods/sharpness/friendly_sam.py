@@ -13,18 +13,14 @@ Differs  1. d is taken from m as it was before this batch (authors' code); the p
 Start    rho 0.2, sigma 1, lam 0.6 (CIFAR-100, ResNet-18, authors' script; their default is 0.95)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import Method, plain_step, require
+from steppe.core.method import Batch, Method, Runtime, StepOutput, plain_step, require
 from steppe.core.numerics import vector
 from steppe.core.numerics.perturbations import scaled_perturbation
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
 from steppe.core.state.param_state import ParamState
 
@@ -42,7 +38,6 @@ class FriendlySAM(Method):
     lam: float = 0.6
 
     def check(self) -> None:
-        """Rho is a radius, lam a decay."""
         require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.2 is usual)")
         require(self, "lam", 0 <= self.lam < 1, "a number from 0 to below 1 (0.6 to 0.95)")
 

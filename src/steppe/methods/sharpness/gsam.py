@@ -15,19 +15,15 @@ Start    ResNet-50: rho 0.04 to 0.02, alpha 0.01; ViT-B/32: rho 0.6 to 0.1, alph
          CIFAR: adaptive, rho 2, alpha 0.4 (their PyTorch example)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import Method, plain_step, require
+from steppe.core.method import Batch, Method, Runtime, StepOutput, plain_step, require
 from steppe.core.numerics import vector
 from steppe.core.numerics.perturbations import sam_perturbation, scaled_perturbation
 from steppe.core.numerics.vector import Vec
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
 
 
@@ -45,7 +41,6 @@ class GSAM(Method):
     descend: str = "perturbed"
 
     def check(self) -> None:
-        """Rho is a radius, alpha a weight."""
         require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
         require(self, "alpha", self.alpha >= 0, "a number of at least 0 (0.01 to 1)")
         require(self, "adaptive", self.adaptive in ("none", "abs", "square"), "'none', 'abs' or 'square'")

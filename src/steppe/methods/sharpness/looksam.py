@@ -16,20 +16,16 @@ Differs  1. inner products and norms are over all parameters (paper); norm = 'te
 Start    k 5, alpha 0.7, rho 0.1; layerwise for batches of 4,096 and more (paper)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import Method, plain_step, require
+from steppe.core.method import Batch, Method, Runtime, StepOutput, plain_step, require
 from steppe.core.numerics import vector
 from steppe.core.numerics.perturbations import scaled_perturbation
 from steppe.core.numerics.vector import Vec
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
 from steppe.core.state.param_state import ParamState
 
@@ -52,7 +48,6 @@ class LookSAM(Method):
     cap: float | None = None
 
     def check(self) -> None:
-        """Rho is a radius, k a period."""
         require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.1 is usual)")
         require(self, "k", self.k >= 1, "at least 1 (5 is usual)")
         require(self, "alpha", self.alpha >= 0, "a number of at least 0 (0.7 is usual)")

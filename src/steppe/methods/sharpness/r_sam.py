@@ -12,19 +12,15 @@ Differs  the noise is scaled filter by filter, as in RWP; running statistics and
 Start    rho as SAM; gamma 0.01, RWP's (no published value at hand)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import Method, plain_step, require
+from steppe.core.method import Batch, Method, Runtime, StepOutput, plain_step, require
 from steppe.core.numerics import vector
 from steppe.core.numerics.filters import filter_noise
 from steppe.core.numerics.perturbations import sam_perturbation, scaled_perturbation
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
 
 
@@ -40,7 +36,6 @@ class RSAM(Method):
     gamma: float = 0.01
 
     def check(self) -> None:
-        """Rho is a radius, gamma a relative size."""
         require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
         require(self, "gamma", self.gamma >= 0, "a number of at least 0 (0.01)")
 

@@ -10,18 +10,14 @@ Differs  the running statistics come from the perturbed pass, the only one
 Start    rho 0.05, as SAM
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import Method, plain_step, require
+from steppe.core.method import Batch, Method, Runtime, StepOutput, plain_step, require
 from steppe.core.numerics import vector
 from steppe.core.numerics.perturbations import scaled_perturbation
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
 
 
@@ -35,7 +31,6 @@ class RandomSAM(Method):
     rho: ScheduleValue = 0.05
 
     def check(self) -> None:
-        """Rho is a radius."""
         require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:

@@ -16,19 +16,15 @@ Differs  1. weight decay is the optimizer's, at w; the authors put it into the l
 Start    rho 0.05 (CIFAR-10), 0.1 (CIFAR-100) with SGD; 0.001 for transformers with Adam (RWP paper, tables 1, 9)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import Method, plain_step, require
+from steppe.core.method import Batch, Method, Runtime, StepOutput, plain_step, require
 from steppe.core.numerics import vector
 from steppe.core.numerics.perturbations import project, sam_perturbation, scaled_perturbation
 from steppe.core.numerics.vector import Vec
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
 
 
@@ -50,7 +46,6 @@ class SAM(Method):
     decay: float = 0.0
 
     def check(self) -> None:
-        """Rho is a radius."""
         require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
         require(self, "ascents", self.ascents >= 1, "at least 1")
         require(self, "norm", self.norm in ("global", "network", "tensor"), "'global', 'network' or 'tensor'")

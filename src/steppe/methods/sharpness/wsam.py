@@ -12,18 +12,14 @@ Differs  1. clipping is of the gradient given to the optimizer; the authors' cod
 Start    rho 0.05, gamma 0.9 (authors' README), decoupled
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import Method, plain_step, require
+from steppe.core.method import Batch, Method, Runtime, StepOutput, plain_step, require
 from steppe.core.numerics import vector
 from steppe.core.numerics.perturbations import scaled_perturbation
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
 
 
@@ -40,7 +36,6 @@ class WSAM(Method):
     decoupled: bool = True
 
     def check(self) -> None:
-        """Rho is a radius, gamma a share."""
         require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
         require(self, "gamma", 0 <= self.gamma < 1, "a number from 0 to below 1 (0.9 is usual)")
 

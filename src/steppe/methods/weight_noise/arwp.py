@@ -14,18 +14,14 @@ Differs  1. alpha weighs the clean gradient, as in RWP's paper; the authors' lam
 Start    gamma 0.015, alpha 0.5, eta 0.1, beta 0.99 (CIFAR, authors' script)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import Method, plain_step, require
+from steppe.core.method import Batch, Method, Runtime, StepOutput, plain_step, require
 from steppe.core.numerics import vector
 from steppe.core.numerics.filters import filter_noise, unit_sums
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
 from steppe.core.state.param_state import ParamState
 
@@ -44,7 +40,6 @@ class ARWP(Method):
     beta: float = 0.99
 
     def check(self) -> None:
-        """Gamma is a relative size, alpha a share, eta a weight, beta a decay."""
         require(self, "gamma", lowest(self.gamma) >= 0, "a number of at least 0 (0.015 is usual)")
         require(self, "alpha", 0 <= self.alpha <= 1, "a number from 0 (noise only) to 1 (plain)")
         require(self, "eta", self.eta >= 0, "a number of at least 0 (0.1 is usual)")

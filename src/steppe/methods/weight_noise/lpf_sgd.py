@@ -12,8 +12,6 @@ Differs  1. gamma is a constant unless scheduled; the paper's is gamma_0 (1 + al
 Start    M 8, gamma cosine(0.0005,0.008) (wide networks); M 1, gamma 0.002 (CIFAR) or 0.0005 (ImageNet) for ResNets
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -22,11 +20,10 @@ import torch
 from torch import nn
 
 from steppe.core.batch import Batch, join_logits
-from steppe.core.method import Method, plain_step, require
+from steppe.core.method import Method, Runtime, StepOutput, plain_step, require
 from steppe.core.numerics import vector
 from steppe.core.numerics.filters import filter_deviation
 from steppe.core.numerics.vector import Vec
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
 
 
@@ -43,7 +40,6 @@ class LPFSGD(Method):
     M: int = 8
 
     def check(self) -> None:
-        """Gamma is a relative size, M a count."""
         require(self, "gamma", lowest(self.gamma) >= 0, "a number of at least 0 (0.0005 is usual)")
         require(self, "M", self.M >= 1, "at least 1 (8 is usual)")
 

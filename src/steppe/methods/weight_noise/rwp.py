@@ -20,18 +20,14 @@ Differs  1. alpha weighs the clean gradient (paper); the authors' code weighs th
 Start    gamma 0.01, alpha 0.5 (CIFAR); gamma 0.005 (ImageNet); gamma 0.001 (ViT) (paper, sections 5.1 to 5.3)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
-from steppe.core.batch import Batch
-from steppe.core.method import Method, plain_step, require
+from steppe.core.method import Batch, Method, Runtime, StepOutput, plain_step, require
 from steppe.core.numerics import vector
 from steppe.core.numerics.filters import filter_noise
-from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, lowest
 
 
@@ -48,7 +44,6 @@ class RWP(Method):
     halves: bool = False
 
     def check(self) -> None:
-        """Gamma is a relative size, alpha a share."""
         require(self, "gamma", lowest(self.gamma) >= 0, "a number of at least 0 (0.01 is usual)")
         require(self, "alpha", 0 <= self.alpha <= 1, "a number from 0 (noise only) to 1 (plain)")
         require(self, "batches", self.batches in (1, 2), "1 (both gradients of the same batch) or 2")

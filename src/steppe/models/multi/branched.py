@@ -83,7 +83,6 @@ class _ActivationCache:
         self.features, self.maps = None, []
 
     def store_output(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        """Store an output of the trunk's module of this name."""
         self.outputs.setdefault(name, []).append(output)
 
     def replay_split_inputs(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -91,7 +90,6 @@ class _ActivationCache:
         return self.split_inputs
 
     def store_features(self, module: nn.Module, args: Any) -> None:
-        """Store the input of the last dense layer."""
         self.features = args[0]
 
     def store_maps(self, module: nn.Module, args: Any, output: Any) -> None:

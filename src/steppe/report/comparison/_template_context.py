@@ -84,9 +84,8 @@ def _section(
 
 def _as_run(rows: list[ResultRow]) -> dict[str, Any]:
     heads = [("last", "Test, %\nlast epoch"), ("best", "Test, % at best\nvalidation epoch")]
-    heads += (
-        [("all", f"{formatting.BEST_OF_ALL.capitalize()},\ntest %")] if any(r.best_of_all for r in rows) else []
-    )
+    if any(r.best_of_all for r in rows):
+        heads.append(("all", f"{formatting.BEST_OF_ALL.capitalize()},\ntest %"))
     cells = [[_accuracy(a, r.decimals) for a in (r.last, r.best, r.best_of_all)][: len(heads)] for r in rows]
     return {"mode": AS_RUN, "heads": heads, **_rows(rows, rows, cells, rows[0].decimals)}
 

@@ -1,12 +1,17 @@
-"""Curves over a run, averaged over seeds: the numbers that the figures and the page draw."""
+"""Curves over a run, averaged over seeds: their numbers, and the figure of the training curves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from steppe.records import Comparison, Record
-from steppe.report.comparison.summary import runs_of
+from steppe.report import plotting
+from steppe.report.comparison.summary import groups, runs_of
+from steppe.report.style import styles
 
 METRICS = {
     "val_accuracy": "Validation accuracy",
@@ -16,6 +21,7 @@ METRICS = {
 }
 AXES = {"epochs": "Epochs", "gradients": "Gradient evaluations", "seconds": "Training seconds"}
 Values = list[float | None]
+_PANELS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,33 @@ class Series:
     n: int
     x: dict[str, Values]
     y: dict[str, Band]
+
+
+def figure(comparison: Comparison, points: int = 200) -> Figure:
+    """Return the training curves: loss and accuracy, of training and validation, against epochs.
+
+    A line is the mean over seeds, its band the range from the lowest to the highest seed. Accuracies are in
+    percent, losses in nats; training values are over augmented batches. Four panels per data set and network, as
+    in Figure 2 of the SADT paper; at most ``points`` epochs of each line are drawn.
+    """
+    group_names = groups(comparison) or [("", "")]
+    drawing, panels = plotting.new_figure(2 * len(group_names), 2, (11, 6.6 * len(group_names)))
+    style_of = styles(comparison)
+    methods: set[str] = set()
+    for i, group in enumerate(group_names):
+        lines = series(comparison, group, points)
+        methods.update(line.method for line in lines)
+        for panel, metric in zip(panels[4 * i : 4 * i + 4], _PANELS, strict=True):
+            for order, line in enumerate(lines):
+                y = line.y[metric]
+                values = plotting.numbers([y.mean, y.low, y.high])
+                plotting.band(panel, plotting.numbers(line.x["epochs"]), values, style_of[line.method], order)
+            title = METRICS[metric] + (f"\n{', '.join(group)}" if len(group_names) > 1 else "")
+            plotting.style_axes(panel, "Epoch", title + (", %" if metric.endswith("accuracy") else ""))
+    if methods:
+        options: dict[str, Any] = {"loc": "outside right upper", "ncols": 1, "fontsize": 10, "labelspacing": 0.8}
+        plotting.legend(drawing, style_of, (m for m in comparison.methods if m in methods), **options)
+    return drawing
 
 
 def series(comparison: Comparison, group: tuple[str, str], points: int = 200) -> list[Series]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv as _csv
-import io
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -81,10 +79,8 @@ def terminal(rows: list[Part]) -> list[RenderableType]:
     for title, group in formatting.by_group(rows):
         table = Table(title=Text(f"{TITLE}: {title}", style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
         table.pad_edge = False
-        for head in ("method", "what"):
-            table.add_column(head)
-        for head in ("last epoch, %", "best val., %"):
-            table.add_column(head, justify="right")
+        for head in ("method", "what", "last epoch, %", "best val., %"):
+            table.add_column(head, justify="right" if "%" in head else "left")
         for method, own in groupby(group, key=lambda row: row.method):
             for i, row in enumerate(own):
                 style = "bold" if row.name == DEPLOYED else "dim" if row.name == DIVERSITY else ""
@@ -101,22 +97,19 @@ def markdown(rows: list[Part]) -> str:
     for title, group in formatting.by_group(rows):
         lines += [f"### {TITLE}: {cell(title)}", "", "| method | what | last epoch, % | best val., % |"]
         lines += ["| --- | --- | ---: | ---: |"]
-        lines += [f"| {' | '.join(map(cell, (row.method, *_cells(row))))} |" for row in group]
-        lines += [""]
+        lines += [*(f"| {' | '.join(map(cell, (row.method, *_cells(row))))} |" for row in group), ""]
     return "\n".join([*lines, NOTE, ""]) if lines else ""
 
 
 def csv(rows: list[Part]) -> str:
     """Return one line per output with unrounded numbers: percent, and the distance as it is."""
-    file = io.StringIO()
-    writer = _csv.writer(file, lineterminator="\n")
     heads = [f"{which}_{part}" for which in ("test_last", "test_best_val") for part in ("mean", "std")]
-    writer.writerow(["dataset", "model", "method", "what", "n", *heads])
+    lines: list[list[object]] = [["dataset", "model", "method", "what", "n", *heads]]
     for row in rows:
         names = [formatting.inert(name) for name in (row.dataset, row.model, row.method, row.name)]
         values = [v for s in (row.last, row.best) for v in ((s.mean, s.std) if s else (None, None))]
-        writer.writerow([*names, row.last.n if row.last else 0, *values])
-    return file.getvalue()
+        lines.append([*names, row.last.n if row.last else 0, *values])
+    return formatting.csv_text(lines)
 
 
 def _cells(row: Part) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv as _csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -11,7 +9,7 @@ from typing import Literal, get_args
 from steppe.records import Comparison, Record
 from steppe.report.comparison.curves import spent, values
 from steppe.report.comparison.summary import BASELINE, Spread, controls_of, groups, paired, runs_of, spread
-from steppe.report.formatting import inert
+from steppe.report.formatting import csv_text, inert
 from steppe.report.statistics import Difference
 
 Axis = Literal["epochs", "gradients", "seconds"]
@@ -61,19 +59,17 @@ def csv(comparison: Comparison) -> str:
 
     Percent and percentage points; the budget in the unit of its axis.
     """
-    file = io.StringIO()
-    writer = _csv.writer(file, lineterminator="\n")
     heads = ["dataset", "model", "equal", "budget", "method", "n", "val_mean", "val_std", "epochs"]
-    writer.writerow([*heads, *(f"minus_plain{part}" for part in ("", "_low", "_high", "_n", "_p"))])
+    heads += [f"minus_plain{part}" for part in ("", "_low", "_high", "_n", "_p")]
+    lines: list[list[object]] = [[*heads]]
     for group in groups(comparison):
         for budget in budgets(comparison, group):
             for row in budget.rows:
                 a, d = row.accuracy, row.difference
                 cells = [*map(inert, group), budget.axis, budget.amount, inert(row.method)]
                 cells += [a.n, a.mean, a.std] if a else [0, None, None]
-                cells += [row.epochs, *([d.mean, d.low, d.high, d.n, d.p] if d else [None] * 5)]
-                writer.writerow(cells)
-    return file.getvalue()
+                lines.append([*cells, row.epochs, *([d.mean, d.low, d.high, d.n, d.p] if d else [None] * 5)])
+    return csv_text(lines)
 
 
 def _budget(comparison: Comparison, group: tuple[str, str], axis: Axis) -> EqualBudget | None:
@@ -117,10 +113,7 @@ def interpolate(x: Sequence[float | None], y: Sequence[float | None], at: float)
     points = [(a, b) for a, b in zip(x, y, strict=True) if a is not None and b is not None]
     before = [p for p in points if p[0] <= at]
     after = [p for p in points if p[0] > at]
-    if not before:
-        return None
-    (x0, y0) = before[-1]
-    if not after:
-        return y0
-    (x1, y1) = after[0]
+    if not before or not after:
+        return before[-1][1] if before else None
+    (x0, y0), (x1, y1) = before[-1], after[0]
     return y0 + (y1 - y0) * (at - x0) / (x1 - x0)

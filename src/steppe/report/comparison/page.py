@@ -11,9 +11,8 @@ from markupsafe import Markup
 
 from steppe.records import Comparison, load, write_text
 from steppe.report import _html, plotting
-from steppe.report.comparison import deployables, equal_budget, figures, pareto, tables
+from steppe.report.comparison import curves, deployables, equal_budget, pareto, tables
 from steppe.report.comparison._template_context import context
-from steppe.report.comparison.curves import AXES, METRICS, series
 from steppe.report.comparison.summary import ResultRow, groups, rows
 from steppe.report.style import styles
 
@@ -43,9 +42,9 @@ def write(folder: Path) -> Path:
     table = rows(comparison)
     for name, content in files(comparison, table).items():
         write_text(comparison.folder / name, content)
-    curves = figures.curves(comparison)
-    plotting.save(curves, comparison.folder / "curves.svg")
-    plotting.save(curves, comparison.folder / "curves.png")
+    drawing = curves.figure(comparison)
+    plotting.save(drawing, comparison.folder / "curves.svg")
+    plotting.save(drawing, comparison.folder / "curves.png")
     if cost := pareto.figure(comparison):
         plotting.save(cost, comparison.folder / "cost.svg")
     page = comparison.folder / "report.html"
@@ -70,20 +69,20 @@ def html(comparison: Comparison, table: list[ResultRow], version: str = "") -> s
     """
     # The page stays small: the more lines, the fewer epochs of each.
     lines = max(1, len(groups(comparison)) * len(comparison.methods))
-    curves = {g: series(comparison, g, max(8, min(2500 // lines, 200))) for g in groups(comparison)}
-    static = "" if version else plotting.inline(figures.curves(comparison, max(8, min(900 // lines, 60))))
+    series = {g: curves.series(comparison, g, max(8, min(2500 // lines, 200))) for g in groups(comparison)}
+    static = "" if version else plotting.inline(curves.figure(comparison, max(8, min(900 // lines, 60))))
     cost = pareto.figure(comparison)
-    content = context(comparison, table, curves)
+    content = context(comparison, table, series)
     order = {method: i for i, method in enumerate(comparison.methods)}
     style_list = list(styles(comparison).values())
     match = comparison.study.get("match")
     data = {
-        "metrics": METRICS,
-        "axes": AXES,
-        "axis": match if match in AXES else "epochs",
+        "metrics": curves.METRICS,
+        "axes": curves.AXES,
+        "axis": match if match in curves.AXES else "epochs",
         "styles": [{"width": s.width, "dash": s.dash, "mark": s.outline} for s in style_list],
         "budgets": [{t["mode"]: t["amount"] for t in g["tables"] if "amount" in t} for g in content["groups"]],
-        "groups": [[_rounded(asdict(c) | {"style": order[c.method]}) for c in own] for own in curves.values()],
+        "groups": [[_rounded(asdict(c) | {"style": order[c.method]}) for c in own] for own in series.values()],
     }
     return _html.render(
         "page.html.j2",
@@ -93,7 +92,7 @@ def html(comparison: Comparison, table: list[ResultRow], version: str = "") -> s
         **content,
         diagnosis=DIAGNOSIS if (comparison.folder / DIAGNOSIS).exists() else "",
         downloads=_downloads(files(comparison, table)),
-        metrics=[(name, title.split(" (")[0].lower()) for name, title in METRICS.items()],
+        metrics=[(name, title.split(" (")[0].lower()) for name, title in curves.METRICS.items()],
         styles=style_list,
         order=order,
         deployables=deployables,

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from steppe.records import Comparison
 from steppe.report import plotting
-from steppe.report.comparison.summary import ResultRow, Spread, groups, rows, runs_of
+from steppe.report.comparison.summary import ResultRow, Spread, groups, rows, runs_of, spread
 from steppe.report.style import Style, styles
 
 CostAxis = Literal["gradients", "seconds"]
@@ -102,9 +102,8 @@ def place(comparison: Comparison, group: tuple[str, str], cost: CostAxis, gap: f
     y = (lowest - margin, highest + margin)
     costs = [c for _, c, _ in items]
     span = max(costs) - min(costs) or 0.5 * max(costs) or 1.0
-    points: list[Point] = []
-    for column in _columns(items, 0.1 * span):
-        points += _placed(column, y, gap, 0.014 * span)
+    columns = _columns(items, 0.1 * span)
+    points = [point for column in columns for point in _placed(column, y, gap, 0.014 * span)]
     x = (min(costs) - 0.08 * span, max(costs) + 0.3 * span)
     return Layout(points, front(points), x, y)
 
@@ -126,9 +125,8 @@ def stairs(on_front: Sequence[Point]) -> list[tuple[float, float]]:
     """Return the corners of the front's line: flat until a costlier method is more accurate."""
     corners: list[tuple[float, float]] = []
     for point in on_front:
-        if corners:
-            corners.append((point.x, corners[-1][1]))
-        corners.append((point.x, point.accuracy.mean))
+        corners += [(point.x, corners[-1][1])] if corners else []
+        corners += [(point.x, point.accuracy.mean)]
     return corners
 
 
@@ -136,9 +134,8 @@ def _cost(comparison: Comparison, row: ResultRow, cost: CostAxis) -> float | Non
     if cost == "seconds":
         return row.seconds
     runs = runs_of(comparison, (row.dataset, row.model), row.method)
-    ends = [r.metrics[-1].get("gradients") for r in runs if r.status == "ok" and r.metrics]
-    numbers = [end for end in ends if end is not None]
-    return sum(numbers) / len(numbers) if numbers else None
+    total = spread(r.metrics[-1].get("gradients") for r in runs if r.status == "ok" and r.metrics)
+    return total.mean if total else None
 
 
 def _columns(items: list[tuple[str, float, Spread]], near: float) -> list[list[tuple[str, float, Spread]]]:
@@ -181,6 +178,6 @@ def _spaced(heights: list[float], gap: float, limits: tuple[float, float]) -> li
                 break
             blocks[-2:] = [((m * low + n * high) / (m + n), m + n)]
     placed = [centre + (i - (n - 1) / 2) * gap for centre, n in blocks for i in range(n)]
-    over = max(0.0, placed[-1] - limits[1])
-    under = max(0.0, limits[0] - placed[0])
-    return [p - over if over else p + under for p in placed]
+    over, under = placed[-1] - limits[1], limits[0] - placed[0]
+    shift = -over if over > 0 else max(0.0, under)
+    return [p + shift for p in placed]

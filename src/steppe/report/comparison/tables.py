@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv as _csv
-import io
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -82,15 +80,13 @@ def markdown(rows: list[ResultRow]) -> str:
 def csv(rows: list[ResultRow]) -> str:
     """Return one line per row with unrounded numbers: percent, percentage points, seconds, MB."""
     controls = _controls(rows)
-    file = io.StringIO()
-    writer = _csv.writer(file, lineterminator="\n")
     heads = ["dataset", "model", "method", "n", "failed", "unfinished"]
     accuracies = ["last", "best_val", *(["best_of_all"] if _best_of_all(rows) else [])]
     heads += [f"test_{which}_{part}" for which in accuracies for part in ("mean", "std")]
     heads += ["forward", "backward", "updates", "seconds", "time_ratio", "peak_memory_mb"]
     for name in ["plain", *controls]:
         heads += [f"minus_{formatting.inert(name)}{part}" for part in ("", "_low", "_high", "_n", "_p")]
-    writer.writerow(heads)
+    lines: list[list[object]] = [[*heads]]
     for row in rows:
         cells: list[object] = [formatting.inert(c) for c in (row.dataset, row.model, row.method)]
         cells += [row.ok, row.failed, row.unfinished]
@@ -99,8 +95,8 @@ def csv(rows: list[ResultRow]) -> str:
         cells += [row.forward, row.backward, row.updates, row.seconds, row.time_ratio, row.memory]
         for d in [row.difference, *(row.controls.get(name) for name in controls)]:
             cells += [d.mean, d.low, d.high, d.n, d.p] if d else [None] * 5
-        writer.writerow(cells)
-    return file.getvalue()
+        lines.append(cells)
+    return formatting.csv_text(lines)
 
 
 def latex(rows: list[ResultRow]) -> str:

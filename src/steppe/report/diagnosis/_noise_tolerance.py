@@ -15,54 +15,25 @@ from steppe.report.statistics import mean_std
 BOUNDS = {"mcallester": "McAllester", "seeger": "Seeger", "catoni": "Catoni"}
 VACUOUS = "vacuous"
 
-
-MEASURES = (
-    Measure(
-        "Tolerated noise",
-        "Largest standard deviation of noise on every weight that raises the training error by at most a tenth.",
-        at("complexity", "isotropic", "sigma"),
-    ),
-    Measure(
-        "Tolerated relative noise",
-        "The same with noise in proportion to each weight.",
-        at("complexity", "magnitude", "sigma"),
-    ),
-    Measure(
-        "From the start, nats",
-        "Squared distance from the initial weights over 4 times the variance of the tolerated noise, plus "
-        "constants (Jiang et al.).",
-        at("complexity", "isotropic", "start"),
-    ),
-    Measure(
-        "Relative, nats",
-        "The same in coordinates that are scaled by the weights (Jiang et al., magnitude-aware).",
-        at("complexity", "magnitude", "start"),
-    ),
-    Measure("Distance", "L2 distance from the initial weights.", at("complexity", "norms", "distance")),
-    Measure(
-        "Margin",
-        "10th percentile over images of the right logit minus the highest other.",
-        at("complexity", "norms", "margin"),
-    ),
-    Measure(
-        "Spectral, ln",
-        "Logarithm of the product of all layers' largest singular values.",
-        at("complexity", "norms", "spectral"),
-    ),
-    Measure(
-        "Neyshabur, ln",
-        "Logarithm of 2 to the depth times the product of Frobenius norms over margin and the root of the number "
-        "of images; Golowich's is lower by the same amount for all networks of one depth. None where the "
-        "margin is below 0.",
-        at("complexity", "norms", "neyshabur"),
-    ),
-    Measure(
-        "Bartlett, ln",
-        "Logarithm of the spectral product times the layers' distances from their start, over margin and the root "
-        "of the number of images. None where the margin is below 0.",
-        at("complexity", "norms", "bartlett"),
-    ),
-)
+# name of each measure and its place in the diagnosis: a sentence about it
+_ABOUT = {
+    ("Tolerated noise", "isotropic", "sigma"): "Largest standard deviation of noise on every weight that raises "
+    "the training error by at most a tenth.",
+    ("Tolerated relative noise", "magnitude", "sigma"): "The same with noise in proportion to each weight.",
+    ("From the start, nats", "isotropic", "start"): "Squared distance from the initial weights over 4 times the "
+    "variance of the tolerated noise, plus constants (Jiang et al.).",
+    ("Relative, nats", "magnitude", "start"): "The same in coordinates that are scaled by the weights (Jiang et "
+    "al., magnitude-aware).",
+    ("Distance", "norms", "distance"): "L2 distance from the initial weights.",
+    ("Margin", "norms", "margin"): "10th percentile over images of the right logit minus the highest other.",
+    ("Spectral, ln", "norms", "spectral"): "Logarithm of the product of all layers' largest singular values.",
+    ("Neyshabur, ln", "norms", "neyshabur"): "Logarithm of 2 to the depth times the product of Frobenius norms "
+    "over margin and the root of the number of images; Golowich's is lower by the same amount for all networks of "
+    "one depth. None where the margin is below 0.",
+    ("Bartlett, ln", "norms", "bartlett"): "Logarithm of the spectral product times the layers' distances from "
+    "their start, over margin and the root of the number of images. None where the margin is below 0.",
+}
+MEASURES = tuple(Measure(name, about, at("complexity", *path)) for (name, *path), about in _ABOUT.items())
 
 
 def complexity(rows: Sequence[DiagnosisRow]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from steppe.records import Comparison
 from steppe.report import plotting
 from steppe.report.diagnosis.summary import ACCURACY, SHARPNESS, DiagnosisRow, with_settings
-from steppe.report.diagnosis.surface_3d import limits
 from steppe.report.plotting import FAINT, INK, label, numbers, over_seeds, style_axes
 from steppe.report.style import styles
 
@@ -50,7 +49,7 @@ def planes(comparison: Comparison, rows: Sequence[DiagnosisRow]) -> Figure:
     columns = min(len(rows), 5)
     count = -(-len(rows) // columns)
     figure, panels = plotting.new_figure(count, columns, (2.3 * columns + 1.2, 2.5 * count + 0.4))
-    levels = np.linspace(*limits(rows), 15)
+    levels = levels_of(rows)
     contours: Any = None
     for i, (panel, row) in enumerate(zip(panels, rows, strict=False)):
         plane = row.runs[0].diagnosis["plane"]
@@ -73,6 +72,24 @@ def planes(comparison: Comparison, rows: Sequence[DiagnosisRow]) -> Figure:
         panel.set_visible(False)
     plotting.color_bar(figure, contours, panels, "Loss, nats (one scale for all)", shrink=0.8, pad=0.015)
     return figure
+
+
+def surfaces(rows: Sequence[DiagnosisRow]) -> dict[str, Any]:
+    """Return the loss on the plane of each method's first seed, and the scale of all."""
+
+    def rounded(losses: list[list[float | None]]) -> list[list[float | None]]:
+        return [[None if v is None else float(f"{v:.5g}") for v in line] for line in losses]
+
+    low, *_, high = levels_of(rows)
+    planes = [row.runs[0].diagnosis["plane"] for row in rows]
+    surfaces = [{"at": plane["at"], "loss": rounded(plane["loss"])} for plane in planes]
+    return {"scale": {"low": low, "high": high}, "surfaces": surfaces}
+
+
+def levels_of(rows: Sequence[DiagnosisRow]) -> np.ndarray:
+    """Return the levels of colour that all methods' planes have in common."""
+    losses = [numbers(row.runs[0].diagnosis["plane"]["loss"]).ravel() for row in rows]
+    return plotting.levels(np.concatenate(losses))
 
 
 def corruptions(comparison: Comparison, rows: Sequence[DiagnosisRow]) -> Figure:

@@ -49,8 +49,7 @@ def _triangle(figure: Figure, panel: Axes, content: dict[str, Any]) -> None:
     corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])
     x, y = (np.array(triangle["at"]) @ corners).T
     losses = plotting.numbers(triangle["loss"])
-    low, high = np.nanmin(losses), np.nanmax(losses)
-    levels = np.linspace(low, high if high > low else low + 1, 15)
+    levels = plotting.levels(losses, highest=1)
     filled = np.nan_to_num(losses, nan=float(levels[-1]))
     contours = panel.tricontourf(Triangulation(x, y), filled, levels=levels, cmap="viridis_r", extend="max")
     for (cx, cy), name, below in zip(corners, content["networks"], (True, True, False), strict=True):

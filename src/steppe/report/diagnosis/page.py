@@ -15,7 +15,7 @@ from rich.text import Text
 from steppe.records import Comparison, load, write_text
 from steppe.report import _html, plotting
 from steppe.report.comparison.summary import groups
-from steppe.report.diagnosis import conclusions, figures, summary, surface_3d, trajectories
+from steppe.report.diagnosis import conclusions, figures, summary, trajectories
 from steppe.report.diagnosis._noise_tolerance import complexity
 from steppe.report.diagnosis.conclusions import cell
 from steppe.report.diagnosis.summary import ACCURACY, MEASURES, SHARPNESS, DiagnosedRun, DiagnosisRow
@@ -40,7 +40,7 @@ def write(folder: Path) -> Path:
         drawings = _figures(comparison, group, rows)
         for name, figure, _ in drawings:
             plotting.save(figure, comparison.folder / f"diagnosis-{name}{number or ''}.svg")
-        surfaces.append(surface_3d.surfaces(rows))
+        surfaces.append(figures.surfaces(rows))
         sections.append(_section(group, rows, drawings) | {"number": len(sections)})
     page = comparison.folder / "diagnosis.html"
     content = {"sections": sections, "several": len(sections) > 1}
@@ -90,7 +90,7 @@ def _section(
 ) -> dict[str, Any]:
     first = rows[0].runs[0].diagnosis
     settings = first["settings"]
-    low, high = surface_3d.limits(rows)
+    low, *_, high = figures.levels_of(rows)
     return {
         "name": plain_text(", ".join(group)),
         "part": first["part"],

@@ -51,7 +51,7 @@ def trajectories(comparison: Comparison, content: dict[str, Any]) -> Figure:
     for track in content["tracks"]:
         style = style_of[track["method"]]
         x, y = np.array(track["places"]).T
-        panel.plot(x, y, color=style.light, linewidth=1.6, linestyle=style.line, marker="o", markersize=3)
+        panel.plot(x, y, color=style.light, **style.line | {"linewidth": 1.6, "marker": "o", "markersize": 3})
         _end(panel, (x[-1], y[-1]), style)
     _start(panel, content["tracks"][0]["places"][0])
     plotting.legend(figure, style_of, dict.fromkeys(track["method"] for track in content["tracks"]))
@@ -91,10 +91,7 @@ def _background(figure: Figure, panel: Axes, content: dict[str, Any], title: str
     The scale ends at the 90th percentile; what is above has the darkest grey.
     """
     losses = numbers(content["loss"])
-    finite = losses[np.isfinite(losses)]
-    low, high = float(finite.min()), float(np.quantile(finite, 0.9))
-    levels = np.linspace(low, high if high > low else low + 1, 15)
-    options: dict[str, Any] = {"levels": levels, "cmap": "Greys", "alpha": 0.75}
+    options: dict[str, Any] = {"levels": plotting.levels(losses), "cmap": "Greys", "alpha": 0.75}
     contours = plotting.filled_contour(panel, content["xs"], content["ys"], losses, **options)
     first, second = (f"{100 * share:.0f} %" for share in content["explained"])
     plotting.style_axes(panel, f"First component, distance in weights ({first} of the variance)", title)

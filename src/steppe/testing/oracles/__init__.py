@@ -1,21 +1,10 @@
 """Every method in float64, written from the papers' equations without its own code; `harness` has the tools."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from torch import Tensor
 
-from steppe.testing.oracles.harness import (
-    Reference,
-    ReferenceStep,
-    Restated,
-    Weights,
-    length,
-    plus,
-    restated,
-    times,
-)
+from steppe.testing.oracles.harness import Reference, ReferenceStep, Weights, length, plus, restated, times
 from steppe.testing.oracles.online_distillation import PEERS
 from steppe.testing.oracles.sharpness import FAMILY, plain
 
@@ -120,4 +109,4 @@ _REFERENCES = [
         preset="notebook",
     ),
 ]
-REFERENCES: dict[str, Restated] = dict([*_REFERENCES, *FAMILY, *PEERS])
+REFERENCES = dict([*_REFERENCES, *FAMILY, *PEERS])

@@ -4,8 +4,6 @@ Weights are a dictionary, gradients come from torch.func, the optimizer (momentu
 and BatchNorm's running statistics are left to the first pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any

@@ -4,8 +4,6 @@ The weights of one network are those with its prefix: ``networks.0.*``, or ``bod
 ``body.branches.0.*``. Branches are written as whole networks whose lower weights are the same tensors.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 
@@ -13,16 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad
 
-from steppe.testing.oracles.harness import (
-    Reference,
-    Weights,
-    averaged,
-    cross_entropy,
-    kl,
-    plus,
-    restated,
-    times,
-)
+from steppe.testing.oracles.harness import Reference, Weights, averaged, cross_entropy, kl, plus, restated, times
 
 SPLIT = "4"  # the second convolution of the small network
 DEFAULT_SPLIT = 9  # the default split point of the small network: its third layer with weights

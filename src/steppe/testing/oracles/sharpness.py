@@ -1,7 +1,5 @@
 """The relatives of SAM in float64, one function each from the papers' equations."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.func import grad

@@ -67,7 +67,7 @@ def prefixed(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write(path: Path, checkpoint: Checkpoint) -> str:
-    """Write atomically and return the checksum; raises RunError if the disk is full or the folder not writable."""
+    """Write atomically and return the checksum; raises what `steppe.records.write_text` raises."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}
     data = json.dumps(checkpoint.data)
     checksum = _checksum(tensors, data)
@@ -83,10 +83,7 @@ def read(path: Path) -> Checkpoint:
 
 
 def opened(path: Path) -> tuple[Checkpoint, str]:
-    """Verify a checkpoint and return it, with tensors that are read lazily, and its checksum.
-
-    Raises what ``read`` raises.
-    """
+    """Verify a checkpoint as `read` does; return it, with tensors that are read lazily, and its checksum."""
     try:
         content: Any = safe_open(path, framework="pt")
         tensors = LazyTensors({name: partial(content.get_tensor, name) for name in content.keys()})  # noqa: SIM118
@@ -95,7 +92,7 @@ def opened(path: Path) -> tuple[Checkpoint, str]:
         checksum = _checksum(tensors, data)
         plain, expected = json.loads(data), header["sha256"]
         if not isinstance(plain, dict):
-            raise ValueError("its data is no object")
+            raise ValueError("its data is not an object")
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CorruptCheckpoint(f"checkpoint {path} is damaged ({reason}); {REMEDY}") from None
@@ -111,21 +108,14 @@ def opened(path: Path) -> tuple[Checkpoint, str]:
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Split an optimizer's state into tensors and plain data."""
     content = optimizer.state_dict()
-    tensors, plain = {}, {}
-    for index, state in content["state"].items():
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{key}"] = value
-            else:
-                plain[f"{index}.{key}"] = value
+    values = {f"{index}.{key}": v for index, state in content["state"].items() for key, v in state.items()}
+    tensors = {k: v for k, v in values.items() if isinstance(v, Tensor)}
+    plain = {k: v for k, v in values.items() if k not in tensors}
     return tensors, {"groups": content["param_groups"], "plain": plain}
 
 
 def fill(target: Tensor, value: Tensor) -> None:
-    """Copy a whole tensor into ``target``; if that is sharded, this process's rows into its shard.
-
-    Raises InputError if the shapes differ.
-    """
+    """Copy a whole tensor into ``target``, into a shard this process's rows; InputError if shapes differ."""
     if target.shape != value.shape:
         raise InputError(
             f"a tensor of the checkpoint is {tuple(value.shape)}, not {tuple(target.shape)}; {REMEDY}"

@@ -1,9 +1,8 @@
 """Checkpoints of sharded models: each process writes its shards to its own file, an index has the rest.
 
-The index is a checkpoint file (see `steppe.training.checkpoint.file`) whose data names the shard files with their
-checksums. It is written last, so that the previous checkpoint stays valid until then. A checkpoint loads on any
-number of processes, sharded or not: tensors are assembled from their pieces lazily, one at a time. The files of
-several machines must be in one shared folder.
+The index is a checkpoint file whose data names the shard files with their checksums. It is written last: until
+then the previous checkpoint is valid. A checkpoint loads on any number of processes, sharded or not. Several
+machines need one shared folder.
 """
 
 from __future__ import annotations
@@ -25,9 +24,7 @@ PREFIX = "shard-"
 
 
 def write(path: Path, saved: Checkpoint, mark: str) -> None:
-    """Write a checkpoint, all processes together; the main process writes what is not sharded.
-
-    ``mark`` distinguishes the shard files from those of other checkpoints in the folder.
+    """Write a checkpoint, all processes together; ``mark`` distinguishes its shard files from others.
 
     Raises RunError, on all processes, if one of them cannot write; the previous checkpoint is intact.
     """
@@ -59,7 +56,7 @@ def read(path: Path) -> Checkpoint:
         return index
     # the checksum is right, so this was written on purpose: an older checkpoint must not replace it
     if not isinstance(index.data["shards"], dict):
-        raise InputError(f"checkpoint {path} is damaged (its shards have no names); {file.REMEDY}")
+        raise InputError(f"checkpoint {path} is damaged (its shards are not listed by name); {file.REMEDY}")
     pieces: dict[str, list[tuple[Checkpoint, dict[str, Any]]]] = {}
     for name, expected in index.data["shards"].items():
         # the name becomes a path: a damaged or hostile index must not reach outside its folder
@@ -83,11 +80,9 @@ def read(path: Path) -> Checkpoint:
 
 def _assemble(pieces: list[tuple[Checkpoint, dict[str, Any]]], name: str) -> Tensor:
     """Return a whole tensor, put together from the pieces in the shard files."""
-    whole: Tensor | None = None
+    shard, place = pieces[0]
+    whole = torch.empty(place["shape"], dtype=shard.tensors[name].dtype)
     for shard, place in pieces:
         piece = shard.tensors[name]
-        if whole is None:
-            whole = torch.empty(place["shape"], dtype=piece.dtype)
         whole[place["start"] : place["start"] + len(piece)] = piece
-    assert whole is not None
     return whole

@@ -1,10 +1,8 @@
-"""The checkpoints of a run: the newest, the previous one, and the weights of the best epoch.
+"""The checkpoints of a run: the newest, the one before in case of damage, and the best epoch's weights.
 
-All processes of a run write and read them together. Generators are numbered. On the same number of processes each
-generator resumes its state, so that the run ends with the same bits. On another number, a generator that the
-checkpoint has resumes, and any other is seeded from the run's seed, its number and the step.
-
-The previous checkpoint is used if the newest is damaged: disks lose blocks. A finished run removes it.
+All processes of a run write and read them together. Generators are numbered: one whose state is in the checkpoint
+resumes, so that a run on as many processes ends with the same bits; any other is seeded from the run's seed, its
+number and the step.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ def derive(seed: int, purpose: str) -> int:
 def verify(folder: Path) -> None:
     """Verify a run's checkpoint; a damaged one is logged and replaced by the previous one.
 
-    Raises CorruptCheckpoint if there is no previous one, or it is damaged too.
+    Raises CorruptCheckpoint if that is missing or damaged too.
     """
     try:
         shards.read(folder / CHECKPOINT)
@@ -110,9 +108,7 @@ class CheckpointStore:
         world.on_main_process(self._remove_old)
 
     def resume(self, required: Sequence[str] = ()) -> dict[str, Any] | None:
-        """Load the checkpoint and return the trainer's state, None if there is no checkpoint.
-
-        A damaged checkpoint is logged and the previous one used.
+        """Load the checkpoint, or the previous one as `verify` does; return the trainer's state, None if missing.
 
         Raises InputError, on all processes, if both are damaged, it belongs to another run, or the trainer's state
         lacks a ``required`` entry.
@@ -207,10 +203,8 @@ class CheckpointStore:
     def _all_generators(self, local: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the states of all processes' generators."""
         numbered = {_numbered(name, self._numbers()[name]): state for name, state in local.items()}
-        states: dict[str, Tensor] = {}
-        for gathered in collectives.current_world().all_gather_object(numbered):
-            states |= gathered
-        return states
+        gathered = collectives.current_world().all_gather_object(numbered)
+        return {name: state for states in gathered for name, state in states.items()}
 
     def _generators(self, saved: Checkpoint) -> dict[str, Tensor]:
         """Return the states for this process's generators."""
@@ -228,8 +222,7 @@ class CheckpointStore:
     def _keep_before(self, path: Path) -> None:
         if path.exists():
             records.keep_as(path, self.folder / BEFORE)
-        else:
-            # left by a training that was started anew
+        else:  # what is left by a training that was started anew
             (self.folder / BEFORE).unlink(missing_ok=True)
 
     def _remove_old(self) -> None:
