@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import json
-import os
-import subprocess
-import sys
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -201,54 +200,49 @@ def test_list_and_show_know_every_method(capsys):
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A small comparison by the real command; one method diverges."""
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A small comparison and what it prints; one method diverges."""
     out = tmp_path_factory.mktemp("comparison")
-    return out, command(out, "plain", "sadt-v1", "sam:rho=1e30")
+    return out, compare(out)
 
 
-def command(out: Path, *methods: str) -> subprocess.CompletedProcess[str]:
-    arguments = ["compare", "--methods", *methods, "--seeds", "0", "1", *SMALL, "--out", str(out)]
-    return subprocess.run(
-        [sys.executable, "-m", "steppe", *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"COLUMNS": "120"},
-        timeout=300,
-    )
+def compare(out: Path) -> str:
+    arguments = ["--methods", "plain", "sadt-v1", "sam:rho=1e30", "--seeds", "0", "1", *SMALL, "--out", str(out)]
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setenv("COLUMNS", "120")
+        assert main(["compare", *arguments]) == 0
+    return printed.getvalue()
 
 
 def test_compare_prints_progress_a_table_conclusions_and_the_path_of_the_page(compared):
-    out, done = compared
-    assert done.returncode == 0, done.stderr
+    out, printed = compared
     for text in ("plain", "sadt-v1", "sam:rho=1e30", "over 2 seeds"):
-        assert text in done.stdout.lower()
-    assert f"report: {out / 'report.html'}" in done.stdout
+        assert text in printed.lower()
+    assert f"report: {out / 'report.html'}" in printed
     text = (out / "report.html").read_text()
     assert "not finite" in text and "steppe compare --methods plain" in text
     for name in ("table.csv", "table.md", "table.tex", "curves.svg", "curves.png"):
         assert (out / name).stat().st_size > 0
     # progress in a log is plain lines
-    assert "\x1b" not in done.stdout
-    lines = [line for line in done.stdout.splitlines() if line.startswith("plain seed 0: ")]
+    assert "\x1b" not in printed
+    lines = [line for line in printed.splitlines() if line.startswith("plain seed 0: ")]
     assert any("epoch 1" in line and "loss" in line and "images/s" in line and "left" in line for line in lines)
     # a run that diverges is failed and the others finish
     for run in json.loads((out / "compare.json").read_text())["runs"]:
         result = json.loads((out / "runs" / run["digest"] / "result.json").read_text())
         assert result["status"] == ("failed" if run["method"] == "sam:rho=1e30" else "ok")
         assert result["status"] == "ok" or "step" in result["message"]
-    assert "failed" in done.stdout
+    assert "failed" in printed
 
 
 def test_the_same_command_again_trains_nothing_and_the_report_is_written_again(compared, capsys):
-    out, done = compared
+    out, printed = compared
     before = {p: p.stat().st_mtime_ns for p in out.glob("runs/*/*") if p.name != "lock"}
-    again = command(out, "plain", "sadt-v1", "sam:rho=1e30")
-    assert again.returncode == 0
-    assert "0 runs" in again.stdout
-    assert "6 already finished" in again.stdout
+    again = compare(out)
+    assert "0 runs" in again and "6 already finished" in again
     assert before == {p: p.stat().st_mtime_ns for p in out.glob("runs/*/*") if p.name != "lock"}
-    assert again.stdout.split("already finished")[1] in done.stdout
+    assert again.split("already finished")[1] in printed
     (out / "report.html").unlink()
     assert main(["report", str(out)]) == 0
     assert (out / "report.html").exists()

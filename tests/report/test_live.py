@@ -148,6 +148,7 @@ def test_a_port_or_folder_that_cannot_be_served_is_refused(running: Folder, tmp_
     assert main(["report", str(running.path), "--port", "8123"]) == 2
 
 
+@pytest.mark.slow
 def test_the_command_serves_until_it_is_stopped(running: Folder) -> None:
     command = [sys.executable, "-m", "steppe", "report", "--live", str(running.path)]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
