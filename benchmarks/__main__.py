@@ -9,8 +9,6 @@ python -m benchmarks store top:32                memory of SAF's logit bank, and
 python -m benchmarks scaling                     exponents in parameters, tensors, data, classes, runs
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 import sys

@@ -1,7 +1,5 @@
 """Functions in processes of their own: how freed memory is kept is a property of the whole process."""
 
-from __future__ import annotations
-
 import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Tables of the results, for the terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Cost of making a batch: each augmentation as a multiple of batches without any."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial

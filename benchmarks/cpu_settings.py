@@ -5,8 +5,6 @@ turns. All train the same network on the same batch. The distance between the we
 those with PyTorch's settings shows whether the faster setting computes the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass

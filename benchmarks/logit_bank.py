@@ -5,8 +5,6 @@ the sample's own class raised by ``peak``. From one visit to the next each logit
 standard deviation ``change``.
 """
 
-from __future__ import annotations
-
 import resource
 import sys
 import time

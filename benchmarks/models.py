@@ -1,7 +1,5 @@
 """Cost of a plain training step of each network, as a multiple of the first one's."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

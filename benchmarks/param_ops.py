@@ -7,8 +7,6 @@ are timed in turns (`steppe.bench.timing`); the time to assign gradients, the wo
 counted. The loops do not check that gradients are finite and could not undo a step; ours do both.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ tutorials in its default memory layout: on a batch in memory, and, where torchvi
 DataLoader whose workers decode, crop and flip each image and mix batches with torchvision.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack

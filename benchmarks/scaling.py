@@ -7,8 +7,6 @@ classes     writing and reading SAF's logit bank for a batch, with 10 to 1,000 c
 runs        reading the records of 10 to 1,000 runs of five epochs
 """
 
-from __future__ import annotations
-
 import json
 import math
 import tempfile

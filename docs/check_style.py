@@ -3,8 +3,6 @@
 python docs/check_style.py [PATH ...]    files or folders; by default the package, the documents and the examples
 """
 
-from __future__ import annotations
-
 import ast
 import re
 import sys

@@ -1,7 +1,5 @@
 """MkDocs hooks: pages for the examples, API pages from the docstrings, and their entries in the navigation."""
 
-from __future__ import annotations
-
 import posixpath
 import re
 from pathlib import Path

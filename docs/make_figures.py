@@ -4,8 +4,6 @@ The method itself trains a logistic regression. `rt.grad` is wrapped to record w
 and noise are larger than usual, so that they can be seen.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import torch

@@ -1,7 +1,5 @@
 """Write docs/ledger.md from the packed records and the recipes: python docs/make_ledger.py"""
 
-from __future__ import annotations
-
 import functools
 import json
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Write a page per method, and their index, from the methods' module docstrings: python docs/make_methods.py"""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from pathlib import Path

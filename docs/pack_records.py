@@ -5,8 +5,6 @@ left out, and so are times, because other work ran on the machine. MORE are fold
 other seeds.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The exceptions that a user meets; each message is one line with the field, the value and the remedy."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

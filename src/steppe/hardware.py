@@ -1,7 +1,5 @@
 """The machine: devices, threads, memory settings, peak memory, and a description for the records."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform

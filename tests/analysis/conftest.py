@@ -1,7 +1,5 @@
 """A comparison whose runs were monitored during training, shared by the tests of this folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

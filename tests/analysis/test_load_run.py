@@ -1,7 +1,5 @@
 """The loaded network is the one that the run validated, and its settings are checked."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The loss between networks is that of their mixtures; the barrier is its rise above the straight line."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Trajectories are on the plane of the saved weights, and its losses are those of its points."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`steppe bench methods`: each method as a ratio to plain training and to the floor of its passes."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The developers' benchmarks, small: each kind runs, and what it compares is comparable."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """The command line: what it prints, what it refuses, what it writes."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import io

@@ -1,7 +1,5 @@
 """The command ``steppe conformance``: output, files, exit codes, errors."""
 
-from __future__ import annotations
-
 import json
 import sys
 

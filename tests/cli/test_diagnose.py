@@ -1,7 +1,5 @@
 """The command measures each run's own network, reuses what it has, and writes files that can be read."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import hashlib

@@ -1,7 +1,5 @@
 """The text form of a method: its settings, and specs that are refused."""
 
-from __future__ import annotations
-
 import pytest
 
 from steppe import InputError, make

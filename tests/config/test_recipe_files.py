@@ -1,7 +1,5 @@
 """The recipes' files: every value has a source, every published cell is present, every row is a run."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

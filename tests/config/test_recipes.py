@@ -1,7 +1,5 @@
 """Recipes at work: their rows train, the command takes them, a scale keeps their shape."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

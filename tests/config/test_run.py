@@ -1,7 +1,5 @@
 """Configurations: values that are refused, the digest of a run, the learning rate, the grid."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

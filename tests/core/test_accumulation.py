@@ -1,7 +1,5 @@
 """Micro-batches: a list is one batch, and m is the number of samples that share a perturbation."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from support.small import close, same, sgd, small_batch, small_net

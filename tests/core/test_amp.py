@@ -1,7 +1,5 @@
 """Half and double precision: which types the loss and the weights have, and the state of the loss scale."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from support.small import adam, sgd, small_batch, small_net

@@ -1,7 +1,5 @@
 """Batches: what is split and taken stays together."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given

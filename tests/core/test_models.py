@@ -1,7 +1,5 @@
 """Models of every form: compiled, checkpointed, channels_last, with named inputs, frozen parameters, adapters."""
 
-from __future__ import annotations
-
 import copy
 from types import SimpleNamespace
 

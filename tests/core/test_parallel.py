@@ -1,7 +1,5 @@
 """Several processes: equal to one, without needless messages, and consistent about non-finite values."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from support.many import (

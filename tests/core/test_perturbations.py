@@ -1,7 +1,5 @@
 """Perturbations, filters and losses: lengths, directions, output units, scopes and the KL divergence."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given

@@ -4,8 +4,6 @@ Reads are counted on the CPU, where one is the operation that turns a tensor int
 what is done here with ``checks_every_pass`` off.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import pytest

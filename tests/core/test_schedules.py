@@ -1,7 +1,5 @@
 """Schedules, windows, and hyper-parameters of parameter groups."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Snapshots restore values bit for bit into the storage they were taken from, and modules their own buffers."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

@@ -1,7 +1,5 @@
 """Vectors in parameter space against plain arithmetic on one long tensor."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given

@@ -1,7 +1,5 @@
 """A cache of its own for every test."""
 
-from __future__ import annotations
-
 import pytest
 
 from steppe.data.sources import cache

@@ -1,7 +1,5 @@
 """Automatic augmentation and views: the operations' strengths, and that views depend on the epoch alone."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

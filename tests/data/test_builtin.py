@@ -1,7 +1,5 @@
 """Data sets without files, and the errors of data set names."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

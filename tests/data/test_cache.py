@@ -1,7 +1,5 @@
 """The cache of decoded images: used when it is intact, repaired when it is damaged, never needed."""
 
-from __future__ import annotations
-
 import logging
 import os
 from pathlib import Path

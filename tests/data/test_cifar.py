@@ -1,7 +1,5 @@
 """CIFAR-10 and CIFAR-100 as published, damaged, and malicious."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import sys

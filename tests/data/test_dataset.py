@@ -1,7 +1,5 @@
 """Images that are mapped from a file behave as those in memory."""
 
-from __future__ import annotations
-
 import os
 import pickle
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Decoding of images: every format, damaged files, malicious files, progress."""
 
-from __future__ import annotations
-
 import io
 import subprocess
 import tarfile

@@ -1,7 +1,5 @@
 """Folders and archives of images: layouts, unusable ones, malicious ones."""
 
-from __future__ import annotations
-
 import io
 import os
 import tarfile

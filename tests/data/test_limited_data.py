@@ -1,7 +1,5 @@
 """Noisy and limited data: the published subsets, noise that is fixed in evaluation and new in training."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

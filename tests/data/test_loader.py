@@ -1,7 +1,5 @@
 """Training batches are a pure function of seed and epoch, whatever the number of processes."""
 
-from __future__ import annotations
-
 import pickle
 
 import numpy as np

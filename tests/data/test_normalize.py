@@ -1,7 +1,5 @@
 """Normalization against the definition of mean and standard deviation."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Operations on batches of 8-bit images equal Pillow's, image by image and bit for bit."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

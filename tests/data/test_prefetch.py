@@ -1,7 +1,5 @@
 """Batches that worker processes make have the bits and the order of those that one process makes."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """Splits are disjoint, exact, class by class, and equal for equal seeds."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

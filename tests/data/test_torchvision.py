@@ -4,8 +4,6 @@ The other steps have references of their own in test_transforms.py and test_pil_
 augmented many times by both. A Kolmogorov-Smirnov test compares the distributions of several statistics.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Augmentation steps against slow references, torch's own operations and closed forms."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

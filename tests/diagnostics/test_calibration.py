@@ -1,7 +1,5 @@
 """Calibration, margins and filter norms against hand values."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

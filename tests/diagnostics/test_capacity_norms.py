@@ -1,7 +1,5 @@
 """Norms against dense matrices and against the papers' formulas by hand."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

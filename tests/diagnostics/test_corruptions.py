@@ -1,7 +1,5 @@
 """Corruptions: exact where they have a formula, else of known statistics; stronger with severity, reproducible."""
 
-from __future__ import annotations
-
 import colorsys
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Hessian-vector products, eigenvalues, trace and density against the dense Hessian."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Landscapes against closed forms on a quadratic, and on a network with BatchNorm."""
 
-from __future__ import annotations
-
 import itertools
 import json
 

@@ -1,7 +1,5 @@
 """The loss as a function of the weights, for models of all kinds."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

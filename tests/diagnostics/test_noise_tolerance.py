@@ -1,7 +1,5 @@
 """Noise tolerance and its measures against closed forms."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

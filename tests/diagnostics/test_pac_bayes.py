@@ -1,7 +1,5 @@
 """Bounds against hand-computed values, their textbook order, and an error that has a closed form."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Published corrupted images are read as they are, and refused if they are another data set's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Sharpness against its closed forms on a quadratic, and on a small network against explicit arithmetic."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import pytest

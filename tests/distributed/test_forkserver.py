@@ -1,7 +1,5 @@
 """The server that workers are forked from, in a program of its own: a server is begun once per program."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

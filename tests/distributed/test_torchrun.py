@@ -1,7 +1,5 @@
 """Several processes on one run: as torchrun starts them, killed, and in the pool of the tests."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

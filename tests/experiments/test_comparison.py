@@ -1,7 +1,5 @@
 """The grid of a comparison: its runs and names, killed workers, and the lock of its folder."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import signal

@@ -4,8 +4,6 @@ A random sleep, a share of the undisturbed duration, chooses the moment of a kil
 a bad guess only kills earlier or later.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import random

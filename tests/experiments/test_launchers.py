@@ -3,8 +3,6 @@
 The records do not depend on the launcher, and the run of a killed worker is resumed.
 """
 
-from __future__ import annotations
-
 import csv
 import importlib.util
 import json

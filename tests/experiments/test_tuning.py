@@ -1,7 +1,5 @@
 """Tuning: ordinary runs as trials, the same result after a kill, and a gain only if it is significant."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

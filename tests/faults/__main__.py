@@ -1,7 +1,5 @@
 """The campaign: every class with its planted defects, two at a time, and the table."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import json

@@ -1,7 +1,5 @@
 """The ``steppe`` command, in this process or in one of its own, and what is promised of how it ends."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

@@ -1,7 +1,5 @@
 """Who writes where: the interpreter's own audit in this process, a listing of files around another one."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Small runs that faults happen to, and all of what they end with."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

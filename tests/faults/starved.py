@@ -3,8 +3,6 @@
 So the command runs out of it, not the interpreter that imports them.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import pkgutil

@@ -1,7 +1,5 @@
 """The table of results: stored as plain data, written as a page."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The campaign itself: its short form holds and catches what is planted, and the page says what was measured."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -3,8 +3,6 @@
 Prints a case a line as JSON, and at the end the processor's seconds.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import json

@@ -1,7 +1,5 @@
 """What accelerator.prepare gives, bound: the same steps as without it."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

@@ -1,7 +1,5 @@
 """The guide's blocks run, each on its own."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A Lightning module that calls ``self.step``: a bound loop with Lightning's logs and checkpoints."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import warnings

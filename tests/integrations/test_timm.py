@@ -1,7 +1,5 @@
 """timm's loop with SteppeScaler: timm's own training for plain, and a bound loop's for other methods."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 from typing import Any

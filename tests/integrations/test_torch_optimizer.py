@@ -1,7 +1,5 @@
 """Code for davda54's SAM with a changed import: the same steps as a bound method's."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

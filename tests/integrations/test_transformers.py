@@ -1,7 +1,5 @@
 """A Trainer with a method: its own loop's training for plain, replayed micro-batches for other methods."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Binding: transforms, what a step accepts, and a user's own method with state."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Settings and layers that the restatements do not have, against formulas of one line."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Relations between methods: limits at which one is another, distances, saved work, and SADT's shared trunk."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """Every method against its restatement in float64, from the papers' equations (`steppe.testing.oracles`)."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """State of methods: running averages, past outputs and vectors."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """The fast network: its whitening against its definition, its initialisation, and methods that train it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

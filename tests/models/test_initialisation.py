@@ -1,7 +1,5 @@
 """The initial weights of the networks: the distributions of Keras, of the literature and of the authors' codes."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """All networks of the library: their sizes, what they take and refuse, their layers."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Where networks of the OKDPH paper are split, and the sizes of trunk, branches and whole methods."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

@@ -1,7 +1,5 @@
 """Methods of branches: how any network is split, what the branches share, what each method adds to them."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 

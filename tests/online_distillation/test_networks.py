@@ -1,7 +1,5 @@
 """Methods of whole networks: their gradients, their limits, how the hybrid is mixed and fused."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """What each network of an ensemble has of its own: norms, clipping, and updates in turn."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """What a step of several networks is charged, in passes of one network, against multiply-adds counted by hand."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from support.cohorts import Staged, images, maker, views

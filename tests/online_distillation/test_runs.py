@@ -1,7 +1,5 @@
 """Runs of methods of several networks: what is recorded of each, how they resume, what is exported."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import warnings

@@ -1,7 +1,5 @@
 """KDCL's linear teacher of several networks; distillation loss, ramp and diversity."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

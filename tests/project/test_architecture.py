@@ -1,7 +1,5 @@
 """The rules of the package's layout: folders, names, lengths, imports, cards, style."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

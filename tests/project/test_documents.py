@@ -1,7 +1,5 @@
 """The documents are true: their code runs, their commands parse, their tables name what exists."""
 
-from __future__ import annotations
-
 import importlib
 import math
 import os

@@ -1,7 +1,5 @@
 """The ledger is what its records give, by the rule it states."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from pathlib import Path

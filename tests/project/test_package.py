@@ -1,7 +1,5 @@
 """The package as a user installs it: the files of the wheel, and the error where an extra is missing."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

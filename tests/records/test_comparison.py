@@ -1,7 +1,5 @@
 """A comparison's folder: the status of its runs, and damaged files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Files of JSON and JSON lines: atomic writes, torn and damaged files."""
 
-from __future__ import annotations
-
 import errno
 import json
 import math

@@ -1,7 +1,5 @@
 """Synthetic comparisons on disk, and the browser."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The sentences of a comparison claim what the intervals do, and no more."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The settings in which methods and runs differ."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

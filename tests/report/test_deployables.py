@@ -1,7 +1,5 @@
 """The outputs that can be deployed, and 'best of all', from records written here."""
 
-from __future__ import annotations
-
 import csv
 import io
 import statistics

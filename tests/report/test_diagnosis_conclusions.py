@@ -1,7 +1,5 @@
 """The sentences of a diagnosis claim what intervals and rank correlations do, and no more."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from steppe.records import Record

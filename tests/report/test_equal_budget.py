@@ -1,7 +1,5 @@
 """Accuracy at equal budgets, against numpy and numbers worked out by hand."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """The live report: whom the server answers, how the page follows the records, how it ends."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

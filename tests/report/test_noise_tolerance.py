@@ -1,7 +1,5 @@
 """The table of bounds marks vacuous ones and averages only the others."""
 
-from __future__ import annotations
-
 from steppe.records import Record
 from steppe.report.diagnosis._noise_tolerance import MEASURES, bound_cell, complexity
 from steppe.report.diagnosis.summary import DiagnosedRun, DiagnosisRow

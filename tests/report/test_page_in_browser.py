@@ -1,7 +1,5 @@
 """The page in a real Chromium: switches, sorting, values, keyboard, print, dark and narrow, size, silence."""
 
-from __future__ import annotations
-
 import re
 import statistics
 import xml.etree.ElementTree as ET

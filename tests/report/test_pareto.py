@@ -1,7 +1,5 @@
 """The Pareto front against brute force, and the places of points and labels."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any
 

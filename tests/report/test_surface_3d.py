@@ -1,7 +1,5 @@
 """The surfaces of the page in a real browser: drawn, rotated by keyboard and mouse, reset, light and dark."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The rows of a comparison and its table as terminal text, Markdown, CSV and LaTeX."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

@@ -1,7 +1,5 @@
 """Networks whose measures have closed forms: a loss that is a quadratic of the weights, and a sign."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """A real Chromium for the report's tests: the installed one, headless, with a new profile."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator

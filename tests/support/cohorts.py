@@ -1,7 +1,5 @@
 """Networks and batches for methods of several networks: a small one with stages, and a transformer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

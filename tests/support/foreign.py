@@ -4,8 +4,6 @@ The models do not need these parts. torchvision cannot be imported if two operat
 without an implementation, is enough.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 

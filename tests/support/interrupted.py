@@ -1,7 +1,5 @@
 """Trainings that are stopped at an epoch, and the comparison of a resumed run with an undisturbed one."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

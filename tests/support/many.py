@@ -3,8 +3,6 @@
 In a module of its own because the processes import it by name.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 import tempfile

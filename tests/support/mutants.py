@@ -3,8 +3,6 @@
 In a module of its own because the processes of the distributed checks import it by name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

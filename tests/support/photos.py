@@ -1,7 +1,5 @@
 """Small image folders and archives written to disk."""
 
-from __future__ import annotations
-
 import tarfile
 from pathlib import Path
 from typing import Any

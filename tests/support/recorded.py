@@ -1,7 +1,5 @@
 """A synthetic comparison on disk: the files that the engine writes, with seeded random curves."""
 
-from __future__ import annotations
-
 import io
 import json
 import random

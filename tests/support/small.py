@@ -1,7 +1,5 @@
 """Small networks and batches that several test files share."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

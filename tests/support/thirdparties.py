@@ -1,7 +1,5 @@
 """Small third-party optimizers; in a module of its own because other processes import it by name."""
 
-from __future__ import annotations
-
 import torch
 
 

@@ -1,7 +1,5 @@
 """timm's training loop, in a module of its own because other processes import it by name."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -3,8 +3,6 @@
 `command` runs it in the processes of a pool; run as a program it is what torchrun starts.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

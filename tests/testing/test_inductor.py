@@ -1,7 +1,5 @@
 """The compile check with torch's default compiler; the other tests use a backend that generates no code."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

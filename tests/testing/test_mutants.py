@@ -1,7 +1,5 @@
 """Every check catches the methods that are broken in its point, and passes the sound one."""
 
-from __future__ import annotations
-
 import pytest
 from support.mutants import MUTANTS, DecidesAlone, Sound
 

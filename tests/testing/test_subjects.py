@@ -1,7 +1,5 @@
 """The conformance of all methods, of third-party optimizers, and what check_method reports."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Trackers follow the records: every epoch once, also after a kill or an error; training is unchanged."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import struct

@@ -1,7 +1,5 @@
 """Checkpoint files: contents, damage, and the memory layout that fused optimizers need."""
 
-from __future__ import annotations
-
 import pickle
 import random
 

@@ -1,7 +1,5 @@
 """The plan agrees with the steps of the training."""
 
-from __future__ import annotations
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.small import sgd, small_batch, small_net

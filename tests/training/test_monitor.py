@@ -1,7 +1,5 @@
 """Monitors measure what they say, and do not change the training."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

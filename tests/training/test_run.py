@@ -1,7 +1,5 @@
 """One run: budgets, resume, failure, and when the test images are read."""
 
-from __future__ import annotations
-
 import json
 import math
 import resource

@@ -1,7 +1,5 @@
 """The previous checkpoint is used if the newest is damaged, and only then."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

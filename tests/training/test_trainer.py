@@ -1,7 +1,5 @@
 """Settings of the optimizer and the loss, compared with a training loop written by hand in float64."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

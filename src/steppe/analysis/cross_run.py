@@ -1,7 +1,5 @@
 """Comparisons between the runs of one seed, written to files of the comparison and updated only when needed."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

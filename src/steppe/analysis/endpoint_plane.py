@@ -3,8 +3,6 @@
 The runs must share their initial weights; other networks cannot be compared in one plane.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path

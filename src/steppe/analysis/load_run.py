@@ -1,7 +1,5 @@
 """Loading of finished runs: the deployed network, the images and the initial weights."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal

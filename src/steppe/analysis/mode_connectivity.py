@@ -1,7 +1,5 @@
 """Mode connectivity: the loss on straight paths between networks, and on the triangle of three."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations

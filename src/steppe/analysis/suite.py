@@ -1,7 +1,5 @@
 """All measures of one network within a time budget, as plain data."""
 
-from __future__ import annotations
-
 import math
 import time
 import timeit

@@ -4,8 +4,6 @@ The weights are those that the runs saved during training (`Monitoring.weights`)
 paper's supplement.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Peak memory of a step: on a GPU as the allocator counts it, on a CPU by following every tensor."""
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

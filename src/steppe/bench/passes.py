@@ -4,8 +4,6 @@ Two runs of the same step differ by some per cent on a busy machine, and a metho
 passes. Timed within each step, the addition itself is known to some per cent.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median

@@ -8,8 +8,6 @@ On a CPU everything runs in one thread, and time is the process's own CPU time, 
 little. On a GPU it is wall-clock time after synchronising.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The examples at the end of each command's --help."""
 
-from __future__ import annotations
-
 EXAMPLES = {
     "compare": """examples:
   steppe compare                                           the methods of the SADT paper on digits, 3 seeds

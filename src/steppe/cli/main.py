@@ -1,7 +1,5 @@
 """The command line: from arguments to a command, and from errors to one line and an exit code."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import errno

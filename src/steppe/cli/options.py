@@ -1,7 +1,5 @@
 """From configuration dataclasses to command-line options and back, with settings from a file or a recipe."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import re

@@ -1,7 +1,5 @@
 """Progress of runs: bars on a terminal, plain lines in a log."""
 
-from __future__ import annotations
-
 import time
 from typing import Any, Self
 

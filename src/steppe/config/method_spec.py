@@ -1,7 +1,5 @@
 """The text form of a method and its settings: ``sam:rho=0.1``."""
 
-from __future__ import annotations
-
 import json
 import re
 from typing import Any

@@ -4,8 +4,6 @@ Every field is checked on construction, so an impossible configuration never rea
 ``digest`` names a run: equal configurations share a folder, different ones never do.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

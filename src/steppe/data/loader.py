@@ -1,7 +1,5 @@
 """Batches: training batches as a pure function of seed and epoch, evaluation batches in order."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

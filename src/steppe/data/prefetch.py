@@ -1,7 +1,5 @@
 """Prefetching: worker processes make the training batches ahead of time, with the same bits in the same order."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -1,7 +1,5 @@
 """Training, validation and test images: drawn class by class, equal for equal seeds."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from steppe.config import Data

@@ -1,7 +1,5 @@
 """Calibration of a classifier's probabilities: negative log-likelihood, Brier score, ECE, margins."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -5,8 +5,6 @@ layers with 1-Lipschitz, homogeneous activations. BatchNorm, skips, pooling and 
 activations, so for a modern network the terms are reported but bound nothing.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Norms of a network's filters."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -4,8 +4,6 @@ A network whose layers can be rescaled without changing the function, as in fron
 of these. Compare them only under equal weight decay, or together with an adaptive measure.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

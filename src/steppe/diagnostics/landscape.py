@@ -5,8 +5,6 @@ Every point is evaluated on all samples of the surface. BatchNorm's running stat
 ``statistics``, recomputed at every point on these batches.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext

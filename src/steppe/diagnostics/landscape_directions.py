@@ -1,7 +1,5 @@
 """Directions of landscapes: random ones at the scale of the filters, and planes through checkpoints."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ them depend on weight decay alone. Dziugaite et al. (NeurIPS 2020) and Jiang et 
 predict generalisation.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal

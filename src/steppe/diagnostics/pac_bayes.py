@@ -11,8 +11,6 @@ The OKDPH paper prints a "PAC-Bayes bound" (supplement, table 5) whose formula w
 close to a constant times the number of parameters and bound no error. This module does not reproduce it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

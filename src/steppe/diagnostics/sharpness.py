@@ -5,8 +5,6 @@ samples with the same radius. Rescaling a layer in front of BatchNorm leaves the
 measures here except the adaptive and the filter-wise ones.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ writes, prints and decides whatever depends on a clock. A single process is a wo
 collective returns at once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Callable, Iterator

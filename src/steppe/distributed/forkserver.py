@@ -1,7 +1,5 @@
 """Worker processes that are forked from a server, which has already imported what they need."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """Joining and leaving the process group of a torchrun job."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import gc

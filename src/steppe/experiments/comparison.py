@@ -1,7 +1,5 @@
 """The grid of a comparison: its runs, the checks before the first one, and ``compare.json``."""
 
-from __future__ import annotations
-
 import datetime
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A run or a comparison from a recipe, overrides and a scale, with lines that describe it."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence

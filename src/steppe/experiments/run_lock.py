@@ -1,7 +1,5 @@
 """The lock of a run's folder, and the types that all launchers share."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import time

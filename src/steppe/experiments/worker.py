@@ -1,7 +1,5 @@
 """The work on one run, on any machine: lock its folder, train it, return the result or the error."""
 
-from __future__ import annotations
-
 import contextlib
 import traceback
 from pathlib import Path

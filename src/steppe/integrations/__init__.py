@@ -1,7 +1,5 @@
 """Methods in other libraries' training loops: one module for each library."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 
 from torch import nn

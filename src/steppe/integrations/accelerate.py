@@ -10,8 +10,6 @@ The loop does not call the accelerator's ``accumulate``, ``backward`` and ``clip
 them. Needs ``pip install accelerate``.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -11,8 +11,6 @@ This is Lightning's manual optimisation: clipping, precision and micro-batches a
 of the trainer, and the module steps its schedulers itself. Needs ``pip install 'steppe[lightning]'``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any

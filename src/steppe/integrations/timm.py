@@ -8,8 +8,6 @@ step with the last of them. Accumulation, clipping, schedules, EMA and DDP follo
 method's state is saved in timm's checkpoints. Needs ``pip install 'steppe[vision]'``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

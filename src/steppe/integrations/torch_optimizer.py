@@ -7,8 +7,6 @@ or NaN in either gradient skips the update. The loop runs the passes, so each dr
 averages the gradients of each. Other methods, and replayed micro-batches, need ``method.bind(model, optimizer)``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

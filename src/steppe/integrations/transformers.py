@@ -7,8 +7,6 @@ number of epochs follow the training arguments. Checkpoints hold the method's st
 'steppe[hf]'``.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ train your ResNet", 2018): a whitening layer for 2x2 patches of which only the b
 start as the identity, BatchNorm with momentum 0.4, GELU, small logits.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 import torch

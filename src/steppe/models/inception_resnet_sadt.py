@@ -1,7 +1,5 @@
 """The Inception-ResNet variant of the SADT paper."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 import torch

@@ -1,7 +1,5 @@
 """Layers with the initialisation and BatchNorm settings of Keras, and the check of arguments of all models."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

@@ -1,7 +1,5 @@
 """The networks of the OKDPH authors' code, and the ResNets of the literature that they are named after."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial

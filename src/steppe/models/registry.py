@@ -1,7 +1,5 @@
 """Networks by name: those of the SADT, RWP and OKDPH papers, and any of torchvision or timm."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from torch import nn

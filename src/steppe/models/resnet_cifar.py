@@ -1,7 +1,5 @@
 """ResNet-18 for small images, and a narrow one for trials on a CPU."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """The smallest network of the SADT paper, in the forms of its notebook and of its text."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 from torch import nn

@@ -1,7 +1,5 @@
 """Networks of torchvision and timm by name, with fresh weights; nothing else needs either package."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Mapping
 from typing import Any

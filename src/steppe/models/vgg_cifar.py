@@ -1,7 +1,5 @@
 """VGG16 with BatchNorm for small images, in the form of the RWP authors' code."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 from torch import nn

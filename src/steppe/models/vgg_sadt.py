@@ -1,7 +1,5 @@
 """The VGG16 variant of the SADT paper."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 from torch import nn

@@ -1,7 +1,5 @@
 """A vision transformer that is small enough to be trained from scratch on small images."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 import torch

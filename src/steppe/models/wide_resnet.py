@@ -1,7 +1,5 @@
 """Wide residual networks: those of the literature and those of the RWP authors' code."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 from torch import Tensor, nn

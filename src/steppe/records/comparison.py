@@ -5,8 +5,6 @@ The folder has ``compare.json`` (the configuration) and ``runs/<digest>/`` with 
 and ``result.json`` (written once, at the end).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 A number that is not finite is written as ``null``, so that any JSON reader can open the files.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

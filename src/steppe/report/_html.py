@@ -1,7 +1,5 @@
 """How the pages of the report are made: one HTML file that loads nothing, everything from runs escaped."""
 
-from __future__ import annotations
-
 import base64
 import datetime
 import hashlib

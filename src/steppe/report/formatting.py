@@ -1,7 +1,5 @@
 """Numbers as text, rounded alike in every table."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

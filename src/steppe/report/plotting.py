@@ -3,8 +3,6 @@
 Nothing here needs a display or changes matplotlib's global state.
 """
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Statistics of repeated runs: means, paired differences with intervals, adjusted p-values. Needs no torch."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Colour, dash and marker of each method, the same in every figure."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

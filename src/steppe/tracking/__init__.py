@@ -8,8 +8,6 @@ while a tracker was unreachable are sent when the run resumes. A tracker that fa
 the standard error; training never stops for it.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import sys

@@ -1,7 +1,5 @@
 """MLflow; its environment variables, such as ``MLFLOW_TRACKING_URI``, give the store and the experiment."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

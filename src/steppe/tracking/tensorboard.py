@@ -1,7 +1,5 @@
 """TensorBoard's event files, in the run's folder: ``tensorboard --logdir out``."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

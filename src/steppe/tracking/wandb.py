@@ -1,7 +1,5 @@
 """Weights & Biases; its own settings give project, entity and mode (``WANDB_MODE=offline``)."""
 
-from __future__ import annotations
-
 import os
 import uuid
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """What a training will do and when, known before it starts: ``steppe train --plan``."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 

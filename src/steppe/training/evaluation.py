@@ -1,7 +1,5 @@
 """Accuracy and loss over held-out images, split over the processes of a run."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

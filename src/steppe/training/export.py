@@ -7,8 +7,6 @@ classes, normalisation, origin) and ``flat/model.pt2`` (a torch.export program f
 also ``flat/model.onnx``. Each file is read back and must predict what the method itself predicts.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import warnings
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Network, data loader, optimizer and loss of a run, made from its configuration."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Both use plain copies of the network (`Method.deployed_model`), so training is u
 gradients, RNG states, counted passes and measured seconds are those of a run without monitors.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Training of one run, from its configuration to its result, in a folder of its own."""
 
-from __future__ import annotations
-
 import json
 import math
 import typing

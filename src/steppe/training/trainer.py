@@ -7,8 +7,6 @@ they are evaluated after training, at the last weights and at those of the best 
 epoch only with ``watch.test``. No method is named here.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Files made to attack: refused in a line, with nothing run and nothing written outside."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

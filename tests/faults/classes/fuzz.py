@@ -1,7 +1,5 @@
 """Input that makes no sense: command lines, files of settings, folders and archives of images."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import random

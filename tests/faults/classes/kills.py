@@ -4,8 +4,6 @@ The sleeps choose the moment of a kill, as a share of the undisturbed duration; 
 so a wrong guess kills earlier or later and hides nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import json

@@ -1,7 +1,5 @@
 """inf and NaN in every pass, in images, weights and checkpoints, on one process of two: skipped, or said."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Folders and archives of images as the world sends them: odd, damaged, hostile. All of them are generated."""
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import io

@@ -3,8 +3,6 @@
 The sleeps only give what is stopped or still at work time to be waited for; what is judged comes after them.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

@@ -1,7 +1,5 @@
 """``steppe bench``: what a step of each method costs on this machine."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from typing import Literal

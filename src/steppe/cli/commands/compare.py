@@ -1,7 +1,5 @@
 """``steppe compare``: train methods side by side, and report."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace

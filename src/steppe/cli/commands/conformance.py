@@ -1,7 +1,5 @@
 """The command ``steppe conformance``: check the named methods, show progress, print and write the table."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from pathlib import Path

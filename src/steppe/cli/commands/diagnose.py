@@ -1,7 +1,5 @@
 """The command ``steppe diagnose``: measure finished runs within a time budget, and write the report."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import time

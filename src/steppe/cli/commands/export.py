@@ -1,7 +1,5 @@
 """``steppe export``: write a run's deployed network as a plain module."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Literal

@@ -1,7 +1,5 @@
 """``steppe list``: names of methods, models, data sets or recipes."""
 
-from __future__ import annotations
-
 import json
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """``steppe show``: the card of a method or a recipe."""
 
-from __future__ import annotations
-
 from jsonargparse import ArgumentParser, Namespace
 
 

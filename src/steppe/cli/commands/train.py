@@ -1,7 +1,5 @@
 """``steppe train``: train one run, or say what it would do."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace

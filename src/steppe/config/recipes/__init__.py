@@ -16,8 +16,6 @@ One YAML file per table:
 Reading needs no torch.
 """
 
-from __future__ import annotations
-
 from steppe.config.recipes.card import card, listing
 from steppe.config.recipes.recipe import Choice, Recipe, load, names
 

@@ -1,7 +1,5 @@
 """A recipe as text: settings with their sources, published numbers, differences."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

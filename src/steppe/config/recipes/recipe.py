@@ -1,7 +1,5 @@
 """A recipe read from its YAML file, and the run that it gives for a row, data and a model."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

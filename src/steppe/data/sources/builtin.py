@@ -1,7 +1,5 @@
 """Data sets without files: scikit-learn's handwritten digits, and noise for speed measurements."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from pathlib import Path
 

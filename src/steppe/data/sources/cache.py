@@ -1,7 +1,5 @@
 """Cache of decoded images on disk: written atomically, checked when read, mapped if large."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """CIFAR-10 and CIFAR-100 in their published formats; their pickles cannot run code."""
 
-from __future__ import annotations
-
 import io
 import os
 import pickle

@@ -13,8 +13,6 @@ random crop, and the unchanged image:
 Ranges and policies are torchvision's defaults; pixels shifted in from outside are black.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

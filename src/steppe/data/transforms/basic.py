@@ -6,8 +6,6 @@ alone and are drawn on the host; images stay on their device. Images stay uint8,
 the steps that only move pixels; the first step that computes values makes them float32 in [0, 1].
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import permutations

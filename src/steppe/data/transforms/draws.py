@@ -1,7 +1,5 @@
 """Random numbers of the augmentation steps."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -5,8 +5,6 @@ the same device without synchronising. The result equals Pillow's, image by imag
 truncations, because published results of these policies used Pillow.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

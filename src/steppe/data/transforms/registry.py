@@ -1,7 +1,5 @@
 """The augmentation steps that a run can name."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 

@@ -5,8 +5,6 @@ also have textures of our own. Accuracies on generated images compare networks o
 not with numbers published for CIFAR-10-C or CIFAR-100-C. `published_sets` reads the published files.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass

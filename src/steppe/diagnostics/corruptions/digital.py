@@ -4,8 +4,6 @@ All take images (N, C, H, W) as float64 in [0, 1] and return them before clippin
 of side 32 and scale with the side. The sequence of random numbers does not depend on the severity.
 """
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Published corrupted images: the folders of ImageNet-C and the arrays of CIFAR-10-C and CIFAR-100-C."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

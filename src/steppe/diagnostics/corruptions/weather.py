@@ -4,8 +4,6 @@ The published sets use photographs of frost and ImageMagick's motion blur. Here 
 textures of our own with the published parameters; brightness and saturate follow their published formulas.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy import ndimage
 

@@ -4,8 +4,6 @@ All machines see the same folders under the same paths. So any worker can resume
 workers report progress in a file beside the checkpoint.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time

@@ -1,7 +1,5 @@
 """Runs as processes of this machine; one that is killed affects no other."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

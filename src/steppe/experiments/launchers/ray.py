@@ -1,7 +1,5 @@
 """Runs as tasks on a Ray cluster."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

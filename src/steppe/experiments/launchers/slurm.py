@@ -1,7 +1,5 @@
 """Runs as Slurm jobs, submitted by submitit."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Runs one after another, each trained by all processes of a torchrun job together."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 

@@ -1,7 +1,5 @@
 """The sensitivity curve: validation accuracy against each setting, with plain training as a line."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from statistics import fmean
 from typing import Any

@@ -1,7 +1,5 @@
 """The answer of a search: the best setting, and whether its gain over plain training is significant."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

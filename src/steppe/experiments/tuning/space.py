@@ -5,8 +5,6 @@ that the method accepts. SAM's users vary rho over two decades (Foret et al. 202
 section 5); RWP's gamma and SADT's sigma depend on the network's size as much.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

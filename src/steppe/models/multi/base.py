@@ -1,7 +1,5 @@
 """Branches or networks with a module on top that combines their outputs: a gate, a fusion, attention."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from torch import nn

@@ -10,8 +10,6 @@ registered before it and used again after it. Parameters of the modules that con
 token, a position embedding) belong to the trunk and are shared by the branches.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Several whole networks that are trained together as one module, whose forward pass returns all their logits."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Networks of one architecture, trained together with the network whose weights are their weighted mean."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Literal
 

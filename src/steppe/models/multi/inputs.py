@@ -1,7 +1,5 @@
 """Inputs of several networks: a view of the sample for each, and the fresh networks that a method trains."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

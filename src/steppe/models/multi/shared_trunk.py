@@ -1,7 +1,5 @@
 """Split a sequential network in two, so that two forward passes share the lower part; count what that saves."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

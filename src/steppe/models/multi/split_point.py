@@ -4,8 +4,6 @@ A module counts as before the split point if it is registered before it, in the 
 module further out. That is the order in which nearly all networks use them.
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Sequence

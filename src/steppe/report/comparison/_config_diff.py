@@ -1,7 +1,5 @@
 """The settings in which the runs and the methods of a comparison differ."""
 
-from __future__ import annotations
-
 import ast
 import json
 from collections import defaultdict

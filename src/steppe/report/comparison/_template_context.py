@@ -1,7 +1,5 @@
 """What the page's template is filled with; the template formats it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 

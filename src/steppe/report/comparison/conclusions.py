@@ -3,8 +3,6 @@
 "Significant" means that the interval excludes 0.
 """
 
-from __future__ import annotations
-
 from steppe.report import formatting
 from steppe.report.comparison.summary import ResultRow
 from steppe.report.formatting import count, listed, plain_text

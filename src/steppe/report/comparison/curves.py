@@ -1,7 +1,5 @@
 """Curves over a run, averaged over seeds: their numbers, and the figure of the training curves."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

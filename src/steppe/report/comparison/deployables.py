@@ -1,7 +1,5 @@
 """The test accuracy of everything a method can deploy: networks, branches, averages and ensembles."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any

@@ -1,7 +1,5 @@
 """Validation accuracy at equal epochs, gradient evaluations or seconds, interpolated on the curves of the runs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args

@@ -1,7 +1,5 @@
 """A report that follows the runs: a page on this machine alone, rendered again when the records change."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import threading

@@ -1,7 +1,5 @@
 """The page of a comparison: one HTML file that needs no network, with tables and figures as further files."""
 
-from __future__ import annotations
-
 import base64
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Accuracy against cost: the figure, and the Pareto front in it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args

@@ -1,7 +1,5 @@
 """The results of a comparison: one row per data set, network and method, over the seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any

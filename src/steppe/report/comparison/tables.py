@@ -1,7 +1,5 @@
 """The table of a comparison for the terminal, Markdown, a spreadsheet and LaTeX."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The table of tolerated noise, norms and bounds."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

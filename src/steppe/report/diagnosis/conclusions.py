@@ -3,8 +3,6 @@
 "Significant" means that a 95 % interval excludes 0, or that p is at most 0.05.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

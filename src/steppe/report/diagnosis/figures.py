@@ -1,7 +1,5 @@
 """Figures of a diagnosis. What is overlaid has the same axes, samples and directions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The loss between networks: along the lines between them, and on the triangle of three."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

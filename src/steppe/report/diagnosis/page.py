@@ -1,7 +1,5 @@
 """The page of a diagnosis: one HTML file about sharpness and test accuracy, with its figures as further files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The diagnoses of a comparison's runs: a row per method, differences to plain, rank correlations."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

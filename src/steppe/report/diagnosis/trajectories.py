@@ -1,7 +1,5 @@
 """Figures of runs during training: sharpness over epochs, trajectories from one start, and their ends."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

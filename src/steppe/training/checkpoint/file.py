@@ -3,8 +3,6 @@
 It has tensors and JSON only, so loading never runs code from it. A checksum over everything detects damage.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping

@@ -5,8 +5,6 @@ then the previous checkpoint is valid. A checkpoint loads on any number of proce
 machines need one shared folder.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Any

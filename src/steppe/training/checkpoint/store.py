@@ -5,8 +5,6 @@ resumes, so that a run on as many processes ends with the same bits; any other i
 number and the step.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
