@@ -278,7 +278,7 @@ def test_a_damaged_result_or_configuration_is_named(content, tmp_path, images):
         train_run(RUN, folder, images)
     (folder / CONFIG).unlink()
     (folder / RESULT).write_text(content)
-    with pytest.raises(InputError, match="result.json is damaged.*; delete it, and the run goes on"):
+    with pytest.raises(InputError, match="result.json is damaged.*; delete it, and the run resumes"):
         train_run(RUN, folder, images)
 
 
