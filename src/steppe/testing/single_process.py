@@ -117,7 +117,7 @@ def _text(cost: tuple[float, float, float]) -> str:
 
 @check("restored", "Weights drift, or lose the memory that optimizers, shards and CUDA graphs refer to.")
 def restored(subject: Subject, context: CheckContext) -> None:
-    """A step at learning rate 0 changes no bit of any weight, and not where it is; tied, frozen and unused too."""
+    """A step at learning rate 0 leaves every weight bitwise as it was, in its storage; tied, frozen and unused too."""
     session = subject.start(fixtures.Awkward, SubjectOptions(base=fixtures.LR_ZERO))
     before = fixtures.weights(session.net)
     places = {k: p.data_ptr() for k, p in session.net.named_parameters()}
@@ -243,7 +243,7 @@ def random_stream(subject: Subject, context: CheckContext) -> None:
     for k in range(2):
         net(fixtures.data(k)[0])
     if not torch.equal(end, torch.get_rng_state()):
-        raise CheckFailed("the global random stream ends elsewhere than after plain training")
+        raise CheckFailed("the global RNG state differs from that after plain training")
 
 
 @check("accumulation", "Gradient accumulation changes the method, so a batch must fit in memory.")
@@ -267,7 +267,7 @@ def accumulation(subject: Subject, context: CheckContext) -> None:
 
 @check("masks", "With gradient accumulation the passes of a step drop different units than without.")
 def masks(subject: Subject, context: CheckContext) -> None:
-    """With micro-batches, too, passes repeat dropout masks, or draw new ones, as they do on whole batches."""
+    """Passes repeat dropout masks, or draw new ones, on micro-batches just as on whole batches."""
     whole = _masks(subject, 1)
     if len(whole) == 1:
         raise NotApplicable("makes one pass")
