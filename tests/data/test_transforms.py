@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steppe.data.transforms.basic import _ORDERS, Sample, crop, cutmix, cutout, flip, jitter, mixup, resized_crop
+from steppe.data.transforms.basic import _ORDERS, Sample, crop, cutout, flip, jitter, resized_crop
+from steppe.data.transforms.mixup_cutmix import cutmix, mixup
 
 
 def photos(count: int = 24, size: int = 20, channels: int = 3) -> Sample:

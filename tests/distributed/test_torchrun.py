@@ -22,7 +22,7 @@ from torch.distributed import TCPStore
 from steppe import InputError, models, records
 from steppe.cli.main import main
 from steppe.distributed import process_group
-from steppe.training.checkpoint import file, sharded, store
+from steppe.training.checkpoint import file, save_and_resume, sharded
 
 TINY_STEPPE = Path(__file__).parents[1] / "support" / "tiny_steppe.py"
 SMALL = ["--data.train", "201", "--data.test", "61", "--data.size", "18", "--batch", "51", "--optim.lr", "1e-3"]
@@ -209,7 +209,7 @@ def replace_by_the_other(path: Path) -> None:
     ids=["missing", "cut", "another"],
 )
 def test_a_shard_that_is_missing_or_damaged_is_one_line(damage, message, copied_shards, capsys):
-    (folder_of(copied_shards) / store.BEFORE).unlink()
+    (folder_of(copied_shards) / save_and_resume.BEFORE).unlink()
     damage(folder_of(copied_shards) / "shard-checkpoint-2-1of2.safetensors")
     with pytest.raises(InputError, match=message):
         sharded.read(folder_of(copied_shards) / "checkpoint.safetensors")

@@ -32,12 +32,12 @@ def _nothing(*_: object) -> Iterator[None]:
 
 def fresh_noise() -> None:
     """Resume with the random state of a run's beginning."""
-    from steppe.training.checkpoint import store
+    from steppe.training.checkpoint import save_and_resume
 
     def generators(self: Any, saved: Any) -> dict[str, Any]:
-        return {name: store.torch.Generator().manual_seed(0).get_state() for name in self._numbers()}
+        return {name: save_and_resume.torch.Generator().manual_seed(0).get_state() for name in self._numbers()}
 
-    _replace("_generators", generators, store.CheckpointStore)
+    _replace("_generators", generators, save_and_resume.CheckpointStore)
 
 
 def raw_errors() -> None:
@@ -83,7 +83,7 @@ class _Anything(str):
 
 def forgetful() -> None:
     """Keep no checkpoint but the newest."""
-    from steppe.training.checkpoint.store import CheckpointStore
+    from steppe.training.checkpoint.save_and_resume import CheckpointStore
 
     _replace("_keep_before", lambda self, path: None, CheckpointStore)
 

@@ -31,6 +31,8 @@ def in_process(guard: Guard, arguments: Sequence[str], *allowed: Path) -> Ended:
     from steppe.cli.main import main
 
     out, err = io.StringIO(), io.StringIO()
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:  # torch makes it when a process exports for the first time
+        allowed = (*allowed, Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), guard.watching(*allowed) as events:
         try:
             code = main(list(arguments))
@@ -56,6 +58,7 @@ def environment(where: Where, more: Mapping[str, str] | None = None) -> dict[str
     own = {"HOME": str(home), "TMPDIR": str(home / "tmp"), "STEPPE_CACHE": str(home / "cache"), "COLUMNS": "120"}
     own |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
     own["MPLCONFIGDIR"] = str(home / "mpl")
+    own["TORCHINDUCTOR_CACHE_DIR"] = str(home / "inductor")
     own |= {PLANT: where.plant} if where.plant else {}
     return os.environ | own | dict(more or {})
 

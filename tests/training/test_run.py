@@ -16,7 +16,7 @@ from steppe import InputError, RunError, models
 from steppe.config import Data, Optim, Run
 from steppe.data.dataset import DataSet
 from steppe.training import trainer
-from steppe.training.checkpoint import file, store
+from steppe.training.checkpoint import file, save_and_resume
 from steppe.training.run import CHECKPOINT, CONFIG, RESULT, check_run, digest, format_bytes, load_data, train_run
 
 RUN = Run(epochs=3, batch=50, data=Data(train=200, test=60, size=18, augment=("cutmix",)), optim=Optim(lr=1e-3))
@@ -314,7 +314,7 @@ def test_a_run_that_cannot_start_is_refused_before_training(change, message, ima
 
 
 def test_derived_seeds_differ_by_purpose_and_seed():
-    seeds = {store.derive(s, p) for s in range(20) for p in ("init", "data", "method", "dropout 1")}
+    seeds = {save_and_resume.derive(s, p) for s in range(20) for p in ("init", "data", "method", "dropout 1")}
     assert len(seeds) == 80
 
 

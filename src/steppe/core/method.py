@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from steppe.core.batch import Batch
+from steppe.core.data_parallel import SyncMode
 from steppe.core.model_call import call_model, extract_logits
 from steppe.core.numerics.vector import Vec
-from steppe.core.parallel import SyncMode
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import FunctionSchedule, Schedule
 from steppe.core.step import Step

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from steppe.core import param_groups, rng
 from steppe.core.amp import MixedPrecision, upcast_to_float32
 from steppe.core.batch import Batch, join_logits
+from steppe.core.data_parallel import Sharded, parallelism_of
 from steppe.core.model_call import call_model, extract_logits, extract_loss, unwrap_model
 from steppe.core.multi_network import MultiNetwork, member_of
 from steppe.core.numerics import vector
 from steppe.core.numerics.losses import per_sample
 from steppe.core.numerics.vector import ScaledVector, Vec
-from steppe.core.parallel import Sharded, parallelism_of
 from steppe.core.schedules import ScheduleValue, TrainingProgress, value_at
 from steppe.core.snapshot import Buffers, SnapshotPool
 from steppe.core.step_state import BindOptions, LossFunction, NonFinite, Passes, StepOutput, StepState

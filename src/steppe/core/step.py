@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from steppe.core.batch import Batch, as_batch, join_logits
-from steppe.core.parallel import NO_LOCAL_GRADIENT, Sharded
+from steppe.core.data_parallel import NO_LOCAL_GRADIENT, Sharded
 from steppe.core.runtime import Runtime
 from steppe.core.step_state import BindOptions, GradientAccumulator, NonFinite, Passes, StepOutput
 from steppe.errors import InputError

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from steppe.core.batch import Batch
+from steppe.core.data_parallel import SyncMode
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
-from steppe.core.parallel import SyncMode
 from steppe.core.snapshot import BufferSnapshot, OptimizerSnapshot, SnapshotPool
 from steppe.errors import InputError
 

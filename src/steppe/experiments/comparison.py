@@ -17,7 +17,7 @@ from steppe.experiments.launchers.cluster import Cluster, launch_on_cluster
 from steppe.experiments.launchers.local import launch
 from steppe.experiments.launchers.torchrun import run_in_torchrun
 from steppe.experiments.run_lock import ComparisonRun, Progress, file_lock
-from steppe.training.checkpoint import store
+from steppe.training.checkpoint import save_and_resume
 from steppe.training.run import CHECKPOINT, RESULT, check_run, digest, load_data, memory_bytes
 
 COMPARISON = "compare.json"
@@ -145,7 +145,7 @@ def _check_saved(job: ComparisonRun, retry: bool) -> None:
         if retry and content["status"] == "failed":
             shutil.rmtree(job.folder)
     elif (job.folder / CHECKPOINT).exists():
-        store.verify(job.folder)
+        save_and_resume.verify(job.folder)
 
 
 def _description(grid: ComparisonPlan, sets: dict[str, DataSet], command: str) -> dict[str, Any]:

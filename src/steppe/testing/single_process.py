@@ -117,7 +117,7 @@ def _text(cost: tuple[float, float, float]) -> str:
 
 @check("restored", "Weights drift, or lose the memory that optimizers, shards and CUDA graphs refer to.")
 def restored(subject: Subject, context: CheckContext) -> None:
-    """A step at learning rate 0 leaves every weight bitwise as it was, in its storage; tied, frozen and unused too."""
+    """A step at learning rate 0 leaves every weight bitwise as it was, in its storage: tied, frozen and unused."""
     session = subject.start(fixtures.Awkward, SubjectOptions(base=fixtures.LR_ZERO))
     before = fixtures.weights(session.net)
     places = {k: p.data_ptr() for k, p in session.net.named_parameters()}

@@ -24,7 +24,7 @@ from steppe.data.loader import evaluation_batches
 from steppe.data.normalize import Normalizer
 from steppe.errors import InputError
 from steppe.records import make_folder, write_json
-from steppe.training.checkpoint.store import CheckpointStore
+from steppe.training.checkpoint.save_and_resume import CheckpointStore
 from steppe.training.evaluation import to_model_format
 from steppe.training.factories import make_model, make_network, make_optimizer
 from steppe.training.run import digest, load_data, read_run

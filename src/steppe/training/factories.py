@@ -20,7 +20,7 @@ from steppe.data.loader import Loader
 from steppe.data.normalize import Normalizer
 from steppe.data.transforms.auto_augment import compositions
 from steppe.distributed import collectives
-from steppe.training.checkpoint.store import derive
+from steppe.training.checkpoint.save_and_resume import derive
 
 _WHITENING = 5000  # images from which layers that learn before training do so
 _LARGE = 0.05  # a part with at least this share of the network's parameters is sharded on its own

@@ -17,7 +17,7 @@ from steppe.config import Run, essential
 from steppe.data.dataset import DataSet
 from steppe.distributed import collectives
 from steppe.errors import InputError
-from steppe.training.checkpoint.store import CHECKPOINT
+from steppe.training.checkpoint.save_and_resume import CHECKPOINT
 from steppe.training.factories import make_loader, make_model
 from steppe.training.trainer import ProgressCallback, Trainer, TrainingFailed, TrainingStatus
 

@@ -26,7 +26,7 @@ from steppe.data.dataset import DataSet, Images
 from steppe.data.normalize import Normalizer
 from steppe.data.prefetch import PrefetchLoader
 from steppe.distributed import collectives
-from steppe.training.checkpoint.store import CheckpointStore, derive
+from steppe.training.checkpoint.save_and_resume import CheckpointStore, derive
 from steppe.training.evaluation import evaluate, to_model_format
 from steppe.training.factories import make_loader, make_loss, make_network, make_optimizer, wrap_parallel
 from steppe.training.monitor import Monitor

@@ -24,7 +24,7 @@ from faults.outcome import Case, Where, compared
 from faults.runs import NOISY, TINY, different, ended, quietly, trained
 from safetensors.torch import save
 
-from steppe.training.checkpoint import file, store
+from steppe.training.checkpoint import file, save_and_resume
 
 TITLE = "attacks: pickles, archives, headers, JSON"
 FULL, SHORT, FEW = 1000, 1, 1
@@ -95,7 +95,7 @@ class Trial:
         for place in places:
             (run / place).write_bytes(content)
         done = self.ended([*NOISY, "--out", str(out)], out)
-        if done.code or done.outside or store.BEFORE in places:
+        if done.code or done.outside or save_and_resume.BEFORE in places:
             return judged(name, done, says=(str(run / places[0]),))
         if not went_back(done.err, run / places[0]):
             return Case(name, "lost", f"taken, and said {done.err[:200]!r}")
@@ -179,10 +179,10 @@ def _checkpoints(trial: Trial, count: int) -> Iterator[Case]:
         "right checksum, passes are text": crafted(tensors, {**data, "passes": "x"}),
     }
     for label, content in files.items():
-        yield trial.resumed(f"checkpoint: {label}", content, store.CHECKPOINT)
+        yield trial.resumed(f"checkpoint: {label}", content, save_and_resume.CHECKPOINT)
         if count > 100:
             name = f"checkpoint, and the one before: {label}"
-            yield trial.resumed(name, content, store.CHECKPOINT, store.BEFORE)
+            yield trial.resumed(name, content, save_and_resume.CHECKPOINT, save_and_resume.BEFORE)
     yield from _weights(trial, {k: v for k, v in files.items() if "checksum" not in k})
     r = random.Random(count)
     sound = path.read_bytes()

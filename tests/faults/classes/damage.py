@@ -18,7 +18,7 @@ from faults.outcome import Case, Where, compared
 from faults.runs import NOISY, content, different, ended, trained
 
 from steppe import InputError
-from steppe.training.checkpoint import sharded, store
+from steppe.training.checkpoint import save_and_resume, sharded
 
 TITLE = "damage: a byte flipped, a file cut, blocks lost"
 FULL, SHORT, FEW = 2000, 100, 60
@@ -72,7 +72,7 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "metrics.jsonl": ("torn", "emptied", "foreign", "cut"),
     "timing.jsonl": ("torn", "emptied", "foreign", "cut"),
     "best-*.safetensors": ("emptied", "flipped", "cut"),
-    store.BEFORE: ("emptied", "flipped", "cut"),
+    save_and_resume.BEFORE: ("emptied", "flipped", "cut"),
 }
 
 
@@ -80,7 +80,7 @@ def cases(count: int, where: Where) -> Iterator[Case]:
     """Damage a checkpoint ``count`` times, then each other file of the run."""
     r = random.Random(count)
     half = Half.trained(where)
-    paths = half.folder / store.CHECKPOINT, half.folder / store.BEFORE
+    paths = half.folder / save_and_resume.CHECKPOINT, half.folder / save_and_resume.BEFORE
     sound = {path: path.read_bytes() for path in paths if path.exists()}
     for number in range(count):
         way = WAYS[number % len(WAYS)]
@@ -89,7 +89,7 @@ def cases(count: int, where: Where) -> Iterator[Case]:
             path.unlink(missing_ok=True)
             path.write_bytes(DAMAGES[way](what, r) if path == paths[0] else what)
         if number % WHOLE == 0:
-            yield half.resumed(f"checkpoint, {way}, resumed", store.CHECKPOINT)
+            yield half.resumed(f"checkpoint, {way}, resumed", save_and_resume.CHECKPOINT)
         yield half.noticed(f"checkpoint, {way}")
     for path, what in sound.items():
         path.unlink(missing_ok=True)
@@ -119,14 +119,14 @@ class Half:
         folder = trained(where.scratch / "half", stop_after=2)
         newest, before = (
             content(sharded.read(folder / name)) if (folder / name).exists() else {}
-            for name in (store.CHECKPOINT, store.BEFORE)
+            for name in (save_and_resume.CHECKPOINT, save_and_resume.BEFORE)
         )
         result = (whole / "result.json").read_bytes()
         return cls(folder, newest, before, result, ended(whole), Guard(), where.scratch / "again")
 
     def noticed(self, name: str) -> Case:
         """Look at the damaged checkpoint: it is named, and what it was before is in its place."""
-        path = self.folder / store.CHECKPOINT
+        path = self.folder / save_and_resume.CHECKPOINT
         try:
             sharded.read(path)
         except InputError as error:
@@ -136,7 +136,7 @@ class Half:
             return Case(name, "traceback", f"{type(error).__name__}: {error}")
         try:
             with contextlib.redirect_stderr(io.StringIO()) as output:
-                store.verify(self.folder)
+                save_and_resume.verify(self.folder)
             saved = content(sharded.read(path))
         except InputError as error:
             return Case(name, "lost", f"the one before it is not used: {str(error)[:200]}")
@@ -166,7 +166,7 @@ class Half:
 
     def both(self, name: str, way: str, r: random.Random) -> Case:
         """Damage both checkpoints: refused with a name; what the line tells people to do works."""
-        names = (store.CHECKPOINT, store.BEFORE)
+        names = (save_and_resume.CHECKPOINT, save_and_resume.BEFORE)
         sound = {one: (self.folder / one).read_bytes() for one in names if (self.folder / one).exists()}
         try:
             for one, what in sound.items():
@@ -177,10 +177,10 @@ class Half:
                 (self.folder / one).write_bytes(what)
         if done.code == 0:
             return compared(name, different(ended(to), self.whole))
-        case = judged(name, done, says=(str(to / store.CHECKPOINT), "delete it"))
+        case = judged(name, done, says=(str(to / save_and_resume.CHECKPOINT), "delete it"))
         if case.verdict != "held":
             return case
-        (to / store.CHECKPOINT).unlink()
+        (to / save_and_resume.CHECKPOINT).unlink()
         done = self.go_on()
         wrong = different(ended(to), self.whole) if done.code == 0 else f"exit code {done.code}: {done.err[-200:]}"
         return Case(name, "lost", f"the remedy does not help: {wrong}") if wrong else case

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from steppe.core.parallel import reshard
+from steppe.core.data_parallel import reshard
 from steppe.core.snapshot import SnapshotPool, copy_into
 
 

@@ -1,4 +1,4 @@
-"""Augmentation steps on whole batches: flip, crop, resized crop, jitter, cutout, mixup, cutmix.
+"""Augmentation steps on whole batches: flip, crop, resized crop, jitter, cutout.
 
 A step takes and returns images (B, C, H, W), not standardised yet, and label probabilities (B, classes); the
 partner is a second batch of the same size for the steps that mix images. Random numbers come from the generator
@@ -118,34 +118,6 @@ def cutout(sample: Sample, partner: Sample, rng: Draws, blank: Tensor | None = N
     x = sample.x if blank is None else to_float(sample.x)
     fill = x.new_zeros(1) if blank is None else blank.to(x)[:, None, None]
     return Sample(where(to_tensor(mask, x)[:, None], fill, x), sample.y)
-
-
-def mixup(sample: Sample, partner: Sample, rng: Draws) -> Sample:
-    """Blend each image and label with its partner's; the image's own share is from Beta(1, 1).
-
-    Zhang et al., ICLR 2018, arXiv:1710.09412, with their alpha of 1 for CIFAR.
-    """
-    share = to_tensor(rng.beta(1.0, 1.0, len(sample.x)).astype(np.float32), sample.x)
-    wide = share[:, None, None, None]
-    x = wide * to_float(sample.x) + (1 - wide) * to_float(partner.x)
-    return Sample(x, share[:, None] * sample.y + (1 - share[:, None]) * partner.y)
-
-
-def cutmix(sample: Sample, partner: Sample, rng: Draws) -> Sample:
-    """Paste a box of the partner into each image; labels mix by the box's area. As in the SADT notebook.
-
-    Per image: lambda ~ Beta(0.25, 0.25), side floor(S sqrt(1 - lambda)), centre a uniform pixel, box from
-    centre - side // 2 to centre + side // 2 clipped to the image, an empty side counted as 1.
-    Yun et al., ICCV 2019, arXiv:1905.04899; there the partner is another image of the batch.
-    """
-    count, _, h, w = sample.x.shape
-    side = np.floor(h * np.sqrt(1 - rng.beta(0.25, 0.25, count))).astype(int)
-    inside = to_tensor(boxes(rng.integers(0, h, count), rng.integers(0, w, count), side, h, w, least=1), sample.x)
-    share = 1 - inside.float().mean(dim=(1, 2))[:, None]
-    pasted, x = partner.x, sample.x
-    if pasted.dtype != x.dtype:
-        pasted, x = to_float(pasted), to_float(x)
-    return Sample(where(inside[:, None], pasted, x), share * sample.y + (1 - share) * partner.y)
 
 
 def _grid_coordinates(start: np.ndarray, length: np.ndarray, size: int) -> np.ndarray:

@@ -6,7 +6,8 @@ from functools import partial
 from torch import Tensor
 
 from steppe.data.transforms.auto_augment import randaugment, rotate
-from steppe.data.transforms.basic import Transform, crop, cutmix, cutout, flip, jitter, mixup, resized_crop
+from steppe.data.transforms.basic import Transform, crop, cutout, flip, jitter, resized_crop
+from steppe.data.transforms.mixup_cutmix import cutmix, mixup
 from steppe.errors import InputError, unknown
 
 STEPS: dict[str, Transform] = {

@@ -21,7 +21,7 @@ from steppe.data.dataset import DataSet
 from steppe.errors import InputError
 from steppe.experiments.run_lock import locked_run
 from steppe.experiments.tuning.space import Range, spec_with
-from steppe.training.checkpoint.store import derive
+from steppe.training.checkpoint.save_and_resume import derive
 from steppe.training.run import TrainingStatus, check_run, digest, train_run
 from steppe.training.trainer import METRICS
 

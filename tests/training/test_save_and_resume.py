@@ -12,7 +12,7 @@ from steppe import InputError
 from steppe.config import Data, Optim, Run, Study
 from steppe.data.dataset import DataSet
 from steppe.experiments import prepare
-from steppe.training.checkpoint import file, store
+from steppe.training.checkpoint import file, save_and_resume
 from steppe.training.run import CHECKPOINT, RESULT, load_data, train_run
 
 # a rate at which accuracy goes down at times, so that checkpoints name different best epochs
@@ -56,7 +56,7 @@ def names(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("damage", [cut, lambda path: path.write_bytes(b"")])
 def test_a_damaged_checkpoint_is_logged_and_the_previous_one_used(damage, whole, images, folder, caplog):
-    before = file.read(folder / store.BEFORE)
+    before = file.read(folder / save_and_resume.BEFORE)
     assert before.data["epoch"] == 2
     damage(folder / CHECKPOINT)
     with caplog.at_level(logging.WARNING):
@@ -67,7 +67,7 @@ def test_a_damaged_checkpoint_is_logged_and_the_previous_one_used(damage, whole,
         "it is kept as checkpoint-damaged.safetensors, and the run goes on from the one before it, of epoch 2"
     )
     assert_same_run((result, folder), whole)
-    assert names(folder) == names(whole[1]) | {store.DAMAGED}
+    assert names(folder) == names(whole[1]) | {save_and_resume.DAMAGED}
 
 
 @pytest.mark.parametrize(("epoch", "links"), [(2, True), (3, True), (4, True), (3, False)])
@@ -82,8 +82,8 @@ def test_a_stopped_run_has_the_previous_checkpoint_and_all_best_weights_that_are
     if not links:
         monkeypatch.setattr(os, "link", refuse)
     folder = stopped(RUN, tmp_path, images, epoch)
-    assert file.read(folder / store.BEFORE).data["epoch"] == epoch - 1
-    for name in (CHECKPOINT, store.BEFORE):
+    assert file.read(folder / save_and_resume.BEFORE).data["epoch"] == epoch - 1
+    for name in (CHECKPOINT, save_and_resume.BEFORE):
         best = file.read(folder / name).data["best"]["epoch"]
         assert file.read(folder / f"best-{best}.safetensors").data["epoch"] == best
     assert len(list(folder.glob("best-*"))) <= 2
@@ -94,9 +94,9 @@ def test_a_stopped_run_has_the_previous_checkpoint_and_all_best_weights_that_are
 def test_a_damaged_checkpoint_without_a_sound_previous_one_is_refused_and_kept(previous, images, folder):
     cut(folder / CHECKPOINT)
     if previous == "damaged":
-        cut(folder / store.BEFORE)
+        cut(folder / save_and_resume.BEFORE)
     else:
-        (folder / store.BEFORE).unlink()
+        (folder / save_and_resume.BEFORE).unlink()
     before = names(folder)
     also = ", and so is the one before it" if previous == "damaged" else ""
     with pytest.raises(InputError, match=rf"is damaged \(.*\){also}; delete it to start this run"):
@@ -106,7 +106,7 @@ def test_a_damaged_checkpoint_without_a_sound_previous_one_is_refused_and_kept(p
     (folder / CHECKPOINT).unlink()
     train_run(RUN, folder, images)
     assert names(folder) >= {RESULT}
-    assert store.BEFORE not in names(folder)
+    assert save_and_resume.BEFORE not in names(folder)
 
 
 def test_a_run_whose_checkpoint_was_deleted_starts_anew(whole, images, folder):
@@ -119,7 +119,7 @@ def test_a_run_whose_checkpoint_was_deleted_starts_anew(whole, images, folder):
 
 def test_a_comparison_reports_the_damage_before_its_workers_start(folder, tmp_path, caplog):
     cut(folder / CHECKPOINT)
-    before = (folder / store.BEFORE).read_bytes()
+    before = (folder / save_and_resume.BEFORE).read_bytes()
     folder = shutil.move(folder, tmp_path / "runs" / folder.name)
     study = Study(methods=("sadt-v1",), seeds=(0,), epochs=4, batch=50, data=RUN.data, optim=RUN.optim)
     with caplog.at_level(logging.WARNING):

@@ -1,0 +1,62 @@
+"""The options of the data: which images, their size and their augmentation."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from steppe.config._checks import check_choice, check_positive
+from steppe.errors import InputError
+
+Normalize = Literal["unit", "standard"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """How the images of a data set are chosen, split, sized and augmented.
+
+    Attributes:
+        train: Number of training images, sampled per class; all if not given.
+        val: Training images held out for validation: a fraction below 1, or a count.
+        test: Number of test images, sampled per class; all if not given.
+        size: Side in pixels that images are resized to; the data set's own size if not given (digits: 24).
+        augment: Augmentations of each training batch, in this order: any of flip, crop, resized-crop, jitter,
+            cutout, rotate, randaugment, mixup, cutmix.
+        views: Augmentation pipelines that replace augment, one per network of a method that trains several
+            (and for OKDPH's hybrid), or one for all: plain, crop-flip, crop-flip-rotate, crop-flip-cutout,
+            crop-randaugment, crop-autoaugment.
+        noise: Standard deviation of Gaussian noise on every normalised pixel: new in each epoch and view for
+            training images, fixed per image for validation and test; 1 is usual.
+        legacy_share: Share of each class to train on, sampled with repetitions as in OKDPH's published lists (0.1
+            and 0.01 there); train samples without repetitions.
+        normalize: 'unit' gives values in [0, 1]; 'standard' subtracts the training images' mean per channel
+            and divides by their standard deviation.
+        split_seed: Seed of the split and of the subsets; the same for all runs of a comparison.
+        skip_corrupt: Leave unreadable images out instead of stopping before training.
+    """
+
+    train: int | None = None
+    val: float = 0.1
+    test: int | None = None
+    size: int | None = None
+    augment: tuple[str, ...] = ("cutmix",)
+    normalize: Normalize = "unit"
+    split_seed: int = 0
+    skip_corrupt: bool = False
+    views: tuple[str, ...] = ()
+    noise: float = 0.0
+    legacy_share: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("train", "val", "test", "legacy_share"):
+            check_positive(f"data.{name}", getattr(self, name))
+        check_positive("data.size", self.size, 8, strict=False)
+        check_choice("data.normalize", self.normalize, get_args(Normalize))
+        if self.val >= 1 and self.val != int(self.val):
+            raise InputError(f"data.val is {self.val}; give a fraction below 1 or a whole number of images")
+        check_positive("data.noise", self.noise, strict=False)
+        if self.legacy_share is not None and (self.legacy_share >= 1 or self.train is not None):
+            raise InputError(
+                f"data.legacy_share is {self.legacy_share} and data.train {self.train}; give a share below 1, "
+                "and only one of them"
+            )
+        if len(set(self.augment)) != len(self.augment):
+            raise InputError(f"data.augment names a step twice: {', '.join(self.augment)}; name each once")
