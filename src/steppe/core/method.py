@@ -189,7 +189,7 @@ class Method:
             if m != "micro" and (not isinstance(m, int) or isinstance(m, bool) or m < 1):
                 raise InputError(f"m is {m!r}; give a number of samples, 'micro', or None")
             if sync not in (None, "local"):
-                raise InputError(f"m is {m!r} and sync is {sync!r}; the two cannot be combined: set only one")
+                raise InputError(f"m is {m!r} and sync is {sync!r}, which cannot be combined; set only one")
         options = BindOptions(
             loss,
             transforms=[method.transform for method in (self, *transforms)],

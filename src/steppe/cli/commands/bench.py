@@ -2,16 +2,16 @@
 
 import dataclasses
 import json
-from typing import Literal
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from steppe.cli import console, tables
+from steppe.errors import InputError
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("kind", type=Literal["methods"], nargs="?", default="methods", help="what is measured")
+    parser.add_argument("kind", type=str, nargs="?", default="methods", help="always methods")
     parser.add_argument("names", type=str, nargs="*", default=[], help="methods, or module:Class; all if none")
     parser.add_argument("--model", type=str, default="simple-cnn", help="network")
     parser.add_argument("--batch", type=int, default=64, help="images per step")
@@ -26,6 +26,10 @@ def run(options: Namespace, command: str) -> int:
     from steppe import hardware, methods
     from steppe.bench import methods_cost
 
+    if options.kind != "methods":
+        raise InputError(
+            f"kind is {options.kind!r}; write `steppe bench methods NAMES`"
+        )
     hardware.keep_freed_memory()
     terminal, environment = console.console(), hardware.environment()
     with terminal.status("starting") as status:
