@@ -90,7 +90,7 @@ def forgetful() -> None:
 
 def unchecked() -> None:
     """Take any number for a size, a count or a rate."""
-    _replace("_positive", lambda *arguments, **options: None)
+    _replace("check_positive", lambda *arguments, **options: None)
 
 
 def unlocked() -> None:

@@ -315,7 +315,7 @@ MUTANTS: dict[type[Sound], tuple[str, str]] = {
     StaysThereOnAnException: ("exception", "in pass 2 (forward)"),
     CountsTheSecondPass: ("batch-norm", "is 2 after one step"),
     CountsOnlyTheSecondPass: ("batch-norm", "from those of the clean pass"),
-    DrawsFromTheGlobalStream: ("random-stream", "elsewhere"),
+    DrawsFromTheGlobalStream: ("random-stream", "differs from that after plain training"),
     SeesTheLastMicroBatch: ("accumulation", "from the whole batch"),
     GoesBackThroughTheMicroBatches: ("masks", "other masks than pass 1"),
     DividesByAScaleThatIsNotThere: ("bf16", "of their way"),
