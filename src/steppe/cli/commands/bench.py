@@ -27,9 +27,7 @@ def run(options: Namespace, command: str) -> int:
     from steppe.bench import methods_cost
 
     if options.kind != "methods":
-        raise InputError(
-            f"kind is {options.kind!r}; write `steppe bench methods NAMES`"
-        )
+        raise InputError(f"kind is {options.kind!r}; write `steppe bench methods NAMES`")
     hardware.keep_freed_memory()
     terminal, environment = console.console(), hardware.environment()
     with terminal.status("starting") as status:
