@@ -1,7 +1,7 @@
 """Methods composed of methods: one's step on another's objective, and one that is active for a time only."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +93,9 @@ class On(Method):
     @contextmanager
     def _deployed(self, net: nn.Module, state: nn.Module) -> Iterator[tuple[Method, nn.Module]]:
         part = self._holder("predict")
-        with self.rule.deployed_weights(net, self._state(self.rule, state)):
+        # a rule that predicts does so at its deployed weights
+        deployed = self.rule.deployed_weights(net, self._state(self.rule, state))
+        with nullcontext() if part is self.rule else deployed:
             yield part, self._state(part, state)
 
     def _state(self, part: Method, state: nn.Module) -> nn.Module:

@@ -183,6 +183,7 @@ class Runtime:
             self.untracked = outer
             rng.restore(states, self.device)
             buffers.restore()
+            buffers.release()
 
     @contextmanager
     def at(

@@ -115,7 +115,7 @@ class FunctionSchedule(Schedule):
         return float(self.function(now.step))
 
     def __repr__(self) -> str:
-        return f"Each({getattr(self.function, '__qualname__', type(self.function).__name__)})"
+        return f"FunctionSchedule({getattr(self.function, '__qualname__', type(self.function).__name__)})"
 
 
 ScheduleValue = float | Schedule

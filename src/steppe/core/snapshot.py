@@ -58,10 +58,11 @@ class Buffers:
     def __init__(self, net: nn.Module):
         # to search a deep network for the modules that have buffers takes longer than to copy these
         self._modules: list[Named] = [m._buffers for m in net.modules() if m._buffers]
+        self._pool = SnapshotPool()
 
     def snapshot(self) -> BufferSnapshot:
         """Return a snapshot of the values, and of which module has which tensor."""
-        return BufferSnapshot(self._modules)
+        return BufferSnapshot(self._modules, self._pool)
 
 
 class BufferSnapshot:
@@ -71,9 +72,9 @@ class BufferSnapshot:
     their old one again on restoring.
     """
 
-    def __init__(self, modules: Sequence[Named]):
-        self._before = [(buffers, dict(buffers)) for buffers in modules]
-        self._values = Snapshot([t for _, named in self._before for t in named.values() if t is not None])
+    def __init__(self, modules: Sequence[Named], pool: SnapshotPool):
+        self._pool, self._before = pool, [(buffers, dict(buffers)) for buffers in modules]
+        self._values = pool.make([t for _, named in self._before for t in named.values() if t is not None])
 
     def restore(self) -> None:
         """Restore which tensors the modules have, and the values of these.
@@ -87,6 +88,10 @@ class BufferSnapshot:
                 if now is not before and now is not None and before is not None and _alike(now, before):
                     buffers[name] = before
         self._values.restore()
+
+    def release(self) -> None:
+        """Give the storage to the next one."""
+        self._pool.release(self._values)
 
 
 class OptimizerSnapshot:

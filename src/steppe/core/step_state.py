@@ -117,6 +117,7 @@ class StepState:
 
     def close(self) -> None:
         """Release the batch and the snapshots."""
+        self._buffers.release()
         if self._optimizer is not None:
             self._optimizer.release()
         self._optimizer, self.batch, self.micro_batches = None, None, []

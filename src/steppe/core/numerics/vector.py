@@ -190,7 +190,7 @@ def dot(a: Vec, b: Vec) -> Tensor:
 
 
 def finite_check(a: Vec, loss: Tensor | None = None) -> Tensor:
-    """Return a scalar that is non-finite iff an entry on this process, or the ``loss``, is."""
+    """Return a scalar that is finite only if all entries on this process, and the ``loss``, are."""
     if isinstance(a, Measured) and not a.sharded:
         length = a.measure()
     else:

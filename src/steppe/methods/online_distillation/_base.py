@@ -10,7 +10,7 @@ from steppe.core.method import Method, name_of, require, with_weights
 from steppe.models.multi.base import MultiHeadNetwork
 from steppe.models.multi.branched import branch_outputs
 from steppe.models.multi.ensemble import Ensemble, network_outputs
-from steppe.models.multi.inputs import expect_views, fresh_networks
+from steppe.models.multi.inputs import expect_members, fresh_networks
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class OnlineDistillation(Method):
     def init(self, net: nn.Module) -> nn.Module:
         """Keep no state; refuse a model that ``build`` did not make."""
         if self.size > 1:
-            expect_views(net, self.module, self.size, name_of(self), self.members)
+            expect_members(net, self.module, self.size, name_of(self), self.members)
         return nn.Module()
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:

@@ -51,7 +51,7 @@ def fresh_networks(new_model: Callable[[], nn.Module], count: int) -> list[nn.Mo
     return networks
 
 
-def expect_views(net: nn.Module, kind: type[nn.Module], count: int, name: str, field: str) -> None:
+def expect_members(net: nn.Module, kind: type[nn.Module], count: int, name: str, field: str) -> None:
     """Raise InputError unless ``net`` is what the method builds, with ``count`` networks or branches."""
     size = getattr(net, "size", None)
     if not isinstance(net, kind):
