@@ -20,6 +20,7 @@ class Optim:
         lr: Initial learning rate.
         momentum: Momentum of sgd; adam and adamw ignore it.
         nesterov: Use Nesterov momentum.
+        eps: Added to the denominator of adam and adamw (PyTorch's default 1e-8, Keras's 1e-7); sgd ignores it.
         weight_decay: Weight decay, applied by the optimizer.
         schedule: 'cosine' decays the rate to min_lr over the run's budget, once per step; 'constant' keeps it;
             'step' divides it by ten at half and again at three quarters of the budget.
@@ -44,11 +45,12 @@ class Optim:
     min_lr: float = 0.0
     label_smoothing: float = 0.0
     clip_each: bool = False
+    eps: float = 1e-8
 
     def __post_init__(self) -> None:
         check_choice("optim.name", self.name, get_args(Optimizer))
         check_choice("optim.schedule", self.schedule, get_args(ScheduleName))
-        for name in ("lr", "weight_decay", "momentum", "warmup_lr", "min_lr"):
+        for name in ("lr", "weight_decay", "momentum", "eps", "warmup_lr", "min_lr"):
             check_positive(f"optim.{name}", getattr(self, name), strict=False)
         check_positive("optim.clip", self.clip)
         if self.clip_each and self.clip is None:

@@ -21,13 +21,13 @@ class InceptionResidual(nn.Module):
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
         thin = width // 32
-        self.left = nn.Sequential(conv(inputs, thin, same=True, he=True), norm2d(thin), nn.ELU())
+        self.left = nn.Sequential(conv(inputs, thin, same=True), norm2d(thin), nn.ELU())
         self.middle = nn.Sequential(
-            *(conv(inputs, width, same=True, he=True), norm2d(width), nn.ELU()),
-            *(conv(width, width, same=True, he=True), norm2d(width)),
+            *(conv(inputs, width, same=True), norm2d(width), nn.ELU()),
+            *(conv(width, width, same=True), norm2d(width)),
         )
-        self.shortcut = nn.Sequential(conv(inputs, width, same=True, he=True), nn.ELU(), norm2d(width), nn.ELU())
-        self.right = nn.Sequential(conv(inputs, thin, same=True, he=True), norm2d(thin), nn.ELU())
+        self.shortcut = nn.Sequential(conv(inputs, width, same=True), nn.ELU(), norm2d(width), nn.ELU())
+        self.right = nn.Sequential(conv(inputs, thin, same=True), norm2d(thin), nn.ELU())
         self.elu = nn.ELU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def inception_resnet_sadt(classes: int, channels: int, size: int) -> nn.Sequenti
     notebook where the text is silent.
     """
     check_images("inception-resnet-sadt", classes, channels, size, MIN_SIZE)
-    parts: OrderedDict[str, nn.Module] = OrderedDict(stem=conv(channels, 32, same=False, he=True))
+    parts: OrderedDict[str, nn.Module] = OrderedDict(stem=conv(channels, 32, same=False))
     inputs, side = 32, size - 2
     for i, width in enumerate(WIDTHS, 1):
         parts[f"module{i}"] = InceptionResidual(inputs, width)

@@ -3,7 +3,7 @@
 import math
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 
 from steppe.errors import InputError
 
@@ -28,28 +28,30 @@ def check_images(model: str, classes: int, channels: int, size: int, min_size: i
         )
 
 
-def conv(inputs: int, outputs: int, *, same: bool, he: bool) -> nn.Conv2d:
-    """Return a 3x3 convolution with zero biases; He-normal weights if ``he``, else Glorot-uniform.
-
-    He-normal weights are of a normal truncated at two deviations, with variance 2 / fan-in.
-    """
+def conv(inputs: int, outputs: int, *, same: bool) -> nn.Conv2d:
+    """Return a 3x3 convolution with He-normal weights and zero biases."""
     layer = nn.Conv2d(inputs, outputs, 3, padding=1 if same else 0)
+    assert layer.bias is not None
+    he_normal_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def dense(inputs: int, outputs: int, *, he: bool = False) -> nn.Linear:
+    """Return a fully connected layer with zero biases; He-normal weights if ``he``, else Glorot-uniform."""
+    layer = nn.Linear(inputs, outputs)
     if he:
-        std = math.sqrt(2 / layer.weight[0].numel()) / _TRUNCATED_STD
-        nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+        he_normal_(layer.weight)
     else:
         nn.init.xavier_uniform_(layer.weight)
-    assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return layer
 
 
-def dense(inputs: int, outputs: int) -> nn.Linear:
-    """Return a fully connected layer with Glorot-uniform weights and zero biases."""
-    layer = nn.Linear(inputs, outputs)
-    nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
+def he_normal_(weight: Tensor) -> None:
+    """Draw from a normal truncated at two of its deviations, so wide that the variance is 2 / fan-in."""
+    std = math.sqrt(2 / weight[0].numel()) / _TRUNCATED_STD
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
 # Keras's moving averages keep 0.99 of their value

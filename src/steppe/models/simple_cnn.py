@@ -20,7 +20,7 @@ def simple_cnn(classes: int, channels: int, size: int) -> nn.Sequential:
     For 3x32x32 images and 10 classes it has 637,112 values as Keras counts them, moving means and variances
     included, of which 635,576 are trained. The paper says three dense layers; the count holds only with the
     four of the notebook (512, 64, 10, classes). The layer of 10 units keeps its width for any ``classes``.
-    Convolutions and dense layers start Glorot-uniform, biases at 0.
+    Convolutions start He-normal (truncated at two deviations), dense layers Glorot-uniform, biases at 0.
 
     Differs: outputs are logits, the original ends in a softmax. Feature maps are flattened channel first
     (the original: channel last), which permutes the inputs of ``fc1`` and nothing else.
@@ -32,7 +32,7 @@ def simple_cnn(classes: int, channels: int, size: int) -> nn.Sequential:
     side = ((size - 2) // 2 - 2) // 2 - 2
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     for i in (1, 2, 3):
-        parts |= {f"conv{i}": conv(channels if i == 1 else 64, 64, same=False, he=False), f"relu{i}": nn.ReLU()}
+        parts |= {f"conv{i}": conv(channels if i == 1 else 64, 64, same=False), f"relu{i}": nn.ReLU()}
         parts |= {f"pool{i}": nn.MaxPool2d(2)} if i < 3 else {}
         parts[f"bn{i}"] = norm2d(64)
     parts |= {"flatten": nn.Flatten(), "drop": nn.Dropout(0.3)}

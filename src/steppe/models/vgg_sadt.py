@@ -20,8 +20,9 @@ def vgg16_sadt(classes: int, channels: int, size: int) -> nn.Sequential:
     classifier. Training needs batches of at least 2 for its BatchNorm.
 
     For 3x32x32 images and 10 classes it has 4,092,184 values as Keras counts them, moving means and variances
-    included; the ReLU layer of ``classes`` units before the classifier belongs to that count. Convolutions
-    start He-normal (truncated at two deviations), dense layers Glorot-uniform, biases at 0.
+    included; the ReLU layer of ``classes`` units before the classifier belongs to that count. Convolutions and
+    the layers of 512 units start He-normal (truncated at two deviations), the last two Glorot-uniform, biases
+    at 0.
 
     Differs: outputs are logits, the original ends in a softmax.
 
@@ -33,13 +34,13 @@ def vgg16_sadt(classes: int, channels: int, size: int) -> nn.Sequential:
     width = channels
     for b, block in enumerate(BLOCKS, 1):
         for i, filters in enumerate(block, 1):
-            parts |= {f"conv{b}_{i}": conv(width, filters, same=True, he=True), f"bn{b}_{i}": norm2d(filters)}
+            parts |= {f"conv{b}_{i}": conv(width, filters, same=True), f"bn{b}_{i}": norm2d(filters)}
             parts |= {f"relu{b}_{i}": nn.ReLU(), f"drop{b}_{i}": nn.Dropout(0.1)}
             width = filters
         parts[f"pool{b}"] = nn.MaxPool2d(2)
     parts |= {"mean": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
     for i in (1, 2):
-        parts |= {f"fc{i}": dense(width, 512), f"bn_fc{i}": norm1d(512)}
+        parts |= {f"fc{i}": dense(width, 512, he=True), f"bn_fc{i}": norm1d(512)}
         parts |= {f"relu_fc{i}": nn.ReLU(), f"drop_fc{i}": nn.Dropout(0.3)}
         width = 512
     parts |= {"fc3": dense(width, classes), "relu_fc3": nn.ReLU(), "head": dense(classes, classes)}

@@ -82,7 +82,7 @@ def make_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
             params, o.lr, momentum=o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov, fused=fused
         )
     cls = torch.optim.Adam if o.name == "adam" else torch.optim.AdamW
-    return cls(params, o.lr, weight_decay=o.weight_decay, fused=True)
+    return cls(params, o.lr, eps=o.eps, weight_decay=o.weight_decay, fused=True)
 
 
 def make_loss(run: Run) -> LossFunction:
