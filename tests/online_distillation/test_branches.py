@@ -134,7 +134,7 @@ def test_features_and_maps_are_those_before_the_classifier():
 def test_the_usual_families_are_split_before_their_last_quarter():
     assert default_split(Staged()) == "layer3"
     assert default_split(Tokens()) == "blocks.3"
-    assert default_split(small_net()) == "9"
+    assert default_split(small_net()) == "4"
     with pytest.raises(steppe.InputError, match="split_at is not given, and Odd has no family"):
         default_split(Odd())
 
