@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from steppe.core.amp import upcast_to_float32
+from steppe.core.method import with_weights
 from steppe.core.model_call import call_model, extract_logits
 from steppe.core.numerics.losses import mean_of
 from steppe.errors import InputError
@@ -158,7 +159,7 @@ class BranchedNetwork(nn.Module):
         before, after = modules_before_and_after(net, self.split_at)
         for names, source in ((before, self.trunk), (after, own)):
             for name in names:
-                net.get_submodule(name).load_state_dict(source.get_submodule(name).state_dict())
+                with_weights(net.get_submodule(name), source.get_submodule(name).state_dict())
         with torch.no_grad():
             for path in containers(self.split_at):
                 for name, p in net.get_submodule(path).named_parameters(recurse=False):
@@ -175,9 +176,15 @@ class SeparateNetworks(nn.Module):
         super().__init__()
         self.networks = nn.ModuleList(networks)
         self.cache = ActivationCache("")
-        self.head = classifier_path(networks[0])
-        for net in networks:
-            net.get_submodule(self.head).register_forward_pre_hook(self.cache.store_features)
+        self.heads = [classifier_path(net) for net in networks]
+        for net, head in zip(networks, self.heads, strict=True):
+            net.get_submodule(head).register_forward_pre_hook(self.cache.store_features)
+        widths = [_classifier(net, head).in_features for net, head in zip(networks, self.heads, strict=True)]
+        if len(set(widths)) > 1:
+            raise InputError(
+                f"the networks' classifiers take {', '.join(map(str, widths))} features, and attention compares "
+                "them; give networks of one width, or train these with dml or kdcl"
+            )
 
     @property
     def size(self) -> int:
@@ -187,22 +194,20 @@ class SeparateNetworks(nn.Module):
     @property
     def width(self) -> int:
         """The width D of the features."""
-        return _classifier(self.networks[0], self.head).in_features
+        return _classifier(self.networks[0], self.heads[0]).in_features
 
     def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> BranchOutputs:
         """Return the outputs of all networks."""
         result = BranchOutputs()
-        for net, own in zip(self.networks, inputs_of(self.size, x, views, named), strict=True):
+        for net, own, head in zip(self.networks, inputs_of(self.size, x, views, named), self.heads, strict=True):
             result.logits.append(extract_logits(call_model(net, own)))
-            result.features.append(pooled(features_of(self.cache, self.head)))
+            result.features.append(pooled(features_of(self.cache, head)))
             self.cache.end_pass()
         return result
 
     def plain(self, number: int, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Return a network from ``new_model`` with the weights of one of these."""
-        net = new_model()
-        net.load_state_dict(self.networks[number].state_dict())
-        return net
+        return with_weights(new_model(), self.networks[number].state_dict())
 
 
 def features_of(cache: ActivationCache, head: str) -> Tensor:

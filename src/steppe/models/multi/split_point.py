@@ -38,8 +38,8 @@ def input_width(module: nn.Module) -> int:
 def default_split(net: nn.Module) -> str:
     """Return where the last stage of the network begins.
 
-    The search goes inwards, for stages or blocks that have most of the parameters before the classifier: modules
-    of numbered names (layer1 .. layer4, unit4_2, inception5a, blocks.0), or those of a sequence. The split point
+    The search goes inwards, for stages or blocks that are most of the network before its classifier: modules of
+    numbered names (layer1 .. layer4, unit4_2, inception5a, blocks.0), or those of a sequence. The split point
     is the last of them that reduces the resolution, or follows a module that does; without such a reduction in
     their second half it is before their last quarter (the last three of twelve blocks). Dense layers and norms at
     the end belong to the classifier.
@@ -51,9 +51,9 @@ def default_split(net: nn.Module) -> str:
         inner = head[len(path) + 1 if path else 0 :] if f"{head}.".startswith(f"{path}.") or not path else ""
         body = _before_classifier(module, inner)
         for names in _series(module, body):
-            if 2 * sum(_count(body[n]) for n in names) >= sum(map(_count, body.values())):
+            if any(2 * sum(size(body[n]) for n in names) >= sum(map(size, body.values())) for size in _SIZES):
                 return _join(path, _last_stage(body, names))
-        name = max(body, key=lambda n: _count(body[n]), default="")
+        name = max(body, key=lambda n: _modules(body[n]), default="")
         if not name or not body[name]._modules:
             raise InputError(
                 f"split_at is not given, and {type(net).__name__} has no family of numbered parts to choose from; "
@@ -72,7 +72,8 @@ def _before_classifier(module: nn.Module, head: str) -> dict[str, nn.Module]:
     body = dict(list(children.items())[: list(children).index(outer)])
     weights = sum(map(_count, body.values()))
     inside = children[outer]
-    if not weights or (_count(inside) > weights and not all(map(_is_dense, inside.children()))):
+    larger = _modules(inside) > sum(map(_modules, body.values()))
+    if not weights or (larger and not all(map(_is_dense, inside.children()))):
         return {outer: inside}  # which is more than a classifier
     trimmed = dict(body)
     while trimmed and _is_dense(trimmed[last := next(reversed(trimmed))]):
@@ -117,6 +118,13 @@ def _reduces(m: nn.Module) -> bool:
 
 def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
+
+
+def _modules(module: nn.Module) -> int:
+    return sum(1 for _ in module.modules())
+
+
+_SIZES = (_count, _modules)
 
 
 def _join(path: str, name: str) -> str:

@@ -11,7 +11,7 @@ from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from steppe.errors import InputError
 
@@ -81,14 +81,14 @@ class ActivationCache:
                 + _REMEDY
             )
         self.replayed += 1
-        return output
+        return _own(output)
 
     def replay_split_inputs(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Call the split point with the arguments that it had in the trunk, the first time."""
         if self.phase != "replay":
             return args, kwargs
         self.phase = "branch"
-        return self.split_inputs
+        return _own(self.split_inputs)
 
     def check_unchanged(self) -> None:
         """Raise InputError if a branch has changed an activation of the trunk in place."""
@@ -117,6 +117,11 @@ class ActivationCache:
         for name, m in module.named_modules(prefix=path):
             m.register_forward_pre_hook(self.record_start)
             m.register_forward_hook(partial(self.record_output, name))
+
+
+def _own(value: Any) -> Any:
+    """Return a value with lists and dictionaries of its own, which a network may change, and the same tensors."""
+    return value if isinstance(value, Tensor) else tree_map(lambda leaf: leaf, value)
 
 
 class Standin(nn.Module):
@@ -151,6 +156,10 @@ class Standin(nn.Module):
         # so that a method calls the stand-ins of the modules inside
         return MethodType(value.__func__, self) if getattr(value, "__self__", None) is source else value
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the source's code on the stand-ins inside; a call of ``forward`` itself passes no hooks."""
+        return type(self.source_[0]).forward(self, *args, **kwargs)
+
     def __iter__(self) -> Iterator[Any]:
         iterator: Iterator[Any] = type(self.source_[0]).__iter__(self)  # type: ignore[attr-defined]
         return iterator
@@ -168,15 +177,17 @@ class Standin(nn.Module):
 class TrunkEnd(Standin):
     """The trunk's stand-in for the split point and what follows: the split point ends the pass."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Store the arguments and end the pass."""
-        if self.path_ != self.cache_.split_at:
-            raise InputError(
-                f"split_at is {self.cache_.split_at!r}, and {self.path_} is called before it though registered "
-                f"after it; {_REMEDY}"
-            )
-        self.cache_.end_trunk(*args, **kwargs)
-        raise SplitReached
+        split_at = self.cache_.split_at
+        if self.path_ == split_at:
+            self.cache_.end_trunk(*args, **kwargs)
+            raise SplitReached
+        if self.path_.startswith(f"{split_at}."):
+            raise InputError(f"split_at is {split_at!r}, which is not called itself; name {self.path_!r}")
+        raise InputError(
+            f"split_at is {split_at!r}, and {self.path_} is called before it though registered after it; {_REMEDY}"
+        )
 
 
 class CachedModule(Standin):
@@ -185,7 +196,7 @@ class CachedModule(Standin):
     Called after the split point, it runs the module itself, if that has no weights.
     """
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the trunk's output of this call."""
         if self.cache_.phase == "replay":
             return self.cache_.replay(self.path_)
