@@ -93,7 +93,7 @@ def _series(module: nn.Module, body: Mapping[str, nn.Module]) -> list[list[str]]
     for name in weighted:
         if match := re.match(r"\D*(?=\d)", name):
             stems.setdefault(match[0], []).append(name)
-    series = sorted(stems.values(), key=lambda names: -sum(_count(body[n]) for n in names))
+    series = sorted(stems.values(), key=lambda names: [-sum(size(body[n]) for n in names) for size in _SIZES])
     if isinstance(module, nn.Sequential | nn.ModuleList):
         series.append(weighted)
     return [names for names in series if len(names) > 1]
@@ -124,7 +124,7 @@ def _modules(module: nn.Module) -> int:
     return sum(1 for _ in module.modules())
 
 
-_SIZES = (_count, _modules)
+_SIZES = (_modules, _count)
 
 
 def _join(path: str, name: str) -> str:

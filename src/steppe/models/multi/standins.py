@@ -140,7 +140,7 @@ class Standin(nn.Module):
             self._modules[name] = inner
         self.training = source.training
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         running = "cache_" in self.__dict__ and self.cache_.phase != "none"
         return type(self.source_[0]) if running else type(self)
@@ -165,7 +165,8 @@ class Standin(nn.Module):
         return iterator
 
     def __getitem__(self, key: Any) -> Any:
-        return type(self.source_[0]).__getitem__(self, key)  # type: ignore[attr-defined]
+        kind: Any = type(self.source_[0])
+        return kind.__getitem__(self, key)
 
     def __len__(self) -> int:
         return len(self.source_[0])  # type: ignore[arg-type]
