@@ -160,6 +160,7 @@ class Reads(nn.Module):
         self.middle = nn.LayerNorm(8)
         self.last = Reads.Two()
         self.head = nn.Linear(8, 5)
+        self.act = nn.GELU()  # used before the split point
 
     class Two(nn.Module):
         """Called with a list, which it changes, and a token."""
@@ -178,7 +179,7 @@ class Reads(nn.Module):
         for step in self.steps:
             x = x if isinstance(step, nn.Identity) else step.forward(x)
         if "a" in self.named and len(self.steps) == 3 and self.named:
-            x = self.named["a"](x)
+            x = self.act(self.named["a"](x))
         maps = [self.middle(x), self.steps[1](x)]
         z = self.last(maps, self.embed.token.expand(len(x), -1, -1))
         out: Tensor = self.head(z.mean(1))

@@ -176,7 +176,11 @@ class Standin(nn.Module):
 
 
 class TrunkEnd(Standin):
-    """The trunk's stand-in for the split point and what follows: the split point ends the pass."""
+    """The trunk's stand-in for the split point and what follows: the split point ends the pass.
+
+    A module without weights that is used before the split point is run; the branches repeat it, so it must not be
+    random.
+    """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Store the arguments and end the pass."""
@@ -186,6 +190,9 @@ class TrunkEnd(Standin):
             raise SplitReached
         if self.path_.startswith(f"{split_at}."):
             raise InputError(f"split_at is {split_at!r}, which is not called itself; name {self.path_!r}")
+        random = any("Drop" in type(m).__name__ for m in self.source_[0].modules())
+        if not random and next(iter(self.source_[0].state_dict()), None) is None:
+            return self.source_[0](*args, **kwargs)
         raise InputError(
             f"split_at is {split_at!r}, and {self.path_} is called before it though registered after it; {_REMEDY}"
         )
