@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.foreign import importable
 from torch import nn
 
 import steppe
@@ -16,6 +17,63 @@ SPLITS = {
     "vgg16-okdph": ("layer4", 7_640_640, 7_082_496 + 530_442),
     "densenet40-12": ("block3", 115_848, 58_944 + 1_330),
 }
+
+
+DEFAULTS = {
+    "simple-cnn": "conv3",
+    "simple-cnn-3fc": "conv3",
+    "vgg16-sadt": "conv5_1",
+    "vgg16-bn": "conv5_1",
+    "inception-resnet-sadt": "module3",
+    "resnet18": "unit4_1",
+    "resnet-thin": "unit4_1",
+    "wrn-16-8-rwp": "unit3_1",
+    "wrn-16-8": "unit3_1",
+    "vit-cifar": "block5",
+    "resnet32": "layer3",
+    "resnet110": "layer3",
+    "cifar10-fast": "group3",
+}
+TORCHVISION = {
+    "alexnet": "features.6",
+    "vgg11": "features.16",
+    "vgg16": "features.24",
+    "resnet18": "layer4",
+    "densenet121": "features.denseblock4",
+    "squeezenet1_1": None,
+    "shufflenet_v2_x0_5": "stage4",
+    "mobilenet_v2": "features.14",
+    "mobilenet_v3_small": "features.9",
+    "mnasnet0_5": "layers.12",
+    "efficientnet_b0": "features.6",
+    "googlenet": "inception5a",
+    "inception_v3": "Mixed_7a",
+    "convnext_tiny": "features.6",
+    "vit_b_16": "encoder.layers.encoder_layer_9",
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_branches_begin_with_the_last_stage_or_the_last_quarter_of_the_blocks(name):
+    with torch.device("meta"):
+        assert default_split(build(name, classes=10, channels=3, size=32)) == DEFAULTS[name]
+
+
+@pytest.mark.vision
+@pytest.mark.parametrize("classes", [10, 1000])
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_branches_of_torchvision_s_networks_begin_with_the_last_stage(name, classes):
+    importable("torchvision")
+    import torchvision
+
+    options = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    with torch.device("meta"):
+        net = torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
+    if TORCHVISION[name] is None:
+        with pytest.raises(steppe.InputError, match="no dense layer"):
+            default_split(net)
+    else:
+        assert default_split(net) == TORCHVISION[name]
 
 
 def count(net: nn.Module) -> int:

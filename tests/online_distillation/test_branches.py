@@ -134,9 +134,91 @@ def test_features_and_maps_are_those_before_the_classifier():
 def test_the_usual_families_are_split_before_their_last_quarter():
     assert default_split(Staged()) == "layer3"
     assert default_split(Tokens()) == "blocks.3"
-    assert default_split(small_net()) == "9"
+    assert default_split(small_net()) == "4"
     with pytest.raises(steppe.InputError, match="split_at is not given, and Odd has no family"):
         default_split(Odd())
+
+
+class Reads(nn.Module):
+    """Its forward iterates over a list before the split point, reads attributes, and calls methods of modules."""
+
+    class Embedding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.project = nn.Conv2d(2, 8, 4, 4)
+            self.token = nn.Parameter(torch.randn(1, 1, 8))
+            self.grid = 2
+
+        def tokens(self, x: Tensor) -> Tensor:
+            return self.project(x).flatten(2).transpose(1, 2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = Reads.Embedding()
+        self.steps = nn.ModuleList([nn.Linear(8, 8), nn.Identity(), nn.Sequential(nn.Linear(8, 8), nn.ReLU())])
+        self.named = nn.ModuleDict({"a": nn.Linear(8, 8)})
+        self.middle = nn.LayerNorm(8)
+        self.last = Reads.Two()
+        self.head = nn.Linear(8, 5)
+        self.act = nn.GELU()  # used before the split point
+
+    class Two(nn.Module):
+        """Called with a list, which it changes, and a token."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, maps: list[Tensor], token: Tensor) -> Tensor:
+            maps[0] = self.a(maps[0])
+            maps.append(self.b(maps[1]))
+            return maps[0] + maps[2] + token
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed.tokens(x.to(self.embed.project.weight.dtype)) * self.embed.grid
+        for step in self.steps:
+            x = x if isinstance(step, nn.Identity) else step.forward(x)
+        if "a" in self.named and len(self.steps) == 3 and self.named:
+            x = self.act(self.named["a"](x))
+        maps = [self.middle(x), self.steps[1](x)]
+        z = self.last(maps, self.embed.token.expand(len(x), -1, -1))
+        out: Tensor = self.head(z.mean(1))
+        return out
+
+
+@pytest.mark.parametrize("split_at", ["named", "named.a", "middle", "last", "head"])
+def test_branches_of_the_network_s_weights_give_its_logits_and_its_gradient(split_at):
+    """Whatever its forward does with the modules before the split point."""
+    net = maker(Reads, dtype=torch.float64)()
+    body = BranchedNetwork([copy.deepcopy(net), copy.deepcopy(net)], split_at)
+    x, y = images(dtype=torch.float64).x, images().y
+    for _ in range(2):
+        assert all(torch.equal(z, net(x)) for z in body(x).logits)
+    F.cross_entropy(net(x), y).backward()
+    F.cross_entropy(copy.deepcopy(body)(x).logits[0], y).backward()
+    F.cross_entropy(body(x).logits[1], y).backward()
+    for name, p in (*body.trunk.named_parameters(), *body.branches[1].named_parameters()):
+        assert torch.allclose(p.grad, net.get_parameter(name).grad, rtol=1e-12), name
+
+
+class InPlace(nn.Module):
+    """Adds to an activation of the trunk in place; calls the parts of ``unused``, not the list itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 8)
+        self.unused = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
+        self.late = nn.Linear(4, 4)
+        self.fc = nn.Linear(4, 5)
+        self.early = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x += 1
+        for part in self.unused:
+            x = part(x)
+        z: Tensor = self.fc(self.late(x))
+        return z
 
 
 class Odd(nn.Module):
@@ -154,6 +236,21 @@ class Odd(nn.Module):
         return z
 
 
+class Late(nn.Sequential):
+    """Its first layer is registered last, except for the classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 8)
+        self.fc = nn.Linear(4, 4)
+        self.first = nn.Conv2d(2, 2, 1)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.head(self.fc(self.conv(self.first(x)).flatten(1)))
+        return z
+
+
 def tied() -> nn.Module:
     net = nn.Sequential(nn.Flatten(), nn.Linear(128, 128), nn.Linear(128, 128), nn.Linear(128, 5))
     net[2].weight = net[1].weight
@@ -168,6 +265,10 @@ def tied() -> nn.Module:
         (Odd, "middle", "late is registered before split_at and used after it"),
         (lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 5, 6), nn.Flatten()), "1", "no dense layer"),
         (tied, "2", "weights before it are used after it too"),
+        (InPlace, "late", "changes an activation before it in place; name another module, or train whole"),
+        (InPlace, "unused", r"split_at is 'unused', which is not called itself; name 'unused.0'"),
+        (InPlace, "early", "split_at is 'early', which the network does not use"),
+        (Late, "fc", "fc', and first is called before it though registered after it; name another module, or"),
     ],
 )
 def test_what_cannot_be_split_is_refused(kind, split_at, message):
@@ -249,6 +350,31 @@ def test_a_language_model_with_named_inputs_is_split_and_trained(method):
 
 
 @pytest.mark.vision
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("timm/hrnet_w18_small", 64),
+        ("timm/eva02_tiny_patch14_224", 224),
+        ("timm/pit_xs_224", 224),
+        ("timm/tnt_s_legacy_patch16_224", 224),
+        ("timm/mobilenetv3_small_050", 64),
+        ("timm/test_byobnet", 64),
+        ("torchvision/densenet121", 32),
+        ("torchvision/shufflenet_v2_x0_5", 64),
+        ("torchvision/googlenet", 64),
+    ],
+)
+def test_branches_of_any_network_s_weights_give_its_logits(name, size):
+    importable(name.partition("/")[0])
+    torch.manual_seed(0)
+    net = steppe.models.build(name, classes=5, channels=3, size=size).eval()
+    body = BranchedNetwork([copy.deepcopy(net), copy.deepcopy(net)]).eval()
+    with torch.no_grad():
+        x = torch.randn(2, 3, size, size)
+        assert all(torch.equal(z, net(x)) for z in body(x).logits)
+
+
+@pytest.mark.vision
 @pytest.mark.parametrize("kind", [steppe.ONE, steppe.PCL])
 @pytest.mark.parametrize(
     ("name", "size", "split_at"),
@@ -279,3 +405,31 @@ def test_networks_of_other_packages_are_split_at_a_path(name, size, split_at, ki
     with torch.no_grad():
         alone = net.body.plain(1, make).eval()(x)
         assert torch.allclose(alone, net(x)[1], atol=1e-5)
+
+
+def test_whole_networks_of_okddip_may_differ_in_all_but_their_features():
+    method = steppe.OKDDip(branches=3, form="network", ramp=0, factor=2)
+    mlp = nn.Sequential(nn.Flatten(), nn.Linear(128, 8), nn.ReLU(), nn.Linear(8, 5))
+    kinds = iter([Staged(), mlp, Staged()])
+    net = method.build(lambda: next(kinds))
+    step = method.bind(net, torch.optim.Adam(net.parameters(), 1e-2))
+    losses = [float(step(images()).loss) for _ in range(10)]
+    assert losses[-1] < losses[0]
+    with pytest.raises(steppe.InputError, match="are not those of a Sequential"):
+        method.deployed_model(net, step.state, lambda: mlp)
+    kinds = iter([Staged(), nn.Sequential(nn.Flatten(), nn.Linear(128, 5)), Staged()])
+    with pytest.raises(steppe.InputError, match="the networks' classifiers take 8, 128, 8 features"):
+        method.build(lambda: next(kinds))
+
+
+def test_one_refuses_a_split_point_that_is_not_called_with_one_row_per_sample():
+    class Folded(Staged):
+        def forward(self, x: Tensor) -> Tensor:
+            z: Tensor = super().forward(torch.cat([x, x])).unflatten(0, (2, -1)).mean(0)
+            return z
+
+    net = steppe.ONE(branches=2).build(Folded)
+    with pytest.raises(
+        steppe.InputError, match=r"is \(24, 6\), not \(12, 6\); name another module, or use okddip"
+    ):
+        net(images().x)

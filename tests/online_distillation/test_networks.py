@@ -174,6 +174,35 @@ def test_each_network_gets_its_own_view_and_the_hybrid_the_last():
         step(views(2))
 
 
+@pytest.mark.parametrize("method", [steppe.DML(), steppe.KDCL(), steppe.PCL(branches=2, ramp=0)], ids=repr)
+@pytest.mark.parametrize("microbatch", [None, 5])
+def test_views_of_named_inputs_are_views_of_the_tensors(method, microbatch):
+    class Named(Staged):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return super().forward(pixels)
+
+    batch = views(2)
+    named = [{"pixels": t} for t in (batch.x, batch.extra["view 2"])]
+    weights = []
+    for kind, x, second in ((Staged, batch.x, batch.extra["view 2"]), (Named, *named)):
+        net = method.build(maker(kind))
+        step = method.bind(net, sgd(net), microbatch=microbatch)
+        step(steppe.Batch(x, batch.y, extra={"view 2": second}))
+        weights.append([p.detach().clone() for p in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+@pytest.mark.parametrize("name", ["view2", "view_2", "view 1", "view 3", "View 2"])
+@pytest.mark.parametrize("method", [steppe.DML(), steppe.PCL(branches=2)], ids=lambda m: type(m).__name__)
+def test_a_view_of_another_name_is_refused(method, name):
+    net = method.build(maker(Staged))
+    batch = images()
+    with pytest.raises(
+        steppe.InputError, match=f"extra has '{name}'; the first view is x, name the others 'view 2'"
+    ):
+        method.bind(net, sgd(net), steps=10)(steppe.Batch(batch.x, batch.y, extra={name: batch.x}))
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if overrides(steppe.make(name), "build")])
 def test_only_what_the_method_builds_is_bound(name):
     method, net = steppe.make(name), Staged()

@@ -2,10 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
+from scipy.special import logsumexp, softmax
 from torch import Tensor
 
 from steppe.core.numerics.losses import distillation_loss, diversity, one_hot, sigmoid_rampup
@@ -20,6 +23,58 @@ def logits_and_classes(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
     z = draw(st.sampled_from([0.1, 1.0, 10.0])) * torch.randn(n, b, k, generator=g, dtype=torch.float64)
     return z, one_hot(torch.randint(0, k, (b,), generator=g), z[0])
+
+
+def frank_wolfe_gap(a: Tensor, z: Tensor, y: Tensor) -> float:
+    """Return a bound on how far the cross-entropy of weights a on the simplex is above the least."""
+    g = torch.einsum("bk,nbk->n", torch.softmax(torch.einsum("n,nbk->bk", a, z), 1) - y, z) / z.shape[1]
+    return float(a @ g - g.min())
+
+
+def optimum(z: Tensor, y: Tensor) -> Tensor:
+    """Return the mixture with the least cross-entropy, by SciPy's SLSQP and proved by its gap."""
+    x, t = z.numpy(), y.numpy()
+
+    def loss_and_gradient(a: np.ndarray) -> tuple[float, np.ndarray]:
+        mixed = np.einsum("n,nbk->bk", a, x)
+        p = softmax(mixed, 1)
+        loss = (logsumexp(mixed, 1) - (t * mixed).sum(1)).mean()
+        return loss, np.einsum("bk,nbk->n", p - t, x) / x.shape[1]
+
+    n = len(x)
+    simplex = {"type": "eq", "fun": lambda a: a.sum() - 1, "jac": lambda a: np.ones(n)}
+    options = {"ftol": 1e-14, "maxiter": 500}
+    start = np.full(n, 1 / n)
+    a = minimize(loss_and_gradient, start, jac=True, bounds=[(0, 1)] * n, constraints=simplex, options=options).x
+    assert frank_wolfe_gap(torch.from_numpy(a), z, y) < 1e-5
+    return torch.einsum("n,nbk->bk", torch.from_numpy(a), z)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("count", [2, 3, 10, 16])
+@pytest.mark.parametrize("alike", [0.1, 1.0, 5.0])
+def test_linear_is_the_optimum_of_its_convex_problem(count, alike, dtype):
+    """Networks that agree more or less, some better than others, the last two equal."""
+    g = torch.Generator().manual_seed(count)
+    y = one_hot(torch.randint(0, 10, (64,), generator=g), torch.zeros(64, 10, dtype=torch.float64))
+    common = torch.randn(64, 10, generator=g, dtype=torch.float64) + 1.5 * y
+    z = 2 * common + alike * torch.randn(count, 64, 10, generator=g, dtype=torch.float64)
+    if count > 2:
+        z[-1] = z[-2]
+    ours, theirs = (
+        float(cross_entropy(t, y).mean()) for t in (linear(z.to(dtype), y.to(dtype)).double(), optimum(z, y))
+    )
+    assert ours - theirs < (1e-8 if dtype == torch.float64 else 2e-6)
+
+
+def test_linear_of_logits_that_are_not_finite_ends_and_of_equal_networks_is_one_of_them():
+    z = torch.randn(3, 4, 5)
+    y = one_hot(torch.arange(4), z[0])
+    assert torch.allclose(linear(z[:1].expand(3, -1, -1), y), z[0], atol=1e-6)
+    z[0, 0, 0] = float("nan")
+    assert linear(z, y).isnan().any()
+    huge = 1e3 * z.nan_to_num(0).sign()
+    assert linear(huge, y).isfinite().all()
 
 
 @settings(deadline=None, max_examples=15)

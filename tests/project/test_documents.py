@@ -17,6 +17,7 @@ import torch
 import steppe
 from steppe import models
 from steppe.cli import main
+from steppe.cli.commands import COMMANDS
 from steppe.cli.options import expand_recipe, make
 from steppe.config import Run, Study, recipes
 from steppe.methods import METHODS, parse, row
@@ -117,6 +118,25 @@ def test_every_command_of_the_documents_is_accepted():
                 parse(spec)
         if command == "show":
             assert options.method in {*METHODS, *recipes.names()}, line
+
+
+def flags(command: str) -> set[str]:
+    return set(parser_of(command)._option_string_actions)
+
+
+def test_every_command_and_flag_of_the_recipes_and_within_sentences_exists():
+    """Besides the commands in blocks, which the test above parses whole."""
+    every = set().union(*map(flags, COMMANDS))
+    for path in (ROOT / "src/steppe/config/recipes").rglob("*.yaml"):
+        text = " ".join(path.read_text().split())
+        for command, named in re.findall(r"steppe ([a-z]+)((?: --[\w.-]+)*)", text):
+            assert command in COMMANDS and set(named.split()) <= flags(command), (path.name, command, named)
+        assert set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", text)) <= every, path.name
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        prose = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+        for command, rest in re.findall(r"`steppe ([a-z]+)\b([^`]*)`", prose):
+            assert command in COMMANDS, (path.name, command)
+            assert set(re.findall(r"(?<!\S)--[\w.-]+", rest)) <= flags(command), (path.name, command, rest)
 
 
 def test_the_study_in_a_file_is_one(tmp_path):

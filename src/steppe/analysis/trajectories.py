@@ -35,12 +35,12 @@ def trajectories(
 ) -> dict[str, Any]:
     """Return the plane of the trajectories of runs of one seed, the loss on it, and each run's positions on it.
 
-    Each network of a run of several has a track of its own. Tracks that do not begin at the weights that ``first``
-    started from are left out and named. No checkpoint lies exactly on the plane, so the result has each one's own
-    loss and distance from the plane. ``folders`` has each run's folder by the name of its method, that of
-    ``first`` in front. The loss is measured on ``images``; ``points`` is as in `evaluate_plane`.
+    Each network of a run of several has a track of its own, from its own start. Networks of another architecture
+    than that of ``first`` are left out and named. No checkpoint lies exactly on the plane, so the result has
+    each one's own loss and distance from the plane. ``folders`` has each run's folder by the name of its method,
+    that of ``first`` in front. The loss is measured on ``images``; ``points`` is as in `evaluate_plane`.
 
-    Raises NotComparable if fewer than three checkpoints share the start.
+    Raises NotComparable if there are fewer than three checkpoints of one architecture.
     """
     surface = first.surface(subset(images, resolution.samples))
     names = parameter_names(surface)
@@ -55,13 +55,13 @@ def trajectories(
         for network in saved[0]:
             track = [weights[network] for weights in saved]
             name = method if network == DEPLOYED else f"{method}, {network}"
-            if not _begins_at_start(track[0], first, names):
+            if not _fits(track[0], first, names):
                 elsewhere.append(name)
             elif network == DEPLOYED or not _equal(track, [weights[DEPLOYED] for weights in saved], names):
                 tracks.append({"method": method, "name": name, "epochs": epochs})
                 states += track
     if len(states) < 3:
-        raise NotComparable("fewer than three checkpoints share a start; there is no plane through them")
+        raise NotComparable("fewer than three checkpoints of one architecture; there is no plane through them")
     label = "the plane of all trajectories"
     plane, result = evaluate_plane(first, surface, states, resolution, label, progress, points)
     begin = 0
@@ -74,10 +74,9 @@ def trajectories(
     return result | {"tracks": tracks, "elsewhere": elsewhere}
 
 
-def _begins_at_start(state: State, first: TrainedRun, names: list[str]) -> bool:
-    """Return whether a track begins at these initial weights, and so has this architecture."""
-    shared = all(name in state and name in first.start for name in names)
-    return shared and all(torch.equal(state[name], first.start[name].cpu()) for name in names)
+def _fits(state: State, first: TrainedRun, names: list[str]) -> bool:
+    """Return whether a network has the architecture of ``first``."""
+    return all(n in state and n in first.start and state[n].shape == first.start[n].shape for n in names)
 
 
 def _equal(a: list[State], b: list[State], names: list[str]) -> bool:

@@ -65,10 +65,12 @@ class Batch:
         return self._each(lambda t: t.pin_memory())
 
     def _each(self, f: Callable[[Tensor], Tensor]) -> Batch:
-        x = {k: f(v) for k, v in self.x.items()} if isinstance(self.x, Mapping) else f(self.x)
+        def each(value: Any) -> Any:
+            return {k: f(v) for k, v in value.items()} if isinstance(value, Mapping) else f(value)
+
         y = f(self.y) if isinstance(self.y, Tensor) else self.y
         index = None if self.index is None else f(self.index)
-        return Batch(x, y, index, {k: f(v) for k, v in self.extra.items()})
+        return Batch(each(self.x), y, index, {k: each(v) for k, v in self.extra.items()})
 
 
 class Accumulated(Batch):

@@ -31,10 +31,11 @@ class GatedBranches(MultiHeadNetwork):
     def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> tuple[Tensor, ...]:
         """Return the logits of each branch, and of the gated ensemble."""
         out = self.body(x, views=views, **named)
-        if out.entered.shape[1] != self.body.entry:
+        expected, shape = (len(out.logits[0]), self.body.entry), tuple(out.entered.shape)
+        if shape != expected:
             raise InputError(
-                f"split_at is {self.body.split_at!r}, which is given {out.entered.shape[1]} channels and begins "
-                f"with a layer of {self.body.entry}; name a module further on"
+                f"split_at is {self.body.split_at!r}, and the mean over positions of what it is called with is "
+                f"{shape}, not {expected}; name another module, or use okddip, ffl or pcl, which have no gate"
             )
         g = torch.softmax(upcast_to_float32(self.gate(out.entered.to(self.gate[0].weight.dtype))), 1)
         z = torch.stack([upcast_to_float32(z) for z in out.logits], 1)

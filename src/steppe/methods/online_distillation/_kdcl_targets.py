@@ -29,28 +29,38 @@ def mean(z: Tensor, y: Tensor) -> Tensor:
 
 
 def linear(z: Tensor, y: Tensor) -> Tensor:
-    """Return the convex combination with the least cross-entropy: Frank-Wolfe from the best network.
+    """Return the convex combination with the least cross-entropy.
 
-    Each step searches its line by bisecting the derivative, so the first is exact for two networks and none
-    raises the loss.
+    A primal-dual interior-point method in float64, with a barrier mu that falls after every full Newton step. It
+    ends when the cross-entropy is proved to be within 1e-10 of the least, relative to the largest logit.
     """
-    a = torch.nn.functional.one_hot(cross_entropy(z, y).mean(1).argmin(), len(z)).to(z.dtype)
-    digits = 52 if z.dtype == torch.float64 else 24
-
-    def error(weights: Tensor) -> Tensor:
-        return torch.softmax(torch.einsum("n,nbk->bk", weights, z), 1) - y
-
-    for _ in range(1 if len(z) == 2 else 8):
-        corner = torch.einsum("bk,nbk->n", error(a), z).argmin()
-        d = torch.nn.functional.one_hot(corner, len(z)).to(z.dtype) - a
-        along = torch.einsum("n,nbk->bk", d, z)
-        low, high = torch.zeros_like(a[0]), torch.ones_like(a[0])
-        for _ in range(digits):
-            middle = (low + high) / 2
-            falls = (error(a + middle * d) * along).sum() < 0
-            low, high = torch.where(falls, middle, low), torch.where(falls, high, middle)
-        a = a + low * d
-    return torch.einsum("n,nbk->bk", a, z)
+    wide, target = z.double(), y.double()
+    scale = wide.abs().amax().clamp(min=1)
+    a = wide.new_full((len(z),), 1 / len(z))
+    mu = 0.1 * scale
+    s = mu / a  # multipliers of a >= 0; a s = mu at the end of the path
+    lengths = 0.995 * 0.5 ** torch.arange(12, device=z.device, dtype=a.dtype)
+    for _ in range(100):
+        mixed = torch.einsum("n,nbk->bk", a, wide)
+        p = torch.softmax(mixed, 1)
+        g = torch.einsum("bk,nbk->n", p - target, wide) / z.shape[1]
+        if not a @ g - g.min() > 1e-10 * scale:  # also where logits are not finite
+            break
+        centred = wide - torch.einsum("bk,nbk->nb", p, wide)[..., None]
+        h = torch.einsum("bk,nbk,mbk->nm", p, centred, centred) / z.shape[1] + torch.diag(s / a)
+        free, shift = torch.linalg.solve_ex(h, torch.stack([mu / a - g, torch.ones_like(a)], 1))[0].unbind(1)
+        d = free - shift * (free.sum() / shift.sum())  # sums to zero, so that the weights still sum to one
+        ds = (mu - s * d) / a - s
+        steps = lengths / (-d / a).amax().clamp(min=1)
+        along = torch.einsum("n,nbk->bk", d, wide)
+        ahead = a + steps[:, None] * d
+        barrier = mu * ahead.log().sum(1)
+        best = (cross_entropy(mixed + steps[:, None, None] * along, target).mean(1) - barrier).argmin()
+        s = s + 0.995 / (-ds / s).amax().clamp(min=1) * ds
+        a = ahead[best] / ahead[best].sum()
+        s = s.clamp(1e-4 * mu / a, 1e4 * mu / a)
+        mu = torch.where(best < 2, (0.25 * mu).clamp(min=1e-12 * scale), mu)
+    return torch.einsum("n,nbk->bk", a, wide).to(z.dtype)
 
 
 def general(z: Tensor, y: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ registered before it and used again after it. Parameters of the modules that con
 token, a position embedding) belong to the trunk and are shared by the branches.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,8 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from steppe.core.amp import upcast_to_float32
+from steppe.core.method import with_weights
 from steppe.core.model_call import call_model, extract_logits
 from steppe.core.numerics.losses import mean_of
 from steppe.errors import InputError
@@ -29,11 +30,12 @@ from steppe.models.multi.split_point import (
     classifier_path,
     containers,
     default_split,
+    first_called,
     input_width,
     modules_before_and_after,
-    replace_module,
-    without_modules,
+    with_standins,
 )
+from steppe.models.multi.standins import ActivationCache, CachedModule, SplitReached, Standin, TrunkEnd
 
 
 @dataclass
@@ -51,85 +53,6 @@ class BranchOutputs:
     entered: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
-class _SplitReached(Exception):  # noqa: N818 - ends the trunk's pass, and is caught where that began
-    """The trunk has reached the split point."""
-
-
-class _ActivationCache:
-    """Outputs of the trunk in this pass, and what the branch that runs has computed.
-
-    ``outputs`` holds the outputs of each module before the split point, call by call; ``replayed`` how many of
-    them the branch has used; ``split_inputs`` the arguments of the split point. ``features`` and ``maps`` are the
-    branch's. The methods are hooks, so that a copy of the network has hooks on its own cache.
-    """
-
-    def __init__(self) -> None:
-        self.outputs: dict[str, list[Any]] = {}
-        self.replayed: dict[str, int] = {}
-        self.split_inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self.features: Tensor | None = None
-        self.maps: list[Tensor] = []
-
-    def start_trunk(self) -> None:
-        """Forget the last pass."""
-        self.outputs, self.split_inputs = {}, None
-        self.start_branch()
-
-    def start_branch(self) -> None:
-        """Replay from the first output on."""
-        self.replayed = {}
-        self.features, self.maps = None, []
-
-    def store_output(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        self.outputs.setdefault(name, []).append(output)
-
-    def replay_split_inputs(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Call the split point with the arguments that it had in the trunk."""
-        return self.split_inputs
-
-    def store_features(self, module: nn.Module, args: Any) -> None:
-        self.features = args[0]
-
-    def store_maps(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Store the output of a module if it is feature maps (B, C, H, W)."""
-        if isinstance(output, Tensor) and output.ndim == 4:
-            self.maps.append(output)
-
-
-class _TrunkEnd(nn.Module):
-    """The trunk's stub for the split point: it stores its arguments and ends the pass."""
-
-    def __init__(self, cache: _ActivationCache):
-        super().__init__()
-        self.cache = cache
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.cache.split_inputs = (args, kwargs)
-        raise _SplitReached
-
-
-class _CachedModule(nn.Module):
-    """A branch's stub for a module of the trunk: it replays that module's outputs.
-
-    Called more often than the trunk did, it runs ``own``, a copy of the module, if that has no weights.
-    """
-
-    def __init__(self, cache: _ActivationCache, name: str, own: nn.Module | None):
-        super().__init__()
-        self.cache, self.name, self.own = cache, name, own
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        outputs, call = self.cache.outputs.get(self.name, []), self.cache.replayed.get(self.name, 0)
-        if call < len(outputs):
-            self.cache.replayed[self.name] = call + 1
-            return outputs[call]
-        if self.own is not None:
-            return self.own(*args, **kwargs)
-        raise InputError(
-            f"{self.name} is registered before split_at and used after it; choose a split_at before {self.name}"
-        )
-
-
 class BranchedNetwork(nn.Module):
     """One trunk and ``branches``; called with one input for all, or with ``views``, one for each.
 
@@ -145,8 +68,8 @@ class BranchedNetwork(nn.Module):
 
     def __init__(self, networks: Sequence[nn.Module], split_at: str = ""):
         super().__init__()
-        self.split_at = split_at or default_split(networks[0])
-        self.cache = _ActivationCache()
+        self.split_at = first_called(networks[0], split_at or default_split(networks[0]))
+        self.cache = ActivationCache(self.split_at)
         before, after = modules_before_and_after(networks[0], self.split_at)
         check_split(networks[0], self.split_at, before, after)
         self.entry = input_width(networks[0].get_submodule(self.split_at))
@@ -154,11 +77,10 @@ class BranchedNetwork(nn.Module):
         for net in networks[1:]:
             if modules_before_and_after(net, self.split_at) != (before, after):
                 raise InputError(f"split_at is {self.split_at!r} and the networks differ; build equal ones")
-        self.trunk = without_modules(networks[0], after)
-        replace_module(self.trunk, self.split_at, _TrunkEnd(self.cache))
+        self.trunk = self._with_standins(TrunkEnd, networks[0], after, networks[0])
         self.branches = nn.ModuleList(self._as_branch(net, before, after) for net in networks)
         for name in before:
-            self.trunk.get_submodule(name).register_forward_hook(partial(self.cache.store_output, name))
+            self.cache.record(name, self.trunk.get_submodule(name))
 
     @property
     def size(self) -> int:
@@ -179,19 +101,19 @@ class BranchedNetwork(nn.Module):
         """Return the outputs of all branches; the trunk runs once per view."""
         result = BranchOutputs()
         inputs = inputs_of(self.size, x, views, named)
-        for number, (branch, own) in enumerate(zip(self.branches, inputs, strict=True)):
-            if number == 0 or views is not None:
-                self._run_trunk(own)
-            if number == 0:
-                result.entered = pooled(self._split_input(), self.entry)
-            self.cache.start_branch()
-            z = extract_logits(call_model(branch, own))
-            features = self.cache.features
-            assert features is not None
-            result.logits.append(z)
-            result.features.append(pooled(features))
-            result.maps.append(self._last_map(result.features[-1]))
-        self.cache.start_trunk()  # so that no activation outlives the pass
+        try:
+            for number, (branch, own) in enumerate(zip(self.branches, inputs, strict=True)):
+                if number == 0 or views is not None:
+                    self._run_trunk(own)
+                if number == 0:
+                    result.entered = pooled(self._split_input(), self.entry)
+                self.cache.start_branch()
+                result.logits.append(extract_logits(call_model(branch, own)))
+                self.cache.check_unchanged()
+                result.features.append(pooled(features_of(self.cache, self.head)))
+                result.maps.append(self._last_map(result.features[-1]))
+        finally:
+            self.cache.end_pass()
         return result
 
     def _run_trunk(self, x: Any) -> None:
@@ -199,15 +121,13 @@ class BranchedNetwork(nn.Module):
         self.cache.start_trunk()
         try:
             call_model(self.trunk, x)
-        except _SplitReached:
+        except SplitReached:
             return
         raise InputError(f"split_at is {self.split_at!r}, which the network does not use; name another module")
 
     def _split_input(self) -> Tensor:
         """Return the first tensor among the arguments of the split point."""
-        assert self.cache.split_inputs is not None
-        args, kwargs = self.cache.split_inputs
-        for value in (*args, *kwargs.values()):
+        for value in tree_leaves(self.cache.split_inputs):
             if isinstance(value, Tensor):
                 return value
         raise InputError(f"split_at is {self.split_at!r}, which is not called with a tensor; name another module")
@@ -218,14 +138,12 @@ class BranchedNetwork(nn.Module):
         large = [m for m in maps if m.shape[2] * m.shape[3] > 1]
         return (large or maps or [features[:, :, None, None]])[-1]
 
-    def _as_branch(self, net: nn.Module, before: list[str], after: list[str]) -> nn.Module:
-        """Replace the layers before the split point by stubs that replay the trunk's cached outputs."""
-        for name in before:
-            module = net.get_submodule(name)
-            has_state = next(iter(module.state_dict()), None) is not None
-            # a copy, because the hook on the trunk's own module would store its output
-            own = None if has_state else copy.deepcopy(module)
-            replace_module(net, name, _CachedModule(self.cache, name, own))
+    def _with_standins(self, kind: type[Standin], net: nn.Module, names: list[str], real: nn.Module) -> nn.Module:
+        return with_standins(net, partial(kind, self.cache), names, map(real.get_submodule, names))
+
+    def _as_branch(self, whole: nn.Module, before: list[str], after: list[str]) -> nn.Module:
+        """Return the network with stand-ins for the trunk's modules, and the trunk's own parameters."""
+        net = self._with_standins(CachedModule, whole, before, self.trunk)
         for path in containers(self.split_at):
             net.get_submodule(path)._parameters.update(self.trunk.get_submodule(path)._parameters)
         split = net.get_submodule(self.split_at)
@@ -241,7 +159,7 @@ class BranchedNetwork(nn.Module):
         before, after = modules_before_and_after(net, self.split_at)
         for names, source in ((before, self.trunk), (after, own)):
             for name in names:
-                net.get_submodule(name).load_state_dict(source.get_submodule(name).state_dict())
+                with_weights(net.get_submodule(name), source.get_submodule(name).state_dict())
         with torch.no_grad():
             for path in containers(self.split_at):
                 for name, p in net.get_submodule(path).named_parameters(recurse=False):
@@ -257,10 +175,16 @@ class SeparateNetworks(nn.Module):
     def __init__(self, networks: Sequence[nn.Module]):
         super().__init__()
         self.networks = nn.ModuleList(networks)
-        self.cache = _ActivationCache()
-        self.head = classifier_path(networks[0])
-        for net in networks:
-            net.get_submodule(self.head).register_forward_pre_hook(self.cache.store_features)
+        self.cache = ActivationCache("")
+        self.heads = [classifier_path(net) for net in networks]
+        for net, head in zip(networks, self.heads, strict=True):
+            net.get_submodule(head).register_forward_pre_hook(self.cache.store_features)
+        widths = [_classifier(net, head).in_features for net, head in zip(networks, self.heads, strict=True)]
+        if len(set(widths)) > 1:
+            raise InputError(
+                f"the networks' classifiers take {', '.join(map(str, widths))} features, and attention compares "
+                "them; give networks of one width, or train these with dml or kdcl"
+            )
 
     @property
     def size(self) -> int:
@@ -270,23 +194,29 @@ class SeparateNetworks(nn.Module):
     @property
     def width(self) -> int:
         """The width D of the features."""
-        return _classifier(self.networks[0], self.head).in_features
+        return _classifier(self.networks[0], self.heads[0]).in_features
 
     def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> BranchOutputs:
         """Return the outputs of all networks."""
         result = BranchOutputs()
-        for net, own in zip(self.networks, inputs_of(self.size, x, views, named), strict=True):
+        for net, own, head in zip(self.networks, inputs_of(self.size, x, views, named), self.heads, strict=True):
             result.logits.append(extract_logits(call_model(net, own)))
-            assert self.cache.features is not None
-            result.features.append(pooled(self.cache.features))
-        self.cache.start_branch()
+            result.features.append(pooled(features_of(self.cache, head)))
+            self.cache.end_pass()
         return result
 
     def plain(self, number: int, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Return a network from ``new_model`` with the weights of one of these."""
-        net = new_model()
-        net.load_state_dict(self.networks[number].state_dict())
-        return net
+        return with_weights(new_model(), self.networks[number].state_dict())
+
+
+def features_of(cache: ActivationCache, head: str) -> Tensor:
+    """Return the input of the classifier in this pass; raises InputError if it was not called."""
+    if cache.features is None:
+        raise InputError(
+            f"the last dense layer, {head}, is not called; this method needs one that gives the logits"
+        )
+    return cache.features
 
 
 def _classifier(net: nn.Module, path: str) -> nn.Linear:

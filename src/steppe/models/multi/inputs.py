@@ -17,8 +17,13 @@ def views_of(batch: Batch, count: int) -> Any:
     The first view is ``batch.x``; the others are ``batch.extra["view 2"]`` and so on. In a batch without further
     views all networks get ``batch.x``.
 
-    Raises InputError if there are several views, but fewer than ``count``.
+    Raises InputError if there are several views, but fewer than ``count``, or one of another name.
     """
+    named = [name for name in batch.extra if name.lower().startswith("view")]
+    if wrong := set(named) - {VIEW.format(i) for i in range(2, len(named) + 2)}:
+        raise InputError(
+            f"the batch's extra has {min(wrong)!r}; the first view is x, name the others 'view 2', 'view 3'"
+        )
     further = [name for i in range(2, count + 1) if (name := VIEW.format(i)) in batch.extra]
     if not further:
         return batch.x

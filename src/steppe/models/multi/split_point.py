@@ -6,7 +6,8 @@ module further out. That is the order in which nearly all networks use them.
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -35,50 +36,95 @@ def input_width(module: nn.Module) -> int:
 
 
 def default_split(net: nn.Module) -> str:
-    """Return where the last stage of the usual families begins.
+    """Return where the last stage of the network begins.
 
-    The search goes from the outermost module inwards, for a series of numbered stages or blocks (layer1 .. layer4,
-    denseblock1, blocks.0, features.0) that has most of the network's parameters. The split point is before its
-    last quarter: the last of three or four stages, the last three of twelve blocks. A stage that contains the
-    classifier itself is not split off alone.
+    The search goes inwards, for stages or blocks that are most of the network before its classifier: modules of
+    numbered names (layer1 .. layer4, unit4_2, inception5a, blocks.0), or those of a sequence. The split point
+    is the last of them that reduces the resolution, or follows a module that does; without such a reduction in
+    their second half it is before their last quarter (the last three of twelve blocks). Dense layers and norms at
+    the end belong to the classifier.
 
-    Raises InputError if there is no such series.
+    Raises InputError if there are no such parts.
     """
-    path, module = "", net
-    total = _count(net)
-    head = classifier_path(net)
+    path, module, head = "", net, classifier_path(net)
     while True:
-        for names in _series(module):
-            stages = [(n, module.get_submodule(n)) for n in names]
-            if 2 * sum(_count(m) for _, m in stages) >= total:
-                headless = [n for n, m in stages if _count(m) and not f"{head}.".startswith(f"{_join(path, n)}.")]
-                late = [n for n in headless if names.index(n) >= 3 * len(stages) // 4]
-                if len(headless) > 1:
-                    return _join(path, late[0] if late else headless[-1])
-        children = sorted(module.named_children(), key=lambda c: _count(c[1]))
-        if not children or not _count(children[-1][1]):
+        inner = head[len(path) + 1 if path else 0 :] if f"{head}.".startswith(f"{path}.") or not path else ""
+        body = _before_classifier(module, inner)
+        for names in _series(module, body):
+            if any(2 * sum(size(body[n]) for n in names) >= sum(map(size, body.values())) for size in _SIZES):
+                return _join(path, _last_stage(body, names))
+        name = max(body, key=lambda n: _modules(body[n]), default="")
+        if not name or not body[name]._modules:
             raise InputError(
                 f"split_at is not given, and {type(net).__name__} has no family of numbered parts to choose from; "
-                "name the module that branches begin with, such as 'layer4'"
+                "name the module that branches begin with, such as 'layer4', or train whole networks (dml, kdcl, "
+                "okdph, okddip:form=network)"
             )
-        path, module = _join(path, children[-1][0]), children[-1][1]
+        path, module = _join(path, name), body[name]
 
 
-def _series(module: nn.Module) -> list[list[str]]:
-    """Return the names of children that form a series of three or more: by a common stem, or in a sequence."""
+def _before_classifier(module: nn.Module, head: str) -> dict[str, nn.Module]:
+    """Return the children of a module before its dense layers at the end; ``head`` is the last's path in it."""
+    children = {n: m for n, m in module._modules.items() if m is not None}
+    if not head:
+        return children
+    outer = head.split(".")[0]
+    body = dict(list(children.items())[: list(children).index(outer)])
+    weights = sum(map(_count, body.values()))
+    inside = children[outer]
+    larger = _modules(inside) > sum(map(_modules, body.values()))
+    if not weights or (larger and not all(map(_is_dense, inside.children()))):
+        return {outer: inside}  # which is more than a classifier
+    trimmed = dict(body)
+    while trimmed and _is_dense(trimmed[last := next(reversed(trimmed))]):
+        del trimmed[last]
+    return trimmed or body
+
+
+def _is_dense(m: nn.Module) -> bool:
+    """Whether a module is a dense layer, a norm or without weights."""
+    return not m._modules and (isinstance(m, nn.Linear) or "Norm" in type(m).__name__ or not _count(m))
+
+
+def _series(module: nn.Module, body: Mapping[str, nn.Module]) -> list[list[str]]:
+    """Return the names with weights that form a series: by what is before their number, or in a sequence."""
+    weighted = [name for name in body if _count(body[name])]
     stems: dict[str, list[str]] = {}
-    for name, _ in module.named_children():
-        match = re.fullmatch(r"(.*?)(\d+)", name)
-        if match:
-            stems.setdefault(match[1], []).append(name)
-    series = sorted(stems.values(), key=lambda n: -sum(_count(module.get_submodule(k)) for k in n))
+    for name in weighted:
+        if match := re.match(r"\D*(?=\d)", name):
+            stems.setdefault(match[0], []).append(name)
+    series = sorted(stems.values(), key=lambda names: [-sum(size(body[n]) for n in names) for size in _SIZES])
     if isinstance(module, nn.Sequential | nn.ModuleList):
-        series.append([name for name, _ in module.named_children()])
-    return [names for names in series if len(names) > 2]
+        series.append(weighted)
+    return [names for names in series if len(names) > 1]
+
+
+def _last_stage(body: Mapping[str, nn.Module], names: Sequence[str]) -> str:
+    """Return the name in a series at which the last stage begins."""
+    order = list(body)
+    reductions = [i for i, m in enumerate(body.values()) if any(map(_reduces, m.modules()))]
+    starts = [next((k for k, n in enumerate(names) if order.index(n) >= i), len(names)) for i in reductions]
+    late = [k for k in starts if len(names) // 2 <= k < len(names)]
+    return names[max(late, default=3 * len(names) // 4)]
+
+
+def _reduces(m: nn.Module) -> bool:
+    """Whether a layer is a convolution or a pooling with a stride above 1."""
+    stride = getattr(m, "stride", 1)
+    return not m._modules and any(
+        isinstance(s, int) and s > 1 for s in (stride if isinstance(stride, tuple) else (stride,))
+    )
 
 
 def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
+
+
+def _modules(module: nn.Module) -> int:
+    return sum(1 for _ in module.modules())
+
+
+_SIZES = (_modules, _count)
 
 
 def _join(path: str, name: str) -> str:
@@ -93,9 +139,6 @@ def containers(path: str) -> list[str]:
 
 def modules_before_and_after(net: nn.Module, path: str) -> tuple[list[str], list[str]]:
     """Return the paths of the modules before the one at ``path``, and from it on, in order of registration."""
-    paths = [name for name, _ in net.named_modules() if name]
-    if path not in paths:
-        raise unknown("module for split_at", path, paths)
     before, after = [], [path]
     for outer in containers(path):
         inner = path[len(outer) + 1 if outer else 0 :].split(".")[0]
@@ -117,19 +160,29 @@ def check_split(net: nn.Module, path: str, before: Sequence[str], after: Sequenc
         )
 
 
-def replace_module(net: nn.Module, path: str, by: nn.Module) -> None:
-    """Put ``by`` in the place of the module at ``path``."""
-    outer, _, name = path.rpartition(".")
-    net.get_submodule(outer)._modules[name] = by
+def first_called(net: nn.Module, path: str) -> str:
+    """Return the path; in place of a list or a dictionary of modules, which is not called, its first module's."""
+    paths = [name for name, _ in net.named_modules() if name]
+    if path not in paths:
+        raise unknown("module for split_at", path, paths)
+    while type(module := net.get_submodule(path)).forward is nn.Module.forward and module._modules:
+        path = _join(path, next(iter(module._modules)))
+    return path
 
 
-def without_modules(net: nn.Module, names: Sequence[str]) -> nn.Module:
-    """Return the network with empty modules in the place of ``names``, all from the first of them on.
+def with_standins(
+    net: nn.Module, standin: Callable[..., nn.Module], names: Sequence[str], sources: Iterable[nn.Module]
+) -> nn.Module:
+    """Return the network with stand-ins for ``sources`` in the place of its modules ``names``.
 
     The modules that contain them are copies; the other modules and all parameters are the network's own.
     """
-    before, _ = modules_before_and_after(net, names[0])
-    shared = {id(m): m for m in map(net.get_submodule, before)}
-    parameters = {id(p): p for p in net.parameters()}
-    empty = {id(net.get_submodule(name)): nn.Module() for name in names}
-    return copy.deepcopy(net, {**shared, **parameters, **empty})
+    around = {path for name in names for path in containers(name)}
+    memo: dict[int, Any] = {id(m): m for path, m in net.named_modules() if path not in around}
+    memo |= {id(p): p for p in net.parameters()}
+    shared: dict[int, nn.Module] = {}  # a module of two names has one stand-in
+    for name, source in zip(names, sources, strict=True):
+        replaced = shared.get(id(source)) or standin(name, source, shared)
+        for (_, old), new in zip(net.get_submodule(name).named_modules(), replaced.modules(), strict=True):
+            memo[id(old)] = new
+    return copy.deepcopy(net, memo)

@@ -101,7 +101,7 @@ def about_trajectories(content: dict[str, Any]) -> str:
     distances = [r for track in content["tracks"] for r in track["residuals"]]
     lowest = min(content["tracks"], key=lambda track: _finite(track["own"][-1]))
     text = (
-        f"The weights of seed {content['seed']}'s runs during training, all from one start, on the plane of the "
+        f"The weights of seed {content['seed']}'s runs during training, on the plane of the "
         "first two principal components of all saved weights: one dot per saved epoch, the last one large. The "
         "loss is that of the weights on the plane, with BatchNorm statistics estimated anew on "
         f"{content['extent']['statistics']} training images. The saved weights are {min(distances):.2g} to "
@@ -110,9 +110,13 @@ def about_trajectories(content: dict[str, Any]) -> str:
         f"at {_finite(lowest['own'][-1]):.3g} nats."
     )
     names = [plain_text(t["name"]) for t in content["tracks"] if t["name"] != t["method"]]
-    text += f" Further networks of one run, drawn like its first: {', '.join(names)}." if names else ""
+    text += (
+        f" Further networks of one run, each from its own start, drawn like its first: {', '.join(names)}."
+        if names
+        else ""
+    )
     others = [plain_text(name) for name in content["elsewhere"]]
-    return text + (f" Not drawn, since they have another start: {', '.join(others)}." if others else "")
+    return text + (f" Not drawn, since they have another architecture: {', '.join(others)}." if others else "")
 
 
 def about_endpoints(content: dict[str, Any]) -> str:

@@ -39,9 +39,9 @@ def ends(comparison: Comparison, content: dict[str, Any]) -> Figure:
 
 
 def trajectories(comparison: Comparison, content: dict[str, Any]) -> Figure:
-    """Return the trajectories of one seed's runs from their common start, on the plane closest to all of them.
+    """Return the trajectories of one seed's runs, on the plane closest to all of them.
 
-    A dot is an epoch whose weights were saved, the large mark the last one.
+    A dot is an epoch whose weights were saved, the large mark the last one. The first run's start is marked.
     """
     figure, (panel,) = plotting.new_figure(1, 1, (11, 6.4))
     style_of = styles(comparison)
