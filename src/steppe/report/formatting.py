@@ -5,7 +5,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from steppe.report.comparison.summary import ResultRow, Spread
 from steppe.report.statistics import Difference
@@ -15,11 +15,6 @@ _Row = TypeVar("_Row")
 MARK = "*"
 NONE = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
-UNITS = (
-    "Accuracies are in percent, mean ± sample standard deviation over n seeds; differences are in percentage "
-    "points, paired by seed, after the last epoch, with their 95 % interval."
-)
-UNADJUSTED = "Intervals are not adjusted for several comparisons."
 BEST_OF_ALL = "best of all"
 ABOUT_BEST_OF_ALL = (
     "The largest test accuracy of any network, branch or ensemble at any epoch, as several papers report. "
@@ -31,6 +26,27 @@ def by_group(rows: Iterable[_Row]) -> list[tuple[str, list[_Row]]]:
     """Return the rows of each data set and network under its name, ``digits, resnet8``."""
     grouped = groupby(rows, key=lambda row: (row.dataset, row.model))  # type: ignore[attr-defined]
     return [(plain_text(", ".join(group)), list(members)) for group, members in grouped]
+
+
+def has_spread(rows: Iterable[ResultRow]) -> bool:
+    """Return whether a row is over several seeds, and so has a standard deviation."""
+    return any(s.std is not None for row in rows for s in (row.last, row.best, row.best_of_all) if s)
+
+
+def has_interval(rows: Iterable[Any]) -> bool:
+    """Return whether a difference of a row has an interval."""
+    return any(d.low is not None for row in rows for d in (row.difference, *row.controls.values()) if d)
+
+
+def units(rows: Sequence[ResultRow], mark: str) -> list[str]:
+    """Return notes on what a table's numbers are; ``mark`` is how it sets significant differences off."""
+    deviation = ", mean ± sample standard deviation over n seeds" if has_spread(rows) else ""
+    interval = ", with their 95 % interval" if has_interval(rows) else ""
+    notes = [
+        f"Accuracies are in percent{deviation}; differences are in percentage points, paired by seed, after the "
+        f"last epoch{interval}."
+    ]
+    return notes + ([f"{mark} Intervals are not adjusted for several comparisons."] if interval else [])
 
 
 def left_out(names: Sequence[str]) -> str:

@@ -9,7 +9,15 @@ from steppe.report.comparison import _config_diff, deployables, pareto
 from steppe.report.comparison.conclusions import CONTROLS, adjusted, on_front, remarks, sentences
 from steppe.report.comparison.curves import Series
 from steppe.report.comparison.equal_budget import BudgetRow, budgets
-from steppe.report.comparison.summary import ResultRow, Spread, all_controls, controls_of, decimals, groups
+from steppe.report.comparison.summary import (
+    BASELINE,
+    ResultRow,
+    Spread,
+    all_controls,
+    controls_of,
+    decimals,
+    groups,
+)
 from steppe.report.formatting import count, minus
 from steppe.report.statistics import Difference
 
@@ -38,7 +46,9 @@ def context(
         _section(comparison, group, [r for r in rows if (r.dataset, r.model) == group], lines)
         for group, lines in curves.items()
     ]
-    modes = {table["mode"] for section in sections for table in section["tables"]}
+    parts = deployables.parts(comparison)
+    every = [table for section in sections for table in section["tables"]]
+    modes = {table["mode"] for table in every}
     return {
         "command": comparison.command,
         "groups": sections,
@@ -47,18 +57,27 @@ def context(
         "titles": MODES,
         "matched": _MATCHED.get(str(comparison.study.get("match"))),
         "watched": any(row.best_of_all for row in rows),
-        "deployable": formatting.by_group(deployables.parts(comparison)),
+        "spread": formatting.has_spread(rows),
+        "interval": any(table["has_interval"] for table in every),
+        "deployable": formatting.by_group(parts),
+        "deployable_note": deployables.note(parts),
         "failures": [r for status in ("failed", "unfinished") for r in comparison.records if r.status == status],
         "fact_groups": _facts(comparison),
         "changed": _changed(comparison),
         "run_differences": _config_diff.of_runs(comparison),
         "methods": comparison.methods,
         "resolved": _config_diff.of_methods(comparison),
-        "controls_of": {method: controls_of(comparison, method) for method in comparison.methods},
+        "controls_of": {method: _named_controls(comparison, method) for method in comparison.methods},
         "controls": {c: CONTROLS.get(c, comparison.methods[c].get("summary")) for c in all_controls(comparison)},
         "folders": _folders(comparison),
         "progress": _progress(comparison),
     }
+
+
+def _named_controls(comparison: Comparison, method: str) -> list[str]:
+    """Return the method's controls, plain too where the method names it."""
+    plain = BASELINE in (comparison.methods[method].get("controls") or []) and BASELINE in comparison.methods
+    return [*([BASELINE] if plain else []), *controls_of(comparison, method)]
 
 
 def _section(
@@ -115,6 +134,7 @@ def _rows(
     limits = _limits([b.difference for b in own])
     return {
         "has_controls": any(b.controls for b in own),
+        "has_interval": formatting.has_interval(own),
         "places": places,
         "rows": [
             (row, values, b.difference, b.controls, _strip(b.difference, limits) if b.difference else None)
