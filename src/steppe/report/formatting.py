@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ _Row = TypeVar("_Row")
 MARK = "*"
 NONE = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
+_PARTS = {"train": "training", "val": "validation", "test": "test"}
 BEST_OF_ALL = "best of all"
 ABOUT_BEST_OF_ALL = (
     "The largest test accuracy of any network, branch or ensemble at any epoch, as several papers report. "
@@ -47,6 +48,17 @@ def units(rows: Sequence[ResultRow], mark: str) -> list[str]:
         f"last epoch{interval}."
     ]
     return notes + ([f"{mark} Intervals are not adjusted for several comparisons."] if interval else [])
+
+
+def data_set(name: str, about: Mapping[str, Any]) -> str:
+    """Return a sentence on the images of a data set, from what the record has: parts, classes, images left out."""
+    parts = [f"{about[part]:,} {title}" for part, title in _PARTS.items() if isinstance(about.get(part), int)]
+    images = f"{listed(parts)} images" if parts else "images of unknown number"
+    classes = f" of {about['classes']} classes" if about.get("classes") else ""
+    skipped = about.get("skipped") or []
+    notes = [str(about["note"])] if about.get("note") else []
+    notes += [left_out(skipped)] if isinstance(skipped, list) and skipped else []
+    return plain_text("; ".join([f"{name}: {images}{classes}", *notes])) + "."
 
 
 def left_out(names: Sequence[str]) -> str:

@@ -61,7 +61,7 @@ def sentences(rows: list[ResultRow]) -> list[str]:
 def tied(items: Sequence[_Item], value: Callable[[_Item], float]) -> list[_Item]:
     """Return the items of the highest value: several if they are equal but for rounding."""
     highest = max(map(value, items), default=0.0)
-    return [item for item in items if math.isclose(value(item), highest, rel_tol=1e-12)]
+    return [item for item in items if math.isclose(value(item), highest, rel_tol=1e-9, abs_tol=1e-9)]
 
 
 def _best(best: list[ResultRow], methods: int) -> str:
