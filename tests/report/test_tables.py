@@ -121,7 +121,7 @@ def test_a_control_that_is_plain_is_compared_once_in_every_table(full: Any) -> N
     for budget in budgets(comparison, ("digits", "simple-cnn")):
         assert {r.method: list(r.controls) for r in budget.rows}["sam"] == ["two-step"]
     # the page still names it among the method's controls
-    text = html(full.path)
+    text = html(full.path, "version")
     assert '<span class="sub">Controls: plain</span>' in text
     assert '<span class="sub">Controls: plain, two-step</span>' in text
 

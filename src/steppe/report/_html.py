@@ -43,8 +43,10 @@ def render(template: str, comparison: Comparison, script: str, data: Any, **cont
 
 def figure(wide: Figure, narrow: Figure) -> Markup:
     """Return the elements of a figure in two widths, of which the page shows the one that fits the screen."""
-    large, small = plotting.inline(wide), plotting.inline(narrow, salt="narrow")
-    return Markup(f'<div class="large">{large}</div><div class="small">{small}</div>')
+    # the text of a figure of few panels is not larger than that of the others
+    large, width = plotting.inline(wide), round(104 * wide.get_figwidth())
+    small = plotting.inline(narrow, salt="narrow")
+    return Markup(f'<div class="large" style="max-width: {width}px">{large}</div><div class="small">{small}</div>')
 
 
 def embedded(content: Any) -> Markup:

@@ -112,9 +112,9 @@ def filled_contour(
 
 def color_bar(figure: Figure, contours: Any, panels: Axes | list[Axes], title: str, **options: Any) -> None:
     """Add the scale of a filled contour."""
-    if len(at := np.atleast_1d(panels)) and at[0].get_figure().get_figwidth() <= NARROW:
-        options |= {"location": "bottom", "aspect": 30, "shrink": 0.9}
-    ticks = contours.levels[::2] if options.get("location") is None else contours.levels[::4]
+    narrow = figure.get_figwidth() <= NARROW
+    options |= {"location": "bottom", "aspect": 30, "shrink": 0.9} if narrow else {}
+    ticks = contours.levels[:: 4 if narrow else 2]
     bar = figure.colorbar(contours, ax=panels, format=lambda v, _: f"{v:.3g}", ticks=ticks, **options)
     bar.ax.minorticks_off()
     bar.set_label(title, color=INK, fontsize=9)

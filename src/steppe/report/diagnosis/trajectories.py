@@ -87,7 +87,7 @@ def over_epochs(
         plotting.band(panel, [*values], over_seeds(numbers([*values.values()]).T), style_of[method], order)
     title = "SAM sharpness on training images:\nrise of the loss, nats"
     plotting.style_axes(panel, "Epoch", title)
-    panel.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    panel.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     plotting.legend(figure, style_of, methods)
     return figure
 
