@@ -65,7 +65,7 @@ def style_axes(panel: Axes, x: str, title: str) -> None:
     lines = "\n".join(plain_text(line) for line in title.split("\n"))
     panel.set_title(lines, loc="left", fontsize=10.5, color=INK, parse_math=False)
     panel.set_xlabel(x, fontsize=9, color=INK)
-    panel.tick_params(colors=INK, labelsize=9, length=0)
+    panel.tick_params(which="both", colors=INK, labelsize=9, length=0)
     if panel.get_figure().get_figwidth() <= NARROW:  # type: ignore[union-attr]
         panel.locator_params(axis="x", nbins=5)
     panel.grid(color=FAINT, linewidth=0.6)

@@ -3,6 +3,7 @@
 A ``narrow`` figure is for a telephone: its panels are below each other.
 """
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,7 +63,8 @@ def planes(comparison: Comparison, rows: Sequence[DiagnosisRow], narrow: bool = 
         panel.contour(at, at, plotting.clipped(losses, levels), levels=levels.at[::2], **options)
         panel.plot(0, 0, marker="+", color="white", markersize=9, markeredgewidth=1.6)
         lowest = i + columns >= len(rows)
-        title = f"{label(row.method).strip()}, seed {row.runs[0].record.seed}"
+        # a long name would run into the next panel
+        title = textwrap.fill(f"{label(row.method).strip()}, seed {row.runs[0].record.seed}", 24)
         style_axes(panel, "Direction 1, filter norms" if lowest else "", title)
         ticks = [at[0], 0, at[-1]] if narrow else [at[0], at[0] / 2, 0, at[-1] / 2, at[-1]]
         names = [formatting.minus(f"{t:g}") for t in ticks]
