@@ -116,22 +116,22 @@ def _section(group: tuple[str, str], rows: list[DiagnosisRow], drawings: list[Dr
 def _figures(comparison: Comparison, group: tuple[str, str], rows: list[DiagnosisRow]) -> list[Drawing]:
     """Return name, figure and caption of each figure, in the page's order; "" for a caption of the template."""
 
-    def drawn(name: str, about: str, draw: Callable[..., Figure], *arguments: Any) -> Drawing:
+    def drawing(name: str, about: str, draw: Callable[..., Figure], *arguments: Any) -> Drawing:
         return name, draw(comparison, *arguments), draw(comparison, *arguments, narrow=True), about
 
-    drawings = [drawn("line", "", figures.lines, rows), drawn("plane", "", figures.planes, rows)]
+    drawings = [drawing("line", "", figures.lines, rows), drawing("plane", "", figures.planes, rows)]
     if ends := summary.load_cross_run(comparison, group, summary.ENDS):
-        drawings.append(drawn("ends", conclusions.about_endpoints(ends), trajectories.ends, ends))
+        drawings.append(drawing("ends", conclusions.about_endpoints(ends), trajectories.ends, ends))
     if paths := summary.load_cross_run(comparison, group, summary.PATHS):
         about = conclusions.about_trajectories(paths)
-        drawings.append(drawn("paths", about, trajectories.trajectories, paths))
+        drawings.append(drawing("paths", about, trajectories.trajectories, paths))
     if methods := trajectories.with_sharpness(rows):
-        drawings.append(drawn("epochs", "", trajectories.over_epochs, methods))
+        drawings.append(drawing("epochs", "", trajectories.over_epochs, methods))
     notes = {m.name: conclusions.tau(summary.rank_correlation(rows, m)) for m in SHARPNESS}
     return [
         *drawings,
-        drawn("scatter", "", figures.scatter, rows, notes),
-        drawn("robustness", "", figures.corruptions, rows),
-        drawn("spectrum", "", figures.spectra, rows),
-        drawn("filters", "", figures.filters, rows),
+        drawing("scatter", "", figures.scatter, rows, notes),
+        drawing("robustness", "", figures.corruptions, rows),
+        drawing("spectrum", "", figures.spectra, rows),
+        drawing("filters", "", figures.filters, rows),
     ]
