@@ -141,11 +141,10 @@ def test_saved_epochs_are_sorted_as_numbers(tmp_path):
 def test_the_figure_of_sharpness_over_epochs_has_the_recorded_values(comparison):
     records = load(comparison).records
     rows = [DiagnosisRow(r.method, [DiagnosedRun(r, {})], {}) for r in records]
-    figure = figures.over_epochs(load(comparison), rows)
-    assert figure is not None
+    figure = figures.over_epochs(load(comparison), figures.with_sharpness(rows))
     lines = [line.get_ydata().tolist() for line in figure.axes[0].get_lines()]
     assert lines == [[epoch["sharpness"] for epoch in r.metrics] for r in records]
     for record in records:
         for epoch in record.metrics:
             del epoch["sharpness"]
-    assert figures.over_epochs(load(comparison), rows) is None
+    assert figures.with_sharpness(rows) == {}

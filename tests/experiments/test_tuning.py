@@ -29,7 +29,7 @@ optuna = pytest.importorskip("optuna")
 
 from steppe.experiments.tuning import Range, TuningBudget, TuningResult, search, space, spec_with  # noqa: E402
 from steppe.experiments.tuning.plot import curve  # noqa: E402
-from steppe.experiments.tuning.result import result_as_dict, verdict  # noqa: E402
+from steppe.experiments.tuning.result import result_as_dict, table, verdict  # noqa: E402
 from steppe.experiments.tuning.search import Candidate  # noqa: E402
 
 RUN = Run(
@@ -271,7 +271,10 @@ def test_a_best_value_at_the_end_of_its_range_is_reported():
     # a value inside the range with the same accuracy, which lost by its loss
     result = result_of([0.9], [0.8], 0.99)
     tied = replace(result.best, values={"rho": 0.1}, loss=2.0)
-    assert len(verdict(replace(result, trials=[*result.trials, tied]))) == 1
+    result = replace(result, trials=[*result.trials, tied])
+    (_, sentence) = verdict(result)
+    assert sentence == "In the search 1 other setting had the same validation accuracy; the loss decided."
+    assert [*table(result).columns[-1].cells] == ["best", "as accurate as the best", "baseline"]
 
 
 def test_the_command_prints_json_or_a_table_and_writes_the_result(searched, capsys):

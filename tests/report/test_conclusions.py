@@ -23,19 +23,72 @@ def test_the_sentence_names_the_best_and_its_differences(folder: Any) -> None:
     [
         (
             {"plain": [90, 91, 92], "sam": [93, 90, 95]},
-            "with plain (not significant). The interval is at 95 %.",
+            "with plain (not significant). The interval of sam minus plain is at 95 %.",
         ),
         ({"plain": [90], "sam": [99]}, "With one seed, sam has the highest mean test accuracy"),
         ({"plain": [90], "sam": [99]}, "+9.0 points compared with plain (one seed gives no interval)"),
         (
             {"plain": [95, 96, 97], "sam": [90, 91.1, 92]},
-            "plain has the highest mean test accuracy, 96.0 ± 1.0 %. The interval",
+            "plain has the highest mean test accuracy, 96.0 ± 1.0 %. The interval of sam minus plain is at 95 %.",
         ),
         ({"plain": [95, 96, 97]}, "Over 3 seeds, plain reaches a test accuracy of 96.0 ± 1.0 %."),
     ],
 )
 def test_the_sentence_claims_a_difference_only_where_the_interval_excludes_0(folder: Any, values, text) -> None:
     assert text in sentence(folder.simple(values))
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (
+            # equal but for rounding: 28.1 + 28.3 and 28.2 + 28.2
+            {"plain": [28.1, 28.3], "a": [28.2, 28.2], "b": [28, 28.3], "c": [28.3, 28.1]},
+            "Over 2 seeds, plain, a and c share the highest mean test accuracy, 28.2 %: a 0.0 points [",
+        ),
+        (
+            {"plain": [90], "a": [99], "b": [99]},
+            "With one seed, a and b share the highest mean test accuracy, 99.0 %: a +9.0 points compared with "
+            "plain (one seed gives no interval) and b +9.0 points compared with plain (one seed gives no",
+        ),
+        (
+            {"plain": [90, 91, 92], "a": [95, 96], "b": [95.5, 95.5, 95.5]},
+            "Over 2 to 3 seeds, a and b share the highest mean test accuracy, 95.5 %: ",
+        ),
+        ({"a": [90, 91], "b": [90, 91]}, "Over 2 seeds, a and b share the highest mean test accuracy, 90.5 %."),
+    ],
+)
+def test_methods_of_equal_accuracy_are_all_named(folder: Any, values, text) -> None:
+    assert sentence(folder.simple(values)).startswith(text)
+
+
+def test_every_tied_method_is_compared_with_its_controls(folder: Any) -> None:
+    values = {"plain": [90, 91], "two-step": [93, 95], "a": [97, 98], "b": [98, 97], "c": [80, 81]}
+    text = sentence(folder.simple(values, {label: ["plain", "two-step"] for label in "abc"}))
+    assert "The difference of a to its control is " in text and "The difference of b to its control is " in text
+    assert "The difference of c" not in text
+
+
+def test_what_has_no_interval_is_not_tested(folder: Any) -> None:
+    # a differs from plain by the same amount in all seeds
+    values = {"plain": [90, 91, 92], "a": [91, 92, 93], "b": [92, 95, 93], "c": [90, 93, 94]}
+    text = sentence(folder.simple(values))
+    assert "With Holm's adjustment over the table's 2 differences that have an interval, none is" in text
+    folder.compare["methods"]["a"]["controls"] = ["plain"]
+    assert sentence(rows(load(folder.write()))) == text
+
+
+def test_above_all_controls_is_above_plain_too(folder: Any) -> None:
+    values = {"plain": [90, 91, 92], "low": [80, 81, 82.5], "up": [95, 96.1, 97], "same": [90.5, 90.1, 92.2]}
+    table = folder.simple(values, {"up": ["low", "plain"], "same": ["plain", "low"]})
+    assert remarks(table)[1] == (
+        "Of 2 methods with controls other than plain, up is significantly above plain and all of its controls."
+    )
+    del folder.compare["methods"]["plain"]
+    folder.compare["runs"] = [run for run in folder.compare["runs"] if run["method"] != "plain"]
+    assert remarks(rows(load(folder.write()))) == [
+        "Of 2 methods with controls other than plain, up and same are significantly above all of its controls."
+    ]
 
 
 def test_without_a_finished_run_there_is_no_result(folder: Any) -> None:
@@ -51,7 +104,9 @@ def test_remarks_name_what_is_significantly_above_plain_and_all_controls(folder:
     table = folder.simple(values, {"up": ["down"], "same": ["down", "up"]})
     above, controls = remarks(table)
     assert above == "Of 3 methods, up is significantly above plain and down is significantly below plain."
-    assert controls == "Of 2 methods with controls, up is significantly above all of its controls."
+    assert controls == (
+        "Of 2 methods with controls other than plain, up is significantly above plain and all of its controls."
+    )
     folder.run("up", 3, None, "failed")
     folder.run("same", 3, None, "unfinished")
     notice = "1 run failed and 1 run is unfinished; they are left out of the means."

@@ -16,6 +16,7 @@ from steppe.report._html import embedded
 from steppe.report.comparison import curves
 from steppe.report.comparison.curves import series
 from steppe.report.comparison.page import write
+from steppe.report.formatting import data_set
 from steppe.report.style import styles
 
 HOSTILE = "<script>alert(1)</script>"
@@ -95,7 +96,7 @@ def test_the_page_contains_what_was_run_and_is_reproducible(home: Path, text: st
     for part in (
         "loss is not finite at step 123 (epoch 4)",
         "steppe compare --methods plain sam",
-        "1,294 training, 143 validation, 360 test",
+        "digits: 1,294 training, 143 validation and 360 test images of 10 classes; 8x8 scans.",
         "used exactly twice per run",
         "its own gradient applied twice",
         "two fresh gradients and two steps on the same batch",
@@ -103,6 +104,30 @@ def test_the_page_contains_what_was_run_and_is_reproducible(home: Path, text: st
         "2.15.0",
     ):
         assert part in content
+    assert content.count("1,294 training") == 1
+
+
+@pytest.mark.parametrize(
+    ("about", "text"),
+    [
+        (
+            {"train": 60, "val": 0, "test": 12, "classes": 2},
+            "x: 60 training, 0 validation and 12 test images of 2",
+        ),
+        ({"train": 60}, "x: 60 training images."),
+        (
+            {"train": None, "skipped": 3, "classes": 7, "new": {"a": 1}},
+            "x: images of unknown number of 7 classes.",
+        ),
+        ({}, "x: images of unknown number."),
+        (
+            {"test": 9, "note": "a\nb", "skipped": ["c.png"]},
+            "x: 9 test images; a b; 1 image left out that cannot be",
+        ),
+    ],
+)
+def test_the_images_are_described_by_what_the_record_has(about: Any, text: str) -> None:
+    assert data_set("x", about).startswith(text)
 
 
 def test_text_from_runs_is_inert(folder: Any) -> None:

@@ -244,6 +244,24 @@ def test_a_narrow_window_scrolls_tables_and_not_the_page(browser: Any, home: Pat
         visit.compare(mode)
         assert visit.page.evaluate("document.documentElement.scrollWidth") == 390
     assert visit.page.locator("#curves .tools button").first.bounding_box()["height"] < 40
+    # the cost chart fits the screen, and what is saved is the chart that is shown
+    assert not visit.page.locator("#cost .large").is_visible()
+    box = visit.page.locator("#cost .small svg").bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+    with visit.page.expect_download() as waiting:
+        visit.page.locator("#cost").get_by_role("button", name="Save as SVG").click()
+    assert int(ET.parse(waiting.value.path()).getroot().get("width") or 0) < 400
+    # the methods' column stays, leaves room for the others, and nothing shows through it
+    visit.page.locator(".mode:not([hidden]) .scroll").evaluate("box => { box.scrollLeft = 260; }")
+    script = """() => [...document.querySelectorAll('.mode:not([hidden]) tr > :first-child')].map(cell => {
+        const box = cell.getBoundingClientRect();
+        cell.scrollIntoView({ block: 'center', behavior: 'instant' });
+        const y = cell.getBoundingClientRect().top + box.height - 12;
+        const over = [10, 40, 70, box.width - 8].map(x => document.elementFromPoint(box.left + x, y));
+        return [box.left, box.width, over.every(node => cell.contains(node))];
+    })"""
+    for left, width, uncovered in visit.page.evaluate(script):
+        assert left < 20 and 80 < width < 150 and uncovered
     visit.context.close()
 
 
@@ -251,7 +269,7 @@ def test_the_page_prints(visit: Visit) -> None:
     visit.page.emulate_media(media="print", color_scheme="dark")
     for hidden in (".switch", ".tools", ".downloads", ".skip", "[data-copy]"):
         assert not visit.page.locator(hidden).first.is_visible(), hidden
-    for visible in ("table.sortable", ".curves .chart", "#cost svg", ".said"):
+    for visible in ("table.sortable", ".curves .chart", "#cost .large svg", ".said"):
         assert visit.page.locator(visible).first.is_visible(), visible
     assert luminance(visit.page.evaluate("getComputedStyle(document.body).backgroundColor")) > 0.9
     # A4 landscape less its margins: a table wider than this would be cut off
@@ -268,7 +286,7 @@ def test_without_script_the_page_has_table_figures_and_downloads(browser: Any, h
     assert visit.page.locator(".mode").locator("visible=true").count() == 1
     assert not visit.page.locator(".switch").is_visible()
     assert visit.page.locator("noscript svg").is_visible()
-    assert visit.page.locator("#cost svg").is_visible()
+    assert visit.page.locator("#cost .large svg").is_visible()
     assert visit.page.locator(".downloads a").first.get_attribute("href").startswith("data:text/csv")
     visit.context.close()
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from support.recorded import Folder, grid, terminal
+from support.recorded import Folder, grid, html, terminal
 
 from steppe.records import load
 from steppe.report.comparison import tables
 from steppe.report.comparison.conclusions import sentence
+from steppe.report.comparison.equal_budget import budgets
 from steppe.report.comparison.summary import rows
 from steppe.report.formatting import number
 
@@ -60,15 +61,18 @@ def test_the_terminal_table_fits_and_has_the_counts(full: Any, width: int) -> No
 
 def test_a_star_marks_what_is_significant_and_one_seed_has_no_interval(tmp_path: Any) -> None:
     values = {"plain": [90, 91, 92], "up": [95, 96.1, 97], "same": [90.5, 90.1, 92.2]}
-    table = Folder(tmp_path / "three").simple(values, {"up": ["absent", "plain"]})
+    table = Folder(tmp_path / "three").simple(values, {"up": ["absent", "plain", "same"]})
     lines = {
         line.split()[0]: line for line in terminal(tables.terminal(table), width=100).splitlines() if line.strip()
     }
     assert "] *" in lines["up"] and "*" not in lines["same"]
-    assert list(table[1].controls) == ["plain"]  # a control that is not compared is left out
+    assert list(table[1].controls) == [
+        "same"
+    ]  # one that is not compared is left out, and plain has its own column
     table = Folder(tmp_path / "one").simple({"plain": [90], "sam": [95]})
     for text in (terminal(tables.terminal(table)), tables.markdown(table), tables.latex(table)):
         assert "one seed: no interval" in text
+        assert "±" not in text and "95 %" not in text and "not adjusted" not in text
     assert "±" not in terminal(tables.terminal(table)).split("sam")[1].splitlines()[0]
 
 
@@ -99,6 +103,27 @@ def test_csv_has_the_unrounded_numbers(full: Any) -> None:
     assert lines[0]["minus_plain"] == ""
     # and the rounded ones are never minus zero
     assert (number(-0.04), number(-0.04, sign=True), number(0.06, sign=True)) == ("0.0", "0.0", "+0.1")
+
+
+def test_a_control_that_is_plain_is_compared_once_in_every_table(full: Any) -> None:
+    full.compare["methods"]["gc"]["controls"] = ["plain"]
+    full.compare["methods"]["sam"]["controls"] = ["two-step", "plain", "two-step"]
+    comparison = load(full.write())
+    table = rows(comparison)
+    (heads, *_) = csv.reader(io.StringIO(tables.csv(table)))
+    assert len(set(heads)) == len(heads) and "minus_two-step" in heads
+    assert tables.latex(table).count("Minus plain") == 1
+    assert "plain +" not in tables.markdown(table) and "plain -" not in tables.markdown(table)
+    # 8 differences to plain, two to controls for each of the three sadt methods and one for sam; one of these 15
+    # is equal in both seeds
+    assert "over the table's 14 differences that have an interval, " in sentence(table)
+    assert [r.method for r in table if "plain" in r.controls] == []
+    for budget in budgets(comparison, ("digits", "simple-cnn")):
+        assert {r.method: list(r.controls) for r in budget.rows}["sam"] == ["two-step"]
+    # the page still names it among the method's controls
+    text = html(full.path, "version")
+    assert '<span class="sub">Controls: plain</span>' in text
+    assert '<span class="sub">Controls: plain, two-step</span>' in text
 
 
 @pytest.mark.parametrize("name", ["=cmd()", "a|b", "<script>", "x_1 & 50%", "$\\alpha$", "\x1b[31mred", "a\nb"])

@@ -9,9 +9,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from steppe.records import Comparison
-from steppe.report import formatting
+from steppe.report import formatting, plotting
 from steppe.report.comparison.summary import groups
 from steppe.report.formatting import count, plain_text
 from steppe.report.style import DARK
@@ -38,6 +39,14 @@ def render(template: str, comparison: Comparison, script: str, data: Any, **cont
         text=formatting,
         **content,
     )
+
+
+def figure(wide: Figure, narrow: Figure) -> Markup:
+    """Return the elements of a figure in two widths, of which the page shows the one that fits the screen."""
+    # the text of a figure of few panels is not larger than that of the others
+    large, width = plotting.inline(wide), round(104 * wide.get_figwidth())
+    small = plotting.inline(narrow, salt="narrow")
+    return Markup(f'<div class="large" style="max-width: {width}px">{large}</div><div class="small">{small}</div>')
 
 
 def embedded(content: Any) -> Markup:
@@ -67,6 +76,7 @@ def _header(comparison: Comparison) -> dict[str, Any]:
     return {
         "title": f"{count(len(comparison.methods), 'method')} on {datasets}",
         "eyebrow": " · ".join(plain_text(p) for p in parts if p),
+        "data_sets": [formatting.data_set(name, about) for name, about in comparison.data.items()],
         "colophon": f"Written by steppe {plain_text(comparison.environment.get('steppe', ''))}".strip() + ".",
     }
 

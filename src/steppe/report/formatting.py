@@ -3,9 +3,9 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from steppe.report.comparison.summary import ResultRow, Spread
 from steppe.report.statistics import Difference
@@ -15,11 +15,7 @@ _Row = TypeVar("_Row")
 MARK = "*"
 NONE = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
-UNITS = (
-    "Accuracies are in percent, mean ± sample standard deviation over n seeds; differences are in percentage "
-    "points, paired by seed, after the last epoch, with their 95 % interval."
-)
-UNADJUSTED = "Intervals are not adjusted for several comparisons."
+_PARTS = {"train": "training", "val": "validation", "test": "test"}
 BEST_OF_ALL = "best of all"
 ABOUT_BEST_OF_ALL = (
     "The largest test accuracy of any network, branch or ensemble at any epoch, as several papers report. "
@@ -31,6 +27,38 @@ def by_group(rows: Iterable[_Row]) -> list[tuple[str, list[_Row]]]:
     """Return the rows of each data set and network under its name, ``digits, resnet8``."""
     grouped = groupby(rows, key=lambda row: (row.dataset, row.model))  # type: ignore[attr-defined]
     return [(plain_text(", ".join(group)), list(members)) for group, members in grouped]
+
+
+def has_spread(rows: Iterable[ResultRow]) -> bool:
+    """Return whether a row is over several seeds, and so has a standard deviation."""
+    return any(s.std is not None for row in rows for s in (row.last, row.best, row.best_of_all) if s)
+
+
+def has_interval(rows: Iterable[Any]) -> bool:
+    """Return whether a difference of a row has an interval."""
+    return any(d.low is not None for row in rows for d in (row.difference, *row.controls.values()) if d)
+
+
+def units(rows: Sequence[ResultRow], mark: str) -> list[str]:
+    """Return notes on what a table's numbers are; ``mark`` is how it sets significant differences off."""
+    deviation = ", mean ± sample standard deviation over n seeds" if has_spread(rows) else ""
+    interval = ", with their 95 % interval" if has_interval(rows) else ""
+    notes = [
+        f"Accuracies are in percent{deviation}; differences are in percentage points, paired by seed, after the "
+        f"last epoch{interval}."
+    ]
+    return notes + ([f"{mark} Intervals are not adjusted for several comparisons."] if interval else [])
+
+
+def data_set(name: str, about: Mapping[str, Any]) -> str:
+    """Return a sentence on the images of a data set, from what the record has: parts, classes, images left out."""
+    parts = [f"{about[part]:,} {title}" for part, title in _PARTS.items() if isinstance(about.get(part), int)]
+    images = f"{listed(parts)} images" if parts else "images of unknown number"
+    classes = f" of {about['classes']} classes" if about.get("classes") else ""
+    skipped = about.get("skipped") or []
+    notes = [str(about["note"])] if about.get("note") else []
+    notes += [left_out(skipped)] if isinstance(skipped, list) and skipped else []
+    return plain_text("; ".join([f"{name}: {images}{classes}", *notes])) + "."
 
 
 def left_out(names: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from steppe.experiments.tuning.search import Candidate, TuningResult
 from steppe.experiments.tuning.space import Range
-from steppe.report.formatting import interval, number
+from steppe.report.formatting import count, interval, number
 from steppe.report.statistics import Difference, mean_std, paired_difference
 
 _EDGE = 0.05  # share of a range, from its end, within which the best value counts as at the end
@@ -35,6 +35,9 @@ def verdict(result: TuningResult) -> list[str]:
         sentences = [f"No significant gain over plain: {method} minus plain is {amount}{why}."]
     # a value inside the range with the same accuracy is as good
     ties = [t for t in result.trials if t.state == "complete" and t.accuracy == result.best.accuracy]
+    if others := [t for t in ties if t != result.best]:
+        which = count(len(others), "other setting")
+        sentences.append(f"In the search {which} had the same validation accuracy; the loss decided.")
     for r in result.ranges:
         if all(_at_an_end(t.values[r.name], r) for t in (result.best, *ties)):
             sentences.append(
@@ -79,7 +82,8 @@ def table(result: TuningResult) -> Table:
         rows.add_column(title, justify="left" if title == "state" else "right")
     order = ("complete", "pruned", "failed")
     for tried in sorted(result.trials, key=lambda t: (order.index(t.state), -t.accuracy)):
-        state = "best" if tried == result.best else tried.state
+        tied = tried.state == "complete" and tried.accuracy == result.best.accuracy
+        state = "best" if tried == result.best else "as accurate as the best" if tied else tried.state
         rows.add_row(*(f"{tried.values[name]:g}" for name in names), _percent(tried), state)
     rows.add_row(*("" for _ in names[1:]), "plain", _percent(result.baseline), "baseline")
     return rows

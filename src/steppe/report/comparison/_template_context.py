@@ -9,7 +9,15 @@ from steppe.report.comparison import _config_diff, deployables, pareto
 from steppe.report.comparison.conclusions import CONTROLS, adjusted, on_front, remarks, sentences
 from steppe.report.comparison.curves import Series
 from steppe.report.comparison.equal_budget import BudgetRow, budgets
-from steppe.report.comparison.summary import ResultRow, Spread, all_controls, controls_of, decimals, groups
+from steppe.report.comparison.summary import (
+    BASELINE,
+    ResultRow,
+    Spread,
+    all_controls,
+    controls_of,
+    decimals,
+    groups,
+)
 from steppe.report.formatting import count, minus
 from steppe.report.statistics import Difference
 
@@ -27,7 +35,6 @@ _COMMANDS = {
     "seconds": "steppe compare --match seconds --seconds N",
 }
 _MATCHED = {"epochs": "epochs", "gradients": "gradient evaluations", "seconds": "training seconds"}
-_PARTS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def context(
@@ -38,7 +45,9 @@ def context(
         _section(comparison, group, [r for r in rows if (r.dataset, r.model) == group], lines)
         for group, lines in curves.items()
     ]
-    modes = {table["mode"] for section in sections for table in section["tables"]}
+    parts = deployables.parts(comparison)
+    every = [table for section in sections for table in section["tables"]]
+    modes = {table["mode"] for table in every}
     return {
         "command": comparison.command,
         "groups": sections,
@@ -47,18 +56,27 @@ def context(
         "titles": MODES,
         "matched": _MATCHED.get(str(comparison.study.get("match"))),
         "watched": any(row.best_of_all for row in rows),
-        "deployable": formatting.by_group(deployables.parts(comparison)),
+        "spread": formatting.has_spread(rows),
+        "interval": any(table["has_interval"] for table in every),
+        "deployable": formatting.by_group(parts),
+        "deployable_note": deployables.note(parts),
         "failures": [r for status in ("failed", "unfinished") for r in comparison.records if r.status == status],
         "fact_groups": _facts(comparison),
         "changed": _changed(comparison),
         "run_differences": _config_diff.of_runs(comparison),
         "methods": comparison.methods,
         "resolved": _config_diff.of_methods(comparison),
-        "controls_of": {method: controls_of(comparison, method) for method in comparison.methods},
+        "controls_of": {method: _named_controls(comparison, method) for method in comparison.methods},
         "controls": {c: CONTROLS.get(c, comparison.methods[c].get("summary")) for c in all_controls(comparison)},
         "folders": _folders(comparison),
         "progress": _progress(comparison),
     }
+
+
+def _named_controls(comparison: Comparison, method: str) -> list[str]:
+    """Return the method's controls, plain too where the method names it."""
+    plain = BASELINE in (comparison.methods[method].get("controls") or []) and BASELINE in comparison.methods
+    return [*([BASELINE] if plain else []), *controls_of(comparison, method)]
 
 
 def _section(
@@ -115,6 +133,7 @@ def _rows(
     limits = _limits([b.difference for b in own])
     return {
         "has_controls": any(b.controls for b in own),
+        "has_interval": formatting.has_interval(own),
         "places": places,
         "rows": [
             (row, values, b.difference, b.controls, _strip(b.difference, limits) if b.difference else None)
@@ -150,18 +169,11 @@ def _strip(value: Difference, limits: tuple[float, float], width: float = 130) -
 
 
 def _facts(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """Return the split, the environment and the configuration as terms and values."""
+    """Return the environment and the configuration as terms and values."""
     study = {k: v for k, v in _config_diff.flat(comparison.study) if k not in ("methods", "models", "datasets")}
     study["seeds"] = ", ".join(map(str, sorted({r.seed for r in comparison.records})))
-    images = {}
-    for name, about in comparison.data.items():
-        sizes = [f"{about[part]:,} {title}" for part, title in _PARTS.items() if isinstance(about.get(part), int)]
-        sizes += [f"{about['classes']} classes"] if about.get("classes") else []
-        notes = [str(about["note"])] if about.get("note") else []
-        notes += [formatting.left_out(about["skipped"])] if about.get("skipped") else []
-        images[name] = "; ".join([", ".join(sizes), *notes])
     environment = comparison.environment | {"started": comparison.created}
-    return {"Images": images, "Environment": environment, "Configuration": study}
+    return {"Environment": environment, "Configuration": study}
 
 
 def _changed(comparison: Comparison) -> list[str]:

@@ -3,10 +3,16 @@
 "Significant" means that the interval excludes 0.
 """
 
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
 from steppe.report import formatting
-from steppe.report.comparison.summary import ResultRow
+from steppe.report.comparison.summary import BASELINE, ResultRow
 from steppe.report.formatting import count, listed, plain_text
 from steppe.report.statistics import Difference, holm
+
+_Item = TypeVar("_Item")
 
 CONTROLS = {
     "repeat-step": "plain, its own gradient applied twice",
@@ -47,27 +53,41 @@ def sentences(rows: list[ResultRow]) -> list[str]:
     finished = [row for row in rows if row.last is not None]
     if not finished:
         return ["No run has finished yet."]
-    best = max(finished, key=_mean)
-    return [text for text in (_best(best, len(finished)), _best_with_controls(finished, best)) if text]
+    best = tied(finished, _mean)
+    having = [row for row in best if row.controls] or tied([row for row in finished if row.controls], _mean)
+    return [_best(best, len(finished)), *map(_with_controls, having)]
 
 
-def _best(best: ResultRow, methods: int) -> str:
-    assert best.last is not None
-    seeds = f"Over {best.last.n} seeds" if best.last.n > 1 else "With one seed"
-    accuracy = f"{formatting.spread(best.last, best.decimals)} %"
+def tied(items: Sequence[_Item], value: Callable[[_Item], float]) -> list[_Item]:
+    """Return the items of the highest value: several if they are equal but for rounding."""
+    highest = max(map(value, items), default=0.0)
+    return [item for item in items if math.isclose(value(item), highest, rel_tol=1e-9, abs_tol=1e-9)]
+
+
+def _best(best: list[ResultRow], methods: int) -> str:
+    spreads = [row.last for row in best if row.last is not None]
+    least, most = (limit(s.n for s in spreads) for limit in (min, max))
+    counts = str(most) if least == most else f"{least} to {most}"
+    seeds = f"Over {counts} seeds" if most > 1 else "With one seed"
+    accuracy = f"{formatting.spread(spreads[0], best[0].decimals)} %"
+    names = listed([plain_text(row.method) for row in best])
     if methods == 1:
-        return f"{seeds}, {plain_text(best.method)} reaches a test accuracy of {accuracy}."
-    text = f"{seeds}, {plain_text(best.method)} has the highest mean test accuracy, {accuracy}"
-    if best.difference is None:
-        return f"{text}."
-    return f"{text}: {_amount(best.difference, best.decimals)} compared with plain ({_verdict(best.difference)})."
+        return f"{seeds}, {names} reaches a test accuracy of {accuracy}."
+    if len(best) == 1:
+        text = f"{seeds}, {names} has the highest mean test accuracy, {accuracy}"
+    else:
+        accuracy = f"{formatting.number(spreads[0].mean, best[0].decimals)} %"
+        text = f"{seeds}, {names} share the highest mean test accuracy, {accuracy}"
+    amounts = [
+        (f"{plain_text(row.method)} " if len(best) > 1 else "")
+        + f"{_amount(row.difference, row.decimals)} compared with plain ({_verdict(row.difference)})"
+        for row in best
+        if row.difference
+    ]
+    return f"{text}: {listed(amounts)}." if amounts else f"{text}."
 
 
-def _best_with_controls(finished: list[ResultRow], best: ResultRow) -> str:
-    candidates = [row for row in finished if row.controls]
-    if not candidates:
-        return ""
-    row = best if best.controls else max(candidates, key=_mean)
+def _with_controls(row: ResultRow) -> str:
     parts = []
     for name, difference in row.controls.items():
         about = f"{CONTROLS[name]}; " if name in CONTROLS else ""
@@ -90,15 +110,18 @@ def on_front(methods: list[str], total: int, cost: str) -> str:
 
 def adjusted(rows: list[ResultRow]) -> str:
     """Return how many of one table's differences are significant after Holm's adjustment; "" without intervals."""
-    p = [d.p for row in rows for d in (row.difference, *row.controls.values()) if d and d.p is not None]
-    if not p:
+    differences = [(r, c, d) for r in rows for c, d in ((BASELINE, r.difference), *r.controls.items()) if d]
+    tested = [(row, control, d.p) for row, control, d in differences if d.p is not None]
+    if not tested:
         return ""
-    if len(p) == 1:
-        return "The interval is at 95 %."
-    left = sum(value <= 0.05 for value in holm(p))
+    if len(tested) == 1:
+        ((row, control, _),) = tested
+        return f"The interval of {plain_text(row.method)} minus {plain_text(control)} is at 95 %."
+    left = sum(value <= 0.05 for value in holm([p for _, _, p in tested]))
+    which = "differences" if len(tested) == len(differences) else "differences that have an interval"
     return (
         "Intervals are at 95 %, each on its own. With Holm's adjustment over the table's "
-        f"{len(p)} differences, {left or 'none'} {'are' if left > 1 else 'is'} significant."
+        f"{len(tested)} {which}, {left or 'none'} {'are' if left > 1 else 'is'} significant."
     )
 
 
@@ -126,10 +149,13 @@ def _compared_with_controls(rows: list[ResultRow]) -> str:
     if len(having) < 2:
         return ""
     names = [
-        plain_text(r.method) for r in having if all(d.significant and d.mean > 0 for d in r.controls.values())
+        plain_text(r.method)
+        for r in having
+        if all(d.significant and d.mean > 0 for d in (r.difference, *r.controls.values()) if d)
     ]
     above = f"{listed(names)} {'are' if len(names) > 1 else 'is'}" if names else "none is"
-    return f"Of {len(having)} methods with controls, {above} significantly above all of its controls."
+    controls = "plain and all of its controls" if any(r.difference for r in having) else "all of its controls"
+    return f"Of {len(having)} methods with controls other than plain, {above} significantly above {controls}."
 
 
 def _missing(rows: list[ResultRow]) -> str:

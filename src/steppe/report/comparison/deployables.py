@@ -16,11 +16,6 @@ from steppe.report.comparison.summary import Spread, decimals, groups, runs_of, 
 TITLE = "What each method can deploy"
 DEPLOYED = "deployed"
 DIVERSITY = "diversity"
-NOTE = (
-    "Test accuracy in percent, mean ± sample standard deviation over seeds, of each network, branch, average and "
-    f"ensemble by itself. {DEPLOYED.capitalize()} is the model that the other tables report. "
-    f"{DIVERSITY.capitalize()} is the mean L2 distance between the probabilities of two networks or branches."
-)
 
 
 @dataclass(frozen=True)
@@ -54,6 +49,17 @@ def parts(comparison: Comparison) -> list[Part]:
     ]
 
 
+def note(rows: list[Part]) -> str:
+    """Return what the table's numbers are."""
+    several = any(s.std is not None for row in rows for s in (row.last, row.best) if s)
+    deviation = ", mean ± sample standard deviation over seeds," if several else ""
+    return (
+        f"Test accuracy in percent{deviation} of each network, branch, average and ensemble by itself. "
+        f"{DEPLOYED.capitalize()} is the model that the other tables report. "
+        f"{DIVERSITY.capitalize()} is the mean L2 distance between the probabilities of two networks or branches."
+    )
+
+
 def _parts(comparison: Comparison, group: tuple[str, str], method: str) -> list[Part]:
     tests = [(r.result or {})["test"] for r in runs_of(comparison, group, method) if r.status == "ok"]
     last, best = ([test.get(which) or {} for test in tests] for which in ("last", "best"))
@@ -85,7 +91,7 @@ def terminal(rows: list[Part]) -> list[RenderableType]:
                 name = formatting.plain_text(method) if i == 0 else ""
                 table.add_row(Text(name), *(Text(c, style=style) for c in _cells(row)))
         tables.append(table)
-    return [*tables, Text(NOTE, style="dim")] if tables else []
+    return [*tables, Text(note(rows), style="dim")] if tables else []
 
 
 def markdown(rows: list[Part]) -> str:
@@ -96,7 +102,7 @@ def markdown(rows: list[Part]) -> str:
         lines += [f"### {TITLE}: {cell(title)}", "", "| method | what | last epoch, % | best val., % |"]
         lines += ["| --- | --- | ---: | ---: |"]
         lines += [*(f"| {' | '.join(map(cell, (row.method, *_cells(row))))} |" for row in group), ""]
-    return "\n".join([*lines, NOTE, ""]) if lines else ""
+    return "\n".join([*lines, note(rows), ""]) if lines else ""
 
 
 def csv(rows: list[Part]) -> str:

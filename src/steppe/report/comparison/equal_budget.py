@@ -22,7 +22,7 @@ class BudgetRow:
         accuracy: Validation accuracy in percent, over seeds; None if the budget is less than one epoch.
         epochs: Epochs trained by then, the mean over seeds.
         difference: ``accuracy`` minus plain's, in percentage points, paired by seed.
-        controls: The same difference to each control of the method that this comparison has.
+        controls: The same difference to each control of the method that this comparison has, plain excepted.
     """
 
     method: str

@@ -68,7 +68,7 @@ def html(comparison: Comparison, table: list[ResultRow], version: str = "") -> s
     lines = max(1, len(groups(comparison)) * len(comparison.methods))
     series = {g: curves.series(comparison, g, max(8, min(2500 // lines, 200))) for g in groups(comparison)}
     static = "" if version else plotting.inline(curves.figure(comparison, max(8, min(900 // lines, 60))))
-    cost = pareto.figure(comparison)
+    wide, narrow = pareto.figure(comparison), pareto.figure(comparison, narrow=True)
     content = context(comparison, table, series)
     order = {method: i for i, method in enumerate(comparison.methods)}
     style_list = list(styles(comparison).values())
@@ -96,7 +96,7 @@ def html(comparison: Comparison, table: list[ResultRow], version: str = "") -> s
         order=order,
         deployables=deployables,
         static_curves=Markup(static),
-        cost=Markup(plotting.inline(cost) if cost else ""),
+        cost=_html.figure(wide, narrow) if wide and narrow else "",
         version=version,
     )
 

@@ -41,38 +41,45 @@ class Layout:
     y: tuple[float, float]
 
 
-def figure(comparison: Comparison) -> Figure | None:
+def figure(comparison: Comparison, narrow: bool = False) -> Figure | None:
     """Return test accuracy after the last epoch against the cost of a run; None before a run has finished.
 
     One panel per data set, network and cost. The costs are gradient evaluations (backward passes) and training
     seconds, means over seeds. Bars are the sample standard deviation over seeds. Methods of equal cost are drawn
-    next to each other. The stepped line is the Pareto front (see ``front``).
+    next to each other. The stepped line is the Pareto front (see ``front``). A ``narrow`` figure, for a telephone,
+    has a key in the place of labels.
     """
     height = max(4.4, 0.8 + _LINE * len(comparison.methods))
+    space: tuple[float, float] = (0.035, 0.08) if narrow else (0.014, 0.3)
     layouts = [
         (group, cost, layout)
         for group in groups(comparison)
         for cost in get_args(CostAxis)
-        if (layout := place(comparison, group, cost, _LINE / (height - 0.8)))
+        if (layout := place(comparison, group, cost, _LINE / (height - 0.8), *space))
     ]
     if not layouts:
         return None
-    drawing, panels = plotting.new_figure(len(layouts), 1, (11, height * len(layouts)))
+    drawing, panels = plotting.new_figure(len(layouts), 1, (11, height * len(layouts)), narrow=narrow)
     style_of = styles(comparison)
     for panel, (group, cost, layout) in zip(panels, layouts, strict=True):
-        where = f", {', '.join(group)}" if len(groups(comparison)) > 1 else ""
+        where = f"\n{', '.join(group)}" if len(groups(comparison)) > 1 else ""
         title = f"{COSTS[cost].capitalize()} of a run"
         plotting.style_axes(panel, title, f"Test accuracy after the last epoch, %{where}")
-        _draw(panel, layout, style_of)
+        _draw(panel, layout, style_of, labelled=not narrow)
+    if narrow:
+        having = {point.method for _, _, layout in layouts for point in layout.points}
+        plotting.legend(drawing, style_of, (m for m in comparison.methods if m in having), "point")
     return drawing
 
 
-def _draw(panel: Axes, layout: Layout, style_of: dict[str, Style]) -> None:
+def _draw(panel: Axes, layout: Layout, style_of: dict[str, Style], labelled: bool) -> None:
     panel.plot(*zip(*stairs(layout.front), strict=True), color=plotting.FAINT, linewidth=3, zorder=1)
     for point in layout.points:
         style, mean = style_of[point.method], point.accuracy.mean
         bar: dict[str, Any] = {"yerr": point.accuracy.std or 0.0, "elinewidth": 1.3, "markersize": 6}
         panel.errorbar(point.x, mean, fmt=style.marker or "o", color=style.light, **bar)
+        if not labelled:
+            continue
         leader = [point.x, point.label_x], [mean, point.label_y]
         panel.plot(*leader, color=style.light, linewidth=0.5, alpha=0.6)
         weight = "bold" if point in layout.front else "normal"
@@ -80,13 +87,21 @@ def _draw(panel: Axes, layout: Layout, style_of: dict[str, Style]) -> None:
         name.set(color=style.light, fontsize=9, fontweight=weight, parse_math=False)
     panel.set(xlim=layout.x, ylim=layout.y)
     for axis in (panel.xaxis, panel.yaxis):
-        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_locator(MaxNLocator(6 if labelled else 5, steps=[1, 2, 2.5, 5, 10]))
 
 
-def place(comparison: Comparison, group: tuple[str, str], cost: CostAxis, gap: float = 0.05) -> Layout | None:
+def place(
+    comparison: Comparison,
+    group: tuple[str, str],
+    cost: CostAxis,
+    gap: float = 0.05,
+    step: float = 0.014,
+    room: float = 0.3,
+) -> Layout | None:
     """Place the methods of one data set and network; None if no run has finished.
 
-    Labels are to the right of their points, at least ``gap`` of the panel's height apart.
+    Labels are to the right of their points, at least ``gap`` of the panel's height apart. Points of equal cost are
+    ``step`` of the range of costs apart, and ``room`` of it is left for the last labels.
     """
     table = [r for r in rows(comparison) if (r.dataset, r.model) == group]
     items = [
@@ -101,8 +116,8 @@ def place(comparison: Comparison, group: tuple[str, str], cost: CostAxis, gap: f
     costs = [c for _, c, _ in items]
     span = max(costs) - min(costs) or 0.5 * max(costs) or 1.0
     columns = _columns(items, 0.1 * span)
-    points = [point for column in columns for point in _placed(column, y, gap, 0.014 * span)]
-    x = (min(costs) - 0.08 * span, max(costs) + 0.3 * span)
+    points = [point for column in columns for point in _placed(column, y, gap, step * span)]
+    x = (min(costs) - 0.08 * span, max(costs) + room * span)
     return Layout(points, front(points), x, y)
 
 

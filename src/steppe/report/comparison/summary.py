@@ -33,7 +33,7 @@ class ResultRow:
         seconds, time_ratio: Training seconds of a run, and over plain's on the seeds that both finished.
         memory: Peak memory in MB.
         difference: Last-epoch test accuracy minus plain's, in percentage points, paired by seed.
-        controls: The same difference to each control of the method that this comparison has.
+        controls: The same difference to each control of the method that this comparison has, plain excepted.
         decimals: Decimals worth printing.
     """
 
@@ -59,9 +59,12 @@ class ResultRow:
 
 
 def controls_of(comparison: Comparison, method: str) -> list[str]:
-    """Return the controls of the method that the comparison has, in the method's order."""
+    """Return the controls of the method that the comparison has, in the method's order.
+
+    Plain is not among them: every method is compared with it anyway, and once.
+    """
     names = comparison.methods[method].get("controls") or []
-    return [str(c) for c in names if c in comparison.methods and c != method]
+    return [c for c in dict.fromkeys(map(str, names)) if c in comparison.methods and c not in (method, BASELINE)]
 
 
 def all_controls(comparison: Comparison) -> list[str]:

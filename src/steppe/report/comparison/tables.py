@@ -71,7 +71,7 @@ def markdown(rows: list[ResultRow]) -> str:
         lines += [f"### {cell(title)}", "", _line(list(columns)), _line(["---"] + ["---:"] * (len(columns) - 1))]
         lines += [_line([content(row) for content in columns.values()]) for row in group]
         lines.append("")
-    notes = [formatting.UNITS, f"Bold: the interval excludes 0. {formatting.UNADJUSTED}", *_best_of_all(rows)]
+    notes = [*formatting.units(rows, "Bold: the interval excludes 0."), *_best_of_all(rows)]
     return "\n".join([*lines, *notes, ""])
 
 
@@ -124,8 +124,9 @@ def latex(rows: list[ResultRow]) -> str:
             cells += [_tex(formatting.passes(row)), _tex(formatting.ratio(row))]
             lines.append(" & ".join(cells) + r" \\")
         lines += [r"\bottomrule", r"\end{tabular}", ""]
-    note = f"{formatting.UNITS} Grey: the interval contains 0, or there is none. {formatting.UNADJUSTED}"
-    return "\n".join([*lines, *(f"% {text}" for text in (note, *_best_of_all(rows))), ""])
+    grey = "Grey: the interval contains 0, or there is none."
+    notes = [*formatting.units(rows, grey), *([] if formatting.has_interval(rows) else [grey])]
+    return "\n".join([*lines, *(f"% {text}" for text in (*notes, *_best_of_all(rows))), ""])
 
 
 class _Terminal:
@@ -152,7 +153,7 @@ class _Terminal:
             yield table
             if any(row.controls for row in group):
                 yield _against_controls(group, text)
-        notes = [formatting.UNITS, f"{formatting.MARK} the interval excludes 0. {formatting.UNADJUSTED}", _PASSES]
+        notes = [*formatting.units(self.rows, f"{formatting.MARK} the interval excludes 0."), _PASSES]
         notes += _best_of_all(self.rows)
         notes += [f"Left out at this width: {', '.join(left_out)}."] if left_out else []
         yield Text(text("\n".join(notes)), style="dim")

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from steppe.report import formatting
-from steppe.report.comparison.conclusions import compared
+from steppe.report.comparison.conclusions import compared, tied
 from steppe.report.comparison.summary import Spread
 from steppe.report.diagnosis.summary import (
     CORRUPTED,
@@ -19,26 +19,40 @@ from steppe.report.diagnosis.summary import (
     rank_correlation,
     with_settings,
 )
-from steppe.report.formatting import plain_text
-from steppe.report.statistics import Difference
+from steppe.report.formatting import listed, plain_text
+from steppe.report.statistics import Difference, holm
+
+COMPARED = (*SHARPNESS, CORRUPTED)
+"""The measures in which methods are compared with plain."""
 
 
 def sentences(rows: list[DiagnosisRow]) -> str:
-    """Return which methods differ from plain in sharpness, and which measures correlate with test accuracy."""
+    """Return which methods differ from plain, and which measures of sharpness correlate with test accuracy."""
     return " ".join(filter(None, (_compared_with_plain(rows), _correlations(rows))))
 
 
 def _compared_with_plain(rows: list[DiagnosisRow]) -> str:
-    """Return which methods differ significantly from plain by SAM's and by ASAM's measure."""
-    texts = []
-    for kind, measure in (("SAM", SHARPNESS[0]), ("adaptive", SHARPNESS[2])):
-        differences = {m: d for m, d in differences_to_plain(rows, measure).items() if d.low is not None}
-        if not differences:
-            continue
-        text = compared(differences)
-        none = f"No method differs significantly from plain in {kind} sharpness."
-        texts.append(f"In {kind} sharpness, {text}." if text else none)
-    return " ".join(texts)
+    """Return which methods differ significantly from plain, by every measure of the table of differences."""
+    settings = rows[0].runs[0].diagnosis["settings"]
+    measures: dict[tuple[bool, str], list[str]] = {}
+    p: list[float] = []
+    for measure in COMPARED:
+        differences = {m: d for m, d in differences_to_plain(rows, measure).items() if d.p is not None}
+        p += [d.p for d in differences.values() if d.p is not None]
+        if differences:
+            name = with_settings(measure.name, settings).removesuffix(", %")
+            measures.setdefault((measure is CORRUPTED, compared(differences)), []).append(name)
+    if not p:
+        return ""
+    others = [name for (_, text), names in measures.items() if not text for name in names]
+    texts = [f"In {listed(names)}, {text}." for (_, text), names in measures.items() if text]
+    if not texts:
+        return f"No method differs significantly from plain in any of {len(others)} measures."
+    which = "measure" if len(others) == 1 else f"{len(others)} measures"
+    texts += [f"In the other {which} no method differs significantly from plain."] if others else []
+    left = sum(value <= 0.05 for value in holm(p))
+    adjusted = f"With Holm's adjustment over these {len(p)} differences, {left or 'none'}"
+    return " ".join([*texts, *([f"{adjusted} {'are' if left > 1 else 'is'} significant."] if len(p) > 1 else [])])
 
 
 def _correlations(rows: list[DiagnosisRow]) -> str:
@@ -70,13 +84,13 @@ def _correlations(rows: list[DiagnosisRow]) -> str:
 
 def differences(rows: list[DiagnosisRow]) -> dict[str, Any] | None:
     """Return a table of differences to plain training; None without plain."""
-    columns = (*SHARPNESS, CORRUPTED)
-    by_column = [differences_to_plain(rows, measure) for measure in columns]
+    by_column = [differences_to_plain(rows, measure) for measure in COMPARED]
     if not any(by_column):
         return None
     settings = rows[0].runs[0].diagnosis["settings"]
     return {
-        "heads": [with_settings(m.name, settings) for m in columns],
+        "heads": [with_settings(m.name, settings) for m in COMPARED],
+        "intervals": any(d.low is not None for column in by_column for d in column.values()),
         "rows": [
             (plain_text(row.method), [_difference(column.get(row.method)) for column in by_column])
             for row in rows
@@ -99,15 +113,15 @@ def _difference(value: Difference | None) -> dict[str, Any] | None:
 def about_trajectories(content: dict[str, Any]) -> str:
     """Return the caption of the trajectories."""
     distances = [r for track in content["tracks"] for r in track["residuals"]]
-    lowest = min(content["tracks"], key=lambda track: _finite(track["own"][-1]))
+    lowest = tied(content["tracks"], lambda track: -_finite(track["own"][-1]))
     text = (
         f"The weights of seed {content['seed']}'s runs during training, on the plane of the "
         "first two principal components of all saved weights: one dot per saved epoch, the last one large. The "
         "loss is that of the weights on the plane, with BatchNorm statistics estimated anew on "
         f"{content['extent']['statistics']} training images. The saved weights are {min(distances):.2g} to "
         f"{max(distances):.2g} away from the plane, so the shade under a dot is not its loss. With its own "
-        f"weights and statistics, {plain_text(lowest['name'])} ends lowest, "
-        f"at {_finite(lowest['own'][-1]):.3g} nats."
+        f"weights and statistics, {listed([plain_text(track['name']) for track in lowest])} "
+        f"{'ends' if len(lowest) == 1 else 'end'} lowest, at {_finite(lowest[0]['own'][-1]):.3g} nats."
     )
     names = [plain_text(t["name"]) for t in content["tracks"] if t["name"] != t["method"]]
     text += (
@@ -123,14 +137,15 @@ def about_endpoints(content: dict[str, Any]) -> str:
     """Return the caption of the runs' endpoints."""
     start, *ends = content["residuals"]
     barriers = {name: _finite(path["barrier"]) for name, path in content["paths"].items()}
-    highest = max(barriers, key=lambda name: barriers[name])
+    highest = tied(list(barriers), lambda name: barriers[name])
+    on = "is on the line" if len(highest) == 1 else "is on the lines"
     return (
         f"Where the runs of seed {content['seed']} ended, on the plane of the first two principal components of "
         "their start and ends, and the loss along straight lines from one end to the others. The start is "
         f"{start:.2g} away from the plane and the ends are {min(ends):.2g} to {max(ends):.2g} away, so the shade "
         "under an end is not its loss. BatchNorm statistics are estimated anew at every point on "
         f"{content['extent']['statistics']} training images; the losses of the table are with each network's own. "
-        f"The highest barrier, {barriers[highest]:.2g} nats, is on the line to {plain_text(highest)}."
+        f"The highest barrier, {barriers[highest[0]]:.2g} nats, {on} to {listed(list(map(plain_text, highest)))}."
     )
 
 

@@ -1,5 +1,9 @@
-"""Figures of a diagnosis. What is overlaid has the same axes, samples and directions."""
+"""Figures of a diagnosis. What is overlaid has the same axes, samples and directions.
 
+A ``narrow`` figure is for a telephone: its panels are below each other.
+"""
+
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,21 +12,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from steppe.records import Comparison
-from steppe.report import _html, plotting
+from steppe.report import _html, formatting, plotting
 from steppe.report.diagnosis.summary import ACCURACY, SHARPNESS, DiagnosisRow, with_settings
-from steppe.report.plotting import FAINT, INK, label, numbers, over_seeds, style_axes
+from steppe.report.plotting import FAINT, INK, NARROW, label, numbers, over_seeds, style_axes
 from steppe.report.style import styles
 
 _DISTANCE = "Distance along one random direction, in filter norms"
 
 
-def lines(comparison: Comparison, rows: Sequence[DiagnosisRow]) -> Figure:
+def lines(comparison: Comparison, rows: Sequence[DiagnosisRow], narrow: bool = False) -> Figure:
     """Return loss and accuracy along one random direction: mean over seeds, band from lowest to highest.
 
     The direction's noise is the same for all runs; each network moves at the scale of its own filters (Li et al.,
     NeurIPS 2018; figure 2 of the RWP paper).
     """
-    figure, panels = plotting.new_figure(1, 2, (11, 4.2))
+    figure, panels = plotting.new_figure(1, 2, (11, 4.2), narrow=narrow)
     style_of = styles(comparison)
     scales = (("loss", 1.0, "Loss, nats"), ("accuracy", 100.0, "Accuracy, %"))
     for panel, (key, scale, title) in zip(panels, scales, strict=True):
@@ -33,35 +37,39 @@ def lines(comparison: Comparison, rows: Sequence[DiagnosisRow]) -> Figure:
         style_axes(panel, _DISTANCE, title)
         panel.axvline(0, color=FAINT, linewidth=1, zorder=1)
     losses = numbers([run.diagnosis["line"]["loss"] for row in rows for run in row.runs])
-    if np.nanmax(losses) > 20 * max(np.nanmin(losses), 1e-3):
+    if plotting.wide(np.nanmin(losses), np.nanmax(losses)):
         panels[0].set_yscale("log")
     plotting.legend(figure, style_of, (row.method for row in rows))
     return figure
 
 
-def planes(comparison: Comparison, rows: Sequence[DiagnosisRow]) -> Figure:
+def planes(comparison: Comparison, rows: Sequence[DiagnosisRow], narrow: bool = False) -> Figure:
     """Return the loss on a random plane through one network of each method, all on one scale of colour.
 
-    Both directions' noise is the same for all; the network is that of the method's first seed.
+    Both directions' noise is the same for all; the network is that of the method's first seed. The scale is
+    logarithmic where the losses need one (see `plotting.levels`).
     """
-    columns = min(len(rows), 5)
+    columns = min(len(rows), 2 if narrow else 5)
     count = -(-len(rows) // columns)
-    figure, panels = plotting.new_figure(count, columns, (2.3 * columns + 1.2, 2.5 * count + 0.4))
+    size = (NARROW, 2.0 * count + 1) if narrow else (2.3 * columns + 1.2, 2.5 * count + 0.4)
+    figure, panels = plotting.new_figure(count, columns, size)
     levels = levels_of(rows)
     contours: Any = None
     for i, (panel, row) in enumerate(zip(panels, rows, strict=False)):
         plane = row.runs[0].diagnosis["plane"]
         at, losses = plane["at"], numbers(plane["loss"])
-        contours = plotting.filled_contour(panel, at, at, losses, levels=levels, cmap="viridis_r")
+        contours = plotting.filled_contour(panel, at, at, losses, levels, cmap="viridis_r")
         options: dict[str, Any] = {"colors": "white", "linewidths": 0.4, "alpha": 0.6}
-        panel.contour(at, at, plotting.finite(losses), levels=levels[::2], **options)
+        panel.contour(at, at, plotting.clipped(losses, levels), levels=levels.at[::2], **options)
         panel.plot(0, 0, marker="+", color="white", markersize=9, markeredgewidth=1.6)
         lowest = i + columns >= len(rows)
-        title = f"{label(row.method).strip()}, seed {row.runs[0].record.seed}"
+        # a long name would run into the next panel
+        title = textwrap.fill(f"{label(row.method).strip()}, seed {row.runs[0].record.seed}", 24)
         style_axes(panel, "Direction 1, filter norms" if lowest else "", title)
-        ticks = [at[0], at[0] / 2, 0, at[-1] / 2, at[-1]]
-        panel.set_xticks(ticks, [f"{t:g}" if lowest else "" for t in ticks])
-        panel.set_yticks(ticks, [f"{t:g}" if i % columns == 0 else "" for t in ticks])
+        ticks = [at[0], 0, at[-1]] if narrow else [at[0], at[0] / 2, 0, at[-1] / 2, at[-1]]
+        names = [formatting.minus(f"{t:g}") for t in ticks]
+        panel.set_xticks(ticks, names if lowest else [""] * len(ticks))
+        panel.set_yticks(ticks, names if i % columns == 0 else [""] * len(ticks))
         if i % columns == 0:
             panel.set_ylabel("Direction 2, filter norms", fontsize=9, color=INK)
         panel.set_aspect("equal")
@@ -74,24 +82,25 @@ def planes(comparison: Comparison, rows: Sequence[DiagnosisRow]) -> Figure:
 
 def surfaces(rows: Sequence[DiagnosisRow]) -> dict[str, Any]:
     """Return the loss on the plane of each method's first seed, and the scale of all."""
-    low, *_, high = levels_of(rows)
+    levels = levels_of(rows)
     planes = [row.runs[0].diagnosis["plane"] for row in rows]
     surfaces = [{"at": plane["at"], "loss": _html.rounded(plane["loss"])} for plane in planes]
-    return {"scale": {"low": low, "high": high}, "surfaces": surfaces}
+    scale = {"low": levels.at[0], "high": levels.at[-1], "log": levels.log}
+    return {"scale": scale, "surfaces": surfaces}
 
 
-def levels_of(rows: Sequence[DiagnosisRow]) -> np.ndarray:
+def levels_of(rows: Sequence[DiagnosisRow]) -> plotting.Levels:
     """Return the levels of colour that all methods' planes have in common."""
     losses = [numbers(row.runs[0].diagnosis["plane"]["loss"]).ravel() for row in rows]
     return plotting.levels(np.concatenate(losses))
 
 
-def corruptions(comparison: Comparison, rows: Sequence[DiagnosisRow]) -> Figure:
+def corruptions(comparison: Comparison, rows: Sequence[DiagnosisRow], narrow: bool = False) -> Figure:
     """Return accuracy under corruption: bars by family, and against severity (figure 6 of the RWP paper).
 
     Means over seeds; whiskers are from the lowest to the highest seed. Severity 0 is the clean image.
     """
-    figure, (bars, curves) = plotting.new_figure(1, 2, (11, 4.4), widths=(1.5, 1))
+    figure, (bars, curves) = plotting.new_figure(1, 2, (11, 4.4), (1.5, 1), narrow)
     style_of = styles(comparison)
     families = list(rows[0].runs[0].diagnosis["robustness"]["families"])
     width = 0.86 / len(rows)
@@ -108,19 +117,19 @@ def corruptions(comparison: Comparison, rows: Sequence[DiagnosisRow]) -> Figure:
         severities = 100 * np.array([[t["clean"], *t["severities"]] for t in tables])
         plotting.band(curves, list(range(6)), over_seeds(severities), style, i, every=1)
     title = "Accuracy on corrupted images, %"
-    style_axes(bars, "Family of corruption (15 corruptions, mean of 5 severities)", title)
+    style_axes(bars, "Family (15 corruptions, mean of 5 severities)", title)
     bars.set_xticks(range(len(families) + 1), [*families, "mean"])
     style_axes(curves, "Severity (0: clean)", "Accuracy over all 15 corruptions, %")
     plotting.legend(figure, style_of, (row.method for row in rows), "bar")
     return figure
 
 
-def spectra(comparison: Comparison, rows: Sequence[DiagnosisRow]) -> Figure:
+def spectra(comparison: Comparison, rows: Sequence[DiagnosisRow], narrow: bool = False) -> Figure:
     """Return the density of the Hessian's eigenvalues, mean over seeds.
 
     Each mass is drawn as a Gaussian whose deviation is a hundredth of the axis.
     """
-    figure, (panel,) = plotting.new_figure(1, 1, (11, 3.8))
+    figure, (panel,) = plotting.new_figure(1, 1, (11, 3.8), narrow=narrow)
     style_of = styles(comparison)
     densities = [[run.diagnosis["hessian"]["density"] for run in row.runs] for row in rows]
     nodes = np.concatenate([d["nodes"] for own in densities for d in own])
@@ -139,14 +148,14 @@ def spectra(comparison: Comparison, rows: Sequence[DiagnosisRow]) -> Figure:
     # down to a tenth of the smallest mass
     least = min(float(min(d["weights"])) for own in densities for d in own)
     panel.set_ylim(bottom=max(0.1 * least / width, 1e-12))
-    style_axes(panel, "Eigenvalue of the Hessian", "Share of eigenvalues per unit of the axis, logarithmic scale")
+    style_axes(panel, "Eigenvalue of the Hessian", "Share of eigenvalues per unit of the axis,\nlogarithmic scale")
     plotting.legend(figure, style_of, (row.method for row in rows))
     return figure
 
 
-def filters(comparison: Comparison, rows: Sequence[DiagnosisRow]) -> Figure:
+def filters(comparison: Comparison, rows: Sequence[DiagnosisRow], narrow: bool = False) -> Figure:
     """Return the distribution of filter norms, all seeds of a method together (figure 4 of the RWP paper)."""
-    figure, (panel,) = plotting.new_figure(1, 1, (11, 3.6))
+    figure, (panel,) = plotting.new_figure(1, 1, (11, 3.6), narrow=narrow)
     style_of = styles(comparison)
     quantiles = [[np.array(run.diagnosis["filters"]["quantiles"]) for run in row.runs] for row in rows]
     every = np.concatenate([q for own in quantiles for q in own])
@@ -162,10 +171,13 @@ def filters(comparison: Comparison, rows: Sequence[DiagnosisRow]) -> Figure:
     return figure
 
 
-def scatter(comparison: Comparison, rows: Sequence[DiagnosisRow], notes: dict[str, str]) -> Figure:
+def scatter(
+    comparison: Comparison, rows: Sequence[DiagnosisRow], notes: dict[str, str], narrow: bool = False
+) -> Figure:
     """Return test accuracy against each measure of sharpness, a point per run; ``notes`` go below the titles."""
-    count = -(-len(SHARPNESS) // 4)
-    figure, panels = plotting.new_figure(count, 4, (11.5, 2.9 * count + 0.3))
+    columns = 2 if narrow else 4
+    count = -(-len(SHARPNESS) // columns)
+    figure, panels = plotting.new_figure(count, columns, (NARROW if narrow else 11.5, 2.9 * count + 0.3))
     style_of = styles(comparison)
     for i, (panel, measure) in enumerate(zip(panels, SHARPNESS, strict=False)):
         values: list[float] = []
@@ -182,8 +194,9 @@ def scatter(comparison: Comparison, rows: Sequence[DiagnosisRow], notes: dict[st
             panel.xaxis.set_minor_formatter(NullFormatter())
         else:
             # with more ticks their numbers would overlap the next panel's
-            panel.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-        if i % 4 == 0:
+            panel.xaxis.set_major_locator(MaxNLocator(3 if narrow else 4, steps=[1, 2, 5, 10]))
+        panel.margins(0.08)
+        if i % columns == 0:
             panel.set_ylabel("Test accuracy, %", fontsize=9, color=INK)
         else:
             panel.set_yticklabels([])

@@ -48,11 +48,11 @@ def _triangle(figure: Figure, panel: Axes, content: dict[str, Any]) -> None:
     x, y = (np.array(triangle["at"]) @ corners).T
     losses = plotting.numbers(triangle["loss"])
     levels = plotting.levels(losses, highest=1)
-    filled = np.nan_to_num(losses, nan=float(levels[-1]))
-    contours = panel.tricontourf(Triangulation(x, y), filled, levels=levels, cmap="viridis_r", extend="max")
+    options: dict[str, Any] = {"levels": levels.at, "norm": levels.norm, "cmap": "viridis_r", "extend": "max"}
+    contours = panel.tricontourf(Triangulation(x, y), plotting.clipped(losses, levels), **options)
     for (cx, cy), name, below in zip(corners, content["networks"], (True, True, False), strict=True):
         panel.plot(cx, cy, marker="o", color=INK, markersize=5, clip_on=False)
-        options: dict[str, Any] = {"ha": "center", "va": "top" if below else "bottom", "fontsize": 9, "color": INK}
+        options = {"ha": "center", "va": "top" if below else "bottom", "fontsize": 9, "color": INK}
         panel.text(cx, cy - 0.04 if below else cy + 0.04, label(name).strip(), **options, parse_math=False)
     plotting.style_axes(panel, "", f"Mixtures of all three: barrier {triangle['barrier']:.3g} nats")
     panel.set_axis_off()

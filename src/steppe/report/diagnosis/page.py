@@ -1,9 +1,9 @@
 """The page of a diagnosis: one HTML file about sharpness and test accuracy, with its figures as further files."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
 from matplotlib.figure import Figure
 from rich import box
 from rich.console import RenderableType
@@ -18,6 +18,9 @@ from steppe.report.diagnosis._noise_tolerance import complexity
 from steppe.report.diagnosis.conclusions import cell
 from steppe.report.diagnosis.summary import ACCURACY, MEASURES, SHARPNESS, DiagnosedRun, DiagnosisRow
 from steppe.report.formatting import plain_text
+
+Drawing = tuple[str, Figure, Figure, str]
+"""The name of a figure, the figure, its narrow form, and its caption."""
 
 
 def write(folder: Path) -> Path:
@@ -36,7 +39,7 @@ def write(folder: Path) -> Path:
         if not rows:
             continue
         drawings = _figures(comparison, group, rows)
-        for name, figure, _ in drawings:
+        for name, figure, _, _ in drawings:
             plotting.save(figure, comparison.folder / f"diagnosis-{name}{number or ''}.svg")
         surfaces.append(figures.surfaces(rows))
         sections.append(_section(group, rows, drawings) | {"number": len(sections)})
@@ -83,12 +86,11 @@ def _table(title: str, rows: list[DiagnosisRow]) -> Table:
     return table
 
 
-def _section(
-    group: tuple[str, str], rows: list[DiagnosisRow], drawings: list[tuple[str, Figure, str]]
-) -> dict[str, Any]:
+def _section(group: tuple[str, str], rows: list[DiagnosisRow], drawings: list[Drawing]) -> dict[str, Any]:
     first = rows[0].runs[0].diagnosis
     settings = first["settings"]
-    low, *_, high = figures.levels_of(rows)
+    levels = figures.levels_of(rows)
+    scale = f"{levels.at[0]:.3g} to {levels.at[-1]:.3g}{', logarithmic' if levels.log else ''}"
     return {
         "name": plain_text(", ".join(group)),
         "part": first["part"],
@@ -101,32 +103,35 @@ def _section(
         ],
         "rows": [(plain_text(r.method), len(r.runs), [cell(m, r.values[m.name]) for m in MEASURES]) for r in rows],
         "taus": [summary.rank_correlation(rows, m) if m is not ACCURACY else None for m in MEASURES],
+        "seeds": max(len(row.runs) for row in rows),
         "sentences": conclusions.sentences(rows),
         "differences": conclusions.differences(rows),
-        "figures": [(name, Markup(plotting.inline(figure)), about) for name, figure, about in drawings],
+        "figures": [(name, _html.figure(wide, narrow), about) for name, wide, narrow, about in drawings],
         "surfaces": [plain_text(f"{row.method}, seed {row.runs[0].record.seed}") for row in rows],
-        "scale": f"{low:.3g} to {high:.3g}; what is above is cut off",
+        "scale": f"{scale}; what is above is cut off",
         "complexity": complexity(rows),
     }
 
 
-def _figures(
-    comparison: Comparison, group: tuple[str, str], rows: list[DiagnosisRow]
-) -> list[tuple[str, Figure, str]]:
+def _figures(comparison: Comparison, group: tuple[str, str], rows: list[DiagnosisRow]) -> list[Drawing]:
     """Return name, figure and caption of each figure, in the page's order; "" for a caption of the template."""
-    drawings = [("line", figures.lines(comparison, rows), ""), ("plane", figures.planes(comparison, rows), "")]
+
+    def drawing(name: str, about: str, draw: Callable[..., Figure], *arguments: Any) -> Drawing:
+        return name, draw(comparison, *arguments), draw(comparison, *arguments, narrow=True), about
+
+    drawings = [drawing("line", "", figures.lines, rows), drawing("plane", "", figures.planes, rows)]
     if ends := summary.load_cross_run(comparison, group, summary.ENDS):
-        drawings.append(("ends", trajectories.ends(comparison, ends), conclusions.about_endpoints(ends)))
+        drawings.append(drawing("ends", conclusions.about_endpoints(ends), trajectories.ends, ends))
     if paths := summary.load_cross_run(comparison, group, summary.PATHS):
         about = conclusions.about_trajectories(paths)
-        drawings.append(("paths", trajectories.trajectories(comparison, paths), about))
-    if epochs := trajectories.over_epochs(comparison, rows):
-        drawings.append(("epochs", epochs, ""))
+        drawings.append(drawing("paths", about, trajectories.trajectories, paths))
+    if methods := trajectories.with_sharpness(rows):
+        drawings.append(drawing("epochs", "", trajectories.over_epochs, methods))
     notes = {m.name: conclusions.tau(summary.rank_correlation(rows, m)) for m in SHARPNESS}
     return [
         *drawings,
-        ("scatter", figures.scatter(comparison, rows, notes), ""),
-        ("robustness", figures.corruptions(comparison, rows), ""),
-        ("spectrum", figures.spectra(comparison, rows), ""),
-        ("filters", figures.filters(comparison, rows), ""),
+        drawing("scatter", "", figures.scatter, rows, notes),
+        drawing("robustness", "", figures.corruptions, rows),
+        drawing("spectrum", "", figures.spectra, rows),
+        drawing("filters", "", figures.filters, rows),
     ]

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from steppe.records import Comparison
 from steppe.report import plotting
@@ -14,12 +16,12 @@ from steppe.report.plotting import INK, label, numbers, over_seeds
 from steppe.report.style import Style, styles
 
 
-def ends(comparison: Comparison, content: dict[str, Any]) -> Figure:
+def ends(comparison: Comparison, content: dict[str, Any], narrow: bool = False) -> Figure:
     """Return the plane through the start and the ends of one seed's runs, and the loss along straight lines.
 
     The plane is that of the first two principal components (figures 2 to 5 of the OKDPH paper's supplement).
     """
-    figure, (plane, lines) = plotting.new_figure(1, 2, (11, 5))
+    figure, (plane, lines) = plotting.new_figure(1, 2, (11, 5), narrow=narrow)
     style_of = styles(comparison)
     _background(figure, plane, content, "Start and ends of one seed")
     start, *places = content["places"]
@@ -38,14 +40,14 @@ def ends(comparison: Comparison, content: dict[str, Any]) -> Figure:
     return figure
 
 
-def trajectories(comparison: Comparison, content: dict[str, Any]) -> Figure:
+def trajectories(comparison: Comparison, content: dict[str, Any], narrow: bool = False) -> Figure:
     """Return the trajectories of one seed's runs, on the plane closest to all of them.
 
     A dot is an epoch whose weights were saved, the large mark the last one. The first run's start is marked.
     """
-    figure, (panel,) = plotting.new_figure(1, 1, (11, 6.4))
+    figure, (panel,) = plotting.new_figure(1, 1, (11, 6.4), narrow=narrow)
     style_of = styles(comparison)
-    _background(figure, panel, content, "Weights of one seed's runs: one dot per saved epoch, the last one large")
+    _background(figure, panel, content, "Weights of one seed's runs:\none dot per saved epoch, the last one large")
     for track in content["tracks"]:
         style = style_of[track["method"]]
         x, y = np.array(track["places"]).T
@@ -56,51 +58,62 @@ def trajectories(comparison: Comparison, content: dict[str, Any]) -> Figure:
     return figure
 
 
-def over_epochs(comparison: Comparison, rows: Sequence[DiagnosisRow]) -> Figure | None:
-    """Return SAM's sharpness during training: mean over seeds, band from the lowest to the highest.
+def with_sharpness(rows: Sequence[DiagnosisRow]) -> dict[str, dict[int, list[float]]]:
+    """Return SAM's sharpness by method and epoch, a number per seed (see `Watch.sharpness`).
 
-    None if no run recorded it (`Watch.sharpness`). Only epochs that every seed of a method has are drawn (SAF,
-    figure 3b).
+    Only epochs that every seed of a method has, and methods that have such an epoch.
     """
-    figure, (panel,) = plotting.new_figure(1, 1, (11, 4.4))
-    style_of = styles(comparison)
-    methods = []
-    for order, row in enumerate(rows):
+    methods = {}
+    for row in rows:
         by_epoch = [
             {line["epoch"]: line["sharpness"] for line in run.record.metrics if "sharpness" in line}
             for run in row.runs
         ]
-        epochs = sorted(set.intersection(*map(set, by_epoch)))
-        if epochs:
-            values = numbers([[sharpness[e] for e in epochs] for sharpness in by_epoch])
-            plotting.band(panel, epochs, over_seeds(values), style_of[row.method], order)
-            methods.append(row.method)
-    if not methods:
-        return None
-    title = "SAM sharpness of the deployed weights on training images: rise of the loss, nats"
+        if epochs := sorted(set.intersection(*map(set, by_epoch))):
+            methods[row.method] = {e: [sharpness[e] for sharpness in by_epoch] for e in epochs}
+    return methods
+
+
+def over_epochs(
+    comparison: Comparison, methods: dict[str, dict[int, list[float]]], narrow: bool = False
+) -> Figure:
+    """Return SAM's sharpness during training: mean over seeds, band from the lowest to the highest.
+
+    ``methods`` are those of `with_sharpness` (SAF, figure 3b).
+    """
+    figure, (panel,) = plotting.new_figure(1, 1, (11, 4.4), narrow=narrow)
+    style_of = styles(comparison)
+    for order, (method, values) in enumerate(methods.items()):
+        plotting.band(panel, [*values], over_seeds(numbers([*values.values()]).T), style_of[method], order)
+    title = "SAM sharpness on training images:\nrise of the loss, nats"
     plotting.style_axes(panel, "Epoch", title)
+    panel.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     plotting.legend(figure, style_of, methods)
     return figure
 
 
 def _background(figure: Figure, panel: Axes, content: dict[str, Any], title: str) -> None:
-    """Draw the loss on a plane of principal components, in grey, with axes that name their explained variance.
+    """Draw the loss on a plane of principal components, in shades, with axes that name their explained variance.
 
-    The scale ends at the 90th percentile; what is above has the darkest grey.
+    The scale is that of `plotting.levels`; what is above has the strongest shade.
     """
     losses = numbers(content["loss"])
-    options: dict[str, Any] = {"levels": plotting.levels(losses), "cmap": "Greys", "alpha": 0.75}
+    levels = plotting.levels(losses)
+    options: dict[str, Any] = {"levels": levels, "cmap": plotting.SHADES}
     contours = plotting.filled_contour(panel, content["xs"], content["ys"], losses, **options)
     first, second = (f"{100 * share:.0f} %" for share in content["explained"])
-    plotting.style_axes(panel, f"First component, distance in weights ({first} of the variance)", title)
+    plotting.style_axes(panel, f"First component, distance in weights\n({first} of the variance)", title)
     panel.set_ylabel(f"Second component ({second} of the variance)", fontsize=9, color=INK)
     panel.grid(visible=False)
     plotting.color_bar(figure, contours, panel, "Loss on the plane, nats", shrink=0.85, pad=0.02)
 
 
 def _start(panel: Axes, place: Sequence[float]) -> None:
-    panel.plot(*place, marker="+", color=INK, markersize=12, markeredgewidth=2, linestyle="", zorder=5)
-    panel.annotate("start", (place[0], place[1]), (7, -11), textcoords="offset points", fontsize=9, color=INK)
+    # legible on any shade
+    rim = [withStroke(linewidth=3.5, foreground="white")]
+    style: dict[str, Any] = {"color": INK, "path_effects": rim, "zorder": 5}
+    panel.plot(*place, marker="+", markersize=12, markeredgewidth=2, linestyle="", **style)
+    panel.annotate("start", (place[0], place[1]), (7, -11), textcoords="offset points", fontsize=9, **style)
 
 
 def _end(panel: Axes, place: Sequence[float], style: Style) -> None:

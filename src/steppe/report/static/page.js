@@ -128,6 +128,8 @@ function drawLine(svg, s, { i, line, points }, strong) {
   const width = style.width + (strong === i ? 0.9 : 0);
   const dashes = style.dash.join(" ");
   draw(group, "path", { class: "curve", d: `M${path(points, "m")}`, "stroke-width": width, "stroke-dasharray": dashes });
+  // a line of one point cannot be seen
+  if (points.length === 1 && !style.mark) draw(group, "circle", { class: "mark", cx: s.X(points[0].x), cy: s.Y(points[0].m), r: 4 });
   const step = Math.max(1, Math.floor(points.length / 6));
   for (const p of style.mark ? points.filter((_, k) => k % step === i % step) : []) {
     draw(group, "path", { class: "mark", d: style.mark, transform: `translate(${s.X(p.x)} ${s.Y(p.m)}) scale(7.5)` });
@@ -309,7 +311,8 @@ for (const button of all(document, "[data-svg]")) {
     const legend = all(card, '.key li button[aria-pressed="true"]');
     const metric = card.querySelector('input[data-name="y"]:checked')?.value ?? "cost";
     const link = document.createElement("a");
-    const text = standalone(card.querySelector("svg"), legend);
+    // of a figure in two widths, the visible one
+    const text = standalone(all(card, "svg").find((svg) => svg.getBoundingClientRect().width), legend);
     link.href = URL.createObjectURL(new Blob([text], { type: "image/svg+xml" }));
     link.download = `${metric} ${card.dataset.name}`.replace(/[^\w.-]+/g, "-") + ".svg";
     link.click();

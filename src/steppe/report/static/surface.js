@@ -34,7 +34,9 @@
       const depth = x * s - y * c;
       return [middleX + unit * (x * c + y * s), H * 0.6 + unit * (depth * flat - (z - 0.25) * 1.3 * up), depth * up + z * flat];
     };
-    const height = (v) => (v === null ? 1 : Math.min(Math.max((v - scale.low) / (scale.high - scale.low), 0), 1));
+    const size = scale.log ? (v) => Math.log(Math.max(v, scale.low)) : (v) => v;
+    const [low, high] = [size(scale.low), size(scale.high)];
+    const height = (v) => (v === null ? 1 : Math.min(Math.max((size(v) - low) / (high - low), 0), 1));
     const line = (points, colour, width) => {
       pen.beginPath();
       points.forEach(([x, y], i) => (i ? pen.lineTo(x, y) : pen.moveTo(x, y)));
@@ -59,7 +61,8 @@
       for (const z of [0, 0.5, 1]) {
         const [x, y] = place(px, py, z);
         line([[x - 4, y], [x, y]], soft, 1);
-        write((scale.low + z * (scale.high - scale.low)).toFixed(2), x - 7, y + 4, 1);
+        const loss = low + z * (high - low);
+        write(String(Number((scale.log ? Math.exp(loss) : loss).toPrecision(3))), x - 7, y + 4, 1);
         if (z === 1) write("loss, nats", x - 7, y - 11, 1);
       }
     }
