@@ -73,7 +73,9 @@ def test_units_of_a_grouped_transposed_convolution_are_those_of_its_groups(group
     parts = w.chunk(groups)  # each group as a layer of its own
     norms = [part.pow(2).sum((0, 2, 3)).sqrt() for part in parts]
     assert torch.allclose(norms_of_units(w, units), torch.cat(norms))
-    spread = torch.cat([n.reshape(1, -1, 1, 1).expand(len(p), -1, 1, 1) for n, p in zip(norms, parts, strict=True)])
+    spread = torch.cat(
+        [n.reshape(1, -1, 1, 1).expand(len(p), -1, 1, 1) for n, p in zip(norms, parts, strict=True)]
+    )
     assert torch.allclose(unit_norms(w, units), spread)
     sums = torch.cat([p.sum((0, 2, 3), keepdim=True).expand(len(p), -1, 1, 1) for p in parts])
     assert torch.allclose(unit_sums([w], [layer.weight], [layer])[0], sums, atol=1e-6)

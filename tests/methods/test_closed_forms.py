@@ -109,21 +109,22 @@ def test_arwp_s_noise_sums_squared_gradients_over_filters_and_not_over_vectors()
     """As nblt/mARWP: ``fisher.view(sh[0], -1).sum(1)``, which for a vector is the vector itself."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)).double()
-    step = steppe.ARWP(eta=50.0).bind(net, torch.optim.SGD(net.parameters(), 0.0), loss=lambda z, y: (z**2 * y).sum())
+    step = steppe.ARWP(eta=50.0).bind(
+        net, torch.optim.SGD(net.parameters(), 0.0), loss=lambda z, y: (z**2 * y).sum()
+    )
     x, y = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
     for _ in range(2):
         step(x, y)
-    fisher = {k: v for k, v in zip(dict(net.named_parameters()), step.state.buffers(), strict=True)}
+    fisher = [v.clone() for v in step.state.buffers()]
     g = torch.Generator()
     g.set_state(step.runtime.rng.get_state())
     weights = []
-    step.runtime.objective = lambda batch: weights.append([p.detach().clone() for p in net.parameters()]) or (
-        step.runtime.supervised(batch)
+    step.runtime.objective = lambda batch: (
+        weights.append([p.detach().clone() for p in net.parameters()]) or (step.runtime.supervised(batch))
     )
-    fisher = {k: v.clone() for k, v in fisher.items()}
     step(x, y)
-    for (k, p), w, noisy in zip(net.named_parameters(), *weights, strict=True):
-        f = fisher[k].reshape(len(p), -1).sum(1).reshape(-1, *[1] * (p.ndim - 1))
+    for p, f, w, noisy in zip(net.parameters(), fisher, *weights, strict=True):
+        f = f.reshape(len(p), -1).sum(1).reshape(-1, *[1] * (p.ndim - 1))
         size = w.norm(dim=1, keepdim=True) if p.ndim > 1 else w.norm()
         drawn = torch.randn(p.shape, generator=g, dtype=torch.float64)
-        assert torch.allclose(noisy - w, drawn * 0.015 * size / (1 + 50 * f).sqrt(), rtol=1e-6, atol=1e-12), k
+        assert torch.allclose(noisy - w, drawn * 0.015 * size / (1 + 50 * f).sqrt(), rtol=1e-6, atol=1e-12)

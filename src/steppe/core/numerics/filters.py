@@ -110,8 +110,8 @@ def filter_noise(
     r"""Return filter-wise Gaussian noise: :math:`N(0, (\gamma\lVert w_k\rVert_2)^2)` for each element of unit k.
 
     A unit is a filter of a convolution, a row of a matrix, or a whole bias or norm parameter (Bisla et al.,
-    AISTATS 2022; Li et al., RWP, arXiv:2211.13489v1, section 3.2). The standard deviation is not divided by the unit's size. A unit
-    that is zero gets no noise. ``damping`` is a further factor.
+    AISTATS 2022; Li et al., RWP, arXiv:2211.13489v1, section 3.2). The standard deviation is not divided by the
+    unit's size. A unit that is zero gets no noise. ``damping`` is a further factor.
     """
     deviation = filter_deviation(params, owners, gamma)
     if damping is not None:
@@ -136,7 +136,7 @@ def filter_deviation(
 
 
 def unit_sums(values: Vec, params: Sequence[nn.Parameter], owners: Sequence[nn.Module]) -> Vec:
-    """Return the sum of ``values`` over each output unit, kept broadcastable; themselves where there are no units."""
+    """Return the sum of ``values`` over each output unit, kept broadcastable; themselves where there is none."""
     units = [units_of(p, owner) for p, owner in zip(params, owners, strict=True)]
     return [
         v if v is None or u is None else u.reduce(lambda t, dims: t.sum(dims, keepdim=True), v)

@@ -130,7 +130,7 @@ def r_sam(r: Reference, x: Tensor, y: Tensor) -> None:
 
 
 def rwp(r: Reference, x: Tensor, y: Tensor) -> None:
-    """Li et al., equations 10 and 14."""
+    """Li et al., arXiv:2211.13489v1, algorithm 1."""
     g = r.gradient(r.w, x, y)
     noisy = r.gradient(plus(r.w, filter_noise(r)), x, y)
     alpha = r.settings["alpha"]
