@@ -70,14 +70,13 @@ def extract_loss(output: Any) -> tuple[Tensor, Tensor]:
     return check_loss(loss), logits if isinstance(logits, Tensor) else loss.detach().new_empty(0)
 
 
-def check_loss(loss: Any) -> Tensor:
-    """Return a loss; raises InputError if it is no scalar tensor, or has no graph where that is recorded."""
+def check_loss(loss: Any, logits: Tensor | None = None) -> Tensor:
+    """Return a loss; raises InputError if it is no scalar tensor, or has no graph although its logits have one."""
     if not isinstance(loss, Tensor):
-        raise InputError(f"the loss is {loss!r}, without its graph; return the tensor, without .item() or float()")
+        raise InputError(f"the loss returned {type(loss).__name__}; return a tensor, the mean over the batch")
     if loss.numel() != 1:
-        raise InputError(
-            f"the loss has shape {tuple(loss.shape)}; return the mean over the batch, a single number"
-        )
-    if torch.is_grad_enabled() and not loss.requires_grad:
-        raise InputError("the loss has no gradient; return it as computed from the logits, without detach()")
+        raise InputError(f"the loss returned shape {tuple(loss.shape)}; return the mean (reduction='mean')")
+    graph = torch.is_grad_enabled() and (logits is None or logits.requires_grad)
+    if graph and not loss.requires_grad:
+        raise InputError("the loss has no gradient; compute it from the logits, without detach or item")
     return loss

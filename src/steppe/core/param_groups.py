@@ -67,7 +67,7 @@ def check_setting(optimizer: torch.optim.Optimizer, name: str) -> bool:
     """
     if name in getattr(optimizer, "defaults", ()):
         return False
-    values = [group[name] for group in optimizer.param_groups if name in group]
+    values = [group[name] for group in optimizer.param_groups if group.get(name) is not None]
     for value in values:
         _check_value(name, value, " in a parameter group")
     return bool(values)
@@ -85,7 +85,7 @@ def per_group(
     """Return what the parameters' groups set under ``name``: one number if all agree, else one per parameter."""
     own: dict[int, Any] = {}
     for group in optimizer.param_groups:
-        if name in group:
+        if group.get(name) is not None:
             own |= {id(p): group[name] for p in group["params"]}
     if not own:
         return common
@@ -110,12 +110,13 @@ def has_custom_backward(loss: Tensor) -> bool:
 
     It may use parameters that the graph does not show.
     """
-    nodes, stack = set(), [loss.grad_fn]
+    nodes: set[Any] = set()
+    stack: list[Any] = [loss.grad_fn]
     while stack:
         node = stack.pop()
+        if isinstance(node, BackwardCFunction):
+            return True
         if node is not None and node not in nodes:
-            if isinstance(node, BackwardCFunction):
-                return True
             nodes.add(node)
             stack += [n for n, _ in node.next_functions]
     return False

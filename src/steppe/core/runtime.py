@@ -105,12 +105,15 @@ class Runtime:
         may = where is not None and self.callable_in_parts and not self._memo.get("graph", True)
         off = [p for p, w in zip(self.params, where or (), strict=True) if not w] if may else []
         for part in parts:
-            weight = self.options.weigh(part) / whole
+            weight = self.options.weigh(part) / whole if whole else 0.0
             with self.parallel.no_sync(), param_groups.switched_off(off):
                 with self.precision.autocast():
                     out = objective(part)
                 if where is not None:
                     self.once("graph", partial(param_groups.has_custom_backward, out.loss))
+                if not weight and out.logits.requires_grad:
+                    # a part that does not count, such as one without labels, whose mean is NaN
+                    out = StepOutput(0.0 * out.logits.sum(), out.logits)
                 factor = weight * loss_weight
                 loss = out.loss if factor == 1 else out.loss * factor
                 self.precision.scaled(loss).backward()  # type: ignore[no-untyped-call]
@@ -299,7 +302,7 @@ class Runtime:
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the user's loss, in at least float32 whatever the precision of the pass."""
-        return check_loss(self._loss(upcast_to_float32(logits), y))
+        return check_loss(self._loss(upcast_to_float32(logits), y), logits)
 
     def losses(self, outputs: Any, batch: Batch) -> Tensor:
         """Return what each sample (B,) adds to the user's loss, from logits of the batch or its micro-batches."""

@@ -9,6 +9,7 @@ import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 from steppe.errors import InputError
 
@@ -48,9 +49,10 @@ def _in_steps(amount: float) -> bool:
     return amount >= 1 or amount == 0 or isinstance(amount, int)
 
 
-def finite(value: object) -> bool:
+def finite(value: Any) -> bool:
     """Return whether this is a finite number; True and False are none."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return number and bool(abs(value) <= sys.float_info.max)
 
 
 class Schedule(ABC):
@@ -60,7 +62,8 @@ class Schedule(ABC):
     """
 
     def __post_init__(self) -> None:
-        for f in fields(self) if is_dataclass(self) else ():
+        own: Any = fields(self) if is_dataclass(self) else ()
+        for f in own:
             value, union = getattr(self, f.name), isinstance(f.type, types.UnionType)
             allowed = typing.get_args(f.type) if union else (f.type,)
             if float in allowed and not (value is None and type(None) in allowed):

@@ -31,7 +31,7 @@ class Units:
         """Return ``f(t, dims)``, which keeps dimensions, of each unit, in a shape that broadcasts to that of t."""
         if self.groups == 1:
             return f(t, self.dims)
-        split = t.unflatten(0, (self.groups, -1))
+        split = t.reshape(self.groups, -1, *t.shape[1:])
         each = f(split, (1, *(d + 1 for d in self.dims[1:])))
         return each.expand(-1, split.shape[1], *each.shape[2:]).flatten(0, 1)
 

@@ -4,6 +4,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,13 +83,13 @@ def per_sample(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, y: Tens
     loss = getattr(loss, "_orig_mod", loss)
     values: Tensor | None = None
     if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
-        loss = copy.copy(loss)
-        loss.reduction = "none"
-        values = loss(logits, y)
+        own: Any = copy.copy(loss)
+        own.reduction = "none"
+        values = own(logits, y)
     elif "reduction" in inspect.signature(loss).parameters:
         values = loss(logits, y, reduction="none")  # type: ignore[call-arg]
-    if values is not None and values.ndim and len(values) == len(logits):
-        return values.flatten(1).mean(1) if values.ndim > 1 else values
+    if values is not None and values.ndim and values.numel() % len(logits) == 0:
+        return values.reshape(len(logits), -1).mean(1)
     return _alone(loss, logits, y)
 
 
