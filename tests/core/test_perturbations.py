@@ -44,6 +44,11 @@ def test_scopes_select_what_they_name():
     assert inside(net, "tensor:6") == ["4.weight"]
     assert inside(net, "tensor:4") == []
     assert inside(build("simple-cnn", classes=10, channels=3, size=32), "tensor:7") == ["conv2.bias"]
+    assert inside(build("vgg16-sadt", classes=10, channels=3, size=32), "tensor:53") == []
+    inception = build("inception-resnet-sadt", classes=10, channels=3, size=32)
+    assert inside(inception, "tensor:47") == ["module2.middle.4.bias"]
+    with pytest.raises(InputError, match="has 98 tensors"):
+        inside(inception, "tensor:109")
     with pytest.raises(InputError, match="no convolution; choose scope"):
         in_scope(nn.Linear(2, 2), list(nn.Linear(2, 2).parameters()), "last-conv")
     with pytest.raises(InputError, match="has 2 tensors"):

@@ -20,8 +20,9 @@ Differs  the paper leaves open, and we take from the notebook: KL's first argume
          preset = 'notebook' takes further:  noise on weights of two or more dimensions only (paper: every
          layer);  KL(f(x; w_t) || f(x; w)) in variants 2 and 3 (paper: the other way round in variant 3);  in
          variant 2 sigma 0.1 (paper: 1e-4), the softmax layer's bias multiplied by N(0, 0.1^2) and noise on the
-         tensor that the notebook's layer index hits (tensor:7, a bias, in the Simple CNN; tensor:53 and tensor:49
-         in VGG and Inception-ResNet) (paper: last dense layer and last convolution).
+         tensor that the notebook's layer index hits (paper: last dense layer and last convolution): tensor:7, a
+         bias, in the Simple CNN; tensor:53, a running variance, so none, in VGG; in Inception-ResNet 49 of Keras's
+         list, which is by depth, a beta that is tensor:47 in ours.
 Start    sigma 1e-4, the initial learning rate (paper, section 3.1)
 """
 
