@@ -22,9 +22,9 @@ def unknown(kind: str, name: str, names: Iterable[str], hint: str = "") -> Input
     """Return the error for an unknown name, with the nearest of ``names``, or with all of them if they are few."""
     names = sorted(names)
     near = nearest(name, names)
-    remedy = ""
+    remedy = "" if names else "it has none"
     if near:
         remedy = "did you mean " + " or ".join(repr(n) for n in near) + "?"
-    elif len(names) <= 40:
+    elif names and len(names) <= 40:
         remedy = "known: " + ", ".join(names)
     return InputError(" ".join(f"unknown {kind} {name!r}; {remedy} {hint}".split()))

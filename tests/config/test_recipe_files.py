@@ -196,3 +196,13 @@ def test_the_command_lists_a_recipe_and_shows_everything_it_says(name, capsys):
 def test_the_guide_has_a_row_for_every_recipe():
     text = (Path(__file__).parents[2] / "docs/how-to/recipes.md").read_text()
     assert sorted(re.findall(r"^\| `([a-z0-9-]+)` \|", text, re.MULTILINE)) == NAMES
+
+
+def test_agc_of_sadt_clips_the_head_and_saf_and_mesa_start_with_their_code():
+    for name in ("sadt-table1-512", "sadt-table1-2048"):
+        assert methods.parse(recipes.load(name).methods["agc"]).clip_head  # as the notebook
+    steps = 90 * 1251
+    for row in ("saf", "mesa"):
+        start = methods.parse(recipes.load("saf-table1").methods[row]).start
+        first = next(t for t in range(steps) if t / steps >= start)
+        assert abs(first - 6 * 1251) <= 1  # ``epoch > 5``, counted from 0

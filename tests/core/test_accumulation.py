@@ -142,3 +142,37 @@ def test_ragged_micro_batches_weighed_by_their_tokens_are_the_padded_batch():
     out = step([(ids[:2], y[:2]), (ids[2:, :4], y[2:, :4])])
     assert not out.skipped
     assert step.passes.per_step() == (2, 2, 2)
+
+
+@pytest.mark.parametrize("m", [None, "micro"])
+def test_a_part_without_labels_adds_nothing_if_weigh_says_so(m):
+    x, y = small_batch()
+    y[:4] = -100
+
+    def labels(batch: steppe.Batch) -> int:
+        return int((batch.y != -100).sum())
+
+    nets = [smooth_net(), smooth_net()]
+    x = x.double()
+    parts = [(x[:4], y[:4]), (x[4:8], y[4:8]), (x[8:], y[8:])]
+    for net, batch in zip(nets, (parts, parts[1:]), strict=True):
+        step = steppe.SAM(rho=0.2).bind(net, sgd(net), weigh=labels, m=m)
+        for _ in range(2):
+            assert not step(batch).skipped
+    assert close(*nets, rtol=1e-10, atol=1e-12)
+
+
+def test_esam_ranks_sequences_by_what_their_tokens_add():
+    def loss(z: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+        return nn.functional.cross_entropy(z.flatten(0, 1), y.flatten(), reduction=reduction)
+
+    g = torch.Generator().manual_seed(0)
+    ids, y = torch.randint(0, 9, (6, 7), generator=g), torch.randint(0, 4, (6, 7), generator=g)
+    y[:2, 1:], y[3] = -100, -100
+    net = Tokens()
+    step = steppe.ESAM().bind(net, sgd(net), loss=loss)
+    assert not step(ids, y).skipped
+    values = step.runtime.losses(z := net(ids).detach(), steppe.Batch(ids, y))
+    each = nn.functional.cross_entropy(z.transpose(1, 2), y, reduction="none").mean(1)
+    assert torch.allclose(values, each)
+    assert values[3] == 0

@@ -9,7 +9,7 @@ from torch import nn
 
 from steppe import InputError
 from steppe.core.numerics import vector
-from steppe.core.numerics.filters import in_scope, unit_dims
+from steppe.core.numerics.filters import Units, in_scope, norms_of_units, unit_norms, unit_sums, units_of
 from steppe.core.numerics.perturbations import sam_perturbation
 from steppe.models import build
 
@@ -44,6 +44,11 @@ def test_scopes_select_what_they_name():
     assert inside(net, "tensor:6") == ["4.weight"]
     assert inside(net, "tensor:4") == []
     assert inside(build("simple-cnn", classes=10, channels=3, size=32), "tensor:7") == ["conv2.bias"]
+    assert inside(build("vgg16-sadt", classes=10, channels=3, size=32), "tensor:53") == []
+    inception = build("inception-resnet-sadt", classes=10, channels=3, size=32)
+    assert inside(inception, "tensor:47") == ["module2.middle.4.bias"]
+    with pytest.raises(InputError, match="has 98 tensors"):
+        inside(inception, "tensor:109")
     with pytest.raises(InputError, match="no convolution; choose scope"):
         in_scope(nn.Linear(2, 2), list(nn.Linear(2, 2).parameters()), "last-conv")
     with pytest.raises(InputError, match="has 2 tensors"):
@@ -51,8 +56,34 @@ def test_scopes_select_what_they_name():
 
 
 def test_output_units_follow_the_layer():
-    assert unit_dims(nn.Linear(3, 2).weight, nn.Linear(3, 2)) == (1,)
-    assert unit_dims(nn.Conv2d(3, 2, 1).weight, nn.Conv2d(3, 2, 1)) == (1, 2, 3)
-    assert unit_dims(nn.ConvTranspose2d(3, 2, 1).weight, nn.ConvTranspose2d(3, 2, 1)) == (0, 2, 3)
-    assert unit_dims(nn.Linear(3, 2).bias, nn.Linear(3, 2)) is None
-    assert unit_dims(nn.Embedding(3, 2).weight, nn.Embedding(3, 2)) is None
+    assert units_of(nn.Linear(3, 2).weight, nn.Linear(3, 2)) == Units((1,))
+    assert units_of(nn.Conv2d(3, 2, 1).weight, nn.Conv2d(3, 2, 1)) == Units((1, 2, 3))
+    assert units_of(nn.ConvTranspose2d(3, 2, 1).weight, nn.ConvTranspose2d(3, 2, 1)) == Units((0, 2, 3))
+    assert units_of(nn.Linear(3, 2).bias, nn.Linear(3, 2)) is None
+    assert units_of(nn.Embedding(3, 2).weight, nn.Embedding(3, 2)) == Units((1,))
+
+
+class Conv1D(nn.Module):
+    """GPT-2's layer, as transformers has it: a linear one with the weight (in, out)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 3))
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_units_of_a_grouped_transposed_convolution_are_those_of_its_groups(groups):
+    layer = nn.ConvTranspose2d(4, 6 * groups, 3, groups=groups, bias=False)
+    units, w = units_of(layer.weight, layer), layer.weight.detach()
+    parts = w.chunk(groups)  # each group as a layer of its own
+    norms = [part.pow(2).sum((0, 2, 3)).sqrt() for part in parts]
+    assert torch.allclose(norms_of_units(w, units), torch.cat(norms))
+    spread = torch.cat(
+        [n.reshape(1, -1, 1, 1).expand(len(p), -1, 1, 1) for n, p in zip(norms, parts, strict=True)]
+    )
+    assert torch.allclose(unit_norms(w, units), spread)
+    sums = torch.cat([p.sum((0, 2, 3), keepdim=True).expand(len(p), -1, 1, 1) for p in parts])
+    assert torch.allclose(unit_sums([w], [layer.weight], [layer])[0], sums, atol=1e-6)
+    assert units.fan_in(w) == 4 // groups * 9
+    gpt2 = Conv1D()
+    assert torch.allclose(norms_of_units(gpt2.weight, units_of(gpt2.weight, gpt2)), gpt2.weight.norm(dim=0))

@@ -96,6 +96,11 @@ def test_a_window_with_all_steps_is_the_method_bit_for_bit():
         ("sam:start=-1", "start is -1"),
         ("sam:start=0.5,stop=0.25", "stop is 0.25; give more than start, 0.5"),
         ("sam:start=many", "start is 'many'; give a number"),
+        ("sam:every=0", "^SAM: every is 0"),
+        ("sam:start=1e999", "SAM: start is inf; give a finite number"),
+        ("sam:rho=linear(0,1e999)", "Linear: end is inf; give a finite number"),
+        ("sam:rho=cosine(nan,1)", "Cosine: start is nan; give a finite number"),
+        ("sam:rho=linear(0,1,-5)", "over is -5; give a number of steps"),
     ],
 )
 def test_impossible_schedules_are_refused(spec, message):
@@ -167,3 +172,65 @@ def test_groups_that_are_all_untouched_are_plain_training():
     step = steppe.SAM(rho=0.1).bind(net, optimizer)
     step(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
     assert step.passes.per_step() == (1, 1, 1)
+
+
+def first_distance(method: steppe.Method, optimizer: object) -> float:
+    """Return the distance of the second pass of a step from the first."""
+    net = nn.Linear(3, 2)
+    weights = []
+
+    def loss(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        weights.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+        return nn.functional.cross_entropy(z, y)
+
+    method.bind(net, optimizer(net.parameters()), loss=loss)(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
+    return float((weights[-1] - weights[0]).norm())
+
+
+class Gamma(torch.optim.SGD):
+    """An optimizer with a setting gamma, as AdaBound and MARS have."""
+
+    def __init__(self, params: object, gamma: float = 30.0):
+        super().__init__(params, 0.0)
+        self.defaults["gamma"] = gamma
+        for group in self.param_groups:
+            group["gamma"] = gamma
+
+
+def test_a_setting_of_the_optimizer_is_not_the_method_s():
+    assert first_distance(steppe.SAM(rho=0.05), torch.optim.Adadelta) == pytest.approx(0.05, rel=1e-4)
+    own, plain = (
+        first_distance(steppe.RWP(gamma=0.01), optimizer)
+        for optimizer in (Gamma, lambda params: torch.optim.SGD(params, 0.0))
+    )
+    assert own < 0.2 and plain < 0.2
+
+
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, True, "0.1", [0.1]])
+@pytest.mark.parametrize(("spec", "key"), [("sam", "rho"), ("gc+sam:stop=4", "rho"), ("lpf-sgd", "gamma")])
+def test_an_impossible_value_of_a_parameter_group_is_refused_when_bound(spec, key, value):
+    net = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD([{"params": net.parameters(), key: value}], 0.1)
+    with pytest.raises(steppe.InputError, match=f"{key} is .* in a parameter group; give a finite number"):
+        steppe.parse(spec).bind(net, optimizer)
+
+
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
+@pytest.mark.parametrize(("method", "key"), [(steppe.SAM, "rho"), (steppe.RWP, "gamma")])
+def test_an_impossible_value_of_a_schedule_is_refused_when_it_is_read(method, key, value):
+    net = nn.Linear(3, 2)
+    before = net.weight.detach().clone()
+    step = method(**{key: lambda t: value if t else 0.1}).bind(net, torch.optim.SGD(net.parameters(), 0.0))
+    batch = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+    step(*batch)
+    with pytest.raises(steppe.InputError, match=f"{key} is {value}; give a finite number of at least 0"):
+        step(*batch)
+    assert torch.equal(net.weight, before)
+
+
+def test_a_value_tied_to_the_learning_rate_stays_between_its_ends():
+    schedule = WithLR(0.6, 0.1, low=0.2, lr_min=0.01)
+    assert [schedule.at(TrainingProgress(0, None, lr)) for lr in (0.0, 0.001, 0.01, 0.1, 0.5)] == [
+        *(pytest.approx(0.2),) * 3,
+        *(pytest.approx(0.6),) * 2,
+    ]

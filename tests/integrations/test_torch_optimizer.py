@@ -162,3 +162,20 @@ def test_it_passes_the_conformance_checks_that_a_loop_allows():
     with CheckContext() as context:
         results = [examine(subject, CHECKS[name], context) for name in names.split()]
     assert {r.check: r.why for r in results if r.status != "pass"} == {}
+
+
+def test_adadelta_s_own_rho_is_not_sam_s_and_impossible_ones_are_refused():
+    net = nn.Linear(3, 2)
+    optimizer = SAMOptimizer(net.parameters(), torch.optim.Adadelta, rho=0.05)
+    before = [p.detach().clone() for p in net.parameters()]
+    net(torch.randn(4, 3)).square().sum().backward()
+    optimizer.first_step()
+    moved = torch.cat([(p.detach() - b).flatten() for p, b in zip(net.parameters(), before, strict=True)])
+    assert float(moved.norm()) == pytest.approx(0.05, rel=1e-4)
+    for rho in (-0.1, float("nan"), float("inf"), True):
+        with pytest.raises(steppe.InputError, match="rho is"):
+            SAMOptimizer(net.parameters(), torch.optim.SGD, rho=rho, lr=0.1)
+        with pytest.raises(steppe.InputError, match="rho is .* in a parameter group"):
+            SAMOptimizer([{"params": net.parameters(), "rho": rho}], torch.optim.SGD, lr=0.1)
+    with pytest.raises(steppe.InputError, match="complex64"):
+        SAMOptimizer(nn.Linear(3, 2, dtype=torch.complex64).parameters(), torch.optim.SGD, lr=0.1)

@@ -1,7 +1,9 @@
 """Binding: transforms, what a step accepts, and a user's own method with state."""
 
 import copy
-from dataclasses import dataclass
+import math
+import typing
+from dataclasses import dataclass, fields
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 import steppe
 from steppe.core.runtime import Runtime, StepOutput
+from steppe.methods import METHODS
 
 
 def test_transforms_of_bind_are_those_of_a_combination():
@@ -131,3 +134,62 @@ def test_text_is_parsed_and_a_name_is_made():
         steppe.make("sam:rho=0.1")
     with pytest.raises(steppe.InputError, match=r"ascents is 0.1; give a whole number \(its default is 1\)"):
         steppe.SAM(0.05, 0.1)
+
+
+def numbers() -> list[tuple[str, str, type]]:
+    """Return every numeric setting of every method."""
+    rows = []
+    for name in METHODS:
+        hints = typing.get_type_hints(type(steppe.make(name)))
+        for f in fields(steppe.make(name)):
+            kinds = typing.get_args(hints[f.name]) or (hints[f.name],)
+            rows += [(name, f.name, k) for k in (int, float) if k in kinds and str not in kinds]
+    return rows
+
+
+@pytest.mark.parametrize(("name", "field", "kind"), numbers())
+def test_every_number_of_every_method_is_finite_and_in_its_range(name: str, field: str, kind: type):
+    assert len(numbers()) > 80
+    limit = (steppe.make(name).limit or {}).get(field)
+    for value in (math.nan, math.inf, -math.inf, -1, -0.5, True, 10**400):
+        if value == limit or (kind is int and isinstance(value, float)):
+            continue
+        with pytest.raises(steppe.InputError, match=f"{field} is "):
+            steppe.make(name, **{field: value})
+
+
+def test_equal_settings_are_equal_texts_and_load_each_other_s_state():
+    pairs = [
+        ("sam:rho=1", "sam:rho=1.0"),
+        ("sam:rho=linear(0,1)", "sam:rho=linear(0.0,1.0)"),
+        ("mesa", "mesa:start=0.0"),
+    ]
+    for a, b in pairs:
+        assert repr(steppe.parse(a)) == repr(steppe.parse(b))
+        steps = [bound(steppe.parse(spec))[1] for spec in (a, b)]
+        steps[1].load_state_dict(steps[0].state_dict())
+
+
+@pytest.mark.parametrize(
+    "method", [steppe.Plain(), steppe.MESA(), steppe.SAM(), steppe.On(steppe.SAM(), steppe.MESA())]
+)
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda z, y: nn.functional.cross_entropy(z, y).item(), "the loss returned float; return a tensor"),
+        (lambda z, y: nn.functional.cross_entropy(z, y).detach(), "the loss has no gradient"),
+        (lambda z, y: nn.functional.cross_entropy(z, y, reduction="none"), r"the loss returned shape \(12,\)"),
+    ],
+)
+def test_a_loss_without_a_graph_is_refused(method, loss, message):
+    net = small_net()
+    before = net[0].weight.detach().clone()
+    with pytest.raises(steppe.InputError, match=message):
+        method.bind(net, sgd(net), loss=loss)(*small_batch())
+    assert torch.equal(net[0].weight, before)
+
+
+def test_complex_weights_are_refused():
+    net = nn.Linear(3, 2, dtype=torch.complex64)
+    with pytest.raises(steppe.InputError, match=r"a parameter of shape \(2, 3\) is torch.complex64"):
+        steppe.SAM().bind(net, torch.optim.SGD(net.parameters(), 0.1))

@@ -1,12 +1,14 @@
 """Relations between methods: limits at which one is another, distances, saved work, and SADT's shared trunk."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
 from support.many import halved, together
 from support.small import BARE, bound, close, indexed, same, sgd, small_batch, small_net, trained
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import steppe
@@ -107,6 +109,7 @@ def test_looksam_after_a_skipped_first_perturbation_is_plain():
 
 def flops(method: steppe.Method, seed: int = 0) -> int:
     _, step = bound(method, small_net(dropout=0.0), seed=seed)
+    step(indexed(0))  # the first pass is whole, and its graph is inspected
     with FlopCounterMode(display=False) as counter:
         step(indexed(0))
     return counter.get_total_flops()
@@ -128,6 +131,87 @@ def test_esam_survives_ties_and_tiny_shares(gamma):
     x, _ = small_batch(count=1)
     step = steppe.ESAM(gamma=gamma).bind(net, sgd(net))
     assert not step(x.expand(12, -1, -1, -1).clone(), torch.zeros(12, dtype=torch.long)).skipped
+
+
+def sharpest(loss: object, y: Tensor, gamma: float = 0.5) -> tuple[nn.Module, Tensor, steppe.Step]:
+    """Return a network after a step of ESAM with a rate of 1, its weights before, and the step."""
+    torch.manual_seed(0)
+    net = nn.Linear(3, 4)
+    before = net.weight.detach().clone()
+    step = steppe.ESAM(rho=0.5, beta=1.0, gamma=gamma).bind(net, torch.optim.SGD(net.parameters(), 1.0), loss=loss)
+    assert not step(torch.randn(8, 3, generator=torch.Generator().manual_seed(1)), y).skipped
+    return net, before, step
+
+
+CLASSES = torch.tensor([0.05, 8.0, 1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("loss", "weight"),
+    [
+        (nn.functional.cross_entropy, None),
+        (nn.CrossEntropyLoss(weight=CLASSES), CLASSES),
+        (partial(nn.functional.cross_entropy, weight=CLASSES), CLASSES),
+    ],
+)
+@pytest.mark.parametrize("ignored", [[], [0, 3], [0, 1, 2, 3, 5]])
+def test_esam_ranks_what_each_sample_adds_to_the_loss(loss, weight, ignored):
+    """Weights of classes count, and samples without a label come last: never do they make the loss NaN."""
+    y = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
+    y[ignored] = -100
+    net, before, _ = sharpest(loss, y)
+    x, w = torch.randn(8, 3, generator=torch.Generator().manual_seed(1)), before.requires_grad_()
+    torch.manual_seed(0)
+    b = nn.Linear(3, 4).bias
+    ce = partial(nn.functional.cross_entropy, target=y, weight=weight)
+    g = torch.autograd.grad(ce(x @ w.T + b), [w, b])
+    length = torch.cat([t.flatten() for t in g]).norm()
+    w2, b2 = (p.detach() + 0.5 * t / length for p, t in zip((w, b), g, strict=True))
+    rise = ce(x @ w2.T + b2, reduction="none") - ce(x @ w.T + b, reduction="none")
+    rise[ignored] = -float("inf")
+    rows = rise.topk(4).indices
+    w2.requires_grad_()
+    (g2,) = torch.autograd.grad(nn.functional.cross_entropy(x[rows] @ w2.T + b2, y[rows], weight=weight), [w2])
+    assert torch.allclose(net.weight, before - g2, atol=1e-5)
+
+
+def test_esam_ranks_by_a_function_of_single_samples_if_the_loss_is_their_mean():
+    y = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
+    own, _, _ = sharpest(lambda z, y: nn.functional.cross_entropy(z, y), y)
+    assert close(own, sharpest(nn.functional.cross_entropy, y)[0], atol=1e-6)
+    with pytest.raises(steppe.InputError, match="is not the mean of these .*; give it the argument reduction"):
+        sharpest(lambda z, y: nn.functional.cross_entropy(z, y, weight=CLASSES), y)
+
+
+class Recomputed(nn.Module):
+    """A network with a part that is checkpointed, reentrant or not; None keeps its activations."""
+
+    def __init__(self, reentrant: bool | None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList([nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 4)])
+        self.reentrant = reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        def middle(x: Tensor) -> Tensor:
+            return torch.tanh(self.layers[1](x))
+
+        x = torch.tanh(self.layers[0](x))
+        x = middle(x) if self.reentrant is None else checkpoint(middle, x, use_reentrant=self.reentrant)
+        return self.layers[2](x)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_esam_perturbs_the_same_weights_with_checkpointing_of_either_kind():
+    def run(reentrant: bool | None) -> nn.Module:
+        net = Recomputed(reentrant)
+        step = steppe.ESAM(rho=0.5, beta=0.3).bind(net, torch.optim.SGD(net.parameters(), 0.1))
+        for k in range(30):
+            g = torch.Generator().manual_seed(k)
+            step(torch.randn(8, 3, generator=g), torch.randint(0, 4, (8,), generator=g))
+        return net
+
+    assert all(same(run(None), run(reentrant)) for reentrant in (True, False))
 
 
 def test_filter_noise_has_the_norm_of_its_filter():

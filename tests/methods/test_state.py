@@ -227,3 +227,96 @@ def test_param_state_reads_writes_and_approaches_in_its_own_storage():
     state.approach(params, net, [torch.full_like(params[0], 3.0), None], 0.25)
     assert [m.tolist() for m in stored] == [[[1.5, 1.5]], [0.75]]
     assert all(a is b for a, b in zip(stored, state.read(params, net), strict=True))
+
+
+class Margin(nn.Module):
+    """A loss with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(self.scale * z, y)
+
+
+STATEFUL = ["looksam:k=2", "look-layersam:k=2", "friendly-sam", "arwp"]
+
+
+@pytest.mark.parametrize("spec", STATEFUL)
+@pytest.mark.parametrize("change", ["exchange", "append", "insert"])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_new_parameters_start_at_zero_and_the_others_keep_what_is_stored(spec, change, resumed):
+    def changed(net: nn.Sequential) -> nn.Sequential:
+        head = nn.Linear(net[11].in_features, 7)
+        layers = list(net)
+        if change == "exchange":
+            return nn.Sequential(*layers[:11], head)
+        extra = nn.Linear(5, 5) if change == "append" else nn.BatchNorm2d(layers[0].out_channels)
+        return (
+            nn.Sequential(*layers, extra) if change == "append" else nn.Sequential(layers[0], extra, *layers[1:])
+        )
+
+    net = small_net(dropout=0.0)
+    whole = nn.Sequential()
+    whole.body = net
+    optimizer = sgd(whole)
+    step = steppe.parse(spec).bind(whole, optimizer)
+    x, y = small_batch()
+    step(x, y)
+    stored = dict(zip(map(id, whole.parameters()), [b.clone() for b in step.state.buffers()], strict=True))
+    if resumed:
+        saved = copy.deepcopy(step.state_dict())
+        step = steppe.parse(spec).bind(whole, optimizer)
+        step.load_state_dict(saved)
+    whole.body = changed(net)
+    old = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    optimizer.param_groups[0]["params"] = [p for p in whole.parameters() if id(p) in old]
+    optimizer.add_param_group({"params": [p for p in whole.parameters() if id(p) not in old], "lr": 0.1})
+    if resumed and change == "insert":
+        return  # names have moved, as they have for the model's own state
+    rows = step.state.read(list(whole.parameters()), whole)
+    for p, row in zip(whole.parameters(), rows, strict=True):
+        assert torch.equal(row, stored.get(id(p), torch.zeros_like(p)))
+    for _ in range(3):
+        assert not step(x, y).skipped
+    assert len(list(step.state.buffers())) == len(list(whole.parameters()))
+
+
+@pytest.mark.parametrize("spec", STATEFUL)
+def test_parameters_of_a_loss_are_stored_too_and_resumed(spec):
+    ends = []
+    for interrupted in (False, True):
+        net, loss = small_net(dropout=0.0), Margin()
+        optimizer = torch.optim.SGD([*net.parameters(), *loss.parameters()], 0.1, momentum=0.9)
+        step = steppe.parse(spec).bind(net, optimizer, loss=loss)
+        for k in range(4):
+            if k == 3 and interrupted:
+                saved = copy.deepcopy(step.state_dict())
+                step = steppe.parse(spec).bind(net, optimizer, loss=loss)
+                step.load_state_dict(saved)
+            step(*small_batch(seed=k))
+        assert len(list(step.state.buffers())) == len(list(net.parameters())) + 1
+        ends.append([p.detach().clone() for p in (*net.parameters(), *loss.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize("index", [[-1, 0], [0, 10**12], [0.0, 1.0], [True, False], [[0], [1]]])
+def test_an_index_that_is_no_position_is_refused(index):
+    bank = LogitBank(past=1, form="full", T=1.0)
+    with pytest.raises(steppe.InputError, match="the batch's index .*position in the data set"):
+        bank.write(torch.tensor(index), torch.randn(2, 5))
+    with pytest.raises(steppe.InputError, match="the batch's index .*position in the data set"):
+        bank.read(torch.tensor(index))
+    assert sum(b.numel() for b in bank.buffers()) < 10
+
+
+def test_logits_beyond_half_precision_keep_their_probabilities():
+    bank = LogitBank(past=1, form="half", T=5.0)
+    logits = torch.tensor([[70000.0, 70003.0, -70000.0], [1.0, 2.0, 3.0], [-9e4, -9e4, -9e4 - 2]])
+    bank.write(torch.arange(3), logits)
+    past, _ = bank.read(torch.arange(3))
+    assert torch.isfinite(past.values).all()
+    assert torch.equal(past.values[1], logits[1])
+    expected = torch.softmax(logits.double() / 5, 1)
+    assert torch.allclose(torch.softmax(past.values.double() / 5, 1), expected, atol=1e-3)

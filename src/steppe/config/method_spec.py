@@ -10,7 +10,8 @@ from steppe.errors import InputError
 def parse_spec(spec: str, what: str = "method") -> tuple[str, dict[str, Any]]:
     """Split ``name:key=value,key=value`` into name and settings; values are JSON, else text.
 
-    Raises InputError, in which ``what`` names the kind of text, for an item that is not key=value.
+    Raises InputError, in which ``what`` names the kind of text, for an item that is not key=value or a key that is
+    set twice.
     """
     name, colon, rest = spec.partition(":")
     settings: dict[str, Any] = {}
@@ -20,8 +21,11 @@ def parse_spec(spec: str, what: str = "method") -> tuple[str, dict[str, Any]]:
         key, equals, value = part.partition("=")
         if not equals or not key or not value:
             raise InputError(f"{what} {spec!r}: {part!r} is not key=value; write for example sam:rho=0.1")
+        key = key.strip()
+        if key in settings:
+            raise InputError(f"{what} {spec!r} sets {key} twice; give it once")
         try:
-            settings[key.strip()] = json.loads(value)
+            settings[key] = json.loads(value)
         except json.JSONDecodeError:
-            settings[key.strip()] = value.strip()
+            settings[key] = value.strip()
     return name.strip(), settings

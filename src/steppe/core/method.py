@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from steppe.core import param_groups
 from steppe.core.batch import Batch
 from steppe.core.data_parallel import SyncMode
 from steppe.core.model_call import call_model, extract_logits
 from steppe.core.numerics.vector import Vec
 from steppe.core.runtime import Runtime, StepOutput
-from steppe.core.schedules import FunctionSchedule, Schedule
+from steppe.core.schedules import FunctionSchedule, Schedule, finite
 from steppe.core.step import Step
 from steppe.core.step_state import BindOptions, LossFunction
 from steppe.errors import InputError, unknown
@@ -60,6 +61,7 @@ class Method:
     def __post_init__(self) -> None:
         check_fields(self)
         self.check()
+        _unify_numbers(self)
 
     @property
     def views(self) -> int:
@@ -146,7 +148,8 @@ class Method:
                 logits (B, classes) or something with ``.logits``. It may be compiled, wrapped in DDP or
                 sharded by ``fully_shard``.
             optimizer: Your own optimizer over the model's parameters; it is neither wrapped nor copied, so
-                its schedulers and checkpoints work as before. A parameter group may have its own ``rho``.
+                its schedulers and checkpoints work as before. A parameter group may have its own ``rho``, unless
+                the optimizer itself has a setting of that name, as Adadelta.
             loss: ``loss(logits, y)``, the mean over the batch; or 'model' if the model, given the targets,
                 returns its own loss.
             clip: Largest global L2 norm of the gradient given to the optimizer.
@@ -177,6 +180,8 @@ class Method:
                 f"optimizer is of type {type(optimizer).__name__}; give a torch.optim.Optimizer of the model's "
                 "parameters"
             )
+        for name in scheduled(self):
+            param_groups.check_setting(optimizer, name)
         if clip is not None and not clip > 0:
             raise InputError(f"clip is {clip}; give a number above 0, or None")
         if microbatch is not None and microbatch < 1:
@@ -234,11 +239,13 @@ _TYPES = {
 
 
 def check_fields(method: Method) -> None:
-    """Raise InputError, naming the field, unless every field has its declared type (an int serves as float)."""
-    hints = typing.get_type_hints(type(method))
+    """Raise InputError, naming the field, unless every field has its declared type and numbers are finite.
+
+    An int serves as float. Infinity is a field's value only if it is so in the method's ``limit``.
+    """
+    hints = _hints(type(method))
     for f in fields(method):
-        value, hint = getattr(method, f.name), hints[f.name]
-        allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        value, allowed = getattr(method, f.name), hints[f.name]
         fits = any(
             (a is float and isinstance(value, int | float) and not isinstance(value, bool))
             or (a is int and isinstance(value, int) and not isinstance(value, bool))
@@ -252,6 +259,31 @@ def check_fields(method: Method) -> None:
             expected = " or ".join(_TYPES.get(a, getattr(a, "__name__", str(a))) for a in allowed)
             usual = "" if f.default is MISSING else f" (its default is {f.default!r})"
             raise InputError(f"{name_of(method)}: {f.name} is {value!r}; give {expected}{usual}")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and not finite(value) and value != (method.limit or {}).get(f.name):
+            raise InputError(f"{name_of(method)}: {f.name} is {value!r}; give a finite number")
+
+
+def _unify_numbers(method: Method) -> None:
+    """Make an int a float where one is declared, so that equal methods have equal texts; a default keeps its."""
+    hints = _hints(type(method))
+    for f in fields(method):
+        value = getattr(method, f.name)
+        if type(value) in (int, float) and float in hints[f.name]:
+            object.__setattr__(method, f.name, f.default if value == f.default else float(value))
+
+
+def _hints(method: type[Method]) -> dict[str, tuple[Any, ...]]:
+    """Return the types that each field may have."""
+    hints = typing.get_type_hints(method)
+    return {k: typing.get_args(v) if isinstance(v, types.UnionType) else (v,) for k, v in hints.items()}
+
+
+def scheduled(method: Method) -> set[str]:
+    """Return the fields of a method, and of those it is composed of, that may follow a schedule."""
+    inner = [value for f in fields(method) if isinstance(value := getattr(method, f.name), Method)]
+    own = {f.name for f in fields(method) if Schedule in _hints(type(method))[f.name]}
+    return own.union(*map(scheduled, inner))
 
 
 def require(method: Method, field: str, holds: bool, remedy: str) -> None:
@@ -270,8 +302,9 @@ def make_checked(cls: Callable[..., Method], name: str, settings: Mapping[str, A
 
 
 def name_of(method: Method) -> str:
-    """Return the name that messages give a method."""
-    return type(method).__name__
+    """Return the name that messages give a method; one that is active for a time only has that of its method."""
+    inner = getattr(method, "method", None)
+    return name_of(inner) if isinstance(inner, Method) else type(method).__name__
 
 
 def overrides(method: Method, part: str) -> bool:

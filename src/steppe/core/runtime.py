@@ -8,6 +8,7 @@ a non-finite value anywhere stops the step on every process before it reaches th
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from operator import is_
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from steppe.core import param_groups, rng
 from steppe.core.amp import MixedPrecision, upcast_to_float32
 from steppe.core.batch import Batch, join_logits
 from steppe.core.data_parallel import Sharded, parallelism_of
-from steppe.core.model_call import call_model, extract_logits, extract_loss, unwrap_model
+from steppe.core.model_call import call_model, check_loss, extract_logits, extract_loss, unwrap_model
 from steppe.core.multi_network import MultiNetwork, member_of
 from steppe.core.numerics import vector
 from steppe.core.numerics.losses import per_sample
@@ -100,11 +101,19 @@ class Runtime:
         parts = self.micro_batches(batch)
         whole, loss_weight = self.weight(batch), self.parallel.loss_weight()
         losses, logits = [], []
+        # a backward pass written in Python may use parameters unseen, so the first graph is whole and is inspected
+        may = where is not None and self.callable_in_parts and not self._memo.get("graph", True)
+        off = [p for p, w in zip(self.params, where or (), strict=True) if not w] if may else []
         for part in parts:
-            weight = self.options.weigh(part) / whole
-            with self.parallel.no_sync(), nullcontext() if where is None else self._only(where):
+            weight = self.options.weigh(part) / whole if whole else 0.0
+            with self.parallel.no_sync(), param_groups.switched_off(off):
                 with self.precision.autocast():
                     out = objective(part)
+                if where is not None:
+                    self.once("graph", partial(param_groups.has_custom_backward, out.loss))
+                if not weight and out.logits.requires_grad:
+                    # a part that does not count, such as one without labels, whose mean is NaN
+                    out = StepOutput(0.0 * out.logits.sum(), out.logits)
                 factor = weight * loss_weight
                 loss = out.loss if factor == 1 else out.loss * factor
                 self.precision.scaled(loss).backward()  # type: ignore[no-untyped-call]
@@ -123,18 +132,6 @@ class Runtime:
         self.step_state.first = self.step_state.first or joined
         self._check_finite(vector.finite_check(grads, mean.to(self.device)))
         return joined, grads
-
-    @contextmanager
-    def _only(self, where: Sequence[bool]) -> Iterator[None]:
-        """Compute no gradient for the other parameters, where it costs nothing to switch them off."""
-        off = [p for p, w in zip(self.params, where, strict=True) if not w] if self.callable_in_parts else []
-        for p in off:
-            p.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for p in off:
-                p.requires_grad_(True)
 
     def _check_finite(self, check: Tensor) -> None:
         """Stop a step that is not finite: at once where one process may decide, else when it updates."""
@@ -297,29 +294,30 @@ class Runtime:
         logits = self.forward(batch.x)
         return StepOutput(self.loss(logits, batch.y), logits)
 
-    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Return the user's loss, in at least float32 whatever the precision of the pass."""
+    @property
+    def _loss(self) -> LossFunction:
         if not callable(self.options.loss):
             raise InputError("this method computes losses itself; bind it with a loss function, not loss='model'")
-        return self.options.loss(upcast_to_float32(logits), y)
+        return self.options.loss
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the user's loss, in at least float32 whatever the precision of the pass."""
+        return check_loss(self._loss(upcast_to_float32(logits), y), logits)
 
     def losses(self, outputs: Any, batch: Batch) -> Tensor:
-        """Return the user's loss of each sample (B,), from logits of the batch or of each of its micro-batches."""
-        pairs = (
-            [(outputs, batch.y)]
-            if isinstance(outputs, Tensor)
-            else [(z, part.y) for z, part in zip(outputs, self.micro_batches(batch), strict=True)]
-        )
-
+        """Return what each sample (B,) adds to the user's loss, from logits of the batch or its micro-batches."""
+        parts = [batch] if isinstance(outputs, Tensor) else self.micro_batches(batch)
+        pairs = zip([outputs] if isinstance(outputs, Tensor) else outputs, parts, strict=True)
         with torch.no_grad():
-            return torch.cat([per_sample(self.loss, z, y) for z, y in pairs])
+            return torch.cat([per_sample(self._loss, upcast_to_float32(z), part.y) for z, part in pairs])
 
     def setting(self, name: str, value: ScheduleValue) -> float | list[float]:
         """Return a hyper-parameter's value in this step: one number, or one per parameter.
 
-        It may follow a schedule, and an optimizer's parameter group may have its own under the same name.
+        It may follow a schedule, and an optimizer's parameter group may have its own under the same name, unless
+        the optimizer itself has a setting of that name. Raises InputError unless it is finite and at least 0.
         """
-        return param_groups.per_group(self.optimizer, self.params, name, value_at(value, self.now))
+        return param_groups.setting(self.optimizer, self.params, name, value_at(value, self.now))
 
     @property
     def now(self) -> TrainingProgress:

@@ -1,10 +1,15 @@
 """Hyper-parameters that change while training goes on."""
 
 import math
+import numbers
 import re
+import sys
+import types
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 from steppe.errors import InputError
 
@@ -44,12 +49,36 @@ def _in_steps(amount: float) -> bool:
     return amount >= 1 or amount == 0 or isinstance(amount, int)
 
 
+def finite(value: Any) -> bool:
+    """Return whether this is a finite number; True and False are none."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return number and bool(abs(value) <= sys.float_info.max)
+
+
 class Schedule(ABC):
-    """A value as a function of where training is."""
+    """A value as a function of where training is.
+
+    Raises InputError for a field of type float that is not a finite number.
+    """
+
+    def __post_init__(self) -> None:
+        own: Any = fields(self) if is_dataclass(self) else ()
+        for f in own:
+            value, union = getattr(self, f.name), isinstance(f.type, types.UnionType)
+            allowed = typing.get_args(f.type) if union else (f.type,)
+            if float in allowed and not (value is None and type(None) in allowed):
+                if not finite(value):
+                    raise InputError(f"{type(self).__name__}: {f.name} is {value!r}; give a finite number")
+                object.__setattr__(self, f.name, float(value))  # equal schedules have equal texts
 
     @abstractmethod
     def at(self, now: TrainingProgress) -> float:
         """Return the value."""
+
+
+def _check_over(over: float | None) -> None:
+    if over is not None and over <= 0:
+        raise InputError(f"over is {over:g}; give a number of steps, a share of the training below 1, or None")
 
 
 @dataclass(frozen=True)
@@ -59,6 +88,10 @@ class Linear(Schedule):
     start: float
     end: float
     over: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_over(self.over)
 
     def at(self, now: TrainingProgress) -> float:
         """Return start + (end - start) min(t / over, 1)."""
@@ -74,6 +107,10 @@ class Cosine(Schedule):
     end: float
     over: float | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_over(self.over)
+
     def at(self, now: TrainingProgress) -> float:
         """Return end + (start - end) (1 + cos(pi t / over)) / 2."""
         done = now.part_of(self.over, "over")
@@ -87,7 +124,7 @@ class WithLR(Schedule):
     """Tied to the learning rate of the optimizer's first group: ``low`` at ``lr_min``, ``high`` at ``lr_max``.
 
     As GSAM schedules rho (Zhuang et al., ICLR 2022, algorithm 1):
-    low + (high - low) (lr - lr_min) / (lr_max - lr_min).
+    low + (high - low) (lr - lr_min) / (lr_max - lr_min); ``low`` below ``lr_min``, ``high`` above ``lr_max``.
     """
 
     high: float
@@ -96,12 +133,14 @@ class WithLR(Schedule):
     lr_min: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.lr_max > self.lr_min:
             raise InputError(f"lr_max is {self.lr_max:g} and lr_min {self.lr_min:g}; give a larger lr_max")
 
     def at(self, now: TrainingProgress) -> float:
         """Return the value at the present learning rate."""
-        return self.low + (self.high - self.low) * (now.lr - self.lr_min) / (self.lr_max - self.lr_min)
+        lr = min(max(now.lr, self.lr_min), self.lr_max)
+        return self.low + (self.high - self.low) * (lr - self.lr_min) / (self.lr_max - self.lr_min)
 
 
 @dataclass(frozen=True)

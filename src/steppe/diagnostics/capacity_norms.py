@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
 from steppe.core.model_call import call_model
-from steppe.core.numerics.filters import unit_dims, unit_norms
+from steppe.core.numerics.filters import Units, norms_of_units, units_of
 from steppe.core.numerics.vector import Vec
 from steppe.diagnostics.calibration import margins
 from steppe.diagnostics.loss_surface import LossSurface
@@ -90,7 +90,7 @@ def norms(
         position = positions.get(id(layer.weight))
         initial = start[position] if start is not None and position is not None else None
         moved = weight if initial is None else weight - initial.double()
-        norm_2_1 = float(unit_norms(moved, unit_dims(moved, layer) or (1,)).sum())
+        norm_2_1 = float(norms_of_units(moved, units_of(moved, layer) or Units((1,))).sum())
         ratios.append((norm_2_1 / largest) ** (2 / 3) if largest else math.inf)
         widest = max(widest, *(int(getattr(layer, name, 1)) for name in _WIDTHS))
     margin = float(np.quantile(margins(surface.outputs(), _classes(surface)), 0.1))

@@ -8,7 +8,7 @@ from torch import nn
 
 from steppe.core import param_groups
 from steppe.core.model_call import unwrap_model
-from steppe.core.numerics.filters import unit_dims, unit_norms
+from steppe.core.numerics.filters import EMBEDDINGS, norms_of_units, units_of
 from steppe.errors import InputError
 
 
@@ -41,11 +41,11 @@ def filter_norms(model: nn.Module) -> FilterNorms:
     norms: list[np.ndarray] = []
     layers: list[str] = []
     for (name, p), owner in zip(named, param_groups.owners(net, [p for _, p in named]), strict=True):
-        dims = unit_dims(p, owner)
-        if dims is None:
+        units = None if isinstance(owner, EMBEDDINGS) else units_of(p, owner)
+        if units is None:
             continue
         with torch.no_grad():
-            norms.append(unit_norms(p.detach().double(), dims).reshape(-1).cpu().numpy())
+            norms.append(norms_of_units(p.detach().double(), units).cpu().numpy())
         layers += [name] * len(norms[-1])
     if not norms:
         raise InputError("the model has no convolution or linear layer; there is no filter to measure")

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from steppe.core.numerics import vector
-from steppe.core.numerics.filters import unit_dims, unit_norms
+from steppe.core.numerics.filters import unit_norms, units_of
 from steppe.core.numerics.vector import Vec
 from steppe.diagnostics.loss_surface import LossSurface
 from steppe.errors import InputError
@@ -32,9 +32,8 @@ def random_direction(surface: LossSurface, seed: int = 0) -> Vec:
         if noise is None or p.ndim <= 1:
             direction.append(None)
             continue
-        dims = tuple(range(1, p.ndim)) if isinstance(owner, nn.Embedding) else unit_dims(p, owner)
-        d = noise.to(p)
-        direction.append(d * (unit_norms(p.detach(), dims) / (unit_norms(d, dims) + 1e-10)))
+        units, d = units_of(p, owner), noise.to(p)
+        direction.append(d * (unit_norms(p.detach(), units) / (unit_norms(d, units) + 1e-10)))
     return direction
 
 

@@ -15,8 +15,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from steppe.core import param_groups
 from steppe.core.numerics import vector
 from steppe.core.numerics.perturbations import scaled_perturbation
+from steppe.core.schedules import finite
 from steppe.core.snapshot import Buffers, BufferSnapshot
 from steppe.errors import InputError
 
@@ -27,8 +29,9 @@ class SAMOptimizer(torch.optim.Optimizer):
     """SAM around another optimizer: make both passes yourself, or give `step` a closure.
 
     ``param_groups``, ``state`` and hooks are the base optimizer's own, so that schedulers, checkpoints and hooks
-    work as without SAM; step hooks run once per update. A parameter group may have its own ``rho``. ``skipped`` is
-    True if a gradient of the last step was not finite, so that nothing was updated.
+    work as without SAM; step hooks run once per update. A parameter group may have its own ``rho``, unless the
+    base optimizer has one itself. ``skipped`` is True if a gradient of the last step was not finite, so that
+    nothing was updated.
 
     Args:
         params: The network's parameters, or groups of them; unused if the base optimizer is already made.
@@ -54,8 +57,10 @@ class SAMOptimizer(torch.optim.Optimizer):
         base = base_optimizer(params, **settings) if callable(base_optimizer) else base_optimizer
         if not isinstance(base, torch.optim.Optimizer):
             raise InputError(f"base_optimizer is {base!r}; give an optimizer or its class, or use {_BIND}")
-        if not isinstance(rho, int | float) or not rho >= 0:
+        if not finite(rho) or rho < 0:
             raise InputError(f"rho is {rho!r}; give a number of at least 0, or use {_BIND}")
+        param_groups.check_setting(base, "rho")
+        param_groups.refuse_complex(p for group in base.param_groups for p in group["params"])
         # not Optimizer.__init__: groups, state and hooks are the base optimizer's
         vars(self).update({name: hooks for name, hooks in vars(base).items() if name.endswith("_hooks")})
         self.base_optimizer, self.defaults, self.model = base, base.defaults, model
@@ -95,8 +100,12 @@ class SAMOptimizer(torch.optim.Optimizer):
         """Perturb the weights along their gradients; if the last step was not finished, it is undone first."""
         self._restore()
         self._finite = self._grads_are_finite()
-        groups = [(p, float(g.get("rho", self.rho))) for g in self.param_groups for p in g["params"]]
-        moved = [(p, rho) for p, rho in groups if rho > 0 and p.grad is not None and self._finite]
+        every = [p for g in self.param_groups for p in g["params"]]
+        own = param_groups.setting(self.base_optimizer, every, "rho", self.rho)
+        each = own if isinstance(own, list) else [own] * len(every)
+        moved = [
+            (p, rho) for p, rho in zip(every, each, strict=True) if rho > 0 and p.grad is not None and self._finite
+        ]
         self._saved = [(p, p.clone()) for p, _ in moved]
         self._saved_buffers = None if self._buffers is None else self._buffers.snapshot()
         if moved:

@@ -1,7 +1,8 @@
 """Parts of a network: its output units (filters), noise in proportion to them, and named scopes of parameters."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +14,45 @@ from steppe.errors import InputError
 SCOPES = ("all", "kernels", "last-conv", "last-dense", "last-bias", "tensor:INDEX")
 
 
-def unit_dims(param: Tensor, owner: nn.Module) -> tuple[int, ...] | None:
-    """Return the dimensions that one output unit spans, None if the tensor has no units (bias, norm, embedding).
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
-    Linear and convolution weights (out, in, ...) have a unit per entry of dimension 0, transposed
-    convolutions (in, out, ...) per entry of dimension 1.
+
+@dataclass(frozen=True)
+class Units:
+    """How a tensor divides into output units: ``dims`` are those that one unit spans.
+
+    The first dimension is in ``groups``, each of which has units of its own (grouped transposed convolutions).
     """
-    if param.ndim <= 1 or isinstance(owner, nn.Embedding):
+
+    dims: tuple[int, ...]
+    groups: int = 1
+
+    def reduce(self, f: Callable[[Tensor, tuple[int, ...]], Tensor], t: Tensor) -> Tensor:
+        """Return ``f(t, dims)``, which keeps dimensions, of each unit, in a shape that broadcasts to that of t."""
+        if self.groups == 1:
+            return f(t, self.dims)
+        split = t.reshape(self.groups, -1, *t.shape[1:])
+        each = f(split, (1, *(d + 1 for d in self.dims[1:])))
+        return each.expand(-1, split.shape[1], *each.shape[2:]).flatten(0, 1)
+
+    def fan_in(self, t: Tensor) -> int:
+        """Return how many weights one unit has."""
+        return math.prod(t.shape[d] for d in self.dims) // self.groups
+
+
+def units_of(param: Tensor, owner: nn.Module) -> Units | None:
+    """Return the output units of a tensor, None if it has none (bias, norm).
+
+    Linear and convolution weights (out, in, ...) have a unit per entry of dimension 0, and so have embeddings: a
+    row. Transposed convolutions (in, out / groups, ...) and the Conv1D (in, out) of GPT-2 have one per entry of
+    dimension 1, transposed convolutions in each group.
+    """
+    if param.ndim <= 1:
         return None
     transposed = isinstance(owner, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
-    unit = 1 if transposed else 0
-    return tuple(d for d in range(param.ndim) if d != unit)
+    unit = 1 if transposed or type(owner).__name__ == "Conv1D" else 0
+    dims = tuple(d for d in range(param.ndim) if d != unit)
+    return Units(dims, int(owner.groups) if transposed else 1)  # type: ignore[arg-type]
 
 
 def last_of(net: nn.Module, *kinds: type[nn.Module]) -> nn.Module | None:
@@ -81,8 +110,8 @@ def filter_noise(
     r"""Return filter-wise Gaussian noise: :math:`N(0, (\gamma\lVert w_k\rVert_2)^2)` for each element of unit k.
 
     A unit is a filter of a convolution, a row of a matrix, or a whole bias or norm parameter (Bisla et al.,
-    AISTATS 2022; Li et al., RWP, section 3.2). The standard deviation is not divided by the unit's size. A unit
-    that is zero gets no noise. ``damping`` is a further factor of each unit.
+    AISTATS 2022; Li et al., RWP, arXiv:2211.13489v1, section 3.2). The standard deviation is not divided by the
+    unit's size. A unit that is zero gets no noise. ``damping`` is a further factor.
     """
     deviation = filter_deviation(params, owners, gamma)
     if damping is not None:
@@ -95,36 +124,35 @@ def filter_deviation(
 ) -> Vec:
     r"""Return :math:`\gamma\lVert w_k\rVert_2`, the deviation of `filter_noise`, in a form that broadcasts."""
     weights = [p.detach() for p in params]
-    dims = [_filter_dims(p, o) for p, o in zip(params, owners, strict=True)]
-    whole = [w for w, d in zip(weights, dims, strict=True) if d is None]
+    units = [units_of(p, o) for p, o in zip(params, owners, strict=True)]
+    whole = [w for w, u in zip(weights, units, strict=True) if u is None]
     norms: Vec
     if whole and not vector.any_sharded(whole):
         of_whole = iter(torch._foreach_norm(whole))
-        norms = [next(of_whole) if d is None else unit_norms(w, d) for w, d in zip(weights, dims, strict=True)]
+        norms = [next(of_whole) if u is None else unit_norms(w, u) for w, u in zip(weights, units, strict=True)]
     else:
-        norms = [unit_norms(w, d) for w, d in zip(weights, dims, strict=True)]
+        norms = [unit_norms(w, u) for w, u in zip(weights, units, strict=True)]
     return vector.scale(norms, gamma)
 
 
 def unit_sums(values: Vec, params: Sequence[nn.Parameter], owners: Sequence[nn.Module]) -> Vec:
-    """Return the sum of ``values`` over each unit of `filter_noise`, kept broadcastable."""
+    """Return the sum of ``values`` over each output unit, kept broadcastable; themselves where there is none."""
+    units = [units_of(p, owner) for p, owner in zip(params, owners, strict=True)]
     return [
-        None if v is None else v.sum(_filter_dims(p, owner) or tuple(range(v.ndim)), keepdim=True)
-        for v, p, owner in zip(values, params, owners, strict=True)
+        v if v is None or u is None else u.reduce(lambda t, dims: t.sum(dims, keepdim=True), v)
+        for v, u in zip(values, units, strict=True)
     ]
 
 
-def _filter_dims(param: Tensor, owner: nn.Module) -> tuple[int, ...] | None:
-    return tuple(range(1, param.ndim)) if isinstance(owner, nn.Embedding) else unit_dims(param, owner)
-
-
-def unit_norms(t: Tensor, dims: tuple[int, ...] | None) -> Tensor:
+def unit_norms(t: Tensor, units: Units | None) -> Tensor:
     """Return the L2 norm of each output unit, kept broadcastable; of the whole tensor where it has no units."""
-    if dims is None:
-        dims = tuple(range(t.ndim))
-    return torch.linalg.vector_norm(t, dim=dims, keepdim=True) if t.ndim else t.abs()
+    if not t.ndim:
+        return t.abs()
+    if units is None:
+        units = Units(tuple(range(t.ndim)))
+    return units.reduce(lambda s, dims: torch.linalg.vector_norm(s, dim=dims, keepdim=True), t)
 
 
-def fan_in(t: Tensor, dims: tuple[int, ...]) -> int:
-    """Return how many weights one output unit has."""
-    return math.prod(t.shape[d] for d in dims)
+def norms_of_units(t: Tensor, units: Units) -> Tensor:
+    """Return the L2 norm of each output unit, once each."""
+    return unit_norms(t, units)[:: t.shape[0] // units.groups if units.groups > 1 else 1].reshape(-1)

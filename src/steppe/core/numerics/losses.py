@@ -1,14 +1,18 @@
 """Loss functions that methods share; each is a pure function of tensors."""
 
+import copy
+import inspect
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from steppe.core.amp import upcast_to_float32
 from steppe.core.schedules import TrainingProgress
+from steppe.errors import InputError
 
 
 def _log_probabilities(logits: Tensor, T: float) -> Tensor:
@@ -69,8 +73,27 @@ def diversity(logits: Sequence[Tensor]) -> Tensor:
 
 
 def per_sample(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, y: Tensor) -> Tensor:
-    """Return a loss of each sample (B,) by itself, from a function that averages over samples."""
+    """Return what each sample (B,) adds to a loss that averages over them, up to a common factor.
 
+    A loss with the argument or attribute ``reduction``, as those of PyTorch, is evaluated with 'none': weights of
+    classes count, and samples whose labels are ignored add 0. Any other is evaluated on each sample alone.
+
+    Raises InputError if the mean of these is not the loss, which then weighs samples in a way that is not known.
+    """
+    loss = getattr(loss, "_orig_mod", loss)
+    values: Tensor | None = None
+    if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
+        own: Any = copy.copy(loss)
+        own.reduction = "none"
+        values = own(logits, y)
+    elif "reduction" in inspect.signature(loss).parameters:
+        values = loss(logits, y, reduction="none")  # type: ignore[call-arg]
+    if values is not None and values.ndim and values.numel() % len(logits) == 0:
+        return values.reshape(len(logits), -1).mean(1)
+    return _alone(loss, logits, y)
+
+
+def _alone(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, y: Tensor) -> Tensor:
     def one(z: Tensor, target: Tensor) -> Tensor:
         return loss(z[None], target[None])
 
@@ -78,4 +101,11 @@ def per_sample(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, y: Tens
         values: Tensor = torch.vmap(one)(logits, y)
     except RuntimeError:  # control flow that depends on values cannot be mapped
         values = torch.stack([one(z, target) for z, target in zip(logits, y, strict=True)])
-    return values
+    ignored = values.isnan()
+    mean, whole = values[~ignored].mean(), loss(logits, y)
+    if torch.isfinite(whole) and not torch.isclose(mean, whole, rtol=1e-3, atol=1e-6):
+        raise InputError(
+            f"samples are ranked by their losses, and the loss ({float(whole):.4g}) is not the mean of these "
+            f"({float(mean):.4g}); give it the argument reduction, as torch.nn.functional.cross_entropy has it"
+        )
+    return values.masked_fill(ignored, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 
 from steppe.core.amp import upcast_to_float32
 from steppe.core.numerics.losses import kl_per_sample
+from steppe.errors import InputError
 
 FORMS = ("full", "half", "top:K")
+_HALF = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,12 @@ class LogitBank(nn.Module):
 
     Visits are counted per sample, so epochs, their order and their shuffling do not matter. The form 'full' keeps
     logits in float32 (float64 if the first ones are and nothing was allocated), 'half' in float16, 'top:K' the K
-    largest probabilities at temperature ``T`` in float16, and their classes in 16 bits.
+    largest probabilities at temperature ``T`` in float16, and their classes in 16 bits. In float16, logits beyond
+    its range (65504) are stored less their maximum, which has the same probabilities.
 
     Buffers grow with the largest index; checkpoints save them.
+
+    Raises InputError for an index that is not a whole number of at least 0, or needs more memory than there is.
     """
 
     def __init__(self, past: int, form: str, T: float):
@@ -73,8 +79,7 @@ class LogitBank(nn.Module):
 
         The outputs of samples with fewer visits than that are meaningless.
         """
-        index = index.cpu()
-        self._grow(int(index.max()) + 1)
+        index = self._checked(index)
         visits = self.get_buffer("visits")[index]
         if not self.total:
             return StoredLogits(torch.zeros(len(index), 0), None, self.T), visits
@@ -85,13 +90,17 @@ class LogitBank(nn.Module):
 
     def write(self, index: Tensor, logits: Tensor) -> None:
         """Store a visit to each sample: ``logits`` (B, C)."""
-        index, logits = index.cpu(), upcast_to_float32(logits.detach()).cpu()
+        logits = upcast_to_float32(logits.detach()).cpu()
         self._set_form(logits)
-        self._grow(int(index.max()) + 1)
+        index = self._checked(index)
         visits = self.get_buffer("visits")
         slot = visits[index].long() % self.past
         values = self.get_buffer("values")
         if self.top is None:
+            if values.dtype == torch.float16:
+                large = logits.abs().amax(1, keepdim=True) > _HALF
+                shifted = (logits - logits.amax(1, keepdim=True)).clamp(min=-_HALF)
+                logits = torch.where(large, shifted, logits)
             values[index, slot] = logits.to(values.dtype)
         else:
             most = torch.softmax(logits / self.T, 1).topk(self.top, dim=1)
@@ -110,9 +119,25 @@ class LogitBank(nn.Module):
             if self.top is not None:
                 self.classes = torch.zeros(samples, self.past, width, dtype=torch.int16)
 
+    def _checked(self, index: Tensor) -> Tensor:
+        """Return sample indices on the CPU, for which there is room."""
+        if index.is_floating_point() or index.dtype == torch.bool or index.ndim != 1 or int(index.min()) < 0:
+            raise InputError(
+                f"the batch's index is {index.dtype} of shape {tuple(index.shape)}, from {index.min().item()}; "
+                "give each sample's position in the data set, whole numbers from 0"
+            )
+        self._grow(int(index.max()) + 1)
+        return index.cpu()
+
     def _grow(self, count: int, exactly: bool = False) -> None:
         size = len(self.get_buffer("visits"))
         if count > size:
+            need, memory = size_in_bytes(count, self.total, self.past, self.form), _memory()
+            if need > memory:
+                raise InputError(
+                    f"the batch's index goes up to {count - 1}, whose past outputs take {need / 2**30:.0f} GiB of "
+                    f"{memory / 2**30:.0f}; give each sample's position in the data set, from 0"
+                )
             more = max(count, 0 if exactly else size + size // 2) - size
             for name in ("visits", "values", "classes"):
                 t = self.get_buffer(name)
@@ -138,6 +163,13 @@ class LogitBank(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LogitBank:
         """Stay in the host's memory when the rest is moved."""
         return self
+
+
+def _memory() -> float:
+    """Return the machine's memory in bytes, infinity if unknown."""
+    if not hasattr(os, "sysconf"):
+        return float("inf")
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def top_k(form: str) -> int | None:

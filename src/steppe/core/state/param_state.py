@@ -1,6 +1,7 @@
 """A vector in parameter space that a method keeps between steps."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,25 +13,43 @@ from steppe.core.snapshot import copy_into
 
 
 class ParamState(nn.Module):
-    """One buffer per parameter of a network, in the order of registration, zero at first; checkpoints save it.
+    """One buffer per parameter of a network, zero at first, by its name; checkpoints save it.
 
+    Parameters of the optimizer that are not in the network (those of a loss) are numbered in its order.
+    A parameter that is new, as after a head was exchanged, starts at zero; one that is gone is forgotten.
     ``writes`` counts how often it was written.
     """
 
     def __init__(self, net: nn.Module):
         super().__init__()
         self.writes = 0
-        self._of: tuple[nn.Parameter, ...] = ()
+        self._last: tuple[nn.Parameter, ...] = ()
         self._names: list[str] = []
-        for i, p in enumerate(net.parameters()):
-            self.register_buffer(str(i), torch.zeros_like(p, requires_grad=False))
+        self._owners: dict[str, nn.Parameter] = {}  # none after loading: buffers are then found by name
+        self._claim((), net)
 
     def read(self, params: Sequence[nn.Parameter], net: nn.Module) -> Vec:
         """Return the stored tensors of these parameters."""
-        if not param_groups.same(params, self._of):
-            where = {id(p): str(i) for i, p in enumerate(net.parameters())}
-            self._of, self._names = tuple(params), [where[id(p)] for p in params]
+        if not param_groups.same(params, self._last):
+            self._claim(params, net)
+            names = {id(p): name for name, p in self._owners.items()}
+            self._last, self._names = tuple(params), [names[id(p)] for p in params]
         return [self._buffers[name] for name in self._names]
+
+    def _claim(self, params: Sequence[nn.Parameter], net: nn.Module) -> None:
+        """Have a buffer for each parameter of the network and each of ``params``."""
+        named = {f"net/{name.replace('.', '/')}": p for name, p in net.named_parameters()}
+        inside = {id(p) for p in named.values()}
+        named |= {f"extra/{i}": p for i, p in enumerate(p for p in params if id(p) not in inside)}
+        before = dict(self._buffers)
+        owned = {id(p): before.pop(name) for name, p in self._owners.items()}
+        self._buffers.clear()
+        for name, p in named.items():
+            stored = owned.get(id(p), before.get(name))
+            if stored is None or stored.shape != p.shape:
+                stored = torch.zeros_like(p, requires_grad=False)
+            self.register_buffer(name, stored.to(p))
+        self._owners = named
 
     def write(self, params: Sequence[nn.Parameter], net: nn.Module, values: Vec) -> None:
         """Store values; a parameter without a value keeps its stored one."""
@@ -53,3 +72,15 @@ class ParamState(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Load the count."""
         self.writes = int(state)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Have the buffers that were saved, whichever parameters there were."""
+        names = [k.removeprefix(prefix) for k in state_dict if k.startswith((f"{prefix}net/", f"{prefix}extra/"))]
+        for name in [name for name in self._buffers if name not in names]:
+            del self._buffers[name]
+        for name in names:
+            saved, own = state_dict[prefix + name], self._buffers.get(name)
+            if own is None or own.shape != saved.shape:
+                self.register_buffer(name, torch.zeros_like(saved))
+        self._last, self._owners = (), {}
+        super()._load_from_state_dict(state_dict, prefix, *rest)

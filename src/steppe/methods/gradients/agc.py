@@ -9,6 +9,7 @@ Limits   clipping = inf is Plain
 Differs  1. the last linear layer's weight is not clipped, as in the authors' code; clip_head = True clips it too,
             as the SADT notebook does.
          2. units where nothing is clipped keep their gradient bit for bit.
+         3. a unit of an embedding is a row, as in timm; of a transposed convolution an output channel.
 Start    clipping 0.01 (paper, batch 4096; up to 0.16 for small batches), eps 1e-3
 """
 
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 from steppe.core.method import Method, Runtime, require
-from steppe.core.numerics.filters import last_of, unit_dims, unit_norms
+from steppe.core.numerics.filters import last_of, unit_norms, units_of
 from steppe.core.numerics.vector import Vec
 
 
@@ -45,8 +46,8 @@ class AGC(Method):
             if g is None or (owner is head and p.ndim > 1 and not self.clip_head):
                 clipped.append(g)
                 continue
-            dims = unit_dims(p, owner)
-            largest = self.clipping * unit_norms(p.detach(), dims).clamp(min=self.eps)
-            norm = unit_norms(g, dims)
+            units = units_of(p, owner)
+            largest = self.clipping * unit_norms(p.detach(), units).clamp(min=self.eps)
+            norm = unit_norms(g, units)
             clipped.append(torch.where(norm < largest, g, g * (largest / norm.clamp(min=1e-6))))
         return clipped

@@ -9,8 +9,8 @@ Limits   on a network of vectors only (no weight with two dimensions) it is Plai
 Differs  1. units with a single weight are not changed; the authors' code freezes them (their mean is themselves).
          2. the raw gradient is centred before the optimizer, weight decay is not; the authors' SGD centres
             the sum of gradient and weight decay, their Adam by default the final direction.
-         3. transposed convolutions are centred per output channel, embeddings not at all; the authors' code
-            centres over all dimensions but the first.
+         3. transposed convolutions (also grouped ones) are centred per output channel, embeddings not at all; the
+            authors' code centres over all dimensions but the first.
 Start    nothing to set; conv_only = True does not centre linear layers (authors' option)
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from steppe.core.method import Method, Runtime
-from steppe.core.numerics.filters import fan_in, unit_dims
+from steppe.core.numerics.filters import EMBEDDINGS, units_of
 from steppe.core.numerics.vector import Vec
 
 
@@ -33,9 +33,9 @@ class GC(Method):
     def transform(self, grads: Vec, rt: Runtime) -> Vec:
         centred: Vec = []
         for g, p, owner in zip(grads, rt.params, rt.owners, strict=True):
-            dims = unit_dims(p, owner)
-            if g is None or dims is None or fan_in(p, dims) == 1 or (self.conv_only and p.ndim < 3):
+            units = None if isinstance(owner, EMBEDDINGS) else units_of(p, owner)
+            if g is None or units is None or units.fan_in(p) == 1 or (self.conv_only and p.ndim < 3):
                 centred.append(g)
             else:
-                centred.append(g - g.mean(dim=dims, keepdim=True))
+                centred.append(g - units.reduce(lambda t, dims: t.mean(dims, keepdim=True), g))
         return centred

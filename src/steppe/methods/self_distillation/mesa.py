@@ -11,7 +11,8 @@ Differs  1. squared = True multiplies the KL by T^2 as the code does; the poster
          2. the mean warms up, d = min(decay, (1 + t) / (10 + t)): at decay 0.9998 it would hold a fifth of the
             random initial weights after six epochs. Integer buffers are copied, running statistics averaged.
          3. deployed are the weights; the code reports the mean's accuracy if that option is set.
-Start    lam 0.8, T 5, decay 0.9998, start 5 epochs of 90 (authors' script)
+Start    lam 0.8, T 5, decay 0.9998, start after 6 epochs of 90, 0.06667 (authors' script:
+         epoch > 5, counted from 0)
 """
 
 from dataclasses import dataclass

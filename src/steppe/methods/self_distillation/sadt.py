@@ -15,11 +15,14 @@ Differs  the paper leaves open, and we take from the notebook: KL's first argume
          gradient is taken at w_t (the paper's figure 1 says w_up); the optimizer's state is shared by both
          updates; dropout masks are drawn afresh (masks = 'replay' repeats those of the first pass); the
          variant-3 ascent of 1e-3. Running statistics come from the first pass, as in the notebook.
+         For variant 2 the paper names the pair [f(x; w_t), f(x; w)], which may mean either order; we keep that
+         of its general formula, direction = 'aux-pre' is the other.
          preset = 'notebook' takes further:  noise on weights of two or more dimensions only (paper: every
-         layer);  KL(f(x; w_t) || f(x; w)) in variants 2 and 3 (paper: the other way round);  in variant 2
-         sigma 0.1 (paper: 1e-4), the softmax layer's bias multiplied by N(0, 0.1^2) and noise on the tensor
-         that the notebook's layer index hits (tensor:7, a bias, in the Simple CNN; tensor:53 and tensor:109
-         in VGG and Inception-ResNet) (paper: last dense layer and last convolution).
+         layer);  KL(f(x; w_t) || f(x; w)) in variants 2 and 3 (paper: the other way round in variant 3);  in
+         variant 2 sigma 0.1 (paper: 1e-4), the softmax layer's bias multiplied by N(0, 0.1^2) and noise on the
+         tensor that the notebook's layer index hits (paper: last dense layer and last convolution): tensor:7, a
+         bias, in the Simple CNN; tensor:53, a running variance, so none, in VGG; in Inception-ResNet 49 of Keras's
+         list, which is by depth, a beta that is tensor:47 in ours.
 Start    sigma 1e-4, the initial learning rate (paper, section 3.1)
 """
 
@@ -82,6 +85,7 @@ class SADT(Method):
                 object.__setattr__(self, name, value)
         require(self, "sigma", self.sigma is not None and self.sigma >= 0, "a number of at least 0")
         require(self, "direction", self.direction in ("pre-aux", "aux-pre"), "'pre-aux' or 'aux-pre'")
+        require(self, "ascent", self.ascent >= 0, "a number of at least 0 (0.001)")
         require(self, "weight", self.weight >= 0, "a number of at least 0")
         require(self, "updates", self.updates in (1, 2), "1 or 2")
         require(self, "masks", self.masks in ("fresh", "replay"), "'fresh' or 'replay'")

@@ -39,6 +39,7 @@ class FriendlySAM(Method):
 
     def check(self) -> None:
         require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.2 is usual)")
+        require(self, "sigma", self.sigma >= 0, "a number of at least 0 (1 is usual)")
         require(self, "lam", 0 <= self.lam < 1, "a number from 0 to below 1 (0.6 to 0.95)")
 
     def init(self, net: nn.Module) -> nn.Module:

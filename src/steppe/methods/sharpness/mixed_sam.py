@@ -2,7 +2,7 @@
 
     w <- U(w, alpha g + (1 - alpha) g_p),   g_p = grad L(w + rho g / |g|),   g = grad L(w)
 
-Paper    Li et al., RWP, TNNLS 2024, arXiv:2211.13489, section 4.7 (its formula lacks one gradient sign)
+Paper    Li et al., RWP, TNNLS 2024, arXiv:2211.13489v1, section 4.7 (its formula lacks one gradient sign)
 Code     none
 Cost     2 forward, 2 backward, 1 update
 Limits   alpha = 1 or rho = 0 is Plain; alpha = 0 is SAM

@@ -4,12 +4,14 @@
     n ~ N(0, (gamma |w_k|)^2) for every element of filter k
 
 Paper    Liu et al., NeurIPS 2022, "Random sharpness-aware minimization"
-Code     none official
+Code     RSAM-Optimizer/R-SAM @ 1ceba0e (the authors', JAX)
 Cost     2 forward, 2 backward, 1 update
 Limits   rho = gamma = 0 is Plain; gamma = 0 is SAM; rho = 0 is RWP's noisy term
-Differs  the noise is scaled filter by filter, as in RWP; running statistics and the reported loss come from the
-         first pass, which is the noisy one: there is no clean pass
-Start    rho as SAM; gamma 0.01, RWP's (no published value at hand)
+Differs  1. the authors' code takes the second gradient at w + rho (2 g_n + n) / |2 g_n + n|, not at w + n + e.
+         2. running statistics and the reported loss come from the first pass, which is the noisy one: there is no
+            clean pass. The authors train a network without running statistics.
+         3. gamma and rho are constants unless rho is scheduled; theirs follow the step and the learning rate.
+Start    rho as SAM, gamma 0.01 as RWP; for ViT-B/16 on ImageNet gamma rises from 0.0005 to 0.0025 (authors' code)
 """
 
 from dataclasses import dataclass

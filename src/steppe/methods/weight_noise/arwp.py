@@ -1,7 +1,8 @@
 """Adaptive random weight perturbation: RWP whose noise is smaller where past gradients were large.
 
     w <- U(w, alpha g + (1 - alpha) g_n),   g = grad L(w),   g_n = grad L(w + n),   F <- beta F + g_n^2
-    n ~ N(0, (gamma |w_k|)^2 / (1 + eta F_k)) for every element of filter k,   F_k the sum of F over filter k
+    n ~ N(0, (gamma |w_k|)^2 / (1 + eta F_k)) for every element of filter k,   F_k the sum of F over filter k;
+    each element of a bias or norm parameter has its own F
 
 Paper    Li et al., TMLR 2024, "Revisiting random weight perturbation ..."
 Code     nblt/mARWP @ d739394

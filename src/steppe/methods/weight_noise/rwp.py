@@ -3,7 +3,7 @@
     w <- U(w, alpha g_1 + (1 - alpha) g_2),   g_1 = grad L_{B1}(w),   g_2 = grad L_{B2}(w + n)
     n ~ N(0, (gamma |w_k|)^2) for every element of filter k
 
-Paper    Li et al., TNNLS 2024, arXiv:2211.13489, equations 10 and 14
+Paper    Li et al., TNNLS 2024, arXiv:2211.13489v1, algorithm 1
 Code     nblt/RWP @ cb0acb0
 Cost     2 forward, 2 backward, 1 update; batches = 2 halves its batch: 1 forward, 1 backward; half of the
          processes each: 1 forward, 1 backward
@@ -17,7 +17,8 @@ Differs  1. alpha weighs the clean gradient (paper); the authors' code weighs th
             an even number. Noise differs between processes, theirs has one seed. Replicas stay equal bit for
             bit, since weights are restored by copy.
          5. running statistics are those of the clean pass, or of the first process, which is a clean one.
-Start    gamma 0.01, alpha 0.5 (CIFAR); gamma 0.005 (ImageNet); gamma 0.001 (ViT) (paper, sections 5.1 to 5.3)
+Start    gamma 0.01, alpha 0.5 (CIFAR); gamma 0.005 (ImageNet); gamma 0.001 (ViT) (paper, section 4.1,
+         appendices D and E)
 """
 
 from dataclasses import dataclass

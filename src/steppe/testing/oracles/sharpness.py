@@ -130,7 +130,7 @@ def r_sam(r: Reference, x: Tensor, y: Tensor) -> None:
 
 
 def rwp(r: Reference, x: Tensor, y: Tensor) -> None:
-    """Li et al., equations 10 and 14."""
+    """Li et al., arXiv:2211.13489v1, algorithm 1."""
     g = r.gradient(r.w, x, y)
     noisy = r.gradient(plus(r.w, filter_noise(r)), x, y)
     alpha = r.settings["alpha"]
@@ -138,11 +138,11 @@ def rwp(r: Reference, x: Tensor, y: Tensor) -> None:
 
 
 def arwp(r: Reference, x: Tensor, y: Tensor) -> None:
-    """Li et al., TMLR 2024."""
+    """Li et al., TMLR 2024, and their code: each element of a vector has its own F."""
     fisher = r.memory.setdefault("F", times(r.w, 0.0))
     noise = filter_noise(r)
     for k, f in fisher.items():
-        of_unit = f.reshape(len(f), -1).sum(1) if f.ndim > 1 else f.sum().reshape(1)
+        of_unit = f.reshape(len(f), -1).sum(1)
         noise[k] = noise[k] / (1 + r.settings["eta"] * of_unit.reshape(-1, *[1] * (f.ndim - 1))) ** 0.5
     g = r.gradient(r.w, x, y)
     noisy = r.gradient(plus(r.w, noise), x, y)
