@@ -27,7 +27,7 @@ from steppe.core.numerics.vector import Vec
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import FunctionSchedule, Schedule
 from steppe.core.step import Step
-from steppe.core.step_state import BindOptions, LossFunction
+from steppe.core.step_state import BindOptions, LossFunction, is_count, is_number, is_whole
 from steppe.errors import InputError, unknown
 
 # with the types of its signatures, so that a method imports its contract from one place
@@ -148,7 +148,7 @@ class Method:
             optimizer: Your own optimizer over the model's parameters; it is neither wrapped nor copied, so
                 its schedulers and checkpoints work as before. A parameter group may have its own ``rho``.
             loss: ``loss(logits, y)``, the mean over the batch; or 'model' if the model, given the targets,
-                returns its own loss.
+                returns its own loss. The buffers of a module count each batch once, as the model's do.
             clip: Largest global L2 norm of the gradient given to the optimizer.
             clip_each: Clip the gradient of each network or branch by its own norm, as if it had an optimizer of
                 its own; parameters that several share are clipped together.
@@ -177,22 +177,14 @@ class Method:
                 f"optimizer is of type {type(optimizer).__name__}; give a torch.optim.Optimizer of the model's "
                 "parameters"
             )
-        if clip is not None and not clip > 0:
-            raise InputError(f"clip is {clip}; give a number above 0, or None")
-        if microbatch is not None and microbatch < 1:
-            raise InputError(f"microbatch is {microbatch}; give at least 1, or None")
-        if epoch is not None and epoch < 1:
-            raise InputError(f"epoch is {epoch}; give the number of steps of an epoch, or None")
-        if isinstance(loss, str) and loss != "model":
-            raise InputError(f"loss is {loss!r}; give a function, or 'model' if the model returns its own loss")
         if m is not None:
-            if m != "micro" and (not isinstance(m, int) or isinstance(m, bool) or m < 1):
+            if m != "micro" and not is_count(m):
                 raise InputError(f"m is {m!r}; give a number of samples, 'micro', or None")
             if sync not in (None, "local"):
                 raise InputError(f"m is {m!r} and sync is {sync!r}, which cannot be combined; set only one")
         options = BindOptions(
             loss,
-            transforms=[method.transform for method in (self, *transforms)],
+            transforms=[method.transform for method in (self, *_transforms(transforms))],
             clip=clip,
             clip_each=clip_each,
             precision=precision,
@@ -205,6 +197,19 @@ class Method:
             seed=seed,
         )
         return Step(self, model, optimizer, options, m)
+
+
+def _transforms(methods: Any) -> Sequence[Method]:
+    """Return the methods; raises InputError for one that does something else than to transform the gradient."""
+    if not isinstance(methods, list | tuple):
+        raise InputError(f"transforms is {methods!r}; give a list of methods")
+    for method in methods:
+        if not (isinstance(method, Method) and overrides(method, "transform")):
+            raise InputError(f"transforms has {method!r}, which transforms no gradient; bind it itself")
+        for part in ("step", "objective", "after", "predict", "deployed_weights"):
+            if overrides(method, part):
+                raise InputError(f"transforms has {method!r}, whose {part} would be left out; use On")
+    return methods
 
 
 def with_weights(plain: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -240,11 +245,15 @@ def check_fields(method: Method) -> None:
         value, hint = getattr(method, f.name), hints[f.name]
         allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         fits = any(
-            (a is float and isinstance(value, int | float) and not isinstance(value, bool))
-            or (a is int and isinstance(value, int) and not isinstance(value, bool))
+            (a is float and is_number(value))
+            or (a is int and is_whole(value))
             or (inspect.isclass(a) and a not in (float, int) and isinstance(value, a))
             for a in allowed
         )
+        if fits and is_number(value):
+            # one value, one text: a state and a record compare a method's settings as text
+            kind = int if is_whole(value) and (int in allowed or float not in allowed) else float
+            object.__setattr__(method, f.name, kind(value))
         if not fits and Schedule in allowed and callable(value):
             object.__setattr__(method, f.name, FunctionSchedule(value))
             continue

@@ -61,9 +61,9 @@ def extract_loss(output: Any) -> tuple[Tensor, Tensor]:
     elif not isinstance(output, Tensor):
         named = output if isinstance(output, Mapping) else vars(output) if hasattr(output, "__dict__") else {}
         loss, logits = named.get("loss"), named.get("logits")
-    if not isinstance(loss, Tensor) or loss.ndim:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise InputError(
             f"loss='model' needs a model that returns its loss; this one returned {type(output).__name__}. "
             "Give the labels with the batch, or a loss function to bind"
         )
-    return loss, logits if isinstance(logits, Tensor) else loss.detach().new_empty(0)
+    return loss.reshape(()), logits if isinstance(logits, Tensor) else loss.detach().new_empty(0)

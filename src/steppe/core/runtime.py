@@ -14,14 +14,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from steppe.core import param_groups, rng
+from steppe.core import param_groups, rng, user_loss
 from steppe.core.amp import MixedPrecision, upcast_to_float32
 from steppe.core.batch import Batch, join_logits
 from steppe.core.data_parallel import Sharded, parallelism_of
 from steppe.core.model_call import call_model, extract_logits, extract_loss, unwrap_model
 from steppe.core.multi_network import MultiNetwork, member_of
 from steppe.core.numerics import vector
-from steppe.core.numerics.losses import per_sample
 from steppe.core.numerics.vector import ScaledVector, Vec
 from steppe.core.schedules import ScheduleValue, TrainingProgress, value_at
 from steppe.core.snapshot import Buffers, SnapshotPool
@@ -59,6 +58,8 @@ class Runtime:
         self.model, self.optimizer, self.options = model, optimizer, options
         self.net, wrapper = unwrap_model(model)
         self.params = param_groups.trainable(optimizer)
+        self._with_state = [self.net, *user_loss.modules_of(options.loss)]
+        param_groups.require_trainable(self._with_state, optimizer, self.params)
         self.device = self.params[0].device
         self.precision = MixedPrecision(options.precision, self.params[0], options.scaler)
         self.parallel = parallelism_of(self.net, wrapper, self.params, options.sync)
@@ -75,7 +76,7 @@ class Runtime:
         self._memo: dict[Hashable, Any] = {}
         self._good = torch.zeros((), dtype=torch.bool, device=self.device)
         self._weight_snapshots, self._update_snapshots = SnapshotPool(), SnapshotPool()
-        self.buffers = Buffers(self.net)
+        self.buffers = Buffers(*self._with_state)
         self.step_state = StepState(self.buffers.snapshot(), self._good, None, [], 0.0)
         self._in_grad: Vec | None = None  # the tensors that the last pass left in ``.grad``
         self._clean_rng = rng.capture(self.device)
@@ -105,6 +106,7 @@ class Runtime:
             with self.parallel.no_sync(), nullcontext() if where is None else self._only(where):
                 with self.precision.autocast():
                     out = objective(part)
+                user_loss.require_graph(out.loss)
                 factor = weight * loss_weight
                 loss = out.loss if factor == 1 else out.loss * factor
                 self.precision.scaled(loss).backward()  # type: ignore[no-untyped-call]
@@ -113,6 +115,10 @@ class Runtime:
             logits.append(out.logits.detach().clone() if out.logits._is_view() else out.logits.detach())
         # they stay in .grad until the next pass: an update with them need not assign them again
         self._in_grad = [p.grad for p in self.params]
+        if self.step_state.first is None and self.passes.steps <= user_loss.CHECKED_STEPS:
+            param_groups.require_dense(self._in_grad)
+            if len(parts) > 1 or len(batch) < self.step_state.size:
+                user_loss.require_additive(self, parts, logits)
         grads = self.precision.unscaled(self._in_grad)
         if where is not None:
             grads = vector.only(grads, where)
@@ -301,18 +307,13 @@ class Runtime:
         """Return the user's loss, in at least float32 whatever the precision of the pass."""
         if not callable(self.options.loss):
             raise InputError("this method computes losses itself; bind it with a loss function, not loss='model'")
-        return self.options.loss(upcast_to_float32(logits), y)
+        return user_loss.loss_value(self.options.loss, upcast_to_float32(logits), y)
 
     def losses(self, outputs: Any, batch: Batch) -> Tensor:
         """Return the user's loss of each sample (B,), from logits of the batch or of each of its micro-batches."""
-        pairs = (
-            [(outputs, batch.y)]
-            if isinstance(outputs, Tensor)
-            else [(z, part.y) for z, part in zip(outputs, self.micro_batches(batch), strict=True)]
-        )
-
+        logits, parts = (outputs, self.micro_batches(batch)) if isinstance(outputs, list) else ([outputs], [batch])
         with torch.no_grad():
-            return torch.cat([per_sample(self.loss, z, y) for z, y in pairs])
+            return torch.cat([user_loss.of_samples(self.loss, z, p) for z, p in zip(logits, parts, strict=True)])
 
     def setting(self, name: str, value: ScheduleValue) -> float | list[float]:
         """Return a hyper-parameter's value in this step: one number, or one per parameter.
@@ -324,7 +325,7 @@ class Runtime:
     @property
     def now(self) -> TrainingProgress:
         """Where training is."""
-        lr = float(self.optimizer.param_groups[0]["lr"])
+        lr = param_groups.learning_rate(self.optimizer)
         done = max(self.passes.steps - 1, 0)
         length = self.options.steps
         share = length() if callable(length) else done / length if length else None
@@ -388,8 +389,9 @@ class Runtime:
         if not param_groups.same(params := param_groups.trainable(self.optimizer), self.params):
             self.params = params
             self.owners, self._memo = param_groups.owners(self.net, self.params), {}
-            self.buffers = Buffers(self.net)
+            self.buffers = Buffers(*self._with_state)
         parts, weight = self.micro_batches(batch), self.weight(batch)
+        user_loss.require_weights(self.options.weigh, parts, weight, self.parallel.size)
         self.step_state = StepState(self.buffers.snapshot(), self._good, batch, parts, weight)
         self.parallel.begin(weight, len(parts))
         self.parallel.reshard()

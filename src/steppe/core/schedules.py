@@ -11,7 +11,8 @@ from steppe.errors import InputError
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Where training is: the ``step``, from 0; the ``share`` that is done, None if unknown; the learning rate.
+    """Where training is: the ``step``, from 0; the ``share`` that is done, None if unknown; the learning rate,
+    NaN if unknown.
 
     Amounts of training are whole numbers of steps or, below 1, shares of the whole.
     """
@@ -100,7 +101,9 @@ class WithLR(Schedule):
             raise InputError(f"lr_max is {self.lr_max:g} and lr_min {self.lr_min:g}; give a larger lr_max")
 
     def at(self, now: TrainingProgress) -> float:
-        """Return the value at the present learning rate."""
+        """Return the value at the present learning rate; raises InputError if the optimizer has none."""
+        if math.isnan(now.lr):
+            raise InputError("a schedule follows the learning rate, and the optimizer's is None; give it a number")
         return self.low + (self.high - self.low) * (now.lr - self.lr_min) / (self.lr_max - self.lr_min)
 
 

@@ -7,7 +7,8 @@ Values are copied back into the tensors' own storage: adding and subtracting an 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,11 +54,11 @@ class SnapshotPool:
 
 
 class Buffers:
-    """The buffers (running statistics, counters) of a network."""
+    """The buffers (running statistics, counters) of modules: a network, a loss."""
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, *modules: nn.Module):
         # to search a deep network for the modules that have buffers takes longer than to copy these
-        self._modules: list[Named] = [m._buffers for m in net.modules() if m._buffers]
+        self._modules: list[Named] = [m._buffers for net in modules for m in net.modules() if m._buffers]
         self._pool = SnapshotPool()
 
     def snapshot(self) -> BufferSnapshot:
@@ -92,6 +93,21 @@ class BufferSnapshot:
     def release(self) -> None:
         """Give the storage to the next one."""
         self._pool.release(self._values)
+
+
+@contextmanager
+def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    """Switch modules to evaluation mode; then restore every mode, and the buffers that passes changed."""
+    training = [m for net in modules for m in net.modules() if m.training]
+    buffers = Buffers(*modules).snapshot()
+    try:
+        for m in training:
+            m.training = False
+        yield
+    finally:
+        for m in training:
+            m.training = True
+        buffers.restore()
 
 
 class OptimizerSnapshot:
