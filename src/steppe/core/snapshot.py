@@ -38,10 +38,10 @@ class Snapshot:
         else:
             self._allocate()
         with torch.no_grad():
-            for vectors, values in self._joined:
-                torch.cat(vectors, out=values)
-        for current, values, joined in self._groups:
-            if not joined:
+            for vectors, joined in self._joined:
+                torch.cat(vectors, out=joined)
+        for current, values, taken in self._groups:
+            if not taken:
                 _copy(values, current)
 
     def _allocate(self) -> None:
