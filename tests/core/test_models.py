@@ -69,7 +69,8 @@ def test_parameters_unfrozen_or_added_later_are_trained_and_perturbed():
     net = small_net(dropout=0.0)
     net[0].requires_grad_(False)
     optimizer = sgd(net[:9])
-    step = steppe.SAM(rho=0.5).bind(net, optimizer)
+    with pytest.warns(UserWarning, match="parameters of the model are in no group of the optimizer"):
+        step = steppe.SAM(rho=0.5).bind(net, optimizer)
     step(*small_batch())
     first = net[0].weight.detach().clone()
     head = net[9].weight.detach().clone()

@@ -58,17 +58,21 @@ def test_every_bit_pattern_is_restored() -> None:
     assert torch.equal(weights.data.view(torch.int32), patterns)
 
 
+def places(snapshot: Snapshot) -> list[int]:
+    return [v.data_ptr() for _, values, _ in snapshot._groups for v in values]
+
+
 def test_a_pool_reuses_storage_of_the_same_shapes_and_types_only() -> None:
     tensors = [torch.randn(3), torch.randn(2, 2)]
     pool = SnapshotPool()
     first = pool.make(tensors)
-    storage = [v.data_ptr() for v in first._values]
-    assert [v.data_ptr() for v in pool.make(tensors)._values] != storage  # two at a time
+    storage = places(first)
+    assert places(pool.make(tensors)) != storage  # two at a time
     pool.release(first)
     tensors[0].add_(1)
     expected = [t.clone() for t in tensors]
     again = pool.make(tensors)
-    assert [v.data_ptr() for v in again._values] == storage
+    assert places(again) == storage
     tensors[1].zero_()
     again.restore()
     assert all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))

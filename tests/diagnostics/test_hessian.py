@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from support.bowl import bowl, curved
 from support.small import small_batch, small_net
+from torch import nn
 
 from steppe.diagnostics.hessian import density, eigenvalues, trace
 from steppe.diagnostics.loss_surface import LossSurface
@@ -111,3 +112,32 @@ def test_few_distinct_eigenvalues_are_exact():
 def test_impossible_arguments_are_one_line(call, message):
     with pytest.raises(InputError, match=message):
         call(bowl(curved(4), torch.ones(4, dtype=torch.float64)))
+
+
+class Attention(nn.Module):
+    def __init__(self, fused: bool):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fused, self.qkv, self.out = fused, nn.Linear(6, 24), nn.Linear(8, 3)
+        self.double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4)
+        plain = torch.softmax(q @ k.mT / 2, -1) @ v
+        z = F.scaled_dot_product_attention(q, k, v) if self.fused else plain
+        return self.out(z.transpose(1, 2).flatten(2).mean(1))
+
+
+def test_attention_has_the_second_derivatives_of_its_formula():
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 5, 6).double(), torch.tensor([0, 1, 2, 0, 1, 2])
+    fused, plain = (LossSurface(Attention(fused), [(x, y)]) for fused in (True, False))
+    assert eigenvalues(fused, 2).values == pytest.approx(eigenvalues(plain, 2).values, rel=1e-6)
+    assert trace(fused, 3).mean == pytest.approx(trace(plain, 3).mean, rel=1e-9)
+
+
+def test_a_network_without_second_derivatives_is_refused():
+    net = nn.Sequential(nn.EmbeddingBag(20, 8), nn.Linear(8, 3))
+    surface = LossSurface(net, [(torch.randint(0, 20, (6, 5)), torch.tensor([0, 1, 2, 0, 1, 2]))])
+    with pytest.raises(InputError, match=r"no Hessian \(.*_embedding_bag_backward.*\); replace that layer"):
+        trace(surface, 1)

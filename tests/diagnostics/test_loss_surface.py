@@ -5,11 +5,13 @@ import torch
 import torch.nn.functional as F
 from support.small import small_batch, small_net
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from steppe import Batch
 from steppe.diagnostics.hessian import eigenvalues
 from steppe.diagnostics.loss_surface import LossSurface
 from steppe.diagnostics.sharpness import worst_case_sharpness
+from steppe.errors import InputError
 
 
 class Tagger(nn.Module):
@@ -102,3 +104,47 @@ def test_weights_and_buffers_are_restored_after_an_error():
         interrupted()
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert net[1].momentum == 0.1 and all(m.training for m in net.modules())
+
+
+class Counter(nn.Module):
+    """Counts its passes in a buffer, in every mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 3)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("collated", [False, True])
+def test_a_data_loader_is_data_and_evaluations_change_no_buffer(collated):
+    torch.manual_seed(0)
+    x, y, net = torch.randn(8, 8), torch.randint(0, 3, (8,)), Counter()
+    loader = DataLoader(TensorDataset(x, y), 4, collate_fn=None if collated else tuple_of)
+    surface = LossSurface(net, loader)
+    assert surface.value().loss == pytest.approx(F.cross_entropy(net.linear(x), y).item(), rel=1e-6)
+    surface.gradient(), surface.outputs(), surface.hvp([torch.ones_like(p) for p in surface.params])
+    with surface.recalibrated(loader):
+        pass
+    assert int(net.calls) == 0
+
+
+def tuple_of(samples: list) -> tuple[Tensor, Tensor]:
+    return torch.stack([x for x, _ in samples]), torch.stack([y for _, y in samples])
+
+
+def test_a_loss_that_is_no_mean_is_refused_in_batches():
+    x, y = torch.randn(8, 8), torch.randint(0, 3, (8,))
+    net, loss = nn.Linear(8, 3), nn.CrossEntropyLoss(reduction="sum")
+    assert LossSurface(net, [(x, y)], loss).loss() == pytest.approx(loss(net(x), y).item())
+    for evaluate in (
+        lambda: LossSurface(net, [(x[:4], y[:4]), (x[4:], y[4:])], loss).loss(),
+        lambda: worst_case_sharpness(LossSurface(net, [(x, y)], loss), 0.1, m=4),
+    ):
+        with pytest.raises(InputError, match="give a loss that is a mean over samples"):
+            evaluate()
+    with pytest.raises(InputError, match="loss is 3; give a function"):
+        LossSurface(net, [(x, y)], 3)

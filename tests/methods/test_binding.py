@@ -2,9 +2,12 @@
 
 import copy
 import math
+import pickle
 import typing
 from dataclasses import dataclass, fields
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from support.small import bound, close, same, sgd, small_batch, small_net
@@ -193,3 +196,187 @@ def test_complex_weights_are_refused():
     net = nn.Linear(3, 2, dtype=torch.complex64)
     with pytest.raises(steppe.InputError, match=r"a parameter of shape \(2, 3\) is torch.complex64"):
         steppe.SAM().bind(net, torch.optim.SGD(net.parameters(), 0.1))
+
+
+class Centred(nn.Module):
+    """A loss with a running mean, which it subtracts, and a count of the batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(5))
+        self.register_buffer("batches", torch.zeros(()))
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.mean.mul_(0.9).add_(z.mean(0), alpha=0.1)
+            self.batches += 1
+        return nn.functional.cross_entropy(z - self.mean, y)
+
+
+@pytest.mark.parametrize("wrap", [lambda loss: loss, lambda loss: loss.forward, partial])
+@pytest.mark.parametrize("name", ["sam", "mesa", "two-step", "esam"])
+def test_the_state_of_a_loss_counts_each_batch_once(wrap, name):
+    loss = Centred()
+    net, step = bound(steppe.make(name), small_net(dropout=0.0), loss=wrap(loss))
+    z = net(small_batch()[0]).detach()
+    step(*small_batch())
+    assert int(loss.batches) == 1
+    assert torch.allclose(loss.mean, 0.1 * z.mean(0), atol=1e-6)
+    step(torch.full((12, 2, 6, 6), float("nan")), small_batch()[1])
+    assert int(loss.batches) == 1
+
+
+def test_predicting_changes_no_state():
+    net, step = bound(steppe.SAM())
+    step(*small_batch())
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    x = small_batch(seed=5)[0]
+    z = step.predict(x)
+    assert net.training
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert torch.equal(z, net.eval()(x))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, pickle.dumps])
+def test_a_step_is_not_copied(copied):
+    with pytest.raises(steppe.InputError, match="a step cannot be copied or pickled; copy the model, bind"):
+        copied(bound(steppe.SAM())[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": 3}, "loss is 3; give a function"),
+        ({"loss": None}, "loss is None; give a function"),
+        ({"loss": nn.CrossEntropyLoss}, "loss is <class .*; give an instance of that class"),
+        ({"weigh": 3}, "weigh is 3; give a function"),
+        ({"microbatch": True}, "microbatch is True"),
+        ({"microbatch": 2.5}, "microbatch is 2.5"),
+        ({"steps": 0}, "steps is 0"),
+        ({"epoch": 0.5}, "epoch is 0.5"),
+        ({"clip": "a"}, "clip is 'a'; give a number above 0"),
+        ({"clip": float("nan")}, "clip is nan"),
+        ({"seed": "a"}, "seed is 'a'; give a whole number"),
+        ({"scaler": 3, "precision": "fp16"}, "scaler is 3; give a torch.amp.GradScaler"),
+        ({"transforms": [steppe.SAM()]}, r"transforms has SAM\(.*, which transforms no gradient"),
+        ({"transforms": [steppe.On(steppe.SAM(), steppe.GC())]}, "whose step would be left out; use On"),
+        ({"transforms": ["gc"]}, "transforms has 'gc', which transforms no gradient"),
+        ({"transforms": steppe.GC()}, r"transforms is GC\(.*; give a list of methods"),
+    ],
+)
+def test_wrong_options_of_bind_are_refused(options, message):
+    with pytest.raises(steppe.InputError, match=message):
+        bound(steppe.SAM(), **options)
+
+
+def test_numbers_of_numpy_are_numbers():
+    net, step = bound(
+        steppe.SAM(rho=np.float64(0.05)), microbatch=np.int64(6), seed=np.int64(1), steps=np.int32(9)
+    )
+    step(*small_batch())
+    assert steppe.SAM(rho=1) == steppe.SAM(rho=np.float32(1.0))
+    assert repr(steppe.SAM(rho=1)) == repr(steppe.SAM(rho=1.0))
+    assert repr(steppe.SAM(ascents=np.int64(2))) == repr(steppe.SAM(ascents=2))
+    steppe.SAM(rho=0.05).bind(net, sgd(net)).load_state_dict(step.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (nn.CrossEntropyLoss(reduction="none"), r"the loss returned shape \(12,\); return the mean"),
+        (lambda z, y: (nn.functional.cross_entropy(z, y), z), "the loss returned tuple; return a tensor"),
+        (lambda z, y: nn.functional.cross_entropy(z, y).item(), "the loss returned float; return a tensor"),
+        (lambda z, y: nn.functional.cross_entropy(z, y).detach(), "the loss has no gradient; compute it from the"),
+        (lambda z, y: z.argmax(1).sum(), "the loss returned torch.int64; return a real"),
+    ],
+)
+def test_a_loss_that_is_no_number_with_a_gradient_is_refused(loss, message):
+    with pytest.raises(steppe.InputError, match=message):
+        bound(steppe.SAM(), loss=loss)[1](*small_batch())
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (None, small_batch()[1], "x is None; give a tensor"),
+        (torch.tensor(1.0), small_batch()[1], r"x is tensor\(1.\); give a tensor of one row per sample"),
+        (small_batch()[0].numpy(), small_batch()[1], "x has a numpy array; give a tensor"),
+        ({"x": small_batch()[0].numpy()}, small_batch()[1], "x has a numpy array; give a tensor"),
+        (small_batch()[0], small_batch()[1].numpy(), "y has a numpy array; give a tensor"),
+        (
+            small_batch()[0],
+            small_batch()[1].tolist(),
+            r"the loss does not take y of type list \(.*; give tensors",
+        ),
+    ],
+)
+def test_inputs_and_targets_that_are_no_tensors_are_refused(x, y, message):
+    with pytest.raises(steppe.InputError, match=message):
+        bound(steppe.SAM())[1](x, y)
+
+
+@pytest.mark.parametrize("content", [{}, None, {"method": "SAM()"}])
+def test_what_is_no_state_of_a_step_is_refused(content):
+    with pytest.raises(steppe.InputError, match="this state has no .*passes.*; give what state_dict returned"):
+        bound(steppe.SAM())[1].load_state_dict(content)
+
+
+def hooked(net: nn.Module) -> torch.optim.Optimizer:
+    optimizer = sgd(net)
+    net[0].weight.register_post_accumulate_grad_hook(lambda p: optimizer.step())
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("net", "optimizer", "message"),
+    [
+        (small_net(), lambda _: sgd(small_net()), "SGD has no parameter of the model; make it anew"),
+        (small_net(), lambda net: torch.optim.LBFGS(net.parameters()), "LBFGS needs a closure"),
+        (small_net(), hooked, "post_accumulate_grad_hook, which each pass would run; remove it"),
+        (nn.Sequential(nn.LazyLinear(3)), sgd, r"lazy tensors without a shape; call model\(x\) once"),
+        (nn.Sequential(nn.Linear(2, 3), nn.LazyBatchNorm1d(affine=False)), sgd, "lazy tensors without a shape"),
+    ],
+)
+def test_an_optimizer_that_cannot_train_the_model_is_refused(net, optimizer, message):
+    with pytest.raises(steppe.InputError, match=message):
+        steppe.SAM().bind(net, optimizer(net))
+
+
+def test_parameters_in_no_group_are_named_and_a_loss_may_have_its_own():
+    net, loss = nn.Linear(4, 3), nn.Linear(3, 3)
+    with pytest.warns(UserWarning, match=r"are in no group of the optimizer and are not trained \(1\)"):
+        steppe.SAM().bind(net, torch.optim.SGD([net.weight], 0.1))
+    net.requires_grad_(False)
+    steppe.SAM().bind(net, torch.optim.SGD(loss.parameters(), 0.1), loss=loss)
+
+
+def test_sparse_gradients_are_refused_before_an_update():
+    net = nn.Sequential(nn.EmbeddingBag(9, 4, sparse=True), nn.Linear(4, 3))
+    with pytest.raises(steppe.InputError, match="a gradient is sparse; make its layer with sparse=False"):
+        steppe.Plain().bind(net, torch.optim.SGD(net.parameters(), 0.1))(
+            torch.ones(4, 2).long(), torch.zeros(4).long()
+        )
+
+
+class WithoutLR(torch.optim.SGD):
+    """Chooses its step size itself and has the learning rate None, as Adafactor."""
+
+    def __init__(self, params):
+        super().__init__(params, 0.1)
+        self.param_groups[0]["lr"] = None
+
+    def step(self, closure=None):
+        with torch.no_grad():
+            for p in self.param_groups[0]["params"]:
+                p.sub_(p.grad, alpha=0.1)
+
+
+def test_an_optimizer_without_a_learning_rate():
+    nets = [small_net(), small_net()]
+    for net, optimizer in zip(nets, (WithoutLR, lambda p: torch.optim.SGD(p, 0.1)), strict=True):
+        torch.manual_seed(0)
+        steppe.SAM().bind(net, optimizer(net.parameters()))(*small_batch())
+    assert close(*nets, atol=1e-7)
+    schedule = steppe.WithLR(0.1, 0.2)
+    with pytest.raises(steppe.InputError, match="follows the learning rate, and the optimizer's is None"):
+        steppe.SAM(rho=schedule).bind(net, WithoutLR(net.parameters()))(*small_batch())

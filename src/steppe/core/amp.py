@@ -36,6 +36,8 @@ class MixedPrecision:
             )
         if scaler is not None and name != "fp16":
             raise InputError(f"a scaler is given and precision is {name!r}; only 'fp16' scales the loss")
+        if scaler is not None and not hasattr(scaler, "unscale_"):
+            raise InputError(f"scaler is {scaler!r}; give a torch.amp.GradScaler, or None for one of its own")
         self.name = name
         self.device = parameter.device.type
         self.scaler = (scaler or GradScaler(self.device)) if name == "fp16" else None

@@ -9,17 +9,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from steppe.core import nested
 from steppe.errors import InputError
 
-Inputs = Tensor | Mapping[str, Tensor]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """The samples of one step.
 
-    ``x`` (B, ...) inputs, or a mapping of such tensors by the names of the network's arguments; ``y`` (B,) class
-    indices, (B, classes) probabilities or whatever the loss takes, None where the network has its own loss;
+    ``x`` (B, ...) inputs, or a mapping of such tensors by the names of the network's arguments, or a packed
+    sequence; ``y`` (B,) class indices, (B, classes) probabilities or whatever the loss takes, None where the
+    network has its own loss. Both may be nested: mappings, tuples and dataclasses of such tensors, and lists of
+    one entry per sample, are counted and cut by sample, and flags stay as they are.
     ``index`` (B,) the stable position of each sample in its data set, None where unknown; ``extra`` tensors of
     B rows that travel with the samples (the clean logits of an earlier pass, say) and are split with them.
     """
@@ -30,7 +31,28 @@ class Batch:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(next(iter(self.x.values())) if isinstance(self.x, Mapping) else self.x)
+        """Return the number of samples; raises InputError if neither ``index`` nor x and y tell it."""
+        if self.index is not None:
+            return len(self.index)
+        if isinstance(self.x, Tensor) and self.x.dim():
+            return self.x.size(0)
+        of_x, of_y = nested.sample_counts(self.x), nested.sample_counts(self.y)
+        for counts in (of_x & of_y, of_x, of_y):
+            if len(counts) == 1:
+                return counts.pop()
+        raise InputError(
+            f"x is a {type(self.x).__name__} and y a {type(self.y).__name__} of unclear numbers of samples; "
+            "give a steppe.Batch with an index (B,)"
+        )
+
+    def require_countable(self) -> None:
+        """Raise InputError unless x and y agree on the number of samples, by which means over batches weigh."""
+        counts = nested.sample_counts(self.y)
+        if counts and len(self) not in counts:
+            raise InputError(
+                f"x has {len(self)} samples and y {' or '.join(map(str, sorted(counts)))}; "
+                "give bind weigh=, a function that counts a batch's samples"
+            )
 
     def parts(self) -> list[Batch]:
         """Return the micro-batches of this batch; a whole batch is its only one."""
@@ -42,12 +64,16 @@ class Batch:
 
     def take(self, rows: Tensor | slice) -> Batch:
         """Return the chosen rows (indices, a mask or a slice) of every part."""
-        return self._each(lambda t: t[rows])
+        size = len(self)
+        return self._each(lambda value: nested.take(value, rows, size))
 
     def split(self, size: int) -> Iterator[Batch]:
         """Yield consecutive batches of at most ``size`` samples."""
         if size < 1:
             raise ValueError(f"split size is {size}; give at least 1")
+        if size >= len(self):
+            yield self
+            return
         for start in range(0, len(self), size):
             yield self.take(slice(start, start + size))
 
@@ -58,19 +84,20 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with every tensor on ``device``."""
-        return self._each(lambda t: t.to(device, non_blocking=True))
+        return self._each_leaf(lambda t: t.to(device, non_blocking=True) if hasattr(t, "to") else t)
 
     def pin_memory(self) -> Batch:
         """Return the batch in memory that a GPU can read while other work goes on."""
-        return self._each(lambda t: t.pin_memory())
+        return self._each_leaf(lambda t: t.pin_memory() if hasattr(t, "pin_memory") else t)
 
-    def _each(self, f: Callable[[Tensor], Tensor]) -> Batch:
-        def each(value: Any) -> Any:
-            return {k: f(v) for k, v in value.items()} if isinstance(value, Mapping) else f(value)
+    def _each_leaf(self, f: Callable[[Any], Any]) -> Batch:
+        return self._each(lambda value: nested.map_leaves(f, value))
 
-        y = f(self.y) if isinstance(self.y, Tensor) else self.y
+    def _each(self, f: Callable[[Any], Any]) -> Batch:
         index = None if self.index is None else f(self.index)
-        return Batch(each(self.x), y, index, {k: each(v) for k, v in self.extra.items()})
+        return Batch(
+            f(self.x), None if self.y is None else f(self.y), index, {k: f(v) for k, v in self.extra.items()}
+        )
 
 
 class Accumulated(Batch):
@@ -79,8 +106,13 @@ class Accumulated(Batch):
     ``x``, ``y``, ``index`` and ``extra`` are those of the parts, joined; InputError is raised where shapes differ.
     """
 
-    def __init__(self, parts: Sequence[Batch]):
+    def __init__(self, parts: Sequence[Batch] = (), **fields: Any):
+        if fields:  # from dataclasses.replace
+            raise InputError("a list of micro-batches has no fields of its own; replace those of batch.parts()")
         object.__setattr__(self, "_parts", list(parts))
+
+    def __repr__(self) -> str:
+        return f"Accumulated({self.parts()!r})"
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts())
@@ -105,36 +137,39 @@ class Accumulated(Batch):
         rest = [part.take(mask.nonzero()[:, 0]) for part, mask in pieces if mask.any()]
         return rest[0] if len(rest) == 1 else Accumulated(rest)
 
-    def to(self, device: torch.device) -> Batch:
-        """Return the batch with every tensor on ``device``."""
-        return Accumulated([part.to(device) for part in self.parts()])
+    def _each_leaf(self, f: Callable[[Any], Any]) -> Batch:
+        return Accumulated([part._each_leaf(f) for part in self.parts()])
 
     @property
     def x(self) -> Any:
         """The inputs of all parts."""
-        return _join([part.x for part in self.parts()])
+        return self._join([part.x for part in self.parts()])
 
     @property
     def y(self) -> Any:
         """The targets of all parts."""
-        return _join([part.y for part in self.parts()])
+        return self._join([part.y for part in self.parts()])
 
     @property
     def index(self) -> Tensor | None:
         """The positions of all parts, None if one part has none."""
         indices = [part.index for part in self.parts()]
-        return None if any(i is None for i in indices) else cast(Tensor, _join(indices))
+        return None if any(i is None for i in indices) else cast(Tensor, self._join(indices))
 
     @property
     def extra(self) -> Mapping[str, Tensor]:
         """The extra tensors of all parts."""
-        return {k: _join([part.extra[k] for part in self.parts()]) for k in self.parts()[0].extra}
+        return {k: self._join([part.extra[k] for part in self.parts()]) for k in self.parts()[0].extra}
+
+    def _join(self, values: Sequence[Any]) -> Any:
+        return nested.join(values, [len(part) for part in self.parts()])
 
 
 def as_batch(x: Any, y: Any = None) -> Batch:
     """Return the arguments of a step as one batch: x and y, a Batch, a pair, a mapping, or a list of these.
 
-    A mapping is a batch of named inputs, its ``labels`` the targets. A list is one batch in micro-batches.
+    A mapping is a batch of named inputs, its ``labels`` the targets. A list is one batch in micro-batches, or the
+    pair of a DataLoader, if it has two entries and one of them is a tensor.
 
     Raises InputError for anything else, and for an empty batch or list.
     """
@@ -142,7 +177,7 @@ def as_batch(x: Any, y: Any = None) -> Batch:
         batch = Batch(x, y)
     elif isinstance(x, Batch):
         batch = x
-    elif isinstance(x, list):
+    elif isinstance(x, list) and not (len(x) == 2 and any(isinstance(entry, Tensor) for entry in x)):
         if not x:
             raise InputError("the list of micro-batches is empty; give at least one")
         parts = [as_batch(part) for part in x]
@@ -152,15 +187,30 @@ def as_batch(x: Any, y: Any = None) -> Batch:
         if not named:
             raise InputError("the batch has no inputs; give a mapping of tensors by argument name")
         batch = Batch(named, x.get("labels"))
-    elif isinstance(x, tuple) and len(x) == 2:
+    elif isinstance(x, tuple | list) and len(x) == 2:
         batch = Batch(x[0], x[1])
     else:
         raise InputError(
             f"a step takes x and y, a Batch, a pair, a mapping, or a list of these; this is {type(x).__name__}"
         )
+    for part in batch.parts():
+        _require_tensors(part)
     if not len(batch):
         raise InputError("the batch has no samples; leave empty batches out")
     return batch
+
+
+def _require_tensors(batch: Batch) -> None:
+    """Raise InputError for inputs that no network takes."""
+    if nested.is_flag(batch.x):
+        raise InputError(f"x is {batch.x!r}; give a tensor of one row per sample")
+    for name, value in (("x", batch.x), ("y", batch.y)):
+        if not isinstance(value, Tensor) and any(map(_is_array, nested.leaves(value))):
+            raise InputError(f"{name} has a numpy array; give a tensor, torch.as_tensor(array)")
+
+
+def _is_array(value: Any) -> bool:
+    return type(value).__module__ == "numpy" and getattr(value, "ndim", 0) > 0 and value.dtype.kind in "biufc"
 
 
 def join_logits(parts: Sequence[Tensor]) -> Any:
@@ -168,14 +218,3 @@ def join_logits(parts: Sequence[Tensor]) -> Any:
     if len(parts) == 1:
         return parts[0]
     return torch.cat(list(parts)) if len({p.shape[1:] for p in parts}) == 1 else list(parts)
-
-
-def _join(values: Sequence[Any]) -> Any:
-    first = values[0]
-    if isinstance(first, Mapping):
-        return {k: _join([v[k] for v in values]) for k in first}
-    if not isinstance(first, Tensor):
-        return first
-    if len({v.shape[1:] for v in values}) > 1:
-        raise InputError("these micro-batches have different shapes and cannot be joined; use batch.parts()")
-    return torch.cat(list(values))

@@ -28,7 +28,7 @@ from steppe.core.numerics.vector import Vec
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import FunctionSchedule, Schedule, finite
 from steppe.core.step import Step
-from steppe.core.step_state import BindOptions, LossFunction
+from steppe.core.step_state import BindOptions, LossFunction, is_count, is_number, is_whole
 from steppe.errors import InputError, unknown
 
 # with the types of its signatures, so that a method imports its contract from one place
@@ -151,7 +151,7 @@ class Method:
                 its schedulers and checkpoints work as before. A parameter group may have its own ``rho``, unless
                 the optimizer itself has a setting of that name, as Adadelta.
             loss: ``loss(logits, y)``, the mean over the batch; or 'model' if the model, given the targets,
-                returns its own loss.
+                returns its own loss. The buffers of a module count each batch once, as the model's do.
             clip: Largest global L2 norm of the gradient given to the optimizer.
             clip_each: Clip the gradient of each network or branch by its own norm, as if it had an optimizer of
                 its own; parameters that several share are clipped together.
@@ -182,22 +182,14 @@ class Method:
             )
         for name in scheduled(self):
             param_groups.check_setting(optimizer, name)
-        if clip is not None and not clip > 0:
-            raise InputError(f"clip is {clip}; give a number above 0, or None")
-        if microbatch is not None and microbatch < 1:
-            raise InputError(f"microbatch is {microbatch}; give at least 1, or None")
-        if epoch is not None and epoch < 1:
-            raise InputError(f"epoch is {epoch}; give the number of steps of an epoch, or None")
-        if isinstance(loss, str) and loss != "model":
-            raise InputError(f"loss is {loss!r}; give a function, or 'model' if the model returns its own loss")
         if m is not None:
-            if m != "micro" and (not isinstance(m, int) or isinstance(m, bool) or m < 1):
+            if m != "micro" and not is_count(m):
                 raise InputError(f"m is {m!r}; give a number of samples, 'micro', or None")
             if sync not in (None, "local"):
                 raise InputError(f"m is {m!r} and sync is {sync!r}, which cannot be combined; set only one")
         options = BindOptions(
             loss,
-            transforms=[method.transform for method in (self, *transforms)],
+            transforms=[method.transform for method in (self, *_transforms(transforms))],
             clip=clip,
             clip_each=clip_each,
             precision=precision,
@@ -210,6 +202,19 @@ class Method:
             seed=seed,
         )
         return Step(self, model, optimizer, options, m)
+
+
+def _transforms(methods: Any) -> Sequence[Method]:
+    """Return the methods; raises InputError for one that does something else than to transform the gradient."""
+    if not isinstance(methods, list | tuple):
+        raise InputError(f"transforms is {methods!r}; give a list of methods")
+    for method in methods:
+        if not (isinstance(method, Method) and overrides(method, "transform")):
+            raise InputError(f"transforms has {method!r}, which transforms no gradient; bind it itself")
+        for part in ("step", "objective", "after", "predict", "deployed_weights"):
+            if overrides(method, part):
+                raise InputError(f"transforms has {method!r}, whose {part} would be left out; use On")
+    return methods
 
 
 def with_weights(plain: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -247,8 +252,8 @@ def check_fields(method: Method) -> None:
     for f in fields(method):
         value, allowed = getattr(method, f.name), hints[f.name]
         fits = any(
-            (a is float and isinstance(value, int | float) and not isinstance(value, bool))
-            or (a is int and isinstance(value, int) and not isinstance(value, bool))
+            (a is float and is_number(value))
+            or (a is int and is_whole(value))
             or (inspect.isclass(a) and a not in (float, int) and isinstance(value, a))
             for a in allowed
         )
@@ -259,18 +264,18 @@ def check_fields(method: Method) -> None:
             expected = " or ".join(_TYPES.get(a, getattr(a, "__name__", str(a))) for a in allowed)
             usual = "" if f.default is MISSING else f" (its default is {f.default!r})"
             raise InputError(f"{name_of(method)}: {f.name} is {value!r}; give {expected}{usual}")
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and not finite(value) and value != (method.limit or {}).get(f.name):
+        if is_number(value) and not finite(value) and value != (method.limit or {}).get(f.name):
             raise InputError(f"{name_of(method)}: {f.name} is {value!r}; give a finite number")
 
 
 def _unify_numbers(method: Method) -> None:
-    """Make an int a float where one is declared, so that equal methods have equal texts; a default keeps its."""
+    """Make numbers Python's own, of their declared type: equal methods have equal texts; a default keeps its."""
     hints = _hints(type(method))
     for f in fields(method):
         value = getattr(method, f.name)
-        if type(value) in (int, float) and float in hints[f.name]:
-            object.__setattr__(method, f.name, f.default if value == f.default else float(value))
+        if is_number(value):
+            kind = float if float in hints[f.name] else int
+            object.__setattr__(method, f.name, f.default if value == f.default else kind(value))
 
 
 def _hints(method: type[Method]) -> dict[str, tuple[Any, ...]]:

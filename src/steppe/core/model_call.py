@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -62,21 +61,9 @@ def extract_loss(output: Any) -> tuple[Tensor, Tensor]:
     elif not isinstance(output, Tensor):
         named = output if isinstance(output, Mapping) else vars(output) if hasattr(output, "__dict__") else {}
         loss, logits = named.get("loss"), named.get("logits")
-    if not isinstance(loss, Tensor) or loss.ndim:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise InputError(
             f"loss='model' needs a model that returns its loss; this one returned {type(output).__name__}. "
             "Give the labels with the batch, or a loss function to bind"
         )
-    return check_loss(loss), logits if isinstance(logits, Tensor) else loss.detach().new_empty(0)
-
-
-def check_loss(loss: Any, logits: Tensor | None = None) -> Tensor:
-    """Return a loss; raises InputError if it is no scalar tensor, or has no graph although its logits have one."""
-    if not isinstance(loss, Tensor):
-        raise InputError(f"the loss returned {type(loss).__name__}; return a tensor, the mean over the batch")
-    if loss.numel() != 1:
-        raise InputError(f"the loss returned shape {tuple(loss.shape)}; return the mean (reduction='mean')")
-    graph = torch.is_grad_enabled() and (logits is None or logits.requires_grad)
-    if graph and not loss.requires_grad:
-        raise InputError("the loss has no gradient; compute it from the logits, without detach or item")
-    return loss
+    return loss.reshape(()), logits if isinstance(logits, Tensor) else loss.detach().new_empty(0)

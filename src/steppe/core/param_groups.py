@@ -1,5 +1,8 @@
 """The parameters that a method works on, the module of each, and what their groups set for them."""
 
+import inspect
+import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -9,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
+from torch.nn.parameter import is_lazy
 
 from steppe.core.schedules import finite
 from steppe.errors import InputError
@@ -36,9 +40,45 @@ def refuse_complex(params: Iterable[Tensor]) -> None:
             )
 
 
+def require_trainable(
+    modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter]
+) -> None:
+    """Raise InputError if the optimizer cannot train these modules in a step of several passes."""
+    if any(map(is_lazy, chain.from_iterable((*m.parameters(), *m.buffers()) for m in modules))):
+        raise InputError("the model has lazy tensors without a shape; call model(x) once before the optimizer")
+    name, own = type(optimizer).__name__, {id(p): p for m in modules for p in m.parameters()}
+    if not any(id(p) in own for p in params):
+        raise InputError(f"{name} has no parameter of the model; make it anew from model.parameters()")
+    if any(getattr(p, "_post_accumulate_grad_hooks", None) for p in params):
+        raise InputError("a parameter has a post_accumulate_grad_hook, which each pass would run; remove it")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise InputError(f"{name} needs a closure and makes passes of its own; use an optimizer without one")
+    chosen = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    left = sum(p.requires_grad and key not in chosen for key, p in own.items())
+    if left:
+        warnings.warn(
+            f"trainable parameters of the model are in no group of the optimizer and are not trained ({left}); "
+            "add them, or freeze them with requires_grad_(False)",
+            stacklevel=5,
+        )
+
+
+def require_dense(grads: Sequence[Tensor | None]) -> None:
+    """Raise InputError for sparse gradients."""
+    if any(g is not None and g.layout != torch.strided for g in grads):
+        raise InputError("a gradient is sparse; make its layer with sparse=False")
+
+
 def same(a: Sequence[nn.Parameter], b: Sequence[nn.Parameter]) -> bool:
     """Return whether these are the same parameters in the same order."""
     return len(a) == len(b) and all(map(is_, a, b))
+
+
+def learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    """Return the learning rate of the first group, NaN if it is None as in Adafactor, or missing."""
+    lr = optimizer.param_groups[0].get("lr")
+    return math.nan if lr is None else float(lr)
 
 
 def owners(net: nn.Module, params: Sequence[nn.Parameter]) -> list[nn.Module]:

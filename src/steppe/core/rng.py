@@ -8,7 +8,7 @@ def generator(seed: int, purpose: str, number: int, device: torch.device) -> tor
     """Return a generator for one purpose; those of different purposes and numbers are unrelated."""
     # hash() is salted per process, so the purposes are numbered by their letters
     offset = int.from_bytes(purpose.encode()[:4], "big")
-    mixed = seed * 0x9E3779B1 + offset + number * 0xC2B2AE3D27D4EB4F
+    mixed = int(seed) * 0x9E3779B1 + offset + number * 0xC2B2AE3D27D4EB4F
     return torch.Generator(device=device).manual_seed(mixed % 2**63)
 
 

@@ -15,14 +15,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from steppe.core import param_groups, rng
+from steppe.core import param_groups, rng, user_loss
 from steppe.core.amp import MixedPrecision, upcast_to_float32
 from steppe.core.batch import Batch, join_logits
 from steppe.core.data_parallel import Sharded, parallelism_of
-from steppe.core.model_call import call_model, check_loss, extract_logits, extract_loss, unwrap_model
+from steppe.core.model_call import call_model, extract_logits, extract_loss, unwrap_model
 from steppe.core.multi_network import MultiNetwork, member_of
 from steppe.core.numerics import vector
-from steppe.core.numerics.losses import per_sample
 from steppe.core.numerics.vector import ScaledVector, Vec
 from steppe.core.schedules import ScheduleValue, TrainingProgress, value_at
 from steppe.core.snapshot import Buffers, SnapshotPool
@@ -60,6 +59,8 @@ class Runtime:
         self.model, self.optimizer, self.options = model, optimizer, options
         self.net, wrapper = unwrap_model(model)
         self.params = param_groups.trainable(optimizer)
+        self._with_state = [self.net, *user_loss.modules_of(options.loss)]
+        param_groups.require_trainable(self._with_state, optimizer, self.params)
         self.device = self.params[0].device
         self.precision = MixedPrecision(options.precision, self.params[0], options.scaler)
         self.parallel = parallelism_of(self.net, wrapper, self.params, options.sync)
@@ -76,7 +77,7 @@ class Runtime:
         self._memo: dict[Hashable, Any] = {}
         self._good = torch.zeros((), dtype=torch.bool, device=self.device)
         self._weight_snapshots, self._update_snapshots = SnapshotPool(), SnapshotPool()
-        self.buffers = Buffers(self.net)
+        self.buffers = Buffers(*self._with_state)
         self.step_state = StepState(self.buffers.snapshot(), self._good, None, [], 0.0)
         self._in_grad: Vec | None = None  # the tensors that the last pass left in ``.grad``
         self._clean_rng = rng.capture(self.device)
@@ -109,6 +110,7 @@ class Runtime:
             with self.parallel.no_sync(), param_groups.switched_off(off):
                 with self.precision.autocast():
                     out = objective(part)
+                user_loss.require_graph(out.loss)
                 if where is not None:
                     self.once("graph", partial(param_groups.has_custom_backward, out.loss))
                 if not weight and out.logits.requires_grad:
@@ -122,6 +124,10 @@ class Runtime:
             logits.append(out.logits.detach().clone() if out.logits._is_view() else out.logits.detach())
         # they stay in .grad until the next pass: an update with them need not assign them again
         self._in_grad = [p.grad for p in self.params]
+        if self.step_state.first is None and self.passes.steps <= user_loss.CHECKED_STEPS:
+            param_groups.require_dense(self._in_grad)
+            if len(parts) > 1 or len(batch) < self.step_state.size:
+                user_loss.require_additive(self, parts, logits)
         grads = self.precision.unscaled(self._in_grad)
         if where is not None:
             grads = vector.only(grads, where)
@@ -294,22 +300,16 @@ class Runtime:
         logits = self.forward(batch.x)
         return StepOutput(self.loss(logits, batch.y), logits)
 
-    @property
-    def _loss(self) -> LossFunction:
-        if not callable(self.options.loss):
-            raise InputError("this method computes losses itself; bind it with a loss function, not loss='model'")
-        return self.options.loss
-
-    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, y: Any) -> Tensor:
         """Return the user's loss, in at least float32 whatever the precision of the pass."""
-        return check_loss(self._loss(upcast_to_float32(logits), y), logits)
+        return user_loss.loss_value(self.options.loss, upcast_to_float32(logits), y)
 
     def losses(self, outputs: Any, batch: Batch) -> Tensor:
         """Return what each sample (B,) adds to the user's loss, from logits of the batch or its micro-batches."""
-        parts = [batch] if isinstance(outputs, Tensor) else self.micro_batches(batch)
-        pairs = zip([outputs] if isinstance(outputs, Tensor) else outputs, parts, strict=True)
-        with torch.no_grad():
-            return torch.cat([per_sample(self._loss, upcast_to_float32(z), part.y) for z, part in pairs])
+        logits, parts = (outputs, self.micro_batches(batch)) if isinstance(outputs, list) else ([outputs], [batch])
+        pairs = zip(map(upcast_to_float32, logits), parts, strict=True)
+        with torch.no_grad(), self.preserve_state():
+            return torch.cat([user_loss.of_samples(self.options.loss, z, part) for z, part in pairs])
 
     def setting(self, name: str, value: ScheduleValue) -> float | list[float]:
         """Return a hyper-parameter's value in this step: one number, or one per parameter.
@@ -322,7 +322,7 @@ class Runtime:
     @property
     def now(self) -> TrainingProgress:
         """Where training is."""
-        lr = float(self.optimizer.param_groups[0]["lr"])
+        lr = param_groups.learning_rate(self.optimizer)
         done = max(self.passes.steps - 1, 0)
         length = self.options.steps
         share = length() if callable(length) else done / length if length else None
@@ -386,8 +386,9 @@ class Runtime:
         if not param_groups.same(params := param_groups.trainable(self.optimizer), self.params):
             self.params = params
             self.owners, self._memo = param_groups.owners(self.net, self.params), {}
-            self.buffers = Buffers(self.net)
+            self.buffers = Buffers(*self._with_state)
         parts, weight = self.micro_batches(batch), self.weight(batch)
+        user_loss.require_weights(self.options.weigh, parts, weight, self.parallel.size)
         self.step_state = StepState(self.buffers.snapshot(), self._good, batch, parts, weight)
         self.parallel.begin(weight, len(parts))
         self.parallel.reshard()

@@ -3,7 +3,6 @@
 import math
 import numbers
 import re
-import sys
 import types
 import typing
 from abc import ABC, abstractmethod
@@ -16,7 +15,8 @@ from steppe.errors import InputError
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Where training is: the ``step``, from 0; the ``share`` that is done, None if unknown; the learning rate.
+    """Where training is: the ``step``, from 0; the ``share`` that is done, None if unknown; the learning rate,
+    NaN if unknown.
 
     Amounts of training are whole numbers of steps or, below 1, shares of the whole.
     """
@@ -51,8 +51,12 @@ def _in_steps(amount: float) -> bool:
 
 def finite(value: Any) -> bool:
     """Return whether this is a finite number; True and False are none."""
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return number and bool(abs(value) <= sys.float_info.max)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond float
+        return False
 
 
 class Schedule(ABC):
@@ -138,7 +142,9 @@ class WithLR(Schedule):
             raise InputError(f"lr_max is {self.lr_max:g} and lr_min {self.lr_min:g}; give a larger lr_max")
 
     def at(self, now: TrainingProgress) -> float:
-        """Return the value at the present learning rate."""
+        """Return the value at the present learning rate; raises InputError if the optimizer has none."""
+        if math.isnan(now.lr):
+            raise InputError("a schedule follows the learning rate, and the optimizer's is None; give it a number")
         lr = min(max(now.lr, self.lr_min), self.lr_max)
         return self.low + (self.high - self.low) * (lr - self.lr_min) / (self.lr_max - self.lr_min)
 

@@ -7,7 +7,9 @@ Values are copied back into the tensors' own storage: adding and subtracting an 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 from steppe.core.numerics.vector import PLAIN
 
 Named = dict[str, Tensor | None]
+_TYPE = attrgetter("dtype")
+SMALL = 4096  # elements; copied in less time than an operation takes
 
 
 class Snapshot:
@@ -24,17 +28,42 @@ class Snapshot:
     ``reuse`` is a snapshot that nobody needs any more; its storage is written over if it fits.
     """
 
+    _joined: list[tuple[list[Tensor], Tensor]]
+    _groups: list[tuple[list[Tensor], list[Tensor], bool]]
+
     def __init__(self, tensors: Sequence[Tensor], reuse: Snapshot | None = None):
-        self._tensors = list(tensors)
-        self._values: list[Tensor] = [] if reuse is None else reuse._values
-        if not _all_alike(self._values, self._tensors):
-            with torch.no_grad():
-                self._values = [torch.empty_like(t, requires_grad=False) for t in self._tensors]
-        copy_into(self._values, self._tensors)
+        self._tensors, self._layout = tensors, _layout(tensors)
+        if reuse is not None and self._layout == reuse._layout and all(map(is_, tensors, reuse._tensors)):
+            self._joined, self._groups = reuse._joined, reuse._groups
+        else:
+            self._allocate()
+        with torch.no_grad():
+            for vectors, joined in self._joined:
+                torch.cat(vectors, out=joined)
+        for current, values, taken in self._groups:
+            if not taken:
+                _copy(values, current)
+
+    def _allocate(self) -> None:
+        # to copy a small tensor on a CPU takes longer than to join it to others
+        self._joined, self._groups = [], []
+        small = [t for t in self._tensors if type(t) in PLAIN and _is_small(t)]
+        for current, _ in _by_type(small, small):
+            vectors = [t.detach().view(-1) for t in current]
+            joined = torch.cat(vectors)
+            parts = torch.split(joined, [v.numel() for v in vectors])
+            self._joined.append((vectors, joined))
+            self._groups.append((current, [p.view(t.size()) for p, t in zip(parts, current, strict=True)], True))
+        chosen = set(map(id, small))
+        rest = [t for t in self._tensors if id(t) not in chosen]
+        with torch.no_grad():
+            values = [torch.empty_like(t, requires_grad=False) for t in rest]
+        self._groups += [(*group, False) for group in _by_type(rest, values)]
 
     def restore(self) -> None:
         """Copy the values back."""
-        copy_into(self._tensors, self._values)
+        for current, values, _ in self._groups:
+            _copy(current, values)
 
 
 class SnapshotPool:
@@ -53,11 +82,11 @@ class SnapshotPool:
 
 
 class Buffers:
-    """The buffers (running statistics, counters) of a network."""
+    """The buffers (running statistics, counters) of modules: a network, a loss."""
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, *modules: nn.Module):
         # to search a deep network for the modules that have buffers takes longer than to copy these
-        self._modules: list[Named] = [m._buffers for m in net.modules() if m._buffers]
+        self._modules: list[Named] = [m._buffers for net in modules for m in net.modules() if m._buffers]
         self._pool = SnapshotPool()
 
     def snapshot(self) -> BufferSnapshot:
@@ -94,6 +123,21 @@ class BufferSnapshot:
         self._pool.release(self._values)
 
 
+@contextmanager
+def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    """Switch modules to evaluation mode; then restore every mode, and the buffers that passes changed."""
+    training = [m for net in modules for m in net.modules() if m.training]
+    buffers = Buffers(*modules).snapshot()
+    try:
+        for m in training:
+            m.training = False
+        yield
+    finally:
+        for m in training:
+            m.training = True
+        buffers.restore()
+
+
 class OptimizerSnapshot:
     """Weights and all that the optimizer keeps in its state and its groups."""
 
@@ -120,21 +164,43 @@ class OptimizerSnapshot:
         self._pool.release(self._values)
 
 
+Group = tuple[list[Tensor], list[Tensor]]
+
+
 def copy_into(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Write each value into its target's own storage."""
+    for group in _by_type(targets, values):
+        _copy(*group)
+
+
+def _by_type(targets: Sequence[Tensor], values: Sequence[Tensor]) -> list[Group]:
+    """Return targets and values in groups of one type, which a GPU copies in one launch; sharded ones alone."""
+    if not PLAIN.issuperset(map(type, targets)):
+        return [([target], [value]) for target, value in zip(targets, values, strict=True)]
+    groups: dict[tuple[torch.dtype, torch.device], Group] = {}
+    for target, value in zip(targets, values, strict=True):
+        into, source = groups.setdefault((target.dtype, target.device), ([], []))
+        into.append(target)
+        source.append(value)
+    return list(groups.values())
+
+
+def _copy(targets: list[Tensor], values: list[Tensor]) -> None:
     with torch.no_grad():
-        if not PLAIN.issuperset(map(type, targets)):
-            for target, value in zip(targets, values, strict=True):
-                target.copy_(value)
-            return
-        # a GPU copies a list in one launch only if all of it is of one type
-        groups: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], list[Tensor]]] = {}
-        for target, value in zip(targets, values, strict=True):
-            into, source = groups.setdefault((target.dtype, target.device), ([], []))
-            into.append(target)
-            source.append(value)
-        for into, source in groups.values():
-            torch._foreach_copy_(into, source)
+        if len(targets) == 1:
+            targets[0].copy_(values[0])
+        else:
+            torch._foreach_copy_(targets, values)
+
+
+def _is_small(t: Tensor) -> bool:
+    return t.device.type == "cpu" and t.layout == torch.strided and t.is_contiguous() and 0 < t.numel() <= SMALL
+
+
+def _layout(tensors: Sequence[Tensor]) -> list[Any]:
+    """Return the types, shapes and storages of tensors, which may change in a tensor that is the same."""
+    storages = map(Tensor.data_ptr, tensors) if PLAIN.issuperset(map(type, tensors)) else ()
+    return [*storages, *map(_TYPE, tensors), *map(Tensor.size, tensors)]
 
 
 def _copied(entries: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +210,3 @@ def _copied(entries: dict[str, Any]) -> dict[str, Any]:
 
 def _alike(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
-
-
-def _all_alike(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    return len(a) == len(b) and all(map(_alike, a, b))

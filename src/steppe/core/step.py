@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from steppe.core.batch import Batch, as_batch, join_logits
 from steppe.core.data_parallel import NO_LOCAL_GRADIENT, Sharded
 from steppe.core.runtime import Runtime
+from steppe.core.snapshot import evaluation_mode
 from steppe.core.step_state import BindOptions, GradientAccumulator, NonFinite, Passes, StepOutput
+from steppe.core.user_loss import CHECKED_STEPS, require_additive
 from steppe.errors import InputError
 
 
@@ -48,6 +50,11 @@ class Step:
         self.state = method.init(runtime.net)
         self.state.to(runtime.device)
         runtime.objective = lambda batch: method.objective(batch, self.state, runtime)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise InputError(
+            "a step cannot be copied or pickled; copy the model, bind the method again, and load step.state_dict()"
+        )
 
     @property
     def passes(self) -> Passes:
@@ -96,12 +103,15 @@ class Step:
             out = self.method.step(group, self.state, rt)
             outs.append(StepOutput(out.loss * collected.weight, out.logits))
         rt.step_state.group = None
+        if rt.passes.steps <= CHECKED_STEPS and len(groups) > 1:
+            require_additive(rt, groups, [o.logits for o in outs])
         rt.apply(collected.total, decoupled=collected.decoupled)
         return StepOutput(torch.stack([o.loss for o in outs]).sum(), join_logits([o.logits for o in outs]))
 
     def predict(self, x: Any) -> Tensor:
-        """Return the logits of what the method deploys."""
-        return self.method.predict(self.runtime.net, self.state, x)
+        """Return the logits of what the method deploys, in evaluation mode; modes and buffers are restored."""
+        with evaluation_mode(self.runtime.net):
+            return self.method.predict(self.runtime.net, self.state, x)
 
     def deployed_weights(self) -> AbstractContextManager[None]:
         """Return the context in which the model itself has the weights that the method deploys.
@@ -125,7 +135,13 @@ class Step:
         }
 
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
-        """Continue from what ``state_dict`` returned; raises InputError if it belongs to another method."""
+        """Continue from what ``state_dict`` returned.
+
+        Raises InputError if it belongs to another method, or is no such state.
+        """
+        missing = {"method", "state", "generators", "passes"}.difference(content or ())
+        if missing:
+            raise InputError(f"this state has no {', '.join(sorted(missing))}; give what state_dict returned")
         if content["method"] != _described(self.method):
             raise InputError(f"this state belongs to {content['method']}, not to {_described(self.method)}")
         self.state.load_state_dict(content["state"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from steppe.core.data_parallel import SyncMode
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
 from steppe.core.snapshot import BufferSnapshot, OptimizerSnapshot, SnapshotPool
+from steppe.core.user_loss import require_loss
 from steppe.errors import InputError
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -68,6 +70,41 @@ class BindOptions:
     steps: int | Callable[[], float] | None = None
     epoch: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_loss(self.loss)
+        clip = self.clip is None or (is_number(self.clip) and self.clip > 0)
+        steps: Any = self.steps
+        schedulable = steps is None or callable(steps) or is_count(steps)
+        for name, holds, remedy in (
+            ("clip", clip, "a number above 0, or None"),
+            ("microbatch", self.microbatch is None or is_count(self.microbatch), "at least 1 sample, or None"),
+            ("weigh", callable(self.weigh), "a function of a batch"),
+            (
+                "steps",
+                schedulable,
+                "the number of steps of the training, a function that returns its share",
+            ),
+            ("epoch", self.epoch is None or is_count(self.epoch), "the number of steps of an epoch, or None"),
+            ("seed", is_whole(self.seed), "a whole number"),
+        ):
+            if not holds:
+                raise InputError(f"{name} is {getattr(self, name)!r}; give {remedy}")
+
+
+def is_number(value: Any) -> bool:
+    """Return whether this is a real number, also one of NumPy; True and False are none."""
+    return not isinstance(value, bool) and isinstance(value, Real)
+
+
+def is_whole(value: Any) -> bool:
+    """Return whether this is a whole number, also one of NumPy."""
+    return not isinstance(value, bool) and isinstance(value, Integral)
+
+
+def is_count(value: Any) -> bool:
+    """Return whether this is a whole number of at least 1."""
+    return is_whole(value) and bool(value >= 1)
 
 
 class NonFinite(ArithmeticError):  # noqa: N818 - it is a signal from a pass to the step, never shown to a user

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from steppe.core import param_groups
@@ -18,6 +19,8 @@ from steppe.core.batch import Accumulated, Batch, as_batch
 from steppe.core.model_call import call_model, extract_logits, extract_loss, unwrap_model
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
+from steppe.core.snapshot import evaluation_mode
+from steppe.core.user_loss import loss_value, modules_of, require_loss, require_mean
 from steppe.errors import InputError
 
 BatchLoss = Callable[[Tensor, Tensor], Tensor]
@@ -40,7 +43,8 @@ class LossSurface:
     Args:
         model: The network; called as ``model(x)``, or ``model(**x)`` if a batch is a mapping. A torch.compile or
             DDP wrapper is removed.
-        data: Batches, each a pair (x, y), a `steppe.Batch` or a mapping; all are kept in memory.
+        data: A DataLoader or other batches, each a pair (x, y), a `steppe.Batch` or a mapping; all are kept in
+            memory.
         loss: ``loss(logits, y)``, the mean over the batch; or 'model' if the model returns its own loss.
 
     Raises:
@@ -48,8 +52,7 @@ class LossSurface:
     """
 
     def __init__(self, model: nn.Module, data: Iterable[Any], loss: BatchLoss | str = F.cross_entropy):
-        if isinstance(loss, str) and loss != "model":
-            raise InputError(f"loss is {loss!r}; give a function, or 'model' if the model returns its own loss")
+        require_loss(loss)
         self.net, _ = unwrap_model(model)
         self.params = [p for p in self.net.parameters() if p.requires_grad]
         if not self.params:
@@ -63,6 +66,7 @@ class LossSurface:
         if not parts:
             raise InputError("data has no batch; give at least one")
         self.batch = parts[0] if len(parts) == 1 else Accumulated(parts)
+        self._in_parts = len(parts) > 1  # of which the loss has to be the mean
 
     def __len__(self) -> int:
         """Return how many samples the loss is a mean over."""
@@ -77,7 +81,10 @@ class LossSurface:
             return [self]
         if m < 1:
             raise InputError(f"m is {m}; give at least 1 sample, or None for all at once")
-        return [LossSurface(self.net, [batch], self.loss_fn) for batch in self.batch.split(m)]
+        surfaces = [LossSurface(self.net, [batch], self.loss_fn) for batch in self.batch.split(m)]
+        for surface in surfaces:
+            surface._in_parts = len(surfaces) > 1
+        return surfaces
 
     def value(self) -> SurfaceValue:
         """Return mean loss and accuracy at the present weights."""
@@ -116,10 +123,14 @@ class LossSurface:
     def hvp(self, v: Vec) -> Vec:
         r"""Return the Hessian-vector product :math:`\nabla^2 L(w)\, v`, by differentiating twice.
 
-        Exact up to rounding (Pearlmutter, Neural Computation 6, 1994); two backward passes per batch.
+        Exact up to rounding (Pearlmutter, Neural Computation 6, 1994); two backward passes per batch. Attention
+        runs in PyTorch's mathematical kernel, the only one that can be differentiated twice.
+
+        Raises InputError for a layer whose second derivative PyTorch does not have (EmbeddingBag, cdist).
         """
         product = vector.map_each(torch.zeros_like, [*self.params])
-        with self.evaluation_mode(), torch.enable_grad():
+        # fused attention has no second derivative
+        with self.evaluation_mode(), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _second_derivatives():
             for part in self.batch.parts():
                 loss, _ = self._loss(part)
                 grads = torch.autograd.grad(loss, self.params, create_graph=True, allow_unused=True)
@@ -159,7 +170,8 @@ class LossSurface:
         """
         norms = [m for m in self.net.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         momenta = [m.momentum for m in norms]
-        with _restored([b for m in norms for b in m.buffers(recurse=False)]):
+        buffers = [b for m in norms for b in m.buffers(recurse=False)]
+        with _restored(buffers):
             try:
                 with self.evaluation_mode():
                     for m in norms:
@@ -168,6 +180,9 @@ class LossSurface:
                     for item in data if norms else ():
                         for part in as_batch(item).parts():
                             call_model(self.net, part.to(self.params[0].device).x)
+                    statistics = [b.clone() for b in buffers]
+                for b, value in zip(buffers, statistics, strict=True):
+                    b.copy_(value)
             finally:
                 for m, momentum in zip(norms, momenta, strict=True):
                     m.momentum = momentum
@@ -176,20 +191,16 @@ class LossSurface:
     def _loss(self, part: Batch) -> tuple[Tensor, Tensor]:
         if isinstance(self.loss_fn, str):
             return extract_loss(call_model(self.net, part.x, part.y))
-        logits = extract_logits(call_model(self.net, part.x))
-        return self.loss_fn(upcast_to_float32(logits), part.y), logits
+        loss_fn, logits = self.loss_fn, extract_logits(call_model(self.net, part.x))
+        loss = loss_value(loss_fn, upcast_to_float32(logits), part.y)
+        if self._in_parts and len(part) > 1:
+            self._in_parts = False  # the same loss is not checked again
+            require_mean(lambda z, b: loss_value(loss_fn, z, b.y), [part], [upcast_to_float32(logits.detach())])
+        return loss, logits
 
-    @contextmanager
-    def evaluation_mode(self) -> Iterator[None]:
-        """Switch to evaluation mode; then restore the mode of every module."""
-        training = [m for m in self.net.modules() if m.training]
-        try:
-            for m in training:
-                m.training = False
-            yield
-        finally:
-            for m in training:
-                m.training = True
+    def evaluation_mode(self) -> AbstractContextManager[None]:
+        """Return the context of evaluation mode, after which modes and buffers are restored."""
+        return evaluation_mode(self.net, *modules_of(self.loss_fn))
 
 
 @contextmanager
@@ -202,6 +213,20 @@ def _restored(tensors: list[Tensor]) -> Iterator[None]:
         finally:
             for t, before in zip(tensors, saved, strict=True):
                 t.copy_(before)
+
+
+@contextmanager
+def _second_derivatives() -> Iterator[None]:
+    """Raise InputError where PyTorch has no second derivative."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "not implemented" not in str(error):
+            raise
+        message = str(error).partition("\n")[0]
+        raise InputError(
+            f"the network has no Hessian ({message}); replace that layer, or use measures without Hessian"
+        ) from error
 
 
 def _are_classes(y: Any) -> bool:

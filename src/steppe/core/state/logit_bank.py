@@ -121,13 +121,15 @@ class LogitBank(nn.Module):
 
     def _checked(self, index: Tensor) -> Tensor:
         """Return sample indices on the CPU, for which there is room."""
-        if index.is_floating_point() or index.dtype == torch.bool or index.ndim != 1 or int(index.min()) < 0:
+        index = index.cpu()  # a GPU is waited for here, and not for the smallest and the largest one
+        whole = not index.is_floating_point() and index.dtype != torch.bool
+        if not whole or index.ndim != 1 or index.numpy().min() < 0:
             raise InputError(
                 f"the batch's index is {index.dtype} of shape {tuple(index.shape)}, from {index.min().item()}; "
                 "give each sample's position in the data set, whole numbers from 0"
             )
-        self._grow(int(index.max()) + 1)
-        return index.cpu()
+        self._grow(int(index.numpy().max()) + 1)
+        return index
 
     def _grow(self, count: int, exactly: bool = False) -> None:
         size = len(self.get_buffer("visits"))

@@ -32,7 +32,7 @@ def linear(z: Tensor, y: Tensor) -> Tensor:
     """Return the convex combination with the least cross-entropy.
 
     A primal-dual interior-point method in float64, with a barrier mu that falls after every full Newton step. It
-    ends when the cross-entropy is proved to be within 1e-10 of the least, relative to the largest logit.
+    ends when the cross-entropy is proved to be within 1e-13 of the least, relative to the largest logit.
     """
     wide, target = z.double(), y.double()
     scale = wide.abs().amax().clamp(min=1)
@@ -44,7 +44,7 @@ def linear(z: Tensor, y: Tensor) -> Tensor:
         mixed = torch.einsum("n,nbk->bk", a, wide)
         p = torch.softmax(mixed, 1)
         g = torch.einsum("bk,nbk->n", p - target, wide) / z.shape[1]
-        if not a @ g - g.min() > 1e-10 * scale:  # also where logits are not finite
+        if not a @ g - g.min() > 1e-13 * scale:  # also where logits are not finite
             break
         centred = wide - torch.einsum("bk,nbk->nb", p, wide)[..., None]
         h = torch.einsum("bk,nbk,mbk->nm", p, centred, centred) / z.shape[1] + torch.diag(s / a)
@@ -59,7 +59,7 @@ def linear(z: Tensor, y: Tensor) -> Tensor:
         s = s + 0.995 / (-ds / s).amax().clamp(min=1) * ds
         a = ahead[best] / ahead[best].sum()
         s = s.clamp(1e-4 * mu / a, 1e4 * mu / a)
-        mu = torch.where(best < 2, (0.25 * mu).clamp(min=1e-12 * scale), mu)
+        mu = torch.where(best < 2, (0.25 * mu).clamp(min=1e-15 * scale), mu)
     return torch.einsum("n,nbk->bk", a, wide).to(z.dtype)
 
 

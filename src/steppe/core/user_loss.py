@@ -1,0 +1,161 @@
+"""The user's loss: its value, its state, and whether a batch in parts has the whole batch's gradient."""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from steppe.core.batch import Accumulated, Batch, join_logits
+from steppe.core.model_call import call_model, extract_loss
+from steppe.core.numerics.losses import per_sample
+from steppe.core.snapshot import evaluation_mode
+from steppe.errors import InputError
+
+CHECKED_STEPS = 10  # in which a loss is checked to be a mean; it may be one on a first batch only
+
+
+def modules_of(loss: Any) -> list[nn.Module]:
+    """Return the modules that a loss consists of: itself, that of its method, or those of a ``partial``."""
+    if isinstance(loss, partial):
+        return [module for part in (loss.func, *loss.args, *loss.keywords.values()) for module in modules_of(part)]
+    return [m for m in (loss, getattr(loss, "__self__", None)) if isinstance(m, nn.Module)]
+
+
+def require_loss(loss: Any) -> None:
+    """Raise InputError unless this is a loss function, or 'model'."""
+    if loss == "model" if isinstance(loss, str) else callable(loss) and not isinstance(loss, type):
+        return
+    remedy = "an instance of that class" if isinstance(loss, type) else "a function"
+    raise InputError(f"loss is {loss!r}; give {remedy}, or 'model' if the model returns its own loss")
+
+
+def _function(loss: Any) -> Any:
+    if not callable(loss):
+        raise InputError("this method computes losses itself; bind it with a loss function, not loss='model'")
+    return loss
+
+
+def loss_value(loss: Any, logits: Tensor, y: Any) -> Tensor:
+    """Return the loss of a batch (); raises InputError unless it is one real number with a gradient."""
+    loss = _function(loss)
+    try:
+        result = loss(logits, y)
+    except (TypeError, AttributeError) as error:
+        if isinstance(y, Tensor):
+            raise
+        message = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"the loss does not take y of type {type(y).__name__} ({message}); give tensors"
+        ) from error
+    if not isinstance(result, Tensor):
+        raise InputError(f"the loss returned {type(result).__name__}; return a tensor, the mean over the batch")
+    if result.numel() != 1:
+        raise InputError(f"the loss returned shape {tuple(result.shape)}; return the mean (reduction='mean')")
+    if not result.is_floating_point():
+        raise InputError(f"the loss returned {result.dtype}; return a real floating-point number")
+    if torch.is_grad_enabled() and logits.requires_grad:
+        require_graph(result)
+    return result if result.ndim == 0 else result.reshape(())
+
+
+def of_samples(loss: Any, logits: Tensor, batch: Batch) -> Tensor:
+    """Return what each sample (B,) of a batch adds to the loss."""
+    loss = _function(loss)
+    if isinstance(batch.y, Tensor):
+        return per_sample(loss, logits, batch.y)
+    return torch.stack([loss(z[None], one.y) for z, one in zip(logits, batch.split(1), strict=True)])
+
+
+def require_graph(loss: Tensor) -> None:
+    """Raise InputError for a loss that no gradient can be taken of."""
+    if not loss.requires_grad:
+        raise InputError("the loss has no gradient; compute it from the logits, without detach or item")
+
+
+def require_weights(weigh: Any, parts: Sequence[Batch], total: float, processes: int) -> None:
+    """Raise InputError unless the parts of a batch have weights that a mean can be taken with."""
+    # with several processes, one may have no sample that counts
+    if not (math.isfinite(total) and (total > 0 or (total == 0 and processes > 1))):
+        raise InputError(f"weigh returned {total:g} for the batch; return a finite number above 0")
+    if weigh is len and (processes > 1 or len(parts) > 1):
+        for part in parts:
+            part.require_countable()
+
+
+class _Runtime(Protocol):
+    """What the check uses of a `steppe.Runtime`."""
+
+    options: Any
+    net: nn.Module
+    passes: Any
+    callable_in_parts: bool
+
+    def loss(self, logits: Tensor, y: Any) -> Tensor: ...
+    def preserve_state(self) -> AbstractContextManager[None]: ...
+
+
+def require_additive(rt: _Runtime, parts: Sequence[Batch], logits: Sequence[Tensor]) -> None:
+    """Raise InputError if the gradients of the parts of a batch do not add up to that of the whole batch.
+
+    The model's own loss is compared on two parts, in evaluation mode and in the first step only: it takes passes.
+    """
+    if callable(rt.options.loss):
+        with rt.preserve_state():
+            require_mean(lambda z, part: rt.loss(z, part.y), parts, logits, rt.options.weigh)
+    elif rt.passes.steps == 1 and rt.callable_in_parts:
+        with rt.preserve_state(), evaluation_mode(rt.net):
+
+            def own(_: Tensor, part: Batch) -> Tensor:
+                return extract_loss(call_model(rt.net, part.x, part.y))[0]
+
+            require_mean(own, parts[:2], logits[:2], rt.options.weigh, tolerance=1e-2)
+
+
+def require_mean(
+    loss: Callable[[Tensor, Batch], Tensor],
+    parts: Sequence[Batch],
+    logits: Sequence[Tensor],
+    weigh: Callable[[Batch], float] = len,
+    tolerance: float = 1e-4,
+) -> None:
+    """Raise InputError if the loss of a batch is not the weighted mean of its parts' losses.
+
+    Parts that cannot be joined, or only one, are compared with their halves. Not checked are a loss with state or
+    random draws of its own, and parts that can neither be cut nor joined.
+    """
+    whole, mean = 0.0, 0.0
+    with suppress(InputError), torch.no_grad():
+        pieces = list(zip(logits, parts, strict=True))
+        z, batch = _joined(pieces) or max(pieces, key=lambda piece: len(piece[1]))
+        if batch in parts:
+            if len(batch) == 1:
+                return
+            first, second = batch.halves()
+            middle = len(z) * len(first) // len(batch)
+            pieces = [(z[:middle], first), (z[middle:], second)]
+        weights = [float(weigh(piece)) for _, piece in pieces]
+        value, again = (float(loss(z, batch)) for _ in range(2))
+        each = [float(loss(*piece)) for piece in pieces]
+        if value == again and sum(weights) > 0:
+            whole, mean = value, sum(w * v for w, v in zip(weights, each, strict=True) if w) / sum(weights)
+    if math.isfinite(whole) and not math.isclose(whole, mean, rel_tol=tolerance, abs_tol=1e-6):
+        raise InputError(
+            f"the loss of {len(batch)} samples is {whole:g}, and the mean over {len(pieces)} parts {mean:g}; "
+            "give a loss that is a mean over samples (reduction='mean'), the whole batch at once, or bind's weigh"
+        )
+
+
+def _joined(pieces: Sequence[tuple[Tensor, Batch]]) -> tuple[Tensor, Batch] | None:
+    """Return the logits and the batch of all parts, None if there is one or if their shapes differ."""
+    if len(pieces) == 1:
+        return None
+    batch = Accumulated([part for _, part in pieces])
+    z = join_logits([z for z, _ in pieces])
+    try:
+        return (z, Batch(batch.x, batch.y)) if isinstance(z, Tensor) else None
+    except InputError:
+        return None

@@ -1,0 +1,229 @@
+"""Inputs and targets of any form in micro-batches: the whole batch's gradient, or a refusal."""
+
+import dataclasses
+from collections import UserDict, namedtuple
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.small import sgd
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.utils.data import DataLoader
+
+import steppe
+from steppe import Batch
+from steppe.core.batch import as_batch
+
+Pair = namedtuple("Pair", "a b")
+
+
+@dataclasses.dataclass
+class Fields:
+    a: Tensor
+    b: Tensor
+    flag: bool = True
+
+
+class Net(nn.Module):
+    """Takes two inputs in any form, or a packed sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.rnn, self.a, self.b = nn.GRU(4, 8, batch_first=True), nn.Linear(8, 3), nn.Linear(4, 3)
+        self.double()
+
+    def forward(self, *inputs, flag: bool = True, **named) -> Tensor:
+        assert flag is True
+        x = named or inputs[0]
+        if isinstance(x, PackedSequence):
+            return self.a(self.rnn(x)[1][0])
+        a, b = (x.a, x.b) if isinstance(x, Fields) else x.values() if isinstance(x, dict) else x
+        return self.a(a) + self.b(torch.stack(list(b)))
+
+
+def gradient(batch: tuple, **options) -> list[Tensor]:
+    net = Net()
+    before = [p.detach().clone() for p in net.parameters()]
+    steppe.Plain().bind(net, torch.optim.SGD(net.parameters(), 1.0), **options)(*batch)
+    return [b - p.detach() for b, p in zip(before, net.parameters(), strict=True)]
+
+
+def close(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.allclose(s, t, rtol=1e-10, atol=1e-13) for s, t in zip(a, b, strict=True))
+
+
+G = torch.Generator().manual_seed(0)
+A, B = (torch.randn(7, d, generator=G, dtype=torch.float64) for d in (8, 4))
+Y = torch.tensor([0, 1, 2, 0, 1, 1, 2])
+SEQUENCES = [torch.randn(k, 4, generator=G, dtype=torch.float64) for k in (3, 7, 5, 5, 2, 1, 4)]
+FORMS = {
+    "tuple": lambda rows: (A[rows], B[rows]),
+    "list": lambda rows: [A[rows], B[rows]],
+    "named tuple": lambda rows: Pair(A[rows], B[rows]),
+    "mapping with a flag": lambda rows: UserDict(a=A[rows], b=B[rows], flag=True),
+    "mapping of a list": lambda rows: {"a": A[rows], "b": list(B[rows]), "flag": True},
+    "dataclass": lambda rows: Fields(A[rows], B[rows]),
+    "packed": lambda rows: pack_sequence(SEQUENCES[rows], enforce_sorted=False),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_parts_count_by_their_samples_and_are_the_whole_batch(form):
+    x = FORMS[form]
+    expected = gradient((x(slice(0, 7)), Y))
+    listed = [(x(rows), Y[rows]) for rows in (slice(0, 1), slice(1, 4), slice(4, 7))]
+    for options in ({}, {"microbatch": 3}, {"m": 3}):
+        assert close(gradient((listed,) if not options else (x(slice(0, 7)), Y), **options), expected)
+
+
+def mixed(z: Tensor, y: tuple[Tensor, Tensor, float]) -> Tensor:
+    return y[2] * F.cross_entropy(z, y[0]) + (1 - y[2]) * F.cross_entropy(z, y[1])
+
+
+TARGETS = {
+    "list": (Y.tolist(), lambda z, y: F.cross_entropy(z, torch.tensor(y))),
+    "list of mappings": (
+        [{"k": k} for k in Y.tolist()],
+        lambda z, y: F.cross_entropy(z, torch.tensor([t["k"] for t in y])),
+    ),
+    "mapping": ({"class": Y, "weight": 2.0}, lambda z, y: F.cross_entropy(z, y["class"])),
+    "mixup": ((Y, Y, 0.3), mixed),
+}
+
+
+@pytest.mark.parametrize("form", TARGETS)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("plain", {"microbatch": 3}), ("sam", {"m": 3}), ("esam", {}), ("lpf-sgd", {}), ("rwp", {})],
+)
+def test_targets_of_any_form_stay_with_their_samples(form, name, options):
+    weights = []
+    for y, loss in ((Y, F.cross_entropy), TARGETS[form]):
+        torch.manual_seed(0)
+        net = nn.Linear(8, 3).double()
+        step = steppe.make(name).bind(net, torch.optim.SGD(net.parameters(), 1.0), loss=loss, **options)
+        step(A, y)
+        weights.append(net.weight.detach())
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "options", "message"),
+    [
+        (
+            torch.randn(9, 5, 8),
+            torch.zeros(5).long(),
+            {"microbatch": 3},
+            r"9 samples and a tensor \(5,\), which cannot",
+        ),
+        (
+            [(torch.randn(9, 5, 8), torch.zeros(5).long())] * 2,
+            None,
+            {},
+            "x has 9 samples and y 5; give bind weigh=",
+        ),
+        (
+            (A[:2], B[:2]),
+            Y[:2],
+            {"microbatch": 1},
+            "a tuple of 2 entries of 2 rows may be one per sample or one per",
+        ),
+        ((A, B[:3]), Y, {"m": 1}, r"2 samples and a tensor \(7,\), which cannot be cut"),
+        (
+            {"a": A, "b": B[:3]},
+            None,
+            {},
+            "x is a dict and y a NoneType of unclear numbers of samples; give a steppe.Batch",
+        ),
+    ],
+)
+def test_what_cannot_be_counted_or_cut_is_refused(x, y, options, message):
+    with pytest.raises(steppe.InputError, match=message):
+        gradient((x, y), **options)
+
+
+def test_an_index_tells_the_number_of_samples():
+    x = torch.randn(9, 5, 8)
+    assert len(Batch(x)) == 9
+    assert len(Batch(x, index=torch.arange(5))) == 5
+    assert len(Batch(object(), Y)) == 7
+
+
+def test_a_batch_of_a_data_loader_is_a_pair():
+    data = list(zip(A, B, Y, strict=True))
+    x, y = next(iter(DataLoader([(a, y) for a, _, y in data], 7)))
+    for batch in ([x, y], [Y, Y.tolist()]):
+        assert as_batch(batch).parts()[0].x is batch[0]
+    (a, b), y = next(iter(DataLoader([((a, b), y) for a, b, y in data], 7)))
+    assert close(gradient(([[a, b], y],)), gradient(((A, B), Y)))
+    assert len(as_batch([[x, y], [x, y]]).parts()) == 2
+
+
+def test_a_list_of_micro_batches_is_shown_moved_and_compared():
+    batch = as_batch([((A[:3], B[:3]), Y[:3]), ((A[3:], B[3:]), Y[3:])])
+    assert repr(batch).startswith("Accumulated([Batch(x=(tensor(")
+    assert batch == batch != as_batch([(A, Y), (A, Y)])
+    assert Batch(A) != Batch(A)
+    assert torch.equal(batch.x[1], B)
+    assert [len(part) for part in batch.to(torch.device("cpu")).parts()] == [3, 4]
+    with pytest.raises(steppe.InputError, match="no fields of its own; replace those of batch.parts"):
+        dataclasses.replace(batch, y=Y)
+
+
+SUMS = {
+    "sum": nn.CrossEntropyLoss(reduction="sum"),
+    "function": partial(F.cross_entropy, reduction="sum"),
+    "class weights": nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.2]).double()),
+    "divided": lambda z, y: F.cross_entropy(z, y, reduction="sum") / (1 + (y == 1).sum()),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+@pytest.mark.parametrize("options", [{"microbatch": 3}, {"microbatch": 1}, {"m": 3}, {"m": 1}, {}])
+def test_a_loss_that_is_no_mean_over_samples_is_refused_in_parts(name, options):
+    net = nn.Linear(8, 3).double()
+    before = net.weight.detach().clone()
+    step = steppe.SAM().bind(net, sgd(net), loss=SUMS[name], **options)
+    with pytest.raises(
+        steppe.InputError, match="and the mean over .* parts .* give a loss that is a mean over samples"
+    ):
+        step(*((A, Y) if options else ([(A[:3], Y[:3]), (A[3:], Y[3:])],)))
+    assert torch.equal(net.weight, before)
+
+
+def test_a_loss_that_is_no_mean_over_samples_may_be_weighed():
+    weights = SUMS["class weights"].weight
+    nets = []
+    for batch, options in (((A, Y), {}), ((A, Y), {"microbatch": 3}), (([(A[:3], Y[:3]), (A[3:], Y[3:])],), {})):
+        torch.manual_seed(0)
+        net = nn.Linear(8, 3).double()
+        steppe.SAM().bind(
+            net, sgd(net), loss=SUMS["class weights"], weigh=lambda b: weights[b.y].sum(), **options
+        )(*batch)
+        nets.append(net.weight.detach())
+    torch.testing.assert_close(nets[0], nets[1], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(nets[0], nets[2], rtol=1e-10, atol=1e-12)
+    with pytest.raises(steppe.InputError, match="weigh returned 0 for the batch; return a finite number above 0"):
+        steppe.SAM().bind(net, sgd(net), weigh=lambda _: 0)(A, Y)
+
+
+class Own(nn.Module):
+    def __init__(self, reduction: str):
+        super().__init__()
+        self.linear, self.reduction = nn.Linear(8, 3).double(), reduction
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(self.linear(x), y, reduction=self.reduction)
+
+
+def test_the_model_s_own_loss_is_a_mean_too():
+    for reduction in ("mean", "sum"):
+        step = steppe.SAM().bind(net := Own(reduction), sgd(net), loss="model", microbatch=3)
+        if reduction == "mean":
+            assert not step(A, Y).skipped
+        else:
+            with pytest.raises(steppe.InputError, match="the loss of 6 samples is .* mean over 2 parts"):
+                step(A, Y)
