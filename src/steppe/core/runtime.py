@@ -25,6 +25,7 @@ from steppe.core.numerics.losses import per_sample
 from steppe.core.numerics.vector import ScaledVector, Vec
 from steppe.core.schedules import ScheduleValue, TrainingProgress, value_at
 from steppe.core.snapshot import Buffers, SnapshotPool
+from steppe.core.state.weight_average import WeightAverage
 from steppe.core.step_state import BindOptions, LossFunction, NonFinite, Passes, StepOutput, StepState
 from steppe.errors import InputError
 
@@ -75,6 +76,7 @@ class Runtime:
         self._memo: dict[Hashable, Any] = {}
         self._good = torch.zeros((), dtype=torch.bool, device=self.device)
         self._weight_snapshots, self._update_snapshots = SnapshotPool(), SnapshotPool()
+        self._with_buffers = [self.net]
         self.buffers = Buffers(self.net)
         self.step_state = StepState(self.buffers.snapshot(), self._good, None, [], 0.0)
         self._in_grad: Vec | None = None  # the tensors that the last pass left in ``.grad``
@@ -388,7 +390,7 @@ class Runtime:
         if not param_groups.same(params := param_groups.trainable(self.optimizer), self.params):
             self.params = params
             self.owners, self._memo = param_groups.owners(self.net, self.params), {}
-            self.buffers = Buffers(self.net)
+            self.buffers = Buffers(*self._with_buffers)
         parts, weight = self.micro_batches(batch), self.weight(batch)
         self.step_state = StepState(self.buffers.snapshot(), self._good, batch, parts, weight)
         self.parallel.begin(weight, len(parts))
@@ -397,6 +399,12 @@ class Runtime:
             several, sample = self.net, next(parts[0].split(2))
             self.relative_cost = self.once("relative_cost", lambda: several.relative_cost(sample))
         self.passes.steps += 1
+
+    def restores(self, state: nn.Module) -> None:
+        """Treat the statistics of a method's averages as the network's own: skipped and perturbed passes move none."""
+        own = [m.statistics for m in state.modules() if isinstance(m, WeightAverage)]
+        self._with_buffers = [self.net, *own]
+        self.buffers = Buffers(*self._with_buffers)
 
     def roll_back(self) -> None:
         """Return weights, optimizer and buffers to what they were when the step began."""

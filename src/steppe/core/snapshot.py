@@ -27,7 +27,7 @@ class Snapshot:
     def __init__(self, tensors: Sequence[Tensor], reuse: Snapshot | None = None):
         self._tensors = list(tensors)
         self._values: list[Tensor] = [] if reuse is None else reuse._values
-        if not _all_alike(self._values, self._tensors):
+        if not all_alike(self._values, self._tensors):
             with torch.no_grad():
                 self._values = [torch.empty_like(t, requires_grad=False) for t in self._tensors]
         copy_into(self._values, self._tensors)
@@ -53,11 +53,11 @@ class SnapshotPool:
 
 
 class Buffers:
-    """The buffers (running statistics, counters) of a network."""
+    """The buffers (running statistics, counters) of some networks."""
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, *nets: nn.Module):
         # to search a deep network for the modules that have buffers takes longer than to copy these
-        self._modules: list[Named] = [m._buffers for m in net.modules() if m._buffers]
+        self._modules: list[Named] = [m._buffers for net in nets for m in net.modules() if m._buffers]
         self._pool = SnapshotPool()
 
     def snapshot(self) -> BufferSnapshot:
@@ -146,5 +146,6 @@ def _alike(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
 
 
-def _all_alike(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+def all_alike(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    """Return whether two lists of tensors have the same shapes, types and devices."""
     return len(a) == len(b) and all(map(_alike, a, b))
