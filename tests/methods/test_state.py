@@ -40,7 +40,9 @@ def test_ema_is_the_mean_that_the_formula_says_with_running_statistics_of_its_ow
     assert step.passes.forward == (12 if isinstance(method, steppe.EMA) else 18)
 
 
-@pytest.mark.parametrize(("start", "every", "after"), [(6, 3, [9, 12, 15]), (0.4, 5, [10, 15]), (0, 1, range(1, 16))])
+@pytest.mark.parametrize(
+    ("start", "every", "after"), [(6, 3, [9, 12, 15]), (0.4, 5, [10, 15]), (0, 1, range(1, 16))]
+)
 def test_swa_averages_at_the_end_of_each_period_and_has_running_statistics_of_its_own(start, every, after):
     """Izmailov et al., algorithm 1, and `torch.optim.swa_utils`; the statistics are measured at the mean."""
     net, step = bound(steppe.SWA(start=start, every=every), small_net(dropout=0.0), steps=15)
@@ -80,7 +82,11 @@ def test_mesa_s_teacher_has_neither_dropout_nor_a_gradient_and_serves_both_passe
     assert not list(step.state.parameters())
     _, step = bound(steppe.On(steppe.SAM(), steppe.MESA()), small_net(dropout=0.0))
     step(indexed(0))
-    assert step.passes.per_step() == (5, 2, 1)  # the teacher has a pass for each of the two, and one for its statistics
+    assert step.passes.per_step() == (
+        5,
+        2,
+        1,
+    )  # the teacher has a pass for each of the two, and one for its statistics
 
 
 def test_autocast_does_not_keep_the_teacher_s_weights_for_the_student():

@@ -316,7 +316,6 @@ def same_every_time() -> nn.Module:
         (steppe.OKDPH(same_start=True), maker(Staged), 1, True),
         (steppe.DML(), same_every_time, 1, True),
         (steppe.KDCL(networks=3), same_every_time, 1, True),
-        (steppe.ONE(ramp=0), same_every_time, 1, True),
         (steppe.OKDPH(same_start=True), maker(Staged), 3, False),
         (steppe.OKDPH(), maker(Staged), 1, False),
         (steppe.DML(), maker(Staged), 1, False),

@@ -50,9 +50,9 @@ class Step:
             raise InputError(f"{type(method).__name__} cannot train a sharded model: {method.whole}; use DDP")
         if method.single and isinstance(runtime.net, MultiNetwork):
             raise InputError(f"{type(method).__name__} cannot train several networks at once: {method.single}")
+        self.state = method.init(runtime.net)
         if options.steps is None:
             check_length(method, runtime.now)
-        self.state = method.init(runtime.net)
         self.state.to(runtime.device)
         runtime.restores(self.state)
         runtime.objective = lambda batch: method.objective(batch, self.state, runtime)

@@ -1,6 +1,6 @@
-"""A vector in parameter space that a method keeps between steps."""
+"""Tensors that a method keeps between steps for those of a network, by name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,29 +8,61 @@ from torch import Tensor, nn
 from steppe.core import param_groups
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
-from steppe.core.snapshot import copy_into
+from steppe.core.snapshot import all_alike, copy_into
 
 
-class ParamState(nn.Module):
+class TensorCopies(nn.Module):
+    """Copies of named tensors, as buffers that checkpoints save."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        super().__init__()
+        self._names: list[str] = []
+        self.match(tensors)
+
+    def match(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the copy of each tensor; it starts anew where a tensor was added or has another shape."""
+        copies = list(self.buffers(recurse=False))
+        if self._names == list(tensors) and all_alike(copies, list(tensors.values())):
+            return copies
+        before = dict(zip(self._names, copies, strict=True))
+        self._names = list(tensors)
+        self._buffers.clear()
+        for i, (name, t) in enumerate(tensors.items()):
+            old = before.get(name)
+            value = self.initial(t) if old is None or old.shape != t.shape else old
+            self.register_buffer(str(i), torch.empty_like(t, requires_grad=False).copy_(value))
+        return list(self.buffers(recurse=False))
+
+    def initial(self, t: Tensor) -> Tensor:
+        """Return the first value of the copy of a tensor."""
+        return t.detach()
+
+
+class ParamState(TensorCopies):
     """One buffer per parameter of a network, in the order of registration, zero at first; checkpoints save it.
 
     ``writes`` counts how often it was written.
     """
 
     def __init__(self, net: nn.Module):
-        super().__init__()
+        super().__init__(dict(net.named_parameters()))
         self.writes = 0
         self._of: tuple[nn.Parameter, ...] = ()
-        self._names: list[str] = []
-        for i, p in enumerate(net.parameters()):
-            self.register_buffer(str(i), torch.zeros_like(p, requires_grad=False))
+        self._places: list[str] = []
+
+    def initial(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
 
     def read(self, params: Sequence[nn.Parameter], net: nn.Module) -> Vec:
         """Return the stored tensors of these parameters."""
         if not param_groups.same(params, self._of):
-            where = {id(p): str(i) for i, p in enumerate(net.parameters())}
-            self._of, self._names = tuple(params), [where[id(p)] for p in params]
-        return [self._buffers[name] for name in self._names]
+            names = {id(p): name for name, p in net.named_parameters()}
+            outside = [p for p in params if id(p) not in names]  # exchanged ones that the optimizer still has
+            tensors = dict(net.named_parameters()) | {f"outside {i}": p for i, p in enumerate(outside)}
+            self.match(tensors)
+            where = {id(p): str(i) for i, p in enumerate(tensors.values())}
+            self._of, self._places = tuple(params), [where[id(p)] for p in params]
+        return [self._buffers[place] for place in self._places]
 
     def write(self, params: Sequence[nn.Parameter], net: nn.Module, values: Vec) -> None:
         """Store values; a parameter without a value keeps its stored one."""

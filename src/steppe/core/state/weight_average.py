@@ -12,35 +12,12 @@ from torch import Tensor, nn
 from steppe.core.data_parallel import reshard
 from steppe.core.model_call import call_model
 from steppe.core.multi_network import inputs_for
-from steppe.core.snapshot import Buffers, SnapshotPool, all_alike, copy_into
+from steppe.core.snapshot import Buffers, SnapshotPool, copy_into
+from steppe.core.state.param_state import TensorCopies
 
 if TYPE_CHECKING:
     from steppe.core.batch import Batch
     from steppe.core.runtime import Runtime
-
-
-class TensorCopies(nn.Module):
-    """Copies of named tensors, as buffers that checkpoints save."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]):
-        super().__init__()
-        self._names: list[str] = []
-        self.match(tensors)
-
-    def match(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return the copies of these tensors; a copy begins when its tensor is new or has another shape."""
-        copies = list(self._buffers.values())
-        if self._names == list(tensors) and all_alike(copies, list(tensors.values())):
-            return copies
-        before = dict(zip(self._names, copies, strict=True))
-        self._names = list(tensors)
-        self._buffers.clear()
-        for i, (name, t) in enumerate(tensors.items()):
-            old = before.get(name)
-            fits = old is not None and old.shape == t.shape
-            copy = torch.empty_like(t, requires_grad=False)
-            self.register_buffer(str(i), copy.copy_(old if fits else t.detach()))
-        return list(self._buffers.values())
 
 
 class WeightAverage(TensorCopies):
@@ -120,7 +97,9 @@ class WeightAverage(TensorCopies):
         buffers, params = _buffers(net), list(_parameters(net).values())
         weights, statistics = self.match(_tensors(net))[: len(params)], self.statistics.match(buffers)
         if weight:
-            weights = [a.lerp(p, weight) if a.is_floating_point() else p for a, p in zip(weights, params, strict=True)]
+            weights = [
+                a.lerp(p, weight) if a.is_floating_point() else p for a, p in zip(weights, params, strict=True)
+            ]
         with self._exchanged(net, [*weights, *statistics]):
             yield
             after = list(_buffers(net).values())

@@ -15,8 +15,7 @@ from steppe.core.numerics.losses import diversity
 from steppe.models.multi.base import MultiHeadNetwork
 from steppe.models.multi.branched import branch_outputs
 from steppe.models.multi.ensemble import Ensemble, network_outputs
-from steppe.models.multi.inputs import expect_members, fresh_networks
-
+from steppe.models.multi.inputs import VIEW, expect_members, fresh_networks
 
 IDENTICAL = 1e-3  # mean L2 distance of probabilities below which members are the same network
 
@@ -65,9 +64,9 @@ class OnlineDistillation(Method):
         return nn.Module()
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
-        """Warn once, after the first or second epoch (or 100 or 200 steps), if all members predict the same."""
+        """Warn once if all members predict the same after one or two epochs (or 100 or 200 steps) with one view."""
         length = rt.options.epoch or 100
-        if self.size == 1 or rt.now.step + 1 not in (length, 2 * length):
+        if self.size == 1 or VIEW.format(2) in batch.extra or rt.now.step + 1 not in (length, 2 * length):
             return
         training = [m for m in rt.net.modules() if m.training]
         rt.net.eval()

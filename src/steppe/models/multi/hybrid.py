@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from steppe.core.batch import Batch
 from steppe.core.model_call import call_model, extract_logits
-from steppe.core.state.weight_average import TensorCopies
+from steppe.core.state.param_state import TensorCopies
 from steppe.errors import InputError
 from steppe.models.multi.ensemble import NetworkList
 from steppe.models.multi.inputs import inputs_of, views_of
@@ -32,7 +32,9 @@ class HybridEnsemble(NetworkList):
         super().__init__(networks)
         self.gradient = gradient
         self.statistics = TensorCopies(dict(networks[0].named_buffers()))
-        self.earlier: dict[str, Tensor] | None = None  # the hybrid's weights that are to be fused, if not the present
+        self.earlier: dict[str, Tensor] | None = (
+            None  # the hybrid's weights that are to be fused, if not the present
+        )
         self.mixed_at = -1  # the step in which the statistics were mixed
         shapes = [{k: t.shape for k, t in net.state_dict().items() if hasattr(t, "shape")} for net in networks]
         if any(s != shapes[0] for s in shapes):
