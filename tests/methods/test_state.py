@@ -47,6 +47,7 @@ def test_swa_averages_at_the_end_of_each_period_and_has_running_statistics_of_it
     """Izmailov et al., algorithm 1, and `torch.optim.swa_utils`; the statistics are measured at the mean."""
     net, step = bound(steppe.SWA(start=start, every=every), small_net(dropout=0.0), steps=15)
     theirs, reference = torch.optim.swa_utils.AveragedModel(net), None
+    total: list[Tensor] = []
     for t in range(1, 16):
         step(indexed(t))
         if reference is None and t < after[0]:

@@ -70,7 +70,7 @@ def test_fusion_moves_weights_and_running_statistics_and_nothing_else():
 
 @pytest.mark.parametrize("microbatch", [None, 5])
 def test_fusing_before_the_update_is_the_released_code(microbatch):
-    """The code gives the hybrid the students' mean, statistics too, passes the batch, updates, then fuses (gamma 1)."""
+    """The hybrid is the students' mean, statistics too; it passes the batch and is fused after the update."""
     method = steppe.OKDPH(gamma=1.0, every="1b", fuse="before", same_start=False)
     net, step = bound(method, microbatch=microbatch)
     for k in range(2):

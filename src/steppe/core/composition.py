@@ -20,8 +20,8 @@ class On(Method):
     ``rule`` defines how an update is made; ``base`` what is minimised, what is remembered and what is deployed. If
     only one of them overrides the step, its step is taken; if both do, the pair is refused.
 
-    Raises InputError if both define the step, the objective, the network that is trained or what is deployed, or if
-    one cannot train the several networks of the other.
+    Raises InputError if both define the step, the objective, the network that is trained or what is deployed, or
+    if one cannot train the several networks of the other.
     """
 
     rule: Method
@@ -47,7 +47,7 @@ class On(Method):
                 several = _leaf(other, ("build",))
                 raise InputError(
                     f"{name_of(_leaf(one, ('step',)) or one)} cannot train the several networks of "
-                    f"{name_of(several or other)}: {one.single}; combine it with methods of one network, or use sam"
+                    f"{name_of(several or other)}: {one.single}; combine it with methods of one network"
                 )
         for name in ("local", "whole", "mixes", "single"):
             object.__setattr__(self, name, getattr(self.rule, name) or getattr(self.base, name))
@@ -107,7 +107,7 @@ class On(Method):
         return part.deployed_weights(net, own)
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
-        """Predict as the part that overrides it, the base by default, with the weights that either part deploys."""
+        """Predict as the part that overrides it, the base by default, with the weights that are deployed."""
         with self._deployed(net, state) as (part, own):
             return part.predict(net, own, x)
 

@@ -401,7 +401,7 @@ class Runtime:
         self.passes.steps += 1
 
     def restores(self, state: nn.Module) -> None:
-        """Treat the statistics of a method's averages as the network's own: skipped and perturbed passes move none."""
+        """Restore the statistics of a method's averages wherever the network's own are restored."""
         own = [m.statistics for m in state.modules() if isinstance(m, WeightAverage)]
         self._with_buffers = [self.net, *own]
         self.buffers = Buffers(*self._with_buffers)

@@ -46,7 +46,7 @@ def _in_steps(amount: float) -> bool:
 
 
 def check_length(method: Any, now: TrainingProgress) -> None:
-    """Raise InputError, before the first step, if a setting of ``method`` is a share of a training of unknown length.
+    """Raise InputError, before the first step, if a setting is a share of a training of unknown length.
 
     Methods that it is composed of are checked too, unless their settings make them plain training.
     """

@@ -51,6 +51,7 @@ class ParamState(TensorCopies):
         self._places: list[str] = []
 
     def initial(self, t: Tensor) -> Tensor:
+        """Return zeros."""
         return torch.zeros_like(t)
 
     def read(self, params: Sequence[nn.Parameter], net: nn.Module) -> Vec:

@@ -42,8 +42,8 @@ class WeightAverage(TensorCopies):
     def follow(self, rt: Runtime, batch: Batch, weight: float) -> None:
         """Move to ``(1 - weight) average + weight net`` after a step on ``batch``, with new statistics if due.
 
-        They are due after each hundredth of the average is replaced, at most once a step: BatchNorm's window of ten
-        passes is then short for the average.
+        They are due after each hundredth of the average is replaced, at most once a step: BatchNorm's window of
+        ten passes is then short for the average.
         """
         if self.count % max(1, round(0.01 / weight)) == 0:
             self.measure(rt, batch, weight)

@@ -5,10 +5,10 @@
 Paper    Polyak and Juditsky, SIAM J. Control Optim. 1992; the warm-up is TensorFlow's
 Code     none
 Cost     2 forward, 1 backward, 1 update (the second forward pass, at the mean, is for its running statistics: one
-         each time a hundredth of the mean is replaced, at decay 0.999 on every tenth step; none without BatchNorm)
+         each time a hundredth of the mean is replaced, at decay 0.999 every tenth step; none without BatchNorm)
 Limits   decay = 0 deploys the weights as they are; training itself is always Plain's
-Differs  running statistics are the mean's own, measured at its weights; timm averages those of the weights. Combine
-         it with any method that deploys the weights it trains: sam+ema
+Differs  running statistics are the mean's own, measured at its weights; timm averages those of the weights.
+         Combine it with any method that deploys the weights it trains: sam+ema
 Start    decay 0.999 (small data) to 0.9998
 """
 

@@ -23,8 +23,8 @@ IDENTICAL = 1e-3  # mean L2 distance of probabilities below which members are th
 def identical(name: str, members: str) -> str:
     """Return the warning that all members of a method predict the same."""
     return (
-        f"{name}: its {members} predict the same, so that it is plain training at a multiple of the cost; give each "
-        "a view of its own (data.views), and different initial weights"
+        f"{name}: its {members} predict the same, so that it is plain training at a multiple of the cost; "
+        "give each a view of its own (data.views), and different initial weights"
     )
 
 
@@ -64,7 +64,7 @@ class OnlineDistillation(Method):
         return nn.Module()
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
-        """Warn once if all members predict the same after one or two epochs (or 100 or 200 steps) with one view."""
+        """Warn once if all members predict the same after an epoch or two (or 100, 200 steps) with one view."""
         length = rt.options.epoch or 100
         if self.size == 1 or VIEW.format(2) in batch.extra or rt.now.step + 1 not in (length, 2 * length):
             return

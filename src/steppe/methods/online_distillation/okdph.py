@@ -22,8 +22,8 @@ Differs  1. gradient = 'chain' follows the equation: r_m times the hybrid's grad
          5. deployed is the first student or, with deploy = 'hybrid', the hybrid; the code reports the best of all.
          6. t is the code's, the paper does not define it; T is the code's default.
          7. students start from different weights; same_start = True, as in the code, is the default of a preset.
-            Give a view for each and one for the hybrid (data.views, or extra["view 2"], ...): without, fusion makes
-            the students one network, and the method is plain training at three times the cost.
+            Give a view for each and one for the hybrid (data.views, or extra["view 2"], ...): without, fusion
+            makes the students one network, and the method is plain training at three times the cost.
 Start    omega 0.8, beta 0.8, gamma 0.5, T 4 (code), every '5b' (table 6); preset 'cifar100-vgg16' and others
 """
 
@@ -150,7 +150,7 @@ class OKDPH(OnlineDistillation):
             rt.net.earlier = None
 
     def _store_hybrid(self, rt: Runtime, due: bool) -> None:
-        """Make the hybrid as the code does, before the first pass of the step; store its weights if fusion is due."""
+        """Make the hybrid as the code does, before the step's first pass; store its weights if due."""
         assert isinstance(rt.net, HybridEnsemble)
         if rt.net.mixed_at == rt.now.step:
             return

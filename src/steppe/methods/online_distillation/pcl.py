@@ -4,8 +4,9 @@
     w <- U(w, grad [L(z_e) + sum_j (L(z_j) + r T^2 KL(z_e, z_j) + r / (n - 1) sum_(l != j) T^2 KL(zm_l, z_j))])
     v <- d v + (1 - d) w,   d = min(decay, 1 - 1 / (s + 1)) after the s-th update, s from 0
 
-The mean runs in training mode, and its passes move running statistics of its own. KL(a, b) stands for KL(softmax(a / T) || softmax(b / T)), a a constant; r = exp(-5 (1 - t / ramp)^2) rises to 1.
-Branch j sees view j if the loader gives views; the trunk then runs once per view.
+The mean runs in training mode, and its passes move running statistics of its own. KL(a, b) stands for
+KL(softmax(a / T) || softmax(b / T)), a a constant; r = exp(-5 (1 - t / ramp)^2) rises to 1. Branch j sees view j
+if the loader gives views; the trunk then runs once per view.
 
 Paper    Wu and Gong, AAAI 2021, arXiv:2006.04147, equations 2 to 8
 Code     shaoeric/Peer-Collaborative-Learning-for-Online-Knowledge-Distillation @ 6afb473 (not by the authors);

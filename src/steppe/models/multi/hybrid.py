@@ -21,9 +21,9 @@ class HybridEnsemble(NetworkList):
     r"""Networks of one architecture, and the hybrid, whose weights are their weighted mean.
 
     The hybrid's weights are :math:`\theta_h = \sum_m r_m \theta_m`. Its buffers (running statistics) are its own,
-    ``statistics``: a mean of the networks' would not fit the mean of their weights. ``gradient`` is the part of the hybrid's gradient
-    that reaches network m: 'chain' its derivative, r_m times the hybrid's gradient; 'full' the hybrid's gradient
-    itself; 'none' nothing.
+    ``statistics``: a mean of the networks' would not fit the mean of their weights. ``gradient`` is the part of the
+    hybrid's gradient that reaches network m: 'chain' its derivative, r_m times the hybrid's gradient; 'full' the
+    hybrid's gradient itself; 'none' nothing.
 
     Raises InputError if the networks differ in architecture.
     """
@@ -32,9 +32,7 @@ class HybridEnsemble(NetworkList):
         super().__init__(networks)
         self.gradient = gradient
         self.statistics = TensorCopies(dict(networks[0].named_buffers()))
-        self.earlier: dict[str, Tensor] | None = (
-            None  # the hybrid's weights that are to be fused, if not the present
-        )
+        self.earlier: dict[str, Tensor] | None = None  # weights to be fused, if not the present
         self.mixed_at = -1  # the step in which the statistics were mixed
         shapes = [{k: t.shape for k, t in net.state_dict().items() if hasattr(t, "shape")} for net in networks]
         if any(s != shapes[0] for s in shapes):
