@@ -20,10 +20,10 @@ Gradient = Literal["none", "chain", "full"]
 class HybridEnsemble(NetworkList):
     r"""Networks of one architecture, and the hybrid, whose weights are their weighted mean.
 
-    The hybrid's weights are :math:`\theta_h = \sum_m r_m \theta_m`. Its buffers (running statistics) are its own,
-    ``statistics``: a mean of the networks' would not fit the mean of their weights. ``gradient`` is the part of
-    the hybrid's gradient that reaches network m: 'chain' its derivative, r_m times the hybrid's gradient; 'full' the
-    hybrid's gradient itself; 'none' nothing.
+    The hybrid's weights are :math:`\theta_h = \sum_m r_m \theta_m`. Its buffers (running statistics) are its
+    own, ``statistics``: a mean of the networks' would not fit the mean of their weights. ``gradient`` is the
+    part of the hybrid's gradient that reaches network m: 'chain' its derivative, r_m times the hybrid's
+    gradient; 'full' the hybrid's gradient itself; 'none' nothing.
 
     Raises InputError if the networks differ in architecture.
     """
