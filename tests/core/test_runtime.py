@@ -95,7 +95,7 @@ def bound(name: str, *, every_pass: bool) -> tuple[nn.Module, Step]:
     method = make(name)
     net = method.build(fixtures.small)
     optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, fused=True)
-    step = method.bind(net, optimizer, steps=100, epoch=5)
+    step = method.bind(net, optimizer, steps=100, epoch=50)
     method.allocate(step.state, 100, 5)
     step.runtime.parallel.checks_every_pass = every_pass
     return net, step

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.small import same, sgd, small_batch, small_net, trained
+from support.small import same, sgd, small_net, trained
 from torch import nn
 
 import steppe
@@ -110,11 +110,8 @@ def test_impossible_schedules_are_refused(spec, message):
 
 def test_a_share_of_an_unknown_length_says_what_is_missing():
     net = small_net()
-    before = net[0].weight.detach().clone()
-    step = steppe.make("sam", start=0.5).bind(net, sgd(net))
     with pytest.raises(steppe.InputError, match=r"start is 0.5, a share of the training.*bind with steps="):
-        step(*small_batch())
-    assert torch.equal(before, net[0].weight)
+        steppe.make("sam", start=0.5).bind(net, sgd(net))
 
 
 def test_a_function_may_return_the_share_that_is_done():

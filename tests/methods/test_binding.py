@@ -3,14 +3,16 @@
 import copy
 import math
 import pickle
+import re
 import typing
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from support.small import bound, close, same, sgd, small_batch, small_net
+from support.small import BARE, bound, close, same, sgd, small_batch, small_net
 from torch import Tensor, nn
 
 import steppe
@@ -165,11 +167,11 @@ def test_equal_settings_are_equal_texts_and_load_each_other_s_state():
     pairs = [
         ("sam:rho=1", "sam:rho=1.0"),
         ("sam:rho=linear(0,1)", "sam:rho=linear(0.0,1.0)"),
-        ("mesa", "mesa:start=0.0"),
+        ("mesa:start=0", "mesa:start=0.0"),
     ]
     for a, b in pairs:
         assert repr(steppe.parse(a)) == repr(steppe.parse(b))
-        steps = [bound(steppe.parse(spec))[1] for spec in (a, b)]
+        steps = [bound(steppe.parse(spec), steps=10)[1] for spec in (a, b)]
         steps[1].load_state_dict(steps[0].state_dict())
 
 
@@ -380,3 +382,162 @@ def test_an_optimizer_without_a_learning_rate():
     schedule = steppe.WithLR(0.1, 0.2)
     with pytest.raises(steppe.InputError, match="follows the learning rate, and the optimizer's is None"):
         steppe.SAM(rho=schedule).bind(net, WithoutLR(net.parameters()))(*small_batch())
+
+
+@dataclass(frozen=True)
+class Halved(steppe.Method):
+    """Deploys the weights times one half, in place, and predicts with the logits' sign changed."""
+
+    @contextmanager
+    def deployed_weights(self, net: nn.Module, state: nn.Module):
+        before = [p.detach().clone() for p in net.parameters()]
+        with torch.no_grad():
+            for p in net.parameters():
+                p.mul_(0.5)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p, b in zip(net.parameters(), before, strict=True):
+                    p.copy_(b)
+
+    def predict(self, net: nn.Module, state: nn.Module, x: Tensor) -> Tensor:
+        with self.deployed_weights(net, state):
+            return -net(x)
+
+
+@pytest.mark.parametrize("other", [steppe.GC(), steppe.MESA(), steppe.SAM()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_user_s_rule_that_deploys_and_predicts_swaps_its_weights_once(other, first):
+    method = steppe.On(Halved(), other) if first else steppe.On(other, Halved())
+    net, step = bound(method, small_net(dropout=0.0))
+    step(*small_batch())
+    net.eval()
+    before, half = copy.deepcopy(net), copy.deepcopy(net)
+    with torch.no_grad():
+        for p in half.parameters():
+            p.mul_(0.5)
+    x, _ = small_batch(seed=4)
+    assert torch.equal(step.predict(x), -half(x))
+    assert torch.equal(method.outputs(net, step.state, x)["deployed"], -half(x))
+    assert torch.equal(method.deployed_model(net, step.state, small_net).eval()(x), half(x))
+    with step.deployed_weights():
+        assert same(net, half)
+    assert same(net, before)
+
+
+E1, E2 = steppe.EMA(), steppe.EMA(decay=0.9)
+
+
+@pytest.mark.parametrize(
+    ("rule", "base", "message"),
+    [
+        (E1, steppe.PCL(), "EMA and PCL both define the deployed weights"),
+        (steppe.SWA(), steppe.PCL(), "SWA and PCL both define the deployed weights"),
+        (E1, E1, "EMA and EMA both"),
+        (E1, E2, "EMA and EMA both"),
+        (steppe.SAM(), steppe.On(steppe.SWA(), steppe.SAM()), "SAM and SAM both define the step"),
+        (steppe.DML(), steppe.KDCL(), "DML and KDCL both define the objective"),
+        (E1, Averaged(), "EMA and Averaged both define the deployed model"),
+        (Averaged(), steppe.SWA(), "Averaged and SWA both define the deployed model"),
+        (Averaged(), Averaged(), "Averaged and Averaged both define the deployed model"),
+    ],
+)
+def test_a_pair_in_which_one_method_is_lost_is_refused(rule, base, message):
+    with pytest.raises(steppe.InputError, match=message):
+        steppe.On(rule, base)
+
+
+def test_a_refused_combination_is_named_as_it_was_written():
+    for spec in ("ema+pcl", "ema+swa+ema", "sam+swa+sam", "esam+dml", "dml+sadt-v1"):
+        with pytest.raises(steppe.InputError, match=re.escape(f"method {spec!r}: ")):
+            steppe.parse(spec)
+
+
+@dataclass(frozen=True)
+class Counter(steppe.Method):
+    def init(self, net: nn.Module) -> nn.Module:
+        state = nn.Module()
+        state.register_buffer("count", torch.zeros(()))
+        return state
+
+    def after(self, batch: steppe.Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
+        state.count += 1
+
+
+def test_one_method_combined_with_itself_has_two_states():
+    counter = Counter()
+    _, step = bound(steppe.On(counter, counter))
+    step(*small_batch())
+    assert [int(step.state.get_submodule(role).count) for role in ("rule", "base")] == [1, 1]
+
+
+@pytest.mark.parametrize("spec", ["dml+ema:decay=0.5", "ema:decay=0.5+dml"])
+def test_a_combination_of_a_mean_and_several_networks_is_the_same_in_either_order(spec):
+    method = steppe.parse(spec)
+    net = method.build(small_net)
+    step = method.bind(net, sgd(net))
+    for k in range(3):
+        step(*small_batch(seed=k))
+    net.eval()
+    x, _ = small_batch()
+    with step.deployed_weights():
+        expected = net(x)[0]
+    assert torch.equal(step.predict(x), expected)
+    assert not torch.equal(expected, net(x)[0])
+    assert torch.equal(method.deployed_model(net, step.state, small_net).eval()(x), expected)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["swa", "sam+swa", "mesa:start=0.5", "sam:start=0.5", "sam:rho=linear(0,0.1)", "pcl", "swa:start=0.9+gc"],
+)
+def test_a_share_of_a_training_of_unknown_length_is_refused_by_bind(spec):
+    method = steppe.parse(spec)
+    net = method.build(small_net)
+    with pytest.raises(steppe.InputError, match="a share of the training, and its length is unknown"):
+        method.bind(net, sgd(net))
+    method.bind(net, sgd(net), steps=10)
+    method.bind(net, sgd(net), steps=lambda: 0.0)
+
+
+class Growing(nn.Module):
+    """Gets a parameter and a BatchNorm layer, and then another number of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layers = nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8)
+        self.body, self.head = nn.Sequential(*layers), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.head(self.body(x))
+        return z
+
+    def grow(self, optimizer: torch.optim.Optimizer) -> None:
+        self.body.extend([nn.Linear(8, 6), nn.BatchNorm1d(6)])
+        self.head = nn.Linear(6, 5)
+        new = [*self.body[4:].parameters(), *self.head.parameters()]
+        optimizer.add_param_group({"params": new})
+
+
+@pytest.mark.parametrize("name", [*BARE, "swa"])
+def test_parameters_that_are_added_or_exchanged_during_training_are_taken_up(name):
+    net = Growing()
+    optimizer = sgd(net)
+    method = steppe.SWA(start=0) if name == "swa" else steppe.make(name)
+    step = method.bind(net, optimizer)
+    for k in range(2):
+        step(*small_batch(seed=k))
+    net.grow(optimizer)
+    x, _ = small_batch()
+    assert torch.isfinite(step.predict(x)).all()
+    net.train()
+    before = net.body[4].weight.detach().clone()
+    for k in range(2, 5):
+        assert not step(*small_batch(seed=k)).skipped
+    assert not torch.equal(net.body[4].weight, before)
+    net.eval()
+    with step.deployed_weights():
+        deployed = net(x)
+    assert torch.equal(step.predict(x), deployed) and torch.isfinite(deployed).all()

@@ -14,36 +14,60 @@ from steppe.core.state.logit_bank import LogitBank, size_in_bytes
 from steppe.core.state.param_state import ParamState
 
 
-def test_ema_is_the_mean_that_the_formula_says():
-    net, step = bound(steppe.EMA(decay=0.5))
-    mean = net[0].weight.detach().clone()
-    running = net[1].running_mean.clone()
+def measured(average: nn.Module, weights: list[Tensor], x: Tensor) -> list[Tensor]:
+    """Give a reference its mean weights, and move its own running statistics by a training pass."""
+    with torch.no_grad():
+        for p, w in zip(average.parameters(), weights, strict=True):
+            p.copy_(w)
+        average.train()(x)
+    return weights
+
+
+@pytest.mark.parametrize("method", [steppe.EMA(decay=0.5), steppe.MESA(decay=0.5)], ids=repr)
+def test_ema_is_the_mean_that_the_formula_says_with_running_statistics_of_its_own(method):
+    net, step = bound(method, small_net(dropout=0.0))
+    reference = copy.deepcopy(net)
+    mean = [p.detach().clone() for p in net.parameters()]
     for t in range(6):
         step(indexed(t))
         d = min(0.5, (1 + t) / (10 + t))
-        mean = d * mean + (1 - d) * net[0].weight.detach()
-        running = d * running + (1 - d) * net[1].running_mean
+        mean = [d * m + (1 - d) * p.detach() for m, p in zip(mean, net.parameters(), strict=True)]
+        measured(reference, mean, indexed(t).x)
     average = averaged(step, net)
-    assert torch.allclose(average[0].weight, mean, atol=1e-6)
-    assert torch.allclose(average[1].running_mean, running, atol=1e-6)
-    assert int(average[1].num_batches_tracked) == 6  # integers are copied
-    x, _ = small_batch()
-    assert torch.equal(step.predict(x), average.eval()(x))
+    for (name, a), b in zip(average.state_dict().items(), reference.state_dict().values(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6), name
+    assert not torch.allclose(average[1].running_var, net[1].running_var, atol=1e-4)
+    assert step.passes.forward == (12 if isinstance(method, steppe.EMA) else 18)
 
 
-def test_swa_is_the_plain_mean_of_the_chosen_steps():
-    net, step = bound(steppe.SWA(start=0.5, every=2), steps=10)
-    x, _ = small_batch()
-    taken = []
-    for t in range(10):
+@pytest.mark.parametrize(
+    ("start", "every", "after"), [(6, 3, [9, 12, 15]), (0.4, 5, [10, 15]), (0, 1, range(1, 16))]
+)
+def test_swa_averages_at_the_end_of_each_period_and_has_running_statistics_of_its_own(start, every, after):
+    """Izmailov et al., algorithm 1, and `torch.optim.swa_utils`; the statistics are measured at the mean."""
+    net, step = bound(steppe.SWA(start=start, every=every), small_net(dropout=0.0), steps=15)
+    theirs, reference = torch.optim.swa_utils.AveragedModel(net), None
+    total: list[Tensor] = []
+    for t in range(1, 16):
         step(indexed(t))
-        if t in (6, 8):
-            taken.append(net[0].weight.detach().clone())
-        if t == 4:
-            net.eval()
-            assert torch.equal(step.predict(x), net(x))
-            net.train()
-    assert torch.allclose(averaged(step, net)[0].weight, torch.stack(taken).mean(0), atol=1e-7)
+        if reference is None and t < after[0]:
+            own = copy.deepcopy(net)
+            with step.deployed_weights():
+                assert same(net, own)
+        if t in after:
+            theirs.update_parameters(net)
+        if reference is not None:
+            count = int(theirs.n_averaged) - (t in after)
+            pairs = zip(total, net.parameters(), strict=True)
+            measured(reference, [(s + p.detach()) / (count + 1) for s, p in pairs], indexed(t).x)
+        if t in after:
+            reference = copy.deepcopy(net) if reference is None else reference
+            total = [p.detach() * theirs.n_averaged for p in theirs.module.parameters()]
+    average = averaged(step, net)
+    for a, b in zip(average.parameters(), theirs.module.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    for a, b in zip(average.buffers(), reference.buffers(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
 
 
 def test_mesa_s_teacher_has_neither_dropout_nor_a_gradient_and_serves_both_passes_of_sam():
@@ -51,6 +75,7 @@ def test_mesa_s_teacher_has_neither_dropout_nor_a_gradient_and_serves_both_passe
     for t in range(3):
         step(indexed(t))
     modes = []
+    step.state.measure = lambda *_: None  # the pass for the mean's own statistics
     net[-1].register_forward_hook(lambda module, x, y: modes.append((module.training, y.requires_grad)))
     step(indexed(3))
     assert modes == [(False, False), (True, True)]
@@ -58,7 +83,11 @@ def test_mesa_s_teacher_has_neither_dropout_nor_a_gradient_and_serves_both_passe
     assert not list(step.state.parameters())
     _, step = bound(steppe.On(steppe.SAM(), steppe.MESA()), small_net(dropout=0.0))
     step(indexed(0))
-    assert step.passes.per_step() == (4, 2, 1)  # the teacher has a forward pass for each of the two
+    assert step.passes.per_step() == (
+        5,
+        2,
+        1,
+    )  # the teacher has a pass for each of the two, and one for its statistics
 
 
 def test_autocast_does_not_keep_the_teacher_s_weights_for_the_student():

@@ -314,6 +314,29 @@ def test_the_mean_s_decay_rises_from_0_to_its_limit_and_its_first_branch_is_depl
     assert not torch.equal(outputs["mean's branch 1"], outputs["branch 1"])
 
 
+@pytest.mark.parametrize("rule", [None, steppe.SAM()], ids=repr)
+def test_pcl_s_mean_runs_in_training_mode_and_deploys_running_statistics_of_its_own(rule):
+    """As both codes do; SAM's perturbed pass and a skipped step move no statistics."""
+    method = steppe.PCL(branches=2, ramp=0, decay=0.9)
+    method = method if rule is None else steppe.On(rule, method)
+    net = method.build(maker(Staged))
+    step, mean = method.bind(net, sgd(net)), copy.deepcopy(net)
+    for k in range(8):
+        if k == 5:
+            assert step(steppe.Batch(images(k).x * float("nan"), images(k).y)).skipped
+        mean(images(k).x)
+        step(images(k))
+        d = min(0.9, 1 - 1 / (k + 1))
+        with torch.no_grad():
+            for v, w in zip(mean.parameters(), net.parameters(), strict=True):
+                v.copy_(d * v + (1 - d) * w)
+    with step.deployed_weights():
+        for name, b in mean.named_buffers():
+            assert torch.allclose(net.get_buffer(name), b, atol=1e-5), name
+        deployed = net(images().x)[0]
+    assert torch.equal(step.predict(images().x), deployed)
+
+
 def test_pcl_gives_each_branch_its_view():
     method = steppe.PCL(branches=2, ramp=0)
     net = method.build(maker(Staged))

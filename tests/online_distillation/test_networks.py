@@ -1,6 +1,7 @@
 """Methods of whole networks: their gradients, their limits, how the hybrid is mixed and fused."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -48,7 +49,10 @@ def test_fusion_moves_weights_and_running_statistics_and_nothing_else():
         for k, n in enumerate(net.networks):
             n(images(k).x)
             n.bn1.num_batches_tracked.fill_(k + 3)
+        net(images(4).x)
         before = [copy.deepcopy(n.state_dict()) for n in net.networks]
+        hybrid = net.hybrid()
+        assert not torch.allclose(hybrid["bn1.running_var"], torch.ones(4))  # the hybrid's own pass
         net.fuse(gamma)
         for m, n in enumerate(net.networks):
             for key, value in n.state_dict().items():
@@ -56,7 +60,7 @@ def test_fusion_moves_weights_and_running_statistics_and_nothing_else():
                 if "num_batches" in key:
                     assert torch.equal(value, old)
                 else:
-                    centre = (before[0][key] + before[1][key]) / 2
+                    centre = hybrid[key] if "running" in key else (before[0][key] + before[1][key]) / 2
                     assert torch.allclose(value, gamma * centre + (1 - gamma) * old, atol=1e-6), key
                 if gamma == 0:
                     assert torch.equal(value, old)
@@ -65,15 +69,21 @@ def test_fusion_moves_weights_and_running_statistics_and_nothing_else():
 
 
 @pytest.mark.parametrize("microbatch", [None, 5])
-def test_fusing_the_hybrid_of_before_the_update_discards_the_update(microbatch):
+def test_fusing_before_the_update_is_the_released_code(microbatch):
+    """The hybrid is the students' mean, statistics too; it passes the batch and is fused after the update."""
     method = steppe.OKDPH(gamma=1.0, every="1b", fuse="before", same_start=False)
     net, step = bound(method, microbatch=microbatch)
-    centre = {k: v.clone() for k, v in net.hybrid().items()}
     for k in range(2):
+        code = copy.deepcopy(net.networks[0])
+        states = [n.state_dict() for n in net.networks]
+        code.load_state_dict({key: (t + states[1][key]) / 2 for key, t in states[0].items()})
+        for part in images(k).split(microbatch or 12):
+            code(part.x)
         step(images(k))
         for n in net.networks:
-            assert all(torch.equal(p, centre[name]) for name, p in n.named_parameters())
-            assert torch.equal(n.bn1.running_var, centre["bn1.running_var"])
+            assert all(torch.allclose(p, code.get_parameter(name)) for name, p in n.named_parameters())
+            for name in ("bn1.running_mean", "bn1.running_var", "layer3.1.running_var"):
+                assert torch.allclose(n.get_buffer(name), code.get_buffer(name), atol=1e-6), name
     assert net.earlier is None
 
 
@@ -109,8 +119,8 @@ def test_dirichlet_shares_are_a_function_of_seed_and_step_and_uniform_on_the_sim
 
 
 def test_students_start_equal_only_with_same_start():
-    for same in (True, False):
-        a, b = steppe.OKDPH(same_start=same).build(maker(Staged)).networks
+    for settings, same in (({"same_start": True}, True), ({}, False), ({"preset": "cifar10-vgg16"}, True)):
+        a, b = steppe.OKDPH(**settings).build(maker(Staged)).networks
         assert torch.equal(a.fc.weight, b.fc.weight) == same
         assert a.fc.weight.data_ptr() != b.fc.weight.data_ptr()
 
@@ -298,8 +308,56 @@ def test_a_method_that_builds_its_model_cannot_be_switched_on_later_and_okddip_h
     steppe.make("sam", start=5)
 
 
-def test_methods_with_objectives_of_their_own_are_refused_on_several_networks():
-    method = steppe.On(steppe.SADT(), steppe.DML())
-    _, step = bound(method)
-    with pytest.raises(steppe.InputError, match="the model returned tuple without logits"):
-        step(images())
+@pytest.mark.parametrize("rule", [steppe.SADT(), steppe.ESAM(), steppe.SADT(variant=2)], ids=repr)
+@pytest.mark.parametrize("cohort", [steppe.DML(), steppe.PCL(), steppe.OKDPH()], ids=lambda m: type(m).__name__)
+def test_methods_with_objectives_of_their_own_are_refused_on_several_networks(rule, cohort):
+    for pair in ((rule, cohort), (cohort, rule)):
+        with pytest.raises(steppe.InputError, match="cannot train the several networks of"):
+            steppe.On(*pair)
+    net = cohort.build(maker(Staged))
+    with pytest.raises(steppe.InputError, match="cannot train several networks at once"):
+        rule.bind(net, sgd(net))
+
+
+def test_the_deployed_hybrid_has_running_statistics_of_its_own():
+    method = steppe.OKDPH(gamma=0.0, deploy="hybrid")
+    net, step = bound(method)
+    reference = copy.deepcopy(net.networks[0])
+    for k in range(6):
+        with torch.no_grad():
+            for p, *each in zip(reference.parameters(), *(n.parameters() for n in net.networks), strict=True):
+                p.copy_(torch.stack(each).mean(0))
+            reference(images(k).x)
+        step(images(k))
+    deployed = method.deployed_model(net, step.state, maker(Staged))
+    for name, b in reference.named_buffers():
+        assert torch.allclose(deployed.get_buffer(name), b, atol=1e-6), name
+
+
+def same_every_time() -> nn.Module:
+    torch.manual_seed(0)
+    return Staged()
+
+
+@pytest.mark.parametrize(
+    ("method", "make", "count", "alike"),
+    [
+        (steppe.OKDPH(same_start=True), maker(Staged), 1, True),
+        (steppe.DML(), same_every_time, 1, True),
+        (steppe.KDCL(networks=3), same_every_time, 1, True),
+        (steppe.OKDPH(same_start=True), maker(Staged), 3, False),
+        (steppe.OKDPH(), maker(Staged), 1, False),
+        (steppe.DML(), maker(Staged), 1, False),
+    ],
+)
+def test_members_that_stay_one_network_are_reported_once(method, make, count, alike):
+    net = method.build(make)
+    step = method.bind(net, sgd(net), epoch=3)
+    with warnings.catch_warnings(record=True) as messages:
+        warnings.simplefilter("always")
+        for k in range(7):
+            step(views(count, k))
+    texts = [str(m.message) for m in messages if "predict the same" in str(m.message)]
+    assert len(texts) == alike
+    assert all("give each a view of its own (data.views)" in text for text in texts)
+    assert all(m.training for m in net.modules())

@@ -1,8 +1,8 @@
 """Methods composed of methods: one's step on another's objective, and one that is active for a time only."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ class On(Method):
     ``rule`` defines how an update is made; ``base`` what is minimised, what is remembered and what is deployed. If
     only one of them overrides the step, its step is taken; if both do, the pair is refused.
 
-    Raises InputError if both override the step, or both the objective.
+    Raises InputError if both define the step, the objective, the network that is trained or what is deployed, or
+    if one cannot train the several networks of the other.
     """
 
     rule: Method
@@ -28,57 +29,85 @@ class On(Method):
 
     def check(self) -> None:
         """Refuse pairs in which a part of one method would be silently ignored."""
-        for part in ("step", "objective"):
-            if overrides(self.rule, part) and overrides(self.base, part):
+        parts = {
+            "step": ("step",),
+            "objective": ("objective",),
+            "network that is trained": ("build",),
+            "deployed weights": ("deployed_weights",),
+        }
+        for what, hooks in parts.items():
+            self._only_one(what, *(_leaf(m, hooks) for m in (self.rule, self.base)))
+        # methods that build several networks predict with one of them, whatever its weights are
+        predict = [_leaf(m, _PREDICT) for m in (self.rule, self.base)]
+        free = [m and (None if overrides(m, "build") else m) for m in predict]
+        weights = [_leaf(m, ("deployed_weights",)) for m in (self.rule, self.base)]
+        self._only_one("deployed model", free[0] or weights[0], free[1] or weights[1])
+        for one, other in ((self.rule, self.base), (self.base, self.rule)):
+            if one.single and overrides(other, "build"):
+                several = _leaf(other, ("build",))
                 raise InputError(
-                    f"{name_of(self.rule)} and {name_of(self.base)} both define the {part}; "
-                    "combine methods that change different parts, such as sam+gc"
+                    f"{name_of(_leaf(one, ('step',)) or one)} cannot train the several networks of "
+                    f"{name_of(several or other)}: {one.single}; combine it with methods of one network"
                 )
-        for name in ("local", "whole", "mixes"):
+        for name in ("local", "whole", "mixes", "single"):
             object.__setattr__(self, name, getattr(self.rule, name) or getattr(self.base, name))
 
-    def _holder(self, part: str) -> Method:
-        return self.rule if overrides(self.rule, part) else self.base
+    def _only_one(self, what: str, rule: Method | None, base: Method | None) -> None:
+        if rule and base:
+            raise InputError(
+                f"{name_of(rule)} and {name_of(base)} both define the {what}; "
+                "combine methods that change different parts, such as sam+gc"
+            )
+
+    def _holder(self, *hooks: str) -> str:
+        """Return which part overrides one of these, the base by default."""
+        return "rule" if _leaf(self.rule, hooks) else "base"
+
+    def _part(self, role: str, state: nn.Module) -> tuple[Method, nn.Module]:
+        """Return a part and its own state."""
+        return self.rule if role == "rule" else self.base, state.get_submodule(role)
 
     @property
     def views(self) -> int:
-        return self.base.views
+        return max(self.rule.views, self.base.views)
 
     def build(self, new_model: Callable[[], nn.Module]) -> nn.Module:
-        return self.base.build(new_model)
+        return (self.rule if self._holder("build") == "rule" else self.base).build(new_model)
 
     def init(self, net: nn.Module) -> nn.Module:
         return nn.ModuleDict({"rule": self.rule.init(net), "base": self.base.init(net)})
 
     def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        holder = self._holder("objective")
-        return holder.objective(batch, self._state(holder, state), rt)
+        part, own = self._part(self._holder("objective"), state)
+        return part.objective(batch, own, rt)
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        holder = self._holder("step")
-        return holder.step(batch, self._state(holder, state), rt)
+        part, own = self._part(self._holder("step"), state)
+        return part.step(batch, own, rt)
 
     def transform(self, grads: Vec, rt: Runtime) -> Vec:
         return self.rule.transform(self.base.transform(grads, rt), rt)
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
-        for part in (self.base, self.rule):
-            part.after(batch, out, self._state(part, state), rt)
+        for role in ("base", "rule"):
+            part, own = self._part(role, state)
+            part.after(batch, out, own, rt)
 
     def memory_bytes(self, samples: int, classes: int) -> int:
         return self.rule.memory_bytes(samples, classes) + self.base.memory_bytes(samples, classes)
 
     def allocate(self, state: nn.Module, samples: int, classes: int) -> None:
-        for part in (self.rule, self.base):
-            part.allocate(self._state(part, state), samples, classes)
+        for role in ("rule", "base"):
+            part, own = self._part(role, state)
+            part.allocate(own, samples, classes)
 
     def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
-        """Return the rule's context if it defines one, else the base's."""
-        part = self.rule if overrides(self.rule, "deployed_weights") else self.base
-        return part.deployed_weights(net, self._state(part, state))
+        """Return the context of the part that defines one."""
+        part, own = self._part(self._holder("deployed_weights"), state)
+        return part.deployed_weights(net, own)
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
-        """Predict as the method that overrides it, the base by default, with the weights that the rule deploys."""
+        """Predict as the part that overrides it, the base by default, with the weights that are deployed."""
         with self._deployed(net, state) as (part, own):
             return part.predict(net, own, x)
 
@@ -92,14 +121,22 @@ class On(Method):
 
     @contextmanager
     def _deployed(self, net: nn.Module, state: nn.Module) -> Iterator[tuple[Method, nn.Module]]:
-        part = self._holder("predict")
-        # a rule that predicts does so at its deployed weights
-        deployed = self.rule.deployed_weights(net, self._state(self.rule, state))
-        with nullcontext() if part is self.rule else deployed:
-            yield part, self._state(part, state)
+        role = self._holder(*_PREDICT)
+        # the part that predicts does so at its own deployed weights
+        other, state_of_other = self._part("base" if role == "rule" else "rule", state)
+        with other.deployed_weights(net, state_of_other):
+            yield self._part(role, state)
 
-    def _state(self, part: Method, state: nn.Module) -> nn.Module:
-        return state.get_submodule("rule" if part is self.rule else "base")
+
+_PREDICT = ("predict", "outputs", "deployed_model")
+
+
+def _leaf(method: Method, hooks: Sequence[str]) -> Method | None:
+    """Return the method that overrides one of these, of those that a method is composed of; None if none does."""
+    inner = [value for f in fields(method) if isinstance(value := getattr(method, f.name), Method)]
+    if inner:
+        return next((leaf for i in inner if (leaf := _leaf(i, hooks))), None)
+    return method if any(overrides(method, hook) for hook in hooks) else None
 
 
 @dataclass(frozen=True)
@@ -126,7 +163,7 @@ class ActiveWindow(Method):
             require(self, "stop", self.stop > 0, "a step number, or a share of the training below 1")
             same_unit = (self.stop < 1) == (self.start < 1)
             require(self, "stop", not same_unit or self.stop > self.start, f"more than start, {self.start:g}")
-        for name in ("controls", "local", "whole", "mixes"):
+        for name in ("controls", "local", "whole", "mixes", "single"):
             object.__setattr__(self, name, getattr(self.method, name))
         if overrides(self.method, "build"):
             raise InputError(

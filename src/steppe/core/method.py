@@ -48,6 +48,7 @@ class Method:
         local: What a method decides in each process on its own, so that several processes, or parts of a batch,
             may differ from one; empty if nothing.
         whole: Why a method cannot train a sharded model (FSDP2); empty if it can.
+        single: Why a method cannot train several networks at once; empty if it can.
         mixes: What a step changes in running statistics other than by its clean pass; empty if nothing.
     """
 
@@ -56,6 +57,7 @@ class Method:
     cost: ClassVar[tuple[float, float, int] | None] = None
     local: ClassVar[str] = ""
     whole: ClassVar[str] = ""
+    single: ClassVar[str] = ""
     mixes: ClassVar[str] = ""
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """The module that is trained in the place of one network: several of them, or branches."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -20,9 +21,18 @@ class MultiNetwork(nn.Module):
         """The networks or branches."""
         raise NotImplementedError
 
+    def inputs(self, batch: Batch) -> Any:
+        """Return what a pass on ``batch`` is called with: its inputs, or a view of them for each network."""
+        return batch.x
+
     def relative_cost(self, batch: Batch) -> float:
         """Return the cost of one forward pass on ``batch``, in passes of a single network."""
         return float(self.size)
+
+
+def inputs_for(net: nn.Module, batch: Batch) -> Any:
+    """Return what a network, or several, are called with on ``batch``."""
+    return net.inputs(batch) if isinstance(net, MultiNetwork) else batch.x
 
 
 def member_of(net: nn.Module, params: Sequence[nn.Parameter]) -> list[int]:

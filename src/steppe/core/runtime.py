@@ -25,6 +25,7 @@ from steppe.core.numerics import vector
 from steppe.core.numerics.vector import ScaledVector, Vec
 from steppe.core.schedules import ScheduleValue, TrainingProgress, value_at
 from steppe.core.snapshot import Buffers, SnapshotPool
+from steppe.core.state.weight_average import WeightAverage
 from steppe.core.step_state import BindOptions, LossFunction, NonFinite, Passes, StepOutput, StepState
 from steppe.errors import InputError
 
@@ -246,9 +247,8 @@ class Runtime:
         for transform in options.transforms:
             grads = transform(grads, self)
         if options.clip is not None:
-            grads = (
-                vector.map_groups(self._clipped, grads, self.member) if options.clip_each else self._clipped(grads)
-            )
+            clip = self._clipped
+            grads = vector.map_groups(clip, grads, self.member) if options.clip_each else clip(grads)
         if more:
             step.before_update(self.params, self.optimizer, self._update_snapshots)
         self.parallel.reshard()
@@ -293,10 +293,7 @@ class Runtime:
         if self.options.loss == "model":
             return StepOutput(*extract_loss(call_model(self.model, batch.x, batch.y)))
         if batch.y is None:
-            raise InputError(
-                "the batch has no targets; give y, a mapping with 'labels', or loss='model' "
-                "if the model returns its own loss"
-            )
+            raise InputError("the batch has no targets; give y, 'labels', or loss='model' if the model has one")
         logits = self.forward(batch.x)
         return StepOutput(self.loss(logits, batch.y), logits)
 
@@ -396,6 +393,11 @@ class Runtime:
             several, sample = self.net, next(parts[0].split(2))
             self.relative_cost = self.once("relative_cost", lambda: several.relative_cost(sample))
         self.passes.steps += 1
+
+    def restores(self, state: nn.Module) -> None:
+        """Restore the statistics of a method's averages wherever the network's own are restored."""
+        self._with_state += [m.statistics for m in state.modules() if isinstance(m, WeightAverage)]
+        self.buffers = Buffers(*self._with_state)
 
     def roll_back(self) -> None:
         """Return weights, optimizer and buffers to what they were when the step began."""

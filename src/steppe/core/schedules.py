@@ -59,6 +59,24 @@ def finite(value: Any) -> bool:
         return False
 
 
+def check_length(method: Any, now: TrainingProgress) -> None:
+    """Raise InputError, before the first step, if a setting is a share of a training of unknown length.
+
+    Methods that it is composed of are checked too, unless their settings make them plain training.
+    """
+    values = {f.name: getattr(method, f.name) for f in fields(method)}
+    limit = getattr(method, "limit", None)
+    if limit and all(values.get(name) == value for name, value in limit.items()):
+        return
+    for name, value in values.items():
+        if isinstance(value, Linear | Cosine):
+            value.at(now)
+        elif name in ("start", "stop", "ramp") and isinstance(value, int | float):
+            now.reached(value, name)
+        elif is_dataclass(value) and not isinstance(value, Schedule | type):
+            check_length(value, now)
+
+
 class Schedule(ABC):
     """A value as a function of where training is.
 

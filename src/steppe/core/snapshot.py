@@ -210,3 +210,8 @@ def _copied(entries: dict[str, Any]) -> dict[str, Any]:
 
 def _alike(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+
+
+def all_alike(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    """Return whether two lists of tensors have the same shapes, types and devices."""
+    return len(a) == len(b) and all(map(_alike, a, b))

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from steppe.core.batch import Batch, as_batch, join_logits
 from steppe.core.data_parallel import NO_LOCAL_GRADIENT, Sharded
+from steppe.core.multi_network import MultiNetwork
 from steppe.core.runtime import Runtime
+from steppe.core.schedules import check_length
 from steppe.core.snapshot import evaluation_mode
 from steppe.core.step_state import BindOptions, GradientAccumulator, NonFinite, Passes, StepOutput
 from steppe.core.user_loss import CHECKED_STEPS, require_additive
@@ -21,6 +23,7 @@ class _Method(Protocol):
     """What a step uses of a `steppe.Method`."""
 
     whole: ClassVar[str]
+    single: ClassVar[str]
 
     def init(self, net: nn.Module) -> nn.Module: ...
     def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput: ...
@@ -47,8 +50,13 @@ class Step:
             raise InputError(f"m is {m!r} on a sharded model; {NO_LOCAL_GRADIENT}: leave m out, or use DDP")
         if method.whole and isinstance(runtime.parallel, Sharded):
             raise InputError(f"{type(method).__name__} cannot train a sharded model: {method.whole}; use DDP")
+        if method.single and isinstance(runtime.net, MultiNetwork):
+            raise InputError(f"{type(method).__name__} cannot train several networks at once: {method.single}")
         self.state = method.init(runtime.net)
+        if options.steps is None:
+            check_length(method, runtime.now)
         self.state.to(runtime.device)
+        runtime.restores(self.state)
         runtime.objective = lambda batch: method.objective(batch, self.state, runtime)
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -117,7 +117,10 @@ def parse(spec: str) -> Method:
         parts.append(make(name, **settings))
     method = parts[-1]
     for rule in reversed(parts[:-1]):
-        method = On(rule, method)
+        try:
+            method = On(rule, method)
+        except InputError as error:
+            raise InputError(f"method {spec!r}: {error}") from None
     return method
 
 

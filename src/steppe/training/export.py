@@ -99,7 +99,7 @@ def _restored(
     """Return a run's network, the state of its method, and their epoch."""
     net = make_network(run, method, images)
     optimizer = make_optimizer(run, net)
-    step = method.bind(net, optimizer, precision=run.precision)
+    step = method.bind(net, optimizer, precision=run.precision, steps=lambda: 1.0)
     method.allocate(step.state, len(images.train), len(images.classes))
     store = CheckpointStore(folder, net, step, optimizer, run.seed)
     saved = store.resume()

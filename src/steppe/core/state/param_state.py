@@ -1,6 +1,6 @@
-"""A vector in parameter space that a method keeps between steps."""
+"""Tensors that a method keeps between steps for those of a network, by name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,34 @@ from torch import Tensor, nn
 from steppe.core import param_groups
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
-from steppe.core.snapshot import copy_into
+from steppe.core.snapshot import all_alike, copy_into
+
+
+class TensorCopies(nn.Module):
+    """Copies of named tensors, as buffers that checkpoints save."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        super().__init__()
+        self._names: list[str] = []
+        self.match(tensors)
+
+    def match(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the copy of each tensor; it starts anew where a tensor was added or has another shape."""
+        copies = list(self.buffers(recurse=False))
+        if self._names == list(tensors) and all_alike(copies, list(tensors.values())):
+            return copies
+        before = dict(zip(self._names, copies, strict=True))
+        self._names = list(tensors)
+        self._buffers.clear()
+        for i, (name, t) in enumerate(tensors.items()):
+            old = before.get(name)
+            value = self.initial(t) if old is None or old.shape != t.shape else old
+            self.register_buffer(str(i), torch.empty_like(t, requires_grad=False).copy_(value))
+        return list(self.buffers(recurse=False))
+
+    def initial(self, t: Tensor) -> Tensor:
+        """Return the first value of the copy of a tensor."""
+        return t.detach()
 
 
 class ParamState(nn.Module):

@@ -1,56 +1,128 @@
-"""A running average of a network's weights and running statistics."""
+"""A running average of a network's weights, with running statistics of its own."""
 
-from collections.abc import Iterator
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from steppe.core.data_parallel import reshard
-from steppe.core.snapshot import SnapshotPool, copy_into
+from steppe.core.model_call import call_model
+from steppe.core.multi_network import inputs_for
+from steppe.core.snapshot import Buffers, SnapshotPool, copy_into
+from steppe.core.state.param_state import TensorCopies
+
+if TYPE_CHECKING:
+    from steppe.core.batch import Batch
+    from steppe.core.runtime import Runtime
 
 
-class WeightAverage(nn.Module):
-    """The average of a network's weights and float buffers, and a copy of its integer buffers.
+class WeightAverage(TensorCopies):
+    """The average of a network's weights, and the buffers that belong to it.
+
+    A mean of the running statistics of other weights does not fit the mean of these weights. Buffers that a
+    training pass changes are therefore the average's own: training passes at the average change them (`follow`,
+    `measure`, `training_pass`). The others are copied from the network.
 
     ``count`` is the number of networks in it. It is not a network itself: to be evaluated, its tensors are copied
     into the network for a while (`swapped_in`), so that it also works where a network cannot be copied, in shards.
+    A parameter that is added or exchanged between two steps enters with its own value.
     """
 
     def __init__(self, net: nn.Module):
-        super().__init__()
+        super().__init__(_tensors(net))
         self.count = 0
+        self.statistics = TensorCopies(_buffers(net))  # as the last training pass at the average left them
+        self._own: list[bool] = []  # which of them a training pass changes; empty if that is unknown
         self._snapshots = SnapshotPool()
-        for i, t in enumerate(_tensors(net)):
-            self.register_buffer(str(i), t.detach().clone(memory_format=torch.preserve_format))
+
+    def follow(self, rt: Runtime, batch: Batch, weight: float) -> None:
+        """Move to ``(1 - weight) average + weight net`` after a step on ``batch``, with new statistics if due.
+
+        They are due after each hundredth of the average is replaced, at most once a step: BatchNorm's window of
+        ten passes is then short for the average.
+        """
+        if self.count % max(1, round(0.01 / weight)) == 0:
+            self.measure(rt, batch, weight)
+        self.update(rt.net, weight)
+
+    def measure(self, rt: Runtime, batch: Batch, weight: float) -> None:
+        """Make a training pass on ``batch`` at ``(1 - weight) average + weight net``, for its statistics only.
+
+        None is made on a network in evaluation mode, or without buffers that it would change.
+        """
+        if not (rt.net.training and self._changes(_buffers(rt.net))):
+            return
+        with rt.rng_restored(), self.training_pass(rt.net, weight), torch.no_grad(), rt.precision.autocast():
+            for part in rt.micro_batches(batch):
+                call_model(rt.net, inputs_for(rt.net, part), part.y if rt.options.loss == "model" else None)
+            rt.parallel.share_buffers(rt.net)
+        rt.count(forward=len(batch))
 
     def update(self, net: nn.Module, weight: float) -> None:
-        """Move to ``(1 - weight) average + weight net``."""
+        """Move the weights to ``(1 - weight) average + weight net``, and take the last pass's statistics."""
+        buffers = _buffers(net)
+        copies, present = self.match(_tensors(net)), list(_parameters(net).values())
         with torch.no_grad():
-            pairs = list(zip(self._buffers.values(), _tensors(net), strict=True))
-            for kind in (True, False):
-                own = [a for a, _ in pairs if a is not None and a.is_floating_point() is kind]
-                new = [b for _, b in pairs if b.is_floating_point() is kind]
-                if own and kind:
-                    torch._foreach_lerp_(own, new, weight)
-                elif own:
-                    torch._foreach_copy_(own, new)
+            weights = list(zip(copies, present, strict=False))
+            if floats := [(a, p) for a, p in weights if a.is_floating_point()]:
+                torch._foreach_lerp_([a for a, _ in floats], [p for _, p in floats], weight)
+            copy_into(*_columns([(a, p) for a, p in weights if not a.is_floating_point()]))
+            statistics = self.statistics.match(buffers)
+            own = self._own if len(self._own) == len(buffers) else [False] * len(buffers)
+            changed = zip(statistics, buffers.values(), own, strict=True)
+            copy_into(*_columns([(s, b) for s, b, mine in changed if not mine]))
+            copy_into(copies[len(present) :], statistics)
         self.count += 1
 
     @contextmanager
     def swapped_in(self, net: nn.Module) -> Iterator[None]:
         """Give the network the average's tensors, in evaluation mode; on leaving it is bit for bit what it was."""
-        present = _tensors(net)
         training = [module for module in net.modules() if module.training]
+        with self._exchanged(net, self.match(_tensors(net))):
+            try:
+                for module in training:
+                    module.training = False
+                yield
+            finally:
+                for module in training:
+                    module.training = True
+
+    @contextmanager
+    def training_pass(self, net: nn.Module, weight: float = 0.0) -> Iterator[None]:
+        """Give the network ``(1 - weight) average + weight net``, for passes that change `statistics` only."""
+        buffers, params = _buffers(net), list(_parameters(net).values())
+        weights, statistics = self.match(_tensors(net))[: len(params)], self.statistics.match(buffers)
+        if weight:
+            weights = [
+                a.lerp(p, weight) if a.is_floating_point() else p for a, p in zip(weights, params, strict=True)
+            ]
+        with self._exchanged(net, [*weights, *statistics]):
+            yield
+            after = list(_buffers(net).values())
+            if not any(self._own) and self._changes(buffers):
+                self._own = [not torch.equal(a, b) for a, b in zip(after, statistics, strict=True)]
+            with _no_inference_mode():
+                copy_into(statistics, after)
+
+    def _changes(self, buffers: Mapping[str, Tensor]) -> bool:
+        """Return whether a training pass changes buffers, as far as that is known."""
+        return any(self._own) if len(self._own) == len(buffers) else bool(buffers)
+
+    @contextmanager
+    def _exchanged(self, net: nn.Module, values: Sequence[Tensor]) -> Iterator[None]:
+        """Give the network these parameters and buffers, in this order, for a while."""
+        params = list(_parameters(net).values())
         reshard(net)
         with torch.no_grad():
             with _no_inference_mode():
-                before = self._snapshots.make(present)
+                weights, buffers = self._snapshots.make(params), Buffers(net).snapshot()
             try:
                 with _no_inference_mode():
-                    copy_into(present, list(self.buffers()))
-                for module in training:
-                    module.training = False
+                    copy_into(list(_tensors(net).values()), values)
                 # autocast caches what it has cast, and would go on with the other weights
                 torch.clear_autocast_cache()
                 yield
@@ -58,18 +130,18 @@ class WeightAverage(nn.Module):
                 torch.clear_autocast_cache()
                 reshard(net)
                 with _no_inference_mode():
-                    before.restore()
-                self._snapshots.release(before)
-                for module in training:
-                    module.training = True
+                    weights.restore()
+                    buffers.restore()
+                self._snapshots.release(weights)
 
     def get_extra_state(self) -> Tensor:
-        """Return the count as a tensor, for checkpoints."""
-        return torch.tensor(self.count)
+        """Return the count, and which buffers are the average's own, as a tensor for checkpoints."""
+        return torch.tensor([self.count, *self._own])
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Load the count."""
-        self.count = int(state)
+        """Load the count and which buffers are the average's own."""
+        self.count, *own = map(int, state.reshape(-1).tolist())
+        self._own = list(map(bool, own))
 
 
 @contextmanager
@@ -79,5 +151,17 @@ def _no_inference_mode() -> Iterator[None]:
         yield
 
 
-def _tensors(net: nn.Module) -> list[Tensor]:
-    return [*net.parameters(), *net.buffers()]
+def _parameters(net: nn.Module) -> dict[str, Tensor]:
+    return dict(net.named_parameters())
+
+
+def _buffers(net: nn.Module) -> dict[str, Tensor]:
+    return dict(net.named_buffers())
+
+
+def _tensors(net: nn.Module) -> dict[str, Tensor]:
+    return _parameters(net) | _buffers(net)
+
+
+def _columns(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    return [a for a, _ in pairs], [b for _, b in pairs]

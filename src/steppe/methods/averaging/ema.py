@@ -4,9 +4,11 @@
 
 Paper    Polyak and Juditsky, SIAM J. Control Optim. 1992; the warm-up is TensorFlow's
 Code     none
-Cost     1 forward, 1 backward, 1 update
+Cost     2 forward, 1 backward, 1 update (the second forward pass, at the mean, is for its running statistics: one
+         each time a hundredth of the mean is replaced, at decay 0.999 every tenth step; none without BatchNorm)
 Limits   decay = 0 deploys the weights as they are; training itself is always Plain's
-Differs  integer buffers are copied, running statistics averaged; combine it with any method: sam+ema
+Differs  running statistics are the mean's own, measured at its weights; timm averages those of the weights.
+         Combine it with any method that deploys the weights it trains: sam+ema
 Start    decay 0.999 (small data) to 0.9998
 """
 
@@ -25,7 +27,7 @@ class EMA(Method):
     """Deploy the running mean of the weights with this ``decay``."""
 
     limit: ClassVar = {}
-    cost: ClassVar = (1, 1, 1)
+    cost: ClassVar = (2, 1, 1)
 
     decay: float = 0.999
 
@@ -37,7 +39,7 @@ class EMA(Method):
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
         assert isinstance(state, WeightAverage)
-        state.update(rt.net, 1 - min(self.decay, (1 + state.count) / (10 + state.count)))
+        state.follow(rt, batch, 1 - min(self.decay, (1 + state.count) / (10 + state.count)))
 
     def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
         assert isinstance(state, WeightAverage)

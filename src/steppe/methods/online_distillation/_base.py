@@ -1,16 +1,31 @@
 """Base classes of methods that train several networks, or branches of one, as one module."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from steppe.core.method import Method, name_of, require, with_weights
+from steppe.core.amp import upcast_to_float32
+from steppe.core.method import Batch, Method, Runtime, StepOutput, name_of, require, with_weights
+from steppe.core.numerics.losses import diversity
 from steppe.models.multi.base import MultiHeadNetwork
 from steppe.models.multi.branched import branch_outputs
 from steppe.models.multi.ensemble import Ensemble, network_outputs
-from steppe.models.multi.inputs import expect_members, fresh_networks
+from steppe.models.multi.inputs import VIEW, expect_members, fresh_networks
+
+IDENTICAL = 1e-3  # mean L2 distance of probabilities below which members are the same network
+
+
+def identical(name: str, members: str) -> str:
+    """Return the warning that all members of a method predict the same."""
+    return (
+        f"{name}: its {members} predict the same, so that it is plain training at a multiple of the cost; "
+        "give each a view of its own (data.views), and different initial weights"
+    )
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,21 @@ class OnlineDistillation(Method):
         if self.size > 1:
             expect_members(net, self.module, self.size, name_of(self), self.members)
         return nn.Module()
+
+    def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
+        """Warn once if all members predict the same after an epoch or two (or 100, 200 steps) with one view."""
+        length = rt.options.epoch or 100
+        if self.size == 1 or VIEW.format(2) in batch.extra or rt.now.step + 1 not in (length, 2 * length):
+            return
+        training = [m for m in rt.net.modules() if m.training]
+        rt.net.eval()
+        with rt.preserve_state(), torch.no_grad(), rt.precision.autocast():
+            outputs = self.outputs(rt.net, state, batch.x)
+        for module in training:
+            module.training = True
+        members = [upcast_to_float32(z) for name, z in outputs.items() if name.startswith(("network ", "branch "))]
+        if float(diversity(members)) < IDENTICAL:
+            rt.once("identical", partial(warnings.warn, identical(name_of(self), self.members), stacklevel=2))
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         return self.outputs(net, state, x)["deployed"]

@@ -15,10 +15,15 @@ Differs  1. gradient = 'chain' follows the equation: r_m times the hybrid's grad
             'full' gives each student the whole gradient.
          2. fusion mixes the updated students; fuse = 'before' mixes those from before the update, as the code
             does, which at gamma = 1 throws the update away. The code also evaluates before it fuses.
+            The hybrid's running statistics are its own, moved by each of its passes. With fuse = 'before' they
+            are the mean of the students' before each pass moves them, as in the code.
          3. mixing = 'dirichlet' draws r once a step, equal on all processes; the code's version cannot run.
-         4. running statistics are mixed like weights, other buffers and momentum are not (as in the code).
+         4. fusion moves running statistics towards the hybrid's; counters and momentum stay (as in the code).
          5. deployed is the first student or, with deploy = 'hybrid', the hybrid; the code reports the best of all.
          6. t is the code's, the paper does not define it; T is the code's default.
+         7. students start from different weights; same_start = True, as in the code, is the default of a preset.
+            Give a view for each and one for the hybrid (data.views, or extra["view 2"], ...): without, fusion
+            makes the students one network, and the method is plain training at three times the cost.
 Start    omega 0.8, beta 0.8, gamma 0.5, T 4 (code), every '5b' (table 6); preset 'cifar100-vgg16' and others
 """
 
@@ -56,7 +61,7 @@ class OKDPH(OnlineDistillation):
     limit: ClassVar = {"networks": 1}
     cost: ClassVar = (3, 3, 1)
     whole: ClassVar = "its hybrid is mixed from whole networks"
-    mixes: ClassVar = "fusion mixes the students' running statistics"
+    mixes: ClassVar = "fusion moves the students' running statistics"
     module: ClassVar = HybridEnsemble
     members: ClassVar = "networks"
 
@@ -70,7 +75,7 @@ class OKDPH(OnlineDistillation):
     gradient: str = "chain"
     fuse: str = "after"
     deploy: str = "student"
-    same_start: bool = True
+    same_start: bool | None = None
     preset: str = ""
 
     def check(self) -> None:
@@ -81,6 +86,8 @@ class OKDPH(OnlineDistillation):
         for name, value in values.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        if self.same_start is None:
+            object.__setattr__(self, "same_start", bool(self.preset))
         super().check()
         for name in ("omega", "gamma"):
             require(self, name, 0 <= getattr(self, name) <= 1, "a number from 0 to 1")
@@ -119,8 +126,8 @@ class OKDPH(OnlineDistillation):
             return rt.supervised(batch)
         omega, beta = _of(self.omega), _of(self.beta)
         due = self.due(rt.now.step, rt.options.epoch)  # an unknown epoch is refused before the first update
-        if due and self.gamma and self.fuse == "before" and not rt.untracked:
-            self._store_hybrid(rt)
+        if self.fuse == "before" and not rt.untracked:
+            self._store_hybrid(rt, due and _of(self.gamma) > 0)
         views = views_of(batch, self.networks + 1)
         inputs = views if isinstance(views, dict) else {"x": views}
         *students, hybrid = call_model(rt.model, {**inputs, "mix": self.shares(rt)})
@@ -136,18 +143,23 @@ class OKDPH(OnlineDistillation):
         return StepOutput(torch.stack(losses).sum(), students[0])
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
+        super().after(batch, out, state, rt)
         if self.networks > 1 and self.gamma and self.due(rt.now.step, rt.options.epoch):
             assert isinstance(rt.net, HybridEnsemble)
             rt.net.fuse(self.gamma, self.shares(rt), rt.net.earlier)
             rt.net.earlier = None
 
-    def _store_hybrid(self, rt: Runtime) -> None:
-        """Store the hybrid as it is before the update, at the first micro-batch of the step."""
+    def _store_hybrid(self, rt: Runtime, due: bool) -> None:
+        """Make the hybrid as the code does, before the step's first pass; store its weights if due."""
         assert isinstance(rt.net, HybridEnsemble)
-        if rt.net.earlier is None or rt.net.earlier_step != rt.now.step:
+        if rt.net.mixed_at == rt.now.step:
+            return
+        rt.net.mixed_at, rt.net.earlier = rt.now.step, None
+        rt.net.mix_statistics(self.shares(rt))
+        if due:
+            weights = {name for name, _ in rt.net.networks[0].named_parameters(remove_duplicate=False)}
             hybrid = rt.net.hybrid(self.shares(rt))
-            rt.net.earlier = {name: t.detach().clone() for name, t in hybrid.items()}
-            rt.net.earlier_step = rt.now.step
+            rt.net.earlier = {name: t.detach().clone() for name, t in hybrid.items() if name in weights}
 
     def shares(self, rt: Runtime) -> Tensor:
         """Return this step's r (N,), on the CPU: a function of seed and step, so that all passes have the same."""

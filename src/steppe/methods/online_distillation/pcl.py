@@ -4,8 +4,9 @@
     w <- U(w, grad [L(z_e) + sum_j (L(z_j) + r T^2 KL(z_e, z_j) + r / (n - 1) sum_(l != j) T^2 KL(zm_l, z_j))])
     v <- d v + (1 - d) w,   d = min(decay, 1 - 1 / (s + 1)) after the s-th update, s from 0
 
-KL(a, b) stands for KL(softmax(a / T) || softmax(b / T)), a a constant; r = exp(-5 (1 - t / ramp)^2) rises to 1.
-Branch j sees view j if the loader gives views; the trunk then runs once per view.
+The mean runs in training mode, and its passes move running statistics of its own. KL(a, b) stands for
+KL(softmax(a / T) || softmax(b / T)), a a constant; r = exp(-5 (1 - t / ramp)^2) rises to 1. Branch j sees view j
+if the loader gives views; the trunk then runs once per view.
 
 Paper    Wu and Gong, AAAI 2021, arXiv:2006.04147, equations 2 to 8
 Code     shaoeric/Peer-Collaborative-Learning-for-Online-Knowledge-Distillation @ 6afb473 (not by the authors);
@@ -15,14 +16,13 @@ Limits   branches = 1 is Plain
 Differs  1. r is the paper's; both codes divide by the weight instead of the ramp's length, which turns
             distillation off from epoch 3 to 80. It rises with every step.
          2. d is the paper's; OKDPH's code always passes step 0, so its mean is the network itself.
-         3. the mean is evaluated with averaged running statistics; the codes keep it in training mode with
-            statistics of its own.
-         4. branches start from weights of their own; the codes copy the classifiers.
-         5. deployed is the first branch of the mean.
+         3. branches start from weights of their own; the codes copy the classifiers.
+         4. deployed is the first branch of the mean, with its own running statistics (as in the codes).
 Start    branches 3, T 3, decay 0.999, ramp 80 of 300 epochs (paper)
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -75,7 +75,7 @@ class PCL(BranchDistillation):
         assert isinstance(state, WeightAverage)
         inputs = views_of(batch, self.branches)
         # before the pass of the weights, whose graph a change of them would break
-        with state.swapped_in(rt.net):
+        with state.training_pass(rt.net):
             *means, _ = call_model(rt.net, inputs)
         rt.count(forward=len(batch))
         *branches, joint = call_model(rt.model, inputs)
@@ -87,13 +87,15 @@ class PCL(BranchDistillation):
         return StepOutput(torch.stack(losses).sum(), branches[0])
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
+        super().after(batch, out, state, rt)
         if isinstance(state, WeightAverage):
             state.update(rt.net, 1 - min(self.decay, 1 - 1 / (state.count + 1)))
 
+    def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
+        return state.swapped_in(net) if isinstance(state, WeightAverage) else nullcontext()
+
     def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
-        if not isinstance(state, WeightAverage):
-            return super().deployed_model(net, state, new_model)
-        with state.swapped_in(net):
+        with self.deployed_weights(net, state):
             return super().deployed_model(net, state, new_model)
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:

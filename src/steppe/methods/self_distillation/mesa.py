@@ -4,13 +4,15 @@
 
 Paper    Du et al., NeurIPS 2022, arXiv:2205.14083, section 3.3
 Code     AngusDujw/SAF @ 6e85600, MESA_train.py
-Cost     2 forward, 1 backward, 1 update (the mean's forward pass needs no gradient); 1 forward before start
+Cost     3 forward, 1 backward, 1 update (the mean's forward passes need no gradient: one is the teacher's, from
+         start on, and one is for its running statistics, at decay 0.9998 on every fiftieth step)
 Limits   lam = 0 is Plain
 Differs  1. squared = True multiplies the KL by T^2 as the code does; the poster does not (its lam is then 25 times
             ours at T = 5).
          2. the mean warms up, d = min(decay, (1 + t) / (10 + t)): at decay 0.9998 it would hold a fifth of the
-            random initial weights after six epochs. Integer buffers are copied, running statistics averaged.
-         3. deployed are the weights; the code reports the mean's accuracy if that option is set.
+             random initial weights after six epochs.
+          3. the mean's running statistics are its own, measured at its weights; the code averages them.
+          4. deployed are the weights; the code reports the mean's accuracy if that option is set.
 Start    lam 0.8, T 5, decay 0.9998, start after 6 epochs of 90, 0.06667 (authors' script:
          epoch > 5, counted from 0)
 """
@@ -31,7 +33,7 @@ class MESA(Method):
     """Add ``lam`` times the divergence from the running mean's outputs at temperature ``T``, from ``start`` on."""
 
     limit: ClassVar = {"lam": 0.0}
-    cost: ClassVar = (2, 1, 1)
+    cost: ClassVar = (3, 1, 1)
 
     lam: float = 0.8
     T: float = 5.0
@@ -64,4 +66,4 @@ class MESA(Method):
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
         assert isinstance(state, WeightAverage)
         if self.lam:
-            state.update(rt.net, 1 - min(self.decay, (1 + state.count) / (10 + state.count)))
+            state.follow(rt, batch, 1 - min(self.decay, (1 + state.count) / (10 + state.count)))

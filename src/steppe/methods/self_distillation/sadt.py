@@ -64,6 +64,7 @@ class SADT(Method):
     """
 
     controls: ClassVar[tuple[str, ...]] = ("repeat-step", "two-step")
+    single: ClassVar = "its teacher is one network's outputs at perturbed weights"
     limit: ClassVar = {"weight": 0.0, "updates": 1}
 
     variant: int = 1

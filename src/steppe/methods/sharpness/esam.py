@@ -39,6 +39,7 @@ class ESAM(Method):
     """SAM at distance ``rho`` in a share ``beta`` of the weights, on a share ``gamma`` of the samples."""
 
     controls: ClassVar[tuple[str, ...]] = ("plain", "two-step")
+    single: ClassVar = "it compares the losses of single samples at one network's outputs"
     limit: ClassVar = {"rho": 0.0, "gamma": 1.0}
     local: ClassVar = "each process chooses among its own samples"
 

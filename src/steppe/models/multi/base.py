@@ -1,6 +1,7 @@
 """Branches or networks with a module on top that combines their outputs: a gate, a fusion, attention."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -33,13 +34,17 @@ class MultiHeadNetwork(MultiNetwork):
         """The branches, or the networks."""
         return self.body.networks if isinstance(self.body, SeparateNetworks) else self.body.branches
 
+    def inputs(self, batch: Batch) -> Any:
+        """Return a view for each branch if it gets one of its own, else the batch's inputs."""
+        return views_of(batch, self.size) if self.views else batch.x
+
     def relative_cost(self, batch: Batch) -> float:
         """Return the multiply-adds of a forward pass of all, over those of trunk and first branch alone."""
         if isinstance(self.body, SeparateNetworks) or any(
             m._compiled_call_impl is not None for m in self.modules()
         ):
             return float(self.size)
-        inputs = views_of(batch, self.size) if self.views else batch.x
+        inputs = self.inputs(batch)
         single = count_flops(self, batch.x, [self.body.trunk, self.body.branches[0]])[1]
         return count_flops(self, inputs)[0] / single if single else float(self.size)
 

@@ -5,10 +5,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from steppe.core.batch import Batch
 from steppe.core.model_call import call_model, extract_logits
 from steppe.core.multi_network import MultiNetwork
 from steppe.core.numerics.losses import mean_of
-from steppe.models.multi.inputs import inputs_of
+from steppe.models.multi.inputs import inputs_of, views_of
 
 
 class NetworkList(MultiNetwork):
@@ -27,6 +28,10 @@ class NetworkList(MultiNetwork):
     def members(self) -> nn.ModuleList:
         """The networks."""
         return self.networks
+
+    def inputs(self, batch: Batch) -> Any:
+        """Return a view for each network, if the batch has several."""
+        return views_of(batch, self.size)
 
 
 class Ensemble(NetworkList):

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from steppe.core.batch import Batch
 from steppe.core.model_call import call_model, extract_logits
+from steppe.core.state.param_state import TensorCopies
 from steppe.errors import InputError
 from steppe.models.multi.ensemble import NetworkList
-from steppe.models.multi.inputs import inputs_of
+from steppe.models.multi.inputs import inputs_of, views_of
 
 Gradient = Literal["none", "chain", "full"]
 
@@ -18,10 +20,10 @@ Gradient = Literal["none", "chain", "full"]
 class HybridEnsemble(NetworkList):
     r"""Networks of one architecture, and the hybrid, whose weights are their weighted mean.
 
-    The hybrid's weights are :math:`\theta_h = \sum_m r_m \theta_m`, those of the float buffers (running
-    statistics) likewise; other buffers are the first network's. ``gradient`` is the part of the hybrid's gradient
-    that reaches network m: 'chain' its derivative, r_m times the hybrid's gradient; 'full' the hybrid's gradient
-    itself; 'none' nothing.
+    The hybrid's weights are :math:`\theta_h = \sum_m r_m \theta_m`. Its buffers (running statistics) are its
+    own, ``statistics``: a mean of the networks' would not fit the mean of their weights. ``gradient`` is the
+    part of the hybrid's gradient that reaches network m: 'chain' its derivative, r_m times the hybrid's
+    gradient; 'full' the hybrid's gradient itself; 'none' nothing.
 
     Raises InputError if the networks differ in architecture.
     """
@@ -29,11 +31,16 @@ class HybridEnsemble(NetworkList):
     def __init__(self, networks: Sequence[nn.Module], gradient: Gradient):
         super().__init__(networks)
         self.gradient = gradient
-        self.earlier: dict[str, Tensor] | None = None  # the hybrid that is to be fused, if not the present one
-        self.earlier_step = -1
+        self.statistics = TensorCopies(dict(networks[0].named_buffers()))
+        self.earlier: dict[str, Tensor] | None = None  # weights to be fused, if not the present
+        self.mixed_at = -1  # the step in which the statistics were mixed
         shapes = [{k: t.shape for k, t in net.state_dict().items() if hasattr(t, "shape")} for net in networks]
         if any(s != shapes[0] for s in shapes):
             raise InputError("hybrid weights need networks of one architecture, and these differ")
+
+    def inputs(self, batch: Batch) -> Any:
+        """Return a view for each network and one for the hybrid, if the batch has several."""
+        return views_of(batch, self.size + 1)
 
     def forward(
         self, x: Any = None, *, views: Sequence[Any] | None = None, mix: Tensor | None = None, **named: Any
@@ -43,23 +50,32 @@ class HybridEnsemble(NetworkList):
         logits = [extract_logits(call_model(net, v)) for net, v in zip(self.networks, inputs, strict=True)]
         first: Any = self.networks[0]
         args, kwargs = ((), last) if isinstance(last, dict) else ((last,), {})
-        hybrid = functional_call(first, self.hybrid(mix), args, kwargs, tie_weights=False)
+        hybrid = functional_call(first, self._hybrid(mix), args, kwargs, tie_weights=False)
         return (*logits, extract_logits(hybrid))
 
     def hybrid(self, mix: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the hybrid's weights and buffers by name; buffers are copies, because a pass may change them."""
+        """Return the hybrid's weights and copies of its buffers by name."""
+        own = {id(b) for b in self.statistics.buffers()}
+        return {name: t.clone() if id(t) in own else t for name, t in self._hybrid(mix).items()}
+
+    @torch.no_grad()
+    def mix_statistics(self, mix: Tensor) -> None:
+        """Set the hybrid's running statistics to the mean of the networks' with these shares."""
+        each = zip(*(net.buffers() for net in self.networks), strict=True)
+        for own, of_networks in zip(self.statistics.buffers(), each, strict=True):
+            first = of_networks[0]
+            own.copy_(weighted_sum(of_networks, list(mix.unbind())) if first.is_floating_point() else first)
+
+    def _hybrid(self, mix: Tensor | None) -> dict[str, Tensor]:
+        """Return the hybrid's weights and its own buffers, which a training pass changes."""
         shares = [1 / self.size] * self.size if mix is None else list(mix.unbind())
         mixed: dict[str, Tensor] = {}
-        by_id: dict[int, Tensor] = {}  # a tied tensor is mixed once
+        buffers = zip(self.networks[0].buffers(), self.statistics.buffers(), strict=True)
+        by_id = {id(b): own for b, own in buffers}  # a tied tensor is mixed once
         for (name, first), *others in zip(*map(_named_tensors, self.networks), strict=True):
             if id(first) not in by_id:
                 tensors = [first, *(t for _, t in others)]
-                if isinstance(first, nn.Parameter):
-                    by_id[id(first)] = self._mixed(tensors, shares)
-                elif first.is_floating_point():
-                    by_id[id(first)] = weighted_sum([t.detach() for t in tensors], shares)
-                else:
-                    by_id[id(first)] = first.clone()
+                by_id[id(first)] = self._mixed(tensors, shares)
             mixed[name] = by_id[id(first)]
         return mixed
 
@@ -77,9 +93,9 @@ class HybridEnsemble(NetworkList):
     def fuse(self, gamma: float, mix: Tensor | None = None, centre: dict[str, Tensor] | None = None) -> None:
         """Set each network, and its float buffers, to gamma times the hybrid plus 1 - gamma times itself.
 
-        The hybrid is ``centre``, by default the present one of shares ``mix``.
+        The hybrid's weights are ``centre``, by default the present ones of shares ``mix``.
         """
-        centre = self.hybrid(mix) if centre is None else centre
+        centre = self.hybrid(mix) | (centre or {})
         for net in self.networks:
             for name, t in {id(t): (name, t) for name, t in _named_tensors(net)}.values():
                 if t.is_floating_point():

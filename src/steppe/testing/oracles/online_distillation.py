@@ -247,15 +247,11 @@ def ffl(r: Reference, x: Tensor, y: Tensor) -> None:
 
 
 def pcl(r: Reference, x: Tensor, y: Tensor) -> None:
-    """Wu and Gong, AAAI 2021, equations 2 to 8; the mean's running statistics are averaged like its weights."""
+    """Wu and Gong, AAAI 2021, equations 2 to 8; the mean runs in training mode."""
     m, weight = r.memory, rampup(r)
     if "mean" not in m:
-        count = r.settings["branches"]
-        m |= {"mean": dict(r.w), "t": 0, "buffers": [r.buffers() for _ in range(count)]}
-        m["mean buffers"] = m["buffers"]
-    means = zip(branches(r, m["mean"]), m["mean buffers"], strict=True)
-    past = [r.eval_logits(w, b, x) for w, b in means]
-    m["buffers"] = [r.moved_buffers(w, b, x) for w, b in zip(branches(r, r.w), m["buffers"], strict=True)]
+        m |= {"mean": dict(r.w), "t": 0}
+    past = [r.logits(w, x) for w in branches(r, m["mean"])]
 
     def loss(w: Weights) -> Tensor:
         each = branches(r, w)
@@ -271,7 +267,6 @@ def pcl(r: Reference, x: Tensor, y: Tensor) -> None:
     d = min(r.settings["decay"], 1 - 1 / (m["t"] + 1))
     m["t"] += 1
     m["mean"] = averaged(m["mean"], r.w, d)
-    m["mean buffers"] = [averaged(b, new, d) for b, new in zip(m["mean buffers"], m["buffers"], strict=True)]
 
 
 _MUTUAL = "networks lam T"
