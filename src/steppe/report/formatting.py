@@ -3,9 +3,9 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from steppe.report.comparison.summary import ResultRow, Spread
 from steppe.report.statistics import Difference
@@ -15,6 +15,7 @@ _Row = TypeVar("_Row")
 MARK = "*"
 NONE = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
+_PARTS = {"train": "training", "val": "validation", "test": "test images"}
 UNITS = (
     "Accuracies are in percent, mean ± sample standard deviation over n seeds; differences are in percentage "
     "points, paired by seed, after the last epoch, with their 95 % interval."
@@ -33,15 +34,26 @@ def by_group(rows: Iterable[_Row]) -> list[tuple[str, list[_Row]]]:
     return [(plain_text(", ".join(group)), list(members)) for group, members in grouped]
 
 
+def images_summary(about: Mapping[str, Any]) -> str:
+    """Return how many images and which classes a data set has, and what was left out, from its description."""
+    sizes = [f"{about[part]:,} {title}" for part, title in _PARTS.items() if isinstance(about.get(part), int)]
+    names = [plain_text(name) for name in about.get("names") or ()]
+    shown = f" ({', '.join(names[:10])}{', ...' if len(names) > 10 else ''})" if names else ""
+    sizes += [f"{count(about['classes'], 'class', 'classes')}{shown}"] if about.get("classes") else []
+    notes = [str(about["note"])] if about.get("note") else []
+    notes += [left_out(about["skipped"])] if about.get("skipped") else []
+    return "; ".join([", ".join(sizes), *notes])
+
+
 def left_out(names: Sequence[str]) -> str:
     """Return how many images could not be read, and the names of the first three."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{count(len(names), 'image')} left out that cannot be read: {', '.join(names[:3])}{more}"
 
 
-def count(n: int, noun: str) -> str:
+def count(n: int, noun: str, several: str = "") -> str:
     """Return ``1 run`` or ``2 runs``."""
-    return f"{n} {noun}{'' if n == 1 else 's'}"
+    return f"{n} {noun if n == 1 else several or f'{noun}s'}"
 
 
 def listed(names: Sequence[str]) -> str:

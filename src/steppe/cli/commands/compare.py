@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
-from steppe.cli.console import console, print_error, print_left_out, print_memory, print_text
+from steppe.cli.console import console, print_error, print_images, print_memory, print_text
 from steppe.cli.options import ConfigFile, add_config, configuration
 from steppe.config import Study
 from steppe.errors import InputError
@@ -48,8 +48,8 @@ def run(options: Namespace, command: str) -> int:
     finished = len(grid.jobs) - len(todo)
     rest = f", {finished} already finished" if finished else ""
     print_text(terminal, f"{len(todo)} runs, {at_once} at a time{rest}")
-    for dataset, names in grid.left_out.items():
-        print_left_out(terminal, dataset, names)
+    for dataset, about in grid.images.items():
+        print_images(terminal, dataset, about)
     for method, count in grid.memory.items():
         print_memory(terminal, method, count)
     with Display(len(todo), terminal) as display:

@@ -27,7 +27,6 @@ _COMMANDS = {
     "seconds": "steppe compare --match seconds --seconds N",
 }
 _MATCHED = {"epochs": "epochs", "gradients": "gradient evaluations", "seconds": "training seconds"}
-_PARTS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def context(
@@ -153,13 +152,7 @@ def _facts(comparison: Comparison) -> dict[str, dict[str, Any]]:
     """Return the split, the environment and the configuration as terms and values."""
     study = {k: v for k, v in _config_diff.flat(comparison.study) if k not in ("methods", "models", "datasets")}
     study["seeds"] = ", ".join(map(str, sorted({r.seed for r in comparison.records})))
-    images = {}
-    for name, about in comparison.data.items():
-        sizes = [f"{about[part]:,} {title}" for part, title in _PARTS.items() if isinstance(about.get(part), int)]
-        sizes += [f"{about['classes']} classes"] if about.get("classes") else []
-        notes = [str(about["note"])] if about.get("note") else []
-        notes += [formatting.left_out(about["skipped"])] if about.get("skipped") else []
-        images[name] = "; ".join([", ".join(sizes), *notes])
+    images = {name: formatting.images_summary(about) for name, about in comparison.data.items()}
     environment = comparison.environment | {"started": comparison.created}
     return {"Images": images, "Environment": environment, "Configuration": study}
 
