@@ -7,7 +7,7 @@ import pytest
 from support.photos import class_folders, count, load, picture, tar_of
 
 from steppe import InputError
-from steppe.data.sources.parts import part_of
+from steppe.data.sources.tables import part_of
 
 
 def write(root: Path, files: Mapping[str, int | str]) -> Path:
@@ -115,6 +115,11 @@ def rows(start: int, stop: int, ending: str = "", folder: str = "") -> str:
         ({"a": 20, "t.csv": "image;breed\n" + rows(0, 20, ".png", "a/").replace(",", ";")}, 20, ""),
         ({"a": 20, "t.csv": "path,label,split\n" + "".join(f"{i},{'xy'[i % 2]},{'train' if i < 14 else 'test'}\n"
                                                            for i in range(20))}, 20, "table has for test"),
+        ({"train": 20, "train.csv": HEAD + rows(0, 20), "train_sizes.csv": "id,w,h\n1,2,3\n2,3,4\n"}, 20,
+         "the table train_sizes.csv"),
+        ({".": 20, "labels.csv": 'id,"a\nlabel"\n' + rows(0, 20)}, 20, ""),
+        ({"x/y": 20, "x/labels.csv": "\ufeffimage_id,label,n\n" + rows(0, 20).replace("\n", ",?\n") + "1\n"}, 20,
+         "1 row of x/labels.csv"),
         ({"photos": 20, "w.csv": "Image,Id\n" + rows(0, 20, ".png")}, 20, ""),
     ],
 )  # fmt: skip
@@ -135,7 +140,11 @@ def test_a_table_labels_images_without_class_folders(
         ({"train/steam": 4, "train/diesel": 4, "bus": 4}, "train, bus, which are not clearly"),
         (parted("a_train", "b_test"), "a_train, b_test, which are not clearly"),
         (parted("train", "test", "val") | {"eval/cat": 3, "eval/dog": 3}, "images for eval, test and val"),
-        ({"cat/train": 4, "cat/test": 4, "dog/train": 4, "dog/test": 4}, "put the folders of classes into"),
+        ({"cat/train": 4, "cat/test": 4, "dog/train": 4, "dog/test": 4}, "folders cat, dog, and in them t"),
+        ({"all/cat": 4, "all/dog": 4, "cat": 4, "dog": 4}, "folders all, cat, dog, and in them cat"),
+        (parted("tr", "te"), "folders te, tr, and in them cat, dog"),
+        ({f"{c}/{i}": 4 for c in ("flu", "well") for i in ("images", "masks")}, "and in them images, masks"),
+        ({"valid": 4, "invalid": 4}, "valid, invalid, which are not clearly"),
         ({"train": 9, "test": 9}, "no class folders for training.*or a CSV file"),
         ({"part_1": 9, "part_2": 9, "m.csv": HEAD + rows(0, 18)}, "table .m.csv. with other classes"),
         ({"a": 9, "m.csv": "id,age,sex\n" + "".join(f"{i},1,m\n" for i in range(9))}, "columns id, age, sex"),

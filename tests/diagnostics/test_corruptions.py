@@ -200,7 +200,7 @@ def test_spatter_wets_the_published_share_at_every_size(severity, size):
 
 @pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
 def test_elastic_bends_as_far_as_published_in_proportion_to_the_side(severity):
-    """Mean displacement, in shares of the side, of the published map (points 2/3 of the side apart, then a field)."""
+    """Mean displacement, in shares of the side, of the published map: points 2/3 of the side apart, a field."""
     alpha, sigma, shift = [
         (0, 0, 2.56),
         (1.6, 6.4, 2.24),
@@ -229,9 +229,7 @@ def test_elastic_bends_as_far_as_published_in_proportion_to_the_side(severity):
 
 @pytest.mark.parametrize("decay", [3, 1.75])
 def test_each_octave_of_fog_is_weaker_by_the_square_of_its_parameter(decay):
-    """The published fractal multiplies by its factor twice; a step between neighbours has the last octave's size."""
-    fine = [clouds((200, 1, 32, 32), np.random.default_rng(0), d) for d in (decay, decay**2)]
-    steps = [np.abs(np.diff(texture, axis=-1)).mean() for texture in fine]
+    """The published fractal multiplies by its factor twice."""
     texture, rng = np.zeros((200, 1, 32, 32)), np.random.default_rng(0)
     for k in range(5):
         cells = 2**k + 1
@@ -240,8 +238,8 @@ def test_each_octave_of_fog_is_weaker_by_the_square_of_its_parameter(decay):
         for image, coarse in zip(texture, rng.uniform(-1, 1, (200, cells, cells)), strict=True):
             image[0] += zoom(coarse, at, order=1, mode="nearest") / decay ** (2 * k)
     texture = (texture - texture.min((2, 3), keepdims=True)) / np.ptp(texture, axis=(2, 3), keepdims=True)
-    np.testing.assert_allclose(fine[0], texture, atol=1e-6)
-    assert steps[0] > steps[1]
+    ours = clouds((200, 1, 32, 32), np.random.default_rng(0), decay)
+    np.testing.assert_allclose(ours, texture, atol=1e-6)
 
 
 def test_snow_is_smeared_over_the_published_length():

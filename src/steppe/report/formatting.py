@@ -38,9 +38,9 @@ def images_summary(about: Mapping[str, Any]) -> str:
     """Return how many images and which classes a data set has, and what was left out, from its description."""
     sizes = [f"{about[part]:,} {title}" for part, title in _PARTS.items() if isinstance(about.get(part), int)]
     names = [plain_text(name) for name in about.get("names") or ()]
-    shown = f" ({', '.join(names[:10])}{', ...' if len(names) > 10 else ''})" if names else ""
-    sizes += [f"{count(about['classes'], 'class', 'classes')}{shown}"] if about.get("classes") else []
-    notes = [str(about["note"])] if about.get("note") else []
+    listing = f" ({', '.join(names[:10])}{', ...' if len(names) > 10 else ''})" if names else ""
+    sizes += [f"{count(about['classes'], 'class', 'classes')}{listing}"] if about.get("classes") else []
+    notes = [plain_text(about["note"])] if about.get("note") else []
     notes += [left_out(about["skipped"])] if about.get("skipped") else []
     return "; ".join([", ".join(sizes), *notes])
 

@@ -22,7 +22,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from steppe.data.sources.pixels import Decoded, decode_one, pillow_limits
+from steppe.data.sources.pixels import TOO_LARGE, Decoded, decode_one, pillow_limits
 from steppe.errors import InputError
 
 IMAGES = (
@@ -217,7 +217,7 @@ def _parent(name: str) -> str:
 def _content(path: Path) -> bytes | OSError:
     try:
         large = path.stat().st_size > _LARGEST
-        return OSError(errno.EFBIG, "larger than any image") if large else path.read_bytes()
+        return OSError(errno.EFBIG, TOO_LARGE) if large else path.read_bytes()
     except OSError as error:
         return error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,7 +24,7 @@ from steppe.data.sources.image_files import (
     list_files,
 )
 from steppe.data.sources.layout import Label, find_layout
-from steppe.data.sources.pixels import REMARKS, UNKNOWN, Decoded, to_8_bits
+from steppe.data.sources.pixels import REMARKS, TOO_LARGE, UNKNOWN, Decoded, to_8_bits
 from steppe.data.splits import split_off_fifth
 from steppe.errors import InputError
 
@@ -40,7 +41,8 @@ def load(path: Path, options: Data, progress: ProgressCallback | None = None) ->
     Raises InputError for a missing path, an unclear layout, fewer than two classes, an empty class, an unreadable
     image (unless skipped), and without ``data.size`` for images that are not square or of different sizes.
     """
-    key = ["folder", str(path.resolve()), _fingerprint(path), options.size, options.skip_corrupt]
+    decoders = find_spec("pillow_heif") is not None
+    key = ["folder", str(path.resolve()), _fingerprint(path), options.size, options.skip_corrupt, decoders]
     return cached(key, lambda: _decode_all(path, options, progress))
 
 
@@ -68,7 +70,7 @@ def _decode_all(path: Path, options: Data, progress: ProgressCallback | None = N
     files = ImageFiles(path, progress)
     images = []
     for image in decode(files, options.size):
-        if image.reason == UNKNOWN and not PurePosixPath(image.name).suffix:
+        if image.reason in (UNKNOWN, TOO_LARGE) and not PurePosixPath(image.name).suffix:
             files.listing.other["extensionless file"] += 1
         else:
             images.append(image)

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from steppe.data.sources.image_files import Listing
-from steppe.data.sources.parts import part_of
-from steppe.data.sources.tables import Labels, read_labels
+from steppe.data.sources.tables import Labels, part_of, read_labels
 from steppe.errors import InputError
 
 Label = tuple[str, str]  # part (train, val or test) and class of an image
@@ -56,8 +55,8 @@ def find_layout(path: Path, names: Sequence[str], listing: Listing, tables: Mapp
     for part, folders in class_folders.items():
         if by_table.keys() & tree.names(tops[part]):
             continue
+        tree.refuse_classes_within(folders)
         for folder in folders:
-            tree.refuse_parts_in(folder)
             layout.classes["/".join(folder)] = (part or "train", folder[-1])
             layout.label |= dict.fromkeys(tree.names(folder), (part or "train", folder[-1]))
     _refuse_other_classes(path, layout, tables, tree)
@@ -108,20 +107,23 @@ class _Tree:
         root = self.descend(top)
         return self.inside.get(root, []) if self.sub_folders(root) else []
 
-    def refuse_parts_in(self, folder: _Folder) -> None:
-        """Raise InputError if a class folder has training and test images in folders of their own."""
-        for sub in self.sub_folders(folder):
-            if (words := part_of(sub[-1])) and not words[1]:
-                raise InputError(
-                    f"{self.path} has the folder {sub[-1]} inside of {folder[-1]}; put the folders of classes "
-                    f"into those of parts, as {sub[-1]}/{folder[-1]}, or rename {sub[-1]}"
-                )
+    def refuse_classes_within(self, folders: Sequence[_Folder]) -> None:
+        """Raise InputError if sub-folders of class folders may be parts or classes too."""
+        outer = {folder[-1] for folder in folders}
+        inner = Counter(s[-1] for folder in folders for s in self.sub_folders(folder) if s[-1] != folder[-1])
+        unclear = [name for name in inner if inner[name] > 1 or ((token := part_of(name)) and not token[1])]
+        if len(unclear) > 1 or outer & inner.keys():
+            above, below = ", ".join(sorted(outer)[:3]), ", ".join([*inner][:3])
+            raise InputError(
+                f"{self.path} has the folders {above}, and in them {below}; "
+                "which are the classes is not clear: put them into train and test, without folders in them"
+            )
 
 
 def _parts(tree: _Tree, base: _Folder) -> dict[str, _Folder]:
     """Return the folder of each part, nothing if the folders are classes."""
     subs = tree.sub_folders(base)
-    named = {sub: words for sub in subs if (words := part_of(sub[-1]))}
+    named = {sub: token for sub in subs if (token := part_of(sub[-1]))}
     others = [sub[-1] for sub in subs if sub not in named]
     groups: dict[tuple[str, ...], list[tuple[str, _Folder]]] = defaultdict(list)
     for sub, (part, rest) in named.items():

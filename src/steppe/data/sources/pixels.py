@@ -23,7 +23,7 @@ _LONG_JPEG = (
 )
 _GROUND = 128  # grey behind transparent pixels: neither a black nor a white drawing vanishes on it
 _ORIENTATION = 0x0112
-UNKNOWN = "unknown image format"
+UNKNOWN, TOO_LARGE = "unknown image format", "larger than any image"
 # what is reported about images, with their number
 REMARKS = {
     "turned": "turned upright by their EXIF orientation",

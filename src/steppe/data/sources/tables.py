@@ -1,20 +1,20 @@
-"""Labels of images from a table beside them: a column of file names and one of labels."""
+"""Labels of images from a table beside them, and the words that folders and tables have for parts."""
 
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
 from steppe.data.sources.image_files import IMAGES
-from steppe.data.sources.parts import part_of
 from steppe.errors import InputError
 
 Labels = dict[str, tuple[str | None, str]]  # part, if the table names it, and class of an image
 
-_LABEL_COLUMNS = (
+_LABEL_COLUMNS = [
     "label",
     "labels",
     "class",
@@ -25,8 +25,44 @@ _LABEL_COLUMNS = (
     "breed",
     "diagnosis",
     "dx",
+]
+_PART_COLUMNS = ["split", "subset", "partition", "dataset", "part", "usage", "set"]
+_WORDS = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+    **dict.fromkeys(("eval", "evaluation"), "eval"),
+}
+_FILLERS = (
+    "set",
+    "data",
+    "dataset",
+    "images",
+    "image",
+    "imgs",
+    "img",
+    "labels",
+    "label",
+    "folder",
+    "split",
+    "pictures",
 )
-_PART_COLUMNS = ("split", "subset", "partition", "dataset", "part", "usage", "set")
+
+
+def part_of(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return 'train', 'val', 'test' or 'eval', and the other words of a name; None if it names no part.
+
+    Capitals, digits, and words such as set and images do not count: ``Training Set``, ``trainset`` and
+    ``train_images`` are ('train', ()), ``seg_train`` is ('train', ('seg',)).
+    """
+    parts, rest = [], []
+    for token in re.findall("[a-z]+", re.sub("([a-z])([A-Z])", r"\1 \2", name).lower()):
+        stem = next((token.removesuffix(f) for f in _FILLERS if token.removesuffix(f) in _WORDS), token)
+        if stem in _WORDS:
+            parts.append(_WORDS[stem])
+        elif token not in _FILLERS:
+            rest.append(token)
+    return (parts[0], tuple(rest)) if len(parts) == 1 else None
 
 
 def read_labels(
@@ -37,19 +73,24 @@ def read_labels(
     ``images`` has the part that each image's folder names, if any. A table's part is that of its name or of a
     column such as ``split``; sample submissions are not read. File names may lack folder and ending.
 
-    Raises InputError if a table has no clear column of labels, a name fits several images, or labels differ.
+    Raises InputError if labels differ, and if no table is clear: one has several columns that may be the labels,
+    or a name that fits several images.
     """
     labels: Labels = {}
-    notes = []
+    notes, unclear = [], []
     for table in sorted(tables):
         if "submission" in table.lower():
             notes.append(f"the table {table}")
             continue
-        words = part_of(PurePosixPath(table).stem)
-        own = words[0] if words else None
+        token = part_of(PurePosixPath(table).stem)
+        own = token[0] if token else None
         scope = [name for name, part in images.items() if own is None or part in (None, own)]
         is_training = own in (None, "train") and any(images[name] in (None, "train") for name in scope)
-        rows, unused = _rows(f"{table} of {where}", tables[table], scope, is_training)
+        try:
+            rows, unused = _rows(f"{table} of {where}", tables[table], scope, is_training)
+        except InputError as error:
+            rows, unused = [], 0
+            unclear.append(error)
         for image, part, label in rows:
             part = part or own or images[image]
             if labels.setdefault(image, (part, label)) != (part, label):
@@ -58,7 +99,10 @@ def read_labels(
                     "keep one of them"
                 )
         if unused or not rows:
-            notes.append(f"{unused} rows of {table} without an image or a label" if rows else f"the table {table}")
+            few = f"{unused} row{'s' * (unused > 1)} of {table} without an image or a label"
+            notes.append(few if rows else f"the table {table}")
+    if unclear and not labels:
+        raise unclear[0]
     return labels, notes
 
 
@@ -73,13 +117,12 @@ def _rows(
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = content.decode("latin-1")
-    lines = text.splitlines()
-    delimiter = max(",;\t", key=lines[0].count) if lines else ","
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
     try:
-        header, *table = [row for row in csv.reader(lines, delimiter=delimiter) if row]
+        header, *lines = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
     except (csv.Error, ValueError):
         return [], 0
-    table = [row for row in table if len(row) == len(header)]
+    table = [row for row in lines if len(row) == len(header)]
     keys = _keys(images)
     hits = [len({_key(row[c]) for row in table} & keys.keys()) for c in range(len(header))]
     if not any(hits):
@@ -106,10 +149,10 @@ def _rows(
                 f"{where} names {row[name]!r}, which may be {matches[0]} or {matches[1]}; write the folder "
                 "into it too"
             )
-        words = part_of(row[part]) if part is not None else None
+        token = part_of(row[part]) if part is not None else None
         if matches and row[label].strip():
-            rows.append((matches[0], words[0] if words else None, row[label].strip()))
-    return rows, len(table) - len(rows)
+            rows.append((matches[0], token[0] if token else None, row[label].strip()))
+    return rows, len(lines) - len(rows)
 
 
 def _key(text: str) -> str:

@@ -1,7 +1,8 @@
 """Corruptions by weather, light and dirt; conventions as in `steppe.diagnostics.corruptions.digital`.
 
-The published sets use photographs of frost and ImageMagick's motion blur. Here frost, snow, fog and spatter are
-textures of our own with the published parameters; brightness and saturate follow their published formulas.
+The published sets use photographs of frost and ImageMagick's motion blur. Here frost and fog are textures of our
+own with the published parameters. Drops have the published share; snow, brightness and saturate follow their
+formulas.
 """
 
 import numpy as np
