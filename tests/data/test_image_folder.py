@@ -122,7 +122,7 @@ def test_images_outside_train_and_test_are_counted_and_not_checked(tmp_path: Pat
     picture(1, size=(50, 40)).save(tmp_path / "extra" / "cat" / "odd.png")
     images = load(tmp_path)
     assert (images.classes, len(images.test), images.skipped) == (("cat", "dog"), 6, ())
-    assert "left out: 3 without a class in extra/cat, 1 without a class in extra/cow" in images.note
+    assert "left out: 4 images without a class (in extra/cat, extra/cow)" in images.note
 
 
 @pytest.mark.parametrize("ending", ["", ".tar", ".zip"])

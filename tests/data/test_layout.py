@@ -1,5 +1,6 @@
 """Layouts of downloaded data sets: parts, nesting, tables, other files; unclear ones are refused."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -80,9 +81,7 @@ def test_folders_give_parts_and_classes(
     elif sizes:
         assert (len(images.train) + len(images.val), len(images.test)) == (sizes[0], sizes[2])
     total = sum(n for n in files.values() if isinstance(n, int))
-    left = sum(
-        int(t.split()[0]) for t in images.note.partition("left out: ")[2].split(", ") if "without a class" in t
-    )
+    left = sum(map(int, re.findall(r"(\d+) images without a class", images.note)))
     assert count(images) + left == total, images.note
     assert load(tar_of(tmp_path, tmp_path.with_suffix(".tar"))).note == images.note
 
@@ -100,7 +99,7 @@ def rows(start: int, stop: int, ending: str = "", folder: str = "") -> str:
         ({"train": 20, "train.csv": HEAD + rows(0, 20)}, 20, ""),
         ({"train": 20, "labels.csv": "filename,class\n" + rows(0, 20, ".png")}, 20, ""),
         ({"train/train": 20, "test/test": 5, "train.csv": HEAD + rows(0, 20)}, 20,
-         "5 without a class in test/test"),
+         "5 images without a class (in test/test)"),
         ({"images": 20, "meta.csv": "w,image_id,label\n" + "".join(f"9,{i},{'xy'[i % 2]}\n" for i in range(20))},
           20, ""),
         ({"train": 20, "test": 4, "train.csv": HEAD + rows(0, 20), "sample_submission.csv": HEAD + rows(20, 24)},

@@ -63,9 +63,9 @@ def find_layout(path: Path, names: Sequence[str], listing: Listing, tables: Mapp
     layout.label |= {name: (part or "train", label) for name, (part, label) in by_table.items()}
     _name_parts(path, layout, {part: f"the folder {top[-1]}" for part, top in tops.items() if part})
     unused = Counter("/".join(tree.images[name]) or "its top" for name in names if name not in layout.label)
-    layout.notes += [f"{count} without a class in {folder}" for folder, count in unused.most_common(3)]
-    if rest := unused.total() - sum(count for _, count in unused.most_common(3)):
-        layout.notes.append(f"{rest} without a class in other folders")
+    if unused:
+        places = ", ".join(folder for folder, _ in unused.most_common(3)) + ", ..." * (len(unused) > 3)
+        layout.notes.append(f"{unused.total()} images without a class (in {places})")
     return layout
 
 
