@@ -8,7 +8,7 @@ import pytest
 from support.photos import class_folders, count, load, picture, tar_of
 
 from steppe import InputError
-from steppe.data.sources.tables import part_of
+from steppe.data.sources._tables import part_of
 
 
 def write(root: Path, files: Mapping[str, int | str]) -> Path:

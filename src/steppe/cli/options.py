@@ -56,9 +56,9 @@ def _check_file(parser: ArgumentParser, name: str) -> None:
     for key, value in content.items():
         setting = f"{key} is {value!r:.60}"
         inner = value.items() if isinstance(value, dict) else ()
-        for name, single in [(key, value), *((f"{key}.{k}", v) for k, v in inner)]:
-            if name in lists and isinstance(single, str | int | float):
-                raise InputError(f"{name} is {single!r:.60}; write a list, [{single}]")
+        for option, single in [(key, value), *((f"{key}.{k}", v) for k, v in inner)]:
+            if option in lists and isinstance(single, str | int | float):
+                raise InputError(f"{option} is {single!r:.60}; write a list, [{single}]")
         if empty := required & {key if value is None else "", *(f"{key}.{k}" for k, v in inner if v is None)}:
             raise InputError(f"{min(empty)} is null in {name}; give a value, or leave the line out")
         if key in groups and not isinstance(value, dict):

@@ -45,11 +45,11 @@ def run(options: Namespace, command: str) -> int:
         at_once = f"as many as {launcher.name} has room for"
     else:
         at_once = str(min(jobs, max(len(todo), 1))) if world.size == 1 else f"1 (on {world.size} processes)"
+    for dataset, about in grid.images.items():
+        print_images(terminal, dataset, about)
     finished = len(grid.jobs) - len(todo)
     rest = f", {finished} already finished" if finished else ""
     print_text(terminal, f"{len(todo)} runs, {at_once} at a time{rest}")
-    for dataset, about in grid.images.items():
-        print_images(terminal, dataset, about)
     for method, count in grid.memory.items():
         print_memory(terminal, method, count)
     with Display(len(todo), terminal) as display:

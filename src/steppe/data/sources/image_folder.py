@@ -13,6 +13,7 @@ import torch
 
 from steppe.config import Data
 from steppe.data.dataset import Images, Source
+from steppe.data.sources._layout import Label, find_layout
 from steppe.data.sources.cache import cached
 from steppe.data.sources.image_files import (
     ARCHIVES,
@@ -23,7 +24,6 @@ from steppe.data.sources.image_files import (
     decode,
     list_files,
 )
-from steppe.data.sources.layout import Label, find_layout
 from steppe.data.sources.pixels import REMARKS, TOO_LARGE, UNKNOWN, Decoded, to_8_bits
 from steppe.data.splits import split_off_fifth
 from steppe.errors import InputError

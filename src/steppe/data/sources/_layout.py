@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from steppe.data.sources._tables import Labels, part_of, read_labels
 from steppe.data.sources.image_files import Listing
-from steppe.data.sources.tables import Labels, part_of, read_labels
 from steppe.errors import InputError
 
 Label = tuple[str, str]  # part (train, val or test) and class of an image
@@ -17,7 +17,7 @@ _Folder = tuple[str, ...]
 
 
 @dataclass
-class Layout:
+class ImageLayout:
     """The ``label`` of each image that has one; ``notes`` say what is not used.
 
     ``classes`` has the label of each class folder. ``origin`` says where the images of each part come from.
@@ -29,7 +29,7 @@ class Layout:
     notes: list[str] = field(default_factory=list)
 
 
-def find_layout(path: Path, names: Sequence[str], listing: Listing, tables: Mapping[str, bytes]) -> Layout:
+def find_layout(path: Path, names: Sequence[str], listing: Listing, tables: Mapping[str, bytes]) -> ImageLayout:
     """Return the layout of the images ``names`` of a folder or archive.
 
     Parts are folders whose names have one of the usual words (see `part_of`), anywhere below single folders that
@@ -39,7 +39,7 @@ def find_layout(path: Path, names: Sequence[str], listing: Listing, tables: Mapp
     Raises InputError if folders or tables can be understood in two ways, or no image is labelled for training.
     """
     tree = _Tree(path, names, listing)
-    layout = Layout()
+    layout = ImageLayout()
     base = tree.descend((), stop_at_parts=True)
     tops = _parts(tree, base) or {"": base}
     train_classes = {folder[-1] for folder in tree.class_folders(tops.get("train", base))}
@@ -150,7 +150,7 @@ def _parts(tree: _Tree, base: _Folder) -> dict[str, _Folder]:
     return parts
 
 
-def _refuse_other_classes(path: Path, layout: Layout, tables: Mapping[str, bytes], tree: _Tree) -> None:
+def _refuse_other_classes(path: Path, layout: ImageLayout, tables: Mapping[str, bytes], tree: _Tree) -> None:
     """Raise InputError if a table divides the images of the class folders otherwise."""
     by_table: Labels = {}
     with contextlib.suppress(InputError):  # a table without clear labels contradicts nothing
@@ -163,7 +163,7 @@ def _refuse_other_classes(path: Path, layout: Layout, tables: Mapping[str, bytes
         )
 
 
-def _name_parts(path: Path, layout: Layout, folders: Mapping[str, str]) -> None:
+def _name_parts(path: Path, layout: ImageLayout, folders: Mapping[str, str]) -> None:
     """Rename eval and val to the parts that they serve as, and say where each part comes from."""
     present = {part for part, _ in layout.label.values()}
     names = {part: part for part in present}
