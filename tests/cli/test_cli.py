@@ -89,12 +89,14 @@ LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [{', '.join(9 * [f'*{a}'])}]\n" 
         (b"data: &a [*a]", "a value holds itself"),
         (b"data: " + b"[" * 3000, "it is too deep"),
         (b"- 1", "holds no settings"),
+        (b"data: {augment: none}", "data.augment is 'none'; write a list, [none]"),
+        (b"track: wandb", "track is 'wandb'; write a list, [wandb]"),
         (b"", "it is empty"),
         (b"method: !!python/object/apply:os.system ['touch attacked']", "parsing it fails"),
     ],
     ids=[
         "key", "value", "nested key", "not yaml", "no list", "long", "utf-16", "null", "list", "track", "laughs",
-        "itself", "deep", "items", "empty", "program",
+        "itself", "deep", "items", "nested string", "string", "empty", "program",
     ],
 )  # fmt: skip
 def test_a_wrong_or_hostile_file_is_one_line(content, message, capsys, tmp_path, monkeypatch):
@@ -174,7 +176,9 @@ def test_a_plan_says_when_each_part_is_active_and_trains_nothing(capsys, tmp_pat
     spec = "sam:rho=linear(0,0.2,0.5),start=0.25,every=2+gc:stop=4"
     plan = ["train", "--plan", "--method", spec, *SMALL, "--epochs", "4", "--out", str(tmp_path)]
     assert main([*plan, "--optim.schedule", "constant"]) == 0
-    assert capsys.readouterr().out.splitlines() == [
+    images, *lines = capsys.readouterr().out.splitlines()
+    assert images.startswith("digits: 200 training, 20 validation and 60 test images of 10 classes (0, 1,")
+    assert lines == [
         "steps          16 steps, 4 an epoch",
         "learning rate  0.0001",
         "sam            steps 5-15, every 2nd (epochs 2-4), 6 in all; the others are plain",

@@ -86,3 +86,8 @@ def test_the_grid_has_every_combination_once():
     runs = study.runs()
     assert len(set(runs)) == len(runs) == 12
     assert {r.method for r in runs[:2]} == {"plain", "sam"}
+
+
+def test_no_augmentation_has_a_name() -> None:
+    assert Data(augment=("none",)) == Data(augment=())
+    assert Run(data=Data(augment=("none",))).digest("Plain()") == Run(data=Data(augment=())).digest("Plain()")

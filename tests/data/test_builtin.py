@@ -1,5 +1,7 @@
 """Data sets without files, and the errors of data set names."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,14 @@ def test_digits_are_the_real_ones_upscaled() -> None:
     raw = torch.from_numpy((load_digits().images * 255 / 16).round().astype(np.uint8))
     everything = torch.cat([small.train.x, small.val.x, small.test.x])[:, 0]
     assert torch.equal(everything.long().sum(dim=0), raw.long().sum(dim=0))
+
+
+def test_digits_are_read_through_scikit_learn_if_their_file_is_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = data.load("digits", Data()).train.x
+
+    with monkeypatch.context() as patch:
+        patch.setattr("steppe.data.sources.builtin.find_spec", lambda _: SimpleNamespace(origin="/nowhere/a.py"))
+        assert torch.equal(data.load("digits", Data()).train.x, expected)
 
 
 @pytest.mark.parametrize(

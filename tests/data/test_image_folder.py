@@ -2,7 +2,9 @@
 
 import io
 import os
+import stat
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,11 +76,6 @@ def make_unpaired_class(root: Path) -> None:
     class_folders(root / "test", ("cat", "dog", "owl"))
 
 
-def make_linked_class(root: Path) -> None:
-    class_folders(root)
-    (root / "loop").symlink_to(root)
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -86,7 +83,6 @@ def make_linked_class(root: Path) -> None:
         (make_single_image, "no class folders"),
         (lambda root: root.mkdir(), "has no images"),
         (make_unpaired_class, "class 'owl' .* has no training images"),
-        (make_linked_class, "class folder loop .*linked folders are not entered"),
         (add_to_class("wide.png", (14, 12)), "cat/wide.png in .* is 14x12; give --data.size"),
         (add_to_class("large.png", (14, 14)), "cat/large.png in .* is 14x14, .* is 12x12; give --data.size"),
     ],
@@ -118,23 +114,52 @@ def test_a_class_never_disappears_silently(tmp_path: Path, packed: bool, content
         load(path, skip_corrupt=True)
 
 
-def test_images_outside_train_and_test_are_not_checked(tmp_path: Path) -> None:
+def test_images_outside_train_and_test_are_counted_and_not_checked(tmp_path: Path) -> None:
     class_folders(tmp_path / "train")
     class_folders(tmp_path / "test", per_class=3)
-    class_folders(tmp_path / "validation", ("cat", "cow"), per_class=1)
-    (tmp_path / "validation" / "cat" / "bad.png").write_bytes(b"no image")
-    picture(1, size=(50, 40)).save(tmp_path / "validation" / "cat" / "odd.png")
+    class_folders(tmp_path / "extra", ("cat", "cow"), per_class=1)
+    (tmp_path / "extra" / "cat" / "bad.png").write_bytes(b"no image")
+    picture(1, size=(50, 40)).save(tmp_path / "extra" / "cat" / "odd.png")
     images = load(tmp_path)
     assert (images.classes, len(images.test), images.skipped) == (("cat", "dog"), 6, ())
+    assert "left out: 4 images without a class (in extra/cat, extra/cow)" in images.note
 
 
-def test_linked_folders_are_not_entered_and_hidden_ones_are_not_classes(tmp_path: Path) -> None:
-    root = class_folders(tmp_path / "photos")
+@pytest.mark.parametrize("ending", ["", ".tar", ".zip"])
+def test_links_lead_to_images_in_folders_and_archives(tmp_path: Path, ending: str) -> None:
+    root = class_folders(tmp_path / "all" / "photos")
     class_folders(root / ".thumbs")
-    (root / "cat" / "out").symlink_to(class_folders(tmp_path / "elsewhere", ("secret", "other")))
-    assert count(load(root)) == 20
-    (root / "cat" / "out").unlink()
-    assert load(tar_of(root, tmp_path / "photos.tar")).classes == ("cat", "dog")
+    os.link(root / "cat" / "000.png", root / "cat" / "hard.png")
+    (root / "cat" / "soft.png").symlink_to("000.png")
+    (root / "cat" / "chain.png").symlink_to("soft.png")
+    (root / "owl").symlink_to(root / "dog", target_is_directory=True)
+    if ending:  # links in archives are relative
+        (root / "owl").unlink()
+        (root / "owl").symlink_to("dog", target_is_directory=True)
+        (root / "cat" / "out.png").symlink_to("/etc/passwd")
+    (root / "cat" / "loop").symlink_to(".." if ending else root, target_is_directory=True)
+    path = {"": lambda: root, ".tar": lambda: tar_of(root, tmp_path / "a.tar"), ".zip": lambda: zip_of(root)}[
+        ending
+    ]()
+    images = load(path)
+    assert images.classes == ("cat", "dog", "owl") and count(images) == 33
+    expected = "2 unresolved links" if ending else "1 circular link"
+    assert expected in images.note and "1 of the system (.thumbs)" in images.note
+
+
+def zip_of(root: Path) -> Path:
+    """Pack a folder with links kept as such."""
+    archive = root.with_suffix(".zip")
+    with zipfile.ZipFile(archive, "w") as content:
+        for file in sorted(root.rglob("*")):
+            name = file.relative_to(root).as_posix()
+            if file.is_symlink():
+                info = zipfile.ZipInfo(name)
+                info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+                content.writestr(info, os.readlink(file))
+            else:
+                content.write(file, name)
+    return archive
 
 
 def test_a_broken_link_is_an_unreadable_image_and_a_pipe_is_skipped(tmp_path: Path) -> None:

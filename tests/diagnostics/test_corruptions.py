@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from scipy import ndimage
 
 from steppe.data.dataset import Images
-from steppe.diagnostics.corruptions import EXTRA, FAMILIES, STANDARD, Robustness, corrupt
-from steppe.diagnostics.corruptions.digital import glass_blur
+from steppe.diagnostics.corruptions import EXTRA, FAMILIES, STANDARD, Robustness, corrupt, weather
+from steppe.diagnostics.corruptions.digital import elastic_transform, glass_blur, smear
+from steppe.diagnostics.corruptions.weather import clouds
 from steppe.errors import InputError
 
 
@@ -141,14 +143,119 @@ def test_motion_blur_smears_in_one_direction_within_its_angles():
     assert (np.minimum(mirrored, np.abs(angle)) < np.deg2rad(46)).all() and mirrored.std() > 0.05
 
 
-def test_glass_blur_swaps_pixels():
-    x = np.random.default_rng(0).random((3, 2, 12, 12))
-    # with almost no blur the result is a permutation of each image's pixels, channels together
-    swapped = glass_blur(x, np.random.default_rng(1), 1e-3, 1, 2)
-    for before, after in zip(x, swapped, strict=True):
-        pixels = {tuple(p) for p in before.reshape(2, -1).T.tolist()}
-        assert {tuple(p) for p in after.reshape(2, -1).T.tolist()} == pixels
-    assert not np.allclose(swapped, x)
+@pytest.mark.parametrize(("size", "step"), [(24, 1), (32, 1), (64, 2)])
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_glass_blur_moves_pixels_as_far_as_the_published_code(size, step, rounds):
+    """That code assigns two views of an array to each other, which copies one of them."""
+    rows, columns = np.meshgrid(np.arange(size), np.arange(size), indexing="ij")
+    x = np.stack([rows, columns])[None] / 256
+    moved = np.round((x - glass_blur(x, np.random.default_rng(1), 1e-3, 1, rounds)) * 256)[0]
+    assert not moved[:, : step + 1].any() and not moved[:, :, : step + 1].any()
+    inner = moved[:, step + 1 :, step + 1 :]
+    assert inner.min() == 0 and inner.max() == step * rounds
+    if size == 32 and rounds == 1:
+        published, rng = np.moveaxis(x[0], 0, -1).copy(), np.random.default_rng(2)
+        for h in range(31, 1, -1):
+            for w in range(31, 1, -1):
+                dx, dy = rng.integers(-1, 1, 2)
+                published[h, w], published[h + dy, w + dx] = published[h + dy, w + dx], published[h, w]
+        far = np.round((x[0] - np.moveaxis(published, -1, 0)) * 256)
+        assert far.min() == 0 and far.max() == 1 and abs(far.mean() - moved.mean()) < 0.03
+
+
+def spread_of_published_drops(mean, std, sigma, threshold, edge, mud):
+    """Return the share of wet pixels of make_cifar_c.py (hendrycks/robustness) at 32 pixels."""
+    rng, shares = np.random.default_rng(5), []
+    for _ in range(300):
+        layer = ndimage.gaussian_filter(rng.normal(mean, std, (32, 32)), sigma, mode="nearest")
+        wet = layer >= threshold
+        if mud:
+            wet = ndimage.gaussian_filter((layer > threshold).astype(float), edge, mode="nearest") >= 0.8
+        shares.append(wet.mean())
+    return np.mean(shares)
+
+
+SPATTER = [
+    (0.62, 0.1, 0.7, 0.7, 0.5, 0), (0.65, 0.1, 0.8, 0.7, 0.5, 0), (0.65, 0.3, 1, 0.69, 0.5, 0),
+    (0.65, 0.1, 0.7, 0.69, 0.6, 1), (0.65, 0.1, 0.5, 0.68, 0.6, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [16, 32, 64])
+@pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
+def test_spatter_wets_the_published_share_at_every_size(severity, size):
+    """3, 9, 33, 4 and 7 percent. Water is added, up to half of its colour; mud covers at least four fifths."""
+    mud = severity > 3
+    expected = spread_of_published_drops(*SPATTER[severity - 1])
+    assert expected == pytest.approx((0.03, 0.086, 0.325, 0.0405, 0.069)[severity - 1], rel=0.1)
+    count = 40 * 64 // size
+    before = torch.full((count, 3, size, size), 255 if mud else 0, dtype=torch.uint8)
+    after = corrupt(images_of(before), "spatter", severity).x
+    wet = (after != before).any(1)
+    assert float(wet.double().mean()) == pytest.approx(expected, rel=0.3)
+    peaks = after.amax((2, 3)).max(0).values if not mud else after[:, 0][wet].max()
+    limit = torch.tensor([175, 238, 238]) * 0.5 if not mud else torch.tensor(255 - 0.8 * (255 - 63))
+    assert (peaks.double() - limit).max() < 1 and (mud or (peaks.double() - limit).min() > -2)
+
+
+@pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
+def test_elastic_bends_as_far_as_published_in_proportion_to_the_side(severity):
+    """Mean displacement, in shares of the side, of the published map: points 2/3 of the side apart, a field."""
+    alpha, sigma, shift = [
+        (0, 0, 2.56),
+        (1.6, 6.4, 2.24),
+        (2.56, 1.92, 1.92),
+        (3.2, 1.28, 1.6),
+        (3.2, 0.96, 0.96),
+    ][severity - 1]
+    rng, published = np.random.default_rng(3), []
+    grid = np.stack(np.meshgrid(np.arange(32), np.arange(32), indexing="ij"))
+    points = np.array([[26, 26], [26, 6], [6, 6.0]])
+    for _ in range(200):
+        matrix = np.linalg.solve(np.c_[points + rng.uniform(-shift, shift, (3, 2)), np.ones(3)], points)
+        source = np.einsum("yxc,cd->dyx", np.moveaxis(np.r_[grid, np.ones((1, 32, 32))], 0, -1), matrix)
+        field = [
+            alpha * ndimage.gaussian_filter(rng.uniform(-1, 1, (32, 32)), sigma, truncate=3, mode="reflect")
+            for _ in range(2)
+        ]
+        published.append(np.abs((source - grid + field)[:, 8:24, 8:24]).mean() / 32)
+    for size in (32, 64):
+        x = np.stack(np.meshgrid(np.arange(size), np.arange(size), indexing="ij"))[None].repeat(60, 0) / size
+        parameters = (alpha, sigma, shift)
+        moved = elastic_transform(x, np.random.default_rng(0), *parameters) - x
+        inner = slice(size // 4, 3 * size // 4)
+        assert np.abs(moved[:, :, inner, inner]).mean() == pytest.approx(np.mean(published), rel=0.15)
+
+
+@pytest.mark.parametrize("decay", [3, 1.75])
+def test_each_octave_of_fog_is_weaker_by_the_square_of_its_parameter(decay):
+    """The published fractal multiplies by its factor twice."""
+    texture, rng = np.zeros((200, 1, 32, 32)), np.random.default_rng(0)
+    for k in range(5):
+        cells = 2**k + 1
+        zoom = ndimage.map_coordinates
+        at = np.stack(np.meshgrid(*[np.linspace(0, cells - 1, 32)] * 2, indexing="ij"))
+        for image, coarse in zip(texture, rng.uniform(-1, 1, (200, cells, cells)), strict=True):
+            image[0] += zoom(coarse, at, order=1, mode="nearest") / decay ** (2 * k)
+    texture = (texture - texture.min((2, 3), keepdims=True)) / np.ptp(texture, axis=(2, 3), keepdims=True)
+    ours = clouds((200, 1, 32, 32), np.random.default_rng(0), decay)
+    np.testing.assert_allclose(ours, texture, atol=1e-6)
+
+
+def test_snow_is_smeared_over_the_published_length():
+    """A flake's light reaches as far as a motion blur of radius 8 and deviation 3 at severity 1."""
+    flake = np.zeros((1, 1, 65, 65))
+    flake[..., 32, 32] = 1
+    streak = smear(flake, np.zeros(1), 8 * 32 / 65, 3 * 32 / 65)[0, 0, 32]
+    weights = np.exp(-(np.arange(17) ** 2) / 18)
+    np.testing.assert_allclose(np.sort(streak)[::-1][:17], weights / weights.sum(), atol=1e-9)
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            weather, "smear", lambda x, angles, *lengths: calls.append(lengths) or smear(x, angles, *lengths)
+        )
+        corrupt(photos(1), "snow", 1)
+    assert calls == [(8, 3)]
 
 
 def test_weather_and_jpeg_change_brightness_and_contrast_as_they_should():

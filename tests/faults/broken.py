@@ -110,13 +110,13 @@ def wall_clock() -> None:
 
 def open_images() -> None:
     """Do not catch the decoders' errors."""
-    from steppe.data.sources import image_files
+    from steppe.data.sources import image_files, pixels
 
     def one(name: str, content: bytes, size: int | None) -> Any:
-        with image_files.Image.open(image_files.io.BytesIO(content)) as image:
-            return image_files.Decoded(name, image_files._pixels(image, size))
+        with pixels.Image.open(pixels.io.BytesIO(content)) as image:
+            return pixels.Decoded(name, *pixels._pixels(image, size))
 
-    _replace("_decode_one", one, image_files)
+    _replace("decode_one", one, image_files)
 
 
 def unpacked() -> None:

@@ -16,7 +16,7 @@ from steppe.report._html import embedded
 from steppe.report.comparison import curves
 from steppe.report.comparison.curves import series
 from steppe.report.comparison.page import write
-from steppe.report.formatting import data_set
+from steppe.report.formatting import images_summary
 from steppe.report.style import styles
 
 HOSTILE = "<script>alert(1)</script>"
@@ -127,7 +127,7 @@ def test_the_page_contains_what_was_run_and_is_reproducible(home: Path, text: st
     ],
 )
 def test_the_images_are_described_by_what_the_record_has(about: Any, text: str) -> None:
-    assert data_set("x", about).startswith(text)
+    assert images_summary("x", about).startswith(text)
 
 
 def test_text_from_runs_is_inert(folder: Any) -> None:

@@ -119,7 +119,7 @@ def _update(
         key = hashlib.sha256(json.dumps([name, about]).encode()).hexdigest()[:12]
         points = path.with_name(f"{path.stem}-{key}{_POINTS}")
         with hardware.threads(config.threads), contextlib.suppress(NotComparable):
-            results[name] = compare(group, engine.load_data(config), points, progress) | {"about": about}
+            results[name] = compare(group, engine.load_images(group.first), points, progress) | {"about": about}
     if results != before:
         records.write_json(path, results)
     _remove_points(path)

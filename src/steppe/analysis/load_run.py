@@ -61,10 +61,12 @@ def load(folder: Path, which: Which = "last", images: DataSet | None = None) -> 
 
     ``images`` avoids loading the run's data again.
 
-    Raises InputError if the folder is not a run's, or has no checkpoint or one that does not fit.
+    Raises InputError if the folder is not a run's, it was trained on other images, or it has no checkpoint or one
+    that does not fit.
     """
     run = engine.read_run(folder)
-    data = engine.load_data(run) if images is None else images
+    data = engine.load_images(folder) if images is None else images
+    engine.check_images(folder, data)
     method, net, state = _build(run, data)
     start = _deployed_model(method, net, state, run, data).state_dict()
     saved = sharded.read(_weights_file(folder, which))

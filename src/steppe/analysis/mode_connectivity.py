@@ -35,7 +35,7 @@ def write(folders: Sequence[Path], which: Which, part: str, samples: int, out: P
         raise InputError(f"{len(folders)} runs are given; give 2 or 3, or one of several networks")
     if any((c.data, c.dataset) != (configs[0].data, configs[0].dataset) for c in configs):
         raise InputError("these runs are of different data; give runs of one data set and split")
-    data = engine.load_data(configs[0])
+    data = engine.load_images(folders[0])
     first = load(folders[0], which, data)
     if len(folders) == 1:
         states: dict[str, State] = dict(load_members(folders[0], which, data))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,12 +42,11 @@ def print_text(terminal: Console, text: str) -> None:
     terminal.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def print_left_out(terminal: Console, dataset: str, names: Sequence[str]) -> None:
-    """Print which images of a data set could not be read, if any."""
-    from steppe.report.formatting import left_out
+def print_images(terminal: Console, dataset: str, about: Mapping[str, Any]) -> None:
+    """Print how many images and which classes a data set has, and what was left out, from its description."""
+    from steppe.report.formatting import images_summary
 
-    if names:
-        print_text(terminal, f"{dataset}: {left_out(names)}")
+    print_text(terminal, images_summary(dataset, about))
 
 
 def print_memory(terminal: Console, method: str, count: int) -> None:

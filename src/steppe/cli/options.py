@@ -52,9 +52,13 @@ def _check_file(parser: ArgumentParser, name: str) -> None:
     options = [o.removeprefix("--") for a in parser._actions for o in a.option_strings]
     groups = {option.partition(".")[0] for option in options if "." in option}
     required = {o.removeprefix("--") for a in parser._actions if a.default is not None for o in a.option_strings}
+    lists = {o.removeprefix("--") for a in parser._actions if a.nargs == "*" for o in a.option_strings}
     for key, value in content.items():
         setting = f"{key} is {value!r:.60}"
         inner = value.items() if isinstance(value, dict) else ()
+        for option, single in [(key, value), *((f"{key}.{k}", v) for k, v in inner)]:
+            if option in lists and isinstance(single, str | int | float):
+                raise InputError(f"{option} is {single!r:.60}; write a list, [{single}]")
         if empty := required & {key if value is None else "", *(f"{key}.{k}" for k, v in inner if v is None)}:
             raise InputError(f"{min(empty)} is null in {name}; give a value, or leave the line out")
         if key in groups and not isinstance(value, dict):

@@ -15,11 +15,12 @@ class Data:
 
     Attributes:
         train: Number of training images, sampled per class; all if not given.
-        val: Training images held out for validation: a fraction below 1, or a count.
+        val: Training images held out for validation: a fraction below 1, or a count; not used if the data set has
+            validation images of its own.
         test: Number of test images, sampled per class; all if not given.
         size: Side in pixels that images are resized to; the data set's own size if not given (digits: 24).
         augment: Augmentations of each training batch, in this order: any of flip, crop, resized-crop, jitter,
-            cutout, rotate, randaugment, mixup, cutmix.
+            cutout, rotate, randaugment, mixup, cutmix; or none.
         views: Augmentation pipelines that replace augment, one per network of a method that trains several
             (and for OKDPH's hybrid), or one for all: plain, crop-flip, crop-flip-rotate, crop-flip-cutout,
             crop-randaugment, crop-autoaugment.
@@ -46,6 +47,8 @@ class Data:
     legacy_share: float | None = None
 
     def __post_init__(self) -> None:
+        if tuple(self.augment) == ("none",):
+            object.__setattr__(self, "augment", ())
         for name in ("train", "val", "test", "legacy_share"):
             check_positive(f"data.{name}", getattr(self, name))
         check_positive("data.size", self.size, 8, strict=False)

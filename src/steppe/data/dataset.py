@@ -80,7 +80,9 @@ class Images:
 class DataSet:
     """The training, validation and test images of a run.
 
-    ``skipped`` names unreadable images that were left out; ``note`` describes the origin of the test images.
+    ``skipped`` names unreadable images that were left out; ``note`` says where the test images come from, what was
+    changed in decoding, and what else was left out. ``fingerprint`` is a hash of the images as they are decoded,
+    empty for data sets without files.
     """
 
     name: str
@@ -90,6 +92,7 @@ class DataSet:
     classes: tuple[str, ...]
     skipped: tuple[str, ...] = ()
     note: str = ""
+    fingerprint: str = ""
 
     @property
     def channels(self) -> int:
@@ -101,16 +104,31 @@ class DataSet:
         """Side of every image in pixels."""
         return int(self.train.pixels.shape[2])
 
+    def description(self) -> dict[str, Any]:
+        """Return the counts of images and classes, the names and the notes as plain data."""
+        return {
+            **{part: len(getattr(self, part)) for part in ("train", "val", "test")},
+            "classes": len(self.classes),
+            "names": list(self.classes),
+            "channels": self.channels,
+            "size": self.size,
+            "note": self.note,
+            "skipped": list(self.skipped),
+            "fingerprint": self.fingerprint,
+        }
+
 
 @dataclass(frozen=True)
 class Source:
-    """The content of a data set's files before the split: all training images and all test images."""
+    """The content of a data set's files before the split: all training and test images, and ``val`` if apart."""
 
     train: Images
     test: Images
     classes: tuple[str, ...]
     skipped: tuple[str, ...] = ()
     note: str = ""
+    val: Images | None = None
+    fingerprint: str = ""
 
 
 def check_labels(y: np.ndarray, classes: int, where: str) -> None:

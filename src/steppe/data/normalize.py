@@ -56,7 +56,11 @@ class Normalizer:
         """Return images in [0, 1] with mean and deviation applied; ``x`` is changed in place."""
         if not any(self.mean) and set(self.std) == {1.0}:
             return x
-        mean, std = (torch.tensor(v, device=x.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        mean, std = (
+            # filled on the device: a copy to a GPU would wait for it
+            torch.cat([torch.full((1,), v, device=x.device) for v in values]).view(1, -1, 1, 1)
+            for values in (self.mean, self.std)
+        )
         return x.sub_(mean).div_(std)
 
 

@@ -51,6 +51,8 @@ def subset(images: Images, count: int) -> Images:
 def apply(name: str, source: Source, options: Data) -> DataSet:
     """Split a source: validation images first, then training images from the rest, then test images.
 
+    A source with validation images of its own keeps them all, and ``data.val`` is not used.
+
     Raises InputError if there are fewer images than requested, or a class has no training image.
     """
     if options.split_seed < 0:
@@ -58,7 +60,9 @@ def apply(name: str, source: Source, options: Data) -> DataSet:
     rng = np.random.default_rng([options.split_seed, 1])
     y = source.train.y.numpy()
     base = options.train if options.train is not None else len(y)
-    val = max(1, round(options.val * base)) if options.val < 1 else int(options.val)
+    val = (
+        0 if source.val is not None else max(1, round(options.val * base)) if options.val < 1 else int(options.val)
+    )
     if val + (options.train if options.train is not None else 1) > len(y):
         train_part = f"data.train {options.train} and " if options.train is not None else ""
         raise InputError(
@@ -86,5 +90,6 @@ def apply(name: str, source: Source, options: Data) -> DataSet:
             raise InputError(f"data.test is {options.test}; {name} has {len(test)} test images, give at most that")
         rng = np.random.default_rng([options.split_seed, 2])
         test_rows = stratified(test.y.numpy(), options.test, rng)
-    parts = (source.train.take(train_rows), source.train.take(val_rows), test.take(test_rows))
-    return DataSet(name, *parts, source.classes, source.skipped, source.note)
+    held_out = source.train.take(val_rows) if source.val is None else source.val
+    parts = (source.train.take(train_rows), held_out, test.take(test_rows))
+    return DataSet(name, *parts, source.classes, source.skipped, source.note, source.fingerprint)

@@ -18,7 +18,7 @@ from steppe.experiments.launchers.local import launch
 from steppe.experiments.launchers.torchrun import run_in_torchrun
 from steppe.experiments.run_lock import ComparisonRun, Progress, file_lock
 from steppe.training.checkpoint import save_and_resume
-from steppe.training.run import CHECKPOINT, RESULT, check_run, digest, load_data, memory_bytes
+from steppe.training.run import CHECKPOINT, RESULT, check_images, check_run, digest, load_data, memory_bytes
 
 COMPARISON = "compare.json"
 
@@ -27,15 +27,14 @@ COMPARISON = "compare.json"
 class ComparisonPlan:
     """A comparison before it runs: its jobs and its folder.
 
-    ``memory`` has the bytes that each method stores per run, ``left_out`` the unreadable images of each data set,
-    where those are allowed.
+    ``memory`` has the bytes that each method stores per run, ``images`` the description of each data set.
     """
 
     study: Study
     out: Path
     jobs: list[ComparisonRun]
     memory: dict[str, int]
-    left_out: dict[str, tuple[str, ...]]
+    images: dict[str, dict[str, Any]]
 
     @property
     def open(self) -> list[ComparisonRun]:
@@ -71,13 +70,13 @@ def prepare(
     world = collectives.current_world()
     sets = world.main_process_first(lambda: _load_and_check(runs, progress))
     memory = {run.method: memory_bytes(run, sets[run.dataset]) for run in runs}
-    grid = ComparisonPlan(study, out, jobs, memory, {name: images.skipped for name, images in sets.items()})
+    grid = ComparisonPlan(study, out, jobs, memory, {name: images.description() for name, images in sets.items()})
 
     def write() -> None:
         for job in jobs:
-            _check_saved(job, retry)
+            _check_saved(job, sets[job.run.dataset], retry)
         records.make_folder(out)
-        records.write_json(out / COMPARISON, _description(grid, sets, command))
+        records.write_json(out / COMPARISON, _description(grid, command))
 
     world.on_main_process(write)
     return grid
@@ -134,8 +133,8 @@ def _load_and_check(runs: list[Run], progress: Callable[[int, int], None] | None
     return sets
 
 
-def _check_saved(job: ComparisonRun, retry: bool) -> None:
-    """Refuse damaged checkpoints and results before any worker starts."""
+def _check_saved(job: ComparisonRun, images: DataSet, retry: bool) -> None:
+    """Refuse damaged checkpoints and results, and runs on other images, before any worker starts."""
     result = job.folder / RESULT
     if result.exists():
         remedy = "delete it, and the run resumes from its checkpoint"
@@ -146,9 +145,10 @@ def _check_saved(job: ComparisonRun, retry: bool) -> None:
             shutil.rmtree(job.folder)
     elif (job.folder / CHECKPOINT).exists():
         save_and_resume.verify(job.folder)
+    check_images(job.folder, images)
 
 
-def _description(grid: ComparisonPlan, sets: dict[str, DataSet], command: str) -> dict[str, Any]:
+def _description(grid: ComparisonPlan, command: str) -> dict[str, Any]:
     fields = ("method", "model", "dataset", "seed")
     return {
         "format": records.FORMAT,
@@ -156,20 +156,9 @@ def _description(grid: ComparisonPlan, sets: dict[str, DataSet], command: str) -
         "command": command,
         "environment": hardware.environment(),
         "study": asdict(grid.study),
-        "data": {name: _data_description(images) for name, images in sets.items()},
+        "data": grid.images,
         "runs": [{"digest": j.folder.name} | {f: getattr(j.run, f) for f in fields} for j in grid.jobs],
         "methods": {spec: _method_description(spec) for spec in grid.study.methods},
-    }
-
-
-def _data_description(images: DataSet) -> dict[str, Any]:
-    return {
-        **{part: len(getattr(images, part).y) for part in ("train", "val", "test")},
-        "classes": len(images.classes),
-        "channels": images.channels,
-        "size": images.size,
-        "note": images.note,
-        "skipped": list(images.skipped),
     }
 
 

@@ -7,6 +7,7 @@ from steppe.records.files import (
     keep_lines,
     make_folder,
     read_json,
+    read_json_if_exists,
     read_lines,
     write_json,
     write_text,
@@ -14,5 +15,5 @@ from steppe.records.files import (
 
 __all__ = [
     "FORMAT", "Comparison", "Record", "append_line", "keep_as", "keep_lines", "load", "make_folder", "read_epochs",
-    "read_json", "read_lines", "read_result", "write_json", "write_text",
+    "read_json", "read_json_if_exists", "read_lines", "read_result", "write_json", "write_text",
 ]  # fmt: skip

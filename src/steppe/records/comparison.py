@@ -5,6 +5,7 @@ The folder has ``compare.json`` (the configuration) and ``runs/<digest>/`` with 
 and ``result.json`` (written once, at the end).
 """
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class Comparison:
     Attributes:
         folder, created, command: Where it is, when it started (ISO 8601), the command that repeats it.
         environment, study: Versions, processor and device; the configuration.
-        data: Per data set, the number of images in each part of the split.
+        data: Per data set, the number of images in each part of the split, the classes, notes and fingerprint.
         methods: Per label, in row order: ``summary``, ``resolved`` hyper-parameters, ``controls``.
         records: Every run of the grid, in grid order.
     """
@@ -91,7 +92,8 @@ def load(folder: Path) -> Comparison:
     A run without ``result.json`` is unfinished; a torn last line of a ``.jsonl`` file is ignored.
 
     Raises:
-        InputError: The folder or its ``compare.json`` is missing, or a file in it is damaged.
+        InputError: The folder or its ``compare.json`` is missing, a file in it is damaged, or a run was trained on
+            other images than the comparison has.
     """
     folder = Path(folder)
     path = folder / "compare.json"
@@ -105,10 +107,10 @@ def load(folder: Path) -> Comparison:
         )
     try:
         methods = {label: dict(about) for label, about in content["methods"].items()}
-        records = [_record(folder, run, methods) for run in content["runs"]]
+        data = {name: dict(about) for name, about in content["data"].items()}
+        records = [_record(folder, run, methods, data) for run in content["runs"]]
         if len({record.digest for record in records}) < len(records):
             raise ValueError("it names a run twice")
-        data = {name: dict(about) for name, about in content["data"].items()}
         created, command = str(content["created"]), str(content["command"])
         environment, study = dict(content["environment"]), dict(content["study"])
         return Comparison(folder, created, command, environment, study, data, methods, records)
@@ -154,7 +156,21 @@ def _check_type(where: str, content: Mapping[str, Any], key: str, types: tuple[t
         raise InputError(f"{problem}; remove its folder and run the command again")
 
 
-def _record(folder: Path, run: Mapping[str, Any], methods: Mapping[str, Any]) -> Record:
+def _check_images(home: Path, about: Mapping[str, Any], dataset: str) -> None:
+    """Raise InputError if a run was trained on other images than the comparison describes."""
+    images: Any = None
+    with contextlib.suppress(InputError):  # a damaged configuration says nothing about the images
+        images = (read_json_if_exists(home / "config.json") or {}).get("images")
+    if isinstance(images, Mapping) and images.get("fingerprint") != about.get("fingerprint"):
+        raise InputError(
+            f"{home} was trained on other images of {dataset} than this comparison; remove it and run the "
+            "command again"
+        )
+
+
+def _record(
+    folder: Path, run: Mapping[str, Any], methods: Mapping[str, Any], data: Mapping[str, Mapping[str, Any]]
+) -> Record:
     digest, method = str(run["digest"]), str(run["method"])
     # The digest becomes a path: a damaged or hostile file must not reach outside its own folder.
     if not re.fullmatch(r"[0-9A-Za-z_-]+", digest):
@@ -164,5 +180,6 @@ def _record(folder: Path, run: Mapping[str, Any], methods: Mapping[str, Any]) ->
     home = folder / "runs" / digest
     result = read_result(home / "result.json")
     model, dataset, seed = str(run["model"]), str(run["dataset"]), int(run["seed"])
+    _check_images(home, data.get(dataset, {}), dataset)
     metrics, timing = read_epochs(home / "metrics.jsonl"), read_epochs(home / "timing.jsonl")
     return Record(digest, method, model, dataset, seed, metrics, timing, result)

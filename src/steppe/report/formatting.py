@@ -50,11 +50,13 @@ def units(rows: Sequence[ResultRow], mark: str) -> list[str]:
     return notes + ([f"{mark} Intervals are not adjusted for several comparisons."] if interval else [])
 
 
-def data_set(name: str, about: Mapping[str, Any]) -> str:
+def images_summary(name: str, about: Mapping[str, Any]) -> str:
     """Return a sentence on the images of a data set, from what the record has: parts, classes, images left out."""
     parts = [f"{about[part]:,} {title}" for part, title in _PARTS.items() if isinstance(about.get(part), int)]
     images = f"{listed(parts)} images" if parts else "images of unknown number"
-    classes = f" of {about['classes']} classes" if about.get("classes") else ""
+    names = [str(name) for name in about.get("names") or ()]
+    listing = f" ({', '.join(names[:10])}{', ...' if len(names) > 10 else ''})" if names else ""
+    classes = f" of {about['classes']} classes{listing}" if about.get("classes") else ""
     skipped = about.get("skipped") or []
     notes = [str(about["note"])] if about.get("note") else []
     notes += [left_out(skipped)] if isinstance(skipped, list) and skipped else []
@@ -67,9 +69,9 @@ def left_out(names: Sequence[str]) -> str:
     return f"{count(len(names), 'image')} left out that cannot be read: {', '.join(names[:3])}{more}"
 
 
-def count(n: int, noun: str) -> str:
+def count(n: int, noun: str, several: str = "") -> str:
     """Return ``1 run`` or ``2 runs``."""
-    return f"{n} {noun}{'' if n == 1 else 's'}"
+    return f"{n} {noun if n == 1 else several or f'{noun}s'}"
 
 
 def listed(names: Sequence[str]) -> str:

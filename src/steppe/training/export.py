@@ -27,7 +27,7 @@ from steppe.records import make_folder, write_json
 from steppe.training.checkpoint.save_and_resume import CheckpointStore
 from steppe.training.evaluation import to_model_format
 from steppe.training.factories import make_model, make_network, make_optimizer
-from steppe.training.run import digest, load_data, read_run
+from steppe.training.run import digest, load_images, read_run
 
 Which = Literal["best", "last"]
 CLOSE = 1e-4  # largest difference, as a share of the largest logit
@@ -40,14 +40,14 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
     ``which`` chooses the weights of the best validation epoch or the last ones.
 
     Raises:
-        InputError: The folder is not a run's or has no checkpoint, the method deploys several networks, or onnx
-            is True and not installed.
+        InputError: The folder is not a run's or has no checkpoint, its images have changed, the method
+            deploys several networks, or onnx is True and not installed.
         RunError: ``out`` cannot be written.
     """
     if onnx and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
         raise InputError("onnx is not installed; pip install 'steppe[onnx]', or leave --onnx out")
     run = read_run(folder)
-    images = load_data(run)
+    images = load_images(folder)
     method = methods.parse(run.method)
     with torch.random.fork_rng():
         net, state, epoch = _restored(folder, run, method, images, which)

@@ -5,7 +5,7 @@ import math
 import typing
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from steppe.training.factories import make_loader, make_model
 from steppe.training.trainer import ProgressCallback, Trainer, TrainingFailed, TrainingStatus
 
 __all__ = [
-    "CHECKPOINT", "CONFIG", "RESULT", "ProgressCallback", "TrainingStatus", "check_run", "digest", "load_data",
-    "read_run", "train_run",
+    "CHECKPOINT", "CONFIG", "RESULT", "ProgressCallback", "TrainingStatus", "check_images", "check_run", "digest",
+    "load_data", "load_images", "read_run", "train_run",
 ]  # fmt: skip
 
 CONFIG, RESULT = "config.json", "result.json"
@@ -37,6 +37,43 @@ def digest(run: Run) -> str:
 def load_data(run: Run, progress: Callable[[int, int], None] | None = None) -> DataSet:
     """Return the images of a run; ``progress`` as in `steppe.data.load`."""
     return data.load(run.dataset, run.data, progress=progress)
+
+
+def load_images(folder: Path) -> DataSet:
+    """Return the images of the run in ``folder``; a relative path is that of the training, wherever one is now.
+
+    Raises InputError for a folder that is not a run's, and for images other than those it was trained on.
+    """
+    run, stored = read_run(folder), _stored_images(folder)
+    path = stored.get("path")
+    located = path is not None and Path(path).exists()
+    name = f"{run.dataset.partition(':')[0]}:{path}" if located else run.dataset
+    images = replace(data.load(name, run.data), name=run.dataset)
+    check_images(folder, images)
+    return images
+
+
+def check_images(folder: Path, images: DataSet) -> None:
+    """Raise InputError if there is a run in ``folder`` that was trained on other images than these."""
+    fingerprint = _stored_images(folder).get("fingerprint", images.fingerprint)
+    if fingerprint != images.fingerprint:
+        raise InputError(
+            f"{folder} was trained on other images than {images.name} has now; choose another --out, or restore "
+            "the images"
+        )
+
+
+def _stored_images(folder: Path) -> dict[str, str]:
+    """Return where the images of a run are and their fingerprint; nothing for built-in data and older records."""
+    content = (records.read_json_if_exists(folder / CONFIG) or {}).get("images")
+    return content if isinstance(content, dict) else {}
+
+
+def _images_record(run: Run, images: DataSet) -> dict[str, dict[str, str]]:
+    """Return what `_stored_images` reads; nothing for built-in data."""
+    path = run.dataset.partition(":")[2]
+    location = {} if path in ("", "download") else {"path": str(Path(path).expanduser().absolute())}
+    return {"images": {"fingerprint": images.fingerprint, **location}} if images.fingerprint else {}
 
 
 def check_run(run: Run, images: DataSet) -> None:
@@ -75,12 +112,12 @@ def train_run(
     train`` makes under torchrun) all processes call this together and train the run together.
 
     Raises:
-        InputError: The folder belongs to another configuration or its checkpoint is damaged.
+        InputError: The folder belongs to another configuration or other images, or its checkpoint is damaged.
         RunError: The disk is full or cannot be written, or another process is gone; what was saved is intact.
     """
     world = collectives.current_world()
     with collectives.connected():
-        finished = world.on_main_process(lambda: _claim_folder(folder, run))
+        finished = world.on_main_process(lambda: _claim_folder(folder, run, images))
         if finished is not None:
             return finished
         with torch.random.fork_rng(), hardware.threads(run.threads), _trackers(run, folder) as trackers:
@@ -126,7 +163,7 @@ def _part_sizes(count: int, size: int | None) -> set[int]:
     return {count} if size is None or size >= count else {size, count % size} - {0}
 
 
-def _claim_folder(folder: Path, run: Run) -> dict[str, Any] | None:
+def _claim_folder(folder: Path, run: Run, images: DataSet) -> dict[str, Any] | None:
     """Make the folder this run's, or refuse another run's; return the result if the run is finished."""
     records.make_folder(folder)
     path, result = folder / CONFIG, folder / RESULT
@@ -138,8 +175,9 @@ def _claim_folder(folder: Path, run: Run) -> dict[str, Any] | None:
             raise InputError(f"{path} is damaged: data and optim are not objects; {remedy}")
         if stored["resolved"] != content["resolved"] or _comparable(stored) != _comparable(content):
             raise InputError(f"folder {folder} belongs to another configuration; choose another folder")
+        check_images(folder, images)
     else:
-        records.write_json(path, content)
+        records.write_json(path, content | _images_record(run, images))
     remedy = "delete it, and the run resumes from its checkpoint"
     return _read(result, ("status", "message", "test", "epochs", "seconds"), remedy) if result.exists() else None
 
@@ -155,7 +193,7 @@ def _read(path: Path, required: Iterable[str], remedy: str) -> dict[str, Any]:
 
 def _comparable(config: dict[str, Any]) -> Any:
     """Return a configuration as JSON has it, without the spelling of the method."""
-    return json.loads(json.dumps({k: v for k, v in essential(config).items() if k != "method"}))
+    return json.loads(json.dumps({k: v for k, v in essential(config).items() if k not in ("method", "images")}))
 
 
 def _trackers(run: Run, folder: Path) -> AbstractContextManager[tracking.TrackedRun]:
@@ -170,7 +208,8 @@ def read_run(folder: Path) -> Run:
     if not path.exists():
         raise InputError(f"{folder} has no {CONFIG}; give the folder of a run, or of a comparison")
     content = records.read_json(path, "give the folder of a run")
-    content.pop("resolved", None)
+    for key in ("resolved", "images"):
+        content.pop(key, None)
     try:
         run: Run = _from_json(Run, content, path)
     except InputError:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
-from steppe.cli.console import console, print_error, print_left_out, print_memory, print_text
+from steppe.cli.console import console, print_error, print_images, print_memory, print_text
 from steppe.cli.options import ConfigFile, add_config, configuration
 from steppe.config import Study
 from steppe.errors import InputError
@@ -45,11 +45,11 @@ def run(options: Namespace, command: str) -> int:
         at_once = f"as many as {launcher.name} has room for"
     else:
         at_once = str(min(jobs, max(len(todo), 1))) if world.size == 1 else f"1 (on {world.size} processes)"
+    for dataset, about in grid.images.items():
+        print_images(terminal, dataset, about)
     finished = len(grid.jobs) - len(todo)
     rest = f", {finished} already finished" if finished else ""
     print_text(terminal, f"{len(todo)} runs, {at_once} at a time{rest}")
-    for dataset, names in grid.left_out.items():
-        print_left_out(terminal, dataset, names)
     for method, count in grid.memory.items():
         print_memory(terminal, method, count)
     with Display(len(todo), terminal) as display:

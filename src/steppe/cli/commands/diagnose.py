@@ -134,9 +134,9 @@ def _diagnose_all(homes: list[Path], options: Namespace, console: Console) -> di
             if existing is not None:
                 results[home] = existing
                 continue
-            key = json.dumps([config.dataset, config.as_dict()["data"]])
+            key = json.dumps([str(home.parent), config.dataset, config.as_dict()["data"]])
             if key not in data:
-                data = {key: engine.load_data(config)}
+                data = {key: engine.load_images(home)}
             title, position = f"{config.method} seed {config.seed}", f"{number + 1} of {len(homes)}"
             if measured:
                 left = (time.monotonic() - began) / measured * (len(homes) - number)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
-from steppe.cli.console import console, print_left_out, print_memory, print_text
+from steppe.cli.console import console, print_images, print_memory, print_text
 from steppe.cli.options import ConfigFile, add_config, configuration
 from steppe.config import Run
 
@@ -34,7 +34,7 @@ def run(options: Namespace, command: str) -> int:
     with Decoding(terminal) as progress:
         images = world.main_process_first(lambda: load_data(config, progress))
     check_run(config, images)
-    print_left_out(terminal, config.dataset, images.skipped)
+    print_images(terminal, config.dataset, images.description())
     if options.plan:
         lines = plan(config, images)
         width = max(len(label) for label, _ in lines)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
-from steppe.cli.console import console, print_text
+from steppe.cli.console import console, print_images, print_text
 from steppe.cli.options import ConfigFile, add_config, configuration
 from steppe.config import Run
 
@@ -55,6 +55,7 @@ def run(options: Namespace, command: str) -> int:
     terminal = Console(stderr=True) if options.json else console()
     hardware.keep_freed_memory()
     images = load_data(config)
+    print_images(terminal, config.dataset, images.description())
     settings = ", ".join(f"{r.name} from {r.low:g} to {r.high:g}" for r in ranges)
     print_text(terminal, f"{config.method}: {settings}; up to {budget.trials} trials")
     with terminal.status("starting") as status:

@@ -20,7 +20,12 @@ def digits(options: Data) -> Source:
     """
     spec = find_spec("sklearn")  # importing scikit-learn would take a second
     assert spec is not None
-    table = np.loadtxt(Path(str(spec.origin)).parent / "datasets/data/digits.csv.gz", delimiter=",")
+    try:
+        table = np.loadtxt(Path(str(spec.origin)).parent / "datasets/data/digits.csv.gz", delimiter=",")
+    except OSError:  # this version keeps the file elsewhere
+        from sklearn.datasets import load_digits
+
+        table = np.column_stack(load_digits(return_X_y=True))
     pixels, y = table[:, :-1], table[:, -1].astype(np.int64)
     x = (pixels.reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8)
     x = resized(x, options.size or _DIGITS_SIZE)

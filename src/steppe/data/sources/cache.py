@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch
 
 from steppe.data.dataset import Images, Source, check_labels
 
-_FORMAT = 2
+_FORMAT = 3
+_TEXTS = ("classes", "skipped", "note", "fingerprint")
 SMALL = 2**26  # bytes; smaller files are read into memory, larger ones are mapped
 _log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ def cached(key: Any, decode: Callable[[], Source]) -> Source:
             _log.warning("decoded images in %s are damaged (%s); decoding again", entry, error)
             shutil.rmtree(entry, ignore_errors=True)
     source = decode()
+    source = replace(source, fingerprint=_fingerprint(source))
     try:
         _write(entry, source)
         return _read(entry)
@@ -50,15 +53,29 @@ def cached(key: Any, decode: Callable[[], Source]) -> Source:
         return source
 
 
+def _parts(source: Source) -> dict[str, Images]:
+    return {"train": source.train, "test": source.test} | ({"val": source.val} if source.val is not None else {})
+
+
+def _fingerprint(source: Source) -> str:
+    """Return a hash of all images, their labels and the names of the classes."""
+    state = hashlib.sha256(json.dumps(source.classes).encode())
+    for part, images in _parts(source).items():
+        x, y = images.x.contiguous().numpy(), images.y.numpy()
+        state.update(f"{part} {x.shape}".encode())
+        state.update(x.data)
+        state.update(y.data)
+    return state.hexdigest()[:16]
+
+
 def _write(entry: Path, source: Source) -> None:
     entry.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".writing-"))
     try:
-        for part in ("train", "test"):
-            images: Images = getattr(source, part)
+        for part, images in _parts(source).items():
             np.save(temporary / f"{part}_x.npy", images.x.numpy())
             np.save(temporary / f"{part}_y.npy", images.y.numpy())
-        content = {"classes": source.classes, "skipped": source.skipped, "note": source.note}
+        content = {name: getattr(source, name) for name in _TEXTS}
         sizes = {f.name: f.stat().st_size for f in temporary.iterdir()}
         (temporary / "about.json").write_text(json.dumps(content | {"sizes": sizes}))
         os.replace(temporary, entry)
@@ -83,6 +100,6 @@ def _read(entry: Path) -> Source:
             return Images(torch.from_numpy(np.load(file, allow_pickle=False)), torch.from_numpy(y))
         return Images.mapped(file, torch.from_numpy(y))
 
-    return Source(
-        part("train"), part("test"), tuple(content["classes"]), tuple(content["skipped"]), content["note"]
-    )
+    names, skipped, note, fingerprint = (content[name] for name in _TEXTS)
+    val = part("val") if "val_x.npy" in content["sizes"] else None
+    return Source(part("train"), part("test"), tuple(names), tuple(skipped), note, val, fingerprint)

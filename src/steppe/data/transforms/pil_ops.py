@@ -50,13 +50,14 @@ def _affine(
     count, channels, h, w = x.shape
     rows, columns = (torch.arange(n, device=x.device, dtype=torch.int32) for n in (h, w))
 
+    def on_device(v: _Term) -> Tensor:
+        # not as_tensor, which copies a number to a GPU and waits for it
+        return v if isinstance(v, Tensor) else torch.full((1,), v, dtype=torch.float64, device=x.device)
+
     def position(per_column: _Term, per_row: _Term, start: _Term, size: int) -> Tensor:
         """Return source pixels from 1 to ``size``; 0 and size + 1 are outside."""
         terms = (per_column, per_row, start + per_column * 0.5 + per_row * 0.5)
-        by_column, by_row, first = (
-            (torch.as_tensor(v, dtype=torch.float64, device=x.device) * _FIXED + 0.5).floor().int().view(-1, 1, 1)
-            for v in terms
-        )
+        by_column, by_row, first = ((on_device(v) * _FIXED + 0.5).floor().int().view(-1, 1, 1) for v in terms)
         return ((first + _FIXED + by_row * rows[:, None] + by_column * columns) >> 16).clamp_(0, size + 1)
 
     source = (position(d, e, u, h) * (w + 2) + position(a, b, t, w)).long()

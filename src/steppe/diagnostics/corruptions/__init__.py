@@ -1,8 +1,9 @@
 """Common corruptions: the 15 of Hendrycks and Dietterich (ICLR 2019) and their 4 extra ones, at 5 severities.
 
-`corrupt` generates them with the parameters of the CIFAR sets but code of our own; snow, frost, fog and spatter
-also have textures of our own. Accuracies on generated images compare networks of one study with each other, but
-not with numbers published for CIFAR-10-C or CIFAR-100-C. `published_sets` reads the published files.
+`corrupt` generates them with the parameters of the CIFAR sets (hendrycks/robustness, make_cifar_c.py) but code of
+our own; frost and fog also have textures and spatter a shading of our own. Accuracies on generated images compare
+networks of one study with each other, but not with numbers published for CIFAR-10-C or CIFAR-100-C.
+`published_sets` reads the published files.
 """
 
 import zlib

@@ -53,17 +53,20 @@ def defocus_blur(x: np.ndarray, rng: np.random.Generator, radius: float, edge: f
 
 
 def glass_blur(x: np.ndarray, rng: np.random.Generator, sigma: float, reach: int, rounds: int) -> np.ndarray:
-    """Swap each pixel with a random one up to ``reach`` above and left of it; blur before and after."""
-    count, _, h, w = x.shape
+    """Replace each pixel by a random one up to ``reach`` above and left of it; blur before and after.
+
+    The published code means to swap both, but its assignment copies, from the lower right to the upper left: in a
+    round no pixel moves further than ``reach``, and the first ``reach`` + 1 rows and columns do not change.
+    """
+    count, channels, h, w = x.shape
     out = gaussian_blur(x, None, sigma)
-    images = np.arange(count)
+    scaled = max(1, round(reach * w / _SIDE))
+    images, planes = np.arange(count)[:, None, None, None], np.arange(channels)[:, None, None]
+    rows, columns = np.arange(h)[:, None], np.arange(w)
+    moves = (rows > scaled) & (columns > scaled)
     for _ in range(rounds):
-        for i in range(h):
-            for j in range(w):
-                step = rng.integers(-reach, 1, (2, count))
-                k, m = np.maximum(i + step[0], 0), np.maximum(j + step[1], 0)
-                other = out[images, :, k, m]  # a copy, because the index is an array
-                out[images, :, k, m], out[:, :, i, j] = out[:, :, i, j].copy(), other
+        down, right = rng.integers(0, scaled + 1, (2, count, 1, h, w)) * moves
+        out = out[images, planes, rows - down, columns - right]
     return gaussian_blur(out, None, sigma)
 
 
@@ -116,12 +119,14 @@ def contrast(x: np.ndarray, rng: np.random.Generator, factor: float) -> np.ndarr
 def elastic_transform(
     x: np.ndarray, rng: np.random.Generator, alpha: float, sigma: float, shift: float
 ) -> np.ndarray:
-    """Apply a random affine map, which moves three points by up to ``shift``, and a smooth random field."""
+    """Apply a random affine map, which moves three points by up to ``shift``, and a smooth random field.
+
+    The points are corners of a square of two thirds of the side around the centre.
+    """
     count, channels, h, w = x.shape
     scale = w / _SIDE
     grid = np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing="ij"))
-    third = min(h, w) / 3
-    points = np.array([[third, third], [2 * third, third], [third, 2 * third]])
+    points = np.array([h // 2, w // 2]) + min(h, w) // 3 * np.array([[1, 1], [1, -1], [-1, -1]])
     out = np.empty_like(x)
     for i in range(count):
         moved = points + shift * scale * rng.uniform(-1, 1, (3, 2))
@@ -130,7 +135,9 @@ def elastic_transform(
         source = np.einsum("yxc,cd->dyx", np.moveaxis(np.r_[grid, np.ones((1, h, w))], 0, -1), linear)
         if alpha:
             smooth = ndimage.gaussian_filter(field, (0, sigma * scale, sigma * scale), mode="reflect")
-            source = source + alpha * scale * smooth
+            source = source + alpha * scale * smooth * (
+                blurred_deviation(sigma) / blurred_deviation(sigma * scale)
+            )
         for c in range(channels):
             out[i, c] = ndimage.map_coordinates(x[i, c], source, order=1, mode="reflect")
     return out
@@ -163,6 +170,13 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
     """Return values in [0, 1] as uint8, clipped and rounded."""
     rounded: np.ndarray = (np.clip(x, 0, 1) * 255).round().astype(np.uint8)
     return rounded
+
+
+def blurred_deviation(sigma: float) -> float:
+    """Return the standard deviation of unit white noise after a Gaussian blur of two dimensions."""
+    reach = int(4 * sigma + 0.5)
+    weights = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * max(sigma, 1e-6) ** 2))
+    return float((weights**2).sum() / weights.sum() ** 2)
 
 
 def _convolve(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from steppe.data.dataset import Images, resized
 from steppe.data.sources.image_files import IMAGES
+from steppe.data.sources.pixels import decode_one, to_8_bits
 from steppe.diagnostics.corruptions import FAMILIES, SEVERITIES
 from steppe.errors import InputError
 
@@ -101,12 +102,15 @@ def _read_class_folders(
 
 
 def _pixels(path: Path, size: int, channels: int) -> np.ndarray:
-    """Return an image as (C, H, W) uint8, resized bilinearly like the images of a data set."""
+    """Return an image as (C, H, W) uint8, decoded like the images of a data set."""
     try:
-        with Image.open(path) as image:
-            converted = image.convert("L" if channels == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"image {path} cannot be read ({reason}); unpack the archive again") from None
-    pixels = np.asarray(converted.resize((size, size), Image.Resampling.BILINEAR))
-    return np.ascontiguousarray(pixels[None] if channels == 1 else np.moveaxis(pixels, -1, 0))
+        image = decode_one(path.name, path.read_bytes(), size)
+    except OSError as error:
+        image = decode_one(path.name, error, size)
+    pixels = to_8_bits([image])[0][0].pixels
+    if pixels is None:
+        raise InputError(f"image {path} cannot be read ({image.reason}); unpack the archive again")
+    if pixels.shape[2] != channels:
+        converted = np.asarray(Image.fromarray(pixels.squeeze()).convert("L" if channels == 1 else "RGB"))
+        pixels = converted[:, :, None] if channels == 1 else converted
+    return np.ascontiguousarray(np.moveaxis(pixels, -1, 0))

@@ -125,7 +125,7 @@ def search(
     check_run(run, images)
     with locked_run(out):
         runner = _TrialRunner(run, list(ranges), out, images, progress)
-        return _search(_study(run, ranges, budget, out), runner, budget)
+        return _search(_study(run, ranges, budget, out, images), runner, budget)
 
 
 def _search(study: optuna.Study, runner: _TrialRunner, budget: TuningBudget) -> TuningResult:
@@ -235,7 +235,7 @@ def _finished(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False, states=_ENDED))
 
 
-def _study(run: Run, ranges: Sequence[Range], budget: TuningBudget, out: Path) -> optuna.Study:
+def _study(run: Run, ranges: Sequence[Range], budget: TuningBudget, out: Path, images: DataSet) -> optuna.Study:
     """Load the folder's search, or create one with the default as its first trial."""
     pruner: optuna.pruners.BasePruner = {
         "median": optuna.pruners.MedianPruner(n_startup_trials=_RANDOM, n_warmup_steps=run.epochs // 4),
@@ -255,6 +255,7 @@ def _study(run: Run, ranges: Sequence[Range], budget: TuningBudget, out: Path) -
         "seeds": budget.seeds,
         "pruner": budget.pruner,
     }
+    settings |= {"images": images.fingerprint} if images.fingerprint else {}
     settings = json.loads(json.dumps(settings))
     stored = study.user_attrs.get("settings")
     if stored is None:

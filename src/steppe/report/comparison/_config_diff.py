@@ -10,7 +10,7 @@ from steppe.records import Comparison
 from steppe.report.formatting import plain_text
 
 # These differ between the runs of a grid by design.
-_GRID = ("method", "model", "dataset", "seed", "resolved", "digest")
+_GRID = ("method", "model", "dataset", "seed", "resolved", "digest", "images")
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -33,9 +33,9 @@ def of_runs(comparison: Comparison) -> list[tuple[str, list[tuple[str, list[str]
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        for key, value in flat(content if isinstance(content, Mapping) else {}):
-            if key not in _GRID:
-                settings[plain_text(key)][plain_text(value)][plain_text(record.method)] = None
+        own = content if isinstance(content, Mapping) else {}
+        for key, value in flat({k: v for k, v in own.items() if k not in _GRID}):
+            settings[plain_text(key)][plain_text(value)][plain_text(record.method)] = None
     return [
         (key, [(value, list(methods)) for value, methods in values.items()])
         for key, values in settings.items()
