@@ -11,6 +11,7 @@ from steppe.config import parse_spec
 from steppe.core import schedules
 from steppe.core.composition import ActiveWindow, On
 from steppe.core.method import Method, make_checked, overrides
+from steppe.docstrings import docstring
 from steppe.errors import InputError, unknown
 from steppe.methods.averaging.ema import EMA
 from steppe.methods.averaging.swa import SWA
@@ -139,7 +140,7 @@ def card(name: str) -> str:
         raise unknown("method", name, METHODS)
     entry = METHODS[name]
     cls = entry.func if isinstance(entry, partial) else entry
-    return inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "")
+    return docstring(sys.modules[cls.__module__])
 
 
 def summary(name: str) -> str:

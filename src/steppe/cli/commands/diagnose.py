@@ -50,7 +50,7 @@ def run(options: Namespace, command: str) -> int:
     console = terminal.console()
     comparisons = [Path(f) for f in options.folders if (Path(f) / "compare.json").exists()]
     homes = [Path(f) for f in options.folders if Path(f) not in comparisons]
-    status_console = Console(stderr=True) if options.json else console
+    status_console = terminal.console(stderr=True) if options.json else console
     hardware.keep_freed_memory()
     if options.between is not None:
         if comparisons:
