@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor, nn
@@ -102,6 +102,16 @@ class On(Method):
         return state.get_submodule("rule" if part is self.rule else "base")
 
 
+def parts(method: Method) -> Iterator[Method]:
+    """Yield the methods that a combination consists of; one that is active for a time only counts as a whole."""
+    inner = [value for f in fields(method) if isinstance(value := getattr(method, f.name), Method)]
+    if isinstance(method, ActiveWindow) or not inner:
+        yield method
+    else:
+        for part in inner:
+            yield from parts(part)
+
+
 @dataclass(frozen=True)
 class ActiveWindow(Method):
     """A method that is active from ``start`` to ``stop`` on every ``every``-th step; the others are plain steps.
@@ -141,6 +151,10 @@ class ActiveWindow(Method):
             return False
         first = int(self.start) if self.start >= 1 else 0
         return (now.step - first) % self.every == 0
+
+    def active_steps(self, total: int, lr_at: Callable[[float], float]) -> list[int]:
+        """Return the steps of the method in a training of ``total`` steps; ``lr_at`` is the rate at a share."""
+        return [t for t in range(total) if self.active(TrainingProgress(t, t / total, lr_at(t / total)))]
 
     @property
     def views(self) -> int:

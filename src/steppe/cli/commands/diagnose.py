@@ -28,7 +28,9 @@ from steppe.training import run as engine
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("folders", type=str, nargs="+", help="folders of comparisons, or of runs")
-    parser.add_argument("--seconds", type=float, default=8.0, help="time for each run; it sets how many images")
+    parser.add_argument(
+        "--seconds", type=float, default=8.0, help="time for each run; it sets how many images, at least 32"
+    )
     parser.add_argument("--which", type=Literal["last", "best"], default="last", help="last or best epoch")
     parser.add_argument("--on", type=Literal["val", "train"], default="val", help="images: validation or training")
     parser.add_argument(
