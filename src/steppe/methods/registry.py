@@ -116,8 +116,8 @@ def parse(spec: str) -> Method:
     for one in spec.split("+"):
         if re.fullmatch(r"[\w.]+:[A-Za-z_]\w*", one) and one.partition(":")[0] not in METHODS:
             raise InputError(
-                f"unknown method {one!r}; a class of yours is entered in steppe.methods.METHODS by a Python script, see "
-                "docs/how-to/method.md"
+                f"unknown method {one!r}; a script of yours enters its class in steppe.methods.METHODS, "
+                "see docs/how-to/method.md"
             )
         name, settings = parse_spec(one)
         parts.append(make(name, **settings))
