@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from steppe._api import *  # noqa: F403
+    from steppe.methods.api import *  # noqa: F403
 
 __version__ = "0.1.0"
 
@@ -14,7 +14,7 @@ def __getattr__(name: str) -> Any:
     """Import the public names, and torch, when one is first used: until then a command starts at once."""
     if find_spec(f"steppe.{name}") is not None:
         return import_module(f"steppe.{name}")
-    api = import_module("steppe._api")
+    api = import_module("steppe.methods.api")
     if name == "__all__" or name in api.__all__:
         return getattr(api, name)
     raise AttributeError(f"module 'steppe' has no attribute {name!r}")
@@ -22,4 +22,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """Return the public names."""
-    return [*globals(), *import_module("steppe._api").__all__]
+    return [*globals(), *import_module("steppe.methods.api").__all__]

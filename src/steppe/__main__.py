@@ -14,13 +14,12 @@ def main() -> int:
         code = run()
     except KeyboardInterrupt:
         print("steppe: stopped", file=sys.stderr)
-        code = 130
+        return 130
     if code == 130:
         # freeing what a training had takes the interpreter seconds
         atexit._run_exitfuncs()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                stream.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
         os._exit(code)
     return code
 

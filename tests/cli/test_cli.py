@@ -23,8 +23,8 @@ from steppe.cli import console
 from steppe.cli.commands import COMMANDS
 from steppe.cli.main import main
 from steppe.config import Data, Run
+from steppe.config.docstrings import docstring
 from steppe.distributed.forkserver import forkserver_context
-from steppe.docstrings import docstring
 from steppe.experiments.run_lock import locked_run
 from steppe.methods import METHODS
 from steppe.training.run import digest

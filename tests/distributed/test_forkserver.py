@@ -59,7 +59,7 @@ def test_workers_start_with_a_long_tmpdir_among_files_named_as_modules(tmp_path:
     guarded = "if __name__ == '__main__':" + textwrap.indent(STARTS, "    ")
     done = program(long, guarded, TMPDIR=str(long))
     assert (done.stdout, done.stderr, done.returncode) == ("worked\n", "", 0)
-    assert os.environ.get("PYTHONSAFEPATH") is None
+    assert not os.environ.get("PYTHONSAFEPATH")
 
 
 def test_a_script_without_main_guard_is_refused_before_its_workers_import_it(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, Namespac
 
 from steppe.cli import console
 from steppe.config import Run
-from steppe.docstrings import docstring
+from steppe.config.docstrings import docstring
 from steppe.errors import InputError
 
 MOST = 10_000  # values in a settings file, those behind aliases counted each time

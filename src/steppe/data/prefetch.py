@@ -1,7 +1,6 @@
 """Prefetching: worker processes make the training batches ahead of time, with the same bits in the same order."""
 
 import contextlib
-import errno
 from collections.abc import Iterator
 
 import torch
@@ -15,7 +14,8 @@ from steppe.errors import RunError
 
 _PREFETCH = 4  # batches that each worker has ready
 _DIED = "DataLoader worker (pid"
-_SHARED_MEMORY = ("shared memory", "(shm)", "Bus error", "No space left on device")  # in messages of torch
+# in messages of torch and of the system, which has no semaphores without shared memory
+_SHARED_MEMORY = ("shared memory", "(shm)", "Bus error", "No space left on device", "Function not implemented")
 
 
 class PrefetchLoader:
@@ -61,8 +61,7 @@ class PrefetchLoader:
             yield
         except (OSError, RuntimeError) as error:
             message = next(iter(str(error).splitlines()), "")
-            lacking = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOSYS, errno.ENOMEM)
-            if not lacking and not any(text in str(error) for text in _SHARED_MEMORY):
+            if not any(text in str(error) for text in _SHARED_MEMORY):
                 raise
             raise RunError(
                 f"/dev/shm is too small for the batches of {self.workers} workers ({message[:120]}); start the "

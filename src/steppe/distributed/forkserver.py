@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import atexit
 import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
-from multiprocessing import process, resource_tracker, util
+from multiprocessing import process, resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
 
 _FILES, _FILES_EACH = 32, 8  # files that the server opens while it imports, and files per process
 _LONGEST = 64  # bytes of the folder for temporary files: a socket's path may have 103, of which 32 are names
-_SHORT = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def forkserver_context(count: int, *preload: str) -> ForkServerContext:
@@ -32,7 +34,7 @@ def forkserver_context(count: int, *preload: str) -> ForkServerContext:
     Raises:
         InputError: The calling script has no main guard, or the system has no such servers (Windows).
         OSError: The limit of open files is too low; the server itself would end in a traceback.
-        RunError: No folder for temporary files has a path that is short enough for a socket.
+        RunError: TMPDIR is too long for a socket's path, and /tmp cannot be written.
     """
     if sys.platform == "win32":
         raise InputError("worker processes need Linux or macOS; on Windows use WSL, or train without workers")
@@ -71,59 +73,44 @@ def kill_workers() -> None:
 @contextlib.contextmanager
 def without_working_folder() -> Iterator[None]:
     """Start Python processes that do not import from the working folder, where a file may be named random.py."""
-    name = "PYTHONSAFEPATH"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
+    before = os.environ.get("PYTHONSAFEPATH", "")
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        os.environ["PYTHONSAFEPATH"] = before  # an empty one counts as none
 
 
 def _shorten_socket_paths() -> None:
     """Make this process and its children place their sockets in a folder whose path is short enough."""
     config: dict[str, Any] = cast(Any, process.current_process())._config
     folder = config.get("tempdir") or tempfile.gettempdir()
-    if len(os.fsencode(folder)) <= _LONGEST:
-        return
-    short = next((path for path in _SHORT if os.access(path, os.W_OK | os.X_OK)), None)
-    if short is None:
-        raise RunError(
-            f"TMPDIR is {folder}, too long for the sockets between processes; set it to a folder whose path has "
-            f"at most {_LONGEST} characters"
-        )
-    before, tempfile.tempdir = tempfile.tempdir, short
-    config.pop("tempdir", None)
-    try:
-        util.get_temp_dir()
-    finally:
-        tempfile.tempdir = before
+    if len(os.fsencode(folder)) > _LONGEST:
+        try:
+            config["tempdir"] = tempfile.mkdtemp(prefix="steppe-", dir="/tmp")
+        except OSError as error:
+            raise RunError(
+                f"TMPDIR {folder} is too long for sockets, and /tmp: {error}; set a shorter one"
+            ) from None
+        atexit.register(shutil.rmtree, config["tempdir"], ignore_errors=True)
 
 
 def check_main_guard() -> None:
     """Raise InputError if workers, which import the calling script, would start its work again."""
     main = sys.modules["__main__"]
     path, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
-    frame = sys._getframe()
-    while frame.f_globals is not vars(main) or frame.f_code.co_name != "<module>":
-        if frame.f_back is None:  # called from another thread, or after the script has ended
-            return
-        frame = frame.f_back
+    frames = (f for f, _ in traceback.walk_stack(None) if f.f_globals is vars(main))
+    frame = next((f for f in frames if f.f_code.co_name == "<module>"), None)
     # multiprocessing does not import the __main__ of a package
-    if path is None or (spec is not None and spec.name.endswith("__main__")):
+    if path is None or frame is None or (spec is not None and spec.name.endswith("__main__")):
         return
     try:
         script = ast.parse(Path(path).read_bytes())
     except (OSError, SyntaxError, ValueError):
         return
-    begun = [statement for statement in script.body if statement.lineno <= frame.f_lineno]
-    tests = [
-        node.test for statement in begun for node in ast.walk(statement) if isinstance(node, ast.If | ast.IfExp)
-    ]
-    if not any(isinstance(n, ast.Name) and n.id == "__name__" for test in tests for n in ast.walk(test)):
+    nodes = (n for statement in script.body if statement.lineno <= frame.f_lineno for n in ast.walk(statement))
+    tests = (ast.dump(node.test) for node in nodes if isinstance(node, ast.If | ast.IfExp))
+    if not any("id='__name__'" in test for test in tests):
         raise InputError(
             f"{path} starts worker processes, which import it again; put the code that does so below the line "
             "`if __name__ == '__main__':`"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from steppe import records
 from steppe.config import Run
@@ -63,7 +63,9 @@ def file_lock(path: Path, busy: str, refused: str, patience: float = 0.0) -> Ite
         deadline = time.monotonic() + patience
         while True:
             try:
-                _flock(file)
+                if fcntl is None:
+                    raise OSError(errno.ENOSYS, "Windows has no flock")
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
@@ -75,12 +77,6 @@ def file_lock(path: Path, busy: str, refused: str, patience: float = 0.0) -> Ite
                 _warn_no_locks(str(error.strerror))
                 break
         yield
-
-
-def _flock(file: IO[str]) -> None:
-    if fcntl is None:
-        raise OSError(errno.ENOSYS, "Windows has no flock")
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @cache

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from steppe.config import parse_spec
+from steppe.config.docstrings import docstring
 from steppe.core import schedules
 from steppe.core.composition import ActiveWindow, On
 from steppe.core.method import Method, make_checked, overrides
-from steppe.docstrings import docstring
 from steppe.errors import InputError, unknown
 from steppe.methods.averaging.ema import EMA
 from steppe.methods.averaging.swa import SWA

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from steppe.docstrings import docstring
+from steppe.config.docstrings import docstring
 from steppe.testing.process_pool import ProcessPool
 from steppe.testing.subjects import Subject
 
