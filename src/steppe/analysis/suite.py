@@ -113,10 +113,11 @@ def fit_to_budget(trained: TrainedRun, images: Images, seconds: float, *, bounds
     cost = SuiteSettings(1, bounds=bounds).passes
     per_image = (forward * cost[0] + product * cost[1]) / len(few)
     count = max(_LEAST, int(seconds / per_image))
-    if count * per_image > seconds:
+    samples = min(len(images), count)
+    if samples * per_image > seconds:
         least = "seconds is %g, less than the %.0f seconds or more that the measures take on %d images, the fewest"
-        _log.warning(least, seconds, count * per_image, count)
-    return SuiteSettings(min(len(images), count), trained=min(len(trained.images.train), count), bounds=bounds)
+        _log.warning(least, seconds, samples * per_image, samples)
+    return SuiteSettings(samples, trained=min(len(trained.images.train), count), bounds=bounds)
 
 
 class CorruptedImages:
