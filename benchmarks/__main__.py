@@ -18,6 +18,7 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks import _tables, augmentation, cpu_settings, logit_bank, models, param_ops, pipeline, scaling
+from benchmarks._isolated import Setup
 from steppe import hardware
 from steppe.errors import InputError
 
@@ -102,13 +103,13 @@ def _models(options: Namespace, progress: Progress) -> Results:
 
 def _end_to_end(options: Namespace, progress: Progress) -> Results:
     model, chains = options.model or "simple-cnn", options.names or pipeline.DEFAULT_CHAINS
-    costs = pipeline.end_to_end_cost(chains, model=model, **_images(options), **_timing(options, progress))
+    costs = pipeline.end_to_end_cost(chains, Setup(model, **_images(options), **_timing(options, progress)))
     return costs, _tables.end_to_end(costs)
 
 
 def _settings(options: Namespace, progress: Progress) -> Results:
     model, names = options.model or "simple-cnn", options.names or tuple(cpu_settings.SETTINGS)
-    costs = cpu_settings.settings_cost(names, model=model, **_images(options), **_timing(options, progress))
+    costs = cpu_settings.settings_cost(names, Setup(model, **_images(options), **_timing(options, progress)))
     return costs, _tables.settings(costs)
 
 

@@ -3,12 +3,37 @@
 import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+import torch
+
+from steppe import models
+from steppe.bench.timing import at_least_one, no_progress
 from steppe.errors import InputError
 
 Remote = Callable[[int], Any]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The network, images and timings of a benchmark in several processes.
+
+    Raises InputError in this process, as one line, for a number below 1 or a network that cannot be built.
+    """
+
+    model: str
+    batch: int
+    size: int
+    steps: int
+    repeats: int
+    progress: Callable[[int], None] = no_progress
+
+    def __post_init__(self) -> None:
+        at_least_one(batch=self.batch, size=self.size, steps=self.steps, repeats=self.repeats)
+        with torch.random.fork_rng():
+            models.build(self.model, classes=10, channels=3, size=self.size)
 
 
 @contextmanager

@@ -17,11 +17,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks._isolated import isolated
+from benchmarks._isolated import Setup, isolated
 from benchmarks.augmentation import NONE, endless, random_images
 from benchmarks.models import build
-from steppe import hardware, models
-from steppe.bench.timing import TimingSpread, alternating, at_least_one, no_progress, per_step, spread
+from steppe import hardware
+from steppe.bench.timing import TimingSpread, alternating, per_step, spread
 from steppe.errors import unknown
 
 
@@ -59,35 +59,26 @@ class SettingCost:
     milliseconds: float
 
 
-def settings_cost(
-    names: Sequence[str],
-    *,
-    model: str,
-    batch: int,
-    size: int,
-    steps: int,
-    repeats: int,
-    progress: Callable[[int], None] = no_progress,
-) -> list[SettingCost]:
+def settings_cost(names: Sequence[str], setup: Setup) -> list[SettingCost]:
     """Return the speed of each setting of `SETTINGS`, and of PyTorch's own, in processes that take turns.
 
-    Raises InputError for a number below 1 and an unknown name.
+    Raises InputError for an unknown name.
     """
-    at_least_one(batch=batch, size=size, steps=steps, repeats=repeats)
     for name in names:
         if name not in SETTINGS:
             raise unknown("setting", name, SETTINGS)
-    with torch.random.fork_rng():
-        models.build(model, classes=10, channels=3, size=size)  # in this process, where an error is one line
     with ExitStack() as stack:
         steps_of = {
-            name: stack.enter_context(isolated(name, _timed_steps, SETTINGS[name], model, batch, size))
+            name: stack.enter_context(
+                isolated(name, _timed_steps, SETTINGS[name], setup.model, setup.batch, setup.size)
+            )
             for name in dict.fromkeys((PYTORCH, *names))
         }
         for timed in steps_of.values():
             timed(1)  # warm up
         weights = {name: timed(0) for name, timed in steps_of.items()}
-        times = alternating({name: partial(timed, steps) for name, timed in steps_of.items()}, repeats, progress)
+        works = {name: partial(timed, setup.steps) for name, timed in steps_of.items()}
+        times = alternating(works, setup.repeats, setup.progress)
     reference = weights[PYTORCH]
     return [
         SettingCost(

@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from benchmarks._isolated import isolated
+from benchmarks._isolated import Setup, isolated
 from benchmarks.augmentation import NONE, endless, loader, random_images
 from benchmarks.models import build, plain_step
-from steppe import hardware, models
-from steppe.bench.timing import TimingSpread, alternating, at_least_one, no_progress, spread
+from steppe import hardware
+from steppe.bench.timing import TimingSpread, alternating, spread
 from steppe.data.dataset import Images
 from steppe.training.evaluation import to_model_format
 
@@ -46,44 +46,33 @@ class EndToEndCost:
     milliseconds: float
 
 
-def end_to_end_cost(
-    chains: Sequence[str],
-    *,
-    model: str,
-    batch: int,
-    size: int,
-    steps: int,
-    repeats: int,
-    progress: Callable[[int], None] = no_progress,
-) -> list[EndToEndCost]:
+def end_to_end_cost(chains: Sequence[str], setup: Setup) -> list[EndToEndCost]:
     """Return how fast a network trains from images, with each chain of augmentation; an epoch has ``steps`` steps.
 
-    Raises InputError for a number below 1 and an unknown name.
+    Raises InputError for an unknown name.
     """
-    at_least_one(batch=batch, size=size, steps=steps, repeats=repeats)
     # in this process first, where a wrong name is an error of one line
     for chain in chains:
-        endless(random_images(batch, size), chain, batch)
-    with torch.random.fork_rng():
-        models.build(model, classes=10, channels=3, size=size)
-    setup = (model, batch, size, steps)
+        endless(random_images(setup.batch, setup.size), chain, setup.batch)
+    shape = (setup.model, setup.batch, setup.size, setup.steps)
     with ExitStack() as stack:
-        epochs = {MEMORY: stack.enter_context(isolated(MEMORY, _ours, None, *setup))}
+        epochs = {MEMORY: stack.enter_context(isolated(MEMORY, _ours, None, *shape))}
         for chain in dict.fromkeys(chains):
-            epochs[chain] = stack.enter_context(isolated(chain, _ours, chain, *setup))
-        epochs[LOOP] = stack.enter_context(isolated(LOOP, _usual_loop, False, *setup))
+            epochs[chain] = stack.enter_context(isolated(chain, _ours, chain, *shape))
+        epochs[LOOP] = stack.enter_context(isolated(LOOP, _usual_loop, False, *shape))
         if _torchvision_loads():
-            epochs[TORCHVISION] = stack.enter_context(isolated(TORCHVISION, _usual_loop, True, *setup))
+            epochs[TORCHVISION] = stack.enter_context(isolated(TORCHVISION, _usual_loop, True, *shape))
         for epoch in epochs.values():
             epoch(0)  # warm up
-        times = alternating({name: partial(epoch, 1) for name, epoch in epochs.items()}, repeats, progress)
+        works = {name: partial(epoch, 1) for name, epoch in epochs.items()}
+        times = alternating(works, setup.repeats, setup.progress)
     torchvision = times.get(TORCHVISION)
     return [
         EndToEndCost(
             name,
             spread(times[MEMORY], t),
             None if torchvision is None else spread(torchvision, t),
-            1000 * median(t) / steps,
+            1000 * median(t) / setup.steps,
         )
         for name, t in times.items()
     ]

@@ -19,12 +19,19 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
 
 
 def unknown(kind: str, name: str, names: Iterable[str], hint: str = "") -> InputError:
-    """Return the error for an unknown name, with the nearest of ``names``, or with all of them if they are few."""
+    """Return the error for an unknown name, with the nearest of ``names``, or with all of them if they are few.
+
+    ``hint`` follows in parentheses.
+    """
     names = sorted(names)
     near = nearest(name, names)
-    remedy = "" if names else "it has none"
+    remedies = []
     if near:
-        remedy = "did you mean " + " or ".join(repr(n) for n in near) + "?"
-    elif names and len(names) <= 40:
-        remedy = "known: " + ", ".join(names)
-    return InputError(" ".join(f"unknown {kind} {name!r}; {remedy} {hint}".split()))
+        remedies = ["did you mean " + " or ".join(repr(n) for n in near) + "?"]
+    elif not names:
+        remedies = ["it has none"]
+    elif len(names) <= 40:
+        remedies = ["known: " + ", ".join(names)]
+    if hint:
+        remedies.append(f"({hint})" if remedies else hint)
+    return InputError(" ".join(f"unknown {kind} {name!r}; {' '.join(remedies) or 'check its spelling'}".split()))

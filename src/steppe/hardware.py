@@ -1,9 +1,9 @@
 """The machine: devices, threads, memory settings, peak memory, and a description for the records."""
 
 import ctypes
+import math
 import os
 import platform
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -54,9 +54,16 @@ def keep_freed_memory() -> bool:
 
 
 def peak_memory_mb() -> float:
-    """Return the peak memory in MiB: of tensors on the GPU if there is one, else of the whole process."""
+    """Return the peak memory in MiB: of tensors on the GPU if there is one, else of the whole process.
+
+    NaN on Windows without a GPU.
+    """
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated()) / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**10 if sys.platform == "linux" else peak / 2**20
 

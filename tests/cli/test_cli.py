@@ -4,17 +4,27 @@ import contextlib
 import errno
 import io
 import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import types
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 import steppe
-from steppe import methods
+from steppe import InputError, hardware, methods
+from steppe.cli import console
 from steppe.cli.commands import COMMANDS
 from steppe.cli.main import main
 from steppe.config import Data, Run
+from steppe.config.docstrings import docstring
+from steppe.distributed.forkserver import forkserver_context
 from steppe.experiments.run_lock import locked_run
 from steppe.methods import METHODS
 from steppe.training.run import digest
@@ -56,7 +66,21 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("compare --data.augment blur", "unknown augmentation in data.augment 'blur'"),
         ("compare --data.train 5000", "more than the 1438 training images of digits"),
         ("compare --jobs -1", "jobs is -1"),
-        ("compare --config nowhere.yaml", "nowhere.yaml"),
+        ("compare --config nowhere.yaml", "config is 'nowhere.yaml', and it cannot be read (No such file"),
+        ("compare --config .", "config is '.', and it cannot be read (Is a directory)"),
+        ("train --seconds 5", "seconds is 5.0 and match is 'epochs'; add --match seconds"),
+        ("compare --match gradients --seconds 5", "seconds is 5.0 and match is 'gradients'"),
+        ("train --method sam:start=300 --epochs 1", "'sam:start=300' is active in none of this run's 41 steps"),
+        ("train --method sam:start=3,stop=0.01 --epochs 1", "is active in none of this run's 41 steps"),
+        ("train --method sam+swa:start=41 --epochs 1", "is active in none of this run's 41 steps"),
+        (
+            "compare --methods plain gc:start=700+sam --match gradients",
+            "is active in none of this run's 656 steps",
+        ),
+        ("compare --methods module:Class", "unknown method 'module:Class'; a script of yours enters its class"),
+        ("show module:Class", "unknown method 'module:Class'; a script of yours enters its class"),
+        ("compare --zqxw 1", "unknown setting 'zqxw'; --help lists all\n"),
+        ("compare --models zqxw", "unknown model 'zqxw'; "),
         ("train --method sadt-v4", "did you mean 'sadt-v"),
         ("show sum", "did you mean 'sam'"),
         ("report nowhere", "there is no folder nowhere; give the folder that `steppe compare` wrote"),
@@ -190,6 +214,12 @@ def test_a_plan_says_when_each_part_is_active_and_trains_nothing(capsys, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_show_prints_the_cards_of_a_method_with_settings(capsys):
+    assert main(["show", "sam:rho=0.1+gc"]) == 0
+    card = capsys.readouterr().out
+    assert card.count("Cost ") == 2 and "Settings On(rule=SAM(rho=0.1," in card
+
+
 def test_list_and_show_know_every_method(capsys):
     assert main(["list"]) == 0
     table = capsys.readouterr().out
@@ -213,7 +243,7 @@ def compare(out: Path) -> str:
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setenv("COLUMNS", "120")
-        assert main(["compare", *arguments]) == 0
+        assert main(["compare", *arguments]) == 1  # a run failed, now or before
     return printed.getvalue()
 
 
@@ -249,3 +279,78 @@ def test_the_same_command_again_trains_nothing_and_the_report_is_written_again(c
     assert main(["report", str(out)]) == 0
     assert (out / "report.html").exists()
     assert "report.html" in capsys.readouterr().out
+
+
+# -- streams, systems, the first seconds -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("argument", "code"), [("--version", 0), ("comapre", 2)])
+def test_without_streams_nothing_is_printed_and_the_command_works(argument, code):
+    command = f"{sys.executable} -m steppe {argument} <&- >&- 2>&-"
+    assert subprocess.run(command, shell=True, check=False).returncode == code
+
+
+def test_closed_descriptors_are_opened_before_any_other_file():
+    command = "python -c 'import sys; from steppe.cli.console import open_streams; open_streams(); " + (
+        'f = open(sys.executable); print(f.fileno(), file=open(sys.argv[1], "w"))\' '
+    )
+    with tempfile.NamedTemporaryFile("r") as file:
+        command = command.replace("python", sys.executable, 1)
+        subprocess.run(f"{command} {file.name} <&- >&- 2>&-", shell=True, check=True)
+        assert int(file.read()) > 2
+
+
+@pytest.mark.parametrize(("columns", "width"), [("0", 120), ("", 120), ("90", 90), (None, 120)])
+def test_a_file_has_120_columns_unless_the_environment_has_others(columns, width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns) if columns is not None else monkeypatch.delenv("COLUMNS", raising=False)
+    assert console.console().width == console.console(stderr=True).width == width
+
+
+def test_a_stream_without_the_character_prints_a_question_mark(monkeypatch):
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii"))
+    console.open_streams()
+    console.print_text(console.console(), "1 ± 2")
+    sys.stdout.flush()
+    assert printed.getvalue() == b"1 ? 2\n"
+
+
+@pytest.mark.slow
+def test_stripped_docstrings_are_read_from_the_source():
+    lines = [[sys.executable, *flags, "-m", "steppe", "show", "sam"] for flags in ([], ["-OO"])]
+    outputs = [subprocess.run(line, capture_output=True, text=True, check=True).stdout for line in lines]
+    assert outputs[0] == outputs[1]
+
+
+def test_docstrings_from_the_source_are_the_docstrings(monkeypatch):
+    things = [sys.modules["steppe.methods.sharpness.sam"], Run, Data, main]
+    expected = [docstring(thing) for thing in things]
+    assert all(expected)
+    monkeypatch.setattr(sys, "flags", types.SimpleNamespace(optimize=2))
+    assert [docstring(thing) for thing in things] == expected
+
+
+@pytest.mark.parametrize("command", ["compare", "train", "tune"])
+def test_windows_is_refused_in_one_line_by_the_commands_that_train(command, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert f"steppe {command} needs Linux or macOS; on Windows use WSL" in refused(capsys, command)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert math.isnan(hardware.peak_memory_mb()) or torch.cuda.is_available()
+    with pytest.raises(InputError, match="worker processes need Linux or macOS"):
+        forkserver_context(1)
+
+
+def test_ctrl_c_while_the_command_is_imported_is_one_line(tmp_path):
+    (tmp_path / "jsonargparse.py").write_text("raise KeyboardInterrupt")
+    paths = os.pathsep.join([str(tmp_path), str(Path(steppe.__file__).parents[1])])
+    command, environment = [sys.executable, "-m", "steppe", "list"], os.environ | {"PYTHONPATH": paths}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "steppe: stopped\n")
+
+
+def test_a_full_disk_of_the_output_is_one_line(monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("steppe.cli.commands.list.run", full)
+    assert "the disk is full ([Errno 28] No space left on device); free some space" in refused(capsys, "list")

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import torch
 from support.photos import class_folders, count, load, picture
 
+from steppe import InputError, data
+from steppe.config import Data
 from steppe.data.sources import cache, image_folder
 
 
@@ -71,3 +74,42 @@ def test_the_folder_comes_from_the_environment(tmp_path: Path, monkeypatch: pyte
     monkeypatch.delenv("STEPPE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache.folder() == tmp_path / "steppe"
+
+
+def test_without_a_home_images_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    def no_home(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    root = class_folders(tmp_path / "photos")
+    expected = load(root)
+    for name in ("STEPPE_CACHE", "XDG_CACHE_HOME", "STEPPE_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "expanduser", lambda path: no_home(path) if str(path).startswith("~") else path)
+    with caplog.at_level(logging.INFO):
+        assert torch.equal(load(root).train.x, expected.train.x)
+    assert "HOME is not set" in caplog.text
+    for name in ("folder:~/photos", "cifar10:~/files", "cifar10", "cifar100:download"):
+        with pytest.raises(InputError, match="^~/.* is in no home: HOME is not set; set it"):
+            data.load(name, Data())
+
+
+def test_an_entry_follows_the_umask_and_one_that_cannot_be_read_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = class_folders(tmp_path / "photos")
+    before = os.umask(0o027)
+    try:
+        first = load(root)
+    finally:
+        os.umask(before)
+    entry = cached_file("about.json").parent
+    assert stat.S_IMODE(entry.stat().st_mode) == 0o750
+    assert stat.S_IMODE((entry / "about.json").stat().st_mode) == 0o640
+
+    def refused(entry: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(entry))
+
+    monkeypatch.setattr(cache, "_read", refused)
+    assert torch.equal(load(root).train.x, first.train.x)
+    assert caplog.messages == [f"cannot read {entry}: Permission denied; decoding again"]
+    assert entry.is_dir()

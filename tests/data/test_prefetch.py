@@ -1,5 +1,6 @@
 """Batches that worker processes make have the bits and the order of those that one process makes."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -81,3 +82,24 @@ def test_workers_change_neither_the_bits_of_a_run_nor_its_name(tmp_path: Path) -
         numbers = json.dumps({k: result[k] for k in ("test", "val", "steps")})
         results.append((folder.name, (folder / "metrics.jsonl").read_text(), numbers))
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"),
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ..."),
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.ENOSYS, "Function not implemented"),
+    ],
+    ids=["allocate", "bus error", "no space", "no semaphores"],
+)
+def test_too_little_shared_memory_is_one_line_with_its_remedy(error: Exception) -> None:
+    def failing():
+        raise error
+        yield
+
+    prefetching = PrefetchLoader(loader(images(size=16)), 2)
+    prefetching.batches = failing()
+    with pytest.raises(RunError, match=r"^/dev/shm is too small .* of 2 workers .*--shm-size.*--workers 0"):
+        next(prefetching.epoch(1))

@@ -4,10 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 from steppe.distributed import forkserver
 
+STARTS = """
+from steppe.distributed.forkserver import forkserver_context
+process = forkserver_context(1).Process(target=print, args=("worked",), kwargs={"flush": True})
+process.start()
+process.join()
+"""
 BLOCKED = "signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])"
 PROGRAM = f"""
 import signal
@@ -33,3 +40,36 @@ def test_ctrl_c_is_blocked_only_while_the_server_imports(tmp_path: Path) -> None
     lines = done.stdout.splitlines()
     assert (lines[:1], lines[-1:]) == (["while it imports True"], ["after False"]), done.stdout + done.stderr
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def program(folder: Path, text: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a script that lies elsewhere, in ``folder`` and in a program of its own."""
+    script = folder.parent / "script.py"
+    script.write_text(text)
+    paths = {"PYTHONPATH": str(Path(forkserver.__file__).parents[2])}
+    command, variables = [sys.executable, str(script)], os.environ | paths | environment
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+
+
+def test_workers_start_with_a_long_tmpdir_among_files_named_as_modules(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    for name in ("random", "queue", "socket", "steppe"):
+        (long / f"{name}.py").write_text("raise SystemExit('not the library')")
+    guarded = "if __name__ == '__main__':" + textwrap.indent(STARTS, "    ")
+    done = program(long, guarded, TMPDIR=str(long))
+    assert (done.stdout, done.stderr, done.returncode) == ("worked\n", "", 0)
+    assert not os.environ.get("PYTHONSAFEPATH")
+
+
+def test_a_script_without_main_guard_is_refused_before_its_workers_import_it(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    done = program(tmp_path / "inner", f"print('once')\nif 1 > 0:{textwrap.indent(STARTS, '    ')}")
+    assert done.stdout == "once\n"
+    assert done.stderr.splitlines()[-1].endswith(
+        "put the code that does so below the line `if __name__ == '__main__':`"
+    )
+    # a function that the guarded line calls, and code that no script calls
+    called = f"def work():{textwrap.indent(STARTS, '    ')}\nif __name__ == '__main__':\n    work()"
+    assert program(tmp_path / "inner", called).stdout == "worked\n"
+    forkserver.check_main_guard()

@@ -1,10 +1,12 @@
 """The grid of a comparison: its runs and names, killed workers, and the lock of its folder."""
 
+import errno
 import fcntl
 import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from support.interrupted import process_with
 
 from steppe import RunError, experiments
 from steppe.config import Data, Study
+from steppe.experiments import run_lock
 
 HERE = Path(__file__).parents[1]
 STUDY = Study(
@@ -79,3 +82,29 @@ def test_a_low_limit_of_open_files_is_one_line(tmp_path):
     assert ended.returncode == 2, ended.stderr
     assert "error: too many files are open" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, None], ids=str)
+def test_a_file_system_without_locks_is_reported_once(number, tmp_path, monkeypatch, caplog):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    none = None if number is None else types.SimpleNamespace(flock=flock, LOCK_EX=2, LOCK_NB=4)
+    monkeypatch.setattr(run_lock, "fcntl", none)
+    run_lock._warn_no_locks.cache_clear()
+    for name in ("a", "b"):
+        with run_lock.locked_run(tmp_path / name):
+            assert (tmp_path / name / "lock").exists()
+    assert len(caplog.messages) == 1 and "start no second command on the same runs" in caplog.messages[0]
+
+
+def test_another_error_of_a_lock_is_one_line(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(run_lock.fcntl, "flock", flock)
+    with (
+        pytest.raises(RunError, match="^cannot lock .*lock: Input/output error; make sure"),
+        run_lock.locked_run(tmp_path),
+    ):
+        pass

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import stat
 import warnings
 
 import pytest
@@ -151,6 +152,9 @@ def test_an_export_is_one_plain_network_with_the_run_s_accuracy(method, tmp_path
                 assert hits / len(images.test) == result["test"][weights]["accuracy"]
         written = json.loads((tmp_path / weights / "model.json").read_text())
         assert written == json.loads(json.dumps(described))
+        assert written["input"]["resize"].startswith("bilinear, antialiased")
+        modes = {stat.S_IMODE(f.stat().st_mode) for f in (tmp_path / weights).iterdir()}
+        assert modes == {stat.S_IMODE((folder / "timing.jsonl").stat().st_mode)}  # that of any new file
         assert written["parameters"] == sum(p.numel() for p in plain.parameters())
         assert written["epoch"] == (2 if weights == "last" else result["test"]["best"]["epoch"])
 

@@ -3,9 +3,12 @@
 import json
 from typing import Any
 
+import pytest
 from support.recorded import html
 
+from steppe import InputError
 from steppe.records import load
+from steppe.report.comparison import page
 from steppe.report.comparison._config_diff import of_methods, of_runs
 
 
@@ -37,3 +40,12 @@ def test_runs_that_were_not_configured_alike_are_named(folder: Any) -> None:
     text = html(folder.path, "version")
     assert "are not equal in all runs" in text
     assert "differ only in the method" not in text
+
+
+def test_a_configuration_that_cannot_be_read_is_named(folder: Any) -> None:
+    folder.method("plain")
+    home = folder.run("plain", 0, 0.9)
+    folder.write()
+    (home / "config.json").write_text("[1]")
+    with pytest.raises(InputError, match=r"config.json is damaged: not a JSON object; remove it"):
+        page.write(folder.path)

@@ -13,10 +13,12 @@ from support.interrupted import assert_same_run, fit, lines, stopped
 from support.tiny_steppe import tiny
 
 from steppe import InputError, RunError, models
+from steppe.analysis.load_run import load
 from steppe.config import Data, Optim, Run
 from steppe.data.dataset import DataSet
 from steppe.training import trainer
 from steppe.training.checkpoint import file, save_and_resume
+from steppe.training.export import export
 from steppe.training.run import CHECKPOINT, CONFIG, RESULT, check_run, digest, format_bytes, load_data, train_run
 
 RUN = Run(epochs=3, batch=50, data=Data(train=200, test=60, size=18, augment=("cutmix",)), optim=Optim(lr=1e-3))
@@ -58,6 +60,42 @@ def test_a_run_leaves_its_configuration_metrics_checkpoint_and_result(finished):
     assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
     for line, step in zip(lines(folder), (3, 7, 11), strict=True):  # the rate of each epoch's last step
         assert line["lr"] == pytest.approx(1e-3 * 0.5 * (1 + math.cos(math.pi * step / 12)))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_finished_run_keeps_what_export_and_diagnosis_need(keep, tmp_path, images):
+    """Of one that ends before its result, the rest is made from the last checkpoint."""
+    run = replace(RUN, epochs=1, keep=keep, method="ema:decay=0.9")
+    assert digest(run) == digest(replace(run, keep=False))
+    result, folder = fit(run, tmp_path, images)
+    saved = file.read(folder / CHECKPOINT)
+    kinds = {"net", "state", "optimizer", "generators"} if keep else {"net", "state"}
+    assert {name.partition(".")[0] for name in saved.tensors} == kinds
+    (folder / RESULT).unlink()
+    again = train_run(run, folder, images)
+    assert {k: again[k] for k in ("test", "val", "steps", "passes")} == {
+        k: result[k] for k in ("test", "val", "steps", "passes")
+    }
+    for which in ("best", "last"):
+        assert load(folder, which, images).epoch == 1
+
+
+@pytest.mark.parametrize("command", [export, load])
+def test_what_only_reads_a_run_does_not_advise_to_delete_its_checkpoint(command, finished, tmp_path, images):
+    folder = shutil.copytree(finished[1], tmp_path / finished[1].name)
+    arguments = [folder, tmp_path / "flat"] if command is export else [folder, "best"]
+    for path in folder.glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(
+        InputError, match=r"is damaged \(.*\); name another run, or delete this run's folder"
+    ) as error:
+        command(*arguments)
+    assert file.REMEDY not in str(error.value)
+    (folder / CONFIG).write_text("{}")
+    with pytest.raises(
+        InputError, match="config.json is damaged: it has no method; give the folder of another run$"
+    ):
+        command(*arguments)
 
 
 def test_the_test_images_are_read_twice_after_training_and_the_caller_s_rng_is_unchanged(

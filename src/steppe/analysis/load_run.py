@@ -18,7 +18,7 @@ from steppe.diagnostics.loss_surface import LossSurface
 from steppe.errors import InputError
 from steppe.training import run as engine
 from steppe.training.checkpoint import sharded
-from steppe.training.checkpoint.file import Checkpoint, fill
+from steppe.training.checkpoint.file import REMEDY, TRAIN_AGAIN, Checkpoint, fill
 from steppe.training.evaluation import BATCH, to_model_format
 from steppe.training.factories import make_model, make_network
 from steppe.training.monitor import DEPLOYED, networks
@@ -69,8 +69,7 @@ def load(folder: Path, which: Which = "last", images: DataSet | None = None) -> 
     engine.check_images(folder, data)
     method, net, state = _build(run, data)
     start = _deployed_model(method, net, state, run, data).state_dict()
-    saved = sharded.read(_weights_file(folder, which))
-    _fill(net, state, saved, folder)
+    saved = _read_and_fill(net, state, folder, which)
     model = _deployed_model(method, net, state, run, data)
     return TrainedRun(folder, run, data, model, int(saved.data["epoch"]), start)
 
@@ -82,7 +81,7 @@ def load_members(folder: Path, which: Which, data: DataSet) -> dict[str, dict[st
     """
     run = engine.read_run(folder)
     method, net, state = _build(run, data)
-    _fill(net, state, sharded.read(_weights_file(folder, which)), folder)
+    _read_and_fill(net, state, folder, which)
     with torch.random.fork_rng():
         members = networks(method, net, state, lambda: make_model(run, data))
     return {name: member.state_dict() for name, member in members.items() if name != DEPLOYED}
@@ -109,6 +108,16 @@ def _weights_file(folder: Path, which: Which) -> Path:
         content = "checkpoint" if which == "last" else "weights of a best epoch"
         raise InputError(f"{folder} has no {content}; train the run first")
     return paths[-1]
+
+
+def _read_and_fill(net: nn.Module, state: nn.Module, folder: Path, which: Which) -> Checkpoint:
+    """Load the weights and the method's state from a run's folder; return the file's content."""
+    try:
+        saved = sharded.read(_weights_file(folder, which))
+        _fill(net, state, saved, folder)
+    except InputError as error:
+        raise InputError(str(error).replace(REMEDY, TRAIN_AGAIN)) from error
+    return saved
 
 
 def _fill(net: nn.Module, state: nn.Module, saved: Checkpoint, folder: Path) -> None:

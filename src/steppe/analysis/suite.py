@@ -1,5 +1,6 @@
 """All measures of one network within a time budget, as plain data."""
 
+import logging
 import math
 import time
 import timeit
@@ -28,6 +29,8 @@ from steppe.diagnostics.landscape_directions import parameter_names, random_dire
 from steppe.diagnostics.noise_tolerance import magnitude_aware, max_tolerated_noise, noise_tolerance
 from steppe.diagnostics.pac_bayes import SIGMAS, bounds
 from steppe.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 FORMAT = 2
 _LEAST = 32  # samples, whatever the budget
@@ -95,7 +98,7 @@ class SuiteSettings:
 def fit_to_budget(trained: TrainedRun, images: Images, seconds: float, *, bounds: bool = False) -> SuiteSettings:
     """Return settings with as many samples as can be measured in about ``seconds``, but at least 32.
 
-    A forward pass and a Hessian-vector product are timed on a few images.
+    A forward pass and a Hessian-vector product are timed on a few images. A budget too small for them is logged.
 
     Raises InputError if ``seconds`` is not above 0.
     """
@@ -110,7 +113,11 @@ def fit_to_budget(trained: TrainedRun, images: Images, seconds: float, *, bounds
     cost = SuiteSettings(1, bounds=bounds).passes
     per_image = (forward * cost[0] + product * cost[1]) / len(few)
     count = max(_LEAST, int(seconds / per_image))
-    return SuiteSettings(min(len(images), count), trained=min(len(trained.images.train), count), bounds=bounds)
+    samples = min(len(images), count)
+    if samples * per_image > seconds:
+        least = "seconds is %g, less than the %.0f seconds or more that the measures take on %d images, the fewest"
+        _log.warning(least, seconds, samples * per_image, samples)
+    return SuiteSettings(samples, trained=min(len(trained.images.train), count), bounds=bounds)
 
 
 class CorruptedImages:

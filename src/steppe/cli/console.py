@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Mapping
@@ -27,14 +28,29 @@ def print_error(message: str) -> None:
         print(f"steppe: {message}", file=sys.stderr, flush=True)
 
 
-def console() -> Console:
+def open_streams() -> None:
+    """Replace closed standard streams by silent ones; characters without an encoding are printed as ?."""
+    # in this order, so that no other file is opened as descriptor 1 or 2, where libraries print
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open until the end
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def console(*, stderr: bool = False) -> Console:
     """Return the console: as wide as the terminal, 120 columns in a file, silent on other ranks."""
     from rich.console import Console
 
     if not shows_output():
-        return Console(quiet=True, force_terminal=False)
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
-    return Console(width=width)
+        return Console(quiet=True, force_terminal=False, stderr=stderr)
+    columns = os.environ.get("COLUMNS", "")
+    chosen = columns.isdigit() and int(columns) > 0
+    stream = sys.stderr if stderr else sys.stdout
+    # rich takes COLUMNS=0 as it is, and prints nothing
+    width = None if chosen or (stream.isatty() and not columns) else 120
+    return Console(width=width, stderr=stderr)
 
 
 def print_text(terminal: Console, text: str) -> None:

@@ -11,7 +11,8 @@ EXAMPLES = {
   steppe compare --launcher slurm:partition=gpu,gpus_per_node=1   Slurm jobs; ray:gpus=0.5 for a Ray cluster
   steppe compare recipe=rwp-table2 scale=0.02 --methods plain sam --batch 256 --epochs 20
 
-The same command resumes a comparison that was stopped; finished runs are kept.""",
+The same command resumes a comparison that was stopped; finished runs are kept.
+Exit code: 0 all runs finished, 1 a run failed, 2 bad input, 130 stopped.""",
     "train": """examples:
   steppe train --method sadt-v1 --dataset cifar10:PATH --epochs 30 --batch 256
   steppe train --method sam:rho=0.1+gc --seed 3

@@ -18,9 +18,11 @@ from steppe.cli import console
 from steppe.cli.commands import COMMANDS
 from steppe.cli.help_text import EXAMPLES
 from steppe.cli.options import expand_recipe
+from steppe.distributed.forkserver import kill_workers
 from steppe.errors import InputError, RunError, unknown
 
 _DISTRIBUTED = ("compare", "train")  # commands that the processes of a torchrun job run together
+_TRAINS = ("compare", "train", "tune")  # commands that need forked workers, locks and atomic renames
 
 
 class _UsageError(Exception):
@@ -33,7 +35,8 @@ class _Parser(ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code: 0, 1 (a run failed) or 2 (bad input)."""
+    """Run the command line; return the exit code: 0, 1 (a run failed), 2 (bad input) or 130 (stopped)."""
+    console.open_streams()
     argv = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in argv
     argv = expand_recipe([a for a in argv if a != "--debug"])
@@ -52,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         except KeyboardInterrupt:
             console.print_error(f"stopped; go on with: {shlex.join(['steppe', *argv])}")
+            kill_workers()  # otherwise they are waited for
             return 130
         except BrokenPipeError:
             return 1
@@ -84,6 +88,10 @@ def _run(argv: list[str]) -> int:
         return 0
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
         raise unknown("command", argv[0], COMMANDS)
+    if sys.platform == "win32" and argv and argv[0] in _TRAINS and not {"-h", "--help"} & {*argv}:
+        raise InputError(
+            f"steppe {argv[0]} needs Linux or macOS; on Windows use WSL, or the library in a loop of yours"
+        )
     commands = parser.add_subcommands(required=True, metavar="COMMAND")
     for name, description in COMMANDS.items():
         # only the requested command is imported
@@ -118,7 +126,7 @@ def _one_line(message: str, parser: ArgumentParser) -> InputError:
             nested = [o for o in options if o.endswith("." + unrecognized[1])]
             if nested:
                 return InputError(f"unknown setting {unrecognized[1]!r}; did you mean {nested[0]!r}?")
-            return unknown("setting", unrecognized[1].split("=")[0], options, "(--help lists all)")
+            return unknown("setting", unrecognized[1].split("=")[0], options, "--help lists all")
         return InputError(f"unexpected {unrecognized[2]!r}; settings are written --name value, --help lists all")
     invalid = re.search(r'Parser key "([^"]+)"[^:]*:(.*)', message, re.DOTALL)
     value = re.search(r"(?:Got|Given) value: (.*)", message)
@@ -148,9 +156,11 @@ _MEMORY = ("can't allocate memory", "out of memory", "could not create a primiti
 
 
 def _exhausted_resource(error: Exception) -> tuple[str, str] | None:
-    """Return the problem and the remedy if the error reports too little memory or too many files, else None."""
+    """Return the problem and the remedy if the error reports a lack of memory, files or space, else None."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return "too many files are open", "raise the limit (ulimit -n), or give a lower --jobs"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full", "free some space and run the same command again"
     memory = isinstance(error, MemoryError) or any(text in str(error) for text in _MEMORY)
     if error.errno == errno.ENOMEM if isinstance(error, OSError) else memory:
         return "there is not enough memory", "use smaller settings, or free some"

@@ -1,6 +1,5 @@
 """From configuration dataclasses to command-line options and back, with settings from a file or a recipe."""
 
-import contextlib
 import dataclasses
 import re
 import shlex
@@ -15,6 +14,7 @@ from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, Namespac
 
 from steppe.cli import console
 from steppe.config import Run
+from steppe.config.docstrings import docstring
 from steppe.errors import InputError
 
 MOST = 10_000  # values in a settings file, those behind aliases counted each time
@@ -23,13 +23,12 @@ MOST = 10_000  # values in a settings file, those behind aliases counted each ti
 class ConfigFile(ActionConfigFile):
     """A settings file that is checked before it is parsed.
 
-    Raises InputError for a file that is not text, not YAML, has no settings, or expands to too many values.
+    Raises InputError for a file that is missing, not text or YAML, has no settings, or expands to too many values.
     """
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Check the file, then parse it."""
-        with contextlib.suppress(FileNotFoundError):  # reported by the parser
-            _check_file(parser, str(values))
+        _check_file(parser, str(values))
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
 
 
@@ -41,10 +40,12 @@ def _check_file(parser: ArgumentParser, name: str) -> None:
             raise ValueError("it is empty")
         _count_values(node, {})
         content = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:200]
+    except OSError as error:
+        raise InputError(
+            f"config is {name!r}, and it cannot be read ({error.strerror}); give a YAML file"
+        ) from None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
         reason = "it is too deep" if isinstance(error, RecursionError) else reason
         raise InputError(f"config is {name!r}, and parsing it fails ({reason}); give a YAML file") from None
     if not isinstance(content, dict):
@@ -107,7 +108,7 @@ def _descriptions(cls: type) -> dict[str, str]:
     """Return each field's description from the docstrings of the class and its bases."""
     descriptions: dict[str, str] = {}
     for c in cls.__mro__:
-        for p in docstring_parser.parse(c.__doc__ or "").params:
+        for p in docstring_parser.parse(docstring(c) if dataclasses.is_dataclass(c) else "").params:
             descriptions.setdefault(p.arg_name, " ".join((p.description or "").split()))
     return descriptions
 

@@ -74,6 +74,7 @@ class RunOptions:
         watch: Measurements during training.
         track: Trackers that show the records too: any of tensorboard, wandb, mlflow.
         workers: Processes per run that prepare batches ahead of time; with 0 the training process does it.
+        keep: Keep the optimizer's state in the checkpoint of a finished run, which no command needs.
     """
 
     data: Data = field(default_factory=Data)
@@ -92,6 +93,7 @@ class RunOptions:
     watch: Monitoring = field(default_factory=Monitoring)
     track: tuple[str, ...] = ()
     workers: int = 0
+    keep: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch", "epochs", "threads", "seconds", "microbatch", "m"):
@@ -112,6 +114,8 @@ class RunOptions:
             raise InputError(f"m is {self.m} and sync is 'global', which cannot be combined; set only one")
         if self.match == "seconds" and self.seconds is None:
             raise InputError("match is 'seconds' but seconds is not given; add --seconds N")
+        if self.match != "seconds" and self.seconds is not None:
+            raise InputError(f"seconds is {self.seconds} and match is {self.match!r}; add --match seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +186,7 @@ class Study(RunOptions):
 
 
 # Options that change no number of a run's records.
-_NOT_ESSENTIAL = ("parallel", "track", "workers")
+_NOT_ESSENTIAL = ("parallel", "track", "workers", "keep")
 
 
 def essential(config: Mapping[str, Any]) -> dict[str, Any]:

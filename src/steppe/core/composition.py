@@ -139,6 +139,16 @@ def _leaf(method: Method, hooks: Sequence[str]) -> Method | None:
     return method if any(overrides(method, hook) for hook in hooks) else None
 
 
+def parts(method: Method) -> Iterator[Method]:
+    """Yield the methods that a combination consists of; one that is active for a time only counts as a whole."""
+    inner = [value for f in fields(method) if isinstance(value := getattr(method, f.name), Method)]
+    if isinstance(method, ActiveWindow) or not inner:
+        yield method
+    else:
+        for part in inner:
+            yield from parts(part)
+
+
 @dataclass(frozen=True)
 class ActiveWindow(Method):
     """A method that is active from ``start`` to ``stop`` on every ``every``-th step; the others are plain steps.
@@ -178,6 +188,10 @@ class ActiveWindow(Method):
             return False
         first = int(self.start) if self.start >= 1 else 0
         return (now.step - first) % self.every == 0
+
+    def active_steps(self, total: int, lr_at: Callable[[float], float]) -> list[int]:
+        """Return the steps of the method in a training of ``total`` steps; ``lr_at`` is the rate at a share."""
+        return [t for t in range(total) if self.active(TrainingProgress(t, t / total, lr_at(t / total)))]
 
     @property
     def views(self) -> int:

@@ -1,14 +1,13 @@
 """Data sets by name, split and ready for a run."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from steppe.config import Data
 from steppe.data import splits
 from steppe.data.dataset import DataSet, Images
 from steppe.data.loader import Loader, evaluation_batches
 from steppe.data.normalize import Normalizer
-from steppe.data.sources import builtin, cifar, image_folder
+from steppe.data.sources import builtin, cache, cifar, image_folder
 from steppe.errors import InputError, unknown
 
 __all__ = ["DataSet", "Images", "Loader", "Normalizer", "evaluation_batches", "load", "names"]
@@ -37,7 +36,7 @@ def load(dataset: str, options: Data, *, progress: Callable[[int, int], None] | 
     elif name == "folder":
         if not path:
             raise InputError("data set 'folder' needs its path; write folder:PATH")
-        source = image_folder.load(Path(path).expanduser(), options, progress)
+        source = image_folder.load(cache.expanded(path), options, progress)
     else:
         raise unknown("data set", name, [entry.partition(":")[0] for entry in names()])
     return splits.apply(dataset, source, options)

@@ -138,6 +138,9 @@ def check_labels(y: np.ndarray, classes: int, where: str) -> None:
         raise InputError(f"{where} has label {int(wrong[0])}; labels go from 0 to {classes - 1}")
 
 
+RESIZE = Image.Resampling.BILINEAR  # antialiased by Pillow
+
+
 def resized(x: np.ndarray, size: int | None) -> np.ndarray:
     """Resize square images (N, C, H, W) uint8 to ``size`` pixels, bilinear with antialiasing."""
     if size is None or x.shape[2] == size:
@@ -145,5 +148,5 @@ def resized(x: np.ndarray, size: int | None) -> np.ndarray:
     out = np.empty((*x.shape[:2], size, size), np.uint8)
     for i, image in enumerate(x):
         for c, plane in enumerate(image):
-            out[i, c] = np.asarray(Image.fromarray(plane).resize((size, size), Image.Resampling.BILINEAR))
+            out[i, c] = np.asarray(Image.fromarray(plane).resize((size, size), RESIZE))
     return out

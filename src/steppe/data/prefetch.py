@@ -1,5 +1,6 @@
 """Prefetching: worker processes make the training batches ahead of time, with the same bits in the same order."""
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
@@ -12,6 +13,9 @@ from steppe.distributed.forkserver import forkserver_context
 from steppe.errors import RunError
 
 _PREFETCH = 4  # batches that each worker has ready
+_DIED = "DataLoader worker (pid"
+# in messages of torch and of the system, which has no semaphores without shared memory
+_SHARED_MEMORY = ("shared memory", "(shm)", "Bus error", "No space left on device", "Function not implemented")
 
 
 class PrefetchLoader:
@@ -22,7 +26,9 @@ class PrefetchLoader:
     """
 
     def __init__(self, loader: Loader, workers: int):
-        self.number = torch.zeros((), dtype=torch.long).share_memory_()  # type: ignore[no-untyped-call]
+        self.workers = workers
+        with self._shared_memory():
+            self.number = torch.zeros((), dtype=torch.long).share_memory_()  # type: ignore[no-untyped-call]
         self.batches: DataLoader[Batch] = DataLoader(
             _WorkerBatches(loader, self.number),
             batch_size=None,
@@ -35,17 +41,31 @@ class PrefetchLoader:
         )
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """Yield the batches of one epoch; raises RunError if a worker has died."""
+        """Yield the batches of one epoch; raises RunError if a worker has died or has no shared memory."""
         self.number.fill_(number)
         try:
-            yield from self.batches
+            with self._shared_memory():
+                yield from self.batches
         except (EOFError, OSError, RuntimeError) as error:
             # an error in making a batch is raised as it is
-            if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+            if isinstance(error, RunError) or (isinstance(error, RuntimeError) and _DIED not in str(error)):
                 raise
             message = next(iter(str(error).splitlines()), type(error).__name__)
             raise RunError(
                 f"a process that makes batches died ({message}); start the same command again"
+            ) from error
+
+    @contextlib.contextmanager
+    def _shared_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            message = next(iter(str(error).splitlines()), "")
+            if not any(text in str(error) for text in _SHARED_MEMORY):
+                raise
+            raise RunError(
+                f"/dev/shm is too small for the batches of {self.workers} workers ({message[:120]}); start the "
+                "container with more (docker run --shm-size=2g), or give --workers 0"
             ) from error
 
 

@@ -1,10 +1,13 @@
 """The lock of a run's folder, and the types that all launchers share."""
 
 import contextlib
-import fcntl
+import errno
+import logging
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,15 @@ from steppe.config import Run
 from steppe.errors import RunError
 from steppe.training.run import RESULT, TrainingStatus
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_log = logging.getLogger(__name__)
+
+# flock on Lustre and NFS that are mounted without locks
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 PATIENCE = 20.0  # seconds; a worker of a killed comparison needs some to notice and release its folder
 
 
@@ -38,6 +50,8 @@ Progress = Callable[[ComparisonRun, News], None]
 def file_lock(path: Path, busy: str, refused: str, patience: float = 0.0) -> Iterator[None]:
     """Hold a lock on the file at ``path``; the system releases it when the process ends, however it ends.
 
+    On a file system without locks, and on Windows, nothing is locked, which is logged once.
+
     Raises RunError ``busy`` if another process holds it for ``patience`` seconds, and RunError with the remedy
     ``refused`` if the file cannot be opened.
     """
@@ -49,13 +63,27 @@ def file_lock(path: Path, busy: str, refused: str, patience: float = 0.0) -> Ite
         deadline = time.monotonic() + patience
         while True:
             try:
+                if fcntl is None:
+                    raise OSError(errno.ENOSYS, "Windows has no flock")
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     raise RunError(busy) from None
                 time.sleep(0.1)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise RunError(f"cannot lock {path}: {error.strerror}; {refused}") from None
+                _warn_no_locks(str(error.strerror))
+                break
         yield
+
+
+@cache
+def _warn_no_locks(reason: str) -> None:
+    # of a comparison's processes, the first one warns
+    if multiprocessing.parent_process() is None:
+        _log.warning("the file system has no locks (%s): start no second command on the same runs", reason)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from steppe.config import parse_spec
+from steppe.config.docstrings import docstring
 from steppe.core import schedules
 from steppe.core.composition import ActiveWindow, On
 from steppe.core.method import Method, make_checked, overrides
@@ -113,6 +114,11 @@ def parse(spec: str) -> Method:
     """
     parts = []
     for one in spec.split("+"):
+        if re.fullmatch(r"[\w.]+:[A-Za-z_]\w*", one) and one.partition(":")[0] not in METHODS:
+            raise InputError(
+                f"unknown method {one!r}; a script of yours enters its class in steppe.methods.METHODS, "
+                "see docs/how-to/method.md"
+            )
         name, settings = parse_spec(one)
         parts.append(make(name, **settings))
     method = parts[-1]
@@ -142,7 +148,7 @@ def card(name: str) -> str:
         raise unknown("method", name, METHODS)
     entry = METHODS[name]
     cls = entry.func if isinstance(entry, partial) else entry
-    return inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "")
+    return docstring(sys.modules[cls.__module__])
 
 
 def summary(name: str) -> str:

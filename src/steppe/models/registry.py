@@ -71,7 +71,7 @@ def build(name: str, *, classes: int, channels: int, size: int) -> nn.Module:
         return from_torchvision(rest, classes=classes, channels=channels, size=size)
     if package == "timm":
         return from_timm(rest, classes=classes, channels=channels, size=size)
-    raise unknown("model", name, MODELS, hint="(or torchvision/NAME, timm/NAME)")
+    raise unknown("model", name, MODELS, hint="or torchvision/NAME, timm/NAME")
 
 
 def names() -> list[str]:

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,13 @@ def write_text(path: Path, content: str | bytes) -> None:
     """
     path = Path(path)
     with _writing(path), contextlib.ExitStack() as undo:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        undo.callback(Path(temporary).unlink, missing_ok=True)
-        with os.fdopen(handle, "wb") as file:
+        # not by tempfile, whose files are private; a comparison is often shared
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        undo.callback(temporary.unlink, missing_ok=True)
+        with temporary.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's files are private; a comparison is often shared
         os.replace(temporary, path)
 
 

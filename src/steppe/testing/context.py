@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from steppe.config.docstrings import docstring
 from steppe.testing.process_pool import ProcessPool
 from steppe.testing.subjects import Subject
 
@@ -46,4 +47,4 @@ class Check:
 
 def check(name: str, consequence: str) -> Callable[[Callable[[Subject, CheckContext], str | None]], Check]:
     """Make a `Check` of a function, whose docstring is the claim."""
-    return lambda run: Check(name, run.__doc__ or "", consequence, run)
+    return lambda run: Check(name, docstring(run), consequence, run)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from steppe.distributed.forkserver import check_main_guard, without_working_folder
 from steppe.testing.result import CheckFailed, NotApplicable
 
 SIZE = 2
@@ -74,6 +75,7 @@ class ProcessPool:
         return answers
 
     def _start(self) -> None:
+        check_main_guard()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -81,7 +83,8 @@ class ProcessPool:
         for rank in range(SIZE):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(rank, port, theirs), daemon=True)
-            process.start()
+            with without_working_folder():
+                process.start()
             theirs.close()
             self.processes.append(process)
             self.pipes.append(ours)

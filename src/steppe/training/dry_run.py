@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 from steppe import methods
 from steppe.config import Run
-from steppe.core.composition import ActiveWindow
+from steppe.core.composition import ActiveWindow, parts
 from steppe.core.method import Method
 from steppe.core.schedules import Schedule, TrainingProgress, format_schedule, value_at
 from steppe.data.dataset import DataSet
@@ -49,14 +49,14 @@ def phases(method: Method, total: int, lr_at: LearningRate) -> list[Phase]:
     """Return when a method is active in a training of ``total`` steps."""
     if not isinstance(method, ActiveWindow):
         return [Phase(1, total, 1)]
-    active = [t for t in range(total) if method.active(TrainingProgress(t, t / total, lr_at(t / total)))]
+    active = method.active_steps(total, lr_at)
     return [Phase(active[0] + 1, active[-1] + 1, method.every)] if active else []
 
 
 def describe(method: Method, total: int, per_epoch: int, lr_at: LearningRate) -> list[tuple[str, str]]:
     """Return label and text of each line: when each part of a method is active, and how its values change."""
     lines = [("learning rate", _values(lambda t: lr_at(t / total), 0, total))]
-    for part in _parts(method):
+    for part in parts(method):
         inner = part.method if isinstance(part, ActiveWindow) else part
         active = phases(part, total, lr_at)
         if not active:
@@ -69,16 +69,6 @@ def describe(method: Method, total: int, per_epoch: int, lr_at: LearningRate) ->
         lines.append((methods.label(inner), f"{phase} ({epochs}){rest}"))
         lines += [(f"  {name}", value) for name, value in _scheduled(inner, phase, total, lr_at)]
     return lines
-
-
-def _parts(method: Method) -> Iterator[Method]:
-    """Yield the methods that a combination consists of."""
-    inner = [value for f in fields(method) if isinstance(value := getattr(method, f.name), Method)]
-    if isinstance(method, ActiveWindow) or not inner:
-        yield method
-    else:
-        for part in inner:
-            yield from _parts(part)
 
 
 def _scheduled(method: Method, phase: Phase, total: int, lr_at: LearningRate) -> Iterator[tuple[str, str]]:

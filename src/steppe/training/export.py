@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from steppe import methods
 from steppe.config import Run
 from steppe.core.method import Method
-from steppe.data.dataset import DataSet
+from steppe.data.dataset import RESIZE, DataSet
 from steppe.data.loader import evaluation_batches
 from steppe.data.normalize import Normalizer
 from steppe.errors import InputError
-from steppe.records import make_folder, write_json
+from steppe.records import make_folder, write_json, write_text
+from steppe.training.checkpoint.file import REMEDY, TRAIN_AGAIN
 from steppe.training.checkpoint.save_and_resume import CheckpointStore
 from steppe.training.evaluation import to_model_format
 from steppe.training.factories import make_model, make_network, make_optimizer
@@ -62,7 +63,10 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
         _compare(model(x), expected, "the deployed network", run.method)
     make_folder(out)
     written = {"safetensors": "model.safetensors", "torch.export": "model.pt2"}
-    save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, out / written["safetensors"])
+    # not by safetensors, whose files are private
+    write_text(
+        out / written["safetensors"], save({k: v.contiguous().clone() for k, v in model.state_dict().items()})
+    )
     fresh.load_state_dict(load_file(out / written["safetensors"]))
     with torch.no_grad():
         _compare(fresh(x), expected, written["safetensors"], run.method)
@@ -76,6 +80,7 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
         "classes": list(images.classes),
         "input": {
             "shape": [None, images.channels, images.size, images.size],
+            "resize": f"{RESIZE.name.lower()}, antialiased (Pillow), to the shape whatever the aspect ratio",
             "pixels": "(value / 255 - mean) / std per channel",
             "mean": list(normalize.mean),
             "std": list(normalize.std),
@@ -102,13 +107,15 @@ def _restored(
     step = method.bind(net, optimizer, precision=run.precision, steps=lambda: 1.0)
     method.allocate(step.state, len(images.train), len(images.classes))
     store = CheckpointStore(folder, net, step, optimizer, run.seed)
-    saved = store.resume()
-    if saved is None:
-        raise InputError(f"{folder} has no checkpoint; train the run first")
-    if which == "last":
-        return net, step.state, int(saved["epoch"])
-    epoch = int(saved["best"]["epoch"])
-    store.load_best(epoch)
+    try:
+        saved = store.resume()
+        if saved is None:
+            raise InputError(f"{folder} has no checkpoint; train the run first")
+        epoch = int(saved["epoch"] if which == "last" else saved["best"]["epoch"])
+        if which == "best":
+            store.load_best(epoch)
+    except InputError as error:
+        raise InputError(str(error).replace(REMEDY, TRAIN_AGAIN)) from error
     return net, step.state, epoch
 
 

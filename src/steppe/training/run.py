@@ -14,6 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from steppe import data, hardware, methods, records, tracking
 from steppe.config import Run, essential
+from steppe.core.composition import ActiveWindow, parts
+from steppe.core.method import Method
+from steppe.core.schedules import TrainingProgress
 from steppe.data.dataset import DataSet
 from steppe.distributed import collectives
 from steppe.errors import InputError
@@ -82,7 +85,7 @@ def check_run(run: Run, images: DataSet) -> None:
     method = methods.parse(run.method)
     with torch.random.fork_rng():
         net = method.build(lambda: make_model(run, images))
-    make_loader(run, images, method)
+    _check_starts(run, method, len(make_loader(run, images, method)))
     if any(isinstance(part, _BatchNorm) for part in net.modules()):
         _check_batch_norm(run, len(images.train))
 
@@ -138,6 +141,24 @@ def train_run(
             world.on_main_process(trainer.store.finish)
             trackers.finish(result)
         return result
+
+
+def _check_starts(run: Run, method: Method, per_epoch: int) -> None:
+    """Refuse a part that is active in no step: it would train plain under the method's name."""
+    if run.match == "seconds":  # the number of steps is unknown
+        return
+    total = run.epochs * per_epoch
+    last = TrainingProgress(total - 1, (total - 1) / total, 0.0)
+    for part in parts(method):
+        if isinstance(part, ActiveWindow):
+            active = bool(part.active_steps(total, run.optim.lr_at))
+        else:  # swa, saf and mesa have a start of their own
+            active = last.reached(getattr(part, "start", 0), "start")
+        if not active:
+            raise InputError(
+                f"method {run.method!r} is active in none of this run's {total} steps ({per_epoch} an epoch); "
+                "give start as a share of the training, such as start=0.5, or more epochs"
+            )
 
 
 def _check_batch_norm(run: Run, images: int) -> None:
@@ -207,7 +228,9 @@ def read_run(folder: Path) -> Run:
     path = folder / CONFIG
     if not path.exists():
         raise InputError(f"{folder} has no {CONFIG}; give the folder of a run, or of a comparison")
-    content = records.read_json(path, "give the folder of a run")
+    content = _read(
+        path, ("method", "model", "dataset", "seed", "data", "optim"), "give the folder of another run"
+    )
     for key in ("resolved", "images"):
         content.pop(key, None)
     try:
@@ -215,7 +238,7 @@ def read_run(folder: Path) -> Run:
     except InputError:
         raise
     except (TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error}); give the folder of a run") from None
+        raise InputError(f"{path} is damaged ({error}); give the folder of another run") from None
     return run
 
 

@@ -242,7 +242,8 @@ class Trainer:
         records.append_line(self.folder / TIMING, times)
 
     def _save(self, improved: bool) -> None:
-        self.store.save({name: getattr(self, name) for name in _SAVED}, improved=improved)
+        content = {name: getattr(self, name) for name in _SAVED}
+        self.store.save(content, improved=improved, weights_only=self.share >= 1 and not self.run.keep)
 
     def resume(self) -> None:
         """Resume from the folder's checkpoint, if there is one, and drop the records of later epochs."""

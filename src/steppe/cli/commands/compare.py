@@ -23,8 +23,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace, command: str) -> int:
-    """Train the runs that are not finished, and print and write the report."""
-    from steppe import experiments, hardware
+    """Train the runs that are not finished, print and write the report; return 1 if a run failed, also earlier."""
+    from steppe import experiments, hardware, records
     from steppe.cli.commands.report import print_report
     from steppe.cli.progress import Decoding, Display
     from steppe.distributed import collectives
@@ -57,4 +57,5 @@ def run(options: Namespace, command: str) -> int:
     world.on_main_process(lambda: print_report(grid.out, terminal))
     for job, message in errors.items():
         print_error(f"{job.name}: {message}")
-    return 1 if errors else 0
+    failed = world.on_main_process(lambda: any(r.status != "ok" for r in records.load(grid.out).records))
+    return int(failed)

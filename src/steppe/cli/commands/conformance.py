@@ -41,7 +41,7 @@ def run(options: Namespace, command: str) -> int:
         raise InputError(f"markdown is {markdown!r}, a folder; give a file")
     chosen = [find(name).name for name in (options.checks or CHECKS)]
     subjects = subjects_of(options.names)
-    progress_console = Console(stderr=True) if options.json else terminal
+    progress_console = console.console(stderr=True) if options.json else terminal
     with progress_console.status("starting") as status:
         progress = _progress(progress_console, status.update, len(chosen))
         results = run_checks(subjects, checks=chosen, device=device, progress=progress)

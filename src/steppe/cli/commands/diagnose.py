@@ -28,7 +28,9 @@ from steppe.training import run as engine
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("folders", type=str, nargs="+", help="folders of comparisons, or of runs")
-    parser.add_argument("--seconds", type=float, default=8.0, help="time for each run; it sets how many images")
+    parser.add_argument(
+        "--seconds", type=float, default=8.0, help="time for each run; it sets how many images, at least 32"
+    )
     parser.add_argument("--which", type=Literal["last", "best"], default="last", help="last or best epoch")
     parser.add_argument("--on", type=Literal["val", "train"], default="val", help="images: validation or training")
     parser.add_argument(
@@ -50,7 +52,7 @@ def run(options: Namespace, command: str) -> int:
     console = terminal.console()
     comparisons = [Path(f) for f in options.folders if (Path(f) / "compare.json").exists()]
     homes = [Path(f) for f in options.folders if Path(f) not in comparisons]
-    status_console = Console(stderr=True) if options.json else console
+    status_console = terminal.console(stderr=True) if options.json else console
     hardware.keep_freed_memory()
     if options.between is not None:
         if comparisons:

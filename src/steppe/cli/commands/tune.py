@@ -40,8 +40,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace, command: str) -> int:
     """Search; print the answer, and write ``tune.json`` and the curve as SVG and PNG."""
-    from rich.console import Console
-
     from steppe import hardware, records
     from steppe.experiments.tuning import TuningBudget, search, space
     from steppe.experiments.tuning.plot import curve
@@ -52,7 +50,7 @@ def run(options: Namespace, command: str) -> int:
     config: Run = configuration(add_arguments, Run, options, command)
     budget = TuningBudget(options.trials, options.within, options.seeds, options.confirm, options.pruner)
     ranges, out = space(config.method, options.settings), Path(options.out)
-    terminal = Console(stderr=True) if options.json else console()
+    terminal = console(stderr=True) if options.json else console()
     hardware.keep_freed_memory()
     images = load_data(config)
     print_images(terminal, config.dataset, images.description())

@@ -160,7 +160,7 @@ def _files() -> dict[str, Traversable]:
 def load(name: str) -> Recipe:
     """Return the recipe ``name``; raises InputError for an unknown one, with the nearest known ones."""
     if name not in names():
-        raise unknown("recipe", name, names(), "(steppe list recipes)")
+        raise unknown("recipe", name, names(), "steppe list recipes")
     fields: dict[str, Any] = yaml.safe_load(_files()[name].read_text("utf-8"))
     like = fields.pop("like", None)
     base = load(like) if like else None

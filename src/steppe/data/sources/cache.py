@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,41 +15,63 @@ import numpy as np
 import torch
 
 from steppe.data.dataset import Images, Source, check_labels
+from steppe.errors import InputError
 
 _FORMAT = 3
 _TEXTS = ("classes", "skipped", "note", "fingerprint")
+_DAMAGES = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
 SMALL = 2**26  # bytes; smaller files are read into memory, larger ones are mapped
 _log = logging.getLogger(__name__)
 
 
 def folder() -> Path:
-    """Return the cache folder: STEPPE_CACHE, or steppe under XDG_CACHE_HOME or ~/.cache."""
+    """Return the cache folder: STEPPE_CACHE, or steppe under XDG_CACHE_HOME or ~/.cache.
+
+    Raises InputError if none of them is set and the user has no home.
+    """
     if path := os.environ.get("STEPPE_CACHE"):
         return Path(path)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steppe"
+    return Path(os.environ.get("XDG_CACHE_HOME") or expanded("~/.cache")) / "steppe"
+
+
+def expanded(path: str) -> Path:
+    """Return the path with ~ replaced by the home folder; raises InputError if there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(
+            f"{path} is in no home: HOME is not set; set it, or STEPPE_CACHE, or give a whole path"
+        ) from None
 
 
 def cached(key: Any, decode: Callable[[], Source]) -> Source:
     """Return the cached result of ``decode`` for this ``key``; decode and cache it if there is none.
 
     ``key`` is plain data that changes whenever the files do. A damaged entry is decoded again; if the cache cannot
-    be written, the images stay in memory.
+    be read or written, or the user has no home, the images stay in memory.
     """
     name = hashlib.sha256(json.dumps([_FORMAT, key], sort_keys=True).encode()).hexdigest()[:24]
-    entry = folder() / "decoded" / name
-    if entry.is_dir():
-        try:
+    try:
+        entry = folder() / "decoded" / name
+    except InputError as error:
+        _log.info("decoded images are not cached: %s", error)
+        return decode()
+    try:
+        if entry.is_dir():
             return _read(entry)
-        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-            _log.warning("decoded images in %s are damaged (%s); decoding again", entry, error)
-            shutil.rmtree(entry, ignore_errors=True)
+    except PermissionError as error:
+        _log.warning("cannot read %s: %s; decoding again", error.filename, error.strerror)
+        return decode()
+    except _DAMAGES as error:
+        _log.warning("decoded images in %s are damaged (%s); decoding again", entry, error)
+        shutil.rmtree(entry, ignore_errors=True)
     source = decode()
     source = replace(source, fingerprint=_fingerprint(source))
     try:
         _write(entry, source)
         return _read(entry)
-    except OSError as error:
-        _log.info("decoded images are not cached: cannot write %s: %s", entry, error.strerror)
+    except _DAMAGES as error:  # also one of another user, which cannot be removed
+        _log.info("decoded images are not cached: cannot write %s: %s", entry, error)
         return source
 
 
@@ -70,7 +92,9 @@ def _fingerprint(source: Source) -> str:
 
 def _write(entry: Path, source: Source) -> None:
     entry.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".writing-"))
+    # not by tempfile, whose folders are private; a cache may be shared
+    temporary = entry.parent / f".writing-{uuid.uuid4().hex}"
+    temporary.mkdir()
     try:
         for part, images in _parts(source).items():
             np.save(temporary / f"{part}_x.npy", images.x.numpy())

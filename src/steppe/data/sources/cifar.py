@@ -50,11 +50,12 @@ def load(name: str, path: str, options: Data) -> Source:
 
     Raises InputError if the files are missing or damaged, or hold anything but images and labels.
     """
-    home = Path(os.environ.get("STEPPE_DATA") or cache.folder() / "data")
+    if path in ("", "download"):
+        root = Path(os.environ.get("STEPPE_DATA") or cache.folder() / "data")
+    else:
+        root = cache.expanded(path)
     if path == "download":
-        _download(name, home)
-        path = ""
-    root = Path(path).expanduser() if path else home
+        _download(name, root)
     if not root.exists():
         raise InputError(
             f"{name} is not in {root}; give {name}:PATH (a folder or archive of the published files) "

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+from steppe.data.dataset import RESIZE
+
 # Pillow goes by content, not by name, and runs other programs for some formats; only these are allowed
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 MOST_PIXELS = 2**28  # of one image: 268 megapixels, more than any camera has
@@ -138,7 +140,7 @@ def _pixels(image: Image.Image, size: int | None) -> tuple[np.ndarray, str, tupl
     elif upright.mode not in ("L", "RGB"):
         upright = upright.convert("L" if upright.mode == "1" else "RGB")
     if size is not None:
-        upright = upright.resize((size, size), Image.Resampling.BILINEAR)
+        upright = upright.resize((size, size), RESIZE)
     pixels = np.asarray(upright)
     with contextlib.suppress(Exception):  # a later frame may be damaged
         # the further images of a multi-picture JPEG are previews and depths

@@ -69,6 +69,7 @@ def launch(jobs: Sequence[ComparisonRun], workers: int, progress: Progress) -> d
     finally:
         for worker in active.values():
             worker.process.kill()
+        for worker in active.values():
             worker.process.join()
     return errors
 

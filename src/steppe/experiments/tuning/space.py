@@ -95,7 +95,7 @@ def _range(spec: str, setting: str) -> Range:
     name, equals, text = setting.partition("=")
     numbers = _numbers(spec)
     if name not in numbers:
-        raise unknown(f"setting of {spec}", name, numbers, "(a number that can be searched)")
+        raise unknown(f"setting of {spec}", name, numbers, "a number that can be searched")
     default = numbers[name]
     if not equals:
         if default <= 0:

@@ -1,12 +1,12 @@
 """The settings in which the runs and the methods of a comparison differ."""
 
 import ast
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from steppe.records import Comparison
+from steppe.records.files import read_json_if_exists
 from steppe.report.formatting import plain_text
 
 # These differ between the runs of a grid by design.
@@ -29,11 +29,7 @@ def of_runs(comparison: Comparison) -> list[tuple[str, list[tuple[str, list[str]
     settings: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
     for record in comparison.records:
         path = comparison.folder / "runs" / record.digest / "config.json"
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        own = content if isinstance(content, Mapping) else {}
+        own = read_json_if_exists(path) or {}
         for key, value in flat({k: v for k, v in own.items() if k not in _GRID}):
             settings[plain_text(key)][plain_text(value)][plain_text(record.method)] = None
     return [

@@ -163,6 +163,9 @@ def unpack_optimizer(
 # implementations of the same update; sharded and unsharded parameters need different ones
 _KERNELS = ("fused", "foreach")
 REMEDY = "delete it to start this run from its beginning"
+TRAIN_AGAIN = (
+    "name another run, or delete this run's folder and train it again"  # instead, where nothing is trained
+)
 
 
 def _checksum(tensors: Mapping[str, Tensor], data: str) -> str:

@@ -76,10 +76,11 @@ class CheckpointStore:
     # names in the files of the previous checkpoint and of the newest
     _marks: list[tuple[str, str]] = field(default_factory=list)
 
-    def save(self, content: Mapping[str, Any], *, improved: bool) -> None:
+    def save(self, content: Mapping[str, Any], *, improved: bool, weights_only: bool = False) -> None:
         """Save the best weights, then the checkpoint that names them, then remove files of older checkpoints.
 
-        ``content`` is the trainer's state, with the current ``epoch`` and the ``best`` one.
+        ``content`` is the trainer's state, with the current ``epoch`` and the ``best`` one. ``weights_only`` omits
+        the states of the optimizer and of the generators, which only further steps need.
         """
         self.step.runtime.parallel.reshard()
         path, (best, mark) = self.folder / CHECKPOINT, _marks(content)
@@ -87,18 +88,16 @@ class CheckpointStore:
             weights = Checkpoint(self._weights(), {"epoch": content["epoch"]})
             shards.write(self.folder / f"{best}.safetensors", weights, best)
         step = self.step.state_dict()
-        optimizer, optimizer_data = file.pack_optimizer(self.optimizer)
-        tensors = (
-            self._weights()
-            | file.prefixed("optimizer", optimizer)
-            | file.prefixed("generators", self._all_generators(step["generators"]))
-        )
+        tensors = self._weights()
         data = {
             "digest": self.folder.name,
             **content,
             **{name: step[name] for name in ("method", "passes", "scaler")},
-            "optimizer": optimizer_data,
         }
+        if not weights_only:
+            optimizer, data["optimizer"] = file.pack_optimizer(self.optimizer)
+            tensors |= file.prefixed("optimizer", optimizer)
+            tensors |= file.prefixed("generators", self._all_generators(step["generators"]))
         world = collectives.current_world()
         world.on_main_process(lambda: self._keep_before(path))
         shards.write(path, Checkpoint(tensors, data), mark)
@@ -153,14 +152,13 @@ class CheckpointStore:
     def _load(self, saved: Checkpoint, path: Path) -> None:
         data = saved.data
         if data["digest"] != self.folder.name:
-            raise InputError(
-                f"checkpoint {path} belongs to run {data['digest']}; delete it to start this run anew"
-            )
+            raise InputError(f"checkpoint {path} belongs to run {data['digest']}; {file.REMEDY}")
         counts = data["epoch"], data["best"]["epoch"]
         if not all(isinstance(count, int) and count >= 1 for count in counts):
             raise ValueError(f"epochs {counts[0]!r} and {counts[1]!r}")
         self._load_weights(saved)
-        file.unpack_optimizer(self.optimizer, saved.part("optimizer"), data["optimizer"])
+        if "optimizer" in data:  # not in that of a finished run
+            file.unpack_optimizer(self.optimizer, saved.part("optimizer"), data["optimizer"])
         self.step.load_state_dict(
             {
                 "method": data["method"],
