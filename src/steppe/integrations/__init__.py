@@ -1,13 +1,21 @@
 """Methods in other libraries' training loops: one module for each library."""
 
+import json
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
 from steppe import methods
 from steppe.core.method import Method, name_of, overrides
 from steppe.core.step import Step
 from steppe.errors import InputError
+from steppe.training.checkpoint.file import Checkpoint, prefixed, read, write
+
+STATE, PARTS = "steppe.safetensors", ("state", "generators")  # the file, and its parts that are tensors
 
 
 def ready(method: Method | str) -> Method:
@@ -28,3 +36,82 @@ def ready(method: Method | str) -> Method:
 def deployed(step: Step | None, model: nn.Module) -> AbstractContextManager[None]:
     """Return a context in which the model has the deployed weights; it does nothing if ``step`` trains another."""
     return nullcontext() if step is None or step.runtime.net is not model else step.deployed_weights()
+
+
+def deployed_by(method: Method | str, model: nn.Module, state: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Return a context in which the model has the weights that a saved ``state`` of the method deploys."""
+    method = ready(method)
+    if not overrides(method, "deployed_weights"):
+        return nullcontext()
+    own = method.init(model)
+    try:
+        own.load_state_dict(state["state"])
+    except (KeyError, RuntimeError):
+        raise InputError(f"the state is of {state.get('method')}, not of {method!r} on this model") from None
+    return method.deployed_weights(model, own)
+
+
+def load_deployed(model: nn.Module, method: Method | str, checkpoint: str | Path | Mapping[str, Any]) -> None:
+    """Load the weights that a method deploys (the mean of EMA and SWA) from a checkpoint into the model.
+
+    The model must have the checkpoint's own, trained weights; they stay where the method deploys them.
+
+    Args:
+        model: The network; a Lightning checkpoint needs the LightningModule.
+        method: The method of the training, or its text.
+        checkpoint: A `SteppeTrainer`'s checkpoint folder, a file of Lightning or timm, or its content, or what
+            ``step.state_dict()`` returned.
+
+    Raises:
+        InputError: The checkpoint has no state of this method.
+    """
+    state: Any = checkpoint
+    if not isinstance(state, Mapping):
+        path = Path(state)
+        state = read_state(path) if path.is_dir() else torch.load(path, map_location="cpu", weights_only=True)
+    state = (state or {}).get("steppe", state)
+    state = state[0] if isinstance(state, list) else state  # one for each process; all deploy the same
+    if not state or "state" not in state:
+        raise InputError(
+            f"{checkpoint if isinstance(checkpoint, str | Path) else 'the checkpoint'} has no state "
+            "of a method; give a checkpoint that was saved while the method trained"
+        )
+    with deployed_by(method, model, state):
+        weights = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(weights)
+
+
+def check_accelerator(accelerator: Any) -> None:
+    """Raise InputError for ways of sharing a model among processes that no method can train."""
+    kind = str(accelerator.distributed_type).rpartition(".")[2]
+    if kind in ("DEEPSPEED", "MEGATRON_LM"):
+        raise InputError(f"distributed_type is {kind}, which does not expose gradients; use DDP or FSDP2")
+    config = getattr(accelerator, "parallelism_config", None)
+    for name in ("cp", "sp"):
+        if getattr(config, f"{name}_enabled", False):
+            raise InputError(f"{name}_size is above 1, which divides each sample; use DDP or FSDP2")
+
+
+def write_state(folder: Path, state: dict[str, Any], rank: int, world: int) -> None:
+    """Save a method's state of one process in a checkpoint folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {k: v for part in PARTS for k, v in prefixed(part, state[part]).items()}
+    data = {k: state[k] for k in ("method", "passes", "scaler")} | {"processes": world}
+    write(folder / _name(rank), Checkpoint(tensors, json.loads(json.dumps(data))))
+
+
+def read_state(folder: Path, rank: int = 0, world: int | None = None) -> dict[str, Any] | None:
+    """Return a method's state of one process from a checkpoint folder, None without one.
+
+    Raises InputError if ``world`` processes are not as many as saved it: each has its own random state.
+    """
+    if not (folder / STATE).exists():
+        return None
+    if world is not None and (saved := read(folder / STATE).data.get("processes", world)) != world:
+        raise InputError(f"the checkpoint has {saved} processes and this run {world}; start as many")
+    content = read(folder / _name(rank))
+    return {**content.data, **{part: dict(content.part(part)) for part in PARTS}}
+
+
+def _name(rank: int) -> str:
+    return f"steppe-{rank}.safetensors" if rank else STATE
