@@ -173,7 +173,7 @@ def test_bf16_and_adapters(tmp_path):
 def test_each_training_trains_the_model_and_the_optimizer_that_it_has(tmp_path):
     """With ``model_init``, as in a hyperparameter search, each makes its own; without, the second goes on."""
     ours, weights = trainer(tmp_path, steppe.SAM()), []
-    ours.model_init = bert
+    ours.model_init = lambda: bert()
     for _ in range(3):
         ours.train()
         weights.append([p.detach().clone() for p in ours.model.parameters()])
