@@ -3,8 +3,9 @@
     optimizer = SAMOptimizer(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1, momentum=0.9, model=model)
 
 Weights are restored bitwise in their own storage; given the model, running statistics count each batch once; inf
-or NaN in either gradient skips the update. The loop runs the passes, so each draws its own dropout masks, and DDP
-averages the gradients of each. Other methods, and replayed micro-batches, need ``method.bind(model, optimizer)``.
+or NaN in either gradient skips the update, and `step` restores running statistics too. The loop runs the passes:
+each draws its own dropout masks, and DDP averages the gradients of each. Other methods, and replayed
+micro-batches, need ``method.bind(model, optimizer)``.
 """
 
 import math
@@ -19,6 +20,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from steppe.core.data_parallel import check_wrappers
+from steppe.core.model_call import unwrap_model
 from steppe.core.numerics import vector
 from steppe.core.numerics.perturbations import scaled_perturbation
 from steppe.core.snapshot import Buffers, BufferSnapshot
@@ -31,8 +33,8 @@ class SAMOptimizer(torch.optim.Optimizer):
     """SAM around another optimizer: make both passes yourself, or give `step` a closure.
 
     ``param_groups``, ``state``, hooks and all other attributes are the base optimizer's own, so that schedulers,
-    checkpoints, hooks and modes work as without SAM; step hooks run once per update. A parameter group may have its own ``rho``. ``skipped`` is
-    True if a gradient of the last step was not finite, so that nothing was updated.
+    checkpoints, hooks and modes work as without SAM; step hooks run once per update. A parameter group may have
+    its own ``rho``. ``skipped`` is True if a gradient of the last step was not finite: nothing was updated.
 
     Args:
         params: The network's parameters, or groups of them; unused if the base optimizer is already made.
@@ -64,7 +66,8 @@ class SAMOptimizer(torch.optim.Optimizer):
         if not isinstance(base, torch.optim.Optimizer) or isinstance(base, torch.optim.LBFGS):
             raise InputError(f"base_optimizer is {base!r}; give SGD or Adam, say, or its class, or use {_BIND}")
         _check_rho({"rho": rho}, *base.param_groups)
-        check_wrappers(model, [p for group in base.param_groups for p in group["params"]])
+        net = None if model is None else unwrap_model(model)[0]
+        check_wrappers(net, [p for group in base.param_groups for p in group["params"]])
         # not Optimizer.__init__: groups, state and hooks are the base optimizer's
         self.base_optimizer, self.defaults, self.model = base, base.defaults, model
         self.rho, self.adaptive, self.skipped = rho, adaptive, False
@@ -102,7 +105,7 @@ class SAMOptimizer(torch.optim.Optimizer):
         self.base_optimizer.load_state_dict(state_dict)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base optimizer; raises InputError for a ``rho`` that is not a number of at least 0."""
+        """Add a group to the base optimizer; raises InputError for a ``rho`` that is not usable."""
         _check_rho(param_group)
         self.base_optimizer.add_param_group(param_group)
 
@@ -166,10 +169,12 @@ class SAMOptimizer(torch.optim.Optimizer):
                 self.first_step(zero_grad=True)
                 if self._finite:
                     closure()
+            self.second_step()
         except BaseException:
             self._restore()
+            if before is not None:
+                before.restore()
             raise
-        self.second_step()
         if before is not None:
             if self.skipped:
                 before.restore()
