@@ -11,6 +11,7 @@ from torch import nn
 
 from steppe import methods
 from steppe.core.method import Method, name_of, overrides
+from steppe.core.numerics import vector
 from steppe.core.step import Step
 from steppe.errors import InputError
 from steppe.training.checkpoint.file import Checkpoint, prefixed, read, write
@@ -86,6 +87,11 @@ def check_accelerator(accelerator: Any) -> None:
     kind = str(accelerator.distributed_type).rpartition(".")[2]
     if kind in ("DEEPSPEED", "MEGATRON_LM"):
         raise InputError(f"distributed_type is {kind}, which does not expose gradients; use DDP or FSDP2")
+    plugin = getattr(getattr(accelerator, "state", None), "fsdp_plugin", None)
+    if kind == "FSDP" and getattr(plugin, "fsdp_version", 1) == 1:
+        raise InputError(
+            "fsdp_version is 1, where each process has the norm of its own shard; use fsdp_version: 2"
+        )
     config = getattr(accelerator, "parallelism_config", None)
     for name in ("cp", "sp"):
         if getattr(config, f"{name}_enabled", False):
@@ -93,9 +99,10 @@ def check_accelerator(accelerator: Any) -> None:
 
 
 def write_state(folder: Path, state: dict[str, Any], rank: int, world: int) -> None:
-    """Save a method's state of one process in a checkpoint folder."""
+    """Save a method's state of one process in a checkpoint folder, shards as whole tensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v for part in PARTS for k, v in prefixed(part, state[part]).items()}
+    tensors: dict[str, Any] = {k: v for part in PARTS for k, v in prefixed(part, state[part]).items()}
+    tensors = {k: v.full_tensor() if vector.sharded(v) else v for k, v in tensors.items()}
     data = {k: state[k] for k in ("method", "passes", "scaler")} | {"processes": world}
     write(folder / _name(rank), Checkpoint(tensors, json.loads(json.dumps(data))))
 
@@ -111,6 +118,19 @@ def read_state(folder: Path, rank: int = 0, world: int | None = None) -> dict[st
         raise InputError(f"the checkpoint has {saved} processes and this run {world}; start as many")
     content = read(folder / _name(rank))
     return {**content.data, **{part: dict(content.part(part)) for part in PARTS}}
+
+
+def load_state(step: Step, state: dict[str, Any]) -> None:
+    """Load what `read_state` returned into a step, also of a sharded model."""
+    own, parts = step.state.state_dict(), {}
+    for name, value in state["state"].items():
+        target: Any = own.get(name)
+        if vector.sharded(target):
+            from torch.distributed.tensor import distribute_tensor
+
+            value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+        parts[name] = value
+    step.load_state_dict({**state, "state": parts})
 
 
 def _name(rank: int) -> str:

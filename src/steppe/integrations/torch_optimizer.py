@@ -59,10 +59,12 @@ class SAMOptimizer(torch.optim.Optimizer):
         model: nn.Module | None = None,
         **settings: Any,
     ):
-        made = isinstance(base_optimizer, torch.optim.Optimizer)
-        if made and settings:
+        is_optimizer = isinstance(base_optimizer, torch.optim.Optimizer)
+        if is_optimizer and settings:
             raise InputError(f"base_optimizer is already made and {', '.join(settings)} is given; give its class")
-        base = base_optimizer(params, **settings) if callable(base_optimizer) and not made else base_optimizer
+        base = (
+            base_optimizer(params, **settings) if callable(base_optimizer) and not is_optimizer else base_optimizer
+        )
         if not isinstance(base, torch.optim.Optimizer) or isinstance(base, torch.optim.LBFGS):
             raise InputError(f"base_optimizer is {base!r}; give SGD or Adam, say, or its class, or use {_BIND}")
         _check_rho({"rho": rho}, *base.param_groups)

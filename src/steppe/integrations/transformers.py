@@ -19,7 +19,7 @@ from steppe.core.model_call import call_model, extract_loss, unwrap_model
 from steppe.core.runtime import Runtime
 from steppe.core.step import Step
 from steppe.errors import InputError
-from steppe.integrations import check_accelerator, deployed, read_state, ready, write_state
+from steppe.integrations import check_accelerator, deployed, load_state, read_state, ready, write_state
 
 try:
     from transformers import Trainer, TrainerCallback
@@ -135,7 +135,7 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
         step = self.method.bind(model, optimizer, **options | self.bind_options)
         self.optimizer.step, self.optimizer._opt_called = _step_is_made, True
         if self._saved is not None:
-            step.load_state_dict(self._saved)
+            load_state(step, self._saved)
         return step
 
     def _labels(self, batch: Batch) -> int:
@@ -170,11 +170,12 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
             self._saved = read_state(Path(checkpoint), self.args.process_index, self.args.world_size)
 
     def _load_best_model(self) -> None:
+        self.accelerator.wait_for_everyone()  # until the main process has written its file
         super()._load_best_model()
         folder = Path(self.state.best_model_checkpoint)
         saved = read_state(folder, self.args.process_index, self.args.world_size)
         if self.step is not None and saved is not None:
-            self.step.load_state_dict(saved)
+            load_state(self.step, saved)
 
 
 def _step_is_made(closure: Any = None) -> None:
@@ -190,9 +191,10 @@ def _shifts_labels(rt: Runtime, batch: Batch) -> bool:
 
     Some causal language models expect labels that are shifted already (those of BART and its kin).
     """
-    net = rt.net.get_base_model() if hasattr(rt.net, "get_base_model") else rt.net
-    causal = {cls.__name__ for cls in type(net).__mro__} & {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
-    causal = causal or getattr(net, "loss_type", None) is not None
+    net: Any = rt.net
+    net = net.get_base_model() if hasattr(net, "get_base_model") else net
+    names = {cls.__name__ for cls in type(net).__mro__} & {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
+    causal = bool(names) or getattr(net, "loss_type", None) is not None
     if not causal or getattr(net, "loss_function", None) is not ForCausalLMLoss or batch.y is None:
         return False
     first = torch.full_like(batch.y, -100)
