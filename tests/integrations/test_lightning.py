@@ -289,6 +289,16 @@ class Automatic(Ours):
         self.automatic_optimization = True
 
 
+class WithModes(torch.optim.SGD):
+    def eval(self) -> None:
+        pass
+
+
+class ScheduleFree(Ours):
+    def configure_optimizers(self) -> Any:
+        return WithModes(self.parameters(), 0.1)
+
+
 class NeverSteps(Ours):
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         return Usual.training_step(self, batch, batch_idx)
@@ -308,6 +318,7 @@ class OwnCallbacks(Ours):
         (WithBackward, "sam", {}, "backward is overridden in WithBackward"),
         (Ours, "sam", {"callbacks": [OnGradients()]}, "on_after_backward is overridden in OnGradients"),
         (Automatic, "sam", {}, "automatic_optimization is True"),
+        (ScheduleFree, "sam+ema", {}, "the optimizer averages the weights itself"),
         (NeverSteps, "sam", {}, "training_step returned a loss and did not call self.step"),
         (OwnCallbacks, "sam", {}, r"configure_callbacks is overridden; return \[\*super"),
         (Ours, None, {}, r"method is not set; set method = steppe.SAM\("),

@@ -271,7 +271,7 @@ def test_an_optimizer_with_modes_is_in_its_training_mode(tmp_path):
     ours = with_modes(tmp_path, "sam", eval_strategy="steps", eval_steps=2)
     ours.train()
     assert ours.step.passes.updates == 6 and ours.step.runtime.optimizer.mode == "eval"
-    with pytest.raises(steppe.InputError, match="Averaging averages the weights itself, and so does EMA"):
+    with pytest.raises(steppe.InputError, match="the optimizer averages the weights itself, and so does EMA"):
         with_modes(tmp_path, "ema").train()
 
 
@@ -290,8 +290,13 @@ def test_the_best_checkpoint_has_the_mean_of_its_own(tmp_path, method):
     assert plain.evaluate()["eval_loss"] != pytest.approx(best, rel=1e-3)  # of the trained weights
     load_deployed(model, method, checkpoint)
     assert plain.evaluate()["eval_loss"] == pytest.approx(best, rel=1e-6)
+    resumed = trainer(tmp_path, method, **save, eval_on_start=True, learning_rate=5.0, optim="sgd")
+    resumed.train(resume_from_checkpoint=checkpoint)
+    evaluated = [line["eval_loss"] for line in resumed.state.log_history if "eval_loss" in line]
+    assert evaluated[:2] == pytest.approx([best, best], rel=1e-6)  # in the checkpoint, and before the first step
     for content, match in (
         (tmp_path, "has no state of a method"),
+        (tmp_path / "none.ckpt", "cannot read .*none.ckpt"),
         ({"state": {}, "method": "SAM()"}, "is of SAM"),
     ):
         with pytest.raises(steppe.InputError, match=match):
@@ -334,7 +339,7 @@ class Gradients(transformers.TrainerCallback):
         (OwnLoss, "sam", {}, {}, "compute_loss is overridden.*compute the loss in its forward"),
         (OwnContext, "sam", {}, {}, "compute_loss_context_manager is overridden"),
         (SteppeTrainer, "sam", {}, {"callbacks": [Gradients()]}, "Gradients overrides on_pre_optimizer_step"),
-        (SteppeTrainer, "ema", {"save_only_model": True}, {}, "save_only_model is True"),
+        (SteppeTrainer, "ema", {"save_only_model": True, "save_strategy": "steps"}, {}, "save_only_model is"),
     ],
 )
 def test_what_a_method_would_not_use_is_refused(tmp_path, kind, method, settings, more, message):

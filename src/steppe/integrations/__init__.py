@@ -1,6 +1,7 @@
 """Methods in other libraries' training loops: one module for each library."""
 
 import json
+import pickle
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -64,12 +65,16 @@ def load_deployed(model: nn.Module, method: Method | str, checkpoint: str | Path
             ``step.state_dict()`` returned.
 
     Raises:
-        InputError: The checkpoint has no state of this method.
+        InputError: The checkpoint cannot be read, or has no state of this method.
     """
     state: Any = checkpoint
     if not isinstance(state, Mapping):
         path = Path(state)
-        state = read_state(path) if path.is_dir() else torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = read_state(path) if path.is_dir() else torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"cannot read {path}: {reason}; give its content, as torch.load returns it") from None
     state = (state or {}).get("steppe", state)
     state = state[0] if isinstance(state, list) else state  # one for each process; all deploy the same
     if not state or "state" not in state:
@@ -80,6 +85,14 @@ def load_deployed(model: nn.Module, method: Method | str, checkpoint: str | Path
     with deployed_by(method, model, state):
         weights = {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict(weights)
+
+
+def check_modes(method: Method, optimizer: Any) -> None:
+    """Raise InputError for EMA or SWA with a schedule-free optimizer: both exchange the weights for evaluation."""
+    if overrides(method, "deployed_weights") and hasattr(optimizer, "eval"):
+        raise InputError(
+            f"the optimizer averages the weights itself, and so does {method!r}; leave one of them out"
+        )
 
 
 def check_accelerator(accelerator: Any) -> None:
@@ -112,11 +125,12 @@ def read_state(folder: Path, rank: int = 0, world: int | None = None) -> dict[st
 
     Raises InputError if ``world`` processes are not as many as saved it: each has its own random state.
     """
-    if not (folder / STATE).exists():
+    paths = [path for path in (folder / _name(rank), folder / STATE) if path.exists()]
+    if not paths:
         return None
-    if world is not None and (saved := read(folder / STATE).data.get("processes", world)) != world:
+    content = read(paths[0])
+    if world is not None and (saved := content.data.get("processes", world)) != world:
         raise InputError(f"the checkpoint has {saved} processes and this run {world}; start as many")
-    content = read(folder / _name(rank))
     return {**content.data, **{part: dict(content.part(part)) for part in PARTS}}
 
 

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from steppe.core.method import Method
 from steppe.core.step import Step
 from steppe.errors import InputError
-from steppe.integrations import deployed, deployed_by, ready
+from steppe.integrations import check_modes, deployed, deployed_by, ready
 
 try:
     from lightning.pytorch import Callback, LightningModule
@@ -122,6 +122,7 @@ class SteppeMixin(LightningModule):  # type: ignore[misc]
             raise InputError(
                 f"configure_optimizers gives {len(optimizers)} optimizers; give one, with parameter groups"
             )
+        check_modes(ready(self.method), optimizers)
         if (precision := self.trainer.precision) not in PRECISIONS:
             raise InputError(
                 f"precision is {precision!r}; leave it out and set bind_options = {{'precision': 'bf16'}}"

@@ -14,12 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from steppe.core.batch import Batch
-from steppe.core.method import Method, name_of, overrides
+from steppe.core.method import Method, overrides
 from steppe.core.model_call import call_model, extract_loss, unwrap_model
 from steppe.core.runtime import Runtime
 from steppe.core.step import Step
 from steppe.errors import InputError
-from steppe.integrations import check_accelerator, deployed, load_state, read_state, ready, write_state
+from steppe.integrations import (
+    check_accelerator,
+    check_modes,
+    deployed,
+    deployed_by,
+    load_state,
+    read_state,
+    ready,
+    write_state,
+)
 
 try:
     from transformers import Trainer, TrainerCallback
@@ -74,7 +83,8 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
                 raise InputError(f"{name} is used, but a method calls the model's own loss; leave {name} out")
         if "lomo" in str(self.args.optim).lower():
             raise InputError(f"optim is {self.args.optim}, which updates during backward; use another optimizer")
-        if self.args.save_only_model and overrides(self.method, "deployed_weights"):
+        saves = self.args.save_only_model and self.args.save_strategy != "no"
+        if saves and overrides(self.method, "deployed_weights"):
             raise InputError(
                 f"save_only_model is True, which leaves out the mean of {self.method!r}; leave it out"
             )
@@ -118,11 +128,7 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
     def _bound(self, model: nn.Module) -> Step:
         precision = {"bf16": "bf16", "fp16": "fp16"}.get(self.accelerator.mixed_precision, "fp32")
         optimizer = self.optimizer.optimizer
-        if overrides(self.method, "deployed_weights") and hasattr(optimizer, "eval"):
-            raise InputError(
-                f"{type(optimizer).__name__} averages the weights itself, and so does {name_of(self.method)}; "
-                "leave one of them out"
-            )
+        check_modes(self.method, optimizer)
         options = {
             "loss": "model",
             "precision": precision,
@@ -150,7 +156,11 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate or predict with the deployed weights."""
         net = unwrap_model(self.accelerator.unwrap_model(self.model))[0]
-        with deployed(self.step, net):
+        if self.step is None and self._saved is not None:  # resumed, before its first step
+            context = deployed_by(self.method, net, self._saved)
+        else:
+            context = deployed(self.step, net)
+        with context:
             return super().evaluation_loop(*args, **kwargs)
 
     def _clip_grad_norm(self, model: nn.Module) -> None:
