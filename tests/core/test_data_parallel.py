@@ -10,11 +10,16 @@ from support.many import (
     refusals,
     replicas,
     shards,
+    smooth_net,
     spoiled,
     statistics,
     together,
+    unsupported,
 )
 from support.many import unused as unused_layers
+from torch import nn
+
+import steppe
 
 CLOSE = 1e-6
 EVEN, UNEVEN = (6, 6), (8, 4)
@@ -60,8 +65,10 @@ def test_replicas_with_their_own_perturbations_are_m_sharpness_or_draw_their_own
         ("sam:rho=0.5", {"m": 2, "microbatch": 1}),
         ("sam:rho=0.5", {"wrapped": "compiled outside"}),
         ("sam:rho=0.5", {"wrapped": "compiled inside"}),
+        ("sam:rho=0.5", {"wrapped": "bucket view"}),
+        ("sam:rho=0.5", {"wrapped": "find unused"}),
     ]
-    options = [{"m": 6}, {"m": 6, "clip": 0.3}, {"m": 3}, {"m": 2}, {"m": 6}, {"m": 6}]
+    options = [{"m": 6}, {"m": 6, "clip": 0.3}, {"m": 3}, {"m": 2}, *[{"m": 6}] * 4]
     first, second = together(2, replicas, EVEN, cases)
     for k, (a, b) in enumerate(zip(first, second, strict=True)):
         assert same(a, b)
@@ -138,3 +145,36 @@ def test_impossible_options_are_refused_on_all_processes():
         assert "the processes were given [1, 2] micro-batches" in messages_of[2]
         assert "sync is 3 on 2 processes; give 'local', 'global' or a divisor of 2" in messages_of[3]
         assert "sync is 'all' on 2 processes" in messages_of[4]
+
+
+def test_a_model_that_is_shared_in_another_way_is_refused():
+    for errors in together(2, unsupported):
+        assert "use FSDP2, which is fully_shard (in Accelerate fsdp_version: 2)" in errors["FSDP1"]
+        assert errors["FSDP1 inside"] == errors["FSDP1"]
+        assert "the model has a DistributedDataParallel" in errors["DDP inside"]
+        assert "DDP has static_graph" in errors["static graph"]
+        assert "DDP has a communication hook" in errors["hook"]
+
+
+class DeepSpeedEngine(nn.Linear):
+    """Has the name of an engine."""
+
+
+class Pipeline(DeepSpeedEngine):
+    """A kind of it."""
+
+
+def test_wrappers_of_other_libraries_and_several_devices_are_refused():
+    for model, message in (
+        (DeepSpeedEngine(2, 2), "has a DeepSpeedEngine"),
+        (nn.Sequential(Pipeline(2, 2)), "has a DeepSpeedEngine"),
+        (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta")), "the parameters are on cpu, meta"),
+    ):
+        with pytest.raises(steppe.InputError, match=message):
+            steppe.SAM().bind(model, torch.optim.SGD(model.parameters(), 0.1))
+    replicated = nn.DataParallel(smooth_net())
+    assert len(replicated.device_ids) == 0  # on one device it only calls its module
+    steppe.SAM().bind(replicated, torch.optim.SGD(replicated.parameters(), 0.1))
+    replicated.device_ids = [0, 1]
+    with pytest.raises(steppe.InputError, match="has a DataParallel.*use DistributedDataParallel"):
+        steppe.SAM().bind(replicated, torch.optim.SGD(replicated.parameters(), 0.1))

@@ -1,16 +1,23 @@
 """What accelerator.prepare gives, bound: the same steps as without it."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from support.many import batch, distributed, farthest, smooth_net, together, values
+from support.many import sgd as many_sgd
 from support.small import sgd, small_batch, small_net
+from torch import Tensor
 
 import steppe
 
 accelerate = pytest.importorskip("accelerate")
 
+from steppe.integrations import load_deployed, load_state, read_state, write_state  # noqa: E402
 from steppe.integrations.accelerate import bind  # noqa: E402
+
+FSDP1 = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=1))
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +54,9 @@ def test_the_steps_are_those_of_a_loop_without_it(precision):
     [
         ({"mixed_precision": "fp8"}, "mixed_precision is 'fp8'"),
         ({"distributed_type": "DistributedType.DEEPSPEED"}, "distributed_type is DEEPSPEED"),
+        ({"distributed_type": "MEGATRON_LM"}, "distributed_type is MEGATRON_LM"),
+        ({"distributed_type": "FSDP", "state": FSDP1}, "fsdp_version is 1.*use fsdp_version: 2"),
+        ({"parallelism_config": SimpleNamespace(cp_enabled=True)}, "cp_size is above 1"),
         ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps is 4; leave it at 1"),
     ],
 )
@@ -55,3 +65,29 @@ def test_what_cannot_be_bound_is_said(change, message):
     net = small_net()
     with pytest.raises(steppe.InputError, match=message):
         bind(steppe.SAM(), SimpleNamespace(**usual | change), net, sgd(net))
+
+
+def sharded_state(rank: int, folder: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Save the mean of a model in shards, train on and load it; return it as it was and as it is loaded."""
+    net, path = smooth_net(), Path(folder)
+    step = steppe.EMA(decay=0.9).bind(distributed(net, "fsdp"), many_sgd(net))
+    x, y = batch(0, 6)
+    for _ in range(2):
+        step(x, y)
+    with step.deployed_weights():
+        mean = values(net)
+    write_state(path, step.state_dict(), rank, 2)
+    torch.distributed.barrier()
+    for _ in range(2):
+        step(x, y)
+    load_state(step, read_state(path, rank, 2))
+    with step.deployed_weights():
+        return mean, values(net)
+
+
+def test_the_mean_of_a_sharded_model_is_saved_whole(tmp_path):
+    for mean, loaded in together(2, sharded_state, str(tmp_path)):
+        assert farthest(mean, loaded) == 0
+    net = smooth_net()
+    load_deployed(net, "ema", tmp_path)
+    assert farthest(values(net), mean) == 0

@@ -8,7 +8,7 @@ import pytest
 GUIDE = Path(__file__).parents[2] / "docs/how-to/integrations.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
 NEEDS = {"optimizer": [], "hugging face": ["transformers", "accelerate"], "accelerate": ["accelerate"]}
-NEEDS |= {"lightning": ["lightning"], "timm": ["timm.task"]}
+NEEDS |= {"lightning": ["lightning"], "timm": ["timm.task"], "mean": []}
 CASES = [
     pytest.param(block, needs, id=name, marks=pytest.mark.vision if name == "timm" else ())
     for block, (name, needs) in zip(BLOCKS, NEEDS.items(), strict=True)

@@ -1,5 +1,6 @@
 """A Lightning module that calls ``self.step``: a bound loop with Lightning's logs and checkpoints."""
 
+import contextlib
 import os
 import pickle
 import warnings
@@ -20,6 +21,7 @@ lightning = pytest.importorskip("lightning")
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment  # noqa: E402
 
+from steppe.integrations import load_deployed  # noqa: E402
 from steppe.integrations.lightning import SteppeMixin  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
@@ -144,6 +146,90 @@ def test_the_deployed_weights_are_evaluated_and_the_trained_ones_saved(tmp_path)
     assert farthest(module.evaluated[-1], mean) == 0
 
 
+def test_a_checkpoint_s_mean_is_evaluated_and_loaded_by_a_module_that_never_trained(tmp_path):
+    method = "sam+ema:decay=0.9"
+    module = Ours(method)
+    fit(module, val=loader(8), **saving(tmp_path))
+    with module.step.deployed_weights():
+        mean = weights(module)
+    path, processes = tmp_path / "last.ckpt", tmp_path / "two.ckpt"
+    content = torch.load(path, weights_only=True)
+    torch.save(content | {"steppe": content["steppe"] * 2}, processes)  # of two processes, evaluated by one
+    trainer = lightning.Trainer(**QUIET, accelerator="cpu")
+    for checkpoint in (path, processes):
+        fresh = Ours(method)
+        trainer.test(fresh, loader(8), ckpt_path=checkpoint)
+        loaded = Ours.load_from_checkpoint(checkpoint, method=method)
+        trainer.validate(loaded, loader(8))
+        assert farthest(fresh.evaluated[-1], mean) == farthest(loaded.evaluated[-1], mean) == 0
+        assert farthest(weights(loaded), weights(module)) == 0 < farthest(weights(loaded), mean)
+    load_deployed(loaded, method, path)
+    assert farthest(weights(loaded), mean) == 0
+    fit(fresh, max_epochs=1)  # starts anew, although the module has a checkpoint's state
+    assert fresh.step.passes.steps == 6
+
+
+class Failing(Ours):
+    """Cannot evaluate."""
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int = 0) -> None:
+        super().validation_step(batch)
+        raise KeyError("here")
+
+    test_step = predict_step = validation_step
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+def test_an_exception_in_evaluation_restores_the_trained_weights(stage):
+    module, plain = Failing("ema:decay=0.5"), Usual()
+    fit(plain, max_epochs=1)
+    with contextlib.ExitStack() as stack:
+        if stage == "fit":
+            stack.enter_context(pytest.raises(KeyError))
+        trainer = fit(module, max_epochs=1, val=loader(8) if stage == "fit" else None, num_sanity_val_steps=0)
+    if stage != "fit":
+        with pytest.raises(KeyError):
+            getattr(trainer, stage)(module, loader(8))
+    assert farthest(module.evaluated[-1], weights(plain)) > 1e-3
+    assert farthest(weights(module), weights(plain)) < 1e-6
+
+
+class SavesFirst(lightning.Callback):
+    """Saves a checkpoint before the first step."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+def test_a_checkpoint_before_the_first_step_has_the_state_it_resumed_from(tmp_path):
+    fit(Ours("ema"), max_epochs=1, **saving(tmp_path))
+    again = tmp_path / "again.ckpt"
+    module = Ours("ema")
+    fit(module, resume=tmp_path / "last.ckpt", callbacks=[SavesFirst(again)])
+    first, second = (torch.load(path, weights_only=True)["steppe"][0] for path in (tmp_path / "last.ckpt", again))
+    assert first["passes"] == second["passes"] and first["passes"]["steps"] == 6
+    assert all(torch.equal(first["state"][k], v) for k, v in second["state"].items())
+    fit(module, max_epochs=1, callbacks=[SavesFirst(again)])
+    assert "steppe" not in torch.load(again, weights_only=True)  # another training, which resumes nothing
+
+
+class Skips(Ours):
+    """Leaves out a batch, as Lightning lets it."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        if batch_idx != 2:
+            super().training_step(batch, batch_idx)
+
+
+def test_a_batch_may_be_skipped():
+    module = Skips("sam")
+    fit(module, max_epochs=1)
+    assert module.step.passes.updates == 5
+
+
 def of_process(rank: int, folder: str) -> tuple[list[Tensor], int]:
     """Train, and resume in the middle; return the weights and the updates."""
     warnings.simplefilter("ignore")
@@ -182,11 +268,60 @@ class WithHook(Ours):
         pass
 
 
+class WithStep(Ours):
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+
+
+class WithBackward(Ours):
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        loss.backward()
+
+
+class OnGradients(lightning.Callback):
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        pass
+
+
+class Automatic(Ours):
+    def __init__(self, method: Any):
+        super().__init__(method)
+        self.automatic_optimization = True
+
+
+class WithModes(torch.optim.SGD):
+    def eval(self) -> None:
+        pass
+
+
+class ScheduleFree(Ours):
+    def configure_optimizers(self) -> Any:
+        return WithModes(self.parameters(), 0.1)
+
+
+class NeverSteps(Ours):
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return Usual.training_step(self, batch, batch_idx)
+
+
+class OwnCallbacks(Ours):
+    def configure_callbacks(self) -> Any:
+        return [OnGradients()]
+
+
 @pytest.mark.parametrize(
     ("kind", "method", "settings", "message"),
     [
         (TwoOptimizers, "sam", {}, "configure_optimizers gives 2 optimizers"),
-        (WithHook, "sam", {}, "on_after_backward is overridden"),
+        (WithHook, "sam", {}, "on_after_backward is overridden in WithHook"),
+        (WithStep, "sam", {}, "optimizer_step is overridden in WithStep"),
+        (WithBackward, "sam", {}, "backward is overridden in WithBackward"),
+        (Ours, "sam", {"callbacks": [OnGradients()]}, "on_after_backward is overridden in OnGradients"),
+        (Automatic, "sam", {}, "automatic_optimization is True"),
+        (ScheduleFree, "sam+ema", {}, "the optimizer averages the weights itself"),
+        (NeverSteps, "sam", {}, "training_step returned a loss and did not call self.step"),
+        (OwnCallbacks, "sam", {}, r"configure_callbacks is overridden; return \[\*super"),
+        (Ours, None, {}, r"method is not set; set method = steppe.SAM\("),
         (Ours, "sam", {"precision": "bf16-mixed"}, "precision is 'bf16-mixed'.*bind_options"),
         (Ours, "dml", {}, "DML trains several networks"),
     ],

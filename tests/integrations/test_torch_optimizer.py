@@ -1,6 +1,7 @@
 """Code for davda54's SAM with a changed import: the same steps as a bound method's."""
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from support.many import farthest, smooth_net, together
 from support.small import small_batch, small_net
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 import steppe
@@ -92,6 +94,24 @@ def test_a_gradient_that_is_not_finite_changes_nothing(at):
     assert not optimizer.skipped
 
 
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_batch_that_is_not_finite_leaves_no_running_statistics(at):
+    """A NaN in the inputs is in the statistics of its own pass: the closure form restores those of before."""
+    net, passes = small_net(dropout=0.0), []
+    optimizer = SAMOptimizer(net.parameters(), torch.optim.SGD, model=net, **SETTINGS)
+    by_closure(net, optimizer, *small_batch())
+    before, (x, y) = values(net), small_batch(seed=2)
+
+    def closure() -> Tensor:
+        passes.append(1)
+        return make_pass(net, x * (float("nan") if len(passes) == at else 1), y)
+
+    optimizer.step(closure)
+    assert optimizer.skipped and len(passes) == at and farthest(before, values(net)) == 0
+    by_closure(net, optimizer, x, y)
+    assert not optimizer.skipped and all(map(torch.isfinite, map(Tensor.sum, values(net))))
+
+
 def test_a_step_that_was_not_finished_is_undone():
     net = small_net(dropout=0.0)
     optimizer = SAMOptimizer(net.parameters(), torch.optim.SGD, rho=1.0, lr=0.0)
@@ -116,6 +136,41 @@ def test_hooks_run_once_per_update_at_the_restored_weights(form):
     optimizer.register_state_dict_post_hook(lambda _, content: content | {"mark": 1})
     form(net, optimizer, *small_batch())
     assert moved == [False, True] and optimizer.state_dict()["mark"] == 1
+
+
+class WithModes(torch.optim.SGD):
+    mode = "train"
+
+    def eval(self) -> None:
+        self.mode = "eval"
+
+
+def test_a_copy_and_the_base_optimizer_s_own_attributes():
+    net = small_net(dropout=0.0)
+    optimizer = SAMOptimizer(net.parameters(), WithModes, model=net, **SETTINGS)
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)  # wraps ``step``
+    by_closure(net, optimizer, *small_batch())
+    net_copy, other = copy.deepcopy((net, optimizer))
+    assert isinstance(pickle.loads(pickle.dumps(optimizer)), SAMOptimizer)
+    for n, o in ((net, optimizer), (net_copy, other)):
+        by_closure(n, o, *small_batch(seed=1))
+    assert farthest(values(net), values(net_copy)) == 0
+    optimizer.eval()
+    assert (optimizer.mode, optimizer.base_optimizer.mode, other.mode) == ("eval", "eval", "train")
+    with pytest.raises(AttributeError):
+        other.no_such_attribute  # noqa: B018
+
+
+def flat_shards(rank: int) -> str:
+    """Return the error for parameters that FSDP1 has flattened; the model is not given."""
+    model = FullyShardedDataParallel(smooth_net(), use_orig_params=True, device_id=torch.device("cpu"))
+    with pytest.raises(steppe.InputError) as error:
+        SAMOptimizer(model.parameters(), torch.optim.SGD, lr=0.1)
+    return str(error.value)
+
+
+def test_shards_of_fsdp1_are_refused():
+    assert all("has a FullyShardedDataParallel" in message for message in together(2, flat_shards))
 
 
 def of_process(rank: int) -> list[Tensor]:
@@ -145,15 +200,31 @@ def test_processes_skip_and_update_together():
 def test_what_it_cannot_do_is_an_error_that_names_bind():
     net = small_net()
     optimizer, scaler = SAMOptimizer(net.parameters(), torch.optim.SGD, lr=0.1), torch.amp.GradScaler("cpu")
-    scaler.scale(nn.functional.cross_entropy(net(small_batch()[0]), small_batch()[1])).backward()
+    loss = nn.functional.cross_entropy(net(small_batch()[0]), small_batch()[1])
+    scaler.scale(loss).backward()
+    sgd, made = torch.optim.SGD, torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def with_group(rho: Any) -> None:
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "rho": rho})
+
     for call, message in (
-        (lambda: SAMOptimizer(net.parameters(), torch.optim.SGD, steppe.GSAM()), r"rho is GSAM.*method\.bind"),
+        (lambda: SAMOptimizer(net.parameters(), sgd, steppe.GSAM()), r"rho is GSAM.*method\.bind"),
+        (lambda: SAMOptimizer(net.parameters(), sgd, rho=True), "rho is True"),
+        (lambda: SAMOptimizer(net.parameters(), sgd, rho=float("inf")), "rho is inf"),
+        (lambda: SAMOptimizer([{"params": net.parameters(), "rho": -1.0}], sgd, lr=0.1), "rho is -1.0"),
+        (lambda: with_group(float("nan")), "rho is nan"),
         (lambda: SAMOptimizer(net.parameters(), steppe.GSAM()), r"base_optimizer is GSAM.*method\.bind"),
+        (lambda: SAMOptimizer(net.parameters(), torch.optim.LBFGS), r"base_optimizer is LBFGS"),
+        (lambda: SAMOptimizer(None, made, lr=0.2), "base_optimizer is already made and lr is given"),
         (lambda: scaler.step(optimizer), r"step needs a closure.*method\.bind"),
+        (lambda: optimizer.step(lambda: scaler.scale(loss)), r"the closure scales its loss.*scaler\.unscale_"),
         (optimizer.second_step, "second_step without first_step"),
     ):
         with pytest.raises(steppe.InputError, match=message):
             call()
+    off = torch.amp.GradScaler("cpu", enabled=False)
+    optimizer.step(lambda: off.scale(make_pass(net, *small_batch())))
+    assert torch.isfinite(scaler.scale(torch.ones(())))  # scales again
 
 
 def test_it_passes_the_conformance_checks_that_a_loop_allows():

@@ -13,7 +13,8 @@ import steppe
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from steppe.integrations.transformers import STATE, SteppeTrainer  # noqa: E402
+from steppe.integrations import STATE, load_deployed, read_state, write_state  # noqa: E402
+from steppe.integrations.transformers import SteppeTrainer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
@@ -89,7 +90,7 @@ def test_every_pass_sees_every_micro_batch(tmp_path):
 
     class Recording:
         def __init__(self, step: steppe.Step):
-            self.step = step
+            self.step, self.runtime = step, step.runtime
 
         def __call__(self, micro_batches: list[Any]) -> Any:
             steps.append(micro_batches)
@@ -169,6 +170,185 @@ def test_bf16_and_adapters(tmp_path):
     assert all("lora_" in k or "classifier" in k for k in changed)
 
 
-def test_what_hides_the_loss_is_refused(tmp_path):
-    with pytest.raises(steppe.InputError, match="label_smoothing_factor is used"):
-        trainer(tmp_path, steppe.SAM(), label_smoothing_factor=0.1)
+def test_each_training_trains_the_model_and_the_optimizer_that_it_has(tmp_path):
+    """With ``model_init``, as in a hyperparameter search, each makes its own; without, the second goes on."""
+    ours, weights = trainer(tmp_path, steppe.SAM()), []
+    ours.model_init = lambda: bert()
+    for _ in range(3):
+        ours.train()
+        weights.append([p.detach().clone() for p in ours.model.parameters()])
+    assert farthest(weights[0], weights[1]) == farthest(weights[0], weights[2]) == 0
+    assert distance(ours.model, bert()) > 1e-3
+    whole = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+    theirs, ours = trainer(tmp_path, None, **whole), trainer(tmp_path, "plain", **whole)
+    for one in (theirs, theirs, ours, ours):
+        one.train()
+    assert distance(ours.model, theirs.model) <= 1e-5
+    assert ours.step.passes.steps == 6
+
+
+def gpt() -> nn.Module:
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=8, resid_pdrop=0.0, embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )  # fmt: skip
+    return transformers.GPT2LMHeadModel(config)
+
+
+def bart() -> nn.Module:
+    """A decoder whose loss, unlike that of other causal language models, does not shift the labels."""
+    torch.manual_seed(0)
+    config = transformers.BartConfig(
+        vocab_size=40, d_model=16, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16, dropout=0.0,
+        max_position_embeddings=8, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16,
+    )  # fmt: skip
+    return transformers.BartForCausalLM(config)
+
+
+@pytest.mark.parametrize("model", [gpt, bart])
+@pytest.mark.parametrize("labels", [(6, 6, 2, 2), (5, 3, 0, 0)], ids=["unequal", "one without"])
+def test_micro_batches_with_unequal_labels_are_the_whole_batch(tmp_path, model, labels):
+    ids = torch.randint(0, 40, (4, 6), generator=torch.Generator().manual_seed(1))
+    rows = [
+        {"input_ids": row, "labels": torch.where(torch.arange(6) < n, row, -100)}
+        for row, n in zip(ids, labels, strict=True)
+    ]
+    settings = {"max_steps": 1, "warmup_steps": 0, "learning_rate": 0.1, "max_grad_norm": 0.0, "optim": "sgd"}
+    nets = [model() for _ in range(3)]
+    for net, size in zip(nets, (2, 4), strict=False):
+        accumulated = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size}
+        args = arguments(
+            tmp_path, **settings, **accumulated, weight_decay=0.0, train_sampling_strategy="sequential"
+        )
+        SteppeTrainer(net, args, train_dataset=rows, method=steppe.SAM(rho=0.2)).train()
+    assert distance(nets[0], nets[1]) < 1e-7
+    data = {k: torch.stack([row[k] for row in rows]) for k in rows[0]}
+    steppe.SAM(rho=0.2).bind(nets[2], torch.optim.SGD(nets[2].parameters(), 0.1), loss="model")(data)
+    assert distance(nets[0], nets[2]) < 1e-7 < 1e-3 < distance(nets[0], model())
+
+
+def test_a_model_with_labels_of_other_names_is_trained(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    model = transformers.BertForQuestionAnswering(config)
+    before = [p.detach().clone() for p in model.parameters()]
+    ids = torch.randint(0, 40, (8, 6))
+    rows = [{"input_ids": row, "start_positions": row[0] % 6, "end_positions": row[1] % 6} for row in ids]
+    SteppeTrainer(model, arguments(tmp_path, max_steps=2), train_dataset=rows, method="sam").train()
+    assert farthest(before, list(model.parameters())) > 1e-4
+    with pytest.raises(steppe.InputError, match="Give the labels with the batch"):
+        SteppeTrainer(
+            model, arguments(tmp_path), train_dataset=[{"input_ids": row} for row in ids], method="sam"
+        ).train()
+
+
+class Averaging(torch.optim.SGD):
+    """Has modes, as schedule-free optimizers do."""
+
+    mode = None
+
+    def train(self) -> None:
+        self.mode = "train"
+
+    def eval(self) -> None:
+        self.mode = "eval"
+
+    def step(self, closure: Any = None) -> None:
+        assert self.mode == "train"
+        super().step(closure)
+
+
+def with_modes(out: Path, method: Any, **more: Any) -> Any:
+    ours = trainer(out, method, **more)
+    ours.optimizer = Averaging(ours.model.parameters(), lr=0.1)
+    return ours
+
+
+def test_an_optimizer_with_modes_is_in_its_training_mode(tmp_path):
+    ours = with_modes(tmp_path, "sam", eval_strategy="steps", eval_steps=2)
+    ours.train()
+    assert ours.step.passes.updates == 6 and ours.step.runtime.optimizer.mode == "eval"
+    with pytest.raises(steppe.InputError, match="the optimizer averages the weights itself, and so does EMA"):
+        with_modes(tmp_path, "ema").train()
+
+
+@pytest.mark.parametrize("method", ["ema:decay=0.9", "sam+swa:start=0"])
+def test_the_best_checkpoint_has_the_mean_of_its_own(tmp_path, method):
+    save = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    ours = trainer(tmp_path, method, **save, load_best_model_at_end=True, learning_rate=5.0, optim="sgd")
+    ours.train()
+    losses = [line["eval_loss"] for line in ours.state.log_history if "eval_loss" in line]
+    best = min(losses)
+    assert best < losses[-1] - 0.01  # the last one is another
+    assert ours.evaluate()["eval_loss"] == pytest.approx(best, rel=1e-6)
+    checkpoint = ours.state.best_model_checkpoint
+    model = type(ours.model).from_pretrained(checkpoint)
+    plain = trainer(tmp_path, None, model)
+    assert plain.evaluate()["eval_loss"] != pytest.approx(best, rel=1e-3)  # of the trained weights
+    load_deployed(model, method, checkpoint)
+    assert plain.evaluate()["eval_loss"] == pytest.approx(best, rel=1e-6)
+    resumed = trainer(tmp_path, method, **save, eval_on_start=True, learning_rate=5.0, optim="sgd")
+    resumed.train(resume_from_checkpoint=checkpoint)
+    evaluated = [line["eval_loss"] for line in resumed.state.log_history if "eval_loss" in line]
+    assert evaluated[:2] == pytest.approx([best, best], rel=1e-6)  # in the checkpoint, and before the first step
+    for content, match in (
+        (tmp_path, "has no state of a method"),
+        (tmp_path / "none.ckpt", "cannot read .*none.ckpt"),
+        ({"state": {}, "method": "SAM()"}, "is of SAM"),
+    ):
+        with pytest.raises(steppe.InputError, match=match):
+            load_deployed(model, method, content)
+
+
+def test_each_process_has_a_state_of_its_own(tmp_path):
+    steps = [
+        steppe.RWP().bind(net := bert(), torch.optim.SGD(net.parameters(), 0.1), seed=seed) for seed in (1, 2)
+    ]
+    for rank, step in enumerate(steps):
+        write_state(tmp_path, step.state_dict(), rank, 2)
+    for rank, step in enumerate(steps):
+        noise = read_state(tmp_path, rank, 2)["generators"]["noise"]
+        assert torch.equal(noise, step.state_dict()["generators"]["noise"])
+    with pytest.raises(steppe.InputError, match="the checkpoint has 2 processes and this run 1"):
+        read_state(tmp_path, 0, 1)
+
+
+class OwnLoss(SteppeTrainer):
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        return super().compute_loss(*args, **kwargs)
+
+
+class OwnContext(SteppeTrainer):
+    def compute_loss_context_manager(self) -> Any:
+        return super().compute_loss_context_manager()
+
+
+class Gradients(transformers.TrainerCallback):
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "settings", "more", "message"),
+    [
+        (SteppeTrainer, "sam", {"label_smoothing_factor": 0.1}, {}, "label_smoothing_factor is used"),
+        (SteppeTrainer, "sam", {}, {"compute_loss_func": lambda *_, **__: None}, "compute_loss_func is used"),
+        (OwnLoss, "sam", {}, {}, "compute_loss is overridden.*compute the loss in its forward"),
+        (OwnContext, "sam", {}, {}, "compute_loss_context_manager is overridden"),
+        (SteppeTrainer, "sam", {}, {"callbacks": [Gradients()]}, "Gradients overrides on_pre_optimizer_step"),
+        (SteppeTrainer, "ema", {"save_only_model": True, "save_strategy": "steps"}, {}, "save_only_model is"),
+    ],
+)
+def test_what_a_method_would_not_use_is_refused(tmp_path, kind, method, settings, more, message):
+    with pytest.raises(steppe.InputError, match=message):
+        kind(bert(), arguments(tmp_path, **settings), train_dataset=Sentences(), method=method, **more)
+
+
+def test_what_is_changed_after_construction_is_refused_when_training_starts(tmp_path):
+    ours = trainer(tmp_path, "sam")
+    ours.compute_loss = lambda *_, **__: None
+    with pytest.raises(steppe.InputError, match="compute_loss is overridden"):
+        ours.train()

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import steppe
@@ -86,7 +87,8 @@ def distributed(net: nn.Module, kind: str) -> nn.Module:
         return fully_shard(net, mesh=dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),)))
     if kind == "compiled inside":
         return DistributedDataParallel(torch.compile(net, backend="eager"))
-    model = DistributedDataParallel(net)
+    options = {"bucket view": {"gradient_as_bucket_view": True}, "find unused": {"find_unused_parameters": True}}
+    model = DistributedDataParallel(net, **options.get(kind, {}))
     return torch.compile(model, backend="eager") if kind == "compiled outside" else model
 
 
@@ -276,6 +278,37 @@ def refusals(rank: int) -> list[str]:
     expect_error(lambda: steppe.SAM().bind(distributed(copy, "ddp"), sgd(copy), sync=3))
     expect_error(lambda: steppe.SAM().bind(distributed(copy, "ddp"), sgd(copy), sync="all"))
     return messages
+
+
+def unsupported(rank: int) -> dict[str, str]:
+    """Return the errors of models that are shared in a way that a method cannot use."""
+
+    def flattened(net: nn.Module) -> nn.Module:
+        return FullyShardedDataParallel(net, use_orig_params=True, device_id=torch.device("cpu"))
+
+    def hooked(net: nn.Module) -> nn.Module:
+        model = DistributedDataParallel(net)
+        model.register_comm_hook(None, allreduce_hook)
+        return model
+
+    kinds: dict[str, Callable[[nn.Module], nn.Module]] = {
+        "FSDP1": flattened,
+        "FSDP1 inside": lambda net: nn.Sequential(flattened(net)),
+        "DDP inside": lambda net: nn.Sequential(DistributedDataParallel(net)),
+        "static graph": lambda net: DistributedDataParallel(net, static_graph=True),
+        "hook": hooked,
+    }
+    errors = {}
+    for name, wrap in kinds.items():
+        model = wrap(smooth_net())
+        for method in (steppe.Plain(), steppe.SAM()):
+            try:
+                method.bind(model, torch.optim.SGD(model.parameters(), 0.1))
+            except steppe.InputError as error:
+                errors[name] = str(error)
+            else:
+                errors.pop(name, None)
+    return errors
 
 
 def accumulated(rank: int, kind: str) -> list[Tensor]:

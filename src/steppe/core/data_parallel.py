@@ -90,6 +90,13 @@ class DataParallel(SingleProcess):
     checks_every_pass = False
 
     def __init__(self, wrapper: DistributedDataParallel, sync: SyncMode):
+        for name, used in (
+            ("static_graph", wrapper.static_graph),  # its first backward pass must communicate
+            ("mixed_precision", wrapper.mixed_precision is not None),
+            ("a communication hook", bool(wrapper._comm_hooks)),
+        ):
+            if used:
+                raise InputError(f"DDP has {name}, but a step averages the gradients itself; leave it out")
         self.wrapper = wrapper
         self.group = wrapper.process_group
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
@@ -256,13 +263,47 @@ def gather_rows(tensors: Sequence[Tensor], size: int, group: Any) -> tuple[Tenso
     return tuple(gathered)
 
 
+# by the names of their classes, because most are not installed
+_WRAPPERS = {
+    "FullyShardedDataParallel": "use FSDP2, which is fully_shard (in Accelerate fsdp_version: 2)",
+    "ShardedDataParallel": "use DDP or FSDP2",
+    "DeepSpeedEngine": "use DDP or FSDP2",
+    "DataParallel": "use DistributedDataParallel, one process for each GPU",
+    "DistributedDataParallel": "wrap the whole model in torch's, and nothing in it",
+}
+
+
+def check_wrappers(net: nn.Module | None, params: Sequence[nn.Parameter]) -> None:
+    """Raise InputError if the model is shared among devices in a way in which a gradient is not what it seems."""
+    names = {
+        base.__name__
+        for m in (() if net is None else net.modules())
+        if not _on_one_device(m)
+        for base in type(m).__mro__
+    }
+    if any(getattr(p, "_fsdp_flattened", False) for p in params):
+        names.add("FullyShardedDataParallel")
+    for name in _WRAPPERS:
+        if name in names:
+            raise InputError(f"the model has a {name}, whose gradients a method cannot use; {_WRAPPERS[name]}")
+    devices = sorted({str(p.device) for p in params})
+    if len(devices) > 1:
+        raise InputError(f"the parameters are on {', '.join(devices)}; put them on one device, or use FSDP2")
+
+
+def _on_one_device(module: nn.Module) -> bool:
+    """Return whether this is torch's DataParallel on at most one device, where it only calls its module."""
+    return isinstance(module, nn.DataParallel) and len(module.device_ids) < 2
+
+
 def parallelism_of(
     net: nn.Module, wrapper: DistributedDataParallel | None, params: list[nn.Parameter], sync: SyncMode
 ) -> SingleProcess:
     """Return the parallelism of a model.
 
-    Raises InputError for a ``sync`` that the model's parallelism cannot give.
+    Raises InputError for a ``sync`` that the model's parallelism cannot give, and what `check_wrappers` refuses.
     """
+    check_wrappers(net, params)
     if any(vector.sharded(p) for p in params):
         return Sharded(net, params, sync)
     if wrapper is not None:

@@ -18,7 +18,7 @@ from torch import nn
 from steppe.core.method import Method
 from steppe.core.step import Step
 from steppe.errors import InputError
-from steppe.integrations import ready
+from steppe.integrations import check_accelerator, ready
 
 
 def bind(
@@ -26,14 +26,13 @@ def bind(
 ) -> Step:
     """Bind a method, or its text, to a model and an optimizer of ``accelerator.prepare``.
 
-    ``options`` are those of `Method.bind`. Raises InputError for fp8, DeepSpeed, and
+    ``options`` are those of `Method.bind`. Raises InputError for fp8, DeepSpeed, FSDP1, and
     ``gradient_accumulation_steps`` other than 1.
     """
     precision = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}.get(accelerator.mixed_precision)
     if precision is None:
         raise InputError(f"mixed_precision is {accelerator.mixed_precision!r}; use 'no', 'bf16' or 'fp16'")
-    if "DEEPSPEED" in str(accelerator.distributed_type):
-        raise InputError("distributed_type is DEEPSPEED, which does not expose gradients; use DDP or FSDP2")
+    check_accelerator(accelerator)
     if accelerator.gradient_accumulation_steps != 1:
         raise InputError(
             f"gradient_accumulation_steps is {accelerator.gradient_accumulation_steps}; leave it at 1 and give "

@@ -16,79 +16,133 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from steppe.core.method import Method
 from steppe.core.step import Step
 from steppe.errors import InputError
-from steppe.integrations import deployed, ready
+from steppe.integrations import check_modes, deployed, deployed_by, ready
 
 try:
-    from lightning.pytorch import LightningModule
+    from lightning.pytorch import Callback, LightningModule
+    from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 except ImportError as error:
     raise InputError(f"{error}; pip install 'steppe[lightning]'") from None
 
 PRECISIONS = ("32-true", "64-true", "bf16-true")  # no autocast and no loss scale of Lightning's own
-GRADIENT_HOOKS = ("on_before_backward", "on_after_backward", "configure_gradient_clipping")
+# what Lightning calls around its own backward pass and update only, on callbacks and on the module
+BACKWARD_HOOKS = ("on_before_backward", "on_after_backward", "on_before_zero_grad")
+GRADIENT_HOOKS = (
+    *BACKWARD_HOOKS, "backward", "configure_gradient_clipping", "optimizer_step", "optimizer_zero_grad"
+)  # fmt: skip
+
+
+class _Stages(Callback):  # type: ignore[misc]
+    """Follows the trainer for a `SteppeMixin`, whatever hooks its module overrides."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin another training, on the state of a checkpoint only if it resumes one."""
+        pl_module._step = None
+        pl_module._saved = pl_module._saved if pl_module._resumes else None
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
+        """Raise InputError for a module written for Lightning's own optimisation."""
+        if pl_module._step is None and isinstance(outputs, Mapping) and "loss" in outputs:
+            raise InputError(
+                "training_step returned a loss and did not call self.step, so that nothing is trained; "
+                "write out = self.step(*batch) in its place"
+            )
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Use the deployed weights."""
+        pl_module._deploy()
+
+    def on_validation_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        """Restore the trained weights."""
+        pl_module._deployed.close()
+
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_exception = on_validation_end
 
 
 class SteppeMixin(LightningModule):  # type: ignore[misc]
     """Goes before `LightningModule` among the bases; the network is the module's ``forward``.
 
     ``method`` may be text, 'sam:rho=0.1'; ``bind_options`` are further arguments of `Method.bind`. Validation,
-    test and prediction use the deployed weights (the mean of EMA and SWA); checkpoints hold the trained weights
-    and the method's state. ``global_step`` counts updates. A module that overrides a hook of this class calls
-    ``super()`` in it.
+    test and prediction use the deployed weights (the mean of EMA and SWA), also those of a checkpoint;
+    checkpoints hold the trained weights and the method's state. ``global_step`` counts updates. A module that
+    overrides a hook of this class calls ``super()`` in it.
     """
 
-    method: Method | str
+    method: Method | str | None = None
     bind_options: Mapping[str, Any] = {}
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.automatic_optimization = False
         self._step: Step | None = None
-        self._saved: list[dict[str, Any]] | None = None  # the checkpoint's, until the method is bound
+        self._saved: list[dict[str, Any]] | None = None  # the checkpoint's, of each process
+        self._resumes = False  # whether the next training begins with it
         self._deployed = ExitStack()
+
+    def configure_callbacks(self) -> Any:
+        """Add the callback of this class."""
+        return [*super().configure_callbacks(), _Stages()]
 
     @property
     def step(self) -> Step:
         """The bound step; each ``fit`` binds it when training_step first uses it.
 
-        Raises InputError for several optimizers, hooks on gradients, and mixed precision or sharding by Lightning.
+        Raises InputError without a ``method``, for several optimizers, hooks on gradients, and mixed precision or
+        sharding by Lightning.
         """
-        if self._step is None or (self.trainer.training and self._step.runtime.optimizer is not self.optimizers()):
+        if self._step is None:
             self._check()
             counts = {"steps": self.trainer.estimated_stepping_batches, "epoch": self.trainer.num_training_batches}
             options = {k: int(n) for k, n in counts.items() if 0 < n < float("inf")} | dict(self.bind_options)
-            self._step = ready(self.method).bind(self.trainer.strategy.model, self.optimizers(), **options)
-            self._load()
-            self._saved = None
+            method: Any = self.method
+            self._step = ready(method).bind(self.trainer.strategy.model, self.optimizers(), **options)
+            if self._saved is not None:
+                rank, size = _process()
+                if len(self._saved) != size:
+                    raise InputError(
+                        f"the checkpoint has {len(self._saved)} processes and this run {size}; start as many"
+                    )
+                self._step.load_state_dict(self._saved[rank])
+            self._saved, self._resumes = None, False
         return self._step
 
     def _check(self) -> None:
-        optimizers, model, precision = self.optimizers(), self.trainer.strategy.model, self.trainer.precision
-        if isinstance(optimizers, list):
+        if self.method is None:
+            raise InputError("method is not set; set method = steppe.SAM(rho=0.05), say, in the class or __init__")
+        if self.automatic_optimization:
+            raise InputError("automatic_optimization is True, but self.step makes the update; leave it False")
+        if not any(isinstance(callback, _Stages) for callback in self.trainer.callbacks):
+            raise InputError("configure_callbacks is overridden; return [*super().configure_callbacks(), ...]")
+        if isinstance(optimizers := self.optimizers(), list):
             raise InputError(
                 f"configure_optimizers gives {len(optimizers)} optimizers; give one, with parameter groups"
             )
-        if precision not in PRECISIONS:
+        check_modes(ready(self.method), optimizers)
+        if (precision := self.trainer.precision) not in PRECISIONS:
             raise InputError(
                 f"precision is {precision!r}; leave it out and set bind_options = {{'precision': 'bf16'}}"
             )
-        if model is not self and not isinstance(model, DistributedDataParallel):
-            raise InputError(f"strategy is {type(self.trainer.strategy).__name__}; use 'auto' or 'ddp'")
-        for name in GRADIENT_HOOKS:
-            if getattr(type(self), name) is not getattr(LightningModule, name):
-                raise InputError(f"{name} is overridden and would not be called; use on_before_optimizer_step")
+        if not isinstance(strategy := self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            raise InputError(f"strategy is {type(strategy).__name__}; use 'auto' or 'ddp'")
+        own = [(self, name, LightningModule) for name in GRADIENT_HOOKS]
+        own += [(callback, name, Callback) for callback in self.trainer.callbacks for name in BACKWARD_HOOKS]
+        for owner, name, base in own:
+            if getattr(getattr(owner, name), "__func__", None) is not getattr(base, name):
+                raise InputError(
+                    f"{name} is overridden in {type(owner).__name__} and would not be called; use "
+                    "on_before_optimizer_step"
+                )
 
-    def _load(self) -> None:
-        if self._step is None or self._saved is None:
-            return
-        rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        if len(self._saved) != size:
-            raise InputError(f"the checkpoint has {len(self._saved)} processes and this run {size}; start as many")
-        self._step.load_state_dict(self._saved[rank])
+    def _deploy(self) -> None:
+        if self._step is None and self._saved is not None and self.method is not None:
+            self._deployed.enter_context(deployed_by(self.method, self, self._saved[0]))
+        else:
+            self._deployed.enter_context(deployed(self._step, self))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the method's state of all processes: each has its own random state."""
@@ -100,23 +154,22 @@ class SteppeMixin(LightningModule):  # type: ignore[misc]
                 states *= dist.get_world_size()
                 dist.all_gather_object(states, states[0])
             checkpoint["steppe"] = states
+        elif self._saved is not None:
+            checkpoint["steppe"] = self._saved
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load the method's state, now or when the method is bound."""
         super().on_load_checkpoint(checkpoint)
         self._saved = checkpoint.get("steppe")
-        self._load()
-
-    def on_validation_start(self) -> None:
-        """Use the deployed weights."""
-        self._deployed.enter_context(deployed(self._step, self))
-
-    def on_validation_end(self) -> None:
-        """Restore the trained weights."""
-        self._deployed.close()
-
-    on_test_start = on_predict_start = on_validation_start
-    on_test_end = on_predict_end = on_validation_end
+        self._resumes = self._trainer is not None and self.trainer.state.fn == "fit"
+        if self._step is not None and self._saved is not None and not self._resumes:
+            rank, size = _process()
+            self._step.load_state_dict(self._saved[rank if len(self._saved) == size else 0])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_step": None}  # a copy binds its own
+        return {**super().__getstate__(), "_step": None, "_deployed": ExitStack()}  # a copy binds its own
+
+
+def _process() -> tuple[int, int]:
+    """Return the rank of this process, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

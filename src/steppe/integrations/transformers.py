@@ -7,7 +7,6 @@ number of epochs follow the training arguments. Checkpoints hold the method's st
 'steppe[hf]'``.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,89 +14,153 @@ import torch
 from torch import Tensor, nn
 
 from steppe.core.batch import Batch
-from steppe.core.method import Method
-from steppe.core.model_call import unwrap_model
+from steppe.core.method import Method, overrides
+from steppe.core.model_call import call_model, extract_loss, unwrap_model
+from steppe.core.runtime import Runtime
 from steppe.core.step import Step
 from steppe.errors import InputError
-from steppe.integrations import deployed, ready
-from steppe.training.checkpoint.file import Checkpoint, read, write
+from steppe.integrations import (
+    check_accelerator,
+    check_modes,
+    deployed,
+    deployed_by,
+    load_state,
+    read_state,
+    ready,
+    write_state,
+)
 
 try:
-    from transformers import Trainer
+    from transformers import Trainer, TrainerCallback
+    from transformers.loss.loss_utils import ForCausalLMLoss
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 except ImportError as error:
     raise InputError(f"{error}; pip install 'steppe[hf]'") from None
-
-STATE, PARTS = "steppe.safetensors", ("state", "generators")  # the file, and its parts that are tensors
 
 
 class SteppeTrainer(Trainer):  # type: ignore[misc]
     """A `transformers.Trainer` with a ``method``; ``bind`` has further arguments of `Method.bind`.
 
-    The method may be text, 'sam:rho=0.1'. Evaluation and prediction use the deployed weights (the mean of EMA and
-    SWA); checkpoints hold the trained weights and the method's state.
+    The method may be text, 'sam:rho=0.1'. Each training binds it anew, as ``step``. Evaluation and prediction use
+    the deployed weights (the mean of EMA and SWA); checkpoints hold the trained weights and each process's state
+    of the method. ``load_best_model_at_end`` loads both.
 
-    The model computes its own loss. A micro-batch's weight in the mean is the number of its labels other than
-    -100, or of its samples if it has no such labels.
+    The model computes its own loss, from labels of any name. A micro-batch's weight in the mean is the number of
+    its ``labels`` other than -100, without the first of each row where the model predicts the next token; of its
+    samples if it has no such labels. ``bind={"weigh": ...}`` sets another weight.
 
     Raises:
-        InputError: label_smoothing_factor, compute_loss_func or DeepSpeed is used; they compute the loss or the
-            gradient where a method cannot call them.
+        InputError: The loss or the gradient is computed where a method cannot call it: compute_loss is overridden,
+            compute_loss_func, label_smoothing_factor, DeepSpeed or LOMO is used; or a callback overrides
+            on_pre_optimizer_step.
     """
 
     def __init__(self, *args: Any, method: Method | str, bind: dict[str, Any] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.method, self.bind_options = ready(method), dict(bind or {})
+        self._forget()
+        self._check()
+
+    def _forget(self) -> None:
         self.step: Step | None = None
+        self._saved: dict[str, Any] | None = None
+        self._shifts_labels = False
         self._micro_batches: list[Batch] = []
-        self._saved: Path | None = None
+
+    def _check(self) -> None:
+        """Refuse what this class would not call."""
+        own_loss = ("compute_loss", "compute_loss_context_manager", "autocast_smart_context_manager")
+        for name in own_loss:
+            if getattr(getattr(self, name), "__func__", None) is not getattr(Trainer, name):
+                raise InputError(
+                    f"{name} is overridden, but a method calls the model itself; compute the loss in its forward"
+                )
         for name, used in (
             ("label_smoothing_factor", self.args.label_smoothing_factor > 0),
             ("compute_loss_func", self.compute_loss_func is not None),
-            ("deepspeed", bool(self.args.deepspeed)),
         ):
             if used:
                 raise InputError(f"{name} is used, but a method calls the model's own loss; leave {name} out")
+        if "lomo" in str(self.args.optim).lower():
+            raise InputError(f"optim is {self.args.optim}, which updates during backward; use another optimizer")
+        saves = self.args.save_only_model and self.args.save_strategy != "no"
+        if saves and overrides(self.method, "deployed_weights"):
+            raise InputError(
+                f"save_only_model is True, which leaves out the mean of {self.method!r}; leave it out"
+            )
+        for callback in self.callback_handler.callbacks:
+            hook = type(callback).on_pre_optimizer_step
+            own = hook is not TrainerCallback.on_pre_optimizer_step
+            if own and not hook.__module__.startswith("transformers."):
+                raise InputError(
+                    f"{type(callback).__name__} overrides on_pre_optimizer_step, where no gradient is left; use "
+                    "the optimizer's register_step_pre_hook, which sees the final gradient"
+                )
+        check_accelerator(self.accelerator)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; the model and the optimizer may be others than in the training before."""
+        self._forget()
+        self._check()
+        return super()._inner_training_loop(*args, **kwargs)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Collect a micro-batch; with the last one, make the method's step and return its loss."""
-        self._micro_batches.append(_batch(self._prepare_inputs(inputs)))
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.get("labels")
+        self._micro_batches.append(Batch({k: v for k, v in inputs.items() if k != "labels"}, labels))
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.args.device)
+        model.train()
+        self.optimizer.train()  # schedule-free optimizers have modes; others ignore it
+        micro_batches, self._micro_batches = self._micro_batches, []
         if self.step is None:
             self.step = self._bound(model)
-        model.train()
-        micro_batches, self._micro_batches = self._micro_batches, []
-        out = self.step(micro_batches)
+            self._shifts_labels = _shifts_labels(self.step.runtime, micro_batches[0])
+        # the loss of a micro-batch without labels is the mean of nothing, NaN
+        out = self.step([part for part in micro_batches if self._labels(part)] or micro_batches)
         # the loop calls the optimizer next, which does nothing; its scheduler waits if the step was skipped
         self.optimizer._is_overflow = out.skipped
         return out.loss.detach().to(self.args.device)
 
     def _bound(self, model: nn.Module) -> Step:
         precision = {"bf16": "bf16", "fp16": "fp16"}.get(self.accelerator.mixed_precision, "fp32")
-        step = self.method.bind(
-            model,
-            self.optimizer.optimizer,
-            loss="model",
-            precision=precision,
-            scaler=self.accelerator.scaler if precision == "fp16" else None,
-            clip=self.args.max_grad_norm or None,
-            weigh=_label_count,
-            steps=self.state.max_steps,
-            seed=self.args.seed,
-            **self.bind_options,
-        )
+        optimizer = self.optimizer.optimizer
+        check_modes(self.method, optimizer)
+        options = {
+            "loss": "model",
+            "precision": precision,
+            "scaler": self.accelerator.scaler if precision == "fp16" else None,
+            "clip": self.args.max_grad_norm or None,
+            "weigh": lambda batch: self._labels(batch) or len(batch),
+            "steps": self.state.max_steps,
+            "seed": self.args.seed,
+        }
+        step = self.method.bind(model, optimizer, **options | self.bind_options)
         self.optimizer.step, self.optimizer._opt_called = _step_is_made, True
         if self._saved is not None:
-            saved = read(self._saved)
-            step.load_state_dict({**saved.data, **{part: dict(saved.part(part)) for part in PARTS}})
+            load_state(step, self._saved)
         return step
+
+    def _labels(self, batch: Batch) -> int:
+        """Return the number of labels that the model's loss is a mean of."""
+        labels = batch.x.get("shift_labels", batch.y)
+        if not isinstance(labels, Tensor) or labels.is_floating_point():
+            return len(batch)
+        if labels is batch.y and self._shifts_labels:
+            labels = labels[..., 1:]
+        return int((labels != -100).sum())
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate or predict with the deployed weights."""
         net = unwrap_model(self.accelerator.unwrap_model(self.model))[0]
-        with deployed(self.step, net):
+        if self.step is None and self._saved is not None:  # resumed, before its first step
+            context = deployed_by(self.method, net, self._saved)
+        else:
+            context = deployed(self.step, net)
+        with context:
             return super().evaluation_loop(*args, **kwargs)
 
     def _clip_grad_norm(self, model: nn.Module) -> None:
@@ -108,16 +171,21 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.step is not None and self.args.should_save:
-            content = self.step.state_dict()
-            tensors = {f"{part}.{k}": v for part in PARTS for k, v in content[part].items()}
-            data = {k: content[k] for k in ("method", "passes", "scaler")}
-            write(Path(output_dir) / STATE, Checkpoint(tensors, json.loads(json.dumps(data))))
+        if self.step is not None:
+            write_state(Path(output_dir), self.step.state_dict(), self.args.process_index, self.args.world_size)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and (Path(checkpoint) / STATE).exists():
-            self._saved = Path(checkpoint) / STATE
+        if checkpoint is not None:
+            self._saved = read_state(Path(checkpoint), self.args.process_index, self.args.world_size)
+
+    def _load_best_model(self) -> None:
+        self.accelerator.wait_for_everyone()  # until the main process has written its file
+        super()._load_best_model()
+        folder = Path(self.state.best_model_checkpoint)
+        saved = read_state(folder, self.args.process_index, self.args.world_size)
+        if self.step is not None and saved is not None:
+            load_state(self.step, saved)
 
 
 def _step_is_made(closure: Any = None) -> None:
@@ -128,14 +196,19 @@ def _step_is_made(closure: Any = None) -> None:
 _step_is_made._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
 
 
-def _batch(inputs: dict[str, Any]) -> Batch:
-    if "labels" not in inputs:
-        raise InputError("the batch has no labels, but the model's loss needs them; give a column 'labels'")
-    return Batch({k: v for k, v in inputs.items() if k != "labels"}, inputs["labels"])
+def _shifts_labels(rt: Runtime, batch: Batch) -> bool:
+    """Return whether the model's loss compares each token's logits with the next label, measured by one pass.
 
-
-def _label_count(batch: Batch) -> float:
-    """Return the number of labels that the model's loss is a mean of."""
-    if batch.y.is_floating_point():
-        return len(batch)
-    return float((batch.y != -100).sum()) or float(len(batch))
+    Some causal language models expect labels that are shifted already (those of BART and its kin).
+    """
+    net: Any = rt.net
+    net = net.get_base_model() if hasattr(net, "get_base_model") else net
+    names = {cls.__name__ for cls in type(net).__mro__} & {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
+    causal = bool(names) or getattr(net, "loss_type", None) is not None
+    if not causal or getattr(net, "loss_function", None) is not ForCausalLMLoss or batch.y is None:
+        return False
+    first = torch.full_like(batch.y, -100)
+    first[..., 0] = 0
+    with rt.preserve_state(), torch.no_grad(), rt.precision.autocast():
+        loss, _ = extract_loss(call_model(rt.model, batch.x, first))
+    return not bool(loss > 0)  # the mean over no label is NaN
