@@ -136,3 +136,18 @@ def test_processes_that_share_batches_see_what_one_alone_sees(augment: tuple[str
 def test_no_process_gets_a_single_image() -> None:
     assert len(loader()) == 5
     assert len(loader(size=2)) == 4  # three images are left over
+
+
+def test_without_named_views_further_ones_are_random_crops_of_the_augmented_image() -> None:
+    batches, plain = (list(loader(("cutmix",), **options).epoch(1)) for options in ({"crops": 2}, {}))
+    moved = 0
+    for batch, alone in zip(batches, plain, strict=True):
+        assert torch.equal(batch.x, alone.x)
+        assert torch.equal(batch.y, alone.y)
+        assert list(batch.extra) == ["view 2", "view 3"]
+        padded = torch.nn.functional.pad(batch.x, (1,) * 4)
+        shifts = [padded[:, :, i : i + 8, j : j + 8] for i in range(3) for j in range(3)]
+        for view in batch.extra.values():
+            assert torch.stack([(s == view).flatten(1).all(1) for s in shifts]).any(0).all()
+            moved += int((view != batch.x).flatten(1).any(1).sum())
+    assert moved > 20

@@ -3,6 +3,7 @@
 import csv
 import io
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,6 +50,13 @@ def test_the_tables_of_outputs_show_them(peers: Any) -> None:
     lines = list(csv.DictReader(io.StringIO(deployables.csv(parts))))
     assert float(lines[3]["test_best_val_mean"]) == pytest.approx(92.1)
     assert lines[3]["n"] == "3"
+
+
+def test_networks_that_became_one_are_named(peers: Any) -> None:
+    parts = deployables.parts(load(peers.path))
+    assert "predict the same" not in deployables.note(parts)
+    one = replace(parts[-1], last=replace(parts[-1].last, mean=0.0004))
+    assert "networks or branches of dml predict the same after the last epoch" in deployables.note([*parts, one])
 
 
 def test_best_of_all_is_the_largest_of_any_output_at_any_epoch(peers: Any) -> None:

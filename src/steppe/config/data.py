@@ -23,7 +23,8 @@ class Data:
             cutout, rotate, randaugment, mixup, cutmix; or none.
         views: Augmentation pipelines that replace augment, one per network of a method that trains several
             (and for OKDPH's hybrid), or one for all: plain, crop-flip, crop-flip-rotate, crop-flip-cutout,
-            crop-randaugment, crop-autoaugment.
+            crop-randaugment, crop-autoaugment. If not given, all networks see the same image, except OKDPH's:
+            its further views are random crops of it.
         noise: Standard deviation of Gaussian noise on every normalised pixel: new in each epoch and view for
             training images, fixed per image for validation and test; 1 is usual.
         legacy_share: Share of each class to train on, sampled with repetitions as in OKDPH's published lists (0.1

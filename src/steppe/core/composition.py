@@ -71,6 +71,10 @@ class On(Method):
     def views(self) -> int:
         return max(self.rule.views, self.base.views)
 
+    @property
+    def needs_views(self) -> bool:
+        return self.rule.needs_views or self.base.needs_views
+
     def build(self, new_model: Callable[[], nn.Module]) -> nn.Module:
         return (self.rule if self._holder("build") == "rule" else self.base).build(new_model)
 
@@ -196,6 +200,10 @@ class ActiveWindow(Method):
     @property
     def views(self) -> int:
         return self.method.views
+
+    @property
+    def needs_views(self) -> bool:
+        return self.method.needs_views
 
     def build(self, new_model: Callable[[], nn.Module]) -> nn.Module:
         return self.method.build(new_model)

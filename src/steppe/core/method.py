@@ -70,6 +70,11 @@ class Method:
         """How many views of each image the method uses, if the loader makes several."""
         return 1
 
+    @property
+    def needs_views(self) -> bool:
+        """Whether the method is plain training if its networks see the same view of each image."""
+        return False
+
     def check(self) -> None:
         """Raise InputError for hyper-parameters of the right type and impossible value."""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from steppe.core.batch import Batch
 from steppe.data.dataset import Images
 from steppe.data.normalize import Normalizer
-from steppe.data.transforms.basic import Sample, Transform
+from steppe.data.transforms.basic import Sample, Transform, crop
 from steppe.data.transforms.draws import RecordedDraws, RowDraws, to_tensor
 from steppe.data.transforms.pil_ops import to_float
 from steppe.data.transforms.registry import MIXING, make_steps
@@ -26,7 +26,8 @@ class Loader:
     which becomes zero (the order of the RWP paper's CIFAR recipe). Labels are class indices, or probabilities if a
     step mixes images. An image's partner comes from a second, independent order of the whole training set.
     ``views`` are compositions of steps that replace ``augment``: the first gives x, the others extra["view 2"] and
-    so on. Pixels are sent to ``device`` as uint8 and augmented there.
+    so on. Without them, ``crops`` further views are random crops of the augmented image, whose labels they share.
+    Pixels are sent to ``device`` as uint8 and augmented there.
 
     With several processes, each has a Loader with its ``rank`` of ``size`` and yields its rows of the same
     batches. The last batch is left out if a process would get a single image of it, because BatchNorm needs two.
@@ -47,6 +48,7 @@ class Loader:
         rank: int = 0,
         size: int = 1,
         views: Sequence[Sequence[Transform]] = (),
+        crops: int = 0,
         device: torch.device | str = "cpu",
     ):
         if batch < 1:
@@ -66,7 +68,7 @@ class Loader:
         self.rank, self.size = rank, size
         self.device = torch.device(device)
         self.steps = list(views[0]) if views else make_steps(augment, blank=normalize.colour)
-        self.further = views[1:]
+        self.further, self.crops_augmented = views[1:] or [[crop]] * crops, not views
         self.mixes = not views and any(name in MIXING for name in augment)
         self._calls: list[tuple[str, tuple[float, ...]]] | None = None  # to the generator, for one batch
 
@@ -106,7 +108,7 @@ class Loader:
             sample = step(sample, other, draws)
         y = sample.y if self.mixes else self.images.y[index]
         x = self._standardised(sample.x, rows, draws.whole, epoch, number, 1)
-        return Batch(x, y, index, self._further_views(index, rows, draws.whole, epoch, number))
+        return Batch(x, y, index, self._further_views(sample, index, rows, draws.whole, epoch, number))
 
     def _skip(self, rng: np.random.Generator, count: int) -> None:
         """Draw the random numbers of a batch of ``count`` images without making it."""
@@ -128,12 +130,14 @@ class Loader:
         noise = rng.standard_normal((whole, *x.shape[1:]), np.float32)[rows]
         return clean + self.normalize.noise * to_tensor(noise, clean)
 
-    def _further_views(self, index: Tensor, rows: slice, whole: int, epoch: int, number: int) -> dict[str, Tensor]:
+    def _further_views(
+        self, augmented: Sample, index: Tensor, rows: slice, whole: int, epoch: int, number: int
+    ) -> dict[str, Tensor]:
         """Return the views after the first, each with a generator of its own."""
         views = {}
         for view, steps in enumerate(self.further, 2):
             draws = RowDraws(np.random.default_rng([self.seed, _AUGMENT, epoch, number, view]), rows, whole)
-            sample = self._sample(index)
+            sample = augmented if self.crops_augmented else self._sample(index)
             for step in steps:
                 sample = step(sample, sample, draws)
             views[f"view {view}"] = self._standardised(sample.x, rows, whole, epoch, number, view)

@@ -54,6 +54,7 @@ def make_loader(run: Run, images: DataSet, method: Method | None = None) -> Load
         rank=world.rank,
         size=world.size,
         views=compositions(run.data.views, 1 if method is None else method.views),
+        crops=method.views - 1 if method is not None and method.needs_views and not run.data.views else 0,
         # processes that prepare batches leave the device to the one that trains
         device="cpu" if run.workers else hardware.device(),
     )

@@ -22,8 +22,9 @@ Differs  1. gradient = 'chain' follows the equation: r_m times the hybrid's grad
          5. deployed is the first student or, with deploy = 'hybrid', the hybrid; the code reports the best of all.
          6. t is the code's, the paper does not define it; T is the code's default.
          7. students start from different weights; same_start = True, as in the code, is the default of a preset.
-            Give a view for each and one for the hybrid (data.views, or extra["view 2"], ...): without, fusion
-            makes the students one network, and the method is plain training at three times the cost.
+            Give a view for each and one for the hybrid (extra["view 2"], ...): without, fusion makes the students
+            one network, and the method is plain training at three times the cost. Runs without data.views crop
+            the augmented image for each further view.
 Start    omega 0.8, beta 0.8, gamma 0.5, T 4 (code), every '5b' (table 6); preset 'cifar100-vgg16' and others
 """
 
@@ -109,6 +110,10 @@ class OKDPH(OnlineDistillation):
     def views(self) -> int:
         """One for each student, and the last for the hybrid."""
         return self.networks + 1 if self.networks > 1 else 1
+
+    @property
+    def needs_views(self) -> bool:
+        return self.networks > 1
 
     def build_members(self, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Return students with the same or fresh initial weights."""

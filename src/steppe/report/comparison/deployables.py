@@ -16,6 +16,7 @@ from steppe.report.comparison.summary import Spread, decimals, groups, runs_of, 
 TITLE = "What each method can deploy"
 DEPLOYED = "deployed"
 DIVERSITY = "diversity"
+IDENTICAL = 1e-3  # a diversity below it is that of one network
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,22 @@ def parts(comparison: Comparison) -> list[Part]:
 
 
 def note(rows: list[Part]) -> str:
-    """Return what the table's numbers are."""
+    """Return what the table's numbers are, and which methods' networks became one."""
     several = any(s.std is not None for row in rows for s in (row.last, row.best) if s)
     deviation = ", mean ± sample standard deviation over seeds," if several else ""
+    distances = [row for row in rows if row.name == DIVERSITY and row.last]
+    same = list(dict.fromkeys(row.method for row in distances if row.last and row.last.mean < IDENTICAL))
+    warning = (
+        f" The networks or branches of {formatting.listed(same)} predict the same after the last epoch: it is plain "
+        "training at a multiple of the cost."
+        if same
+        else ""
+    )
     return (
         f"Test accuracy in percent{deviation} of each network, branch, average and ensemble by itself. "
         f"{DEPLOYED.capitalize()} is the model that the other tables report. "
         f"{DIVERSITY.capitalize()} is the mean L2 distance between the probabilities of two networks or branches."
+        f"{warning}"
     )
 
 
