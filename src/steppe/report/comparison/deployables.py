@@ -57,8 +57,8 @@ def note(rows: list[Part]) -> str:
     distances = [row for row in rows if row.name == DIVERSITY and row.last]
     same = list(dict.fromkeys(row.method for row in distances if row.last and row.last.mean < IDENTICAL))
     warning = (
-        f" The networks or branches of {formatting.listed(same)} predict the same after the last epoch: it is plain "
-        "training at a multiple of the cost."
+        f" The networks or branches of {formatting.listed(same)} predict the same after the last epoch: this is "
+        "plain training at a multiple of the cost."
         if same
         else ""
     )
