@@ -28,11 +28,16 @@ def test_ema_is_the_mean_that_the_formula_says_with_running_statistics_of_its_ow
     net, step = bound(method, small_net(dropout=0.0))
     reference = copy.deepcopy(net)
     mean = [p.detach().clone() for p in net.parameters()]
+
+    def moved(d: float) -> list[Tensor]:
+        return [d * m + (1 - d) * p.detach() for m, p in zip(mean, net.parameters(), strict=True)]
+
     for t in range(6):
-        step(indexed(t))
         d = min(0.5, (1 + t) / (10 + t))
-        mean = [d * m + (1 - d) * p.detach() for m, p in zip(mean, net.parameters(), strict=True)]
-        measured(reference, mean, indexed(t).x)
+        measured(reference, moved(d), indexed(t).x)
+        step(indexed(t))
+        mean = moved(d)
+    torch.nn.utils.vector_to_parameters(torch.nn.utils.parameters_to_vector(mean), reference.parameters())
     average = averaged(step, net)
     for (name, a), b in zip(average.state_dict().items(), reference.state_dict().values(), strict=True):
         assert torch.allclose(a, b, atol=1e-6), name
@@ -49,6 +54,10 @@ def test_swa_averages_at_the_end_of_each_period_and_has_running_statistics_of_it
     theirs, reference = torch.optim.swa_utils.AveragedModel(net), None
     total: list[Tensor] = []
     for t in range(1, 16):
+        if reference is not None:
+            count = int(theirs.n_averaged)
+            pairs = zip(total, net.parameters(), strict=True)
+            measured(reference, [(s + p.detach()) / (count + 1) for s, p in pairs], indexed(t).x)
         step(indexed(t))
         if reference is None and t < after[0]:
             own = copy.deepcopy(net)
@@ -56,10 +65,6 @@ def test_swa_averages_at_the_end_of_each_period_and_has_running_statistics_of_it
                 assert same(net, own)
         if t in after:
             theirs.update_parameters(net)
-        if reference is not None:
-            count = int(theirs.n_averaged) - (t in after)
-            pairs = zip(total, net.parameters(), strict=True)
-            measured(reference, [(s + p.detach()) / (count + 1) for s, p in pairs], indexed(t).x)
         if t in after:
             reference = copy.deepcopy(net) if reference is None else reference
             total = [p.detach() * theirs.n_averaged for p in theirs.module.parameters()]

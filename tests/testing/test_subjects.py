@@ -27,7 +27,13 @@ def test_every_method_of_the_list_conforms(name, lab):
     parts = {"batch-norm"} if name == "lpf-sgd" or METHODS[name]().mixes else set()
     norms = {"accumulation"} if name in ("one", "ffl") else set()  # with BatchNorm of their own, "local" too
     whole = {"fsdp2"} if METHODS[name]().whole else set()
-    assert set(results["n/a"]) <= {"reduces", "masks"} | local | parts | norms | whole
+    moved = {"restored"} if METHODS[name]().moves else set()
+    assert set(results["n/a"]) <= {"reduces", "masks"} | local | parts | norms | whole | moved
+
+
+def test_students_with_a_common_start_are_restored(lab):
+    [subject] = subjects_of(["okdph:same_start=true"])
+    assert examine(subject, CHECKS["restored"], lab).status == "pass"
 
 
 @pytest.mark.parametrize("spec", ["sam:rho=0.1", "sam+gc", "sadt-v1:preset=notebook", "sam:every=2"])

@@ -49,7 +49,7 @@ class On(Method):
                     f"{name_of(_leaf(one, ('step',)) or one)} cannot train the several networks of "
                     f"{name_of(several or other)}: {one.single}; combine it with methods of one network"
                 )
-        for name in ("local", "whole", "mixes", "single"):
+        for name in ("local", "whole", "mixes", "moves", "single"):
             object.__setattr__(self, name, getattr(self.rule, name) or getattr(self.base, name))
 
     def _only_one(self, what: str, rule: Method | None, base: Method | None) -> None:
@@ -91,6 +91,11 @@ class On(Method):
 
     def transform(self, grads: Vec, rt: Runtime) -> Vec:
         return self.rule.transform(self.base.transform(grads, rt), rt)
+
+    def before(self, batch: Batch, state: nn.Module, rt: Runtime) -> None:
+        for role in ("base", "rule"):
+            part, own = self._part(role, state)
+            part.before(batch, own, rt)
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
         for role in ("base", "rule"):
@@ -177,7 +182,7 @@ class ActiveWindow(Method):
             require(self, "stop", self.stop > 0, "a step number, or a share of the training below 1")
             same_unit = (self.stop < 1) == (self.start < 1)
             require(self, "stop", not same_unit or self.stop > self.start, f"more than start, {self.start:g}")
-        for name in ("controls", "local", "whole", "mixes", "single"):
+        for name in ("controls", "local", "whole", "mixes", "moves", "single"):
             object.__setattr__(self, name, getattr(self.method, name))
         if overrides(self.method, "build"):
             raise InputError(
@@ -219,6 +224,9 @@ class ActiveWindow(Method):
 
     def transform(self, grads: Vec, rt: Runtime) -> Vec:
         return self.method.transform(grads, rt) if self.active(rt.now) else grads
+
+    def before(self, batch: Batch, state: nn.Module, rt: Runtime) -> None:
+        self.method.before(batch, state, rt)
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
         self.method.after(batch, out, state, rt)

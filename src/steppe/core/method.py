@@ -50,6 +50,7 @@ class Method:
         whole: Why a method cannot train a sharded model (FSDP2); empty if it can.
         single: Why a method cannot train several networks at once; empty if it can.
         mixes: What a step changes in running statistics other than by its clean pass; empty if nothing.
+        moves: What moves the weights in a step, past the optimizer and its learning rate; empty if nothing.
     """
 
     controls: ClassVar[tuple[str, ...]] = ()
@@ -59,6 +60,7 @@ class Method:
     whole: ClassVar[str] = ""
     single: ClassVar[str] = ""
     mixes: ClassVar[str] = ""
+    moves: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -97,6 +99,9 @@ class Method:
     def transform(self, grads: Vec, rt: Runtime) -> Vec:
         """Return the gradient that the optimizer gets; must not change ``grads`` in place."""
         return grads
+
+    def before(self, batch: Batch, state: nn.Module, rt: Runtime) -> None:
+        """Make passes of the state's own: called once at the beginning of each step, whatever the objective."""
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
         """Update the state: called once after each step that was not skipped."""

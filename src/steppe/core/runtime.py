@@ -137,10 +137,10 @@ class Runtime:
         mean = losses[0] if len(parts) == 1 else torch.stack(losses).sum()
         joined = StepOutput(mean, join_logits(logits))
         self.step_state.first = self.step_state.first or joined
-        self._check_finite(vector.finite_check(grads, mean.to(self.device)))
+        self.check_finite(vector.finite_check(grads, mean.to(self.device)))
         return joined, grads
 
-    def _check_finite(self, check: Tensor) -> None:
+    def check_finite(self, check: Tensor) -> None:
         """Stop a step that is not finite: at once where one process may decide, else when it updates."""
         if not self.parallel.checks_every_pass:
             self.step_state.bad = self.step_state.bad | ~vector.all_finite(check)
@@ -281,7 +281,7 @@ class Runtime:
         with torch.no_grad(), self.precision.autocast():
             logits = [self.forward(part.x) for part in self.micro_batches(batch)]
         self.count(forward=len(batch))
-        self._check_finite(vector.finite_check([*logits]).to(self.device))
+        self.check_finite(vector.finite_check([*logits]).to(self.device))
         return logits
 
     def forward(self, x: Any) -> Tensor:

@@ -1,5 +1,6 @@
 """State of one training step: the batch, a non-finite flag, and the snapshots that roll it back."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -135,9 +136,8 @@ class StepState:
 
     @property
     def output(self) -> StepOutput:
-        """The first pass's output."""
-        assert self.first is not None
-        return self.first
+        """The first pass's output; NaN and no logits if a pass before it was not finite."""
+        return self.first or StepOutput(torch.full((), math.nan), torch.empty(0))
 
     def before_update(
         self, params: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, pool: SnapshotPool

@@ -142,7 +142,7 @@ def non_finite(subject: Subject, context: CheckContext) -> None:
     steps = busy.step + 2
     for kind in ("ddp",) if subject.whole else ("ddp", "fsdp2"):
         for at in range(1, busy.passes + 1):
-            job = DistributedJob(kind, EVEN, bad=1, at=busy.before + at, steps=steps)
+            job = DistributedJob(kind, EVEN, bad=1, at=busy.before + at, steps=steps, batch_norm=True)
             results = context.pool.run(train, subject, job)
             where = f"NaN on one of two processes in pass {at} ({kind})"
             for rank, result in enumerate(results):

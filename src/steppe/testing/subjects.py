@@ -36,6 +36,7 @@ class SubjectOptions:
     m: int | None = None
     sync: str | None = None
     seed: int = 0
+    steps: int = 100  # of the whole training
     wrap: Callable[[nn.Module], nn.Module] = lambda net: net
     device: str = "cpu"
 
@@ -114,6 +115,7 @@ class Subject(ABC):
     local: str = ""
     whole: str = ""
     mixes: str = ""
+    moves: str = ""
 
     def build(self, make: Make) -> nn.Module:
         """Return the module that it trains, of networks from ``make``."""
@@ -149,7 +151,8 @@ class OurMethod(Subject):
         self.cost = None if self.scheduled else method.cost
         if method.limit and all(self.fields[k] == v for k, v in method.limit.items()):
             self.cost = (1, 1, 1)
-        self.local, self.whole, self.mixes = method.local, method.whole, method.mixes
+        self.local, self.whole = method.local, method.whole
+        self.mixes, self.moves = method.mixes, method.moves
 
     def build(self, make: Make) -> nn.Module:
         """Let the method build, of networks that differ if it trains several."""
@@ -202,7 +205,7 @@ class OurSession(Session):
             clip=options.clip,
             m=options.m,
             sync=options.sync,
-            steps=100,
+            steps=self.options.steps,
             seed=options.seed,
         )
         return optimizer

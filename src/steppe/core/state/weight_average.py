@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from steppe.core.data_parallel import reshard
 from steppe.core.model_call import call_model
 from steppe.core.multi_network import inputs_for
+from steppe.core.numerics import vector
+from steppe.core.numerics.vector import Vec
 from steppe.core.snapshot import Buffers, SnapshotPool, copy_into
 from steppe.core.state.param_state import TensorCopies
 
@@ -39,26 +42,33 @@ class WeightAverage(TensorCopies):
         self._own: list[bool] = []  # which of them a training pass changes; empty if that is unknown
         self._snapshots = SnapshotPool()
 
-    def follow(self, rt: Runtime, batch: Batch, weight: float) -> None:
-        """Move to ``(1 - weight) average + weight net`` after a step on ``batch``, with new statistics if due.
+    def warm_up(self, decay: float) -> float:
+        """Return the next network's weight, 1 - d with d = min(decay, (1 + count) / (10 + count))."""
+        return 1 - min(decay, (1 + self.count) / (10 + self.count))
 
-        They are due after each hundredth of the average is replaced, at most once a step: BatchNorm's window of
-        ten passes is then short for the average.
+    def measure_if_due(self, rt: Runtime, batch: Batch, weight: float) -> None:
+        """Measure statistics after each hundredth of the average is replaced, at most once a step.
+
+        BatchNorm's window of ten passes is then short for the average.
         """
         if self.count % max(1, round(0.01 / weight)) == 0:
             self.measure(rt, batch, weight)
-        self.update(rt.net, weight)
 
     def measure(self, rt: Runtime, batch: Batch, weight: float) -> None:
         """Make a training pass on ``batch`` at ``(1 - weight) average + weight net``, for its statistics only.
 
         None is made on a network in evaluation mode, or without buffers that it would change.
+
+        Raises `NonFinite` if outputs are not finite, where that can be known at once.
         """
         if not (rt.net.training and self._changes(_buffers(rt.net))):
             return
         with rt.rng_restored(), self.training_pass(rt.net, weight), torch.no_grad(), rt.precision.autocast():
-            for part in rt.micro_batches(batch):
-                call_model(rt.net, inputs_for(rt.net, part), part.y if rt.options.loss == "model" else None)
+            own = rt.options.loss == "model"
+            parts = rt.micro_batches(batch)
+            outputs = [call_model(rt.net, inputs_for(rt.net, p), p.y if own else None) for p in parts]
+            floats: Vec = [t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
+            rt.check_finite(vector.finite_check(floats).to(rt.device))
             rt.parallel.share_buffers(rt.net)
         rt.count(forward=len(batch))
 

@@ -37,9 +37,13 @@ class EMA(Method):
     def init(self, net: nn.Module) -> nn.Module:
         return WeightAverage(net)
 
+    def before(self, batch: Batch, state: nn.Module, rt: Runtime) -> None:
+        assert isinstance(state, WeightAverage)
+        state.measure_if_due(rt, batch, state.warm_up(self.decay))
+
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
         assert isinstance(state, WeightAverage)
-        state.follow(rt, batch, 1 - min(self.decay, (1 + state.count) / (10 + state.count)))
+        state.update(rt.net, state.warm_up(self.decay))
 
     def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
         assert isinstance(state, WeightAverage)

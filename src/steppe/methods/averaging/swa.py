@@ -44,16 +44,16 @@ class SWA(Method):
     def init(self, net: nn.Module) -> nn.Module:
         return WeightAverage(net)
 
+    def before(self, batch: Batch, state: nn.Module, rt: Runtime) -> None:
+        assert isinstance(state, WeightAverage)
+        if state.count:  # the first network's own statistics fit the mean
+            state.measure(rt, batch, 1 / (state.count + 1))
+
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
         assert isinstance(state, WeightAverage)
-        if not rt.now.reached(self.start, "start"):
-            return
         first = math.ceil(self.start) if self.start >= 1 else 0
-        weight = 1 / (state.count + 1)
-        if state.count:  # the first network's own statistics fit the mean
-            state.measure(rt, batch, weight)
-        if (rt.now.step + 1 - first) % self.every == 0:
-            state.update(rt.net, weight)
+        if rt.now.reached(self.start, "start") and (rt.now.step + 1 - first) % self.every == 0:
+            state.update(rt.net, 1 / (state.count + 1))
 
     def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
         assert isinstance(state, WeightAverage)

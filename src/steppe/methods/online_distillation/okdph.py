@@ -89,6 +89,8 @@ class OKDPH(OnlineDistillation):
                 object.__setattr__(self, name, value)
         if self.same_start is None:
             object.__setattr__(self, "same_start", bool(self.preset))
+        if not self.same_start and self.gamma and self.networks > 1:
+            object.__setattr__(self, "moves", "fusion moves students that start apart towards each other")
         super().check()
         for name in ("omega", "gamma"):
             require(self, name, 0 <= getattr(self, name) <= 1, "a number from 0 to 1")

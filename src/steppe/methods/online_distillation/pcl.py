@@ -75,7 +75,7 @@ class PCL(BranchDistillation):
         assert isinstance(state, WeightAverage)
         inputs = views_of(batch, self.branches)
         # before the pass of the weights, whose graph a change of them would break
-        with state.training_pass(rt.net):
+        with rt.rng_restored(), state.training_pass(rt.net):
             *means, _ = call_model(rt.net, inputs)
         rt.count(forward=len(batch))
         *branches, joint = call_model(rt.model, inputs)

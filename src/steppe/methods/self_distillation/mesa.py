@@ -63,7 +63,12 @@ class MESA(Method):
         weight = self.lam * (self.T**2 if self.squared else 1.0)
         return StepOutput(out.loss + weight * kl_divergence(teacher, out.logits, self.T), out.logits)
 
+    def before(self, batch: Batch, state: nn.Module, rt: Runtime) -> None:
+        assert isinstance(state, WeightAverage)
+        if self.lam:
+            state.measure_if_due(rt, batch, state.warm_up(self.decay))
+
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
         assert isinstance(state, WeightAverage)
         if self.lam:
-            state.follow(rt, batch, 1 - min(self.decay, (1 + state.count) / (10 + state.count)))
+            state.update(rt.net, state.warm_up(self.decay))

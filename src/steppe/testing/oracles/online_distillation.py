@@ -14,7 +14,7 @@ from torch.func import functional_call, grad
 from steppe.testing.oracles.harness import Reference, Weights, averaged, cross_entropy, kl, plus, restated, times
 
 SPLIT = "4"  # the second convolution of the small network
-DEFAULT_SPLIT = 9  # the default split point of the small network: its third layer with weights
+DEFAULT_SPLIT = 4  # the default split point of the small network: its last layer that reduces resolution
 STEPS = 100  # the length of training, of which a ramp below 1 is a share
 
 

@@ -184,16 +184,15 @@ def saf(r: Reference, x: Tensor, y: Tensor) -> None:
 
 
 def mesa(r: Reference, x: Tensor, y: Tensor) -> None:
-    """Du et al., section 3.3, with the warm-up; its running statistics come from training passes at the mean."""
+    """Du et al., section 3.3, with the warm-up; its running statistics come from training passes near the mean."""
     m = r.memory
     if not m:
         m |= {"mean": dict(r.w), "mean buffers": r.buffers(), "t": 0}
-    g = distillation_gradient(r, r.eval_logits(m["mean"], m["mean buffers"], x), x, y)
-    r.update(g)
     d = min(r.settings["decay"], (1 + m["t"]) / (10 + m["t"]))
     m["t"] += 1
-    m["mean"] = averaged(m["mean"], r.w, d)
-    m["mean buffers"] = r.moved_buffers(m["mean"], m["mean buffers"], x)
+    moved = r.moved_buffers(averaged(m["mean"], r.w, d), m["mean buffers"], x)
+    r.update(distillation_gradient(r, r.eval_logits(m["mean"], m["mean buffers"], x), x, y))
+    m["mean"], m["mean buffers"] = averaged(m["mean"], r.w, d), moved
 
 
 def plain(r: Reference, x: Tensor, y: Tensor) -> None:
