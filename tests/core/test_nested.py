@@ -246,6 +246,8 @@ MEANS = {
     "random at times": (nn.Linear, lambda z, y: F.cross_entropy(z, y) * (2 if random.random() < 0.4 else 1)),
     "numpy": (nn.Linear, lambda z, y: F.cross_entropy(z, y) * (2 if np.random.rand() < 0.4 else 1)),
     "torch": (nn.Linear, lambda z, y: F.cross_entropy(z, y) * (2 if torch.rand(()) < 0.4 else 1)),
+    "float16": (nn.Linear, lambda z, y: F.cross_entropy(z, y).half()),
+    "bfloat16": (nn.Linear, lambda z, y: F.cross_entropy(z, y).bfloat16()),
     "of no more than 3": (
         nn.Linear,
         lambda z, y: F.cross_entropy(z, y) + F.mse_loss(z, torch.zeros(3, 3)[: len(z)]),
