@@ -1,9 +1,11 @@
 """Inputs and targets of any form in micro-batches: the whole batch's gradient, or a refusal."""
 
 import dataclasses
+import random
 from collections import UserDict, namedtuple
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -173,6 +175,94 @@ def test_a_list_of_micro_batches_is_shown_moved_and_compared():
         dataclasses.replace(batch, y=Y)
 
 
+class Detector(nn.Module):
+    """Takes images and their boxes, as torchvision's do; its loss is a mean over images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.conv = nn.Conv2d(3, 4, 1).double()
+
+    def forward(self, images, targets):
+        z = torch.stack([self.conv(image).mean((1, 2)) for image in images])
+        loss = torch.stack([(z[k] - t["boxes"]).square().mean() for k, t in enumerate(targets)]).mean()
+        return loss, z
+
+
+@pytest.mark.parametrize("boxes", [[3, 3], [2, 2], [3], [3, 3, 3], [2, 3, 1], [3, 3, 3, 3]])
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_images_with_any_number_of_boxes_each_are_counted_and_cut_by_image(boxes, kind):
+    """Three colours and three boxes are no three samples."""
+    images = kind(torch.randn(3, 4, 4 + k, generator=G).double() for k in range(len(boxes)))
+    targets = kind({"boxes": torch.rand(n, 4, generator=G).double()} for n in boxes)
+    weights = []
+    for options in ({}, {"microbatch": 1}, {"m": 1}):
+        net = Detector()
+        steppe.Plain().bind(net, sgd(net), loss="model", **options)(images, targets)
+        weights.append([p.detach() for p in net.parameters()])
+    assert len(Batch(images, targets)) == len(boxes)
+    assert close(weights[1], weights[0]) and close(weights[2], weights[0])
+
+
+def ctc(z: Tensor, y: tuple[Tensor, Tensor]) -> Tensor:
+    times = torch.full((z.size(1),), len(z))
+    return F.ctc_loss(z.log_softmax(2), y[0], times, y[1])
+
+
+def test_targets_in_a_row_next_to_their_lengths_belong_to_as_many_samples():
+    class Times(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).transpose(0, 1)
+
+    x, lengths = torch.randn(6, 9, 8, generator=G), torch.tensor([2, 3, 1, 2, 3, 2])
+    y, nets = torch.randint(1, 3, (13,), generator=G), []
+    parts = [(x[:3], (y[:6], lengths[:3])), (x[3:], (y[6:], lengths[3:]))]
+    for batch in ((x, (y, lengths)), (parts,)):
+        torch.manual_seed(0)
+        steppe.SAM().bind(net := Times(8, 3), sgd(net), loss=ctc)(*batch)
+        nets.append(net.weight.detach())
+    torch.testing.assert_close(nets[0], nets[1])
+
+
+def test_what_mappings_of_targets_name_may_be_an_array():
+    step = steppe.SAM().bind(
+        net := nn.Linear(8, 3).double(), sgd(net), loss=lambda z, y: F.cross_entropy(z, y["k"])
+    )
+    assert not step(A, {"k": Y, "size": np.array([4, 4])}).skipped
+
+
+def pairs(z: Tensor, y: Tensor) -> Tensor:
+    one, other = z.chunk(2)
+    return ((one - other).square().sum(1) * y).mean()
+
+
+class Views(nn.Linear):
+    def forward(self, x):
+        return torch.cat([super().forward(x), super().forward(x.square())])
+
+
+MEANS = {
+    "of pairs": (Views, pairs),
+    "random at times": (nn.Linear, lambda z, y: F.cross_entropy(z, y) * (2 if random.random() < 0.4 else 1)),
+    "numpy": (nn.Linear, lambda z, y: F.cross_entropy(z, y) * (2 if np.random.rand() < 0.4 else 1)),
+    "torch": (nn.Linear, lambda z, y: F.cross_entropy(z, y) * (2 if torch.rand(()) < 0.4 else 1)),
+    "float16": (nn.Linear, lambda z, y: F.cross_entropy(z, y).half()),
+    "bfloat16": (nn.Linear, lambda z, y: F.cross_entropy(z, y).bfloat16()),
+    "of no more than 3": (
+        nn.Linear,
+        lambda z, y: F.cross_entropy(z, y) + F.mse_loss(z, torch.zeros(3, 3)[: len(z)]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_a_loss_that_cannot_be_compared_is_not_refused_in_parts(name):
+    kind, loss = MEANS[name]
+    step = steppe.SAM().bind(net := kind(8, 3).double(), sgd(net), loss=loss, microbatch=3)
+    for _ in range(12):
+        assert not step(A, Y).skipped
+
+
 SUMS = {
     "sum": nn.CrossEntropyLoss(reduction="sum"),
     "function": partial(F.cross_entropy, reduction="sum"),
@@ -217,6 +307,18 @@ class Own(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(self.linear(x), y, reduction=self.reduction)
+
+
+class TrainingOnly(Own):
+    """Returns detections in evaluation mode, and no loss."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return super().forward(x, y) if self.training else [{"boxes": self.linear(x)}].items()
+
+
+def test_a_model_that_has_a_loss_in_training_mode_only_is_trained_in_parts():
+    step = steppe.SAM().bind(net := TrainingOnly("mean"), sgd(net), loss="model", microbatch=3)
+    assert not step(A, Y).skipped
 
 
 def test_the_model_s_own_loss_is_a_mean_too():

@@ -1,5 +1,6 @@
 """A Trainer with a method: its own loop's training for plain, replayed micro-batches for other methods."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,17 @@ def test_the_deployed_weights_are_evaluated(tmp_path):
         mean = [p.detach().clone() for p in ours.model.parameters()]
         loss = trainer(tmp_path, None, ours.model).evaluate()["eval_loss"]
     assert farthest(trained, mean) > 0 and farthest(evaluated[-1], mean) == 0
+    assert ours.evaluate()["eval_loss"] == loss
+
+
+def test_a_copy_evaluates_the_same_and_trains_a_model_of_its_own(tmp_path):
+    ours = trainer(tmp_path, "ema:decay=0.9", learning_rate=0.1)
+    ours.train()
+    copied = copy.deepcopy(ours)
+    loss = ours.evaluate()["eval_loss"]
+    assert copied.evaluate()["eval_loss"] == loss
+    copied.train()
+    assert copied.evaluate()["eval_loss"] != loss
     assert ours.evaluate()["eval_loss"] == loss
 
 

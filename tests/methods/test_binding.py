@@ -344,6 +344,20 @@ def test_an_optimizer_that_cannot_train_the_model_is_refused(net, optimizer, mes
         steppe.SAM().bind(net, optimizer(net))
 
 
+def test_a_hook_that_is_added_after_the_method_is_bound_is_refused_too():
+    net, step = bound(steppe.SAM())
+    hooked(net)
+    with pytest.raises(steppe.InputError, match="post_accumulate_grad_hook, which each pass would run"):
+        step(*small_batch())
+
+
+@pytest.mark.parametrize("options", [{"steps": 100.0}, {"steps": 97.7}, {"steps": 100, "epoch": 10.0}])
+def test_a_number_of_steps_may_be_a_quotient(options):
+    _, step = bound(steppe.SAM(rho=steppe.Linear(0.0, 0.1)), **options)
+    assert not step(*small_batch()).skipped
+    assert type(step.runtime.options.epoch) in (int, type(None))
+
+
 def test_parameters_in_no_group_are_named_and_a_loss_may_have_its_own():
     net, loss = nn.Linear(4, 3), nn.Linear(3, 3)
     with pytest.warns(UserWarning, match=r"are in no group of the optimizer and are not trained \(1\)"):

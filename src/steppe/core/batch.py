@@ -40,6 +40,8 @@ class Batch:
         for counts in (of_x & of_y, of_x, of_y):
             if len(counts) == 1:
                 return counts.pop()
+            if nested.is_per_sample(self.y) and len(self.y) in counts:
+                return len(self.y)
         raise InputError(
             f"x is a {type(self.x).__name__} and y a {type(self.y).__name__} of unclear numbers of samples; "
             "give a steppe.Batch with an index (B,)"
@@ -48,7 +50,9 @@ class Batch:
     def require_countable(self) -> None:
         """Raise InputError unless x and y agree on the number of samples, by which means over batches weigh."""
         counts = nested.sample_counts(self.y)
-        if counts and len(self) not in counts:
+        # the targets of a connectionist loss are of all samples in a row, next to the length of each
+        each = set().union(*map(nested.sample_counts, nested.leaves(self.y)))
+        if counts and len(self) not in counts | each:
             raise InputError(
                 f"x has {len(self)} samples and y {' or '.join(map(str, sorted(counts)))}; "
                 "give bind weigh=, a function that counts a batch's samples"
@@ -64,8 +68,8 @@ class Batch:
 
     def take(self, rows: Tensor | slice) -> Batch:
         """Return the chosen rows (indices, a mask or a slice) of every part."""
-        size = len(self)
-        return self._each(lambda value: nested.take(value, rows, size))
+        size, per_sample = len(self), nested.is_per_sample(self.y)
+        return self._each(lambda value: nested.take(value, rows, size, per_sample=per_sample))
 
     def split(self, size: int) -> Iterator[Batch]:
         """Yield consecutive batches of at most ``size`` samples."""
@@ -204,8 +208,11 @@ def _require_tensors(batch: Batch) -> None:
     """Raise InputError for inputs that no network takes."""
     if nested.is_flag(batch.x):
         raise InputError(f"x is {batch.x!r}; give a tensor of one row per sample")
-    for name, value in (("x", batch.x), ("y", batch.y)):
-        if not isinstance(value, Tensor) and any(map(_is_array, nested.leaves(value))):
+    targets = (
+        batch.y if isinstance(batch.y, list | tuple) else [batch.y]
+    )  # what mappings name is the loss's affair
+    for name, values in (("x", [] if isinstance(batch.x, Tensor) else nested.leaves(batch.x)), ("y", targets)):
+        if any(map(_is_array, values)):
             raise InputError(f"{name} has a numpy array; give a tensor, torch.as_tensor(array)")
 
 

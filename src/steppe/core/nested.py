@@ -50,6 +50,11 @@ def map_leaves(f: Callable[[Any], Any], value: Any) -> Any:
     return f(value)
 
 
+def is_per_sample(value: Any) -> bool:
+    """Return whether a value is a sequence of mappings or dataclasses, such as the boxes of each image."""
+    return isinstance(value, list | tuple) and bool(value) and all(entries_of(v) is not None for v in value)
+
+
 def sample_counts(value: Any) -> set[int]:
     """Return the numbers of samples that a value may have, none if it does not tell.
 
@@ -68,10 +73,11 @@ def sample_counts(value: Any) -> set[int]:
     return common | {len(value)} if entries is None else common or set().union(*counts)
 
 
-def take(value: Any, rows: Rows, size: int) -> Any:
+def take(value: Any, rows: Rows, size: int, *, per_sample: bool = False) -> Any:
     """Return the chosen rows (indices, a mask or a slice) of a value of ``size`` samples.
 
-    Numbers, texts and 0-dimensional tensors stay as they are.
+    Numbers, texts and 0-dimensional tensors stay as they are. A sequence has an entry per sample if
+    ``per_sample``.
 
     Raises InputError for what cannot be cut.
     """
@@ -85,7 +91,7 @@ def take(value: Any, rows: Rows, size: int) -> Any:
     if entries is not None:
         return _with_entries(value, {k: take(v, rows, size) for k, v in entries.items()})
     if isinstance(value, list | tuple) and not isinstance(value, PackedSequence):
-        if _per_sample(value, size):
+        if (per_sample and len(value) == size) or _per_sample(value, size):
             return _like(value, [value[i] for i in _indices(rows, size)])
         return _like(value, [take(v, rows, size) for v in value])
     if is_flag(value):
@@ -125,6 +131,8 @@ def _per_sample(value: Sequence[Any], size: int) -> bool:
     rows = [size in sample_counts(v) for v in value]
     nested = any(rows) and all(row or is_flag(v) for row, v in zip(rows, value, strict=True))
     alike = len({(type(v), v.dim() if isinstance(v, Tensor) else 0) for v in value}) == 1
+    if nested and len(value) == size and is_per_sample(value):
+        return True
     if nested and alike and len(value) == size:
         raise InputError(
             f"a {type(value).__name__} of {size} entries of {size} rows may be one per sample or one per input; "

@@ -49,8 +49,7 @@ def require_trainable(
     name, own = type(optimizer).__name__, {id(p): p for m in modules for p in m.parameters()}
     if not any(id(p) in own for p in params):
         raise InputError(f"{name} has no parameter of the model; make it anew from model.parameters()")
-    if any(getattr(p, "_post_accumulate_grad_hooks", None) for p in params):
-        raise InputError("a parameter has a post_accumulate_grad_hook, which each pass would run; remove it")
+    refuse_accumulation_hooks(params)
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise InputError(f"{name} needs a closure and makes passes of its own; use an optimizer without one")
@@ -62,6 +61,12 @@ def require_trainable(
             "add them, or freeze them with requires_grad_(False)",
             stacklevel=5,
         )
+
+
+def refuse_accumulation_hooks(params: Iterable[Tensor]) -> None:
+    """Raise InputError for hooks that run after each backward pass, such as an optimizer's step in it."""
+    if any(getattr(p, "_post_accumulate_grad_hooks", None) for p in params):
+        raise InputError("a parameter has a post_accumulate_grad_hook, which each pass would run; remove it")
 
 
 def require_dense(grads: Sequence[Tensor | None]) -> None:

@@ -384,6 +384,8 @@ class Runtime:
             self.params = params
             self.owners, self._memo = param_groups.owners(self.net, self.params), {}
             self.buffers = Buffers(*self._with_state)
+        if self.passes.steps <= user_loss.CHECKED_STEPS:  # hooks may be added after the method is bound
+            param_groups.refuse_accumulation_hooks(self.params)
         parts, weight = self.micro_batches(batch), self.weight(batch)
         user_loss.require_weights(self.options.weigh, parts, weight, self.parallel.size)
         self.step_state = StepState(self.buffers.snapshot(), self._good, batch, parts, weight)

@@ -76,7 +76,10 @@ class BindOptions:
         require_loss(self.loss)
         clip = self.clip is None or (is_number(self.clip) and self.clip > 0)
         steps: Any = self.steps
-        schedulable = steps is None or callable(steps) or is_count(steps)
+        # len(data) / batch * epochs is one, too
+        schedulable = steps is None or callable(steps) or (is_number(steps) and 1 <= steps < math.inf)
+        if is_number(self.epoch) and self.epoch % 1 == 0:  # type: ignore[operator]
+            object.__setattr__(self, "epoch", int(self.epoch))  # type: ignore[arg-type]
         for name, holds, remedy in (
             ("clip", clip, "a number above 0, or None"),
             ("microbatch", self.microbatch is None or is_count(self.microbatch), "at least 1 sample, or None"),

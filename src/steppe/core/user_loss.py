@@ -1,14 +1,17 @@
 """The user's loss: its value, its state, and whether a batch in parts has the whole batch's gradient."""
 
 import math
+import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from steppe.core import rng
 from steppe.core.batch import Accumulated, Batch, join_logits
 from steppe.core.model_call import call_model, extract_loss
 from steppe.core.numerics.losses import per_sample
@@ -104,6 +107,8 @@ def require_additive(rt: _Runtime, parts: Sequence[Batch], logits: Sequence[Tens
     The model's own loss is compared on two parts, in evaluation mode and in the first step only: it takes passes.
     """
     if callable(rt.options.loss):
+        if any(len(z) != len(part) for z, part in zip(logits, parts, strict=True)):
+            return  # the rows of two views, say, cannot be cut and joined by sample
         with rt.preserve_state():
             require_mean(lambda z, part: rt.loss(z, part.y), parts, logits, rt.options.weigh)
     elif rt.passes.steps == 1 and rt.callable_in_parts:
@@ -125,10 +130,12 @@ def require_mean(
     """Raise InputError if the loss of a batch is not the weighted mean of its parts' losses.
 
     Parts that cannot be joined, or only one, are compared with their halves. Not checked are a loss with state or
-    random draws of its own, and parts that can neither be cut nor joined.
+    random draws of its own, parts that can neither be cut nor joined, and a loss that raises an exception on
+    more or fewer samples than training has.
     """
     whole, mean = 0.0, 0.0
-    with suppress(InputError), torch.no_grad():
+    before = _draws(logits[0].device)
+    with suppress(Exception), torch.no_grad():
         pieces = list(zip(logits, parts, strict=True))
         z, batch = _joined(pieces) or max(pieces, key=lambda piece: len(piece[1]))
         if batch in parts:
@@ -138,15 +145,24 @@ def require_mean(
             middle = len(z) * len(first) // len(batch)
             pieces = [(z[:middle], first), (z[middle:], second)]
         weights = [float(weigh(piece)) for _, piece in pieces]
-        value, again = (float(loss(z, batch)) for _ in range(2))
+        result = loss(z, batch)
+        value, again = float(result), float(loss(z, batch))
+        tolerance = max(tolerance, 2 * torch.finfo(result.dtype).eps)  # a loss may be of half precision
         each = [float(loss(*piece)) for piece in pieces]
-        if value == again and sum(weights) > 0:
+        # a loss may draw only sometimes
+        if value == again and _draws(z.device) == before and sum(weights) > 0:
             whole, mean = value, sum(w * v for w, v in zip(weights, each, strict=True) if w) / sum(weights)
     if math.isfinite(whole) and not math.isclose(whole, mean, rel_tol=tolerance, abs_tol=1e-6):
         raise InputError(
             f"the loss of {len(batch)} samples is {whole:g}, and the mean over {len(pieces)} parts {mean:g}; "
             "give a loss that is a mean over samples (reduction='mean'), the whole batch at once, or bind's weigh"
         )
+
+
+def _draws(device: torch.device) -> list[Any]:
+    """Return the state of all random numbers that a loss may draw."""
+    own: Any = np.random.get_state(legacy=True)
+    return [random.getstate(), own[1].tobytes(), own[2], *(s.numpy().tobytes() for s in rng.capture(device))]
 
 
 def _joined(pieces: Sequence[tuple[Tensor, Batch]]) -> tuple[Tensor, Batch] | None:

@@ -193,7 +193,7 @@ class LossSurface:
             return extract_loss(call_model(self.net, part.x, part.y))
         loss_fn, logits = self.loss_fn, extract_logits(call_model(self.net, part.x))
         loss = loss_value(loss_fn, upcast_to_float32(logits), part.y)
-        if self._in_parts and len(part) > 1:
+        if self._in_parts and len(part) > 1 and len(logits) == len(part):
             self._in_parts = False  # the same loss is not checked again
             require_mean(lambda z, b: loss_value(loss_fn, z, b.y), [part], [upcast_to_float32(logits.detach())])
         return loss, logits

@@ -67,6 +67,10 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
         self._shifts_labels = False
         self._micro_batches: list[Batch] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        saved = self._saved if self.step is None else self.step.state_dict()
+        return {**vars(self), "step": None, "_saved": saved}  # a copy binds its own
+
     def _check(self) -> None:
         """Refuse what this class would not call."""
         own_loss = ("compute_loss", "compute_loss_context_manager", "autocast_smart_context_manager")
