@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import steppe
-from steppe.core.snapshot import Buffers, Snapshot, SnapshotPool
+from steppe.core.state.snapshot import Buffers, Snapshot, SnapshotPool
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool, torch.int16]
 LAYOUTS = {

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steppe.core import nested
+from steppe.core import _nested as nested
 from steppe.errors import InputError
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from steppe.core import param_groups, rng, user_loss
+from steppe.core import param_groups, user_loss
 from steppe.core.amp import MixedPrecision, upcast_to_float32
 from steppe.core.batch import Batch, join_logits
 from steppe.core.data_parallel import Sharded, parallelism_of
@@ -24,7 +24,8 @@ from steppe.core.multi_network import MultiNetwork, member_of
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import ScaledVector, Vec
 from steppe.core.schedules import ScheduleValue, TrainingProgress, value_at
-from steppe.core.snapshot import Buffers, SnapshotPool
+from steppe.core.state import rng
+from steppe.core.state.snapshot import Buffers, SnapshotPool
 from steppe.core.state.weight_average import WeightAverage
 from steppe.core.step_state import BindOptions, LossFunction, NonFinite, Passes, StepOutput, StepState
 from steppe.errors import InputError

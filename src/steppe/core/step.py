@@ -13,7 +13,7 @@ from steppe.core.data_parallel import NO_LOCAL_GRADIENT, Sharded
 from steppe.core.multi_network import MultiNetwork
 from steppe.core.runtime import Runtime
 from steppe.core.schedules import check_length
-from steppe.core.snapshot import evaluation_mode
+from steppe.core.state.snapshot import evaluation_mode
 from steppe.core.step_state import BindOptions, GradientAccumulator, NonFinite, Passes, StepOutput
 from steppe.core.user_loss import CHECKED_STEPS, require_additive
 from steppe.errors import InputError

@@ -14,7 +14,7 @@ from steppe.core.batch import Batch
 from steppe.core.data_parallel import SyncMode
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
-from steppe.core.snapshot import BufferSnapshot, OptimizerSnapshot, SnapshotPool
+from steppe.core.state.snapshot import BufferSnapshot, OptimizerSnapshot, SnapshotPool
 from steppe.core.user_loss import require_loss
 from steppe.errors import InputError
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from steppe.core import rng
 from steppe.core.batch import Accumulated, Batch, join_logits
 from steppe.core.model_call import call_model, extract_loss
 from steppe.core.numerics.losses import per_sample
-from steppe.core.snapshot import evaluation_mode
+from steppe.core.state import rng
+from steppe.core.state.snapshot import evaluation_mode
 from steppe.errors import InputError
 
 CHECKED_STEPS = 10  # in which a loss is checked to be a mean; it may be one on a first batch only

@@ -19,7 +19,7 @@ from steppe.core.batch import Accumulated, Batch, as_batch
 from steppe.core.model_call import call_model, extract_logits, extract_loss, unwrap_model
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
-from steppe.core.snapshot import evaluation_mode
+from steppe.core.state.snapshot import evaluation_mode
 from steppe.core.user_loss import loss_value, modules_of, require_loss, require_mean
 from steppe.errors import InputError
 

@@ -24,7 +24,7 @@ from steppe.core.model_call import unwrap_model
 from steppe.core.numerics import vector
 from steppe.core.numerics.perturbations import scaled_perturbation
 from steppe.core.schedules import finite
-from steppe.core.snapshot import Buffers, BufferSnapshot
+from steppe.core.state.snapshot import Buffers, BufferSnapshot
 from steppe.errors import InputError
 
 _BIND = "method.bind(model, optimizer)"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from steppe.core import param_groups
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
-from steppe.core.snapshot import all_alike, copy_into
+from steppe.core.state.snapshot import all_alike, copy_into
 
 
 class TensorCopies(nn.Module):

@@ -15,8 +15,8 @@ from steppe.core.model_call import call_model
 from steppe.core.multi_network import inputs_for
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
-from steppe.core.snapshot import Buffers, SnapshotPool, copy_into
 from steppe.core.state.param_state import TensorCopies
+from steppe.core.state.snapshot import Buffers, SnapshotPool, copy_into
 
 if TYPE_CHECKING:
     from steppe.core.batch import Batch

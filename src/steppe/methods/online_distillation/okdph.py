@@ -37,10 +37,10 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from steppe.core import rng
 from steppe.core.method import Batch, Runtime, StepOutput, require, with_weights
 from steppe.core.model_call import call_model
 from steppe.core.numerics.losses import distillation_loss, mean_of
+from steppe.core.state import rng
 from steppe.errors import InputError, unknown
 from steppe.methods.online_distillation._base import OnlineDistillation
 from steppe.methods.online_distillation._okdph_presets import PRESETS
