@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.table import Table
 
 import steppe
 from steppe import InputError, hardware, methods
@@ -304,6 +305,15 @@ def test_closed_descriptors_are_opened_before_any_other_file():
 def test_a_file_has_120_columns_unless_the_environment_has_others(columns, width, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", columns) if columns is not None else monkeypatch.delenv("COLUMNS", raising=False)
     assert console.console().width == console.console(stderr=True).width == width
+
+
+def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("classes [v2]", title="folder:dog: [b]")
+    table.add_row(":cat: [red]")
+    console.print_text(console.console(), "folder:dog: [b]")
+    console.console().print(table)
+    output = capsys.readouterr().out
+    assert output.count("folder:dog: [b]") == 2 and ":cat: [red]" in output and "classes [v2]" in output
 
 
 def test_a_stream_without_the_character_prints_a_question_mark(monkeypatch):

@@ -120,6 +120,14 @@ def rows(start: int, stop: int, ending: str = "", folder: str = "") -> str:
         ({"x/y": 20, "x/labels.csv": "\ufeffimage_id,label,n\n" + rows(0, 20).replace("\n", ",?\n") + "1\n"}, 20,
          "1 row of x/labels.csv"),
         ({"photos": 20, "w.csv": "Image,Id\n" + rows(0, 20, ".png")}, 20, ""),
+        ({"scans_images_part_1": 9, "scans_images_part_2": 9, "m.csv": HEAD + rows(0, 18)}, 18, ""),
+        ({"images_001/images": 9, "images_002/images": 9, "m.csv": HEAD + rows(0, 18)}, 18, ""),
+        ({"a": 20, "t.csv": "image,MEL,NV\n" + "".join(f"{i},{i % 2}.0,{1 - i % 2}.0\n" for i in range(20))},
+          20, ""),
+        ({"a": 20, "t.csv": "class id,file,labels\n" + "".join(f"{i % 2},{i},{'xy'[i % 2]}\n" for i in range(20))},
+          20, ""),
+        ({"Train/0": 6, "Train/1": 6, "Test": 8, "Test.csv": "Width,ClassId,Path\n" +
+          "".join(f"9,{i % 2},Test/{i}.png\n" for i in range(12, 20))}, 20, "test images: the folder Test"),
     ],
 )  # fmt: skip
 def test_a_table_labels_images_without_class_folders(
@@ -145,7 +153,10 @@ def test_a_table_labels_images_without_class_folders(
         ({f"{c}/{i}": 4 for c in ("flu", "well") for i in ("images", "masks")}, "and in them images, masks"),
         ({"valid": 4, "invalid": 4}, "valid, invalid, which are not clearly"),
         ({"train": 9, "test": 9}, "no class folders for training.*or a CSV file"),
-        ({"part_1": 9, "part_2": 9, "m.csv": HEAD + rows(0, 18)}, "table .m.csv. with other classes"),
+        ({"A": 9, "B": 9, "m.csv": HEAD + rows(0, 18)}, "table .m.csv. with other classes"),
+        ({"images": 8, "annotations/trimaps": 8}, "annotations is no class by its name"),
+        ({"birds/a": 4, "birds/b": 4, "segmentations/a": 4, "segmentations/c": 4}, "segmentations is no class"),
+        ({"train/images": 8, "train/masks": 8}, "masks is no class"),
         ({"a": 9, "m.csv": "id,age,sex\n" + "".join(f"{i},1,m\n" for i in range(9))}, "columns id, age, sex"),
         ({"train": 3, "test": 3, "labels.csv": HEAD + "0,x\n5,y\n"}, "no class folders|only the class"),
         ({"a": 4, "x.csv": HEAD + rows(0, 4), "y.csv": HEAD + rows(1, 4) + "0,cat\n"}, "keep one of them"),
@@ -163,8 +174,21 @@ def test_a_table_that_fits_two_images_is_refused(tmp_path: Path) -> None:
     for part in ("train", "test"):
         write(tmp_path / part, {".": 4})
     write(tmp_path, {"labels.csv": HEAD + rows(0, 4)})
-    with pytest.raises(InputError, match="which may be test/0.png or train/0.png; write the folder"):
+    with pytest.raises(InputError, match="which may be test/0.png or train/0.png; remove one"):
         load(tmp_path)
+
+
+def test_classes_packed_once_more_into_a_folder_of_the_same_name_are_left_out(tmp_path: Path) -> None:
+    images = load(write(tmp_path / "cells", {f"{top}{c}": 6 for top in ("", "cells/") for c in ("flu", "well")}))
+    assert images.classes == ("flu", "well") and count(images) == 12
+    assert "12 images without a class (in cells/flu, cells/well)" in images.note
+
+
+@pytest.mark.parametrize(
+    "classes", [("mask", "no_mask"), ("labels", "text"), ("images", "tables"), ("part1", "part2"), ("10", "2")]
+)
+def test_classes_may_have_the_names_of_masks_and_numbers(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    assert load(write(tmp_path, dict.fromkeys(classes, 6))).classes == classes
 
 
 def test_files_of_systems_and_other_kinds_are_counted_once(tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     # rich takes COLUMNS=0 as it is, and prints nothing
     width = None if chosen or (stream.isatty() and not columns) else 120
-    return Console(width=width, stderr=stderr)
+    # folders and classes may be named like rich's markup: folder:dog: is printed as it is
+    return Console(width=width, stderr=stderr, markup=False, emoji=False)
 
 
 def print_text(terminal: Console, text: str) -> None:

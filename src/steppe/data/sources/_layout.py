@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,10 @@ from steppe.errors import InputError
 
 Label = tuple[str, str]  # part (train, val or test) and class of an image
 _Folder = tuple[str, ...]
+_SHARD_TOKENS = {"image", "images", "img", "imgs", "part"}
+_ANNOTATIONS = {"annotation", "annotations", "segmentation", "segmentations", "trimaps", "groundtruth"}
+_IMAGES = {"image", "images", "img", "imgs", "jpegimages"}
+_MASKS = {"mask", "masks", "label", "labels", "gt"}
 
 
 @dataclass
@@ -47,6 +52,9 @@ def find_layout(path: Path, names: Sequence[str], listing: Listing, tables: Mapp
     undivided: dict[str, str | None] = {}
     for part, top in tops.items():
         folders = tree.class_folders(top)
+        if tables and _are_shards(folders):
+            undivided |= dict.fromkeys(tree.names(top), part or None)
+            continue
         if train_classes & {folder[-1] for folder in folders}:
             class_folders[part] = folders
         if len(folders) < 2 or part not in class_folders:
@@ -56,6 +64,7 @@ def find_layout(path: Path, names: Sequence[str], listing: Listing, tables: Mapp
         if by_table.keys() & tree.names(tops[part]):
             continue
         tree.refuse_classes_within(folders)
+        _refuse_annotations(path, folders)
         for folder in folders:
             layout.classes["/".join(folder)] = (part or "train", folder[-1])
             layout.label |= dict.fromkeys(tree.names(folder), (part or "train", folder[-1]))
@@ -105,7 +114,14 @@ class _Tree:
     def class_folders(self, top: _Folder) -> list[_Folder]:
         """Return the folders of classes below the folder of a part, empty ones too."""
         root = self.descend(top)
-        return self.inside.get(root, []) if self.sub_folders(root) else []
+        if not self.sub_folders(root):
+            return []
+        folders = self.inside.get(root, [])
+        # carelessly packed archives have all classes once more, in a folder of the same name as the one around it
+        own = root[-1] if root else self.path.absolute().name
+        others = {folder[-1] for folder in folders} - {own}
+        copies = {f for f in folders if f[-1] == own and {s[-1] for s in self.sub_folders(f)} & others}
+        return [folder for folder in folders if folder not in copies]
 
     def refuse_classes_within(self, folders: Sequence[_Folder]) -> None:
         """Raise InputError if sub-folders of class folders may be parts or classes too."""
@@ -148,6 +164,23 @@ def _parts(tree: _Tree, base: _Folder) -> dict[str, _Folder]:
             "rename a class"
         )
     return parts
+
+
+def _are_shards(folders: Sequence[_Folder]) -> bool:
+    """Return whether folders such as images_part_1 and images_part_2 divide the files by number only."""
+    names = {re.sub("[^a-z]+", " ", folder[-1].lower()).strip() for folder in folders}
+    return len(folders) > 1 and len(names) == 1 and not _SHARD_TOKENS.isdisjoint(names.pop().split())
+
+
+def _refuse_annotations(path: Path, folders: Sequence[_Folder]) -> None:
+    """Raise InputError if one of the folders of classes has masks of the images in the others."""
+    names = {folder[-1].lower(): folder[-1] for folder in folders}
+    masks = [name for name in names if name in _ANNOTATIONS or (name in _MASKS and _IMAGES & names.keys())]
+    if masks:
+        raise InputError(
+            f"{path} has the folders {', '.join(sorted(names.values())[:3])}, and {names[masks[0]]} is no class "
+            "by its name; move it elsewhere, or rename it"
+        )
 
 
 def _refuse_other_classes(path: Path, layout: ImageLayout, tables: Mapping[str, bytes], tree: _Tree) -> None:

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from steppe.data.sources.image_files import IMAGES
@@ -19,6 +19,7 @@ _LABEL_COLUMNS = [
     "labels",
     "class",
     "classname",
+    "classid",
     "category",
     "target",
     "species",
@@ -129,30 +130,53 @@ def _rows(
         return [], 0
     name = hits.index(max(hits))
     columns = {re.sub("[^a-z]", "", title.lower()): c for c, title in enumerate(header) if c != name}
-    titles = [title for title in columns if title in _LABEL_COLUMNS]
+    titled = _distinct(table, [c for title, c in columns.items() if title in _LABEL_COLUMNS])
     named = (columns[title] for title in _PART_COLUMNS if title in columns)
     part = next((c for c in named if all(part_of(row[c]) for row in table)), None)
-    rest = [c for c in columns.values() if c != part]
-    if not rest or (not is_training and len(titles) != 1):
+    rest = [c for c in range(len(header)) if c not in (name, part)]
+    if len(titled) != 1 and _is_one_hot(table, rest):
+        header = [*header, "label"]
+        table = [[*row, next(header[c] for c in rest if float(row[c]) == 1)] for row in table]
+        titled = [len(header) - 1]
+    if not rest or (not is_training and len(titled) != 1):
         return [], 0
-    if len(titles) != 1 and len(rest) > 1:
+    if len(titled) != 1 and len(rest) > 1:
         raise InputError(
             f"{where} has the columns {', '.join(header)}; keep two, {header[name]!r} for the files and 'label' "
             "for their classes"
         )
-    label = columns[titles[0]] if len(titles) == 1 else rest[0]
+    label = titled[0] if len(titled) == 1 else rest[0]
     rows = []
     for row in table:
         matches = keys.get(_key(row[name]), [])
         if len(matches) > 1:
             raise InputError(
-                f"{where} names {row[name]!r}, which may be {matches[0]} or {matches[1]}; write the folder "
-                "into it too"
+                f"{where} names {row[name]!r}, which may be {matches[0]} or {matches[1]}; remove one, or "
+                "write the folder into the table too"
             )
         token = part_of(row[part]) if part is not None else None
         if matches and row[label].strip():
             rows.append((matches[0], token[0] if token else None, row[label].strip()))
     return rows, len(lines) - len(rows)
+
+
+def _distinct(table: Sequence[Sequence[str]], columns: list[int]) -> list[int]:
+    """Return one of the columns if all divide the rows into the same classes (names rather than numbers)."""
+    entries = [{row[c] for row in table} for c in columns]
+    if len(columns) < 2 or len({tuple(row[c] for c in columns) for row in table}) != min(map(len, entries)):
+        return columns
+    if len({len(values) for values in entries}) > 1:
+        return columns
+    return [min(columns, key=lambda c: all(row[c].strip().isdigit() for row in table))]
+
+
+def _is_one_hot(table: Sequence[Sequence[str]], columns: Sequence[int]) -> bool:
+    """Return whether each row has a single 1, and else 0, in the columns: one for each class."""
+    try:
+        values = [sorted(float(row[c]) for c in columns) for row in table]
+    except ValueError:
+        return False
+    return len(columns) > 1 and all(row == [0.0] * (len(columns) - 1) + [1.0] for row in values)
 
 
 def _key(text: str) -> str:

@@ -75,9 +75,17 @@ def _decode_all(path: Path, options: Data, progress: ProgressCallback | None = N
         else:
             images.append(image)
     if not images:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in files.listing.other.most_common(3)) or "nothing"
+        kinds = (
+            ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in files.listing.other.most_common(3)) or "nothing"
+        )
+        is_packed = any(files.listing.other[f"{ending} file"] for ending in (".zip", ".tar", ".gz", ".tgz", ".xz"))
         raise InputError(
-            f"{path} has no images ({', '.join(IMAGES)}), but {kinds}; give a folder with a sub-folder per class"
+            f"{path} has no images ({', '.join(IMAGES)}), but {kinds}; "
+            + (
+                "unpack it, or give the archive itself"
+                if is_packed
+                else "give a folder with a sub-folder per class"
+            )
         )
     layout = find_layout(path, [image.name for image in images], files.listing, files.tables)
     labelled = [(image, layout.label[image.name]) for image in images if image.name in layout.label]
