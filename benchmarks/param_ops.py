@@ -133,9 +133,9 @@ class _Idle(nn.Module):
 
 def bound_method(spec: str, network: nn.Module) -> ParamStep:
     """Return a step of a method on a network's parameters, with fixed gradients."""
-    net = _Idle(network)
+    net = _Idle(network).eval()  # no passes for running statistics
     step = methods.parse(spec).bind(net, _sgd(net, fused=True), steps=10**6, epoch=100)
-    loss = torch.zeros(()).as_subclass(_Loss)
+    loss = torch.zeros((), requires_grad=True).as_subclass(_Loss)
     loss.gradients = FixedGradients(step.runtime.params)
     logits = torch.zeros(_ROWS, _CLASSES)
     step.runtime.objective = lambda batch: StepOutput(

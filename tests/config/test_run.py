@@ -54,18 +54,19 @@ def test_the_digest_depends_on_every_field_but_those_that_change_no_result():
     def digest(run: Run) -> str:
         return run.digest(repr(parse(run.method)))
 
-    base = Run(method="sam", match="epochs", seconds=1.0)
+    base = Run(method="sam", match="seconds", seconds=1.0)
     assert digest(base) == digest(dataclasses.replace(base, method="sam:rho=0.05"))
     changes = {
         "method": "sam:rho=0.1", "model": "m", "dataset": "d", "seed": 1, "batch": 3, "epochs": 3,
-        "match": "seconds", "seconds": 2.0, "precision": "bf16", "threads": 2,
+        "seconds": 2.0, "precision": "bf16", "threads": 2,
         "data": Data(val=0.2), "optim": Optim(lr=0.3), "microbatch": 4, "m": 4, "sync": "global", "compile": True,
         "watch": Monitoring(test=True),
     }  # fmt: skip
-    no_result = {"parallel": "fsdp", "track": ("mlflow",), "workers": 2}
-    assert set(changes) | set(no_result) == {f.name for f in dataclasses.fields(Run)}
+    no_result = {"parallel": "fsdp", "track": ("mlflow",), "workers": 2, "keep": True}
+    assert set(changes) | set(no_result) | {"match"} == {f.name for f in dataclasses.fields(Run)}
     digests = [digest(dataclasses.replace(base, **{k: v})) for k, v in changes.items()]
-    assert len({digest(base), *digests}) == len(changes) + 1
+    digests.append(digest(dataclasses.replace(base, match="gradients", seconds=None)))
+    assert len({digest(base), *digests}) == len(digests) + 1
     shared = dataclasses.replace(base, sync="global")
     assert digest(dataclasses.replace(shared, **no_result)) == digest(shared)
 

@@ -360,7 +360,7 @@ def test_a_number_of_steps_may_be_a_quotient(options):
 
 def test_parameters_in_no_group_are_named_and_a_loss_may_have_its_own():
     net, loss = nn.Linear(4, 3), nn.Linear(3, 3)
-    with pytest.warns(UserWarning, match=r"are in no group of the optimizer and are not trained \(1\)"):
+    with pytest.warns(UserWarning, match="1 trainable parameters of the model are in no group of the optimizer"):
         steppe.SAM().bind(net, torch.optim.SGD([net.weight], 0.1))
     net.requires_grad_(False)
     steppe.SAM().bind(net, torch.optim.SGD(loss.parameters(), 0.1), loss=loss)

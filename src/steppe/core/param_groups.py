@@ -47,7 +47,7 @@ def require_trainable(
     if any(map(is_lazy, chain.from_iterable((*m.parameters(), *m.buffers()) for m in modules))):
         raise InputError("the model has lazy tensors without a shape; call model(x) once before the optimizer")
     name, own = type(optimizer).__name__, {id(p): p for m in modules for p in m.parameters()}
-    if not any(id(p) in own for p in params):
+    if own and not any(id(p) in own for p in params):
         raise InputError(f"{name} has no parameter of the model; make it anew from model.parameters()")
     refuse_accumulation_hooks(params)
     closure = inspect.signature(optimizer.step).parameters.get("closure")
@@ -57,8 +57,8 @@ def require_trainable(
     left = sum(p.requires_grad and key not in chosen for key, p in own.items())
     if left:
         warnings.warn(
-            f"trainable parameters of the model are in no group of the optimizer and are not trained ({left}); "
-            "add them, or freeze them with requires_grad_(False)",
+            f"{left} trainable parameters of the model are in no group of the optimizer: this step does not train "
+            "them; freeze them with requires_grad_(False) if that is meant",
             stacklevel=5,
         )
 

@@ -229,8 +229,7 @@ class Runtime:
         ``times`` makes that many steps from the same gradient. ``more`` if the method goes on to further
         passes in this step: ``grads`` stay as they are, and the update is taken back if one of those passes
         is not finite. ``weight`` is what this process's gradient counts in the mean, its samples by default.
-        ``decoupled`` is averaged too, and added to the weights times the learning rate of their group, past the
-        optimizer and its moments, as decoupled weight decay is.
+        ``decoupled`` is averaged too, and added to the weights times their learning rate, past the optimizer.
 
         Raises `NonFinite` if any process met a non-finite value in this step.
         """
@@ -303,7 +302,7 @@ class Runtime:
         return user_loss.loss_value(self.options.loss, upcast_to_float32(logits), y)
 
     def losses(self, outputs: Any, batch: Batch) -> Tensor:
-        """Return what each sample (B,) adds to the user's loss, from logits of the batch or its micro-batches."""
+        """Return what each sample (B,) adds to the loss, from logits of the batch or its micro-batches."""
         logits, parts = (outputs, self.micro_batches(batch)) if isinstance(outputs, list) else ([outputs], [batch])
         pairs = zip(map(upcast_to_float32, logits), parts, strict=True)
         with torch.no_grad(), self.preserve_state():
@@ -323,8 +322,7 @@ class Runtime:
         lr = param_groups.learning_rate(self.optimizer)
         done = max(self.passes.steps - 1, 0)
         length = self.options.steps
-        share = length() if callable(length) else done / length if length else None
-        return TrainingProgress(done, share, lr)
+        return TrainingProgress(done, length() if callable(length) else done / length if length else None, lr)
 
     def draw_mask_seed(self) -> int:
         """Return a seed for fresh dropout masks, from the step's own generator."""
@@ -385,8 +383,8 @@ class Runtime:
             self.params = params
             self.owners, self._memo = param_groups.owners(self.net, self.params), {}
             self.buffers = Buffers(*self._with_state)
-        if self.passes.steps <= user_loss.CHECKED_STEPS:  # hooks may be added after the method is bound
-            param_groups.refuse_accumulation_hooks(self.params)
+        if self.passes.steps <= user_loss.CHECKED_STEPS:
+            param_groups.refuse_accumulation_hooks(self.params)  # they may be added after the method is bound
         parts, weight = self.micro_batches(batch), self.weight(batch)
         user_loss.require_weights(self.options.weigh, parts, weight, self.parallel.size)
         self.step_state = StepState(self.buffers.snapshot(), self._good, batch, parts, weight)

@@ -35,7 +35,7 @@ from steppe.models.multi.split_point import (
     modules_before_and_after,
     with_standins,
 )
-from steppe.models.multi.standins import ActivationCache, CachedModule, SplitReached, Standin, TrunkEnd
+from steppe.models.multi._standins import ActivationCache, CachedModule, SplitReached, Standin, TrunkEnd
 
 
 @dataclass
