@@ -1,4 +1,4 @@
-"""Faults on purpose: six classes of them, each with a defect planted that it must catch.
+"""Faults on purpose: seven classes of them, each with a defect planted that it must catch.
 
     python -m faults --short        # three minutes; without --short all of it
     python -m faults damage fuzz    # some classes only
