@@ -179,8 +179,8 @@ def long_sockets() -> None:
 
 
 _FUNCTIONS = (
-    exact_parts, exif_ignored, by_length, own_keys, long_sockets, fresh_noise, raw_errors, torn_writes, no_checksum,
-    forgetful, unchecked, unlocked, wall_clock, open_images, unpacked, trusting, unguarded,
+    exact_parts, exif_ignored, by_length, own_keys, long_sockets, fresh_noise, raw_errors, torn_writes,
+    no_checksum, forgetful, unchecked, unlocked, wall_clock, open_images, unpacked, trusting, unguarded,
 )  # fmt: skip
 DEFECTS: dict[str, Callable[[], None]] = {f.__name__.replace("_", "-"): f for f in _FUNCTIONS}
 

@@ -126,9 +126,9 @@ def require_mean(
 ) -> None:
     """Raise InputError if the loss of a batch is not the weighted mean of its parts' losses.
 
-    The parts are joined, unless ``batch`` is what was cut into them. Parts that cannot be joined, or only one, are compared with their halves. Not checked are a loss with state or
-    random draws of its own, and parts that can neither be cut nor joined; but where it is not clear how targets
-    are to be joined, they are refused.
+    The parts are joined, unless ``batch`` is what was cut into them. Parts that cannot be joined, or only one, are
+    compared with their halves. Not checked are a loss with state or random draws of its own, and parts that can
+    neither be cut nor joined. Targets that may be joined in two ways are refused.
     """
     whole, mean = 0.0, 0.0
     pieces = list(zip(logits, parts, strict=True))
@@ -159,7 +159,7 @@ def require_mean(
 def _joined(
     pieces: Sequence[tuple[Tensor, Batch]], batch: Batch, loss: Callable[[Tensor, Batch], Tensor]
 ) -> tuple[Tensor, Batch] | None:
-    """Return the logits of all parts and the batch, None if there is one part, or if what the loss takes differs."""
+    """Return the logits of all parts and the batch, None if there is one part, or they cannot be joined."""
     z = join_logits([z for z, _ in pieces])
     if len(pieces) == 1 or not isinstance(z, Tensor):
         return None
