@@ -112,7 +112,6 @@ def situation(name: str, r: random.Random, where: Where) -> Case:
     nets = [Net(seed, norm) for _ in range(2)]
     losses = [copy.deepcopy(drawn_.loss) for _ in range(2)]
     optimizers = [OPTIMIZERS[optimizer](groups_of(n, f, rhos)) for n, f in zip(nets, losses, strict=True)]
-    start = [p.detach().clone() for p in nets[0].parameters()]
     whole = [list(range(count))]
     pieces = [list(range(sum(sizes[:i]), sum(sizes[: i + 1]))) for i in range(len(sizes))]
     name = f"{name}: {method}, {optimizer}{', own rho' if rhos else ''}, {drawn_.name}, {way} {sizes}"
@@ -120,16 +119,21 @@ def situation(name: str, r: random.Random, where: Where) -> Case:
     written = Written(method, nets[1], losses[1], optimizers[1], rhos)
     parts = [samples.batch(rows) for rows in (pieces if norm else whole)]
     weights = [float((drawn_.weigh or _length)(_Rows(y))) for _, y in parts]
+    outputs: list[Tensor] = []
+    before = [p.detach().clone() for p in nets[0].parameters()]
     try:
-        outputs = list(steps(method, nets[0], losses[0], optimizers[0], drawn_, way, pieces))
+        for loss in steps(method, nets[0], losses[0], optimizers[0], drawn_, way, pieces):
+            outputs.append(loss)
+            before = [p.detach().clone() for p in nets[0].parameters()]
     except InputError as error:
         if "\n" in str(error):
             return Case(name, "traceback", str(error))
-        moved = any(not torch.equal(p, w) for p, w in zip(nets[0].parameters(), start, strict=True))
+        # the loss may be the mean by chance in a first step: the weights are those of the steps before
+        moved = any(not torch.equal(p, w) for p, w in zip(nets[0].parameters(), before, strict=True))
         unclear = drawn_.unclear or (samples.target == "tuple" and set(sizes) == {2})
         fine = unclear and "sample" in str(error)
         if moved or not (fine or (way != "whole" and drawn_.outcome == "refused")):
-            return Case(name, "lost", f"refused{' after a step' if moved else ''}: {error}")
+            return Case(name, "lost", f"refused{' and moved' if moved else ''}: {error}")
         return Case(name, "held")
     except Exception as error:
         return Case(name, "traceback", f"{type(error).__name__}: {error}"[:200])
