@@ -52,10 +52,10 @@ test-slow: $(APART)/.ready  ## The tests that `make test` leaves out: marked slo
 
 test-all: test test-slow  ## Every test: 25 minutes on two cores
 
-faults: $(READY)  ## Break it on purpose, all of it: 40 minutes; writes docs/reliability.md
+faults: $(READY)  ## Break it on purpose, all of it: 45 minutes; writes docs/reliability.md
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m faults --write
 
-faults-short: $(READY)  ## Break it on purpose, a few of each: 3 minutes
+faults-short: $(READY)  ## Break it on purpose, a few of each: 4 minutes
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m faults --short
 
 format: $(READY)  ## Put the code in form

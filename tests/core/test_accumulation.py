@@ -176,3 +176,54 @@ def test_esam_ranks_sequences_by_what_their_tokens_add():
     each = nn.functional.cross_entropy(z.transpose(1, 2), y, reduction="none").mean(1)
     assert torch.allclose(values, each)
     assert values[3] == 0
+
+
+def pair_loss(z: Tensor, y: tuple[Tensor, Tensor], reduction: str = "mean") -> Tensor:
+    return nn.functional.cross_entropy(z, y[0], reduction=reduction) + 0 * y[1].sum()
+
+
+class Two(nn.Module):
+    """Takes a pair of inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = smooth_net()
+
+    def forward(self, x: tuple[Tensor, Tensor]) -> Tensor:
+        z: Tensor = self.net(x[0] + x[1])
+        return z
+
+
+@pytest.mark.parametrize("pairs", ["x", "y"])
+@pytest.mark.parametrize("cut", ["microbatch", "list", "m"])
+def test_a_loss_is_checked_where_parts_have_as_many_samples_as_a_pair_has_entries(pairs, cut):
+    """Two tensors of two rows each may be two samples, but a sum over the batch is no mean either way."""
+    x, y = small_batch(dtype=torch.float64)
+
+    def batch(i: int, j: int) -> tuple[object, object]:
+        return ((x[i:j], x[i:j]), y[i:j]) if pairs == "x" else (x[i:j], (y[i:j], y[i:j]))
+
+    def step(reduction: str) -> steppe.StepOutput:
+        def loss(z: Tensor, t: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+            return pair_loss(z, t if isinstance(t, tuple) else (t, t), reduction)
+
+        net = Two() if pairs == "x" else smooth_net()
+        options = {"microbatch": {"microbatch": 2}, "m": {"m": 2}, "list": {}}[cut]
+        bound = steppe.SAM().bind(net, sgd(net), loss=loss, **options)
+        return bound([batch(0, 2), batch(2, 4)]) if cut == "list" else bound(*batch(0, 12))
+
+    with pytest.raises(steppe.InputError, match="the loss of|may be one per sample"):
+        step("sum")
+    if (pairs, cut) == ("y", "list"):
+        with pytest.raises(steppe.InputError, match="name them in a mapping"):
+            step("mean")
+    else:
+        assert step("mean").loss.isfinite()
+
+
+def test_parts_of_other_sizes_say_what_a_pair_of_two_rows_is():
+    x, y = small_batch(dtype=torch.float64)
+    net = smooth_net()
+    step = steppe.SAM().bind(net, sgd(net), loss=pair_loss)
+    out = step([(x[:2], (y[:2], y[:2])), (x[2:], (y[2:], y[2:]))])
+    assert torch.allclose(out.loss, nn.functional.cross_entropy(smooth_net()(x), y))

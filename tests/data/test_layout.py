@@ -159,6 +159,8 @@ def test_a_table_labels_images_without_class_folders(
         ({"train/images": 8, "train/masks": 8}, "masks is no class"),
         ({"a": 9, "m.csv": "id,age,sex\n" + "".join(f"{i},1,m\n" for i in range(9))}, "columns id, age, sex"),
         ({"train": 3, "test": 3, "labels.csv": HEAD + "0,x\n5,y\n"}, "no class folders|only the class"),
+        (parted("train", inner="/images") | {"test/cat/images": 3}, "class 'dog' of .* has no test images"),
+        ({f"train/{c}/images": 4 for c in ("flu", "well")} | {"val/images/flu/images": 3}, "'well' .* no test"),
         ({"a": 4, "x.csv": HEAD + rows(0, 4), "y.csv": HEAD + rows(1, 4) + "0,cat\n"}, "keep one of them"),
     ],
 )  # fmt: skip

@@ -250,7 +250,7 @@ def test_bad_input_is_one_line_and_exit_code_2_everywhere(arguments, message, tm
     assert first[2].startswith("steppe: error: ") and message in first[2]
     assert first[2].count("\n") == 1
     assert second[1] == second[2] == ""
-    assert first[1] == "" or first[1].startswith("digits: ") and first[1].count("\n") == 1
+    assert first[1] == "" or (first[1].startswith("digits: ") and first[1].count("\n") == 1)
 
 
 def test_equal_seconds_end_together(tmp_path):

@@ -144,12 +144,43 @@ def unguarded() -> None:
     """Apply gradients that are not finite."""
     from steppe.core.runtime import Runtime
 
-    _replace("_check_finite", lambda self, bad: None, Runtime)
+    _replace("check_finite", lambda self, bad: None, Runtime)
+
+
+def exact_parts() -> None:
+    """Know the parts of a data set by their exact names only."""
+    _replace("part_of", lambda name: (name, ()) if name in ("train", "val", "test", "eval") else None)
+
+
+def exif_ignored() -> None:
+    """Leave photos as they lie, whatever their EXIF orientation."""
+    from steppe.data.sources import pixels
+
+    _replace("ImageOps", SimpleNamespace(exif_transpose=lambda image: image), pixels)
+
+
+def by_length() -> None:
+    """Weigh micro-batches by len(x)."""
+    from steppe.core.batch import Batch
+
+    _replace("__len__", lambda self: len(self.x), Batch)
+
+
+def own_keys() -> None:
+    """Take an optimizer's own keys for settings of the method."""
+    from steppe.core import param_groups
+
+    _replace("check_setting", lambda optimizer, name: name in optimizer.param_groups[0], param_groups)
+
+
+def long_sockets() -> None:
+    """Place sockets in TMPDIR, however long its path is."""
+    _replace("_shorten_socket_paths", lambda: None)
 
 
 _FUNCTIONS = (
-    fresh_noise, raw_errors, torn_writes, no_checksum, forgetful, unchecked, unlocked, wall_clock, open_images,
-    unpacked, trusting, unguarded,
+    exact_parts, exif_ignored, by_length, own_keys, long_sockets, fresh_noise, raw_errors, torn_writes,
+    no_checksum, forgetful, unchecked, unlocked, wall_clock, open_images, unpacked, trusting, unguarded,
 )  # fmt: skip
 DEFECTS: dict[str, Callable[[], None]] = {f.__name__.replace("_", "-"): f for f in _FUNCTIONS}
 

@@ -11,8 +11,9 @@ DATA, PAGE = "reliability.json", "reliability.md"
 HEAD = """# Reliability
 
 The fault campaign kills processes, takes resources away, damages files and feeds hostile input, and compares what
-follows with an undisturbed run. Every class of faults is also run with defects planted in the library, one at a
-time, and must catch each of them.
+follows with an undisturbed run. It also generates what people have (image folders, pixels, batches, losses,
+environments), where the right result is known. Every class is also run with defects planted in the library, one at
+a time, and must catch each of them.
 
 - **Lost**: work is gone, a wrong state was used, or bad input was accepted.
 - **Traceback**: the output is something other than the documented line.
@@ -82,4 +83,4 @@ def keep(rows: Sequence[Row], docs: Path, together: float | None = None) -> None
     (docs / PAGE).write_text(page(order, together))
 
 
-ORDER = ("kills", "resources", "damage", "fuzz", "attacks", "numerical")
+ORDER = ("kills", "resources", "damage", "fuzz", "attacks", "numerical", "world")

@@ -13,6 +13,12 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 from steppe.errors import InputError
 
 Rows = Tensor | slice
+
+
+class AmbiguousError(InputError):
+    """A sequence has as many entries as its entries have rows: either may be the samples."""
+
+
 _FLAGS = (Number, str, bytes, Enum, torch.dtype, torch.device, type(None))
 
 
@@ -115,7 +121,7 @@ def join(values: Sequence[Any], sizes: Sequence[int]) -> Any:
         joined = {k: join([e[k] for e in entries if e], sizes) for k in entries[0]}
         return _with_entries(first, joined)
     if isinstance(first, list | tuple):
-        if all(_per_sample(v, n) for v, n in zip(values, sizes, strict=True)):
+        if _all_per_sample(values, sizes):
             return _like(first, [entry for v in values for entry in v])
         return _like(first, [join(column, sizes) for column in zip(*values, strict=True)])
     if all(v is first or (isinstance(v, (*_FLAGS, Tensor)) and bool(v == first)) for v in values):
@@ -134,13 +140,26 @@ def _per_sample(value: Sequence[Any], size: int) -> bool:
     if nested and len(value) == size and is_per_sample(value):
         return True
     if nested and alike and len(value) == size:
-        raise InputError(
+        raise AmbiguousError(
             f"a {type(value).__name__} of {size} entries of {size} rows may be one per sample or one per input; "
             "name them in a mapping"
         )
     if nested or len(value) == size:
         return not nested
     raise InputError(f"the batch has {size} samples and {_described(value)}, which cannot be cut; {_WHOLE}")
+
+
+def _all_per_sample(values: Sequence[Sequence[Any]], sizes: Sequence[int]) -> bool:
+    """Return whether the sequences of several batches have an entry per sample; those that are clear decide."""
+    clear, unclear = [], None
+    for value, size in zip(values, sizes, strict=True):
+        try:
+            clear.append(_per_sample(value, size))
+        except AmbiguousError as error:
+            unclear = error
+    if unclear and not clear:
+        raise unclear
+    return all(clear)
 
 
 def _described(value: Any) -> str:

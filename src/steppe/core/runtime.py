@@ -129,7 +129,7 @@ class Runtime:
         if self.step_state.first is None and self.passes.steps <= user_loss.CHECKED_STEPS:
             param_groups.require_dense(self._in_grad)
             if len(parts) > 1 or len(batch) < self.step_state.size:
-                user_loss.require_additive(self, parts, logits)
+                user_loss.require_additive(self, batch, parts, logits)
         grads = self.precision.unscaled(self._in_grad)
         if where is not None:
             grads = vector.only(grads, where)

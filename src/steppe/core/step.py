@@ -114,7 +114,7 @@ class Step:
             outs.append(StepOutput(out.loss * collected.weight, out.logits))
         rt.step_state.group = None
         if rt.passes.steps <= CHECKED_STEPS and len(groups) > 1:
-            require_additive(rt, groups, [o.logits for o in outs])
+            require_additive(rt, batch, groups, [o.logits for o in outs])
         rt.apply(collected.total, decoupled=collected.decoupled)
         return StepOutput(torch.stack([o.loss for o in outs]).sum(), join_logits([o.logits for o in outs]))
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from steppe.core._nested import AmbiguousError
 from steppe.core.batch import Accumulated, Batch, join_logits
 from steppe.core.model_call import call_model, extract_loss
 from steppe.core.numerics.losses import per_sample
@@ -101,8 +102,8 @@ class _Runtime(Protocol):
     def preserve_state(self) -> AbstractContextManager[None]: ...
 
 
-def require_additive(rt: _Runtime, parts: Sequence[Batch], logits: Sequence[Tensor]) -> None:
-    """Raise InputError if the gradients of the parts of a batch do not add up to that of the whole batch.
+def require_additive(rt: _Runtime, batch: Batch, parts: Sequence[Batch], logits: Sequence[Tensor]) -> None:
+    """Raise InputError if the gradients of the ``parts`` of a batch do not add up to that of the whole batch.
 
     The model's own loss is compared on two parts, in evaluation mode and in the first step only: it takes passes.
     """
@@ -110,7 +111,7 @@ def require_additive(rt: _Runtime, parts: Sequence[Batch], logits: Sequence[Tens
         if any(len(z) != len(part) for z, part in zip(logits, parts, strict=True)):
             return  # the rows of two views, say, cannot be cut and joined by sample
         with rt.preserve_state():
-            require_mean(lambda z, part: rt.loss(z, part.y), parts, logits, rt.options.weigh)
+            require_mean(lambda z, part: rt.loss(z, part.y), parts, logits, rt.options.weigh, batch=batch)
     elif rt.passes.steps == 1 and rt.callable_in_parts:
         with rt.preserve_state(), evaluation_mode(rt.net):
 
@@ -126,18 +127,24 @@ def require_mean(
     logits: Sequence[Tensor],
     weigh: Callable[[Batch], float] = len,
     tolerance: float = 1e-4,
+    batch: Batch | None = None,
 ) -> None:
     """Raise InputError if the loss of a batch is not the weighted mean of its parts' losses.
 
-    Parts that cannot be joined, or only one, are compared with their halves. Not checked are a loss with state or
-    random draws of its own, parts that can neither be cut nor joined, and a loss that raises an exception on
-    more or fewer samples than training has.
+    The parts are joined, unless ``batch`` is what was cut into them. Parts that cannot be joined, or only one, are
+    compared with their halves. Not checked are a loss with state or random draws of its own, parts that can
+    neither be cut nor joined, and a loss that raises an exception on more or fewer samples than training has.
+    Targets that may be joined in two ways are refused.
     """
     whole, mean = 0.0, 0.0
     before = _draws(logits[0].device)
+    pieces = list(zip(logits, parts, strict=True))
+    if batch is None or len(batch.parts()) > 1:
+        batch = Accumulated(parts)
+    with torch.no_grad():
+        joined = _joined(pieces, batch, loss)
     with suppress(Exception), torch.no_grad():
-        pieces = list(zip(logits, parts, strict=True))
-        z, batch = _joined(pieces) or max(pieces, key=lambda piece: len(piece[1]))
+        z, batch = joined or max(pieces, key=lambda piece: len(piece[1]))
         if batch in parts:
             if len(batch) == 1:
                 return
@@ -165,13 +172,17 @@ def _draws(device: torch.device) -> list[Any]:
     return [random.getstate(), own[1].tobytes(), own[2], *(s.numpy().tobytes() for s in rng.capture(device))]
 
 
-def _joined(pieces: Sequence[tuple[Tensor, Batch]]) -> tuple[Tensor, Batch] | None:
-    """Return the logits and the batch of all parts, None if there is one or if their shapes differ."""
-    if len(pieces) == 1:
-        return None
-    batch = Accumulated([part for _, part in pieces])
+def _joined(
+    pieces: Sequence[tuple[Tensor, Batch]], batch: Batch, loss: Callable[[Tensor, Batch], Tensor]
+) -> tuple[Tensor, Batch] | None:
+    """Return the logits of all parts and the batch, None if there is one part, or they cannot be joined."""
     z = join_logits([z for z, _ in pieces])
-    try:
-        return (z, Batch(batch.x, batch.y)) if isinstance(z, Tensor) else None
-    except InputError:
+    if len(pieces) == 1 or not isinstance(z, Tensor):
         return None
+    try:
+        loss(z, batch)  # joins only what it takes: the inputs need no clear form
+    except AmbiguousError:
+        raise
+    except Exception:  # the loss may be undefined for more samples than training has
+        return None
+    return z, batch

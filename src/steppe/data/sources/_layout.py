@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -47,11 +47,12 @@ def find_layout(path: Path, names: Sequence[str], listing: Listing, tables: Mapp
     layout = ImageLayout()
     base = tree.descend((), stop_at_parts=True)
     tops = _parts(tree, base) or {"": base}
-    train_classes = {folder[-1] for folder in tree.class_folders(tops.get("train", base))}
+    training = tops.get("train", base)
+    train_classes = {folder[-1] for folder in tree.class_folders(training)}
     class_folders: dict[str, list[_Folder]] = {}
     undivided: dict[str, str | None] = {}
     for part, top in tops.items():
-        folders = tree.class_folders(top)
+        folders = tree.class_folders(top, frozenset() if top == training else train_classes)
         if tables and _are_shards(folders):
             undivided |= dict.fromkeys(tree.names(top), part or None)
             continue
@@ -102,18 +103,21 @@ class _Tree:
         """Return the sub-folders that have images."""
         return [sub for sub in self.inside.get(folder, ()) if sub in self.below]
 
-    def descend(self, folder: _Folder, stop_at_parts: bool = False) -> _Folder:
-        """Return the folder that divides the images, below single folders that contain all of them."""
+    def descend(self, folder: _Folder, stop_at_parts: bool = False, classes: Set[str] = frozenset()) -> _Folder:
+        """Return the folder that divides the images, below single folders that contain all of them.
+
+        A folder with the name of one of the ``classes`` is not entered.
+        """
         while len(subs := self.sub_folders(folder)) == 1 and self.sub_folders(subs[0]):
             is_part = stop_at_parts and (part_of(subs[0][-1]) or ("", ("",)))[1] == ()
-            if is_part or any(sub not in self.filled for sub in self.inside[folder]):
+            if is_part or subs[0][-1] in classes or any(sub not in self.filled for sub in self.inside[folder]):
                 break
             folder = subs[0]
         return folder
 
-    def class_folders(self, top: _Folder) -> list[_Folder]:
+    def class_folders(self, top: _Folder, classes: Set[str] = frozenset()) -> list[_Folder]:
         """Return the folders of classes below the folder of a part, empty ones too."""
-        root = self.descend(top)
+        root = self.descend(top, classes=classes)
         if not self.sub_folders(root):
             return []
         folders = self.inside.get(root, [])

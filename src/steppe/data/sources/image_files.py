@@ -257,7 +257,9 @@ def list_files(root: Path) -> Listing:
             return
         for entry in entries:
             name = Path(entry.path).relative_to(root).as_posix()
-            if entry.is_dir():
+            if entry.is_symlink() and _is_circular(entry.path):
+                listing.other["circular link"] += 1
+            elif entry.is_dir():
                 if listing.add(name, is_folder=True):
                     enter(Path(entry.path), above | {identity})
             elif entry.is_file() or not os.path.exists(entry.path):
@@ -269,6 +271,14 @@ def list_files(root: Path) -> Listing:
     listing.images.sort()
     listing.tables.sort()
     return listing
+
+
+def _is_circular(path: str) -> bool:
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def decode(files: ImageFiles, size: int | None) -> list[Decoded]:

@@ -24,6 +24,7 @@ from steppe.core.method import with_weights
 from steppe.core.model_call import call_model, extract_logits
 from steppe.core.numerics.losses import mean_of
 from steppe.errors import InputError
+from steppe.models.multi._standins import ActivationCache, CachedModule, SplitReached, Standin, TrunkEnd
 from steppe.models.multi.inputs import fresh_networks, inputs_of
 from steppe.models.multi.split_point import (
     check_split,
@@ -35,7 +36,6 @@ from steppe.models.multi.split_point import (
     modules_before_and_after,
     with_standins,
 )
-from steppe.models.multi._standins import ActivationCache, CachedModule, SplitReached, Standin, TrunkEnd
 
 
 @dataclass

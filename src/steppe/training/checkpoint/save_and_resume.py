@@ -94,7 +94,9 @@ class CheckpointStore:
             **content,
             **{name: step[name] for name in ("method", "passes", "scaler")},
         }
-        if not weights_only:
+        if weights_only:
+            data["weights_only"] = True
+        else:
             optimizer, data["optimizer"] = file.pack_optimizer(self.optimizer)
             tensors |= file.prefixed("optimizer", optimizer)
             tensors |= file.prefixed("generators", self._all_generators(step["generators"]))
@@ -157,7 +159,7 @@ class CheckpointStore:
         if not all(isinstance(count, int) and count >= 1 for count in counts):
             raise ValueError(f"epochs {counts[0]!r} and {counts[1]!r}")
         self._load_weights(saved)
-        if "optimizer" in data:  # not in that of a finished run
+        if data.get("weights_only") is not True:  # as that of a finished run is
             file.unpack_optimizer(self.optimizer, saved.part("optimizer"), data["optimizer"])
         self.step.load_state_dict(
             {
