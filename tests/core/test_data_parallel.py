@@ -13,6 +13,7 @@ from support.many import (
     smooth_net,
     spoiled,
     statistics,
+    statistics_of_mean,
     together,
     unsupported,
 )
@@ -129,6 +130,11 @@ def test_running_statistics_are_the_first_process_s_on_all():
     first, second = together(2, statistics)
     assert same(first, second)
     assert int(first[-1]) == 3
+
+
+def test_the_statistics_of_a_mean_are_the_first_process_s_on_all():
+    first, second = together(2, statistics_of_mean)
+    assert same(first, second)
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])

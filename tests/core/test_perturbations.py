@@ -1,16 +1,28 @@
 """Perturbations, filters and losses: lengths, directions, output units, scopes and the KL divergence."""
 
+import warnings
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.small import small_net
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from steppe import InputError
 from steppe.core.numerics import vector
-from steppe.core.numerics.filters import Units, in_scope, norms_of_units, unit_norms, unit_sums, units_of
+from steppe.core.numerics.filters import (
+    Units,
+    in_scope,
+    is_weight,
+    norms_of_units,
+    unit_norms,
+    unit_sums,
+    units_of,
+)
 from steppe.core.numerics.perturbations import sam_perturbation
+from steppe.core.param_groups import owners
 from steppe.models import build
 
 
@@ -87,3 +99,23 @@ def test_units_of_a_grouped_transposed_convolution_are_those_of_its_groups(group
     assert units.fan_in(w) == 4 // groups * 9
     gpt2 = Conv1D()
     assert torch.allclose(norms_of_units(gpt2.weight, units_of(gpt2.weight, gpt2)), gpt2.weight.norm(dim=0))
+
+
+def test_units_of_a_reparametrised_layer_are_those_of_its_weight():
+    net = nn.Sequential(weight_norm(nn.ConvTranspose2d(8, 4, 3, groups=2)), weight_norm(nn.Linear(4, 3)))
+    params = list(net.parameters())
+    layers = owners(net, params)
+    assert [layer is net[0] for layer in layers] == [True] * 3 + [False] * 3
+    units = [units_of(p, layer) for p, layer in zip(params, layers, strict=True)]
+    assert units == [None, Units((1, 2, 3)), Units((0, 2, 3), 2), None, Units((1,)), Units((1,))]
+    assert [is_weight(p, layer) for p, layer in zip(params, layers, strict=True)] == [False, True, True] * 2
+
+
+def test_units_of_old_weight_normalisation_and_of_a_convolution_named_as_gpt_2_s_layer():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer = torch.nn.utils.weight_norm(nn.ConvTranspose2d(8, 4, 3, groups=2), dim=1)
+    for p in (layer.weight_g, layer.weight_v):
+        unit_norms(p.detach(), units_of(p, layer))
+    named = type("Conv1D", (nn.Conv1d,), {})(4, 6, 3)
+    assert units_of(named.weight, named) == Units((1, 2))

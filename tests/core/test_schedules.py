@@ -194,7 +194,16 @@ class Gamma(torch.optim.SGD):
             group["gamma"] = gamma
 
 
+class Wrapper:
+    """An optimizer around another one, whose groups it shares, without defaults of its own."""
+
+    def __init__(self, params: object):
+        self.inner = torch.optim.Adadelta(params)
+        self.param_groups, self.step = self.inner.param_groups, self.inner.step
+
+
 def test_a_setting_of_the_optimizer_is_not_the_method_s():
+    assert first_distance(steppe.SAM(rho=0.05), Wrapper) == pytest.approx(0.05, rel=1e-4)
     assert first_distance(steppe.SAM(rho=0.05), torch.optim.Adadelta) == pytest.approx(0.05, rel=1e-4)
     own, plain = (
         first_distance(steppe.RWP(gamma=0.01), optimizer)

@@ -354,3 +354,60 @@ def test_logits_beyond_half_precision_keep_their_probabilities():
     assert torch.equal(past.values[1], logits[1])
     expected = torch.softmax(logits.double() / 5, 1)
     assert torch.allclose(torch.softmax(past.values.double() / 5, 1), expected, atol=1e-3)
+
+
+def released(net: nn.Module, t: int) -> None:
+    """Have BatchNorm frozen in the first four steps."""
+    net[1].train(t >= 4)
+
+
+class LeftOut(nn.BatchNorm2d):
+    """Not called in the first pass, as a layer of stochastic depth."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = getattr(self, "calls", 0) + 1
+        return x if self.calls <= 2 else super().forward(x)
+
+
+@pytest.mark.parametrize("kind", ["released", "left out"])
+@pytest.mark.parametrize("method", [steppe.EMA(decay=0.5), steppe.SWA(start=0)], ids=repr)
+def test_an_average_has_statistics_of_its_own_of_layers_that_change_them_late(method, kind):
+    net = small_net(dropout=0.0)
+    if kind == "left out":
+        net.append(nn.Unflatten(1, (5, 1, 1))).append(LeftOut(5, momentum=1.0)).append(nn.Flatten())
+    layer = net[-2] if kind == "left out" else net[1]
+    layer.momentum = 1.0  # the last pass alone counts
+    net, step = bound(method, net, steps=12)
+    for t in range(12):
+        if kind == "released":
+            released(net, t)
+        step(indexed(t, 40))
+    average = averaged(step, net)
+    mean = average[-2] if kind == "left out" else average[1]
+    with torch.no_grad():
+        values = (average[:-2] if kind == "left out" else average[:1]).train()(indexed(11, 40).x)
+        assert torch.allclose(mean.running_mean, values.mean((0, 2, 3)), atol=1e-5)
+    assert not torch.allclose(mean.running_mean, layer.running_mean, atol=1e-4)
+
+
+def test_an_average_takes_the_statistics_of_layers_that_are_frozen_late():
+    net, step = bound(steppe.EMA(decay=0.9), small_net(dropout=0.0))
+    for t in range(8):
+        for layer in (net[1], net[5]):
+            layer.train(t < 4)
+        step(indexed(t))
+    assert torch.equal(averaged(step, net)[1].running_var, net[1].running_var)
+    assert step.passes.forward == 13  # the first one after freezing shows that nothing changes
+
+
+@pytest.mark.parametrize("store", ["full", "half", "top:2", "top:6"])
+def test_saf_starts_anew_when_a_head_of_another_width_is_exchanged(store):
+    net = small_net()
+    step = steppe.SAF(past=1, store=store).bind(net, optimizer := sgd(net))
+    for t in range(3):
+        step(indexed(t))
+    net[-1] = nn.Linear(net[-1].in_features, 7)
+    optimizer.param_groups[0]["params"] = list(net.parameters())
+    for t in range(3):
+        assert torch.isfinite(step(indexed(t)).loss)
+    assert step.state.total == 7 and int(step.state.visits[0]) == 3

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.cohorts import Staged, images, maker, views
-from support.small import sgd
+from support.small import sgd, small_batch, small_net
 from torch import nn
 
 import steppe
@@ -361,3 +361,20 @@ def test_members_that_stay_one_network_are_reported_once(method, make, count, al
     assert len(texts) == alike
     assert all("give each a view of its own (data.views)" in text for text in texts)
     assert all(m.training for m in net.modules())
+
+
+@pytest.mark.parametrize("fuse", ["after", "before"])
+def test_a_layer_with_statistics_that_is_added_during_training_has_some_in_the_hybrid(fuse):
+    method = steppe.OKDPH(fuse=fuse, every="2b")
+    net = method.build(lambda: small_net(dropout=0.0))
+    step = method.bind(net, optimizer := sgd(net))
+    step(*small_batch())
+    for student in net.networks:
+        student.insert(0, layer := nn.BatchNorm2d(2))
+        optimizer.add_param_group({"params": list(layer.parameters())})
+    for _ in range(3):
+        step(*small_batch())
+    hybrid = net.hybrid()
+    assert hybrid["0.running_mean"].any()
+    assert not torch.equal(hybrid["0.running_var"], torch.ones(2))
+    assert torch.isfinite(step.predict(small_batch()[0])).all()

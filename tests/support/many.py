@@ -257,6 +257,17 @@ def statistics(rank: int) -> list[Tensor]:
     return values(net)
 
 
+def statistics_of_mean(rank: int) -> list[Tensor]:
+    """Return the buffers of the mean that PCL deploys."""
+    method = steppe.PCL(branches=2)
+    net = method.build(lambda: nn.Sequential(norm_net()[:3], nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 5)))
+    step = method.bind(distributed(net, "ddp"), sgd(net), steps=3)
+    for k in range(3):
+        step(*batch(10 * k + rank, 6))
+    with step.deployed_weights():
+        return [b.clone() for b in net.buffers()]
+
+
 def refusals(rank: int) -> list[str]:
     """Return the errors of settings that a sharded or replicated model cannot have."""
     messages = []

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from steppe.core.schedules import finite
 from steppe.errors import InputError
@@ -87,8 +88,13 @@ def learning_rate(optimizer: torch.optim.Optimizer) -> float:
 
 
 def owners(net: nn.Module, params: Sequence[nn.Parameter]) -> list[nn.Module]:
-    """Return the module that each parameter belongs to, the network itself for one that is not in it."""
+    """Return the module that each parameter belongs to, the network itself for one that is not in it.
+
+    What a weight is computed from (`torch.nn.utils.parametrize`) belongs to the module that has the weight.
+    """
     modules = {id(p): m for m in net.modules() for p in m.parameters(recurse=False)}
+    for m in filter(is_parametrized, net.modules()):
+        modules |= {id(p): m for p in m.get_submodule("parametrizations").parameters()}
     return [modules.get(id(p), net) for p in params]
 
 
@@ -106,11 +112,13 @@ def setting(
 def check_setting(optimizer: torch.optim.Optimizer, name: str) -> bool:
     """Return whether parameter groups set a method's hyper-parameter ``name``.
 
-    A key that the optimizer has itself (in ``optimizer.defaults``: Adadelta's rho, say) is the optimizer's.
+    A key that the optimizer has itself (in ``optimizer.defaults``: Adadelta's rho, say) is the optimizer's; of one
+    without defaults, such as a wrapper that shares its groups, the keys are those of the optimizer in it.
 
     Raises InputError for a group's value that is not a finite number of at least 0.
     """
-    if name in getattr(optimizer, "defaults", ()):
+    inner = [o for o in getattr(optimizer, "__dict__", {}).values() if isinstance(o, torch.optim.Optimizer)]
+    if any(name in getattr(o, "defaults", ()) for o in (optimizer, *inner)):
         return False
     values = [group[name] for group in optimizer.param_groups if group.get(name) is not None]
     for value in values:

@@ -49,10 +49,15 @@ def units_of(param: Tensor, owner: nn.Module) -> Units | None:
     """
     if param.ndim <= 1:
         return None
-    transposed = isinstance(owner, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
-    unit = 1 if transposed or type(owner).__name__ == "Conv1D" else 0
-    dims = tuple(d for d in range(param.ndim) if d != unit)
-    return Units(dims, int(owner.groups) if transposed else 1)  # type: ignore[arg-type]
+    groups = 0
+    if isinstance(owner, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        # lengths of weight normalisation have other shapes
+        whole = param.shape[:2] == (owner.in_channels, owner.out_channels // owner.groups)
+        groups = owner.groups if whole else 0
+    # others name a subclass of nn.Conv1d so
+    in_out = type(owner).__name__ == "Conv1D" and not isinstance(owner, nn.Conv1d)
+    dims = tuple(d for d in range(param.ndim) if d != (1 if groups or in_out else 0))
+    return Units(dims, groups or 1)
 
 
 def last_of(net: nn.Module, *kinds: type[nn.Module]) -> nn.Module | None:
@@ -97,7 +102,7 @@ def in_scope(net: nn.Module, params: Sequence[nn.Parameter], scope: str) -> list
 
 def is_weight(param: nn.Parameter, owner: nn.Module) -> bool:
     """Return whether a module holds the parameter as a weight: linear, convolution, norm scale, embedding."""
-    return any(p is param and "weight" in name for name, p in owner.named_parameters(recurse=False))
+    return any(p is param and "weight" in name for name, p in owner.named_parameters())
 
 
 def filter_noise(

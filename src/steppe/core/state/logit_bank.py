@@ -74,11 +74,14 @@ class LogitBank(nn.Module):
         self._set_form(torch.zeros(0, classes))
         self._grow(samples, exactly=True)
 
-    def read(self, index: Tensor) -> tuple[StoredLogits, Tensor]:
+    def read(self, index: Tensor, logits: Tensor | None = None) -> tuple[StoredLogits, Tensor]:
         """Return the outputs of ``past`` visits ago for samples (B,), and their visits so far (B,).
 
-        The outputs of samples with fewer visits than that are meaningless.
+        The outputs of samples with fewer visits than that are meaningless. The bank starts anew if the present
+        ``logits`` (B, C) have another number of classes.
         """
+        if self.total and logits is not None:
+            self._set_form(logits.detach())
         index = self._checked(index)
         visits = self.get_buffer("visits")[index]
         if not self.total:
@@ -109,10 +112,12 @@ class LogitBank(nn.Module):
         visits[index] += 1
 
     def _set_form(self, logits: Tensor) -> None:
-        """Take the number of classes and the precision from the first outputs."""
-        if not self.total:
+        """Take number of classes and precision from the first outputs; start anew if the number changes."""
+        if self.total != logits.shape[1]:
             samples, self.total = len(self.get_buffer("visits")), logits.shape[1]
-            self.top = None if self.top is None else min(self.top, self.total)
+            self.visits = torch.zeros(samples, dtype=torch.int32)
+            top = top_k(self.form)
+            self.top = None if top is None else min(top, self.total)
             width = self.top or self.total
             dtype = logits.dtype if self.form == "full" else torch.float16
             self.values = torch.zeros(samples, self.past, width, dtype=dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,7 @@ class WeightAverage(TensorCopies):
         self.count = 0
         self.statistics = TensorCopies(_buffers(net))  # as the last training pass at the average left them
         self._own: list[bool] = []  # which of them a training pass changes; empty if that is unknown
+        self._modes: list[bool] = []  # which modules with buffers were in training mode when it became known
         self._snapshots = SnapshotPool()
 
     def warm_up(self, decay: float) -> float:
@@ -61,7 +62,7 @@ class WeightAverage(TensorCopies):
 
         Raises `NonFinite` if outputs are not finite, where that can be known at once.
         """
-        if not (rt.net.training and self._changes(_buffers(rt.net))):
+        if not (self._changes(rt.net) and rt.net.training):
             return
         with rt.rng_restored(), self.training_pass(rt.net, weight), torch.no_grad(), rt.precision.autocast():
             own = rt.options.loss == "model"
@@ -105,6 +106,7 @@ class WeightAverage(TensorCopies):
     def training_pass(self, net: nn.Module, weight: float = 0.0) -> Iterator[None]:
         """Give the network ``(1 - weight) average + weight net``, for passes that change `statistics` only."""
         buffers, params = _buffers(net), list(_parameters(net).values())
+        self._changes(net)
         weights, statistics = self.match(_tensors(net))[: len(params)], self.statistics.match(buffers)
         if weight:
             weights = [
@@ -113,14 +115,19 @@ class WeightAverage(TensorCopies):
         with self._exchanged(net, [*weights, *statistics]):
             yield
             after = list(_buffers(net).values())
-            if not any(self._own) and self._changes(buffers):
-                self._own = [not torch.equal(a, b) for a, b in zip(after, statistics, strict=True)]
+            own = self._own if len(self._own) == len(after) else [False] * len(after)
+            # a layer that a pass leaves out at random is in another
+            self._own = [o or not torch.equal(a, b) for o, a, b in zip(own, after, statistics, strict=True)]
             with _no_inference_mode():
                 copy_into(statistics, after)
 
-    def _changes(self, buffers: Mapping[str, Tensor]) -> bool:
-        """Return whether a training pass changes buffers, as far as that is known."""
-        return any(self._own) if len(self._own) == len(buffers) else bool(buffers)
+    def _changes(self, net: nn.Module) -> bool:
+        """Return whether a training pass changes buffers; unknown again after layers are frozen or released."""
+        modes = [module.training for module in net.modules() if module._buffers]
+        if self._modes and modes != self._modes:
+            self._own = []
+        self._modes, count = modes, len(_buffers(net))
+        return any(self._own) if len(self._own) == count else count > 0
 
     @contextmanager
     def _exchanged(self, net: nn.Module, values: Sequence[Tensor]) -> Iterator[None]:

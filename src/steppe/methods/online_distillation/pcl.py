@@ -89,6 +89,7 @@ class PCL(BranchDistillation):
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
         super().after(batch, out, state, rt)
         if isinstance(state, WeightAverage):
+            rt.parallel.share_buffers(state.statistics)  # each process's passes moved its own
             state.update(rt.net, 1 - min(self.decay, 1 - 1 / (state.count + 1)))
 
     def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:

@@ -74,7 +74,7 @@ class SAF(Method):
         out = rt.supervised(batch)
         if self.lam == 0 or (self.mixed == "skip" and batch.y is not None and batch.y.is_floating_point()):
             return out
-        past, visits = state.read(_index(batch))
+        past, visits = state.read(_index(batch), out.logits)
         old = visits >= self.past
         if not (old.any() and rt.now.reached(self.start, "start")):
             return out

@@ -55,22 +55,26 @@ class HybridEnsemble(NetworkList):
 
     def hybrid(self, mix: Tensor | None = None) -> dict[str, Tensor]:
         """Return the hybrid's weights and copies of its buffers by name."""
-        own = {id(b) for b in self.statistics.buffers()}
+        own = set(map(id, self._own_buffers()))
         return {name: t.clone() if id(t) in own else t for name, t in self._hybrid(mix).items()}
 
     @torch.no_grad()
     def mix_statistics(self, mix: Tensor) -> None:
         """Set the hybrid's running statistics to the mean of the networks' with these shares."""
         each = zip(*(net.buffers() for net in self.networks), strict=True)
-        for own, of_networks in zip(self.statistics.buffers(), each, strict=True):
+        for own, of_networks in zip(self._own_buffers(), each, strict=True):
             first = of_networks[0]
             own.copy_(weighted_sum(of_networks, list(mix.unbind())) if first.is_floating_point() else first)
+
+    def _own_buffers(self) -> list[Tensor]:
+        """Return the hybrid's buffers in the order of the networks', also of layers that were added."""
+        return self.statistics.match(dict(self.networks[0].named_buffers()))
 
     def _hybrid(self, mix: Tensor | None) -> dict[str, Tensor]:
         """Return the hybrid's weights and its own buffers, which a training pass changes."""
         shares = [1 / self.size] * self.size if mix is None else list(mix.unbind())
         mixed: dict[str, Tensor] = {}
-        buffers = zip(self.networks[0].buffers(), self.statistics.buffers(), strict=True)
+        buffers = zip(self.networks[0].buffers(), self._own_buffers(), strict=True)
         by_id = {id(b): own for b, own in buffers}  # a tied tensor is mixed once
         for (name, first), *others in zip(*map(_named_tensors, self.networks), strict=True):
             if id(first) not in by_id:
