@@ -322,7 +322,7 @@ def _json(trial: Trial, every: int) -> Iterator[Case]:
         for label, content in {**BOMBS, **_changed(trial, name)}.items()
     ]
     trials += [
-        (name, label, content, lambda out, run: ["diagnose", str(run), "--seconds", "0.1"])
+        (name, label, content, lambda out, run: ["diagnose", str(run), "--seconds", "60"])
         for name in ("result.json", "config.json")
         for label, content in BOMBS.items()
     ]
