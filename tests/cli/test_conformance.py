@@ -48,7 +48,7 @@ def test_all_green_is_exit_code_0(folder, capsys):
     out = capsys.readouterr().out
     assert "own_methods:Mine:rho=0.2: 3 passed, 0 failed, 0 not applicable" in out
     assert "12 passed, 0 failed, 0 not applicable" in out
-    assert "FAIL" not in out
+    assert "FAIL" not in out and "[" not in out  # no markup is printed
 
 
 def test_a_failure_is_exit_code_1_and_shows_what_was_measured(folder, capsys):

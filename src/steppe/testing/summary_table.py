@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Group
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from steppe.testing.checks import CHECKS
 from steppe.testing.result import CheckResult
@@ -25,7 +26,7 @@ def terminal(results: Sequence[CheckResult]) -> Group:
         for subject in subjects:
             table.add_column(subject, justify="center", overflow="fold")
         for check, row in rows.items():
-            table.add_row(check, *(f"[{_STYLE[r.status]}]{_SIGN[r.status]}[/]" for r in row))
+            table.add_row(check, *(Text(_SIGN[r.status], _STYLE[r.status]) for r in row))
         tables.append(Padding(table, (0, 0, 1, 0)))
     return Group(*tables)
 
