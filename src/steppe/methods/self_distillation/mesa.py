@@ -13,7 +13,7 @@ Differs  1. squared = True multiplies the KL by T^2 as the code does; the poster
              random initial weights after six epochs.
           3. the mean's running statistics are its own, measured at its weights; the code averages them.
           4. deployed are the weights; the code reports the mean's accuracy if that option is set.
-Start    lam 0.8, T 5, decay 0.9998, start after 6 epochs of 90, 0.06667 (authors' script:
+Start    lam 0.8, T 5, decay 0.9998, start after 6 epochs of 90, 0.066666 (authors' script:
          epoch > 5, counted from 0)
 """
 

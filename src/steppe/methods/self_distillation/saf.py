@@ -17,7 +17,7 @@ Differs  1. squared = True multiplies the KL by T^2 as the code does; the poster
          5. with mixed images (mixup, CutMix) the stored outputs are those of another mix of the same image: the
             code accepts that silently; mixed = 'skip' leaves the KL out for such batches.
 Start    lam 0.3, T 5, past 3 (authors' README and script); they start after 6 epochs of 90
-         (epoch > 5, counted from 0): start = 0.06667
+         (epoch > 5, counted from 0): start = 0.066666
 """
 
 from dataclasses import dataclass
