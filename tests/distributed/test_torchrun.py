@@ -142,8 +142,8 @@ def test_two_sharded_processes_end_what_one_process_began(alone, tmp_path):
 def test_a_job_whose_process_is_killed_starts_again_and_ends_with_the_same_bits(tmp_path):
     """Dropout, BatchNorm, noise of each process's own, augmentation: all as in an undisturbed job."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    pooled(*ELASTIC, "--out", str(whole))
-    job = torchrun(*ELASTIC, "--out", str(parts), restarts=1)
+    pooled(*ELASTIC, "--keep", "--out", str(whole))
+    job = torchrun(*ELASTIC, "--keep", "--out", str(parts), restarts=1)
     while not list(parts.glob("runs/*/checkpoint.safetensors")):
         assert job.poll() is None
         time.sleep(0.01)
