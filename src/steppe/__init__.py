@@ -12,11 +12,13 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     """Import the public names, and torch, when one is first used: until then a command starts at once."""
-    if find_spec(f"steppe.{name}") is not None:
-        return import_module(f"steppe.{name}")
-    api = import_module("steppe.methods.api")
-    if name == "__all__" or name in api.__all__:
-        return getattr(api, name)
+    if name == "__all__" or not name.startswith("_"):
+        if find_spec(f"steppe.{name}") is not None:
+            return import_module(f"steppe.{name}")
+        api = import_module("steppe.methods.api")
+        if name == "__all__" or name in api.__all__:
+            globals()[name] = getattr(api, name)  # a loop may look it up in each step
+            return globals()[name]
     raise AttributeError(f"module 'steppe' has no attribute {name!r}")
 
 

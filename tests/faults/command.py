@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -61,6 +62,17 @@ def environment(where: Where, more: Mapping[str, str] | None = None) -> dict[str
     own["TORCHINDUCTOR_CACHE_DIR"] = str(home / "inductor")
     own |= {PLANT: where.plant} if where.plant else {}
     return os.environ | own | dict(more or {})
+
+
+def waited(process: subprocess.Popen[str], patience: float) -> Ended:
+    """Return how a process ended that leads a group; after ``patience`` seconds all of the group is killed."""
+    try:
+        _, err = process.communicate(timeout=patience)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        _, err = process.communicate()
+        err += f"no end within {patience} s"
+    return Ended(process.returncode, err)
 
 
 def alone(where: Where, arguments: Sequence[str], cwd: Path, *, timeout: float = 300) -> Ended:

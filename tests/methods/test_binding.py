@@ -8,6 +8,7 @@ import typing
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -555,3 +556,36 @@ def test_parameters_that_are_added_or_exchanged_during_training_are_taken_up(nam
     with step.deployed_weights():
         deployed = net(x)
     assert torch.equal(step.predict(x), deployed) and torch.isfinite(deployed).all()
+
+
+@dataclass(frozen=True)
+class Begins(steppe.Method):
+    """Has a field that may be an amount of training, or anything else."""
+
+    start: float = 0.5
+
+
+@dataclass(frozen=True)
+class BeginsLate(Begins):
+    amounts: ClassVar = ("start",)
+
+
+def test_a_field_is_a_share_of_the_training_if_the_method_says_so():
+    bound(Begins())
+    with pytest.raises(steppe.InputError, match="start is 0.5, a share of the training"):
+        bound(BeginsLate())
+    bound(BeginsLate(), steps=10)
+    bound(BeginsLate(start=3))
+
+
+@dataclass(frozen=True)
+class Measures(steppe.GC):
+    def before(self, batch, state, rt):
+        raise AssertionError
+
+
+def test_a_transform_whose_passes_would_be_left_out_is_refused():
+    with pytest.raises(steppe.InputError, match="whose before would be left out; use On"):
+        bound(steppe.SAM(), transforms=[Measures()])
+    with pytest.raises(AssertionError):
+        bound(steppe.On(steppe.SAM(), Measures()))[1](*small_batch())

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -168,6 +168,8 @@ class ActiveWindow(Method):
 
     Raises InputError if the window is empty or ``every`` below 1.
     """
+
+    amounts: ClassVar = ("start", "stop")
 
     method: Method
     start: float = 0

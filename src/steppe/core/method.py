@@ -50,6 +50,7 @@ class Method:
         whole: Why a method cannot train a sharded model (FSDP2); empty if it can.
         single: Why a method cannot train several networks at once; empty if it can.
         mixes: What a step changes in running statistics other than by its clean pass; empty if nothing.
+        amounts: The fields that are amounts of training: whole numbers of steps or, below 1, shares of the whole.
         moves: What moves the weights in a step, past the optimizer and its learning rate; empty if nothing.
     """
 
@@ -61,6 +62,7 @@ class Method:
     single: ClassVar[str] = ""
     mixes: ClassVar[str] = ""
     moves: ClassVar[str] = ""
+    amounts: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -223,7 +225,7 @@ def _transforms(methods: Any) -> Sequence[Method]:
     for method in methods:
         if not (isinstance(method, Method) and overrides(method, "transform")):
             raise InputError(f"transforms has {method!r}, which transforms no gradient; bind it itself")
-        for part in ("step", "objective", "after", "predict", "deployed_weights"):
+        for part in ("build", "step", "objective", "before", "after", "predict", "deployed_weights"):
             if overrides(method, part):
                 raise InputError(f"transforms has {method!r}, whose {part} would be left out; use On")
     return methods

@@ -20,15 +20,11 @@ from steppe.errors import InputError
 
 
 def trainable(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """Return the optimizer's trainable parameters, each once, in its order.
-
-    Raises InputError if it has none, or a complex one.
-    """
+    """Return the optimizer's trainable parameters, each once, in its order; raises InputError if it has none."""
     params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     unique = {id(p): p for p in params if p.requires_grad}
     if not unique:
         raise InputError("the optimizer holds no trainable parameter; give it model.parameters()")
-    refuse_complex(unique.values())
     return list(unique.values())
 
 
@@ -50,6 +46,7 @@ def require_trainable(
     name, own = type(optimizer).__name__, {id(p): p for m in modules for p in m.parameters()}
     if own and not any(id(p) in own for p in params):
         raise InputError(f"{name} has no parameter of the model; make it anew from model.parameters()")
+    refuse_complex(params)
     refuse_accumulation_hooks(params)
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:

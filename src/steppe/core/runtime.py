@@ -380,8 +380,8 @@ class Runtime:
     def begin(self, batch: Batch) -> None:
         """Start a step on this batch."""
         if not param_groups.same(params := param_groups.trainable(self.optimizer), self.params):
-            self.params = params
-            self.owners, self._memo = param_groups.owners(self.net, self.params), {}
+            param_groups.refuse_complex(params)
+            self.params, self.owners, self._memo = params, param_groups.owners(self.net, params), {}
             self.buffers = Buffers(*self._with_state)
         if self.passes.steps <= user_loss.CHECKED_STEPS:
             param_groups.refuse_accumulation_hooks(self.params)  # they may be added after the method is bound
@@ -401,7 +401,7 @@ class Runtime:
         self.buffers = Buffers(*self._with_state)
 
     def roll_back(self) -> None:
-        """Return weights, optimizer and buffers to what they were when the step began."""
+        """Restore weights, optimizer and buffers as they were when the step began."""
         self.step_state.restore()
         self.clear()
 

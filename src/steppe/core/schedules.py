@@ -65,14 +65,13 @@ def check_length(method: Any, now: TrainingProgress) -> None:
     Methods that it is composed of are checked too, unless their settings make them plain training.
     """
     values = {f.name: getattr(method, f.name) for f in fields(method)}
-    ours = type(method).__module__.startswith("steppe.")  # a user's field of these names may mean anything
     limit = getattr(method, "limit", None)
     if limit and all(values.get(name) == value for name, value in limit.items()):
         return
     for name, value in values.items():
         if isinstance(value, Linear | Cosine):
             value.at(now)
-        elif ours and name in ("start", "stop", "ramp") and isinstance(value, int | float):
+        elif name in getattr(method, "amounts", ()) and value is not None:
             now.reached(value, name)
         elif is_dataclass(value) and not isinstance(value, Schedule | type):
             check_length(value, now)

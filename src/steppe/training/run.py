@@ -152,8 +152,9 @@ def _check_starts(run: Run, method: Method, per_epoch: int) -> None:
     for part in parts(method):
         if isinstance(part, ActiveWindow):
             active = bool(part.active_steps(total, run.optim.lr_at))
-        else:  # swa, saf and mesa have a start of their own
-            active = last.reached(getattr(part, "start", 0), "start")
+        else:
+            start: float = getattr(part, "start", 0.0) if "start" in part.amounts else 0.0
+            active = last.reached(start, "start")
         if not active:
             raise InputError(
                 f"method {run.method!r} is active in none of this run's {total} steps ({per_epoch} an epoch); "

@@ -20,7 +20,7 @@ from typing import Any
 
 from faults.broken import says
 from faults.classes.kills import SEVERAL, TOGETHER, children
-from faults.command import Ended, alone, environment, judged, program
+from faults.command import Ended, alone, environment, judged, program, waited
 from faults.outcome import Case, Where, compared
 from faults.runs import NOISY, TINY, different, every
 from faults.starved import STARVED
@@ -104,13 +104,7 @@ class Machine:
         return self.wait(self.start(arguments, out, **starved))
 
     def wait(self, process: subprocess.Popen[str], patience: float = PATIENCE) -> Ended:
-        try:
-            _, err = process.communicate(timeout=patience)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            _, err = process.communicate()
-            err += f"no end within {patience} s"
-        return Ended(process.returncode, err)
+        return waited(process, patience)
 
     def after(self, name: str, arguments: tuple[str, ...], out: Path, case: Case) -> Case:
         """Give the command again, short of nothing: it ends with the bits of one that never was."""

@@ -1,14 +1,12 @@
 """Commands in environments as machines have them: each ends as in an ordinary one, with the same bits."""
 
-import os
 import random
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from faults.command import environment
+from faults.command import environment, waited
 from faults.outcome import Case, Where, compared
 from faults.runs import TINY, different, every
 
@@ -110,13 +108,8 @@ class Machines:
             errors="replace",
             start_new_session=True,
         )
-        try:
-            _, err = process.communicate(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            _, err = process.communicate()
-            err += f"Traceback: no end within {PATIENCE} s"
-        return process.returncode, err
+        ended = waited(process, PATIENCE)
+        return ended.code, ended.err
 
 
 def content(out: Path) -> dict[str, Any]:

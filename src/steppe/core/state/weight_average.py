@@ -27,8 +27,8 @@ class WeightAverage(TensorCopies):
     """The average of a network's weights, and the buffers that belong to it.
 
     A mean of the running statistics of other weights does not fit the mean of these weights. Buffers that a
-    training pass changes are therefore the average's own: training passes at the average change them (`follow`,
-    `measure`, `training_pass`). The others are copied from the network.
+    training pass changes are therefore the average's own: training passes at the average change them (`measure`,
+    `training_pass`). The others are copied from the network.
 
     ``count`` is the number of networks in it. It is not a network itself: to be evaluated, its tensors are copied
     into the network for a while (`swapped_in`), so that it also works where a network cannot be copied, in shards.

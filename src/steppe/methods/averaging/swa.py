@@ -33,6 +33,7 @@ class SWA(Method):
 
     limit: ClassVar = {}
     cost: ClassVar = (2, 1, 1)
+    amounts: ClassVar = ("start",)
 
     start: float = 0.75
     every: int = 1

@@ -42,6 +42,7 @@ class FFL(BranchDistillation):
     local: ClassVar = "its fusion has BatchNorm over the samples of one forward pass"
     module: ClassVar = FusedBranches
     head: ClassVar = "fused"
+    amounts: ClassVar = ("ramp",)
 
     branches: int = 2
     ramp: float = 0.27

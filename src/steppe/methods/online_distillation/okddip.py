@@ -42,6 +42,7 @@ class OKDDip(BranchDistillation):
 
     cost: ClassVar = (4, 4, 1)
     module: ClassVar = AttentiveBranches
+    amounts: ClassVar = ("ramp",)
 
     branches: int = 4
     alpha: float = 1.0

@@ -38,6 +38,7 @@ class ONE(BranchDistillation):
 
     local: ClassVar = "its gate has BatchNorm over the samples of one forward pass"
     module: ClassVar = GatedBranches
+    amounts: ClassVar = ("ramp",)
 
     alpha: float = 1.0
     ramp: float = 0.27

@@ -45,6 +45,7 @@ class PCL(BranchDistillation):
 
     cost: ClassVar = (6, 3, 1)
     module: ClassVar = JointBranches
+    amounts: ClassVar = ("ramp",)
 
     decay: float = 0.999
     ramp: float = 0.27

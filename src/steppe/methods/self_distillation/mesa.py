@@ -34,6 +34,7 @@ class MESA(Method):
 
     limit: ClassVar = {"lam": 0.0}
     cost: ClassVar = (3, 1, 1)
+    amounts: ClassVar = ("start",)
 
     lam: float = 0.8
     T: float = 5.0

@@ -39,6 +39,7 @@ class SAF(Method):
 
     limit: ClassVar = {"lam": 0.0}
     cost: ClassVar = (1, 1, 1)
+    amounts: ClassVar = ("start",)
 
     lam: float = 0.3
     T: float = 5.0
