@@ -589,3 +589,5 @@ def test_a_transform_whose_passes_would_be_left_out_is_refused():
         bound(steppe.SAM(), transforms=[Measures()])
     with pytest.raises(AssertionError):
         bound(steppe.On(steppe.SAM(), Measures()))[1](*small_batch())
+    with pytest.raises(AssertionError):
+        bound(steppe.When(Measures(), every=2))[1](*small_batch())

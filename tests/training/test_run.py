@@ -19,6 +19,7 @@ from steppe.data.dataset import DataSet
 from steppe.training import trainer
 from steppe.training.checkpoint import file, save_and_resume
 from steppe.training.export import export
+from steppe.training.factories import make_optimizer
 from steppe.training.run import CHECKPOINT, CONFIG, RESULT, check_run, digest, format_bytes, load_data, train_run
 
 RUN = Run(epochs=3, batch=50, data=Data(train=200, test=60, size=18, augment=("cutmix",)), optim=Optim(lr=1e-3))
@@ -358,3 +359,9 @@ def test_derived_seeds_differ_by_purpose_and_seed():
 
 def test_bytes_have_a_unit():
     assert [format_bytes(n) for n in (999, 1500, 10_200_000_000)] == ["999 bytes", "1.5 KB", "10.2 GB"]
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_the_optimizer_has_the_epsilon_of_the_run(name: str) -> None:
+    optimizer = make_optimizer(Run(optim=Optim(name=name, eps=1e-7)), torch.nn.Linear(2, 2))
+    assert [group["eps"] for group in optimizer.param_groups] == [1e-7]

@@ -22,6 +22,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
+from steppe.data.sources import _archive_links
 from steppe.data.sources.pixels import TOO_LARGE, Decoded, decode_one, pillow_limits
 from steppe.errors import InputError
 
@@ -39,7 +40,6 @@ _SYSTEM = (
 _LARGEST = 2**28  # bytes of an image file, whatever size a file or archive claims
 _CHUNK = 1024  # encoded images in memory at a time
 _GROUP = 32  # images that a thread takes at a time: for single small images the overhead exceeds the decoding
-_LINKS = 4  # links that lead to links, in an archive
 
 ProgressCallback = Callable[[int, int], None]
 
@@ -144,25 +144,18 @@ class ImageFiles:
             raise InputError(f"archive {self.path} cannot be read ({error}); create it again") from None
 
     def resolve_links(self, names: Iterable[str]) -> dict[str, str]:
-        """Return the image among ``names`` that each link of the archive leads to, by its name in the link."""
-        images = {name: name for name in names}
-        resolved: set[str] = set()
-        for _ in range(_LINKS):
-            for link, target in self.links.items():
-                inside = f"{target}/"
-                if target in images:
-                    images[link] = images[target]
-                elif not link.startswith(inside) and target != ".":
-                    through = [(name, image) for name, image in images.items() if name.startswith(inside)]
-                    images.update({f"{link}/{name.removeprefix(inside)}": image for name, image in through})
-                    if not through:
-                        continue
-                else:
-                    continue
-                resolved.add(link)
-        if unresolved := len(self.links) - len(resolved):
-            self.listing.other["unresolved link"] += unresolved
-        return {name: image for name, image in images.items() if name != image and self.listing.add(name)}
+        """Return the image among ``names`` that each name through a link of the archive leads to.
+
+        Raises InputError for links that multiply the images.
+        """
+        if not self.links:
+            return {}
+        try:
+            found, unfollowed = _archive_links.resolve(names, self.links)
+        except ValueError as error:
+            raise InputError(f"archive {self.path} cannot be read ({error}); create it without links") from None
+        self.listing.other += unfollowed
+        return {name: image for name, image in found.items() if self.listing.add(name)}
 
 
 @dataclass(frozen=True)
