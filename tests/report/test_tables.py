@@ -15,7 +15,8 @@ from steppe.report.comparison import tables
 from steppe.report.comparison.conclusions import sentence
 from steppe.report.comparison.equal_budget import budgets
 from steppe.report.comparison.summary import rows
-from steppe.report.formatting import number
+from steppe.report.formatting import interval, number
+from steppe.report.statistics import Difference
 
 T2 = 4.302652729911275  # t(0.975; 2)
 T1 = 12.706204736174694  # t(0.975; 1)
@@ -139,3 +140,16 @@ def test_names_cannot_break_a_table(folder: Any, name: str) -> None:
     assert ",=" not in text
     body = tables.latex(table).split(r"\midrule")[1].split(r"\bottomrule")[0]
     assert {line.replace(r"\&", "").count("&") for line in body.splitlines() if line.endswith(r"\\")} == {6}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (-4.2, -0.0213, "[-4.2, -0.02]"),
+        (0.00049, 3.0, "[0.0005, 3.0]"),
+        (-0.01, 0.01, "[0.0, 0.0]"),
+        (0.0, 1.0, "[0.0, 1.0]"),
+    ],
+)
+def test_an_interval_that_excludes_0_has_no_bound_that_is_printed_as_0(low: float, high: float, text: str) -> None:
+    assert interval(Difference(1.0, low, high, 3, 0.04), 1) == text

@@ -97,10 +97,16 @@ def spread(value: Spread | None, decimals: int) -> str:
 
 
 def interval(value: Difference, decimals: int) -> str:
-    """Return ``[1.2, 7.4]``, or why there is no interval."""
+    """Return ``[1.2, 7.4]``, or why there is no interval; an interval that excludes 0 has no bound printed as 0."""
     if value.low is None or value.high is None:
         return "one seed: no interval" if value.n == 1 else "equal in all seeds: no interval"
-    return f"[{number(value.low, decimals)}, {number(value.high, decimals)}]"
+    bounds = []
+    for bound in (value.low, value.high):
+        places = decimals
+        while value.low * value.high > 0 and not round(bound, places):
+            places += 1
+        bounds.append(number(bound, places))
+    return f"[{', '.join(bounds)}]"
 
 
 def difference(value: Difference | None, decimals: int, n: int | None = None) -> str:
