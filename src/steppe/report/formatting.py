@@ -97,7 +97,7 @@ def spread(value: Spread | None, decimals: int) -> str:
 
 
 def interval(value: Difference, decimals: int) -> str:
-    """Return ``[1.2, 7.4]``, or why there is no interval; an interval that excludes 0 has no bound printed as 0."""
+    """Return ``[1.2, 7.4]``, or why there is none; if it excludes 0, no bound is printed as 0."""
     if value.low is None or value.high is None:
         return "one seed: no interval" if value.n == 1 else "equal in all seeds: no interval"
     bounds = []
