@@ -16,10 +16,11 @@ from steppe import InputError, RunError, models
 from steppe.analysis.load_run import load
 from steppe.config import Data, Optim, Run
 from steppe.data.dataset import DataSet
+from steppe.methods import parse
 from steppe.training import trainer
 from steppe.training.checkpoint import file, save_and_resume
 from steppe.training.export import export
-from steppe.training.factories import make_optimizer
+from steppe.training.factories import make_loader, make_optimizer
 from steppe.training.run import CHECKPOINT, CONFIG, RESULT, check_run, digest, format_bytes, load_data, train_run
 
 RUN = Run(epochs=3, batch=50, data=Data(train=200, test=60, size=18, augment=("cutmix",)), optim=Optim(lr=1e-3))
@@ -365,3 +366,11 @@ def test_bytes_have_a_unit():
 def test_the_optimizer_has_the_epsilon_of_the_run(name: str) -> None:
     optimizer = make_optimizer(Run(optim=Optim(name=name, eps=1e-7)), torch.nn.Linear(2, 2))
     assert [group["eps"] for group in optimizer.param_groups] == [1e-7]
+
+
+def test_networks_that_are_one_with_equal_views_get_crops_by_default(images: DataSet) -> None:
+    for spec, views in (("okdph", ["view 2", "view 3"]), ("sam+okdph:networks=3", ["view 2", "view 3", "view 4"])):
+        assert list(next(make_loader(RUN, images, parse(spec)).epoch(1)).extra) == views
+    assert not next(make_loader(RUN, images, parse("dml")).epoch(1)).extra
+    named = replace(RUN, data=replace(RUN.data, views=("crop-flip",)))
+    assert not next(make_loader(named, images, parse("okdph")).epoch(1)).extra

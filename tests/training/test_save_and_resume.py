@@ -129,3 +129,12 @@ def test_a_comparison_reports_the_damage_before_its_workers_start(folder, tmp_pa
     cut(folder / CHECKPOINT)
     with pytest.raises(InputError, match="checkpoint.safetensors is damaged"):
         prepare(study, tmp_path, "steppe compare")
+
+
+def test_a_checkpoint_without_the_optimizer_s_state_resumes_no_training(images, folder):
+    saved = file.read(folder / CHECKPOINT)
+    tensors = {name: t for name, t in saved.tensors.items() if not name.startswith("optimizer.")}
+    data = {name: value for name, value in saved.data.items() if name != "optimizer"}
+    file.write(folder / CHECKPOINT, file.Checkpoint(tensors, data))
+    with pytest.raises(InputError, match=r"does not fit this run \('optimizer'\); delete it"):
+        train_run(RUN, folder, images)
