@@ -591,3 +591,16 @@ def test_a_transform_whose_passes_would_be_left_out_is_refused():
         bound(steppe.On(steppe.SAM(), Measures()))[1](*small_batch())
     with pytest.raises(AssertionError):
         bound(steppe.When(Measures(), every=2))[1](*small_batch())
+
+
+def test_public_names_are_looked_up_once():
+    """A module's __getattr__ searches the package's folder, and a loop may name steppe.Batch in each step."""
+    assert steppe.WithLR is vars(steppe)["WithLR"]
+
+
+def test_a_complex_parameter_that_is_added_during_training_is_refused():
+    _, step = bound(steppe.SAM())
+    step(*small_batch())
+    step.runtime.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2, dtype=torch.complex64))]})
+    with pytest.raises(steppe.InputError, match=r"a parameter of shape \(2,\) is torch.complex64"):
+        step(*small_batch())
