@@ -37,26 +37,26 @@ def resolve(images: Iterable[str], links: Mapping[str, str]) -> tuple[dict[str, 
         place = "/".join(done)
         return place if place in files or place in inside else None
 
-    found: dict[str, str] = {}
+    results: dict[str, str] = {}
     unfollowed: Counter[str] = Counter()
     entered = [("", "", frozenset({""}))]
     for _ in range(_MOST):
-        if not entered or len(found) > _MOST:
+        if not entered or len(results) > _MOST:
             break
-        folder, shown, above = entered.pop()
+        folder, prefix, above = entered.pop()
         for part in inside[folder]:
-            path, name = f"{folder}/{part}".lstrip("/"), f"{shown}/{part}".lstrip("/")
+            path, name = f"{folder}/{part}".lstrip("/"), f"{prefix}/{part}".lstrip("/")
             target = real(path) if path in links else path
             if target is None:
-                unfollowed["unresolved link"] += folder == shown  # once, however its folder is reached
+                unfollowed["unresolved link"] += folder == prefix  # once, however its folder is reached
             elif target in files:
-                found |= {name: target} if name != target else {}
+                results |= {name: target} if name != target else {}
             elif target in above:
                 unfollowed["circular link"] += 1
             else:
                 entered.append((target, name, above | {target}))
     else:
         raise ValueError(f"its links lead to more than {_MOST:,} folders")
-    if len(found) > _MOST:
+    if len(results) > _MOST:
         raise ValueError(f"its links name more than {_MOST:,} images")
-    return found, unfollowed
+    return results, unfollowed

@@ -151,11 +151,11 @@ class ImageFiles:
         if not self.links:
             return {}
         try:
-            found, unfollowed = _archive_links.resolve(names, self.links)
+            results, unfollowed = _archive_links.resolve(names, self.links)
         except ValueError as error:
             raise InputError(f"archive {self.path} cannot be read ({error}); create it without links") from None
         self.listing.other += unfollowed
-        return {name: image for name, image in found.items() if self.listing.add(name)}
+        return {name: image for name, image in results.items() if self.listing.add(name)}
 
 
 @dataclass(frozen=True)
