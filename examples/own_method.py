@@ -15,9 +15,9 @@ class DownhillSAM(steppe.Method):
     rho: float = 0.05
 
     def step(self, batch, state, rt):
-        out, g = rt.grad(rt.objective, batch)
+        out, g = rt.grad(batch)
         with rt.at(sam_perturbation(g, -self.rho)):
-            _, g = rt.grad(rt.objective, batch)
+            _, g = rt.grad(batch)
         rt.apply(g)
         return out
 

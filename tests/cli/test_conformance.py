@@ -20,8 +20,8 @@ class Mine(steppe.SAM):
 class Forgetful(steppe.Method):
     rate: float
     def step(self, batch, state, rt):
-        out, g = rt.grad(rt.objective, batch)
-        out, g = rt.grad(rt.objective, batch)
+        out, g = rt.grad(batch)
+        out, g = rt.grad(batch)
         rt.apply(g)
         return out
 

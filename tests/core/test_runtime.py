@@ -25,7 +25,7 @@ class NoUpdate(Method):
     """Take a gradient, and make no update."""
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        out, _ = rt.grad(rt.objective, batch)
+        out, _ = rt.grad(batch)
         return out
 
 
@@ -34,7 +34,7 @@ class Negated(Method):
     """Update with other gradients than those in ``.grad``: the last pass's, negated."""
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        out, g = rt.grad(rt.objective, batch)
+        out, g = rt.grad(batch)
         rt.apply([None if t is None else -t for t in g])
         return out
 

@@ -44,7 +44,7 @@ class Sound(Method):
         return plain_step(batch, rt)
 
     def first(self, batch: Batch, rt: Runtime) -> tuple[StepOutput, Vec]:
-        return rt.grad(rt.objective, batch)
+        return rt.grad(batch)
 
     def offset(self, g: Vec, rt: Runtime) -> Vec:
         return sam_perturbation(rt.shared(g), self.rho)
@@ -53,7 +53,7 @@ class Sound(Method):
         return rt.at(offset)
 
     def second(self, batch: Batch, g: Vec, rt: Runtime) -> Vec:
-        return rt.grad(rt.objective, batch)[1]
+        return rt.grad(batch)[1]
 
     def last(self, g: Vec, rt: Runtime) -> None:
         rt.apply(g)
@@ -65,7 +65,7 @@ def moved(params: list[nn.Parameter], offset: Vec) -> list[tuple[nn.Parameter, t
 
 class MixesInsteadOfReturning(Sound):
     def reduced(self, batch, rt):
-        out, g = rt.grad(rt.objective, batch)
+        out, g = rt.grad(batch)
         rt.apply(vector.add(vector.scale(g, 0.9), g, by=0.1))
         return out
 
@@ -92,7 +92,7 @@ class ClaimsTwoUpdates(Sound):
 class TakesAThirdPass(Sound):
     def second(self, batch, g, rt):
         with rt.preserve_state():
-            rt.grad(rt.objective, batch)
+            rt.grad(batch)
         return super().second(batch, g, rt)
 
 
@@ -159,7 +159,7 @@ class CountsTheSecondPass(Sound):
 class CountsOnlyTheSecondPass(Sound):
     def first(self, batch, rt):
         with rt.preserve_state():
-            return rt.grad(rt.objective, batch)
+            return rt.grad(batch)
 
     def perturbed(self, offset, rt):
         return rt.at(offset, clean=True)
@@ -175,13 +175,13 @@ class DrawsFromTheGlobalStream(Sound):
 
 class SeesTheLastMicroBatch(Sound):
     def first(self, batch, rt):
-        return rt.grad(rt.objective, batch.parts()[-1])
+        return rt.grad(batch.parts()[-1])
 
 
 class GoesBackThroughTheMicroBatches(Sound):
     def second(self, batch, g, rt):
         parts = batch.parts()
-        return rt.grad(rt.objective, Accumulated(parts[::-1]) if len(parts) > 1 else batch)[1]
+        return rt.grad(Accumulated(parts[::-1]) if len(parts) > 1 else batch)[1]
 
 
 class DividesByAScaleThatIsNotThere(Sound):
@@ -283,7 +283,7 @@ class SwallowsNaN(Sound):
 
 class DecidesAlone(Sound):
     def step(self, batch, state, rt):
-        out, g = rt.grad(rt.objective, batch)
+        out, g = rt.grad(batch)
         if not bool(vector.all_finite(vector.finite_check(g))):
             return out
         rt.apply(g)

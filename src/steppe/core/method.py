@@ -243,7 +243,7 @@ def with_weights(plain: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
 
 def plain_step(batch: Batch, rt: Runtime) -> StepOutput:
     """Make one plain update: w <- U(w, grad L(w))."""
-    out, g = rt.grad(rt.objective, batch)
+    out, g = rt.grad(batch)
     rt.apply(g)
     return out
 

@@ -85,9 +85,16 @@ class Runtime:
         self._clean_rng = rng.capture(self.device)
 
     def grad(
-        self, objective: Objective, batch: Batch, *, work: float = 1.0, where: Sequence[bool] | None = None
+        self,
+        batch: Batch,
+        objective: Objective | None = None,
+        *,
+        work: float = 1.0,
+        where: Sequence[bool] | None = None,
     ) -> tuple[StepOutput, Vec]:
         """Return the output and the mean gradient of ``objective`` over ``batch`` at the current weights.
+
+        The method's own objective is the default.
 
         The batch goes through in micro-batches if the step has them; the result is their exact mean. Under
         DDP it is this process's mean, see `shared` and `apply`. The gradients are the caller's own. ``work``
@@ -111,7 +118,7 @@ class Runtime:
             weight = self.options.weigh(part) / whole if whole else 0.0
             with self.parallel.no_sync(), param_groups.switched_off(off):
                 with self.precision.autocast():
-                    out = objective(part)
+                    out = (objective or self.objective)(part)
                 user_loss.require_graph(out.loss)
                 if where is not None:
                     self.once("graph", partial(param_groups.has_custom_backward, out.loss))

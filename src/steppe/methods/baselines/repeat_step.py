@@ -25,6 +25,6 @@ class RepeatStep(Method):
     cost: ClassVar = (1, 1, 2)
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        out, g = rt.grad(rt.objective, batch)
+        out, g = rt.grad(batch)
         rt.apply(g, times=2)
         return out

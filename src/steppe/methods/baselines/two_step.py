@@ -27,9 +27,9 @@ class TwoStep(Method):
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Gradient, update, gradient with fresh dropout masks, update."""
-        out, g = rt.grad(rt.objective, batch)
+        out, g = rt.grad(batch)
         rt.apply(g, more=True)
         with rt.preserve_state(rt.draw_mask_seed()):
-            _, g = rt.grad(rt.objective, batch)
+            _, g = rt.grad(batch)
         rt.apply(g)
         return out

@@ -47,7 +47,7 @@ class AlternatingDML(MutualDistillation):
         for m in range(self.networks):
             own = [member == m + 1 for member in rt.member]
             with rt.preserve_state() if m else nullcontext():
-                out, g = rt.grad(partial(self._loss_of, m, rt), batch, work=1 / self.networks, where=own)
+                out, g = rt.grad(batch, partial(self._loss_of, m, rt), work=1 / self.networks, where=own)
             rt.count(forward=len(batch) * (1 - 1 / self.networks))
             rt.apply(g, more=m + 1 < self.networks)
             first = first or out

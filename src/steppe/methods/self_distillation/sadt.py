@@ -98,7 +98,7 @@ class SADT(Method):
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         """Gradient u, update, gradient a of the teachers' divergences, update with both."""
-        out, up = rt.grad(rt.objective, batch)
+        out, up = rt.grad(batch)
         if self.weight == 0:
             rt.apply(up, times=self.updates)
             return out
@@ -138,11 +138,11 @@ class SADT(Method):
             above = rt.once(("sadt share", sample.shape[1:]), lambda: flops_share(rt.net, parts[1], sample))
             objective = partial(self._through_branches, teachers, *parts, rt)
             with rt.preserve_state(mask_seed):
-                return rt.grad(objective, batch, work=1 + (len(teachers) - 1) * above)[1]
+                return rt.grad(batch, objective, work=1 + (len(teachers) - 1) * above)[1]
         total: Vec = [None] * len(rt.params)
         for offset in teachers:
             with rt.at(offset, mask_seed=mask_seed):
-                total = vector.add(total, rt.grad(partial(self._match, rt), batch)[1])
+                total = vector.add(total, rt.grad(batch, partial(self._match, rt))[1])
         return total
 
     def _match(self, rt: Runtime, batch: Batch) -> StepOutput:

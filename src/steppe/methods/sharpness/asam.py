@@ -49,9 +49,9 @@ class ASAM(Method):
         rho = rt.setting("rho", self.rho)
         if rho == 0:
             return plain_step(batch, rt)
-        out, g = rt.grad(rt.objective, batch)
+        out, g = rt.grad(batch)
         with rt.at(scaled_perturbation(rt.shared(g), rho, self._scale(rt))):
-            _, g = rt.grad(rt.objective, batch)
+            _, g = rt.grad(batch)
         rt.apply(g)
         return out
 

@@ -61,10 +61,10 @@ class ESAM(Method):
         rho = rt.setting("rho", self.rho)
         if rho == 0 and self.gamma == 1:
             return plain_step(batch, rt)
-        out, g = rt.grad(rt.objective, batch, where=self._tensors(rt))
+        out, g = rt.grad(batch, where=self._tensors(rt))
         with rt.at(self._perturbation(rt.shared(g), rho, rt)):
             sharp = batch if self.gamma == 1 else self._sharpest(batch, out, rt)
-            _, g = rt.grad(rt.objective, sharp)
+            _, g = rt.grad(sharp)
         rt.apply(g)
         return out
 

@@ -53,11 +53,11 @@ class FriendlySAM(Method):
             return plain_step(batch, rt)
         assert isinstance(state, ParamState)
         mean = state.read(rt.params, rt.net)
-        out, g = rt.grad(rt.objective, batch)
+        out, g = rt.grad(batch)
         common = rt.all_reduce_mean(g)
         d = vector.add(rt.shared(g), mean, by=-self.sigma) if self.sigma else rt.shared(g)
         with rt.at(scaled_perturbation(vector.only(d, [t is not None for t in g]), rho)):
-            _, g = rt.grad(rt.objective, batch)
+            _, g = rt.grad(batch)
         rt.apply(g)
         weight = 1 - self.lam if state.writes else 1.0
         state.approach(rt.params, rt.net, common, weight)

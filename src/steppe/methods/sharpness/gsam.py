@@ -51,10 +51,10 @@ class GSAM(Method):
         rho = rt.setting("rho", self.rho)
         if rho == 0:
             return plain_step(batch, rt)
-        out, g = rt.grad(rt.objective, batch)
+        out, g = rt.grad(batch)
         g = rt.shared(g)
         with rt.at(self._perturbation(g, rho, rt)):
-            _, g_p = rt.grad(rt.objective, batch)
+            _, g_p = rt.grad(batch)
         g_p = rt.shared(g_p)
         if self.alpha == 0:
             rt.apply(g_p)

@@ -64,11 +64,11 @@ class LookSAM(Method):
         if rho == 0:
             return plain_step(batch, rt)
         assert isinstance(state, ParamState)
-        out, g = rt.grad(rt.objective, batch)
+        out, g = rt.grad(batch)
         if rt.now.step % self.k == 0:
             common = rt.shared(g)
             with rt.at(self._layerwise(common, rho, rt) if self.layerwise else scaled_perturbation(common, rho)):
-                _, g_s = rt.grad(rt.objective, batch)
+                _, g_s = rt.grad(batch)
             added = self._added(rt.all_reduce_mean(g_s), rt.all_reduce_mean(g)) if self.k > 1 else None
             rt.apply(g_s)
             if added is not None:

@@ -41,8 +41,8 @@ class MixedSAM(Method):
         rho = rt.setting("rho", self.rho)
         if rho == 0 or self.alpha == 1:
             return plain_step(batch, rt)
-        out, g = rt.grad(rt.objective, batch)
+        out, g = rt.grad(batch)
         with rt.at(scaled_perturbation(rt.shared(g), rho)):
-            _, g_p = rt.grad(rt.objective, batch)
+            _, g_p = rt.grad(batch)
         rt.apply(vector.lerp(g_p, g, self.alpha))
         return out

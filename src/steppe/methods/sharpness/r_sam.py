@@ -50,11 +50,11 @@ class RSAM(Method):
         if self.gamma:
             noise = filter_noise(rt.params, rt.owners, self.gamma, rt.rng).vector()
         with rt.at(noise, clean=True):
-            out, g = rt.grad(rt.objective, batch)
+            out, g = rt.grad(batch)
         if rho:
             g = rt.shared(g)
             e = vector.add(noise, sam_perturbation(g, rho)) if self.gamma else scaled_perturbation(g, rho)
             with rt.at(e):
-                _, g = rt.grad(rt.objective, batch)
+                _, g = rt.grad(batch)
         rt.apply(g)
         return out

@@ -39,6 +39,6 @@ class RandomSAM(Method):
         if rho == 0:
             return plain_step(batch, rt)
         with rt.at(scaled_perturbation(vector.gaussian(rt.params, rt.rng), rho), clean=True):
-            out, g = rt.grad(rt.objective, batch)
+            out, g = rt.grad(batch)
         rt.apply(g)
         return out

@@ -73,7 +73,7 @@ class SAM(Method):
         return out
 
     def _gradient(self, batch: Batch, rt: Runtime) -> tuple[StepOutput, Vec]:
-        out, g = rt.grad(rt.objective, batch)
+        out, g = rt.grad(batch)
         if self.decay:
             w: Vec = [None if t is None else p.detach() for p, t in zip(rt.params, g, strict=True)]
             g = vector.add(g, w, by=self.decay)

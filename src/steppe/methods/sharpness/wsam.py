@@ -44,9 +44,9 @@ class WSAM(Method):
         rho = rt.setting("rho", self.rho)
         if rho == 0 or self.gamma == 0:
             return plain_step(batch, rt)
-        out, g = rt.grad(rt.objective, batch)
+        out, g = rt.grad(batch)
         with rt.at(scaled_perturbation(rt.shared(g), rho)):
-            _, g_p = rt.grad(rt.objective, batch)
+            _, g_p = rt.grad(batch)
         a = self.gamma / (1 - self.gamma)
         if self.decoupled:
             rt.apply(g, decoupled=vector.scale(vector.add(g, g_p, by=-1), a))

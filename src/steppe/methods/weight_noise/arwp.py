@@ -62,9 +62,9 @@ class ARWP(Method):
             sums = unit_sums(past, rt.params, rt.owners)
             damping = vector.map_each(lambda f: (1 + self.eta * f).rsqrt(), sums)
         noise = filter_noise(rt.params, rt.owners, gamma, rt.rng, damping)
-        out, g = rt.grad(rt.objective, batch)
+        out, g = rt.grad(batch)
         with rt.at(noise):
-            _, noisy = rt.grad(rt.objective, batch)
+            _, noisy = rt.grad(batch)
         common = rt.all_reduce_mean(noisy)
         rt.apply(vector.lerp(noisy, g, self.alpha))
         state.write(rt.params, rt.net, vector.add(vector.times(common, common), past, by=self.beta))

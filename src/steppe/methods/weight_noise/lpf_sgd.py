@@ -57,7 +57,7 @@ class LPFSGD(Method):
             part = batch.take(slice(a, b))
             weight = rt.weight(part) / rt.weight(batch)
             with rt.at(vector.ScaledVector(vector.gaussian(rt.params, rt.rng), deviation), clean=True):
-                out, g = rt.grad(rt.objective, part)
+                out, g = rt.grad(part)
             total = vector.gather(total, g, weight)
             outs.append(StepOutput(out.loss * weight, out.logits))
         rt.apply(total)

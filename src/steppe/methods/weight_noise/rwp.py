@@ -66,13 +66,13 @@ class RWP(Method):
             return plain_step(clean, rt)
         if self.alpha == 0:
             with rt.at(self._noise(gamma, rt), clean=True):
-                out, g = rt.grad(rt.objective, clean)
+                out, g = rt.grad(clean)
             rt.apply(g)
             return out
         mask_seed = rt.draw_mask_seed() if self.batches == 2 else None
-        out, g = rt.grad(rt.objective, clean)
+        out, g = rt.grad(clean)
         with rt.at(self._noise(gamma, rt), mask_seed=mask_seed):
-            _, noisy = rt.grad(rt.objective, other)
+            _, noisy = rt.grad(other)
         rt.apply(vector.lerp(noisy, g, self.alpha))
         return out
 
@@ -80,11 +80,11 @@ class RWP(Method):
         """Take the clean gradient on even processes and the noisy one on odd processes; update with the mean."""
         clean, noisy = rt.parallel.processes_per_part(2)
         if rt.parallel.rank % 2 == 0:
-            out, g = rt.grad(rt.objective, batch)
+            out, g = rt.grad(batch)
             rt.apply(g, weight=self.alpha / clean)
         else:
             with rt.at(self._noise(rt.setting("gamma", self.gamma), rt), clean=True):
-                out, g = rt.grad(rt.objective, batch)
+                out, g = rt.grad(batch)
             rt.apply(g, weight=(1 - self.alpha) / noisy)
         return out
 
