@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
+import re
 import stat
 import tarfile
 import zipfile
@@ -23,6 +24,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from steppe.data.sources import _archive_links
+from steppe.data.sources._part_names import part_of
 from steppe.data.sources.pixels import TOO_LARGE, Decoded, decode_one, pillow_limits
 from steppe.errors import InputError
 
@@ -31,6 +33,23 @@ IMAGES = (
     ".pnm", ".avif", ".heic", ".heif",
 )  # fmt: skip
 TABLES = (".csv", ".tsv")
+_TEXTS = (
+    ".txt",
+    ".md",
+    ".json",
+    ".xml",
+    ".yaml",
+    ".yml",
+    ".html",
+    ".pdf",
+    ".mat",
+    ".old",
+    ".log",
+    ".py",
+    ".ipynb",
+)
+# text files that may be lists of images, by the words in their names; others are not opened
+_LISTS = {"images", "image", "labels", "label", "classes", "split", "list", "partition", "annotations", "files"}
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".zip")
 # what systems leave in shared, mounted and unzipped folders; names that begin with a dot belong to them too
 _SYSTEM = (
@@ -49,17 +68,27 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGES) or not PurePosixPath(name).suffix
 
 
+def is_table(name: str) -> bool:
+    """Return whether a file may be a table or a list of images, by its name."""
+    path = PurePosixPath(name)
+    ending = path.suffix.lower()
+    is_list = part_of(path.stem) is not None or not _LISTS.isdisjoint(re.split("[^a-z]+", path.stem.lower()))
+    return ending in TABLES or ending == ".jsonl" or (ending == ".txt" and is_list)
+
+
 @dataclass
 class Listing:
     """Names in a folder or archive, relative to it: ``images`` (possible ones), ``tables``, and all ``folders``.
 
-    ``filled`` are the folders that have a file of any kind in them. ``other`` counts what is not read, by kind.
+    ``filled`` are the folders that have a file of any kind in them, ``foreign`` those that have more than texts and
+    tables. ``other`` counts what is not read, by kind.
     """
 
     images: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
     folders: set[str] = field(default_factory=set)
     filled: set[str] = field(default_factory=set)
+    foreign: set[str] = field(default_factory=set)
     other: Counter[str] = field(default_factory=Counter)
     system: set[str] = field(default_factory=set)
 
@@ -77,7 +106,9 @@ class Listing:
         if is_folder:
             return True
         self.filled.update(parents)
-        matching = self.images if is_image(name) else self.tables if name.lower().endswith(TABLES) else None
+        matching = self.images if is_image(name) else self.tables if is_table(name) else None
+        if matching is not self.tables and path.suffix.lower() not in _TEXTS:
+            self.foreign.update(parents)
         if matching is None:
             self.other[f"{path.suffix.lower()} file"] += 1
         else:
@@ -134,7 +165,7 @@ class ImageFiles:
                     if member.size > _LARGEST:
                         raise ValueError(f"{path} has {member.size} bytes, more than any image")
                     content = member.read()
-                    if path.name.lower().endswith(TABLES):
+                    if is_table(path.name):
                         self.tables[str(path)] = content
                     else:
                         yield str(path), content
