@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from steppe.data.sources._part_names import part_of
 from steppe.data.sources._table_files import ImageNames, Table, read_tables
 from steppe.data.sources._tables import contradiction, read_labels, read_parts
-from steppe.data.sources.image_files import TABLES, Listing
+from steppe.data.sources.listing import TABLES, Listing
 from steppe.errors import InputError
 
 Label = tuple[str, str]  # part (train, val or test) and class of an image

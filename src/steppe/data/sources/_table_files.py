@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from steppe.data.sources._part_names import part_of
-from steppe.data.sources.image_files import IMAGES
+from steppe.data.sources.listing import IMAGES
 
 # what a model said, and what is measured on the images
 _NO_LABELS = re.compile("submi|predict|(^|[^a-z])preds?([^a-z]|$)|feature|embedding")
