@@ -13,9 +13,9 @@ import torch
 
 from steppe.config import Data
 from steppe.data.dataset import Images, Source
+from steppe.data.sources._image_files import ImageFiles, ProgressCallback, decode
 from steppe.data.sources._layout import Label, find_layout
 from steppe.data.sources.cache import cached
-from steppe.data.sources.image_files import ImageFiles, ProgressCallback, decode
 from steppe.data.sources.listing import ARCHIVES, IMAGES, Listing, is_table, list_files
 from steppe.data.sources.pixels import REMARKS, TOO_LARGE, UNKNOWN, Decoded, to_8_bits
 from steppe.data.splits import split_off_fifth
