@@ -21,7 +21,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from steppe.data.sources import _archive_links
-from steppe.data.sources.listing import Listing, is_table, list_files
+from steppe.data.sources.listing import Listing, list_files
 from steppe.data.sources.pixels import TOO_LARGE, Decoded, decode_one, pillow_limits
 from steppe.errors import InputError
 
@@ -65,26 +65,26 @@ class ImageFiles:
         try:
             members = _zip_members if self.path.name.lower().endswith(".zip") else _tar_members
             for member in members(self.path, self.progress):
-                path = PurePosixPath(member.name)
-                if path.is_absolute() or ".." in path.parts:
+                name = _normal(member.name)
+                if name.startswith("/") or ".." in name.split("/"):
                     self.listing.other["outside name"] += 1
                 elif member.kind == "folder":
-                    self.listing.add(str(path), is_folder=True)
+                    self.listing.add(name, is_folder=True)
                 elif member.kind == "link":
-                    self.links[str(path)] = member.target
+                    self.links[name] = member.target
                 elif member.kind == "device":
                     self.listing.other["device"] += 1
-                elif self.listing.add(str(path)):
-                    if member.size > _LARGEST and not path.suffix:
+                elif self.listing.add(name):
+                    if member.size > _LARGEST and not PurePosixPath(name).suffix:
                         self.listing.other["oversized file"] += 1
                         continue
                     if member.size > _LARGEST:
-                        raise ValueError(f"{path} has {member.size} bytes, more than any image")
+                        raise ValueError(f"{name} has {member.size} bytes, more than any image")
                     content = member.read()
-                    if is_table(path.name):
-                        self.tables[str(path)] = content
+                    if self.listing.tables and self.listing.tables[-1] == name:
+                        self.tables[name] = content
                     else:
-                        yield str(path), content
+                        yield name, content
         except (
             tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError
         ) as error:  # fmt: skip
@@ -148,6 +148,12 @@ def _zip_members(path: Path, progress: ProgressCallback) -> Iterator[_Member]:
             yield _Member(name, kind, info.file_size, target, partial(archive.read, info))
             done += info.compress_size
             progress(min(done, total), total)
+
+
+def _normal(name: str) -> str:
+    """Return ``str(PurePosixPath(name))``, without its cost for most names."""
+    is_plain = "//" not in name and "./" not in name and not name.endswith(("/", "."))
+    return name if is_plain else str(PurePosixPath(name))
 
 
 def _parent(name: str) -> str:

@@ -136,7 +136,7 @@ class _Tree:
 
     def __init__(self, path: Path, names: Sequence[str], listing: Listing):
         self.path = path
-        self.images = {name: PurePosixPath(name).parts[:-1] for name in names}
+        self.images = {name: tuple(name.split("/")[:-1]) for name in names}
         self.filled = {PurePosixPath(f).parts for f in listing.filled} | set(self.images.values())
         self.below: dict[_Folder, list[str]] = defaultdict(list)
         for name, parents in self.images.items():

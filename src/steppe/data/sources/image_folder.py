@@ -170,5 +170,7 @@ def _images(by_label: Mapping[Label, list[np.ndarray]], part: str, classes: tupl
         (p if grey or p.shape[2] == 3 else np.repeat(p, 3, axis=2)).transpose(2, 0, 1) for g in groups for p in g
     ]
     labels = np.repeat(np.arange(len(classes)), [len(g) for g in groups])
-    x = np.stack(arrays) if arrays else np.empty((0, 1 if grey else 3, 1, 1), np.uint8)
-    return Images(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(labels.astype(np.int64)))
+    x = np.empty((len(arrays), *(arrays[0].shape if arrays else (1 if grey else 3, 1, 1))), np.uint8)
+    if arrays:
+        np.stack(arrays, out=x)  # which would keep the order of the images, channels last
+    return Images(torch.from_numpy(x), torch.from_numpy(labels.astype(np.int64)))

@@ -18,7 +18,7 @@ IMAGES = (
 TABLES = (".csv", ".tsv")
 # files that make no class of a folder without images
 _TEXTS = (
-    "", ".txt", ".md", ".json", ".xml", ".yaml", ".yml", ".html", ".pdf", ".mat", ".old", ".log", ".py", ".ipynb",
+    ".txt", ".md", ".json", ".xml", ".yaml", ".yml", ".html", ".pdf", ".mat", ".old", ".log", ".py", ".ipynb",
 )  # fmt: skip
 # text files that may be lists of images, by the words in their names; others are not opened
 _LISTS = {"images", "image", "labels", "label", "classes", "split", "list", "partition", "annotations", "files"}
@@ -37,10 +37,10 @@ def is_image(name: str) -> bool:
 
 def is_table(name: str) -> bool:
     """Return whether a file may be a table or a list of images, by its name."""
-    path = PurePosixPath(name)
-    ending = path.suffix.lower()
-    is_list = part_of(path.stem) is not None or not _LISTS.isdisjoint(re.split("[^a-z]+", path.stem.lower()))
-    return ending in TABLES or ending == ".jsonl" or (ending == ".txt" and is_list)
+    if name.lower().endswith(".txt"):
+        stem = PurePosixPath(name).stem
+        return part_of(stem) is not None or not _LISTS.isdisjoint(re.split("[^a-z]+", stem.lower()))
+    return name.lower().endswith((*TABLES, ".jsonl"))
 
 
 @dataclass
@@ -60,27 +60,38 @@ class Listing:
     system: set[str] = field(default_factory=set)
 
     def add(self, name: str, is_folder: bool = False) -> bool:
-        """Add a file or folder; return whether a file is to be read, or a folder to be entered."""
-        path = PurePosixPath(name)
-        if not path.parts:
+        """Add a file or folder; return whether a file is to be read, or a folder to be entered.
+
+        The name is relative and has no ``.`` or ``..`` in it.
+        """
+        if name in ("", "."):
             return True
-        for i, part in enumerate(path.parts):
-            if part.startswith(".") or part.lower() in _SYSTEM:
-                self.system.add("/".join(path.parts[: i + 1]))
-                return False
-        parents = [str(p) for p in path.parents if str(p) != "."]
-        self.folders.update([str(path), *parents] if is_folder else parents)
+        folder, _, last = name.rpartition("/")  # pathlib would take a tenth of the time of decoding small images
+        if folder and folder not in self.folders and not self.add(folder, is_folder=True):
+            return False
+        if last.startswith(".") or last.lower() in _SYSTEM:
+            self.system.add(name)
+            return False
         if is_folder:
+            self.folders.add(name)
             return True
-        self.filled.update(parents)
-        matching = self.images if is_image(name) else self.tables if is_table(name) else None
-        if matching is not self.tables and path.suffix.lower() not in _TEXTS:
-            self.foreign.update(parents)
-        if matching is None:
-            self.other[f"{path.suffix.lower()} file"] += 1
-        else:
-            matching.append(str(path))
-        return matching is not None
+        _add_with_parents(self.filled, folder)
+        if is_table(name):
+            self.tables.append(name)
+            return True
+        if not last.lower().endswith(_TEXTS) and "." in last:
+            _add_with_parents(self.foreign, folder)
+        if is_image(name):
+            self.images.append(name)
+            return True
+        self.other[f"{PurePosixPath(last).suffix.lower()} file"] += 1
+        return False
+
+
+def _add_with_parents(folders: set[str], folder: str) -> None:
+    while folder and folder not in folders:
+        folders.add(folder)
+        folder = folder.rpartition("/")[0]
 
 
 def list_files(root: Path) -> Listing:
