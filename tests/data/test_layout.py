@@ -145,7 +145,8 @@ def test_a_table_labels_images_without_class_folders(
         ({"train": 3, "test": 3, "labels.csv": HEAD + "0,x\n5,y\n"}, "no class folders|only the class"),
         (parted("train", inner="/images") | {"test/cat/images": 3}, "class 'dog' of .* has no test images"),
         ({f"train/{c}/images": 4 for c in ("flu", "well")} | {"val/images/flu/images": 3}, "'well' .* no test"),
-        ({"a": 4, "x.csv": HEAD + rows(0, 4), "y.csv": HEAD + rows(1, 4) + "0,cat\n"}, "keep one of them"),
+        ({"a": 4, "x.csv": HEAD + rows(0, 4), "y.csv": HEAD + rows(1, 4) + "0,cat\n"}, "and x.csv as .dog."),
+        ({"a": 4, "x.csv": HEAD + rows(0, 4) + "0,cat\n"}, "and another row as 'dog'; keep one"),
     ],
 )  # fmt: skip
 def test_unclear_layouts_are_refused_in_one_line(

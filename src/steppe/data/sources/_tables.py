@@ -79,6 +79,7 @@ def read_labels(
     """
     labels: Labels = {}
     unused: dict[str, int] = {}
+    sources: dict[str, str] = {}
     unclear = []
     for table in tables:
         if table.has_no_labels:
@@ -97,10 +98,12 @@ def read_labels(
             other = labels.get(row.image, value)
             if other[1] != row.label or len({other[0], value[0]} - {None}) > 1:
                 old, new = (other[1], row.label) if other[1] != row.label else (other[0], value[0])
+                first = sources[row.image] if sources[row.image] != table.name else "another row"
                 raise InputError(
-                    f"{table.name} of {where} labels {row.image} as {new!r}, and another row as {old!r}; "
-                    "keep one of them"
+                    f"{table.name} of {where} labels {row.image} as {new!r}, and {first} as {old!r}; keep one of "
+                    "them"
                 )
+            sources.setdefault(row.image, table.name)
             labels[row.image] = (other[0] or value[0], row.label)
         if labelled:
             unused[table.name] = len(table.rows) + table.others - len(labelled)
