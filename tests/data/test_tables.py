@@ -70,6 +70,16 @@ def test_either_side_of_a_contradiction_can_be_chosen(tmp_path: Path, name: str)
     assert "1 .old file" in load(root).note
 
 
+def test_a_table_may_be_in_any_unicode(tmp_path: Path) -> None:
+    root = write(tmp_path, {"photos": 20})
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (root / "t.csv").write_text(csv("image\tlabel", lambda i: "x").replace(",x", "\té"), encoding)
+        (root / "t.csv").write_text(
+            (root / "t.csv").read_text(encoding).replace("3.png\té", "3.png\t猫"), encoding
+        )
+        assert load(root).classes == ("é", "猫")
+
+
 def test_folders_that_are_no_classes_do_not_win_over_a_table(tmp_path: Path) -> None:
     """A folder for each patient, or for each batch of a microscope."""
     files: Files = {f"patient{i}": 4 for i in range(5)}
@@ -200,6 +210,10 @@ def test_the_lists_of_well_known_data_sets_are_read(
         (
             {"train": 9, "train/metadata.jsonl": '{"file_name": "1.png", "text": "a photo"}\n' * 9},
             "list train/meta",
+        ),
+        (
+            {"train/n01": 8, "train/n02": 8, "val": 4, "val.txt": lines(16, 20, "{i}.png {c}\n")},
+            r"class '0' .* write the names of the training classes \(n01, n02",
         ),
         (
             {"img": 9, "list_eval_partition.csv": csv("image_id,partition", lambda i: i % 3)},

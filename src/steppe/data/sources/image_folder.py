@@ -147,7 +147,11 @@ def _classes(path: Path, labels: Iterable[Label], left_out: Sequence[str]) -> tu
         )
     if unpaired := sorted((test ^ train if test else set()) | val - train):
         missing = "test" if unpaired[0] in train else "training"
-        raise InputError(f"class {unpaired[0]!r} of {path} has no {missing} images; add them or remove the class")
+        remedy = "add them or remove the class"
+        if unpaired[0].isdigit() and not any(name.isdigit() for name in train):  # as Caffe's lists have
+            names = ", ".join(sorted(train)[:2])
+            remedy = f"write the names of the training classes ({names}, ...) for the numbers"
+        raise InputError(f"class {unpaired[0]!r} of {path} has no {missing} images; {remedy}")
     return tuple(sorted(train))
 
 
