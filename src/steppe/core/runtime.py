@@ -406,7 +406,7 @@ class Runtime:
         self.parallel.begin(weight, len(parts))
         self.parallel.reshard()
         if isinstance(self.net, MultiNetwork):
-            several, sample = self.net, next(parts[0].split(2))
+            several, sample = self.net, next(parts[0].split(2)) if parts[0].has_size else parts[0]
             self.relative_cost = self.once("relative_cost", lambda: several.relative_cost(sample))
         self.passes.steps += 1
 

@@ -68,6 +68,9 @@ class LossSurface:
         if not parts:
             raise InputError("data has no batch; give at least one")
         self.batch = parts[0] if len(parts) == 1 else Accumulated(parts)
+        if len(parts) > 1:
+            for part in parts:
+                part.require_size()
         self._in_parts = len(parts) > 1  # of which the loss has to be the mean
 
     def __len__(self) -> int:
