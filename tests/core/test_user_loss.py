@@ -1,4 +1,4 @@
-"""A loss of any kind trains on whole batches; in parts it is a mean over samples, or the refusal says what to do."""
+"""A loss of any kind trains on whole batches; in parts it is a mean over samples, or is refused with a remedy."""
 
 from functools import partial
 
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import steppe
+from steppe.core.numerics.losses import per_sample
 
 G = torch.Generator().manual_seed(0)
 X, Y = torch.randn(16, 8, generator=G), torch.randint(0, 3, (16,), generator=G)
@@ -122,3 +123,57 @@ def test_weigh_makes_other_means_exact_in_parts(name):
     torch.testing.assert_close(train(loss, microbatch=5, weigh=weigh), train(loss), rtol=1e-4, atol=1e-5)
     with pytest.raises(steppe.InputError, match="bind's weigh"):
         train(loss, microbatch=4)
+
+
+class Wrapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = nn.CrossEntropyLoss(weight=CLASS_WEIGHTS, label_smoothing=0.1)
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        return self.loss(z, y)
+
+
+def weighted(z: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(z, y, weight=CLASS_WEIGHTS, label_smoothing=0.1)
+
+
+FORMS = {
+    "module": nn.CrossEntropyLoss(weight=CLASS_WEIGHTS, label_smoothing=0.1),
+    "partial": partial(F.cross_entropy, weight=CLASS_WEIGHTS, label_smoothing=0.1),
+    "partial with reduction": partial(
+        F.cross_entropy, weight=CLASS_WEIGHTS, label_smoothing=0.1, reduction="mean"
+    ),
+    "function": weighted,
+    "lambda": lambda z, y: weighted(z, y),
+    "wrapped": Wrapped(),
+    "method": Wrapped().forward,
+    "compiled": torch.compile(weighted, backend="eager"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_samples_of_a_weighted_loss_are_ranked_whatever_its_form(form):
+    """The term of a sample in the weighted mean is the weight of its class times its loss."""
+    z = torch.randn(16, 3, generator=torch.Generator().manual_seed(2))
+    expected = F.cross_entropy(z, Y, weight=CLASS_WEIGHTS, label_smoothing=0.1, reduction="none")
+    values = per_sample(FORMS[form], z, Y)
+    torch.testing.assert_close(values / values.sum(), expected / expected.sum())
+
+
+def test_terms_of_several_losses_are_those_of_their_sum():
+    z = torch.randn(16, 3, generator=torch.Generator().manual_seed(2))
+    terms = F.cross_entropy(z, Y, weight=CLASS_WEIGHTS, reduction="none") / CLASS_WEIGHTS[Y].mean()
+    values = per_sample(lambda z, y: weighted_and_squared(z, y), z, Y)
+    torch.testing.assert_close(values, terms + 0.5 * (z - one_hot(Y)).square().mean(1))
+
+
+def weighted_and_squared(z: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(z, y, weight=CLASS_WEIGHTS) + 0.5 * F.mse_loss(z, one_hot(y))
+
+
+def test_a_loss_without_terms_of_samples_is_refused_by_name():
+    net = nn.Linear(8, 3)
+    step = steppe.ESAM().bind(net, torch.optim.SGD(net.parameters(), 0.1), loss=lambda z, y: weighted(z, y).sqrt())
+    with pytest.raises(steppe.InputError, match="give it the argument reduction, as torch.nn.functional"):
+        step(X, Y)

@@ -163,13 +163,13 @@ def require_mean(
     if math.isfinite(whole) and not abs(whole - mean) <= max(tolerance * scale, 1e-6):
         raise InputError(
             f"the loss of {len(batch)} samples is {whole:g}, and the mean over {len(pieces)} parts {mean:g}; "
-            "give a loss that is a mean over samples (reduction='mean'), or bind's weigh, or the whole batch at once "
-            "(no microbatch, m, list of parts or method that cuts it)"
+            "give a loss that is a mean over samples (reduction='mean'), or bind's weigh, or the whole batch at "
+            "once (no microbatch, m, list of parts or method that cuts it)"
         )
 
 
 def _rounding(values: Sequence[Tensor]) -> float:
-    """Return the relative rounding error of losses; those computed in half precision may be returned as float32."""
+    """Return the relative rounding error of losses, which may be of half precision though returned as float32."""
     for dtype in (torch.bfloat16, torch.float16):
         if all(bool(v.to(dtype) == v) for v in values):
             return torch.finfo(dtype).eps
