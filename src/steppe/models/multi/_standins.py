@@ -27,8 +27,8 @@ class ActivationCache:
 
     ``calls`` are the outermost calls of modules before the split point, with their outputs; ``replayed`` counts
     those that the branch has repeated; ``split_inputs`` are the arguments of the split point, ``first_input`` is
-    that of its first layer. ``features`` and ``maps`` are the branch's. The methods are hooks, so that a copy of the
-    network has hooks on its own cache.
+    that of its first layer. ``features`` and ``maps`` are the branch's. The methods are hooks, so that a copy of
+    the network has hooks on its own cache.
     """
 
     def __init__(self, split_at: str) -> None:
