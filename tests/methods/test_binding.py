@@ -602,3 +602,23 @@ def test_a_complex_parameter_that_is_added_during_training_is_trained_in_pairs()
         step(*small_batch())
     assert step.runtime.params[-1].shape == (5, 2)
     assert (factor.detach() - 1).abs().min() > 0
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["sam:start=300", "mesa:start=300", "swa:start=4", "sam+ema:start=9", "sam+mesa:start=4", "saf:start=4"],
+)
+def test_a_method_that_starts_after_the_end_is_refused_by_bind(spec):
+    method = steppe.parse(spec)
+    for steps in (4, 3.5):
+        net = small_net()
+        with pytest.raises(steppe.InputError, match=r"start is \d+ and the training has .* never active; give"):
+            method.bind(net, sgd(net), steps=steps, epoch=2)
+    for steps in (None, 301, lambda: 0.0):  # the length is unknown, or enough
+        method.bind(net, sgd(net), steps=steps, epoch=2)
+
+
+@pytest.mark.parametrize("spec", ["sam:start=3", "sam:start=0.9", "swa:start=0.75", "mesa:start=300,lam=0", "swa"])
+def test_a_start_within_the_training_or_of_a_plain_method_is_not_refused(spec):
+    net = small_net()
+    steppe.parse(spec).bind(net, sgd(net), steps=4, epoch=2)
