@@ -77,6 +77,27 @@ def check_length(method: Any, now: TrainingProgress) -> None:
             check_length(value, now)
 
 
+def check_start(method: Any, steps: float) -> None:
+    """Raise InputError if a method, or one that it is composed of, starts after a training of so many steps.
+
+    A share of the training is always within it, and settings that make a method plain training start nothing.
+    """
+    values = {f.name: getattr(method, f.name) for f in fields(method)}
+    limit = getattr(method, "limit", None)
+    if limit and all(values.get(name) == value for name, value in limit.items()):
+        return
+    start = values.get("start") if "start" in getattr(method, "amounts", ()) else None
+    if start is not None and start >= max(steps, 1):
+        name = type(values.get("method", method)).__name__
+        raise InputError(
+            f"{name}: start is {start:g} and the training has {steps:g} steps, so that it is never active; give "
+            "an earlier step, or a share of the training such as 0.5"
+        )
+    for value in values.values():
+        if is_dataclass(value) and not isinstance(value, Schedule | type):
+            check_start(value, steps)
+
+
 class Schedule(ABC):
     """A value as a function of where training is.
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from steppe import methods
 from steppe.config import Run
 from steppe.core.method import Method
+from steppe.core.numerics.complex_params import real_view, with_type_of
 from steppe.data.dataset import RESIZE, DataSet, Images
 from steppe.data.loader import evaluation_batches
 from steppe.data.normalize import Normalizer
@@ -53,9 +54,9 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
     method = methods.parse(run.method)
     with torch.random.fork_rng():
         net, state, epoch = _restored(folder, run, method, images, which)
-        like = next(net.parameters())
-        model = method.deployed_model(net, state, lambda: make_model(run, images)).to(like.dtype).eval()
-        fresh = make_model(run, images).to(like.dtype).eval()
+        like = real_view(next(net.parameters()))
+        model = with_type_of(method.deployed_model(net, state, lambda: make_model(run, images)), net).eval()
+        fresh = with_type_of(make_model(run, images), net).eval()
     net.eval()
     x = to_model_format(next(evaluation_batches(images.test, IMAGES, normalize)), like).x
     with torch.no_grad():

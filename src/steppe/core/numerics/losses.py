@@ -3,12 +3,14 @@
 import copy
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from steppe.core.amp import upcast_to_float32
 from steppe.core.schedules import TrainingProgress
@@ -76,9 +78,10 @@ def per_sample(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, y: Tens
     """Return what each sample (B,) adds to a loss that averages over them, up to a common factor.
 
     A loss with the argument or attribute ``reduction``, as those of PyTorch, is evaluated with 'none': weights of
-    classes count, and samples whose labels are ignored add 0. Any other is evaluated on each sample alone.
+    classes count, and samples whose labels are ignored add 0. Any other is evaluated on each sample alone; if the
+    mean of these is not the loss, the losses of PyTorch that it calls are evaluated per sample.
 
-    Raises InputError if the mean of these is not the loss, which then weighs samples in a way that is not known.
+    Raises InputError if neither's mean is the loss, which then weighs samples in a way that is not known.
     """
     loss = getattr(loss, "_orig_mod", loss)
     values: Tensor | None = None
@@ -106,8 +109,31 @@ def _alone(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, y: Tensor) 
     # a loss with a state of its own, such as a running mean, is another one each time
     settled = torch.isfinite(whole) and torch.equal(whole, again)
     if settled and not torch.isclose(mean, whole, rtol=1e-3, atol=1e-6):
+        with suppress(Exception), _PerSample(len(logits)):
+            unreduced = loss(logits, y)
+            if unreduced.shape == values.shape and torch.isclose(unreduced.mean(), whole, rtol=1e-3, atol=1e-6):
+                return unreduced
         raise InputError(
             f"samples are ranked by their losses, and the loss ({float(whole):.4g}) is not the mean of these "
             f"({float(mean):.4g}); give it the argument reduction, as torch.nn.functional.cross_entropy has it"
         )
     return values.masked_fill(ignored, 0.0)
+
+
+class _PerSample(TorchFunctionMode):
+    """Within it, the losses of PyTorch return their term of each sample (B,), whose mean is the loss."""
+
+    def __init__(self, samples: int):
+        super().__init__()
+        self.samples = samples
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = kwargs or {}
+        result = func(*args, **options)
+        if options.get("reduction") != "mean" or getattr(func, "__module__", "") != "torch.nn.functional":
+            return result
+        each = func(*args, **{**options, "reduction": "none"}).reshape(self.samples, -1).mean(1)
+        # a mean that is weighed, by classes say, divides by other than the number of samples
+        return each * torch.where(each.mean() == 0, 1.0, result / each.mean())

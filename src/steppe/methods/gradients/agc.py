@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from steppe.core.method import Method, Runtime, require
+from steppe.core.numerics.complex_params import leaf
 from steppe.core.numerics.filters import last_of, unit_norms, units_of
 from steppe.core.numerics.vector import Vec
 
@@ -43,7 +44,7 @@ class AGC(Method):
         head = rt.once("agc head", lambda: last_of(rt.net, nn.Linear))
         clipped: Vec = []
         for g, p, owner in zip(grads, rt.params, rt.owners, strict=True):
-            if g is None or (owner is head and p.ndim > 1 and not self.clip_head):
+            if g is None or (owner is head and leaf(p).ndim > 1 and not self.clip_head):
                 clipped.append(g)
                 continue
             units = units_of(p, owner)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from steppe.core.method import Method, Runtime
+from steppe.core.numerics.complex_params import leaf
 from steppe.core.numerics.filters import EMBEDDINGS, units_of
 from steppe.core.numerics.vector import Vec
 
@@ -34,7 +35,7 @@ class GC(Method):
         centred: Vec = []
         for g, p, owner in zip(grads, rt.params, rt.owners, strict=True):
             units = None if isinstance(owner, EMBEDDINGS) else units_of(p, owner)
-            if g is None or units is None or units.fan_in(p) == 1 or (self.conv_only and p.ndim < 3):
+            if g is None or units is None or units.fan_in(p) == 1 or (self.conv_only and leaf(p).ndim < 3):
                 centred.append(g)
             else:
                 centred.append(g - units.reduce(lambda t, dims: t.mean(dims, keepdim=True), g))

@@ -36,6 +36,7 @@ from torch.func import functional_call
 
 from steppe.core.method import Batch, Method, Runtime, StepOutput, require
 from steppe.core.numerics import vector
+from steppe.core.numerics.complex_params import leaf, like_leaf
 from steppe.core.numerics.filters import SCOPES, in_scope, last_of
 from steppe.core.numerics.losses import kl_divergence
 from steppe.core.numerics.vector import Vec
@@ -161,7 +162,8 @@ class SADT(Method):
         trunk = below(batch.x)
 
         def top(offset: Vec) -> StepOutput:
-            moved = {names[id(p)]: p + o for p, o in zip(rt.params, offset, strict=True) if o is not None}
+            pairs = zip(rt.params, offset, strict=True)
+            moved = {names[id(leaf(p))]: leaf(p) + like_leaf(o, p) for p, o in pairs if o is not None}
             return self._divergence(functional_call(above, moved, (trunk,)), batch)
 
         outs = []
@@ -174,4 +176,4 @@ class SADT(Method):
 
 def _within(teachers: list[Vec], part: nn.Module, rt: Runtime) -> bool:
     inside = {id(p) for p in part.parameters()}
-    return all(o is None or id(p) in inside for t in teachers for p, o in zip(rt.params, t, strict=True))
+    return all(o is None or id(leaf(p)) in inside for t in teachers for p, o in zip(rt.params, t, strict=True))
