@@ -7,7 +7,6 @@ import pytest
 
 from steppe import InputError
 from steppe.config import Data, Monitoring, Optim, Run, Study
-from steppe.methods import parse
 
 
 @pytest.mark.parametrize(
@@ -51,9 +50,7 @@ def test_impossible_values_are_one_line_with_the_field_and_the_remedy(construct,
 
 
 def test_the_digest_depends_on_every_field_but_those_that_change_no_result():
-    def digest(run: Run) -> str:
-        return run.digest(repr(parse(run.method)))
-
+    digest = Run.digest
     base = Run(method="sam", match="seconds", seconds=1.0)
     assert digest(base) == digest(dataclasses.replace(base, method="sam:rho=0.05"))
     changes = {
@@ -86,9 +83,9 @@ def test_the_grid_has_every_combination_once():
     study = Study(methods=("plain", "sam"), seeds=(0, 1, 2), models=("a", "b"))
     runs = study.runs()
     assert len(set(runs)) == len(runs) == 12
-    assert {r.method for r in runs[:2]} == {"plain", "sam"}
+    assert {r.label for r in runs[:2]} == {"plain", "sam"}
 
 
 def test_no_augmentation_has_a_name() -> None:
     assert Data(augment=("none",)) == Data(augment=())
-    assert Run(data=Data(augment=("none",))).digest("Plain()") == Run(data=Data(augment=())).digest("Plain()")
+    assert Run(data=Data(augment=("none",))).digest() == Run(data=Data(augment=())).digest()

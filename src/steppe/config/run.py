@@ -7,15 +7,15 @@ Every field is checked on construction, so an impossible configuration never rea
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from steppe.config._checks import check_choice, check_positive
 from steppe.config.data import Data
+from steppe.config.method_spec import SPEC, as_method
 from steppe.config.optim import Optim
 from steppe.errors import InputError
 
-Optimizer = Literal["adam", "adamw", "sgd"]
 Match = Literal["epochs", "gradients", "seconds"]
 PrecisionName = Literal["fp32", "bf16", "fp16", "fp64"]
 SyncName = Literal["local", "global"]
@@ -117,34 +117,49 @@ class RunOptions:
         if self.match != "seconds" and self.seconds is not None:
             raise InputError(f"seconds is {self.seconds} and match is {self.match!r}; add --match seconds")
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the configuration as plain data, a method as its text."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run(RunOptions):
     """One training run.
 
     Attributes:
-        method: Name with optional settings: sam, sam:rho=0.1, sadt-v1:sigma=0, sam+gc.
+        method: Name with optional settings: sam, sam:rho=0.1, sadt-v1:sigma=0, sam+gc. In Python also a
+            `steppe.Method`; the field holds one, which is made from the text once.
         model: Name of the network.
         dataset: Name of the data set, or name:PATH if it is read from files (folder:PATH, cifar10:PATH).
         seed: Seed of initial weights, order of samples, augmentation, dropout and the method's noise.
     """
 
-    method: str = "plain"
+    method: Any = "plain"
     model: str = "simple-cnn"
     dataset: str = "digits"
     seed: int = 0
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the configuration as plain data."""
-        return asdict(self)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "method", as_method(self.method))
 
-    def digest(self, resolved_method: str) -> str:
+    @property
+    def label(self) -> str:
+        """The method as text, in the user's spelling."""
+        return str(_plain(self.method))
+
+    @property
+    def title(self) -> str:
+        """The method and the seed."""
+        return f"{self.label} seed {self.seed}"
+
+    def digest(self) -> str:
         """Return the 12 hexadecimal digits that name this run.
 
-        ``resolved_method`` has every hyper-parameter, defaults included, so that ``sam`` and ``sam:rho=0.05`` are
-        the same run, and a run under a changed default is another.
+        They depend on every hyper-parameter's value, defaults included, and on no spelling: ``sam`` and
+        ``sam:rho=0.05`` are the same run, and a run under a changed default is another.
         """
-        content = essential(self.as_dict()) | {"method": resolved_method}
+        content = _unified(essential(self.as_dict()) | {"method": self.method.to_dict()})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -159,15 +174,16 @@ class Study(RunOptions):
         seeds: Seeds; every method is trained once per seed, and methods are paired by seed.
     """
 
-    methods: tuple[str, ...] = DEFAULT_METHODS
+    methods: tuple[Any, ...] = DEFAULT_METHODS
     models: tuple[str, ...] = ("simple-cnn",)
     datasets: tuple[str, ...] = ("digits",)
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "methods", tuple(map(as_method, self.methods)))
         for name in ("methods", "models", "datasets", "seeds"):
-            values = getattr(self, name)
+            values = _plain(getattr(self, name))
             if not values:
                 raise InputError(f"{name} is empty; name at least one")
             if len(set(values)) != len(values):
@@ -183,6 +199,25 @@ class Study(RunOptions):
             for seed in self.seeds
             for method in self.methods
         ]
+
+
+def _plain(value: Any) -> Any:
+    """Return a field's value as plain data."""
+    if isinstance(value, Data | Optim | Monitoring):
+        return asdict(value)
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    return getattr(value, SPEC, value)
+
+
+def _unified(value: Any) -> Any:
+    """Return plain data in which equal numbers have equal texts: 1 and 1.0."""
+    if isinstance(value, dict):
+        return {k: _unified(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_unified(v) for v in value]
+    whole = isinstance(value, float) and value.is_integer()
+    return int(value) if whole else value
 
 
 # Options that change no number of a run's records.

@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +26,7 @@ from steppe.core.data_parallel import SyncMode
 from steppe.core.model_call import call_model, extract_logits
 from steppe.core.numerics.vector import Vec
 from steppe.core.runtime import Runtime, StepOutput
-from steppe.core.schedules import FunctionSchedule, Schedule, finite
+from steppe.core.schedules import NAMED, FunctionSchedule, Schedule, finite, format_schedule
 from steppe.core.step import Step
 from steppe.core.step_state import BindOptions, LossFunction, is_count, is_number, is_whole
 from steppe.errors import InputError, unknown
@@ -68,6 +68,14 @@ class Method:
         check_fields(self)
         self.check()
         _unify_numbers(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the method as plain data: the name of its class, and every hyper-parameter with its value.
+
+        Equal methods are equal plain data. A schedule is text, a method that this one is composed of a mapping.
+        """
+        values: dict[str, Any] = _plain(self)
+        return values
 
     @property
     def views(self) -> int:
@@ -216,6 +224,20 @@ class Method:
             seed=seed,
         )
         return Step(self, model, optimizer, options, m)
+
+
+def _plain(value: Any) -> Any:
+    """Return a hyper-parameter's value as JSON has it."""
+    if type(value) in NAMED.values():
+        return format_schedule(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"class": type(value).__name__} | {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, bool | str) or (is_number(value) and finite(value)):
+        return value
+    # infinity is no JSON, and an address differs in each process
+    return str(value) if is_number(value) else getattr(value, "__qualname__", type(value).__name__)
 
 
 def _transforms(methods: Any) -> Sequence[Method]:

@@ -222,8 +222,14 @@ def format_schedule(value: ScheduleValue) -> str:
         if isinstance(value, FunctionSchedule):
             return repr(value)
         name = next(k for k, v in NAMED.items() if v is type(value))
-        return f"{name}({','.join(f'{n:g}' for n in vars(value).values() if n is not None)})"
-    return f"{value:g}"
+        return f"{name}({','.join(_digits(n) for n in vars(value).values() if n is not None)})"
+    return _digits(value)
+
+
+def _digits(value: float) -> str:
+    """Return a number with few digits, with all of them if another number has the same few."""
+    text = f"{value:g}"
+    return (text if float(text) == value else repr(value)).replace("e+", "e")  # plus combines methods
 
 
 _USAGE = {

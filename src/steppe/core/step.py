@@ -1,6 +1,5 @@
 """A method bound to a model and an optimizer, called once per batch."""
 
-import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Protocol
@@ -30,6 +29,7 @@ class _Method(Protocol):
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput: ...
     def before(self, batch: Batch, state: nn.Module, rt: Runtime) -> None: ...
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None: ...
+    def to_dict(self) -> dict[str, Any]: ...
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor: ...
     def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]: ...
 
@@ -137,7 +137,7 @@ class Step:
         Under DDP and FSDP2 each process has its own: its RNG state differs.
         """
         return {
-            "method": _described(self.method),
+            "method": self.method.to_dict(),
             "state": self.state.state_dict(),
             "generators": {k: g.get_state() for k, g in self.runtime.generators().items()},
             "passes": dict(vars(self.runtime.passes)),
@@ -152,8 +152,9 @@ class Step:
         missing = {"method", "state", "generators", "passes"}.difference(content or ())
         if missing:
             raise InputError(f"this state has no {', '.join(sorted(missing))}; give what state_dict returned")
-        if content["method"] != _described(self.method):
-            raise InputError(f"this state belongs to {content['method']}, not to {_described(self.method)}")
+        own = self.method.to_dict()
+        if content["method"] != own:
+            raise InputError(f"this state belongs to {_described(content['method'])}, not to {_described(own)}")
         self.state.load_state_dict(content["state"])
         for name, generator in self.runtime.generators().items():
             generator.set_state(content["generators"][name].cpu())
@@ -162,6 +163,9 @@ class Step:
         self.runtime.precision.load_state_dict(content.get("scaler", {}))
 
 
-def _described(method: _Method) -> str:
-    """Return a method's settings, without memory addresses."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(method))
+def _described(method: Any) -> str:
+    """Return a method's plain data as a call."""
+    if not isinstance(method, Mapping):
+        return str(method)
+    settings = (f"{k}={_described(v)}" for k, v in method.items() if k != "class")
+    return f"{method.get('class')}({', '.join(settings)})"

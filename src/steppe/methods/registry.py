@@ -1,14 +1,16 @@
 """The list of methods, one line each, and how one is made from its name."""
 
 import inspect
+import json
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
 from functools import partial
 
 from steppe.config import parse_spec
 from steppe.config.docstrings import docstring
+from steppe.config.method_spec import SPEC
 from steppe.core import schedules
 from steppe.core.composition import ActiveWindow, On
 from steppe.core.method import Method, make_checked, overrides
@@ -127,7 +129,59 @@ def parse(spec: str) -> Method:
             method = On(rule, method)
         except InputError as error:
             raise InputError(f"method {spec!r}: {error}") from None
+    vars(method)[SPEC] = spec
     return method
+
+
+def spec_of(method: Method, explicit: Collection[str] = ()) -> str:
+    """Return the text that `parse` makes this method from: the one that it was made from, else a short one.
+
+    The short one has the settings that differ from the defaults, and those named in ``explicit``.
+
+    Raises InputError for what is no method, and for a method that no text names: its class is not listed, or it
+    has a function as schedule.
+    """
+    if not isinstance(method, Method):
+        raise InputError(f"method is {method!r}; give a method, or its name with settings such as sam:rho=0.1")
+    if SPEC not in vars(method):
+        try:
+            text = _text(method, explicit)
+            same = parse(text).to_dict() == method.to_dict()
+        except (InputError, LookupError):  # LookupError: a function in the list has other parameters
+            same = False
+        if not same:
+            raise InputError(
+                f"method is {method!r}, which no text names, and a run's records need one; enter its class in "
+                "steppe.methods.METHODS, and schedule by linear, cosine or with-lr"
+            )
+        vars(method)[SPEC] = text
+    return str(vars(method)[SPEC])
+
+
+def _text(method: Method, explicit: Collection[str]) -> str:
+    if isinstance(method, On):
+        return f"{_text(method.rule, explicit)}+{_text(method.base, explicit)}"
+    window = isinstance(method, ActiveWindow)
+    inner = method.method if isinstance(method, ActiveWindow) else method
+    name = label(inner)
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    settings = {}
+    for part, entry in ((inner, METHODS[name]), *([(method, ActiveWindow)] if window else [])):
+        defaults = inspect.signature(entry).parameters
+        for f in fields(part):
+            value = getattr(part, f.name)
+            if not isinstance(value, Method) and (f.name in explicit or value != defaults[f.name].default):
+                settings[f.name] = _value_text(value)
+    return name + (":" + ",".join(f"{k}={v}" for k, v in settings.items()) if settings else "")
+
+
+def _value_text(value: object) -> str:
+    if isinstance(value, schedules.Schedule):
+        return schedules.format_schedule(value)
+    if isinstance(value, str):
+        return value
+    return json.dumps(value).replace("e+", "e")  # a plus sign would combine two methods
 
 
 def label(method: Method) -> str:

@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from steppe import methods
 from steppe.config import Run
 from steppe.core.method import Method
 from steppe.data.dataset import RESIZE, DataSet
@@ -49,7 +48,7 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
         raise InputError("onnx is not installed; pip install 'steppe[onnx]', or leave --onnx out")
     run = read_run(folder)
     images = load_images(folder)
-    method = methods.parse(run.method)
+    method = run.method
     with torch.random.fork_rng():
         net, state, epoch = _restored(folder, run, method, images, which)
         like = next(net.parameters())
@@ -60,7 +59,7 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
     x = to_model_format(next(evaluation_batches(images.test, IMAGES, normalize)), like).x
     with torch.no_grad():
         expected = method.predict(net, state, x)
-        _compare(model(x), expected, "the deployed network", run.method)
+        _compare(model(x), expected, "the deployed network", run.label)
     make_folder(out)
     written = {"safetensors": "model.safetensors", "torch.export": "model.pt2"}
     # not by safetensors, whose files are private
@@ -69,11 +68,11 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
     )
     fresh.load_state_dict(load_file(out / written["safetensors"]))
     with torch.no_grad():
-        _compare(fresh(x), expected, written["safetensors"], run.method)
-    _write_program(fresh, x, expected, out / written["torch.export"], run.method)
+        _compare(fresh(x), expected, written["safetensors"], run.label)
+    _write_program(fresh, x, expected, out / written["torch.export"], run.label)
     if onnx:
         written["onnx"] = "model.onnx"
-        _write_onnx(fresh, x[:2], expected[:2], out / written["onnx"], run.method)
+        _write_onnx(fresh, x[:2], expected[:2], out / written["onnx"], run.label)
     content = {
         "model": run.model,
         "parameters": sum(p.numel() for p in fresh.parameters()),
@@ -86,7 +85,7 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
             "std": list(normalize.std),
         },
         "output": "logits",
-        "method": run.method,
+        "method": run.label,
         "dataset": run.dataset,
         "seed": run.seed,
         "epoch": epoch,

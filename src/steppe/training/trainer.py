@@ -19,9 +19,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from steppe import hardware, methods, records
+from steppe import hardware, records
 from steppe.config import Run
 from steppe.core.batch import Accumulated, Batch
+from steppe.core.method import Method
 from steppe.data.dataset import DataSet, Images
 from steppe.data.normalize import Normalizer
 from steppe.data.prefetch import PrefetchLoader
@@ -74,7 +75,7 @@ class Trainer:
         run = self.run
         self.world = collectives.current_world()
         self.normalize = Normalizer.of(run.data.normalize, self.images.train, run.data.noise)
-        self.method = methods.parse(run.method)
+        self.method = cast(Method, run.method)
         self.loader = make_loader(run, self.images, self.method)
         self.batches = PrefetchLoader(self.loader, run.workers) if run.workers else self.loader
         self.net = make_network(run, self.method, self.images)

@@ -26,7 +26,7 @@ def run(options: Namespace, command: str) -> int:
     from steppe.distributed import collectives
     from steppe.experiments import run_lock
     from steppe.training.dry_run import plan
-    from steppe.training.run import check_run, digest, load_data, memory_bytes, train_run
+    from steppe.training.run import check_run, load_data, memory_bytes, train_run
 
     config: Run = configuration(add_arguments, Run, options, command)
     hardware.keep_freed_memory()
@@ -40,11 +40,11 @@ def run(options: Namespace, command: str) -> int:
         width = max(len(label) for label, _ in lines)
         print_text(terminal, "\n".join(f"{label:<{width}}  {value}" for label, value in lines))
         return 0
-    print_memory(terminal, config.method, memory_bytes(config, images))
-    folder, name = Path(options.out) / "runs" / digest(config), f"{config.method} seed {config.seed}"
+    print_memory(terminal, config.label, memory_bytes(config, images))
+    folder = Path(options.out) / "runs" / config.digest()
     lock = world.held_by_main_process(lambda: run_lock.locked_run(folder))
     with lock, Display(1, terminal) as display:
-        result = train_run(config, folder, images, lambda status: display.update(name, status))
-        display.update(name, result)
+        result = train_run(config, folder, images, lambda status: display.update(config.title, status))
+        display.update(config.title, result)
     print_text(terminal, f"records: {folder}")
     return 0 if result["status"] == "ok" else 1

@@ -55,15 +55,14 @@ def run(options: Namespace, command: str) -> int:
     images = load_data(config)
     print_images(terminal, config.dataset, images.description())
     settings = ", ".join(f"{r.name} from {r.low:g} to {r.high:g}" for r in ranges)
-    print_text(terminal, f"{config.method}: {settings}; up to {budget.trials} trials")
+    print_text(terminal, f"{config.label}: {settings}; up to {budget.trials} trials")
     with terminal.status("starting") as status:
 
         def progress(one: Run, news: TrainingStatus | str) -> None:
-            name = f"{one.method} seed {one.seed}"
             if isinstance(news, str):
-                print_text(terminal, f"{name}: {news}")
+                print_text(terminal, f"{one.title}: {news}")
             else:
-                status.update(f"{name}: epoch {news.epoch}, loss {news.loss:.3f}")
+                status.update(f"{one.title}: epoch {news.epoch}, loss {news.loss:.3f}")
 
         result = search(config, ranges, budget, out, images, progress)
     content = result_as_dict(result) | {"command": command, "environment": hardware.environment()}

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from steppe.config import Data, Monitoring, Optim, Run, parse_spec
+from steppe.config import Run, from_dict, parse_spec
 from steppe.errors import InputError, unknown
 
 
@@ -56,12 +56,12 @@ class Choice:
 
     def run(self) -> Run:
         """Return the run; raises InputError for impossible values."""
-        parts: dict[str, dict[str, Any]] = {"": {}, "data": {}, "optim": {}, "watch": {}}
+        values: dict[str, Any] = {}
         for key, value in self.values.items():
             part, _, field = key.rpartition(".")
-            parts[part][field] = tuple(value) if isinstance(value, list) else value
-        data, optim, watch = Data(**parts["data"]), Optim(**parts["optim"]), Monitoring(**parts["watch"])
-        return Run(data=data, optim=optim, watch=watch, **parts[""])
+            (values.setdefault(part, {}) if part else values)[field] = value
+        run: Run = from_dict(Run, values)
+        return run
 
 
 @dataclass(frozen=True)
