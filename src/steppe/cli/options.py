@@ -104,7 +104,7 @@ def add_fields(parser: ArgumentParser, cls: type, prefix: str = "") -> None:
             options |= {"action": ActionYesNo}
         else:
             options["type"] = hint
-        parser.add_argument(f"--{prefix}{f.name}", **options)
+        parser.add_argument(f"--{prefix}{_option(f)}", **options)
 
 
 def _descriptions(cls: type) -> dict[str, str]:
@@ -119,7 +119,11 @@ def _descriptions(cls: type) -> dict[str, str]:
 def make(cls: type, options: Namespace) -> Any:
     """Return the configuration with the values of the options."""
     values = options.as_dict()
-    return from_dict(cls, {name: values[name] for name in field_types(cls)})
+    return from_dict(cls, {f.name: values[_option(f)] for f in dataclasses.fields(cls)})
+
+
+def _option(field: dataclasses.Field[Any]) -> str:
+    return str(field.metadata.get("option", field.name))
 
 
 def expand_recipe(argv: Sequence[str]) -> list[str]:
@@ -129,8 +133,13 @@ def expand_recipe(argv: Sequence[str]) -> list[str]:
     return [f"--{token}" if re.match("(recipe|scale)=", token) else token for token in argv]
 
 
-def add_config(parser: ArgumentParser, cls: type) -> None:
-    """Add the options of a configuration: a recipe, its scale, and the fields of ``cls``."""
+def add_config(parser: ArgumentParser, cls: type, out: str, folder: str) -> None:
+    """Add the options of a command that trains.
+
+    They are a settings file, the folder that it writes, a recipe and its scale, and the fields of ``cls``.
+    """
+    parser.add_argument("--config", action=ConfigFile, help="YAML file with any of these settings")
+    parser.add_argument("--out", type=str, default=out, help=folder)
     parser.add_argument(
         "--recipe", type=str, default=None, help="settings of a paper's table: NAME or NAME:VARIANT"
     )

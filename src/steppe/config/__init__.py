@@ -5,8 +5,9 @@ from steppe.config.fields import field_types, from_dict
 from steppe.config.method_spec import as_method, parse_spec
 from steppe.config.optim import Optim
 from steppe.config.run import DEFAULT_METHODS, TRACKERS, Monitoring, Run, Study, essential
+from steppe.config.tuning import TuningBudget
 
 __all__ = [
-    "DEFAULT_METHODS", "TRACKERS", "Data", "Monitoring", "Optim", "Run", "Study", "as_method", "essential",
-    "field_types", "from_dict", "parse_spec",
+    "DEFAULT_METHODS", "TRACKERS", "Data", "Monitoring", "Optim", "Run", "Study", "TuningBudget", "as_method",
+    "essential", "field_types", "from_dict", "parse_spec",
 ]  # fmt: skip

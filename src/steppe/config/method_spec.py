@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from steppe.errors import InputError
@@ -46,3 +47,10 @@ def parse_spec(spec: str, what: str = "method") -> tuple[str, dict[str, Any]]:
         except json.JSONDecodeError:
             settings[key] = value.strip()
     return name.strip(), settings
+
+
+def format_spec(name: str, settings: Mapping[str, Any]) -> str:
+    """Return the text that `parse_spec` splits into these."""
+    # a plus sign would combine two methods
+    texts = [f"{k}={v if isinstance(v, str) else json.dumps(v).replace('e+', 'e')}" for k, v in settings.items()]
+    return f"{name}:{','.join(texts)}" if texts else name

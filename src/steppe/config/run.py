@@ -8,9 +8,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from steppe.config._checks import check_choice, check_positive
+from steppe.config._checks import check_choice, check_choices, check_positive
 from steppe.config.data import Data
 from steppe.config.method_spec import SPEC, as_method
 from steppe.config.optim import Optim
@@ -99,10 +99,7 @@ class RunOptions:
         for name in ("batch", "epochs", "threads", "seconds", "microbatch", "m"):
             check_positive(name, getattr(self, name))
         check_positive("workers", self.workers, strict=False)
-        check_choice("match", self.match, get_args(Match))
-        check_choice("precision", self.precision, get_args(PrecisionName))
-        check_choice("sync", self.sync, get_args(SyncName))
-        check_choice("parallel", self.parallel, get_args(Parallel))
+        check_choices(self)
         for tracker in self.track:
             check_choice("track", tracker, TRACKERS)
         if self.parallel == "fsdp" and self.sync != "global":
@@ -126,9 +123,10 @@ class RunOptions:
 class Run(RunOptions):
     """One training run.
 
+    ``method`` may be a text or a `steppe.Method`; the field has a method, and ``label`` its text.
+
     Attributes:
-        method: Name with optional settings: sam, sam:rho=0.1, sadt-v1:sigma=0, sam+gc. In Python also a
-            `steppe.Method`; the field holds one, which is made from the text once.
+        method: Name with optional settings: sam, sam:rho=0.1, sadt-v1:sigma=0, sam+gc.
         model: Name of the network.
         dataset: Name of the data set, or name:PATH if it is read from files (folder:PATH, cifar10:PATH).
         seed: Seed of initial weights, order of samples, augmentation, dropout and the method's noise.
@@ -165,7 +163,7 @@ class Run(RunOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Study(RunOptions):
-    """A comparison: methods x models x data sets x seeds.
+    """A comparison: methods x models x data sets x seeds. The fields are those of `Run`, in the plural.
 
     Attributes:
         methods: Methods to compare, each a name with optional settings (sam:rho=0.1).

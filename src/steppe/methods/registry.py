@@ -1,16 +1,16 @@
 """The list of methods, one line each, and how one is made from its name."""
 
 import inspect
-import json
 import re
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from functools import partial
+from typing import Any
 
 from steppe.config import parse_spec
 from steppe.config.docstrings import docstring
-from steppe.config.method_spec import SPEC
+from steppe.config.method_spec import SPEC, format_spec
 from steppe.core import schedules
 from steppe.core.composition import ActiveWindow, On
 from steppe.core.method import Method, make_checked, overrides
@@ -166,22 +166,15 @@ def _text(method: Method, explicit: Collection[str]) -> str:
     name = label(inner)
     if name not in METHODS:
         raise unknown("method", name, METHODS)
-    settings = {}
+    settings: dict[str, Any] = {}
     for part, entry in ((inner, METHODS[name]), *([(method, ActiveWindow)] if window else [])):
         defaults = inspect.signature(entry).parameters
         for f in fields(part):
             value = getattr(part, f.name)
             if not isinstance(value, Method) and (f.name in explicit or value != defaults[f.name].default):
-                settings[f.name] = _value_text(value)
-    return name + (":" + ",".join(f"{k}={v}" for k, v in settings.items()) if settings else "")
-
-
-def _value_text(value: object) -> str:
-    if isinstance(value, schedules.Schedule):
-        return schedules.format_schedule(value)
-    if isinstance(value, str):
-        return value
-    return json.dumps(value).replace("e+", "e")  # a plus sign would combine two methods
+                schedule = isinstance(value, schedules.Schedule)
+                settings[f.name] = schedules.format_schedule(value) if schedule else value
+    return format_spec(name, settings)
 
 
 def label(method: Method) -> str:

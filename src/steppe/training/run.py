@@ -235,23 +235,23 @@ def read_run(folder: Path) -> Run:
     for key in ("resolved", "images"):
         content.pop(key, None)
     try:
-        _check_types(Run, content)
+        _check_types(Run, content, path)
         run: Run = from_dict(Run, content)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from None
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error}); give the folder of another run") from None
     return run
 
 
-def _check_types(cls: type, content: dict[str, Any]) -> None:
+def _check_types(cls: type, content: dict[str, Any], path: Path) -> None:
     """Raise InputError for a setting that this version does not have, TypeError for a value of another type."""
     types = field_types(cls)
     for key, value in content.items():
         if key not in types:
-            raise InputError(f"the setting {key!r} is unknown to this version; update steppe")
+            raise InputError(f"{path} has the setting {key!r}, unknown to this version; update steppe")
         if is_dataclass(types[key]):
-            _check_types(typing.cast(type, types[key]), value)
+            _check_types(typing.cast(type, types[key]), value, path)
         elif not _has_type(value, types[key]):
             raise TypeError(f"{key} is {value!r:.40}")
 

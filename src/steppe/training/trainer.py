@@ -29,7 +29,14 @@ from steppe.data.prefetch import PrefetchLoader
 from steppe.distributed import collectives
 from steppe.training.checkpoint.save_and_resume import CheckpointStore, derive
 from steppe.training.evaluation import evaluate, to_model_format
-from steppe.training.factories import make_loader, make_loss, make_network, make_optimizer, wrap_parallel
+from steppe.training.factories import (
+    bind_options,
+    make_loader,
+    make_loss,
+    make_network,
+    make_optimizer,
+    wrap_parallel,
+)
 from steppe.training.monitor import Monitor
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
@@ -81,20 +88,14 @@ class Trainer:
         self.net = make_network(run, self.method, self.images)
         model = wrap_parallel(self.net, run.parallel)
         self.optimizer = make_optimizer(run, self.net)
-        self.step = self.method.bind(
-            cast(nn.Module, torch.compile(model)) if run.compile else model,
-            self.optimizer,
-            loss=make_loss(run),
-            clip=run.optim.clip,
-            clip_each=run.optim.clip_each,
-            precision=run.precision,
-            microbatch=run.microbatch,
-            m=run.m,
-            sync=run.sync,
-            steps=run.epochs * len(self.loader) if run.match == "epochs" else lambda: self.share,
-            epoch=len(self.loader),
-            seed=derive(run.seed, "method"),
-        )
+        compiled = cast(nn.Module, torch.compile(model)) if run.compile else model
+        options = bind_options(run) | {
+            "loss": make_loss(run),
+            "steps": run.epochs * len(self.loader) if run.match == "epochs" else lambda: self.share,
+            "epoch": len(self.loader),
+            "seed": derive(run.seed, "method"),
+        }
+        self.step = self.method.bind(compiled, self.optimizer, **options)
         self.method.allocate(self.step.state, len(self.images.train), len(self.images.classes))
         self.store = CheckpointStore(self.folder, self.net, self.step, self.optimizer, run.seed)
         self.monitor = Monitor(run, self.folder, self.images, self.method, self.net, self.step, self.normalize)

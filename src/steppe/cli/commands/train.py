@@ -5,18 +5,16 @@ from pathlib import Path
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from steppe.cli.console import console, print_images, print_memory, print_text
-from steppe.cli.options import ConfigFile, add_config, configuration
+from steppe.cli.options import add_config, configuration
 from steppe.config import Run
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the settings below")
-    parser.add_argument("--out", type=str, default="out", help="folder under which the run's own folder is made")
     parser.add_argument(
         "--plan", action=ActionYesNo, default=False, help="print what the training would do and when, and stop"
     )
-    add_config(parser, Run)
+    add_config(parser, Run, "out", "folder under which the run's own folder is made")
 
 
 def run(options: Namespace, command: str) -> int:

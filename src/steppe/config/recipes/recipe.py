@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from steppe.config import Run, from_dict, parse_spec
+from steppe.config.method_spec import format_spec
 from steppe.errors import InputError, unknown
 
 
@@ -140,8 +140,7 @@ def _match_row(table: Mapping[str, str], method: str) -> tuple[str | None, str]:
         return None, method
     name, own = parse_spec(method)
     settings = parse_spec(table[rows[0]])[1] | own
-    texts = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in settings.items()]
-    return rows[0], f"{name}:{','.join(texts)}" if texts else name
+    return rows[0], format_spec(name, settings)
 
 
 def names() -> list[str]:

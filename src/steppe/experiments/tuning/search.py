@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 from steppe import methods, records
-from steppe.config import Run
+from steppe.config import Run, TuningBudget
 from steppe.core.method import Method
 from steppe.data.dataset import DataSet
 from steppe.errors import InputError
@@ -35,36 +35,8 @@ except ImportError as error:
     raise InputError(f"{error}; pip install 'steppe[tune]'") from None
 
 JOURNAL, BASELINE = "tune.journal", "plain"
-Pruner = Literal["median", "halving", "none"]
 TuningProgress = Callable[[Run, TrainingStatus | str], None]  # a run's status, or a sentence about its end
 _RANDOM = 5  # random trials before TPE and the pruner start
-
-
-@dataclass(frozen=True)
-class TuningBudget:
-    """The budget of a search.
-
-    Attributes:
-        trials: Number of trials.
-        seconds: Time for everything, baseline and confirmation included; None for no limit. At least one trial is
-            made.
-        seeds: Runs per trial, each with another seed.
-        confirm: Number of fresh seeds on which the best setting and the baseline are trained at the end.
-        pruner: Rule that stops unpromising trials early: 'median', 'halving' (successive halving) or 'none'.
-    """
-
-    trials: int = 20
-    seconds: float | None = None
-    seeds: int = 1
-    confirm: int = 3
-    pruner: Pruner = "median"
-
-    def __post_init__(self) -> None:
-        for name, least in (("trials", 1), ("seeds", 1), ("confirm", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; give at least {least}")
-        if self.seconds is not None and not self.seconds > 0:
-            raise InputError(f"within is {self.seconds}; give a number of seconds above 0")
 
 
 @dataclass(frozen=True)
