@@ -141,7 +141,7 @@ def test_the_study_in_a_file_is_one(tmp_path):
     (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/how-to/compare.md").read_text(), re.DOTALL)
     (tmp_path / "study.yaml").write_text(block)
     study = make(Study, parser_of("compare").parse_args(["--config", str(tmp_path / "study.yaml")]))
-    assert study.methods == ("plain", "two-step", "sam", "sam:rho=0.1")
+    assert study.as_dict()["methods"] == ("plain", "two-step", "sam", "sam:rho=0.1")
     assert (study.data.size, study.optim.weight_decay, study.epochs) == (64, 5e-4, 30)
 
 
