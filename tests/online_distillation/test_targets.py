@@ -11,9 +11,9 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 from torch import Tensor
 
+from steppe.core.numerics.distillation_targets import cross_entropy, linear_target
 from steppe.core.numerics.losses import distillation_loss, diversity, one_hot, sigmoid_rampup
 from steppe.core.schedules import TrainingProgress
-from steppe.methods.online_distillation._kdcl_targets import cross_entropy, linear
 
 
 @st.composite
@@ -62,7 +62,8 @@ def test_linear_is_the_optimum_of_its_convex_problem(count, alike, dtype):
     if count > 2:
         z[-1] = z[-2]
     ours, theirs = (
-        float(cross_entropy(t, y).mean()) for t in (linear(z.to(dtype), y.to(dtype)).double(), optimum(z, y))
+        float(cross_entropy(t, y).mean())
+        for t in (linear_target(z.to(dtype), y.to(dtype)).double(), optimum(z, y))
     )
     assert ours - theirs < (1e-8 if dtype == torch.float64 else 2e-6)
 
@@ -70,18 +71,18 @@ def test_linear_is_the_optimum_of_its_convex_problem(count, alike, dtype):
 def test_linear_of_logits_that_are_not_finite_ends_and_of_equal_networks_is_one_of_them():
     z = torch.randn(3, 4, 5)
     y = one_hot(torch.arange(4), z[0])
-    assert torch.allclose(linear(z[:1].expand(3, -1, -1), y), z[0], atol=1e-6)
+    assert torch.allclose(linear_target(z[:1].expand(3, -1, -1), y), z[0], atol=1e-6)
     z[0, 0, 0] = float("nan")
-    assert linear(z, y).isnan().any()
+    assert linear_target(z, y).isnan().any()
     huge = 1e3 * z.nan_to_num(0).sign()
-    assert linear(huge, y).isfinite().all()
+    assert linear_target(huge, y).isfinite().all()
 
 
 @settings(deadline=None, max_examples=15)
 @given(logits_and_classes())
 def test_linear_is_at_least_as_good_as_every_network_and_as_a_grid_of_mixtures(case):
     z, y = case
-    ours = cross_entropy(linear(z, y), y).mean()
+    ours = cross_entropy(linear_target(z, y), y).mean()
     assert ours <= cross_entropy(z, y).mean(1).min() + 1e-9
     if len(z) == 2:
         grid = torch.linspace(0, 1, 101, dtype=z.dtype)

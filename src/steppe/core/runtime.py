@@ -25,6 +25,7 @@ from steppe.core.numerics import vector
 from steppe.core.numerics.vector import ScaledVector, Vec
 from steppe.core.schedules import ScheduleValue, TrainingProgress, value_at
 from steppe.core.state import rng
+from steppe.core.state.param_state import ParamState
 from steppe.core.state.snapshot import Buffers, SnapshotPool
 from steppe.core.state.weight_average import WeightAverage
 from steppe.core.step_state import BindOptions, LossFunction, NonFinite, Passes, StepOutput, StepState
@@ -402,8 +403,11 @@ class Runtime:
             self.relative_cost = self.once("relative_cost", lambda: several.relative_cost(sample))
         self.passes.steps += 1
 
-    def restores(self, state: nn.Module) -> None:
-        """Restore the statistics of a method's averages wherever the network's own are restored."""
+    def adopt(self, state: nn.Module) -> None:
+        """Restore the statistics of a method's averages with the network's; its vectors are of the parameters."""
+        for part in state.modules():
+            if isinstance(part, ParamState):
+                part.trained = lambda: (self.params, self.net)
         self._with_state += [m.statistics for m in state.modules() if isinstance(m, WeightAverage)]
         self.buffers = Buffers(*self._with_state)
 

@@ -65,15 +65,14 @@ def check_length(method: Any, now: TrainingProgress) -> None:
     Methods that it is composed of are checked too, unless their settings make them plain training.
     """
     values = {f.name: getattr(method, f.name) for f in fields(method)}
-    limit = getattr(method, "limit", None)
-    if limit and all(values.get(name) == value for name, value in limit.items()):
+    if any(limit and limit.items() <= values.items() for limit in (method.limit, *method.limits)):
         return
     for name, value in values.items():
         if isinstance(value, Linear | Cosine):
             value.at(now)
-        elif name in getattr(method, "amounts", ()) and value is not None:
+        elif name in method.amounts and value is not None:
             now.reached(value, name)
-        elif is_dataclass(value) and not isinstance(value, Schedule | type):
+        elif hasattr(value, "limits"):  # a method
             check_length(value, now)
 
 
@@ -217,19 +216,18 @@ def parse_schedule(text: str) -> Schedule | None:
 
 
 def format_schedule(value: ScheduleValue) -> str:
-    """Return a value as text that `parse_schedule` reads."""
+    """Return a value as text that `parse_schedule` reads, in which equal values alone are equal."""
     if isinstance(value, Schedule):
-        if isinstance(value, FunctionSchedule):
-            return repr(value)
-        name = next(k for k, v in NAMED.items() if v is type(value))
-        return f"{name}({','.join(_digits(n) for n in vars(value).values() if n is not None)})"
-    return _digits(value)
+        name = next((k for k, v in NAMED.items() if v is type(value)), None)
+        if name is None:
+            return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+        return f"{name}({','.join(_exact(n) for n in vars(value).values() if n is not None)})"
+    return _exact(value)
 
 
-def _digits(value: float) -> str:
-    """Return a number with few digits, with all of them if another number has the same few."""
-    text = f"{value:g}"
-    return (text if float(text) == value else repr(value)).replace("e+", "e")  # plus combines methods
+def _exact(number: float) -> str:
+    short = f"{number:g}"
+    return (short if float(short) == number else repr(number)).replace("e+", "e")  # plus combines methods
 
 
 _USAGE = {

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +21,17 @@ from steppe.errors import InputError
 class _Method(Protocol):
     """What a step uses of a `steppe.Method`."""
 
-    whole: ClassVar[str]
-    single: ClassVar[str]
-
+    @property
+    def whole(self) -> str: ...
+    @property
+    def single(self) -> str: ...
     def init(self, net: nn.Module) -> nn.Module: ...
-    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput: ...
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput: ...
-    def before(self, batch: Batch, state: nn.Module, rt: Runtime) -> None: ...
-    def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None: ...
-    def to_dict(self) -> dict[str, Any]: ...
-    def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor: ...
-    def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]: ...
+    def objective_or_plain(self, batch: Batch, state: Any, rt: Runtime) -> StepOutput: ...
+    def step_or_plain(self, batch: Batch, state: Any, rt: Runtime) -> StepOutput: ...
+    def before(self, batch: Batch, state: Any, rt: Runtime) -> None: ...
+    def after(self, batch: Batch, out: StepOutput, state: Any, rt: Runtime) -> None: ...
+    def predict(self, net: nn.Module, state: Any, x: Any) -> Tensor: ...
+    def deployed_weights(self, net: nn.Module, state: Any) -> AbstractContextManager[None]: ...
 
 
 class Step:
@@ -57,8 +57,8 @@ class Step:
         if options.steps is None:
             check_length(method, runtime.now)
         self.state.to(runtime.device)
-        runtime.restores(self.state)
-        runtime.objective = lambda batch: method.objective(batch, self.state, runtime)
+        runtime.adopt(self.state)
+        runtime.objective = lambda batch: method.objective_or_plain(batch, self.state, runtime)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise InputError(
@@ -89,7 +89,7 @@ class Step:
         rt.begin(batch)
         try:
             self.method.before(batch, self.state, rt)
-            out = self._in_groups(batch) if self.m else self.method.step(batch, self.state, rt)
+            out = self._in_groups(batch) if self.m else self.method.step_or_plain(batch, self.state, rt)
         except NonFinite as signal:
             out, skipped = signal.out, True
             rt.roll_back()
@@ -110,7 +110,7 @@ class Step:
         outs = []
         for group in groups:
             collected.begin(rt.weight(group) / rt.step_state.weight)
-            out = self.method.step(group, self.state, rt)
+            out = self.method.step_or_plain(group, self.state, rt)
             outs.append(StepOutput(out.loss * collected.weight, out.logits))
         rt.step_state.group = None
         if rt.passes.steps <= CHECKED_STEPS and len(groups) > 1:
@@ -137,7 +137,7 @@ class Step:
         Under DDP and FSDP2 each process has its own: its RNG state differs.
         """
         return {
-            "method": self.method.to_dict(),
+            "method": str(self.method),
             "state": self.state.state_dict(),
             "generators": {k: g.get_state() for k, g in self.runtime.generators().items()},
             "passes": dict(vars(self.runtime.passes)),
@@ -152,20 +152,11 @@ class Step:
         missing = {"method", "state", "generators", "passes"}.difference(content or ())
         if missing:
             raise InputError(f"this state has no {', '.join(sorted(missing))}; give what state_dict returned")
-        own = self.method.to_dict()
-        if content["method"] != own:
-            raise InputError(f"this state belongs to {_described(content['method'])}, not to {_described(own)}")
+        if content["method"] != str(self.method):
+            raise InputError(f"this state belongs to {content['method']}, not to {self.method!s}")
         self.state.load_state_dict(content["state"])
         for name, generator in self.runtime.generators().items():
             generator.set_state(content["generators"][name].cpu())
         for name, value in content["passes"].items():
             setattr(self.runtime.passes, name, value)
         self.runtime.precision.load_state_dict(content.get("scaler", {}))
-
-
-def _described(method: Any) -> str:
-    """Return a method's plain data as a call."""
-    if not isinstance(method, Mapping):
-        return str(method)
-    settings = (f"{k}={_described(v)}" for k, v in method.items() if k != "class")
-    return f"{method.get('class')}({', '.join(settings)})"

@@ -168,7 +168,7 @@ def _method_description(method: Method) -> dict[str, Any]:
     names = [part.partition(":")[0] for part in methods.spec_of(method).split("+")]
     return {
         "summary": " ".join(methods.summary(name) for name in names),
-        "resolved": repr(method),
+        "resolved": str(method),
         "controls": list(method.controls),
     }
 

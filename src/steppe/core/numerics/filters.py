@@ -1,6 +1,7 @@
 """Parts of a network: its output units (filters), noise in proportion to them, and named scopes of parameters."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -67,6 +68,12 @@ def last_of(net: nn.Module, *kinds: type[nn.Module]) -> nn.Module | None:
     """
     modules = [m for m in net.modules() if isinstance(m, kinds)]
     return modules[-1] if modules else None
+
+
+def are_scopes(text: str) -> bool:
+    """Return whether a text has one or more scopes, as `in_scope` takes them; each may end in *."""
+    scopes = [s.removesuffix("*") for s in text.split()]
+    return bool(scopes) and all(s in SCOPES[:-1] or re.fullmatch(r"tensor:\d+", s) for s in scopes)
 
 
 def in_scope(net: nn.Module, params: Sequence[nn.Parameter], scope: str) -> list[bool]:

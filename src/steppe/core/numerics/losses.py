@@ -3,7 +3,7 @@
 import copy
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,11 @@ def sigmoid_rampup(now: TrainingProgress, over: float) -> float:
     """
     part = now.part_of(over, "ramp") if over else 1.0
     return math.exp(-5 * (1 - part) ** 2)
+
+
+def total(terms: Iterable[Tensor]) -> Tensor:
+    """Return the sum of losses."""
+    return torch.stack(list(terms)).sum()
 
 
 def one_hot(y: Tensor, like: Tensor) -> Tensor:

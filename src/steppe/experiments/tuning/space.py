@@ -76,10 +76,9 @@ def _numbers(method: Method) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for part in parts(method):
         inner = part.method if isinstance(part, ActiveWindow) else part
-        for f in fields(inner):
-            value = getattr(inner, f.name)
+        for name, value in vars(inner.resolved).items():
             if isinstance(value, float | int) and not isinstance(value, bool):
-                numbers.setdefault(f.name, float(value))
+                numbers.setdefault(name, float(value))
     return numbers
 
 

@@ -22,7 +22,6 @@ from torch.utils._pytree import tree_leaves
 from steppe.core.amp import upcast_to_float32
 from steppe.core.method import with_weights
 from steppe.core.model_call import call_model, extract_logits
-from steppe.core.numerics.losses import mean_of
 from steppe.errors import InputError
 from steppe.models.multi._standins import ActivationCache, CachedModule, SplitReached, Standin, TrunkEnd
 from steppe.models.multi.inputs import fresh_networks, inputs_of
@@ -240,16 +239,3 @@ def pooled(t: Tensor, width: int = 0) -> Tensor:
         return t
     channels_second = t.ndim == 4 if width not in (t.shape[1], t.shape[-1]) else t.shape[1] == width
     return t.flatten(2).mean(2) if channels_second else t.flatten(1, -2).mean(1)
-
-
-def branch_outputs(net: nn.Module, x: Any, kind: type[nn.Module], last: str) -> dict[str, Tensor]:
-    """Return by name the logits of each branch, their mean, and the module's last output, which ``last`` names.
-
-    'deployed' is the first branch. A network that is not of this ``kind`` only has 'deployed'.
-    """
-    outputs = call_model(net, x)
-    if not isinstance(net, kind):
-        return {"deployed": extract_logits(outputs)}
-    *branches, final = outputs
-    named = {"deployed": branches[0]} | {f"branch {i}": z for i, z in enumerate(branches, 1)}
-    return named | {"mean": mean_of(branches), last: final}

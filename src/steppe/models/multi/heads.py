@@ -1,22 +1,24 @@
 """Heads on the branches of one network: a gate, a fusion of feature maps, attention, a joint classifier.
 
-Each is called like a network and returns a tuple of logits (B, classes), those of the branches first.
+Each is called like a network and returns `PeerOutputs`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from steppe.core.amp import autocast_disabled, upcast_to_float32
+from steppe.core.multi_network import PeerOutputs
+from steppe.core.numerics.losses import mean_of
 from steppe.errors import InputError
 from steppe.models.multi.base import MultiHeadNetwork
 from steppe.models.multi.branched import BranchedNetwork, SeparateNetworks
 
 
 class GatedBranches(MultiHeadNetwork):
-    """Branches and a gate that weighs their logits (ONE); the last logits are those of the weighted sum."""
+    """Branches and a gate that weighs their logits (ONE); the ensemble is their weighted sum."""
 
     def __init__(self, body: BranchedNetwork):
         super().__init__(body)
@@ -28,7 +30,7 @@ class GatedBranches(MultiHeadNetwork):
         gate = nn.Sequential(nn.Linear(body.entry, body.size), nn.BatchNorm1d(body.size), nn.ReLU())
         self.gate = gate.to(next(body.parameters()))
 
-    def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> tuple[Tensor, ...]:
+    def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> PeerOutputs:
         """Return the logits of each branch, and of the gated ensemble."""
         out = self.body(x, views=views, **named)
         expected, shape = (len(out.logits[0]), self.body.entry), tuple(out.entered.shape)
@@ -39,11 +41,13 @@ class GatedBranches(MultiHeadNetwork):
             )
         g = torch.softmax(upcast_to_float32(self.gate(out.entered.to(self.gate[0].weight.dtype))), 1)
         z = torch.stack([upcast_to_float32(z) for z in out.logits], 1)
-        return (*out.logits, (g[:, :, None] * z).sum(1))
+        return PeerOutputs(tuple(out.logits), (g[:, :, None] * z).sum(1))
 
 
 class FusedBranches(MultiHeadNetwork):
-    """Branches and a classifier of their fused feature maps (FFL), whose logits are last."""
+    """Branches and a classifier of their fused feature maps (FFL)."""
+
+    head = "fused"
 
     def __init__(self, body: BranchedNetwork):
         super().__init__(body)
@@ -61,18 +65,19 @@ class FusedBranches(MultiHeadNetwork):
         )
         self.fusion = fusion.to(next(body.parameters()))
 
-    def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> tuple[Tensor, ...]:
+    def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> PeerOutputs:
         """Return the logits of each branch, and of the fused classifier."""
         out = self.body(x, views=views, **named)
         maps = torch.cat(out.maps, 1)
         with autocast_disabled(maps):  # BatchNorm of few values makes gradients that fp16 cannot represent
-            return (*out.logits, self.fusion(maps.to(next(self.fusion.parameters()).dtype)))
+            return PeerOutputs(tuple(out.logits), self.fusion(maps.to(next(self.fusion.parameters()).dtype)))
 
 
 class AttentiveBranches(MultiHeadNetwork):
     """Peers, a leader, and attention between the peers (OKDDip); ``body`` has the branches, or whole networks.
 
-    The peers' targets follow the logits of peers and leader; ``detach`` makes the logits in them constants.
+    The last member is the leader. The peers' targets are attention-weighted logits of the peers, which ``detach``
+    makes constants.
     """
 
     def __init__(self, body: BranchedNetwork | SeparateNetworks, factor: int, detach: bool):
@@ -86,7 +91,7 @@ class AttentiveBranches(MultiHeadNetwork):
         self.query = nn.Linear(body.width, body.width // factor, bias=False).to(like)
         self.key = nn.Linear(body.width, body.width // factor, bias=False).to(like)
 
-    def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> tuple[Tensor, ...]:
+    def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> PeerOutputs:
         """Return the logits of peers and leader, and the peers' targets."""
         out = self.body(x, views=views, **named)
         h = torch.stack(out.features[:-1], 1).to(self.query.weight.dtype)
@@ -94,11 +99,25 @@ class AttentiveBranches(MultiHeadNetwork):
         with autocast_disabled(h):
             attention = torch.softmax(self.query(h) @ self.key(h).transpose(1, 2), 2)
             mixed = attention.to(z.dtype) @ (z.detach() if self.detach else z)
-        return (*out.logits, *mixed.unbind(1))
+        return PeerOutputs(tuple(out.logits), targets=mixed.unbind(1))
+
+    @property
+    def names(self) -> list[str]:
+        """The peers' names."""
+        return super().names[:-1]
+
+    def named(self, outputs: PeerOutputs) -> dict[str, Tensor]:
+        """Return the logits of the leader, of each peer, and the peers' mean."""
+        *peers, leader = outputs.logits
+        return {"leader": leader, **dict(zip(self.names, peers, strict=True)), "mean": mean_of(peers)}
+
+    def extract(self, name: str, new_model: Callable[[], nn.Module]) -> nn.Module:
+        """Return a network from ``new_model`` with the weights of a peer or the leader."""
+        return self.body.plain([*self.names, "leader"].index(name), new_model)
 
 
 class JointBranches(MultiHeadNetwork):
-    """Branches, each with its own view, and a classifier of all their features (PCL), whose logits are last."""
+    """Branches, each with its own view, and a classifier of all their features (PCL)."""
 
     views = True
 
@@ -106,8 +125,8 @@ class JointBranches(MultiHeadNetwork):
         super().__init__(body)
         self.classifier = nn.Linear(body.size * body.width, body.classes).to(next(body.parameters()))
 
-    def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> tuple[Tensor, ...]:
+    def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> PeerOutputs:
         """Return the logits of each branch, and of the joint classifier."""
         out = self.body(x, views=views, **named)
         features = torch.cat(out.features, 1)
-        return (*out.logits, self.classifier(features.to(self.classifier.weight.dtype)))
+        return PeerOutputs(tuple(out.logits), self.classifier(features.to(self.classifier.weight.dtype)))
