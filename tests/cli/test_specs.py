@@ -57,15 +57,17 @@ def test_a_command_parses_its_method_once(counts, tmp_path):
         assert parsed(counts) == {"sam:rho=0.1": 1, "gc": 1}
 
 
-def test_a_comparison_parses_each_method_once_and_its_workers_none(counts, tmp_path):
+def test_a_comparison_parses_each_method_once_and_so_does_each_worker(counts, tmp_path):
     study = Study(methods=("plain", "sam"), models=("resnet-thin",), seeds=(0,), epochs=1, batch=50, data=DATA)
     for retried in (False, True):
         grid = experiments.prepare(study, tmp_path, "command", retry=retried)
         assert [job.finished for job in grid.jobs] == [retried] * 2
+        assert parsed(counts) == ({} if retried else {"plain": 1, "sam": 1})
         for job in grid.open:
             run = pickle.loads(pickle.dumps(job.run))  # as a worker gets it
+            assert run == job.run
             assert isinstance(train_job(run, job.folder, lambda _: None, 0.0), dict)
-    assert parsed(counts) == {"plain": 1, "sam": 1}
+            assert parsed(counts) == {run.label: 1}
 
 
 def test_a_recipe_s_comparison_parses_each_method_once(counts):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from steppe.config._checks import check_choice, check_choices, check_positive
 from steppe.config.data import Data
+from steppe.config.fields import from_dict
 from steppe.config.method_spec import SPEC, as_method
 from steppe.config.optim import Optim
 from steppe.errors import InputError
@@ -140,6 +141,10 @@ class Run(RunOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "method", as_method(self.method))
+
+    def __reduce__(self) -> Any:
+        # to a worker as to a record: a class that a script enters in the list need not be one that pickle finds
+        return from_dict, (Run, self.as_dict())
 
     @property
     def label(self) -> str:

@@ -200,7 +200,7 @@ def card(name: str) -> str:
 
 def summary(name: str) -> str:
     """Return the first sentence of a method's card."""
-    return card(name).splitlines()[0]
+    return next(iter(card(name).splitlines()), "")  # a script need not have a card
 
 
 @dataclass(frozen=True)
