@@ -5,6 +5,7 @@ import json
 import pickle
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
@@ -115,6 +116,7 @@ def test_numbers_of_a_configuration_are_equal_as_numbers():
     one, other = Optim(lr=1, clip=2), Optim(lr=1.0, clip=2.0)
     assert Run(optim=one, data=Data(val=60)).digest() == Run(optim=other, data=Data(val=60.0)).digest()
     assert Run(seed=2**53).digest() != Run(seed=2**53 + 1).digest()
+    assert Run(seed=np.int64(3), data=Data(train=np.int32(9))).digest() == Run(seed=3, data=Data(train=9)).digest()
     assert Run(keep=True).digest() == Run(keep=False).digest() != Run(compile=True).digest()
 
 

@@ -41,6 +41,8 @@ from steppe.config import Data, Monitoring, Optim, Run, Study
         (lambda: Monitoring(weights=0), "watch.weights is 0; give a number of epochs, at least 1"),
         (lambda: Study(methods=()), "methods is empty"),
         (lambda: Study(seeds=(1, 1)), "seeds names one twice"),
+        (lambda: Study(methods=("sam", "sam")), "methods names one twice: sam sam"),
+        (lambda: Study(methods="sam"), "methods is 'sam'; give a list, \\['sam'\\]"),
     ],
 )
 def test_impossible_values_are_one_line_with_the_field_and_the_remedy(construct, message):

@@ -7,7 +7,8 @@ Every field is checked on construction, so an impossible configuration never rea
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any, Literal
 
 from steppe.config._checks import check_choice, check_choices, check_positive
@@ -184,8 +185,11 @@ class Study(RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "methods", tuple(map(as_method, self.methods)))
         for name in ("methods", "models", "datasets", "seeds"):
+            values = getattr(self, name)
+            if isinstance(values, str):
+                raise InputError(f"{name} is {values!r}; give a list, [{values!r}]")
+            object.__setattr__(self, name, tuple(map(as_method, values) if name == "methods" else values))
             values = _plain(getattr(self, name))
             if not values:
                 raise InputError(f"{name} is empty; name at least one")
@@ -207,10 +211,11 @@ class Study(RunOptions):
 def _plain(value: Any) -> Any:
     """Return a field's value as plain data."""
     if isinstance(value, Data | Optim | Monitoring):
-        return asdict(value)
+        return {name: _plain(v) for name, v in vars(value).items()}
     if isinstance(value, list | tuple):
         return tuple(map(_plain, value))
-    return getattr(value, SPEC, value)
+    number = isinstance(value, Real) and hasattr(value, "item")  # NumPy's, as seeds from a range of its
+    return value.item() if number else getattr(value, SPEC, value)
 
 
 def _unified(value: Any) -> Any:
