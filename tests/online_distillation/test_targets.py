@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 from torch import Tensor
 
-from steppe.core.numerics.distillation_targets import cross_entropy, linear_target
+from steppe.core.numerics.losses import cross_entropy, linear_target
 from steppe.core.numerics.losses import distillation_loss, diversity, one_hot, sigmoid_rampup
 from steppe.core.schedules import TrainingProgress
 

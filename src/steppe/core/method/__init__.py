@@ -1,6 +1,7 @@
 """What a method is, and what it may use besides the functions of `steppe.core.numerics`.
 
 - the contract: `Method` and its `hyper`-parameters, `Cost`, `Batch`, `StepOutput`, `Runtime`, `ScheduleValue`;
+- `OnlineDistillation`, the base class of methods of several networks;
 - what it keeps between steps: `ParamState`, a vector of parameter space; `WeightAverage`; `LogitBank`
   (and `logit_bank`, its sizes and forms);
 - `require` and `InputError`, for what relates several fields; `plain_step`; `with_weights`;
@@ -13,6 +14,7 @@ from steppe.core.batch import Batch, join_logits
 from steppe.core.method.contract import (
     Cost,
     Method,
+    State,
     make_checked,
     name_of,
     overrides,
@@ -21,6 +23,7 @@ from steppe.core.method.contract import (
     with_weights,
 )
 from steppe.core.method.hyperparameters import hyper
+from steppe.core.method.online_distillation import OnlineDistillation
 from steppe.core.model_call import call_model, extract_logits
 from steppe.core.numerics.vector import ScaledVector, Vec
 from steppe.core.runtime import Runtime, StepOutput
@@ -37,10 +40,12 @@ __all__ = [
     "InputError",
     "LogitBank",
     "Method",
+    "OnlineDistillation",
     "ParamState",
     "Runtime",
     "ScaledVector",
     "ScheduleValue",
+    "State",
     "StepOutput",
     "Vec",
     "WeightAverage",

@@ -4,7 +4,7 @@ The modules `vector`, `filters` (output units, filter-wise noise, scopes of para
 functions of `perturbations`.
 """
 
-from steppe.core.numerics import distillation_targets, filters, losses, vector
+from steppe.core.numerics import filters, losses, vector
 from steppe.core.numerics.perturbations import (
     adaptive_perturbation,
     asam_scale,
@@ -23,7 +23,6 @@ __all__ = [
     "asam_scale",
     "at_length_of",
     "ball_perturbation",
-    "distillation_targets",
     "filters",
     "layerwise_perturbation",
     "losses",

@@ -38,11 +38,10 @@ import torch
 from torch import Tensor, nn
 
 from steppe.config import presets
-from steppe.core.method import Batch, Cost, InputError, Runtime, StepOutput, hyper, require
+from steppe.core.method import Batch, Cost, InputError, OnlineDistillation, Runtime, StepOutput, hyper, require
 from steppe.core.method.numerics import losses
 from steppe.core.state import rng
 from steppe.errors import unknown
-from steppe.methods.online_distillation._base import OnlineDistillation
 from steppe.models.multi.hybrid import Gradient, HybridEnsemble
 from steppe.models.multi.inputs import fresh_networks
 
