@@ -32,8 +32,8 @@ def identical(name: str, members: str) -> str:
 class OnlineDistillation(Method[State], Generic[State]):
     """Several members in one module of the class ``module``; the field ``members`` has their number.
 
-    A method defines ``build_members`` and, if it has a state, ``init_members``. With one member it is plain
-    training. ``deployed`` names what `predict` returns, among the outputs that the module names.
+    With one member it is plain training. ``deployed`` names what `predict` returns, among the outputs that the
+    module names.
     """
 
     module: ClassVar[type[MultiNetwork]]
@@ -57,10 +57,6 @@ class OnlineDistillation(Method[State], Generic[State]):
         """Return the module of several members."""
         raise NotImplementedError
 
-    def init_members(self, net: nn.Module) -> State:
-        """Return the state with several members."""
-        return cast(State, nn.Module())
-
     def finish(self, batch: Batch, state: State, rt: Runtime) -> None:
         """Update the state of several members after each step that was not skipped."""
 
@@ -73,7 +69,7 @@ class OnlineDistillation(Method[State], Generic[State]):
         if self.size == 1:
             return cast(State, nn.Module())
         expect_members(net, self.module, self.size, name_of(self), self.members)
-        return self.init_members(net)
+        return Method.init(self, net)
 
     def peers(self, batch: Batch, rt: Runtime, **options: Any) -> PeerOutputs:
         """Return the outputs of all members on a batch, with their graph; each has its own view of it, if any."""

@@ -11,7 +11,9 @@ from steppe.config import parse_spec
 from steppe.config.docstrings import docstring
 from steppe.core import schedules
 from steppe.core.composition import ActiveWindow, On
-from steppe.core.method.contract import Method, make_checked, overrides
+from steppe.core.method.contract import Method, make_checked
+from steppe.core.state.param_state import ParamState
+from steppe.core.state.weight_average import WeightAverage
 from steppe.errors import InputError, unknown
 
 METHODS: dict[str, Callable[..., Method]] = {}
@@ -111,7 +113,10 @@ def row(name: str) -> MethodFacts:
     """Return a method's row."""
     method = make(name)
     cost = "/".join(f"{n:g}" for n in method.cost) if method.cost else "varies"
-    per_sample, per_weight = method.memory_bytes(1, 10) > 0, overrides(method, "init")
+    per_sample, per_weight = (
+        method.memory_bytes(1, 10) > 0,
+        issubclass(method.state_type, ParamState | WeightAverage),
+    )
     keeps = "outputs of each sample" if per_sample else "a vector of weights" if per_weight else "-"
     paper = re.search(r"^Paper +(.*)$", card(name), re.MULTILINE)
     dated = re.match(r"(?!none)(.*?\b(?:19|20)\d\d)\b", paper[1] if paper else "")

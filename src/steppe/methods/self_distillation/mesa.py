@@ -19,8 +19,6 @@ Start    lam 0.8, T 5, decay 0.9998, start after 6 epochs of 90, 0.066666 (autho
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from steppe.core.method import (
     Batch,
     Cost,
@@ -46,9 +44,6 @@ class MESA(Method[WeightAverage]):
     decay: float = hyper(0.9998, "d of the mean, after its warm-up", minimum=0, below=1)
     start: float = hyper(0, "when the divergence begins", amount=True)
     squared: bool = hyper(True, "multiply the divergence by T^2")
-
-    def init(self, net: nn.Module) -> WeightAverage:
-        return WeightAverage(net)
 
     def objective(self, batch: Batch, state: WeightAverage, rt: Runtime) -> StepOutput:
         """The loss plus the divergence from the mean."""

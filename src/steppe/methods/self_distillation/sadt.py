@@ -95,14 +95,10 @@ class SADT(Method):
 
     def _teachers(self, u: Vec, rt: Runtime) -> list[Vec]:
         """Return each teacher's offset from the present weights."""
-        offsets = []
-        for name in self.scopes:
-            scope = name.removesuffix("*")
-            where = rt.once(("scope", scope), partial(filters.in_scope, rt.net, rt.params, scope))
-            n = vector.scale(vector.gaussian(rt.params, rt.rng, where), self.resolved.sigma)
-            if name.endswith("*"):
-                n = [None if t is None else p.detach() * (t - 1) for t, p in zip(n, rt.params, strict=True)]
-            offsets.append(n)
+        offsets = [
+            filters.scope_noise(rt.net, rt.params, scope, self.resolved.sigma, rt.rng, rt.once)
+            for scope in self.scopes
+        ]
         if self.variant == 3:
             common = rt.shared(u)
             offsets = [vector.scale(vector.add(common, n), self.ascent) for n in offsets]

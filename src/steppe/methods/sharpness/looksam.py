@@ -18,8 +18,6 @@ Start    k 5, alpha 0.7, rho 0.1; layerwise for batches of 4,096 and more (paper
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from steppe.core.method import Batch, Cost, Method, ParamState, Runtime, ScheduleValue, StepOutput, hyper
 from steppe.core.method.numerics import (
     at_length_of,
@@ -49,9 +47,6 @@ class LookSAM(Method[PerturbedPart]):
     norm: str = hyper("global", "norms and products over all, or per tensor", choices=("global", "tensor"))
     layerwise: bool = hyper(False, "perturb each tensor by its own norm (Look-LayerSAM)")
     cap: float | None = hyper(None, "largest ratio |w_l| / |g_l| of layerwise", above=0)
-
-    def init(self, net: nn.Module) -> PerturbedPart:
-        return PerturbedPart(net)
 
     def step(self, batch: Batch, state: PerturbedPart, rt: Runtime) -> StepOutput:
         """A step of SAM that stores v, or an update with the gradient plus the stored v."""

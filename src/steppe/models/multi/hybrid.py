@@ -11,12 +11,33 @@ from steppe.core.batch import Batch
 from steppe.core.method import with_weights
 from steppe.core.model_call import call_model, extract_logits
 from steppe.core.multi_network import PeerOutputs
+from steppe.core.state import rng
 from steppe.core.state.param_state import TensorCopies
 from steppe.errors import InputError
 from steppe.models.multi.ensemble import Ensemble
 from steppe.models.multi.inputs import inputs_of, views_of
 
 Gradient = Literal["none", "chain", "full"]
+
+
+class HybridWeights(nn.Module):
+    """The hybrid's weights from before the update, from the beginning of a step to its fusion; else None."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.weights: dict[str, Tensor] | None = None
+
+
+def mixing_shares(count: int, mixing: str, seed: int, step: int) -> Tensor:
+    """Return the shares of ``count`` networks in the hybrid (N,), on the CPU: equal ('mean') or drawn ('dirichlet').
+
+    They are a function of seed and step.
+    """
+    if mixing == "mean":
+        return torch.full((count,), 1 / count, dtype=torch.float64)
+    generator = rng.generator(seed, "mixing", step, torch.device("cpu"))
+    weights = torch.empty(count, dtype=torch.float64).exponential_(generator=generator)
+    return weights / weights.sum()
 
 
 class HybridEnsemble(Ensemble):
