@@ -29,7 +29,7 @@ class HybridWeights(nn.Module):
 
 
 def mixing_shares(count: int, mixing: str, seed: int, step: int) -> Tensor:
-    """Return the shares of ``count`` networks in the hybrid (N,), on the CPU: equal ('mean') or drawn ('dirichlet').
+    """Return the shares of ``count`` networks in the hybrid (N,), on the CPU: equal or drawn ('dirichlet').
 
     They are a function of seed and step.
     """
