@@ -272,7 +272,8 @@ def test_the_momentum_is_the_optimizers_own():
     assert momentum(net, sgd(net), 0) == [None] * len(list(net.parameters()))
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
     assert all(
-        a is optimizer.state[p]["momentum_buffer"] for a, p in zip(momentum(net, optimizer), net.parameters())
+        a is optimizer.state[p]["momentum_buffer"]
+        for a, p in zip(momentum(net, optimizer), net.parameters(), strict=True)
     )
     adam = torch.optim.AdamW(net.parameters())
     assert all(a is adam.state[p]["exp_avg"] for a, p in zip(momentum(net, adam), net.parameters(), strict=True))

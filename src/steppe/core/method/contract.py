@@ -32,7 +32,7 @@ from steppe.core.method.hyperparameters import (
     plain_fields,
     types_of,
 )
-from steppe.core.model_call import call_model, extract_logits
+from steppe.core.model_call import call_for_logits
 from steppe.core.numerics.vector import Vec
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import Schedule
@@ -222,7 +222,7 @@ class Method(Generic[State]):
     def predict(self, net: nn.Module, state: State, x: Any) -> Tensor:
         """Return the logits of the deployed model."""
         with self.deployed_weights(net, state):
-            return extract_logits(call_model(net, x))
+            return call_for_logits(net, x)
 
     def deployed_weights(self, net: nn.Module, state: State) -> AbstractContextManager[None]:
         """Return the context in which the network has the deployed weights instead of its own."""

@@ -112,10 +112,10 @@ def in_scope(net: nn.Module, params: Sequence[nn.Parameter], scope: str) -> list
 def scope_noise(
     net: nn.Module,
     params: Sequence[nn.Parameter],
-    scope: str,
     sigma: float,
     rng: torch.Generator,
     once: Callable[[Any, Callable[[], list[bool]]], list[bool]],
+    scope: str,
 ) -> Vec:
     """Return noise N(0, sigma^2) on the parameters of a scope.
 

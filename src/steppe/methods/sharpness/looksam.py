@@ -19,13 +19,7 @@ Start    k 5, alpha 0.7, rho 0.1; layerwise for batches of 4,096 and more (paper
 from dataclasses import dataclass
 
 from steppe.core.method import Batch, Cost, Method, ParamState, Runtime, ScheduleValue, StepOutput, hyper
-from steppe.core.method.numerics import (
-    at_length_of,
-    layerwise_perturbation,
-    orthogonal_part,
-    scaled_perturbation,
-    vector,
-)
+from steppe.core.method.numerics import at_length_of, orthogonal_part, perturbations, vector
 
 
 class PerturbedPart(ParamState):
@@ -54,8 +48,8 @@ class LookSAM(Method[PerturbedPart]):
         out, g = rt.grad(batch)
         if rt.now.step % self.k == 0:
             s = rt.shared(g)
-            layers = layerwise_perturbation(s, rho, rt.params, self.cap) if self.layerwise else None
-            with rt.at(layers or scaled_perturbation(s, rho)):
+            layers = perturbations.layerwise_perturbation(s, rho, rt.params, self.cap) if self.layerwise else None
+            with rt.at(layers or perturbations.scaled_perturbation(s, rho)):
                 _, g_s = rt.grad(batch)
             v = orthogonal_part(rt.all_reduce_mean(g_s), rt.all_reduce_mean(g), self.norm) if self.k > 1 else None
             rt.apply(g_s)

@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from steppe.core.batch import Batch
 from steppe.core.method import with_weights
-from steppe.core.model_call import call_model, extract_logits
+from steppe.core.model_call import call_for_logits, extract_logits
 from steppe.core.multi_network import PeerOutputs
 from steppe.core.state import rng
 from steppe.core.state.param_state import TensorCopies
@@ -68,7 +68,7 @@ class HybridEnsemble(Ensemble):
     ) -> PeerOutputs:
         """Return the logits of each network, and of the hybrid with shares ``mix`` (N,), by default equal."""
         *inputs, last = inputs_of(self.size + 1, x, views, named)
-        logits = tuple(extract_logits(call_model(net, v)) for net, v in zip(self.networks, inputs, strict=True))
+        logits = tuple(call_for_logits(net, v) for net, v in zip(self.networks, inputs, strict=True))
         first: Any = self.networks[0]
         args, kwargs = ((), last) if isinstance(last, dict) else ((last,), {})
         hybrid = functional_call(first, self._hybrid(mix), args, kwargs, tie_weights=False)
