@@ -14,9 +14,9 @@ from steppe import GC, SAM, Linear, On, experiments, methods
 from steppe.cli import main
 from steppe.config import Data, Optim, Run, Study
 from steppe.core.composition import ActiveWindow
+from steppe.core.method import registry
 from steppe.experiments.recipe_scaling import scaled_study
 from steppe.experiments.worker import train_job
-from steppe.methods import registry
 from steppe.training.run import CONFIG, load_data, read_run, train_run
 
 TINY = ("--model", "resnet-thin", "--epochs", "1", "--batch", "50", "--data.augment", "none")

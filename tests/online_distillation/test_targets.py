@@ -11,8 +11,14 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 from torch import Tensor
 
-from steppe.core.numerics.distillation_targets import cross_entropy, linear_target
-from steppe.core.numerics.losses import distillation_loss, diversity, one_hot, sigmoid_rampup
+from steppe.core.numerics.losses import (
+    cross_entropy,
+    distillation_loss,
+    diversity,
+    linear_target,
+    one_hot,
+    sigmoid_rampup,
+)
 from steppe.core.schedules import TrainingProgress
 
 

@@ -12,7 +12,6 @@ from steppe.core.method import (
     Method,
     Runtime,
     StepOutput,
-    Vec,
     hyper,
     name_of,
     overrides,
@@ -20,6 +19,7 @@ from steppe.core.method import (
     require,
 )
 from steppe.core.method.contract import parts_of
+from steppe.core.numerics.vector import Vec
 from steppe.core.schedules import TrainingProgress
 from steppe.errors import InputError
 

@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from steppe.core.batch import Batch
+from steppe.errors import InputError
+
+VIEW = "view {}"  # names of the further views of a batch's samples, from 2 on
 
 
 class PeerOutputs(NamedTuple):
@@ -69,3 +72,15 @@ def member_of(net: nn.Module, params: Sequence[nn.Parameter]) -> list[int]:
         for p in one.parameters():
             holders.setdefault(id(p), []).append(number)
     return [own[0] if len(own := holders.get(id(p), [])) == 1 else 0 for p in params]
+
+
+def expect_members(net: nn.Module, kind: type[nn.Module], count: int, name: str, field: str) -> None:
+    """Raise InputError unless ``net`` is what the method builds, with ``count`` networks or branches."""
+    size = getattr(net, "size", None)
+    if not isinstance(net, kind):
+        raise InputError(
+            f"{name} trains several networks and was bound to {type(net).__name__}; "
+            f"bind what it builds: model = {name}(...).build(make_model)"
+        )
+    if size != count:
+        raise InputError(f"{name}: {field} is {count} and the model was built with {size}; give both the same")

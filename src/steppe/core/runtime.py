@@ -46,8 +46,9 @@ class Runtime:
     Gradients:
         ``shared`` and ``all_reduce_mean`` over processes; ``apply``, the update.
     Numbers:
-        ``setting``, a hyper-parameter's value in this step; ``now``, where training is; ``rng``, the generator of
-        the method's noise; ``draw_mask_seed`` and ``rng_restored``, for dropout masks; ``options`` of `bind`.
+        ``setting``, a hyper-parameter's value in this step; ``momentum`` of the optimizer; ``now``, where training
+        is; ``rng``, the generator of the method's noise; ``draw_mask_seed`` and ``rng_restored``, for dropout
+        masks; ``options`` of `bind`.
     Model:
         ``model`` as it was bound; ``net``, the network below torch.compile and DDP; ``params``, the optimizer's
         trainable parameters, each once, and for each of them ``owners``, its module, and ``member``, the number
@@ -323,6 +324,13 @@ class Runtime:
         the optimizer itself has a setting of that name. Raises InputError unless it is finite and at least 0.
         """
         return param_groups.setting(self.optimizer, self.params, name, value_at(value, self.now))
+
+    def momentum(self) -> Vec:
+        """Return the optimizer's momentum (SGD's buffer, Adam's first moment), None for parameters without one.
+
+        Raises InputError if the optimizer has made updates and keeps none.
+        """
+        return param_groups.momentum(self.optimizer, self.params, expected=self.passes.updates > 0)
 
     @property
     def now(self) -> TrainingProgress:

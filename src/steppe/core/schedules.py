@@ -76,6 +76,23 @@ def check_length(method: Any, now: TrainingProgress) -> None:
             check_length(value, now)
 
 
+def due(every: str, step: int, epoch: int | None) -> bool:
+    """Return whether something that happens every '5b' or '1e' happens in this step (from 0).
+
+    '5b' is every fifth step, counted in each epoch if its length ``epoch`` is known; '1e' is the last step of each
+    epoch. Raises InputError if it needs an epoch's length.
+    """
+    count = int(every[:-1])
+    if every.endswith("b"):
+        return (step % epoch if epoch else step) % count == 0
+    if epoch is None:
+        raise InputError(
+            f"every is {every!r} and the length of an epoch is unknown; bind with epoch=len(loader), or give "
+            "every in batches ('5b')"
+        )
+    return (step + 1) % epoch == 0 and step // epoch % count == 0
+
+
 class Schedule(ABC):
     """A value as a function of where training is.
 

@@ -1,10 +1,11 @@
 """What a method is, and what it may use besides the functions of `steppe.core.numerics`.
 
 - the contract: `Method` and its `hyper`-parameters, `Cost`, `Batch`, `StepOutput`, `Runtime`, `ScheduleValue`;
+- `OnlineDistillation`, the base class of methods of several networks;
 - what it keeps between steps: `ParamState`, a vector of parameter space; `WeightAverage`; `LogitBank`
   (and `logit_bank`, its sizes and forms);
 - `require` and `InputError`, for what relates several fields; `plain_step`; `with_weights`;
-- the types `Vec` and `ScaledVector`; `call_model`, `extract_logits` and `join_logits`, for passes made by hand;
+- `call_model`, `call_for_logits`, `extract_logits` and `join_logits`, for passes made by hand;
   `upcast_to_float32` and `autocast_disabled`, for mixed precision.
 """
 
@@ -13,6 +14,7 @@ from steppe.core.batch import Batch, join_logits
 from steppe.core.method.contract import (
     Cost,
     Method,
+    State,
     make_checked,
     name_of,
     overrides,
@@ -21,8 +23,8 @@ from steppe.core.method.contract import (
     with_weights,
 )
 from steppe.core.method.hyperparameters import hyper
-from steppe.core.model_call import call_model, extract_logits
-from steppe.core.numerics.vector import ScaledVector, Vec
+from steppe.core.method.online_distillation import OnlineDistillation
+from steppe.core.model_call import call_for_logits, call_model, extract_logits
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue
 from steppe.core.state import logit_bank
@@ -37,14 +39,15 @@ __all__ = [
     "InputError",
     "LogitBank",
     "Method",
+    "OnlineDistillation",
     "ParamState",
     "Runtime",
-    "ScaledVector",
     "ScheduleValue",
+    "State",
     "StepOutput",
-    "Vec",
     "WeightAverage",
     "autocast_disabled",
+    "call_for_logits",
     "call_model",
     "extract_logits",
     "hyper",

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
 from types import SimpleNamespace
-from typing import Any, ClassVar, Generic, NamedTuple, cast
+from typing import Any, ClassVar, Generic, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ from steppe.core.method.hyperparameters import (
     plain_fields,
     types_of,
 )
-from steppe.core.model_call import call_model, extract_logits
+from steppe.core.model_call import call_for_logits
 from steppe.core.numerics.vector import Vec
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import Schedule
@@ -56,13 +56,23 @@ class Method(Generic[State]):
     """Base of all methods; as it stands, plain training.
 
     Subclasses are frozen dataclasses whose fields are their hyper-parameters under the paper's symbols, declared
-    with `hyper`. ``Method[State]`` has what ``init`` returns as its state. What follows from the fields (``cost``
+    with `hyper`. ``Method[State]`` keeps a state of this class. What follows from the fields (``cost``
     and the others below) is a constant or a property of the class, and never stored: `dataclasses.replace` edits
     any method. Methods are equal, and have the same repr, if the same was given; `to_dict` has what that means.
     """
 
     controls: ClassVar[tuple[str, ...]] = ()
     """Names of the methods that a comparison adds, because they share the cost but not the idea."""
+
+    state_type: ClassVar[type[nn.Module]] = nn.Module
+    """What ``init`` makes: the class in ``Method[...]``, called with the network."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for base in cls.__dict__.get("__orig_bases__", ()):
+            for kind in get_args(base):
+                if inspect.isclass(kind) and issubclass(kind, nn.Module):
+                    cls.state_type = kind
 
     def __post_init__(self) -> None:
         check_fields(self, name_of(self))
@@ -173,7 +183,7 @@ class Method(Generic[State]):
 
     def init(self, net: nn.Module) -> State:
         """Return the method's state between steps, as a module of buffers, which checkpoints save."""
-        return cast(State, nn.Module())
+        return cast(State, nn.Module() if self.state_type is nn.Module else self.state_type(net))
 
     def objective(self, batch: Batch, state: State, rt: Runtime) -> StepOutput:
         """Return the loss that is minimised on a batch, with its graph."""
@@ -212,7 +222,7 @@ class Method(Generic[State]):
     def predict(self, net: nn.Module, state: State, x: Any) -> Tensor:
         """Return the logits of the deployed model."""
         with self.deployed_weights(net, state):
-            return extract_logits(call_model(net, x))
+            return call_for_logits(net, x)
 
     def deployed_weights(self, net: nn.Module, state: State) -> AbstractContextManager[None]:
         """Return the context in which the network has the deployed weights instead of its own."""

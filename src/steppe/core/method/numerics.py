@@ -1,11 +1,14 @@
-"""Functions of vectors of parameter space, of gradients and of logits, which any method may use.
+"""What methods may compute with.
 
-The modules `vector`, `filters` (output units, filter-wise noise, scopes of parameters) and `losses`, and the
-functions of `perturbations`.
+- vectors of parameter space: the types `Vec` and `Offset` (a `Vec` or a `ScaledVector`) and the module `vector`;
+- perturbations: the functions of `steppe.core.numerics.perturbations`;
+- `filters`: output units, filter-wise noise, scopes of parameters;
+- `losses`: divergences, ramps, the targets of distillation.
 """
 
-from steppe.core.numerics import distillation_targets, filters, losses, vector
+from steppe.core.numerics import filters, losses, perturbations, vector
 from steppe.core.numerics.perturbations import (
+    Offset,
     adaptive_perturbation,
     asam_scale,
     at_length_of,
@@ -17,17 +20,21 @@ from steppe.core.numerics.perturbations import (
     scaled_perturbation,
     with_decay,
 )
+from steppe.core.numerics.vector import ScaledVector, Vec
 
 __all__ = [
+    "Offset",
+    "ScaledVector",
+    "Vec",
     "adaptive_perturbation",
     "asam_scale",
     "at_length_of",
     "ball_perturbation",
-    "distillation_targets",
     "filters",
     "layerwise_perturbation",
     "losses",
     "orthogonal_part",
+    "perturbations",
     "project",
     "sam_perturbation",
     "scaled_perturbation",

@@ -10,6 +10,7 @@ from steppe.core.numerics.filters import is_weight
 from steppe.core.numerics.vector import ScaledVector, Vec
 
 Radius = float | Sequence[float]
+Offset = Vec | ScaledVector
 _TINY = 1e-12
 
 
@@ -26,7 +27,7 @@ def sam_perturbation(grads: Vec, rho: Radius, eps: float = _TINY) -> Vec:
     return vector.scale(grads, rho / (vector.norm(grads) + eps))
 
 
-def scaled_perturbation(grads: Vec, rho: Radius, scale: Vec | None = None) -> Vec | ScaledVector:
+def scaled_perturbation(grads: Vec, rho: Radius, scale: Vec | None = None) -> Offset:
     r"""Return `sam_perturbation` for `steppe.core.runtime.Runtime.at`: with one radius, not multiplied out.
 
     With a ``scale`` s it is that of the space scaled by s, :math:`s \cdot \epsilon(s \cdot g)`.
@@ -44,8 +45,8 @@ def ball_perturbation(
     rho: Radius,
     norm: str = "global",
     member: Sequence[int] = (),
-    start: Vec | ScaledVector | None = None,
-) -> Vec | ScaledVector:
+    start: Offset | None = None,
+) -> Offset:
     r"""Return `sam_perturbation` in one ball, or in several: one for each tensor, or for each network.
 
     Args:
@@ -96,7 +97,7 @@ def _shortened(offset: Tensor | None, rho: float) -> Tensor | None:
     return None if offset is None else offset * (rho / (vector.norm([offset]) + _TINY)).clamp(max=1.0)
 
 
-def adaptive_perturbation(grads: Vec, rho: Radius, weights: Sequence[Tensor], adaptive: str) -> Vec | ScaledVector:
+def adaptive_perturbation(grads: Vec, rho: Radius, weights: Sequence[Tensor], adaptive: str) -> Offset:
     r"""Return SAM's perturbation as GSAM adapts it to the weights (Zhuang et al., ICLR 2022).
 
     'none' is SAM's; 'abs' is :math:`|w| \cdot \epsilon(g)`; 'square' is :math:`|w| \cdot \epsilon(|w| \cdot g)`.

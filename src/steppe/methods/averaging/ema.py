@@ -30,9 +30,6 @@ class EMA(Method[WeightAverage]):
 
     decay: float = hyper(0.999, "d of the mean, after its warm-up", minimum=0, below=1)
 
-    def init(self, net: nn.Module) -> WeightAverage:
-        return WeightAverage(net)
-
     def before(self, batch: Batch, state: WeightAverage, rt: Runtime) -> None:
         state.measure_if_due(rt, batch, state.warm_up(self.decay))
 

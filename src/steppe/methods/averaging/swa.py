@@ -36,9 +36,6 @@ class SWA(Method[WeightAverage]):
     start: float = hyper(0.75, "when the mean begins", amount=True)
     every: int = hyper(1, "steps of a period", minimum=1, remedy="at least 1")
 
-    def init(self, net: nn.Module) -> WeightAverage:
-        return WeightAverage(net)
-
     def before(self, batch: Batch, state: WeightAverage, rt: Runtime) -> None:
         if state.count:  # the first network's own statistics fit the mean
             state.measure(rt, batch, 1 / (state.count + 1))

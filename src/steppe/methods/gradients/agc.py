@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from steppe.core.method import Cost, Method, Runtime, Vec, hyper
-from steppe.core.method.numerics import filters
+from steppe.core.method import Cost, Method, Runtime, hyper
+from steppe.core.method.numerics import Vec, filters
 
 
 @dataclass(frozen=True)

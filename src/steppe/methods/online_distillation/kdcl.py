@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 
 from steppe.core.method import Batch, Runtime, StepOutput, autocast_disabled, hyper, upcast_to_float32
-from steppe.core.method.numerics import distillation_targets, losses
+from steppe.core.method.numerics import losses
 from steppe.methods.online_distillation._base import EnsembleDistillation
 
 
@@ -35,7 +35,7 @@ from steppe.methods.online_distillation._base import EnsembleDistillation
 class KDCL(EnsembleDistillation):
     """Train ``networks`` on the labels, times ``ce``, and towards their ``target``, times ``lam``."""
 
-    target: str = hyper("mean", "how the teacher is made", choices=distillation_targets.KDCL_TARGETS)
+    target: str = hyper("mean", "how the teacher is made", choices=losses.KDCL_TARGETS)
     T: float = hyper(4.0, "temperature", above=0)
     ce: float = hyper(0.5, "weight of the labels", minimum=0)
     lam: float = hyper(0.5, "weight of the teacher", minimum=0)
@@ -52,7 +52,7 @@ class KDCL(EnsembleDistillation):
         if self.lam:
             constant = torch.stack([upcast_to_float32(z.detach()) for z in logits])
             with autocast_disabled(constant):
-                target = distillation_targets.KDCL_TARGETS[self.target]
+                target = losses.KDCL_TARGETS[self.target]
                 t = target(constant, losses.one_hot(batch.y, constant[0]))
             terms += [self.lam * losses.distillation_loss(t, z, self.T) for z in logits]
         return StepOutput(losses.total(terms), logits[0])

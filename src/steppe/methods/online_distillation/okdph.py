@@ -22,9 +22,8 @@ Differs  1. gradient = 'chain' follows the equation: r_m times the hybrid's grad
          5. deployed is the first student or, with deploy = 'hybrid', the hybrid; the code reports the best of all.
          6. t is the code's, the paper does not define it; T is the code's default.
          7. students start from different weights; same_start = True, as in the code, is the default of a preset.
-            Give a view for each and one for the hybrid (extra["view 2"], ...): without, fusion makes the students
-            one network, and the method is plain training at three times the cost. Runs without data.views crop
-            the augmented image for each further view.
+            Give each and the hybrid a view (extra["view 2"], ...): without, fusion makes the students one network, and
+            the method is plain training at three times the cost. Runs without data.views crop the augmented image.
 Start    omega 0.8, beta 0.8, gamma 0.5, T 4 (code), every '5b' (table 6); preset 'cifar100-vgg16' and others
 """
 
@@ -34,23 +33,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from steppe.config import presets
-from steppe.core.method import Batch, Cost, InputError, Runtime, StepOutput, hyper, require
+from steppe.core.method import Batch, Cost, OnlineDistillation, Runtime, StepOutput, hyper, require
 from steppe.core.method.numerics import losses
-from steppe.core.state import rng
+from steppe.core.schedules import due
 from steppe.errors import unknown
-from steppe.methods.online_distillation._base import OnlineDistillation
-from steppe.models.multi.hybrid import Gradient, HybridEnsemble
+from steppe.models.multi.hybrid import Gradient, HybridEnsemble, HybridWeights, mixing_shares
 from steppe.models.multi.inputs import fresh_networks
-
-
-class HybridWeights(nn.Module):
-    """The hybrid's weights from before the update, from the beginning of a step to its fusion; else None."""
-
-    weights: dict[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -128,9 +119,6 @@ class OKDPH(OnlineDistillation[HybridWeights]):
         # with omega = 1 no gradient comes from the hybrid
         return HybridEnsemble(networks, "none" if self.resolved.omega == 1 else cast(Gradient, self.gradient))
 
-    def init_members(self, net: nn.Module) -> HybridWeights:
-        return HybridWeights()
-
     def before(self, batch: Batch, state: HybridWeights, rt: Runtime) -> None:
         """With fuse = 'before' make the hybrid as the code does, before the step's first pass; store it if due."""
         if self.networks == 1:
@@ -163,22 +151,9 @@ class OKDPH(OnlineDistillation[HybridWeights]):
             state.weights = None
 
     def shares(self, rt: Runtime) -> Tensor:
-        """Return this step's r (N,), on the CPU: a function of seed and step, so that all passes have the same."""
-        if self.mixing == "mean":
-            return torch.full((self.networks,), 1 / self.networks, dtype=torch.float64)
-        generator = rng.generator(rt.options.seed, "mixing", rt.now.step, torch.device("cpu"))
-        weights = torch.empty(self.networks, dtype=torch.float64).exponential_(generator=generator)
-        return weights / weights.sum()
+        """Return this step's r (N,): a function of seed and step, so that all passes have the same."""
+        return mixing_shares(self.networks, self.mixing, rt.options.seed, rt.now.step)
 
     def due(self, step: int, epoch: int | None) -> bool:
-        """Return whether fusion follows this step (from 0); raises InputError if it needs an epoch's length."""
-        every = str(self.resolved.every)
-        count = int(every[:-1])
-        if every.endswith("b"):
-            return (step % epoch if epoch else step) % count == 0
-        if epoch is None:
-            raise InputError(
-                f"every is {every!r} and the length of an epoch is unknown; bind with epoch=len(loader), or give "
-                "every in batches ('5b')"
-            )
-        return (step + 1) % epoch == 0 and step // epoch % count == 0
+        """Return whether fusion follows this step (from 0)."""
+        return due(str(self.resolved.every), step, epoch)

@@ -50,9 +50,6 @@ class PCL(BranchDistillation[WeightAverage]):
     def views(self) -> int:
         return self.branches
 
-    def init_members(self, net: nn.Module) -> WeightAverage:
-        return WeightAverage(net)
-
     def objective(self, batch: Batch, state: WeightAverage, rt: Runtime) -> StepOutput:
         """The losses of branches and joint classifier, and the branches' divergences from it and from the mean."""
         # before the pass of the weights, whose graph a change of them would break

@@ -11,27 +11,14 @@ Differs  1. squared = True multiplies the KL by T^2 as the code does; the poster
             ours at T = 5).
          2. the mean warms up, d = min(decay, (1 + t) / (10 + t)): at decay 0.9998 it would hold a fifth of the
              random initial weights after six epochs.
-          3. the mean's running statistics are its own, measured at its weights; the code averages them.
-          4. deployed are the weights; the code reports the mean's accuracy if that option is set.
-Start    lam 0.8, T 5, decay 0.9998, start after 6 epochs of 90, 0.066666 (authors' script:
-         epoch > 5, counted from 0)
+         3. the mean's running statistics are its own, measured at its weights; the code averages them.
+         4. deployed are the weights; the code reports the mean's accuracy if that option is set.
+Start    lam 0.8, T 5, decay 0.9998, start 0.066666, 6 epochs of 90 (authors' script: epoch > 5, counted from 0)
 """
 
 from dataclasses import dataclass
 
-from torch import nn
-
-from steppe.core.method import (
-    Batch,
-    Cost,
-    Method,
-    Runtime,
-    StepOutput,
-    WeightAverage,
-    call_model,
-    extract_logits,
-    hyper,
-)
+from steppe.core.method import Batch, Cost, Method, Runtime, StepOutput, WeightAverage, call_for_logits, hyper
 from steppe.core.method.numerics import losses
 
 
@@ -47,16 +34,13 @@ class MESA(Method[WeightAverage]):
     start: float = hyper(0, "when the divergence begins", amount=True)
     squared: bool = hyper(True, "multiply the divergence by T^2")
 
-    def init(self, net: nn.Module) -> WeightAverage:
-        return WeightAverage(net)
-
     def objective(self, batch: Batch, state: WeightAverage, rt: Runtime) -> StepOutput:
         """The loss plus the divergence from the mean."""
         if not rt.now.reached(self.start, "start"):
             return rt.supervised(batch)
         # before the pass of the weights, whose graph a change of them would break
         with state.swapped_in(rt.net):
-            teacher = extract_logits(call_model(rt.net, batch.x))
+            teacher = call_for_logits(rt.net, batch.x)
         rt.count(forward=len(batch))
         out = rt.supervised(batch)
         weight = self.lam * (self.T**2 if self.squared else 1.0)

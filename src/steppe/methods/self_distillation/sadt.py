@@ -19,10 +19,10 @@ Differs  the paper leaves open, and we take from the notebook: KL's first argume
          of its general formula, direction = 'aux-pre' is the other.
          preset = 'notebook' takes further:  noise on weights of two or more dimensions only (paper: every
          layer);  KL(f(x; w_t) || f(x; w)) in variants 2 and 3 (paper: the other way round in variant 3);  in
-         variant 2 sigma 0.1 (paper: 1e-4), the softmax layer's bias multiplied by N(0, 0.1^2) and noise on the
-         tensor that the notebook's layer index hits (paper: last dense layer and last convolution): tensor:7, a
-         bias, in the Simple CNN; tensor:53, a running variance, so none, in VGG; in Inception-ResNet 49 of Keras's
-         list, which is by depth, a beta that is tensor:47 in ours.
+         variant 2 sigma 0.1 (paper: 1e-4), the softmax layer's bias multiplied by N(0, 0.1^2), noise on the tensor
+         that its layer index hits (paper: last dense layer and last convolution): tensor:7, a bias, in Simple CNN;
+         tensor:53, a running variance, so none, in VGG; tensor:47 in Inception-ResNet, a beta, 49 of Keras's list,
+         which is by depth.
 Start    sigma 1e-4, the initial learning rate (paper, section 3.1)
 """
 
@@ -34,8 +34,8 @@ import torch
 from torch import Tensor, nn
 
 from steppe.config import presets
-from steppe.core.method import Batch, Cost, Method, Runtime, StepOutput, Vec, hyper
-from steppe.core.method.numerics import filters, losses, vector
+from steppe.core.method import Batch, Cost, Method, Runtime, StepOutput, hyper
+from steppe.core.method.numerics import Vec, filters, losses, vector
 from steppe.models.multi.shared_trunk import branch_logits, flops_share, is_within, split_sequential
 
 
@@ -95,14 +95,8 @@ class SADT(Method):
 
     def _teachers(self, u: Vec, rt: Runtime) -> list[Vec]:
         """Return each teacher's offset from the present weights."""
-        offsets = []
-        for name in self.scopes:
-            scope = name.removesuffix("*")
-            where = rt.once(("scope", scope), partial(filters.in_scope, rt.net, rt.params, scope))
-            n = vector.scale(vector.gaussian(rt.params, rt.rng, where), self.resolved.sigma)
-            if name.endswith("*"):
-                n = [None if t is None else p.detach() * (t - 1) for t, p in zip(n, rt.params, strict=True)]
-            offsets.append(n)
+        noise = partial(filters.scope_noise, rt.net, rt.params, self.resolved.sigma, rt.rng, rt.once)
+        offsets = [noise(scope) for scope in self.scopes]
         if self.variant == 3:
             common = rt.shared(u)
             offsets = [vector.scale(vector.add(common, n), self.ascent) for n in offsets]

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 
 import torch
 
-from steppe.core.method import Batch, Cost, Method, Runtime, ScaledVector, ScheduleValue, StepOutput, Vec, hyper
-from steppe.core.method.numerics import sam_perturbation, scaled_perturbation, vector
+from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method.numerics import Offset, Vec, sam_perturbation, scaled_perturbation, vector
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ESAM(Method):
         chosen[uniform.argmin()] = True
         return [bool(c) for c in chosen.tolist()]
 
-    def _perturbation(self, g: Vec, rt: Runtime) -> Vec | ScaledVector:
+    def _perturbation(self, g: Vec, rt: Runtime) -> Offset:
         rho = rt.setting("rho", self.rho)
         if self.beta == 1:
             return scaled_perturbation(g, rho)

@@ -15,8 +15,6 @@ Start    rho 0.2, sigma 1, lam 0.6 (CIFAR-100, ResNet-18, authors' script; their
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from steppe.core.method import Batch, Cost, Method, ParamState, Runtime, ScheduleValue, StepOutput, hyper
 from steppe.core.method.numerics import scaled_perturbation, vector
 
@@ -37,9 +35,6 @@ class FriendlySAM(Method[GradientMean]):
     rho: ScheduleValue = hyper(0.2, "radius of the ball", minimum=0, plain_at=0)
     sigma: float = hyper(1.0, "weight of the mean that is subtracted", minimum=0)
     lam: float = hyper(0.6, "decay of the mean", minimum=0, below=1, usual="0.6 to 0.95")
-
-    def init(self, net: nn.Module) -> GradientMean:
-        return GradientMean(net)
 
     def step(self, batch: Batch, state: GradientMean, rt: Runtime) -> StepOutput:
         """Gradient at w, perturb along its part specific to the batch, gradient there, restore w, update."""

@@ -18,16 +18,8 @@ Start    k 5, alpha 0.7, rho 0.1; layerwise for batches of 4,096 and more (paper
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from steppe.core.method import Batch, Cost, Method, ParamState, Runtime, ScheduleValue, StepOutput, hyper
-from steppe.core.method.numerics import (
-    at_length_of,
-    layerwise_perturbation,
-    orthogonal_part,
-    scaled_perturbation,
-    vector,
-)
+from steppe.core.method.numerics import at_length_of, orthogonal_part, perturbations, vector
 
 
 class PerturbedPart(ParamState):
@@ -50,17 +42,14 @@ class LookSAM(Method[PerturbedPart]):
     layerwise: bool = hyper(False, "perturb each tensor by its own norm (Look-LayerSAM)")
     cap: float | None = hyper(None, "largest ratio |w_l| / |g_l| of layerwise", above=0)
 
-    def init(self, net: nn.Module) -> PerturbedPart:
-        return PerturbedPart(net)
-
     def step(self, batch: Batch, state: PerturbedPart, rt: Runtime) -> StepOutput:
         """A step of SAM that stores v, or an update with the gradient plus the stored v."""
         rho = rt.setting("rho", self.rho)
         out, g = rt.grad(batch)
         if rt.now.step % self.k == 0:
             s = rt.shared(g)
-            layers = layerwise_perturbation(s, rho, rt.params, self.cap) if self.layerwise else None
-            with rt.at(layers or scaled_perturbation(s, rho)):
+            layers = perturbations.layerwise_perturbation(s, rho, rt.params, self.cap) if self.layerwise else None
+            with rt.at(layers or perturbations.scaled_perturbation(s, rho)):
                 _, g_s = rt.grad(batch)
             v = orthogonal_part(rt.all_reduce_mean(g_s), rt.all_reduce_mean(g), self.norm) if self.k > 1 else None
             rt.apply(g_s)

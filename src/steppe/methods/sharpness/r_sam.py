@@ -16,8 +16,8 @@ Start    rho as SAM, gamma 0.01 as RWP; for ViT-B/16 on ImageNet gamma rises fro
 
 from dataclasses import dataclass
 
-from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, Vec, hyper
-from steppe.core.method.numerics import filters, sam_perturbation, scaled_perturbation, vector
+from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method.numerics import Vec, filters, sam_perturbation, scaled_perturbation, vector
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,13 @@ Differs  1. weight decay is the optimizer's, at w; the authors put it into the l
          3. running statistics come from the clean pass only, as the authors' do; davda54's counts both.
          4. a zero gradient gives e = 0; the authors' code has no guard and gives NaN.
          5. the reported loss is the clean pass's; the authors log the perturbed one.
-Start    rho 0.05 (CIFAR-10), 0.1 (CIFAR-100) with SGD; 0.001 for transformers with Adam (RWP paper v1,
-         tables 1, 9)
+Start    rho 0.05 (CIFAR-10), 0.1 (CIFAR-100) with SGD; 0.001 for transformers with Adam (RWP v1, tables 1, 9)
 """
 
 from dataclasses import dataclass
 
-from steppe.core.method import Batch, Cost, Method, Runtime, ScaledVector, ScheduleValue, StepOutput, Vec, hyper
-from steppe.core.method.numerics import ball_perturbation, with_decay
+from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method.numerics import Offset, ball_perturbation, with_decay
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class SAM(Method):
         rho = rt.setting("rho", self.rho)
         out, g = rt.grad(batch)
         g = with_decay(g, rt.params, self.decay)
-        e: Vec | ScaledVector | None = None if self.ascents == 1 else [None] * len(g)
+        e: Offset | None = None if self.ascents == 1 else [None] * len(g)
         for _ in range(self.ascents if rho else 0):
             e = ball_perturbation(rt.shared(g), rho, self.norm, rt.member, e)
             with rt.at(e):

@@ -17,8 +17,6 @@ Start    gamma 0.015, alpha 0.5, eta 0.1, beta 0.99 (CIFAR, authors' script)
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from steppe.core.method import Batch, Cost, Method, ParamState, Runtime, ScheduleValue, StepOutput, hyper
 from steppe.core.method.numerics import filters, vector
 
@@ -40,9 +38,6 @@ class ARWP(Method[SquaredGradients]):
     alpha: float = hyper(0.5, "weight of the clean gradient", minimum=0, maximum=1, plain_at=1)
     eta: float = hyper(0.1, "weight of F in the damping", minimum=0)
     beta: float = hyper(0.99, "decay of F", minimum=0, below=1)
-
-    def init(self, net: nn.Module) -> SquaredGradients:
-        return SquaredGradients(net)
 
     def step(self, batch: Batch, state: SquaredGradients, rt: Runtime) -> StepOutput:
         """Clean gradient at w, noisy gradient at w + n, restore w, update with their mean; add the square to F."""

@@ -17,19 +17,8 @@ from itertools import pairwise
 
 import torch
 
-from steppe.core.method import (
-    Batch,
-    Cost,
-    Method,
-    Runtime,
-    ScaledVector,
-    ScheduleValue,
-    StepOutput,
-    Vec,
-    hyper,
-    join_logits,
-)
-from steppe.core.method.numerics import filters, vector
+from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper, join_logits
+from steppe.core.method.numerics import ScaledVector, Vec, filters, vector
 
 
 @dataclass(frozen=True)

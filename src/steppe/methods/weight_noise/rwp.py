@@ -13,29 +13,16 @@ Differs  1. alpha weighs the clean gradient (paper); the authors' code weighs th
          3. batches = 2, the paper's way, takes the step's batch as B1 and B2, one half each: give it twice the
             batch to have the paper's 2b samples. The noisy half draws dropout masks of its own.
          4. halves = True: even processes take the clean gradient and odd ones the noisy one, each on its own
-            batch, as the authors' script. Weights are exact for any number of processes above one; theirs asks for
-            an even number. Noise differs between processes, theirs has one seed. Replicas stay equal bit for
-            bit, since weights are restored by copy.
+            batch, as the authors' script. Weights are exact for any number of processes above one, theirs for an
+            even number. Noise differs between processes, theirs has one seed. Replicas stay equal bit for bit.
          5. running statistics are those of the clean pass, or of the first process, which is a clean one.
-Start    gamma 0.01, alpha 0.5 (CIFAR); gamma 0.005 (ImageNet); gamma 0.001 (ViT) (paper, section 4.1,
-         appendices D and E)
+Start    gamma 0.01, alpha 0.5 (CIFAR), gamma 0.005 (ImageNet), 0.001 (ViT) (paper, section 4.1, appendices D, E)
 """
 
 from dataclasses import dataclass
 
-from steppe.core.method import (
-    Batch,
-    Cost,
-    Method,
-    Runtime,
-    ScaledVector,
-    ScheduleValue,
-    StepOutput,
-    hyper,
-    plain_step,
-    require,
-)
-from steppe.core.method.numerics import filters, vector
+from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper, plain_step, require
+from steppe.core.method.numerics import ScaledVector, filters, vector
 
 
 @dataclass(frozen=True)

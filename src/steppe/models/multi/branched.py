@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from steppe.core.amp import upcast_to_float32
 from steppe.core.method import with_weights
-from steppe.core.model_call import call_model, extract_logits
+from steppe.core.model_call import call_for_logits, call_model
 from steppe.errors import InputError
 from steppe.models.multi._standins import ActivationCache, CachedModule, SplitReached, Standin, TrunkEnd
 from steppe.models.multi.inputs import fresh_networks, inputs_of
@@ -107,7 +107,7 @@ class BranchedNetwork(nn.Module):
                 if number == 0:
                     result.entered = pooled(self._split_input(), self.entry)
                 self.cache.start_branch()
-                result.logits.append(extract_logits(call_model(branch, own)))
+                result.logits.append(call_for_logits(branch, own))
                 self.cache.check_unchanged()
                 result.features.append(pooled(features_of(self.cache, self.head)))
                 result.maps.append(self._last_map(result.features[-1]))
@@ -199,7 +199,7 @@ class SeparateNetworks(nn.Module):
         """Return the outputs of all networks."""
         result = BranchOutputs()
         for net, own, head in zip(self.networks, inputs_of(self.size, x, views, named), self.heads, strict=True):
-            result.logits.append(extract_logits(call_model(net, own)))
+            result.logits.append(call_for_logits(net, own))
             result.features.append(pooled(features_of(self.cache, head)))
             self.cache.end_pass()
         return result

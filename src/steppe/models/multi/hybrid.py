@@ -9,14 +9,35 @@ from torch.func import functional_call
 
 from steppe.core.batch import Batch
 from steppe.core.method import with_weights
-from steppe.core.model_call import call_model, extract_logits
+from steppe.core.model_call import call_for_logits, extract_logits
 from steppe.core.multi_network import PeerOutputs
+from steppe.core.state import rng
 from steppe.core.state.param_state import TensorCopies
 from steppe.errors import InputError
 from steppe.models.multi.ensemble import Ensemble
 from steppe.models.multi.inputs import inputs_of, views_of
 
 Gradient = Literal["none", "chain", "full"]
+
+
+class HybridWeights(nn.Module):
+    """The hybrid's weights from before the update, from the beginning of a step to its fusion; else None."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.weights: dict[str, Tensor] | None = None
+
+
+def mixing_shares(count: int, mixing: str, seed: int, step: int) -> Tensor:
+    """Return the shares of ``count`` networks in the hybrid (N,), on the CPU: equal or drawn ('dirichlet').
+
+    They are a function of seed and step.
+    """
+    if mixing == "mean":
+        return torch.full((count,), 1 / count, dtype=torch.float64)
+    generator = rng.generator(seed, "mixing", step, torch.device("cpu"))
+    weights = torch.empty(count, dtype=torch.float64).exponential_(generator=generator)
+    return weights / weights.sum()
 
 
 class HybridEnsemble(Ensemble):
@@ -47,7 +68,7 @@ class HybridEnsemble(Ensemble):
     ) -> PeerOutputs:
         """Return the logits of each network, and of the hybrid with shares ``mix`` (N,), by default equal."""
         *inputs, last = inputs_of(self.size + 1, x, views, named)
-        logits = tuple(extract_logits(call_model(net, v)) for net, v in zip(self.networks, inputs, strict=True))
+        logits = tuple(call_for_logits(net, v) for net, v in zip(self.networks, inputs, strict=True))
         first: Any = self.networks[0]
         args, kwargs = ((), last) if isinstance(last, dict) else ((last,), {})
         hybrid = functional_call(first, self._hybrid(mix), args, kwargs, tie_weights=False)
