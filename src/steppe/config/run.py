@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from steppe.config._checks import check_choice, check_choices, check_positive
 from steppe.config.data import Data
-from steppe.config.fields import from_dict
 from steppe.config.method_spec import SPEC, as_method
 from steppe.config.optim import Optim
 from steppe.errors import InputError
@@ -143,9 +142,12 @@ class Run(RunOptions):
         super().__post_init__()
         object.__setattr__(self, "method", as_method(self.method))
 
-    def __reduce__(self) -> Any:
-        # to a worker as to a record: a class that a script enters in the list need not be one that pickle finds
-        return from_dict, (Run, self.as_dict())
+    def __getstate__(self) -> dict[str, Any]:
+        # a worker gets the method as text, as a record does: pickle does not find every class that a script lists
+        return vars(self) | {"method": self.label}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"method": as_method(state["method"])})
 
     @property
     def label(self) -> str:
