@@ -12,6 +12,7 @@ from numbers import Real
 from typing import Any, Literal
 
 from steppe.config._checks import check_choice, check_choices, check_positive
+from steppe.config._dataset_name import dataset_name
 from steppe.config.data import Data
 from steppe.config.method_spec import SPEC, as_method
 from steppe.config.optim import Optim
@@ -129,7 +130,8 @@ class Run(RunOptions):
     Attributes:
         method: Name with optional settings: sam, sam:rho=0.1, sadt-v1:sigma=0, sam+gc.
         model: Name of the network.
-        dataset: Name of the data set, or name:PATH if it is read from files (folder:PATH, cifar10:PATH).
+        dataset: Name of the data set, or name:PATH if it is read from files (folder:PATH, cifar10:PATH). However
+            it is written, a path below the working folder is stored relative to it, any other without links.
         seed: Seed of initial weights, order of samples, augmentation, dropout and the method's noise.
     """
 
@@ -141,6 +143,7 @@ class Run(RunOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "method", as_method(self.method))
+        object.__setattr__(self, "dataset", dataset_name(self.dataset))
 
     def __getstate__(self) -> dict[str, Any]:
         # a worker gets the method as text, as a record does: pickle does not find every class that a script lists
@@ -187,6 +190,7 @@ class Study(RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "datasets", tuple(map(dataset_name, self.datasets)))
         for name in ("methods", "models", "datasets", "seeds"):
             values = getattr(self, name)
             if isinstance(values, str):
