@@ -69,7 +69,7 @@ def test_a_data_set_has_one_name_however_its_path_is_written(kind, tmp_path, mon
     def names(*paths):
         runs = {Run(dataset=f"{kind}:{path}") for path in map(str, paths)}
         assert {run.dataset for run in runs} == {Study(datasets=(run.dataset,)).datasets[0] for run in runs}
-        assert len({run.digest("plain") for run in runs}) == len(runs)
+        assert len({run.digest() for run in runs}) == len(runs)
         return {run.dataset for run in runs}
 
     same = (

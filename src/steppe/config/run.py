@@ -168,8 +168,9 @@ class Run(RunOptions):
         They depend on every hyper-parameter's value, defaults included, and on no spelling: ``sam`` and
         ``sam:rho=0.05`` are the same run, and a run under a changed default is another.
         """
-        content = _unified(essential(self.as_dict()) | {"method": self.method.to_dict()})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        content = json.dumps(essential(self.as_dict()) | {"method": self.method.to_dict()})
+        content = json.dumps(json.loads(content, parse_float=_shortest), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,14 +225,10 @@ def _plain(value: Any) -> Any:
     return value.item() if number else getattr(value, SPEC, value)
 
 
-def _unified(value: Any) -> Any:
-    """Return plain data in which equal numbers have equal texts: 1 and 1.0."""
-    if isinstance(value, dict):
-        return {k: _unified(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_unified(v) for v in value]
-    whole = isinstance(value, float) and value.is_integer()
-    return int(value) if whole else value
+def _shortest(text: str) -> float:
+    """Return the number of a text, whole if it can be: 1.0 and 1 have one text."""
+    number = float(text)
+    return int(number) if number.is_integer() else number
 
 
 # Options that change no number of a run's records.
