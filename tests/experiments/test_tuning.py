@@ -63,7 +63,9 @@ def searched(tmp_path_factory, images):
 
 def test_default_ranges_surround_the_default_and_are_accepted():
     for name in methods.names():
-        if not {"rho", "gamma", "alpha", "sigma", "lam"} & {k for k, v in vars(methods.make(name)).items() if v}:
+        if not {"rho", "gamma", "alpha", "sigma", "lam"} & {
+            k for k, v in vars(methods.make(name).resolved).items() if v
+        }:
             with pytest.raises(steppe.InputError, match="has none of rho, gamma, alpha, sigma, lam"):
                 space(name)
             continue
