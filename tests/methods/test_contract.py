@@ -108,6 +108,9 @@ class Free(Method):
     kind: str = hyper("a", "a kind", choices=("a", "b", "c"))
     when: float = hyper(0.5, "when", amount=True)
     rho: float | Schedule = hyper(0.1, "a radius", above=0)
+    most: float = hyper(1.0, "at most 5", maximum=5)
+    few: int = hyper(1, "below 5", below=5)
+    even: int = hyper(2, "even", valid=lambda n: n % 2 == 0)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +123,9 @@ class Free(Method):
         ({"kind": "d"}, "Free: kind is 'd'; give 'a', 'b' or 'c'"),
         ({"when": -1}, "Free: when is -1; give a step number, or a share of the training below 1"),
         ({"rho": Linear(0, 1)}, r"Free: rho is Linear\(.*\); give a number above 0 \(0.1 is usual\)"),
+        ({"most": 6}, r"Free: most is 6; give a number of at most 5 \(1 is usual\)"),
+        ({"few": 5}, r"Free: few is 5; give below 5 \(1 is usual\)"),
+        ({"even": 3}, r"Free: even is 3; give another value \(2 is usual\)"),
         ({"share": math.nan}, "Free: share is nan; give a finite number"),
     ],
 )

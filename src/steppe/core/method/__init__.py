@@ -26,12 +26,12 @@ from steppe.core.method.hyperparameters import hyper
 from steppe.core.method.online_distillation import OnlineDistillation
 from steppe.core.model_call import call_for_logits, call_model, extract_logits
 from steppe.core.runtime import Runtime, StepOutput
-from steppe.core.schedules import ScheduleValue
+from steppe.core.schedules import ScheduleValue, due
 from steppe.core.state import logit_bank
 from steppe.core.state.logit_bank import LogitBank
 from steppe.core.state.param_state import ParamState
 from steppe.core.state.weight_average import WeightAverage
-from steppe.errors import InputError
+from steppe.errors import InputError, unknown
 
 __all__ = [
     "Batch",
@@ -49,6 +49,7 @@ __all__ = [
     "autocast_disabled",
     "call_for_logits",
     "call_model",
+    "due",
     "extract_logits",
     "hyper",
     "join_logits",
@@ -58,6 +59,7 @@ __all__ = [
     "overrides",
     "plain_step",
     "require",
+    "unknown",
     "upcast_to_float32",
     "with_weights",
 ]

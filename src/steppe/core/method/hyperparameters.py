@@ -71,22 +71,30 @@ class Constraint:
             and (self.below is None or isinstance(value, Schedule) or value < self.below)
         )
 
-    def text(self, default: Any, whole: bool) -> str:
-        """Return the range as the remedy of an error."""
+    def range(self, whole: bool) -> str:
+        """Return the values as text, for whole numbers or others; empty if all are possible."""
         if self.remedy or self.amount:
             return self.remedy or _AMOUNT
         if self.choices:
             *most, last = map(repr, self.choices)
             return f"{', '.join(most)} or {last}" if most else last
-        low, high = self.minimum, self.maximum
-        if low is not None and (high is not None or self.below is not None):
-            limits = f"from {low:g} to " + (f"{high:g}" if high is not None else f"below {self.below:g}")
-        elif low is not None:
-            limits = f"at least {low:g}" if whole else f"of at least {low:g}"
-        else:
-            limits = f"above {self.above:g}" + ("" if high is None else f" and at most {high:g}")
+        low = "" if self.minimum is None else f"at least {self.minimum:g}"
+        low = low if self.above is None else f"above {self.above:g}"
+        high = "" if self.maximum is None else f"at most {self.maximum:g}"
+        high = high if self.below is None else f"below {self.below:g}"
+        text = f"{low} and {high}" if low and high else low or high
+        if low and high and self.minimum is not None:
+            text = f"from {self.minimum:g} to {high.removeprefix('at most ')}"
+        if whole or not text:
+            return text
+        return f"a number of {text}" if text.startswith("at ") else f"a number {text}"
+
+    def text(self, default: Any, whole: bool) -> str:
+        """Return the range as the remedy of an error."""
+        text = self.range(whole) or "another value"
+        if self.remedy or self.amount or self.choices:
+            return text
         usual = self.usual or (f"{default:g} is usual" if is_number(default) else "")
-        text = limits if whole else f"a number {limits}"
         return f"{text} ({usual})" if usual else f"{text}, or leave it out" if default is None else text
 
 

@@ -1,6 +1,7 @@
 """Perturbations of the weights as functions of gradients."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from steppe.core.numerics import vector
 from steppe.core.numerics.filters import is_weight
 from steppe.core.numerics.vector import ScaledVector, Vec
 
+T = TypeVar("T")
 Radius = float | Sequence[float]
 Offset = Vec | ScaledVector
 _TINY = 1e-12
@@ -152,9 +154,10 @@ def asam_scale(params: Sequence[nn.Parameter], owners: Sequence[nn.Module], eta:
     ]
 
 
-def with_decay(grads: Vec, params: Sequence[nn.Parameter], decay: float) -> Vec:
-    """Return the gradient plus ``decay`` times the weights, where there is a gradient: that of decay/2 |w|^2."""
+def with_decay(result: tuple[T, Vec], params: Sequence[nn.Parameter], decay: float) -> tuple[T, Vec]:
+    """Return an output and its gradient plus ``decay`` times the weights: that of decay/2 |w|^2 in the loss."""
+    out, grads = result
     if not decay:
-        return grads
+        return result
     weights: Vec = [None if g is None else p.detach() for p, g in zip(params, grads, strict=True)]
-    return vector.add(grads, weights, by=decay)
+    return out, vector.add(grads, weights, by=decay)

@@ -22,8 +22,8 @@ Differs  1. gradient = 'chain' follows the equation: r_m times the hybrid's grad
          5. deployed is the first student or, with deploy = 'hybrid', the hybrid; the code reports the best of all.
          6. t is the code's, the paper does not define it; T is the code's default.
          7. students start from different weights; same_start = True, as in the code, is the default of a preset.
-            Give each and the hybrid a view (extra["view 2"], ...): without, fusion makes the students one network, and
-            the method is plain training at three times the cost. Runs without data.views crop the augmented image.
+            Give each and the hybrid a view (extra["view 2"], ...): without, fusion makes the students one network,
+            plain training at three times the cost. Runs without data.views crop the augmented image for others.
 Start    omega 0.8, beta 0.8, gamma 0.5, T 4 (code), every '5b' (table 6); preset 'cifar100-vgg16' and others
 """
 
@@ -36,10 +36,8 @@ from typing import cast
 from torch import Tensor, nn
 
 from steppe.config import presets
-from steppe.core.method import Batch, Cost, OnlineDistillation, Runtime, StepOutput, hyper, require
+from steppe.core.method import Batch, Cost, OnlineDistillation, Runtime, StepOutput, due, hyper, require, unknown
 from steppe.core.method.numerics import losses
-from steppe.core.schedules import due
-from steppe.errors import unknown
 from steppe.models.multi.hybrid import Gradient, HybridEnsemble, HybridWeights, mixing_shares
 from steppe.models.multi.inputs import fresh_networks
 

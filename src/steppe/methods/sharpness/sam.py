@@ -40,12 +40,11 @@ class SAM(Method):
     def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """Gradient at w, perturb to w + e, gradient there, restore w, update."""
         rho = rt.setting("rho", self.rho)
-        out, g = rt.grad(batch)
-        g = with_decay(g, rt.params, self.decay)
+        out, g = with_decay(rt.grad(batch), rt.params, self.decay)
         e: Offset | None = None if self.ascents == 1 else [None] * len(g)
         for _ in range(self.ascents if rho else 0):
             e = ball_perturbation(rt.shared(g), rho, self.norm, rt.member, e)
             with rt.at(e):
-                g = with_decay(rt.grad(batch)[1], rt.params, self.decay)
+                _, g = with_decay(rt.grad(batch), rt.params, self.decay)
         rt.apply(g)
         return out
