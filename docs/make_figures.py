@@ -20,6 +20,7 @@ LARGE = {
     **{name: {"gamma": 0.25} for name in ("rwp", "arwp", "lpf-sgd")},
     "sadt-v1": {"sigma": 0.3},
 }
+MOMENTUM = {"msam": 0.5}  # of the optimizer, for methods that use it
 Point = tuple[float, float]
 
 
@@ -51,7 +52,8 @@ def path(name: str) -> list[tuple[Point, list[Point]]]:
     large = {"rho": 0.5} if hasattr(methods.make(name), "rho") else LARGE.get(name, {})
     method = methods.make(name, **large)
     net, (x, y) = TwoWeights(), data()
-    step = method.bind(net, torch.optim.SGD(net.parameters(), lr=2.5), steps=STEPS, epoch=1, seed=1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=2.5, momentum=MOMENTUM.get(name, 0.0))
+    step = method.bind(net, optimizer, steps=STEPS, epoch=1, seed=1)
     method.allocate(step.state, len(y), 2)
     points: list[Point] = []
     grad = step.runtime.grad

@@ -8,6 +8,7 @@ import make_figures
 
 from steppe import methods
 from steppe.core import schedules
+from steppe.core.method.hyperparameters import constraint_of, types_of
 from steppe.methods import MethodFacts
 
 FOLDER, RESULTS = Path(__file__).parent / "methods", Path(__file__).parent / "results"
@@ -47,15 +48,17 @@ def paragraph(text: str) -> str:
 
 
 def settings(name: str) -> str:
-    """Return a table of the method's settings and their defaults."""
+    """Return a table of the method's settings, their defaults and what they are."""
     method = methods.make(name)
     rows = []
     for f in dataclasses.fields(method):
-        value = getattr(method, f.name)
-        if isinstance(value, float | int | str | bool) or value is None or isinstance(value, schedules.Schedule):
-            text = schedules.format_schedule(value) if isinstance(value, schedules.Schedule) else f"{value}"
-            rows.append(f"| `{f.name}` | `{text}` |")
-    return "\n".join(["| setting | default |", "|---|---|", *rows]) if rows else "It has no settings."
+        value, constraint = getattr(method.resolved, f.name), constraint_of(f)
+        text = schedules.format_schedule(value) if isinstance(value, schedules.Schedule) else f"{value}"
+        limits = constraint.range(int in types_of(type(method))[f.name])
+        cells = [f"`{f.name}`", f"`{text}`", constraint.help, limits]
+        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    head = ["| setting | default | what it is | values |", "|---|---|---|---|"]
+    return "\n".join([*head, *rows]) if rows else "It has no settings."
 
 
 def status(name: str) -> str:

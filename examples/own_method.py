@@ -5,18 +5,19 @@ from dataclasses import dataclass
 import torch
 
 import steppe
-from steppe.core.numerics.perturbations import sam_perturbation
+from steppe.core.method import hyper
+from steppe.core.method.numerics import scaled_perturbation
 
 
 @dataclass(frozen=True)
 class DownhillSAM(steppe.Method):
     """w <- U(w, grad L(w - rho g / |g|)),   g = grad L(w)."""
 
-    rho: float = 0.05
+    rho: float = hyper(0.05, "length of the perturbation", minimum=0, plain_at=0)
 
     def step(self, batch, state, rt):
         out, g = rt.grad(batch)
-        with rt.at(sam_perturbation(g, -self.rho)):
+        with rt.at(scaled_perturbation(g, -self.rho)):
             _, g = rt.grad(batch)
         rt.apply(g)
         return out

@@ -15,13 +15,19 @@ def __getattr__(name: str) -> Any:
     if name == "__all__" or not name.startswith("_"):
         if find_spec(f"steppe.{name}") is not None:
             return import_module(f"steppe.{name}")
-        api = import_module("steppe.methods.api")
-        if name == "__all__" or name in api.__all__:
-            globals()[name] = getattr(api, name)  # a loop may look it up in each step
-            return globals()[name]
+        if name in (names := _public_names()):
+            globals()[name] = names[name]  # a loop may look it up in each step
+            return names[name]
+        if name == "__all__":
+            return list(names)
     raise AttributeError(f"module 'steppe' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     """Return the public names."""
-    return [*globals(), *import_module("steppe.methods.api").__all__]
+    return [*globals(), *_public_names()]
+
+
+def _public_names() -> dict[str, Any]:
+    public = vars(import_module("steppe.methods.api"))
+    return {name: value for name, value in public.items() if not name.startswith("_")}

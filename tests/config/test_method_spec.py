@@ -29,11 +29,11 @@ def test_specs_that_name_no_method_are_refused_with_the_remedy(spec, message):
 
 
 def test_presets_of_sadt_set_its_fields():
-    paper, notebook = make("sadt-v2"), make("sadt-v2", preset="notebook")
+    paper, notebook = make("sadt-v2").resolved, make("sadt-v2", preset="notebook").resolved
     assert (paper.sigma, paper.scope, paper.direction) == (1e-4, "last-conv last-dense", "pre-aux")
     assert (notebook.sigma, notebook.scope, notebook.direction) == (0.1, "last-bias* tensor:7", "aux-pre")
-    assert make("sadt-v1", sigma=1e-4) == make("sadt-v1")
-    assert make("sadt-v1", preset="notebook").scope == "kernels"
+    assert make("sadt-v1", sigma=1e-4).to_dict() == make("sadt-v1").to_dict()
+    assert make("sadt-v1", preset="notebook").resolved.scope == "kernels"
 
 
 def test_values_are_numbers_texts_or_booleans():

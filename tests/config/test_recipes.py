@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from steppe import methods, models
+from steppe import models
 from steppe.cli.main import main
 from steppe.config import Optim, Run, recipes
 from steppe.experiments import recipe_scaling
@@ -83,7 +83,7 @@ def trained_rows() -> Iterator[object]:
     first = {}
     for name, data, model, row, run in rows():
         network = model if model in models.names() else STAND_IN
-        first.setdefault((network, type(methods.parse(run.method)).__name__), (name, data, model, row))
+        first.setdefault((network, type(run.method).__name__), (name, data, model, row))
     for (network, method), values in first.items():
         slow = pytest.mark.slow if network in SLOW else ()
         yield pytest.param(*values, id=f"{network}-{method}", marks=slow)
@@ -109,12 +109,12 @@ def test_every_class_of_methods_trains_every_network(name, data, model, row, pla
 
 @pytest.mark.slow
 def test_the_method_of_every_row_is_built_for_its_network():
-    runs = {(run.model, run.method, run.dataset): run for *_, run in rows() if run.model in models.names()}
+    runs = {(run.model, run.label, run.dataset): run for *_, run in rows() if run.model in models.names()}
     assert len(runs) > 300
     with torch.device("meta"):
         for run in runs.values():
             make = partial(models.build, run.model, classes=10, channels=3, size=32)
-            net = methods.parse(run.method).build(make)
+            net = run.method.build(make)
             assert next(net.parameters()).is_meta
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from steppe import InputError
 from steppe.config import Data, Monitoring, Optim, Run, Study
-from steppe.methods import parse
 
 
 @pytest.mark.parametrize(
@@ -42,6 +41,8 @@ from steppe.methods import parse
         (lambda: Monitoring(weights=0), "watch.weights is 0; give a number of epochs, at least 1"),
         (lambda: Study(methods=()), "methods is empty"),
         (lambda: Study(seeds=(1, 1)), "seeds names one twice"),
+        (lambda: Study(methods=("sam", "sam")), "methods names one twice: sam sam"),
+        (lambda: Study(methods="sam"), "methods is 'sam'; give a list, \\['sam'\\]"),
     ],
 )
 def test_impossible_values_are_one_line_with_the_field_and_the_remedy(construct, message):
@@ -68,7 +69,7 @@ def test_a_data_set_has_one_name_however_its_path_is_written(kind, tmp_path, mon
     def names(*paths):
         runs = {Run(dataset=f"{kind}:{path}") for path in map(str, paths)}
         assert {run.dataset for run in runs} == {Study(datasets=(run.dataset,)).datasets[0] for run in runs}
-        assert len({run.digest("plain") for run in runs}) == len(runs)
+        assert len({run.digest() for run in runs}) == len(runs)
         return {run.dataset for run in runs}
 
     same = (
@@ -95,9 +96,7 @@ def test_a_data_set_has_one_name_however_its_path_is_written(kind, tmp_path, mon
 
 
 def test_the_digest_depends_on_every_field_but_those_that_change_no_result():
-    def digest(run: Run) -> str:
-        return run.digest(repr(parse(run.method)))
-
+    digest = Run.digest
     base = Run(method="sam", match="seconds", seconds=1.0)
     assert digest(base) == digest(dataclasses.replace(base, method="sam:rho=0.05"))
     changes = {
@@ -130,9 +129,9 @@ def test_the_grid_has_every_combination_once():
     study = Study(methods=("plain", "sam"), seeds=(0, 1, 2), models=("a", "b"))
     runs = study.runs()
     assert len(set(runs)) == len(runs) == 12
-    assert {r.method for r in runs[:2]} == {"plain", "sam"}
+    assert {r.label for r in runs[:2]} == {"plain", "sam"}
 
 
 def test_no_augmentation_has_a_name() -> None:
     assert Data(augment=("none",)) == Data(augment=())
-    assert Run(data=Data(augment=("none",))).digest("Plain()") == Run(data=Data(augment=())).digest("Plain()")
+    assert Run(data=Data(augment=("none",))).digest() == Run(data=Data(augment=())).digest()

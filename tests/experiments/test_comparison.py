@@ -50,7 +50,7 @@ def test_a_run_whose_worker_is_killed_is_resumed_by_another_up_to_three_times(tm
     killed: list[int] = []
 
     def progress(job, news):
-        if job.run.method == "sam" and len(killed) < kills and not isinstance(news, str):
+        if job.run.label == "sam" and len(killed) < kills and not isinstance(news, str):
             worker = process_with(job.folder / "lock")
             assert worker, "no process holds the run's lock"
             if worker not in killed:
@@ -59,8 +59,8 @@ def test_a_run_whose_worker_is_killed_is_resumed_by_another_up_to_three_times(tm
 
     errors = experiments.run(grid, 2, progress)
     assert len(killed) == kills
-    assert [job.run.method for job in errors] == (["sam"] if kills == 3 else [])
-    assert [job.run.method for job in grid.open] == (["sam"] if kills == 3 else [])
+    assert [job.run.label for job in errors] == (["sam"] if kills == 3 else [])
+    assert [job.run.label for job in grid.open] == (["sam"] if kills == 3 else [])
     if errors:
         assert "gave up after 3 workers were killed (last: SIGKILL)" in next(iter(errors.values()))
         assert experiments.run(grid, 2, lambda job, news: None) == {}

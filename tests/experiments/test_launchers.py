@@ -181,7 +181,7 @@ class Scripted:
     status: TrainingStatus | None = None
 
     def submit(self, tasks):
-        self.submitted.append([task.run.method for task in tasks])
+        self.submitted.append([task.run.label for task in tasks])
         if self.status:
             for task in tasks:
                 task.folder.mkdir(parents=True, exist_ok=True)
@@ -204,13 +204,13 @@ def test_a_killed_run_goes_to_another_worker_and_is_an_error_after_three(tmp_pat
     grid, killed = grid_of(tmp_path), TaskResult(None, "a lost machine")
     cluster = Scripted([killed, TaskResult({"status": "ok"}), TaskResult({"status": "ok"})])
     reports: list[Any] = []
-    assert experiments.run(grid, 1, lambda job, news: reports.append((job.run.method, news)), cluster) == {}
+    assert experiments.run(grid, 1, lambda job, news: reports.append((job.run.label, news)), cluster) == {}
     assert cluster.submitted == [["plain"], ["plain"], ["sam"]]
     assert reports == [("plain", {"status": "ok"}), ("sam", {"status": "ok"})]
     cluster = Scripted([killed, TaskResult("refused"), killed, killed])
     errors = experiments.run(grid, 0, lambda job, news: None, cluster)
     assert cluster.submitted == [["plain", "sam"], ["plain"], ["plain"]]
-    messages = {job.run.method: text for job, text in errors.items()}
+    messages = {job.run.label: text for job, text in errors.items()}
     assert messages["sam"] == "refused"
     assert messages["plain"].startswith(
         "gave up after 3 workers were killed (last: a lost machine); start the same"

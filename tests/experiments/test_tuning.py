@@ -27,7 +27,7 @@ from steppe.training.run import digest, load_data, train_run
 
 optuna = pytest.importorskip("optuna")
 
-from steppe.experiments.tuning import Range, TuningBudget, TuningResult, search, space, spec_with  # noqa: E402
+from steppe.experiments.tuning import Range, TuningBudget, TuningResult, search, space, with_values  # noqa: E402
 from steppe.experiments.tuning.plot import curve  # noqa: E402
 from steppe.experiments.tuning.result import result_as_dict, table, verdict  # noqa: E402
 from steppe.experiments.tuning.search import Candidate  # noqa: E402
@@ -63,14 +63,17 @@ def searched(tmp_path_factory, images):
 
 def test_default_ranges_surround_the_default_and_are_accepted():
     for name in methods.names():
-        if not {"rho", "gamma", "alpha", "sigma", "lam"} & {k for k, v in vars(methods.make(name)).items() if v}:
+        if not {"rho", "gamma", "alpha", "sigma", "lam"} & {
+            k for k, v in vars(methods.make(name).resolved).items() if v
+        }:
             with pytest.raises(steppe.InputError, match="has none of rho, gamma, alpha, sigma, lam"):
                 space(name)
             continue
         (r,) = space(name)
         assert r.default / 10.001 <= r.low < r.default <= r.high <= r.default * 10.001
         for value in (r.low, r.high):
-            assert getattr(methods.parse(spec_with(name, {r.name: value})), r.name) == pytest.approx(value)
+            method = with_values(methods.parse(name), {r.name: value})
+            assert getattr(method, r.name) == pytest.approx(value)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +113,7 @@ def test_settings_that_cannot_be_searched_are_refused(spec, settings, message):
 @hypothesis_settings(max_examples=50, deadline=None)
 def test_a_setting_is_set_in_the_method_that_has_it(value):
     for spec in ("sam", "sam:rho=0.3,ascents=2", "sam+gc", "gc+sam:norm=tensor", "sam:start=0.5+ema"):
-        written = repr(methods.parse(spec_with(spec, {"rho": value})))
+        written = repr(with_values(methods.parse(spec), {"rho": value}))
         (rho,) = re.findall(r"rho=([^,)]+)", written)
         assert float(rho) == value
         usual = repr(methods.parse(spec.replace("rho=0.3", "rho=0.05")))
@@ -180,7 +183,7 @@ def test_a_stop_in_the_middle_of_a_trial_changes_nothing(searched, tmp_path, ima
         pass
 
     def stop(run, news):
-        if run.method == third and not isinstance(news, str) and news.val_accuracy is not None:
+        if run.label == third and not isinstance(news, str) and news.val_accuracy is not None:
             raise StopError
 
     third = searched[1].trials[2].method

@@ -491,9 +491,9 @@ def test_a_combination_of_a_mean_and_several_networks_is_the_same_in_either_orde
     net.eval()
     x, _ = small_batch()
     with step.deployed_weights():
-        expected = net(x)[0]
+        expected = net(x).logits[0]
     assert torch.equal(step.predict(x), expected)
-    assert not torch.equal(expected, net(x)[0])
+    assert not torch.equal(expected, net(x).logits[0])
     assert torch.equal(method.deployed_model(net, step.state, small_net).eval()(x), expected)
 
 

@@ -23,7 +23,7 @@ def test_five_steps_equal_the_restatement(key: str):
     method = steppe.make(restated.name, **restated.settings, **STRONG.get(key, {}))
     net = OurMethod(method).build(lambda: fixtures.small(dtype=torch.float64, dropout=0.0))
     optimizer = torch.optim.SGD(net.parameters(), LR, momentum=MOMENTUM, weight_decay=DECAY)
-    step, reference = method.bind(net, optimizer, seed=11), Reference(vars(method), net)
+    step, reference = method.bind(net, optimizer, seed=11), Reference(vars(method.resolved), net)
     if key == "sadt-v2 notebook":  # position 7 in this network is the second convolution's bias
         assert list(net.state_dict())[8] == "4.bias"
     reference.noise.set_state(step.runtime.rng.get_state())

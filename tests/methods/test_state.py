@@ -244,23 +244,36 @@ def test_saf_skips_mixed_batches_on_request_and_refuses_batches_without_an_index
         steppe.SAF().bind(net, sgd(net))(*small_batch())
 
 
+def read(state: ParamState, params: list[nn.Parameter], net: nn.Module) -> list[Tensor]:
+    """Read the tensors of these parameters, as if an optimizer had them."""
+    trained, state.trained = state.trained, lambda: (params, net)
+    rows = state.read()
+    state.trained = trained
+    return rows
+
+
+class Mean(ParamState):
+    mean = ParamState.Vector()
+
+
 def test_param_state_reads_writes_and_approaches_in_its_own_storage():
     net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
-    state, params = ParamState(net), list(net.parameters())
-    state.write(params, net, [torch.full_like(p, float(i)) for i, p in enumerate(params)])
-    assert [float(m.mean()) for m in state.read(params, net)] == [0, 1, 2, 3]
+    state, params = Mean(net), list(net.parameters())
+    state.mean = [torch.full_like(p, float(i)) for i, p in enumerate(params)]
+    assert [float(m.mean()) for m in state.mean] == [0, 1, 2, 3]
     some = [params[3], params[0]]
-    assert [float(m.mean()) for m in state.read(some, net)] == [3, 0]
-    state.write(some, net, [None, torch.full_like(params[0], 7.0)])
-    assert [float(m.mean()) for m in state.read(params, net)] == [7, 1, 2, 3]
+    assert [float(m.mean()) for m in read(state, some, net)] == [3, 0]
+    state.trained = lambda: (some, net)
+    state.mean = [None, torch.full_like(params[0], 7.0)]
+    assert [float(m.mean()) for m in read(state, params, net)] == [7, 1, 2, 3]
     assert state.writes == 2
     net = nn.Linear(2, 1)
-    state, params = ParamState(net), list(net.parameters())
-    state.write(params, net, [torch.ones_like(p) for p in params])
-    stored = state.read(params, net)
-    state.approach(params, net, [torch.full_like(params[0], 3.0), None], 0.25)
+    state, params = Mean(net), list(net.parameters())
+    state.mean = [torch.ones_like(p) for p in params]
+    stored = state.mean
+    state.approach([torch.full_like(params[0], 3.0), None], 0.25)
     assert [m.tolist() for m in stored] == [[[1.5, 1.5]], [0.75]]
-    assert all(a is b for a, b in zip(stored, state.read(params, net), strict=True))
+    assert all(a is b for a, b in zip(stored, state.mean, strict=True))
 
 
 class Margin(nn.Module):
@@ -309,7 +322,7 @@ def test_new_parameters_start_at_zero_and_the_others_keep_what_is_stored(spec, c
     optimizer.add_param_group({"params": [p for p in whole.parameters() if id(p) not in old], "lr": 0.1})
     if resumed and change == "insert":
         return  # names have moved, as they have for the model's own state
-    rows = step.state.read(list(whole.parameters()), whole)
+    rows = read(step.state, list(whole.parameters()), whole)
     for p, row in zip(whole.parameters(), rows, strict=True):
         assert torch.equal(row, stored.get(id(p), torch.zeros_like(p)))
     for _ in range(3):

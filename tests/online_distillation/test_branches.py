@@ -333,7 +333,7 @@ def test_pcl_s_mean_runs_in_training_mode_and_deploys_running_statistics_of_its_
     with step.deployed_weights():
         for name, b in mean.named_buffers():
             assert torch.allclose(net.get_buffer(name), b, atol=1e-5), name
-        deployed = net(images().x)[0]
+        deployed = net(images().x).logits[0]
     assert torch.equal(step.predict(images().x), deployed)
 
 
@@ -427,7 +427,7 @@ def test_networks_of_other_packages_are_split_at_a_path(name, size, split_at, ki
     net.eval()
     with torch.no_grad():
         alone = net.body.plain(1, make).eval()(x)
-        assert torch.allclose(alone, net(x)[1], atol=1e-5)
+        assert torch.allclose(alone, net(x).logits[1], atol=1e-5)
 
 
 def test_whole_networks_of_okddip_may_differ_in_all_but_their_features():

@@ -84,7 +84,7 @@ def test_fusing_before_the_update_is_the_released_code(microbatch):
             assert all(torch.allclose(p, code.get_parameter(name)) for name, p in n.named_parameters())
             for name in ("bn1.running_mean", "bn1.running_var", "layer3.1.running_var"):
                 assert torch.allclose(n.get_buffer(name), code.get_buffer(name), atol=1e-6), name
-    assert net.earlier is None
+    assert step.state.weights is None
 
 
 def test_fusions_fall_where_the_released_code_has_them():
@@ -164,9 +164,9 @@ def printed() -> dict[str, tuple[str, ...]]:
 def test_presets_are_the_supplement_s_tables():
     for name, (omega, beta, gamma, every) in printed().items():
         method = steppe.OKDPH(preset=name)
-        values = (method.omega, method.beta, method.gamma, method.every)
+        values = tuple(getattr(method.resolved, field) for field in ("omega", "beta", "gamma", "every"))
         assert values == (float(omega), float(beta), float(gamma), every), name
-    assert steppe.OKDPH(preset="cifar10-wrn20-8", gamma=0.1).gamma == 0.1
+    assert steppe.OKDPH(preset="cifar10-wrn20-8", gamma=0.1).resolved.gamma == 0.1
     with pytest.raises(steppe.InputError, match="did you mean 'cifar10-vgg16'"):
         steppe.OKDPH(preset="cifar10-vgg61")
 

@@ -1,16 +1,18 @@
 """Settings of the optimizer and the loss, compared with a training loop written by hand in float64."""
 
+import inspect
 import math
+from dataclasses import fields
 
 import pytest
 import torch
 from support.tiny_steppe import tiny
 from torch import Tensor, nn
 
-from steppe import models
+from steppe import Method, models
 from steppe.config import Data, Optim, Run
 from steppe.training.evaluation import to_model_format
-from steppe.training.factories import make_loss
+from steppe.training.factories import bind_options, make_loss
 from steppe.training.run import load_data
 from steppe.training.trainer import Trainer
 
@@ -74,3 +76,15 @@ def test_accuracy_and_loss_of_an_epoch_are_those_of_the_clean_pass(tmp_path, mon
     logits = trainer.net(x).detach()
     assert means["train_accuracy"] == pytest.approx(float((logits.argmax(1) == y).float().mean()))
     assert means["train_loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, y)), rel=1e-5)
+
+
+def test_every_option_of_bind_that_a_configuration_has_is_passed_on():
+    optim = Optim(clip=1.0, clip_each=True)
+    run = Run(precision="bf16", microbatch=4, m=8, seed=3, optim=optim)
+    options = bind_options(run)
+    bind = inspect.signature(Method.bind).parameters.values()
+    names = {p.name for p in bind if p.kind is p.KEYWORD_ONLY} or options.keys()
+    assert options.keys() == names & {f.name for part in (Run, Optim) for f in fields(part)}
+    assert options == {
+        "clip": 1.0, "clip_each": True, "precision": "bf16", "microbatch": 4, "m": 8, "sync": "local", "seed": 3,
+    }  # fmt: skip

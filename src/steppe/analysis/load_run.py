@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from steppe import methods
 from steppe.config import Run
 from steppe.core.batch import Batch
 from steppe.core.method import Method
@@ -90,7 +89,7 @@ def load_members(folder: Path, which: Which, data: DataSet) -> dict[str, dict[st
 
 def _build(run: Run, data: DataSet) -> tuple[Method, nn.Module, nn.Module]:
     """Return the method, the network as initialised from the run's seed, and the method's initial state."""
-    method = methods.parse(run.method)
+    method: Method = run.method
     with torch.random.fork_rng():
         net = make_network(run, method, data)
     return method, net, method.init(net)

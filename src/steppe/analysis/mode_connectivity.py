@@ -41,7 +41,7 @@ def write(folders: Sequence[Path], which: Which, part: str, samples: int, out: P
         states: dict[str, State] = dict(load_members(folders[0], which, data))
     else:
         runs = [first, *(load(folder, which, data) for folder in folders[1:])]
-        names = [f"{c.method}, seed {c.seed}" for c in configs]
+        names = [f"{c.label}, seed {c.seed}" for c in configs]
         if len(set(names)) < len(names):
             names = [f"{name}, {folder.name}" for name, folder in zip(names, folders, strict=True)]
         states = {name: run.model.state_dict() for name, run in zip(names, runs, strict=True)}

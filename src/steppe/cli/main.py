@@ -141,7 +141,7 @@ def _one_line(message: str, parser: ArgumentParser) -> InputError:
     return InputError(" ".join((invalid[2] if invalid else message).split()))
 
 
-_REMEDIES = {"int": "give a whole number", "float": "give a number"}
+_REMEDIES = {"int": "give a whole number", "float": "give a number", "str": "give a text, such as '3'"}
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):

@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, Namespace
 
 from steppe.cli import console
-from steppe.config import Run
+from steppe.config import Run, field_types, from_dict
 from steppe.config.docstrings import docstring
 from steppe.errors import InputError
 
@@ -87,21 +87,24 @@ def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:
 
 def add_fields(parser: ArgumentParser, cls: type, prefix: str = "") -> None:
     """Add an option per field of a configuration dataclass, nested ones with a dot."""
-    hints, descriptions = typing.get_type_hints(cls), _descriptions(cls)
-    defaults = cls()
+    hints, descriptions = field_types(cls), _descriptions(cls)
     for f in dataclasses.fields(cls):
-        hint, default = hints[f.name], getattr(defaults, f.name)
+        hint, default = hints[f.name], f.default
         if dataclasses.is_dataclass(hint):
             add_fields(parser, typing.cast(type, hint), f"{prefix}{f.name}.")
             continue
         options: dict[str, Any] = {"default": default, "help": descriptions.get(f.name, "")}
         if typing.get_origin(hint) is tuple:
-            options |= {"type": typing.get_args(hint)[0], "nargs": "*", "default": list(default)}
+            options |= {
+                "type": typing.get_args(hint)[0],
+                "nargs": "*",
+                "default": list(typing.cast(tuple[str, ...], default)),
+            }
         elif hint is bool:
             options |= {"action": ActionYesNo}
         else:
             options["type"] = hint
-        parser.add_argument(f"--{prefix}{f.name}", **options)
+        parser.add_argument(f"--{prefix}{_option(f)}", **options)
 
 
 def _descriptions(cls: type) -> dict[str, str]:
@@ -113,16 +116,14 @@ def _descriptions(cls: type) -> dict[str, str]:
     return descriptions
 
 
-def make(cls: Callable[..., Any], options: Namespace) -> Any:
+def make(cls: type, options: Namespace) -> Any:
     """Return the configuration with the values of the options."""
-    values: dict[str, Any] = {}
-    hints = typing.get_type_hints(cls)
-    for f in dataclasses.fields(typing.cast(Any, cls)):
-        value = options[f.name]
-        if dataclasses.is_dataclass(hints[f.name]):
-            value = make(hints[f.name], value)
-        values[f.name] = tuple(value) if isinstance(value, list) else value
-    return cls(**values)
+    values = options.as_dict()
+    return from_dict(cls, {f.name: values[_option(f)] for f in dataclasses.fields(cls)})
+
+
+def _option(field: dataclasses.Field[Any]) -> str:
+    return str(field.metadata.get("option", field.name))
 
 
 def expand_recipe(argv: Sequence[str]) -> list[str]:
@@ -132,8 +133,13 @@ def expand_recipe(argv: Sequence[str]) -> list[str]:
     return [f"--{token}" if re.match("(recipe|scale)=", token) else token for token in argv]
 
 
-def add_config(parser: ArgumentParser, cls: type) -> None:
-    """Add the options of a configuration: a recipe, its scale, and the fields of ``cls``."""
+def add_config(parser: ArgumentParser, cls: type, out: str, folder: str) -> None:
+    """Add the options of a command that trains.
+
+    They are a settings file, the folder that it writes, a recipe and its scale, and the fields of ``cls``.
+    """
+    parser.add_argument("--config", action=ConfigFile, help="YAML file with any of these settings")
+    parser.add_argument("--out", type=str, default=out, help=folder)
     parser.add_argument(
         "--recipe", type=str, default=None, help="settings of a paper's table: NAME or NAME:VARIANT"
     )
@@ -162,8 +168,8 @@ def configuration(
 
     parser = ArgumentParser()
     add_arguments(parser)
-    fields = {f.name for f in dataclasses.fields(cls)}
     explicit = vars(parser.parse_args(shlex.split(command)[2:], defaults=False).as_flat())
+    fields = field_types(cls)
     overrides = {k: v for k, v in explicit.items() if k.partition(".")[0] in fields}
     terminal = console.console()
     with Decoding(terminal) as progress:

@@ -1,6 +1,8 @@
 """Checks of single fields."""
 
 import math
+import typing
+from typing import Any
 
 from steppe.errors import InputError
 
@@ -15,3 +17,10 @@ def check_positive(name: str, value: float | None, least: float = 0.0, strict: b
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+
+
+def check_choices(config: Any, prefix: str = "") -> None:
+    """Raise InputError unless every field whose type lists its values has one of them."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        if typing.get_origin(hint) is typing.Literal:
+            check_choice(prefix + name, getattr(config, name), typing.get_args(hint))

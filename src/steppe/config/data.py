@@ -1,9 +1,9 @@
 """The options of the data: which images, their size and their augmentation."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from steppe.config._checks import check_choice, check_positive
+from steppe.config._checks import check_choices, check_positive
 from steppe.errors import InputError
 
 Normalize = Literal["unit", "standard"]
@@ -53,7 +53,7 @@ class Data:
         for name in ("train", "val", "test", "legacy_share"):
             check_positive(f"data.{name}", getattr(self, name))
         check_positive("data.size", self.size, 8, strict=False)
-        check_choice("data.normalize", self.normalize, get_args(Normalize))
+        check_choices(self, "data.")
         if self.val >= 1 and self.val != int(self.val):
             raise InputError(f"data.val is {self.val}; give a fraction below 1 or a whole number of images")
         check_positive("data.noise", self.noise, strict=False)

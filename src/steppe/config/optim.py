@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from steppe.config._checks import check_choice, check_positive
+from steppe.config._checks import check_choices, check_positive
 from steppe.errors import InputError
 
 Optimizer = Literal["adam", "adamw", "sgd"]
@@ -48,8 +48,7 @@ class Optim:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        check_choice("optim.name", self.name, get_args(Optimizer))
-        check_choice("optim.schedule", self.schedule, get_args(ScheduleName))
+        check_choices(self, "optim.")
         for name in ("lr", "weight_decay", "momentum", "eps", "warmup_lr", "min_lr"):
             check_positive(f"optim.{name}", getattr(self, name), strict=False)
         check_positive("optim.clip", self.clip)

@@ -7,16 +7,17 @@ Every field is checked on construction, so an impossible configuration never rea
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, fields
+from numbers import Real
+from typing import Any, Literal
 
-from steppe.config._checks import check_choice, check_positive
+from steppe.config._checks import check_choice, check_choices, check_positive
 from steppe.config._dataset_name import dataset_name
 from steppe.config.data import Data
+from steppe.config.method_spec import SPEC, as_method
 from steppe.config.optim import Optim
 from steppe.errors import InputError
 
-Optimizer = Literal["adam", "adamw", "sgd"]
 Match = Literal["epochs", "gradients", "seconds"]
 PrecisionName = Literal["fp32", "bf16", "fp16", "fp64"]
 SyncName = Literal["local", "global"]
@@ -100,10 +101,7 @@ class RunOptions:
         for name in ("batch", "epochs", "threads", "seconds", "microbatch", "m"):
             check_positive(name, getattr(self, name))
         check_positive("workers", self.workers, strict=False)
-        check_choice("match", self.match, get_args(Match))
-        check_choice("precision", self.precision, get_args(PrecisionName))
-        check_choice("sync", self.sync, get_args(SyncName))
-        check_choice("parallel", self.parallel, get_args(Parallel))
+        check_choices(self)
         for tracker in self.track:
             check_choice("track", tracker, TRACKERS)
         if self.parallel == "fsdp" and self.sync != "global":
@@ -118,10 +116,16 @@ class RunOptions:
         if self.match != "seconds" and self.seconds is not None:
             raise InputError(f"seconds is {self.seconds} and match is {self.match!r}; add --match seconds")
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the configuration as plain data, a method as its text."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run(RunOptions):
     """One training run.
+
+    ``method`` may be a text or a `steppe.Method`; the field has a method, and ``label`` its text.
 
     Attributes:
         method: Name with optional settings: sam, sam:rho=0.1, sadt-v1:sigma=0, sam+gc.
@@ -131,32 +135,47 @@ class Run(RunOptions):
         seed: Seed of initial weights, order of samples, augmentation, dropout and the method's noise.
     """
 
-    method: str = "plain"
+    method: Any = "plain"
     model: str = "simple-cnn"
     dataset: str = "digits"
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "method", as_method(self.method))
         object.__setattr__(self, "dataset", dataset_name(self.dataset))
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the configuration as plain data."""
-        return asdict(self)
+    def __getstate__(self) -> dict[str, Any]:
+        # a worker gets the method as text, as a record does: pickle does not find every class that a script lists
+        return vars(self) | {"method": self.label}
 
-    def digest(self, resolved_method: str) -> str:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"method": as_method(state["method"])})
+
+    @property
+    def label(self) -> str:
+        """The method as text, in the user's spelling."""
+        return str(_plain(self.method))
+
+    @property
+    def title(self) -> str:
+        """The method and the seed."""
+        return f"{self.label} seed {self.seed}"
+
+    def digest(self) -> str:
         """Return the 12 hexadecimal digits that name this run.
 
-        ``resolved_method`` has every hyper-parameter, defaults included, so that ``sam`` and ``sam:rho=0.05`` are
-        the same run, and a run under a changed default is another.
+        They depend on every hyper-parameter's value, defaults included, and on no spelling: ``sam`` and
+        ``sam:rho=0.05`` are the same run, and a run under a changed default is another.
         """
-        content = essential(self.as_dict()) | {"method": resolved_method}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        content = json.dumps(essential(self.as_dict()) | {"method": self.method.to_dict()})
+        content = json.dumps(json.loads(content, parse_float=_shortest), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study(RunOptions):
-    """A comparison: methods x models x data sets x seeds.
+    """A comparison: methods x models x data sets x seeds. The fields are those of `Run`, in the plural.
 
     Attributes:
         methods: Methods to compare, each a name with optional settings (sam:rho=0.1).
@@ -165,7 +184,7 @@ class Study(RunOptions):
         seeds: Seeds; every method is trained once per seed, and methods are paired by seed.
     """
 
-    methods: tuple[str, ...] = DEFAULT_METHODS
+    methods: tuple[Any, ...] = DEFAULT_METHODS
     models: tuple[str, ...] = ("simple-cnn",)
     datasets: tuple[str, ...] = ("digits",)
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -175,6 +194,10 @@ class Study(RunOptions):
         object.__setattr__(self, "datasets", tuple(map(dataset_name, self.datasets)))
         for name in ("methods", "models", "datasets", "seeds"):
             values = getattr(self, name)
+            if isinstance(values, str):
+                raise InputError(f"{name} is {values!r}; give a list, [{values!r}]")
+            object.__setattr__(self, name, tuple(map(as_method, values) if name == "methods" else values))
+            values = _plain(getattr(self, name))
             if not values:
                 raise InputError(f"{name} is empty; name at least one")
             if len(set(values)) != len(values):
@@ -190,6 +213,22 @@ class Study(RunOptions):
             for seed in self.seeds
             for method in self.methods
         ]
+
+
+def _plain(value: Any) -> Any:
+    """Return a field's value as plain data."""
+    if isinstance(value, Data | Optim | Monitoring):
+        return {name: _plain(v) for name, v in vars(value).items()}
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    number = isinstance(value, Real) and hasattr(value, "item")  # NumPy's, as seeds from a range of its
+    return value.item() if number else getattr(value, SPEC, value)
+
+
+def _shortest(text: str) -> float:
+    """Return the number of a text, whole if it can be: 1.0 and 1 have one text."""
+    number = float(text)
+    return int(number) if number.is_integer() else number
 
 
 # Options that change no number of a run's records.

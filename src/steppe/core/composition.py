@@ -2,15 +2,39 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from steppe.core.method import Batch, Method, Runtime, StepOutput, name_of, overrides, plain_step, require
+from steppe.core.method import (
+    Batch,
+    Method,
+    Runtime,
+    StepOutput,
+    hyper,
+    name_of,
+    overrides,
+    plain_step,
+    require,
+)
+from steppe.core.method.contract import parts_of
 from steppe.core.numerics.vector import Vec
 from steppe.core.schedules import TrainingProgress
 from steppe.errors import InputError
+
+
+class _OfParts:
+    """An attribute that a combination has from its parts: that of the first part that has one."""
+
+    def __set_name__(self, owner: type[Method], name: str) -> None:
+        self.name = name
+
+    def __get__(self, method: Method | None, owner: type[Method]) -> Any:
+        if method is None:
+            return self
+        values = [getattr(part, self.name) for part in parts_of(method)]
+        return next(filter(None, values), values[0])
 
 
 @dataclass(frozen=True)
@@ -23,6 +47,12 @@ class On(Method):
     Raises InputError if both define the step, the objective, the network that is trained or what is deployed, or
     if one cannot train the several networks of the other.
     """
+
+    local: ClassVar[Any] = _OfParts()
+    whole: ClassVar[Any] = _OfParts()
+    single: ClassVar[Any] = _OfParts()
+    mixes: ClassVar[Any] = _OfParts()
+    moves: ClassVar[Any] = _OfParts()
 
     rule: Method
     base: Method
@@ -49,8 +79,6 @@ class On(Method):
                     f"{name_of(_leaf(one, ('step',)) or one)} cannot train the several networks of "
                     f"{name_of(several or other)}: {one.single}; combine it with methods of one network"
                 )
-        for name in ("local", "whole", "mixes", "moves", "single"):
-            object.__setattr__(self, name, getattr(self.rule, name) or getattr(self.base, name))
 
     def _only_one(self, what: str, rule: Method | None, base: Method | None) -> None:
         if rule and base:
@@ -83,11 +111,11 @@ class On(Method):
 
     def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         part, own = self._part(self._holder("objective"), state)
-        return part.objective(batch, own, rt)
+        return part.objective_or_plain(batch, own, rt)
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
         part, own = self._part(self._holder("step"), state)
-        return part.step(batch, own, rt)
+        return part.step_or_plain(batch, own, rt)
 
     def transform(self, grads: Vec, rt: Runtime) -> Vec:
         return self.rule.transform(self.base.transform(grads, rt), rt)
@@ -142,20 +170,18 @@ _PREDICT = ("predict", "outputs", "deployed_model")
 
 def _leaf(method: Method, hooks: Sequence[str]) -> Method | None:
     """Return the method that overrides one of these, of those that a method is composed of; None if none does."""
-    inner = [value for f in fields(method) if isinstance(value := getattr(method, f.name), Method)]
-    if inner:
+    if inner := parts_of(method):
         return next((leaf for i in inner if (leaf := _leaf(i, hooks))), None)
     return method if any(overrides(method, hook) for hook in hooks) else None
 
 
 def parts(method: Method) -> Iterator[Method]:
     """Yield the methods that a combination consists of; one that is active for a time only counts as a whole."""
-    inner = [value for f in fields(method) if isinstance(value := getattr(method, f.name), Method)]
-    if isinstance(method, ActiveWindow) or not inner:
+    inner = [] if isinstance(method, ActiveWindow) else parts_of(method)
+    for part in inner:
+        yield from parts(part)
+    if not inner:
         yield method
-    else:
-        for part in inner:
-            yield from parts(part)
 
 
 @dataclass(frozen=True)
@@ -169,23 +195,23 @@ class ActiveWindow(Method):
     Raises InputError if the window is empty or ``every`` below 1.
     """
 
-    amounts: ClassVar = ("start", "stop")
+    controls: ClassVar[Any] = _OfParts()
+    local: ClassVar[Any] = _OfParts()
+    whole: ClassVar[Any] = _OfParts()
+    single: ClassVar[Any] = _OfParts()
+    mixes: ClassVar[Any] = _OfParts()
+    moves: ClassVar[Any] = _OfParts()
 
     method: Method
-    start: float = 0
-    stop: float | None = None
-    every: int = 1
+    start: float = hyper(0, "the first step of the method", amount=True)
+    stop: float | None = hyper(None, "the first step without it", above=0, amount=True)
+    every: int = hyper(1, "one step in so many is the method's", minimum=1, remedy="at least 1")
 
     def check(self) -> None:
-        """Refuse windows without a step."""
-        require(self, "start", self.start >= 0, "a step number, or a share of the training below 1")
-        require(self, "every", self.every >= 1, "at least 1")
+        """Refuse windows without a step, and methods that are not one network's."""
         if self.stop is not None:
-            require(self, "stop", self.stop > 0, "a step number, or a share of the training below 1")
             same_unit = (self.stop < 1) == (self.start < 1)
             require(self, "stop", not same_unit or self.stop > self.start, f"more than start, {self.start:g}")
-        for name in ("controls", "local", "whole", "mixes", "moves", "single"):
-            object.__setattr__(self, name, getattr(self.method, name))
         if overrides(self.method, "build"):
             raise InputError(
                 f"{name_of(self.method)} builds what it trains and cannot be active for a time only; "
@@ -216,13 +242,14 @@ class ActiveWindow(Method):
         return self.method.build(new_model)
 
     def init(self, net: nn.Module) -> nn.Module:
-        return self.method.init(net)
+        state: nn.Module = self.method.init(net)
+        return state
 
     def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        return self.method.objective(batch, state, rt) if self.active(rt.now) else rt.supervised(batch)
+        return self.method.objective_or_plain(batch, state, rt) if self.active(rt.now) else rt.supervised(batch)
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        return self.method.step(batch, state, rt) if self.active(rt.now) else plain_step(batch, rt)
+        return self.method.step_or_plain(batch, state, rt) if self.active(rt.now) else plain_step(batch, rt)
 
     def transform(self, grads: Vec, rt: Runtime) -> Vec:
         return self.method.transform(grads, rt) if self.active(rt.now) else grads

@@ -45,6 +45,11 @@ def extract_logits(output: Any) -> Tensor:
     return logits
 
 
+def call_for_logits(model: nn.Module, x: Any) -> Tensor:
+    """Return a model's logits on a tensor, or on named inputs."""
+    return extract_logits(call_model(model, x))
+
+
 def extract_loss(output: Any) -> tuple[Tensor, Tensor]:
     """Return the loss that a model returned itself, and its logits (empty if it gives none).
 

@@ -1,16 +1,35 @@
 """The module that is trained in the place of one network: several of them, or branches."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from steppe.core.batch import Batch
+from steppe.errors import InputError
+
+VIEW = "view {}"  # names of the further views of a batch's samples, from 2 on
+
+
+class PeerOutputs(NamedTuple):
+    """What one forward pass of several networks or branches returns, all of shape (B, classes).
+
+    Attributes:
+        logits: Those of each member.
+        ensemble: Those of what is made of all members, such as gated branches or the hybrid; None without it.
+        targets: What members are to learn from, if the module makes it.
+    """
+
+    logits: tuple[Tensor, ...]
+    ensemble: Any = None
+    targets: tuple[Tensor, ...] = ()
+
+
 from steppe.core.numerics.complex_params import leaf
 
 
 class MultiNetwork(nn.Module):
-    """Base of the modules that methods of several networks build."""
+    """Base of the modules that methods of several networks build; a forward pass returns `PeerOutputs`."""
 
     @property
     def size(self) -> int:
@@ -20,6 +39,19 @@ class MultiNetwork(nn.Module):
     @property
     def members(self) -> nn.ModuleList:
         """The networks or branches."""
+        raise NotImplementedError
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the members that are compared with each other, as in `named`."""
+        return [f"network {i}" for i in range(1, self.size + 1)]
+
+    def named(self, outputs: PeerOutputs) -> dict[str, Tensor]:
+        """Return by name the logits of all that can be evaluated: members and what is made of them."""
+        raise NotImplementedError
+
+    def extract(self, name: str, new_model: Callable[[], nn.Module]) -> nn.Module:
+        """Return a plain network from ``new_model`` with the weights of the member of this name."""
         raise NotImplementedError
 
     def inputs(self, batch: Batch) -> Any:
@@ -43,3 +75,15 @@ def member_of(net: nn.Module, params: Sequence[nn.Parameter]) -> list[int]:
         for p in one.parameters():
             holders.setdefault(id(p), []).append(number)
     return [own[0] if len(own := holders.get(id(leaf(p)), [])) == 1 else 0 for p in params]
+
+
+def expect_members(net: nn.Module, kind: type[nn.Module], count: int, name: str, field: str) -> None:
+    """Raise InputError unless ``net`` is what the method builds, with ``count`` networks or branches."""
+    size = getattr(net, "size", None)
+    if not isinstance(net, kind):
+        raise InputError(
+            f"{name} trains several networks and was bound to {type(net).__name__}; "
+            f"bind what it builds: model = {name}(...).build(make_model)"
+        )
+    if size != count:
+        raise InputError(f"{name}: {field} is {count} and the model was built with {size}; give both the same")

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from steppe.core.numerics.complex_params import leaf
+from steppe.core.numerics.vector import Vec
 from steppe.core.schedules import finite
 from steppe.errors import InputError
 
@@ -105,13 +106,40 @@ def check_setting(optimizer: torch.optim.Optimizer, name: str) -> bool:
 
     Raises InputError for a group's value that is not a finite number of at least 0.
     """
-    inner = [o for o in getattr(optimizer, "__dict__", {}).values() if isinstance(o, torch.optim.Optimizer)]
-    if any(name in getattr(o, "defaults", ()) for o in (optimizer, *inner)):
+    if any(name in getattr(o, "defaults", ()) for o in _with_inner(optimizer)):
         return False
     values = [group[name] for group in optimizer.param_groups if group.get(name) is not None]
     for value in values:
         _check_value(name, value, " in a parameter group")
     return bool(values)
+
+
+def momentum(optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter], expected: bool) -> Vec:
+    """Return the momentum that the optimizer, or one in it, keeps for each parameter, None where there is none.
+
+    Raises InputError if it is ``expected`` and there is none at all.
+    """
+    states = [o.state for o in _with_inner(optimizer) if hasattr(o, "state")]
+
+    def of(p: nn.Parameter) -> Tensor | None:
+        entries = [state[p] for state in states if p in state]
+        return next((e[key] for e in entries for key in _MOMENTUM if e.get(key) is not None), None)
+
+    values = list(map(of, params))
+    if expected and not any(v is not None for v in values):
+        raise InputError(
+            f"{type(optimizer).__name__} keeps no momentum; give it some, as in SGD(..., momentum=0.9) or AdamW"
+        )
+    return values
+
+
+_MOMENTUM = ("momentum_buffer", "exp_avg")  # of SGD and RMSprop; of Adam's family
+
+
+def _with_inner(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """Return an optimizer, and those that it wraps."""
+    attributes = getattr(optimizer, "__dict__", {}).values()
+    return [optimizer, *(o for o in attributes if isinstance(o, torch.optim.Optimizer))]
 
 
 def _check_value(name: str, value: Any, where: str = "") -> None:

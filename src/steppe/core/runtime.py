@@ -25,6 +25,7 @@ from steppe.core.numerics import complex_params, vector
 from steppe.core.numerics.vector import ScaledVector, Vec
 from steppe.core.schedules import ScheduleValue, TrainingProgress, value_at
 from steppe.core.state import rng
+from steppe.core.state.param_state import ParamState
 from steppe.core.state.snapshot import Buffers, SnapshotPool
 from steppe.core.state.weight_average import WeightAverage
 from steppe.core.step_state import BindOptions, LossFunction, NonFinite, Passes, StepOutput, StepState
@@ -45,8 +46,9 @@ class Runtime:
     Gradients:
         ``shared`` and ``all_reduce_mean`` over processes; ``apply``, the update.
     Numbers:
-        ``setting``, a hyper-parameter's value in this step; ``now``, where training is; ``rng``, the generator of
-        the method's noise; ``draw_mask_seed`` and ``rng_restored``, for dropout masks; ``options`` of `bind`.
+        ``setting``, a hyper-parameter's value in this step; ``momentum`` of the optimizer; ``now``, where training
+        is; ``rng``, the generator of the method's noise; ``draw_mask_seed`` and ``rng_restored``, for dropout
+        masks; ``options`` of `bind`.
     Model:
         ``model`` as it was bound; ``net``, the network below torch.compile and DDP; ``params``, the optimizer's
         trainable parameters, each once, complex ones as real views (..., 2), and for each of them ``owners``, its
@@ -330,6 +332,13 @@ class Runtime:
         """
         return param_groups.setting(self.optimizer, self.params, name, value_at(value, self.now))
 
+    def momentum(self) -> Vec:
+        """Return the optimizer's momentum (SGD's buffer, Adam's first moment), None for parameters without one.
+
+        Raises InputError if the optimizer has made updates and keeps none.
+        """
+        return param_groups.momentum(self.optimizer, self.params, expected=self.passes.updates > 0)
+
     @property
     def now(self) -> TrainingProgress:
         """Where training is."""
@@ -410,8 +419,11 @@ class Runtime:
             self.relative_cost = self.once("relative_cost", lambda: several.relative_cost(sample))
         self.passes.steps += 1
 
-    def restores(self, state: nn.Module) -> None:
-        """Restore the statistics of a method's averages wherever the network's own are restored."""
+    def adopt(self, state: nn.Module) -> None:
+        """Restore the statistics of a method's averages with the network's; its vectors are of the parameters."""
+        for part in state.modules():
+            if isinstance(part, ParamState):
+                part.trained = lambda: (self.params, self.net)
         self._with_state += [m.statistics for m in state.modules() if isinstance(m, WeightAverage)]
         self.buffers = Buffers(*self._with_state)
 

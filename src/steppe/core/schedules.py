@@ -65,15 +65,14 @@ def check_length(method: Any, now: TrainingProgress) -> None:
     Methods that it is composed of are checked too, unless their settings make them plain training.
     """
     values = {f.name: getattr(method, f.name) for f in fields(method)}
-    limit = getattr(method, "limit", None)
-    if limit and all(values.get(name) == value for name, value in limit.items()):
+    if _is_plain(method, values):
         return
     for name, value in values.items():
         if isinstance(value, Linear | Cosine):
             value.at(now)
-        elif name in getattr(method, "amounts", ()) and value is not None:
+        elif name in method.amounts and value is not None:
             now.reached(value, name)
-        elif is_dataclass(value) and not isinstance(value, Schedule | type):
+        elif hasattr(value, "limits"):  # a method
             check_length(value, now)
 
 
@@ -83,10 +82,9 @@ def check_start(method: Any, steps: float) -> None:
     A share of the training is always within it, and settings that make a method plain training start nothing.
     """
     values = {f.name: getattr(method, f.name) for f in fields(method)}
-    limit = getattr(method, "limit", None)
-    if limit and all(values.get(name) == value for name, value in limit.items()):
+    if _is_plain(method, values):
         return
-    start = values.get("start") if "start" in getattr(method, "amounts", ()) else None
+    start = values.get("start") if "start" in method.amounts else None
     if start is not None and start >= max(steps, 1):
         name = type(values.get("method", method)).__name__
         raise InputError(
@@ -94,8 +92,29 @@ def check_start(method: Any, steps: float) -> None:
             "an earlier step, or a share of the training such as 0.5"
         )
     for value in values.values():
-        if is_dataclass(value) and not isinstance(value, Schedule | type):
+        if hasattr(value, "limits"):  # a method
             check_start(value, steps)
+
+
+def _is_plain(method: Any, values: dict[str, Any]) -> bool:
+    return any(limit and limit.items() <= values.items() for limit in (method.limit, *method.limits))
+
+
+def due(every: str, step: int, epoch: int | None) -> bool:
+    """Return whether something that happens every '5b' or '1e' happens in this step (from 0).
+
+    '5b' is every fifth step, counted in each epoch if its length ``epoch`` is known; '1e' is the last step of each
+    epoch. Raises InputError if it needs an epoch's length.
+    """
+    count = int(every[:-1])
+    if every.endswith("b"):
+        return (step % epoch if epoch else step) % count == 0
+    if epoch is None:
+        raise InputError(
+            f"every is {every!r} and the length of an epoch is unknown; bind with epoch=len(loader), or give "
+            "every in batches ('5b')"
+        )
+    return (step + 1) % epoch == 0 and step // epoch % count == 0
 
 
 class Schedule(ABC):
@@ -238,13 +257,18 @@ def parse_schedule(text: str) -> Schedule | None:
 
 
 def format_schedule(value: ScheduleValue) -> str:
-    """Return a value as text that `parse_schedule` reads."""
+    """Return a value as text that `parse_schedule` reads, in which equal values alone are equal."""
     if isinstance(value, Schedule):
-        if isinstance(value, FunctionSchedule):
-            return repr(value)
-        name = next(k for k, v in NAMED.items() if v is type(value))
-        return f"{name}({','.join(f'{n:g}' for n in vars(value).values() if n is not None)})"
-    return f"{value:g}"
+        name = next((k for k, v in NAMED.items() if v is type(value)), None)
+        if name is None:
+            return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+        return f"{name}({','.join(_exact(n) for n in vars(value).values() if n is not None)})"
+    return _exact(value)
+
+
+def _exact(number: float) -> str:
+    short = f"{number:g}"
+    return (short if float(short) == number else repr(number)).replace("e+", "e")  # plus combines methods
 
 
 _USAGE = {

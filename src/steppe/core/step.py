@@ -1,9 +1,8 @@
 """A method bound to a model and an optimizer, called once per batch."""
 
-import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,16 +21,17 @@ from steppe.errors import InputError
 class _Method(Protocol):
     """What a step uses of a `steppe.Method`."""
 
-    whole: ClassVar[str]
-    single: ClassVar[str]
-
+    @property
+    def whole(self) -> str: ...
+    @property
+    def single(self) -> str: ...
     def init(self, net: nn.Module) -> nn.Module: ...
-    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput: ...
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput: ...
-    def before(self, batch: Batch, state: nn.Module, rt: Runtime) -> None: ...
-    def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None: ...
-    def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor: ...
-    def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]: ...
+    def objective_or_plain(self, batch: Batch, state: Any, rt: Runtime) -> StepOutput: ...
+    def step_or_plain(self, batch: Batch, state: Any, rt: Runtime) -> StepOutput: ...
+    def before(self, batch: Batch, state: Any, rt: Runtime) -> None: ...
+    def after(self, batch: Batch, out: StepOutput, state: Any, rt: Runtime) -> None: ...
+    def predict(self, net: nn.Module, state: Any, x: Any) -> Tensor: ...
+    def deployed_weights(self, net: nn.Module, state: Any) -> AbstractContextManager[None]: ...
 
 
 class Step:
@@ -59,8 +59,8 @@ class Step:
         elif not callable(options.steps):
             check_start(method, options.steps)
         self.state.to(runtime.device)
-        runtime.restores(self.state)
-        runtime.objective = lambda batch: method.objective(batch, self.state, runtime)
+        runtime.adopt(self.state)
+        runtime.objective = lambda batch: method.objective_or_plain(batch, self.state, runtime)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise InputError(
@@ -91,7 +91,7 @@ class Step:
         rt.begin(batch)
         try:
             self.method.before(batch, self.state, rt)
-            out = self._in_groups(batch) if self.m else self.method.step(batch, self.state, rt)
+            out = self._in_groups(batch) if self.m else self.method.step_or_plain(batch, self.state, rt)
         except NonFinite as signal:
             out, skipped = signal.out, True
             rt.roll_back()
@@ -112,7 +112,7 @@ class Step:
         outs = []
         for group in groups:
             collected.begin(rt.weight(group) / rt.step_state.weight)
-            out = self.method.step(group, self.state, rt)
+            out = self.method.step_or_plain(group, self.state, rt)
             outs.append(StepOutput(out.loss * collected.weight, out.logits))
         rt.step_state.group = None
         if rt.passes.steps <= CHECKED_STEPS and len(groups) > 1:
@@ -139,7 +139,7 @@ class Step:
         Under DDP and FSDP2 each process has its own: its RNG state differs.
         """
         return {
-            "method": _described(self.method),
+            "method": str(self.method),
             "state": self.state.state_dict(),
             "generators": {k: g.get_state() for k, g in self.runtime.generators().items()},
             "passes": dict(vars(self.runtime.passes)),
@@ -154,16 +154,11 @@ class Step:
         missing = {"method", "state", "generators", "passes"}.difference(content or ())
         if missing:
             raise InputError(f"this state has no {', '.join(sorted(missing))}; give what state_dict returned")
-        if content["method"] != _described(self.method):
-            raise InputError(f"this state belongs to {content['method']}, not to {_described(self.method)}")
+        if content["method"] != str(self.method):
+            raise InputError(f"this state belongs to {content['method']}, not to {self.method!s}")
         self.state.load_state_dict(content["state"])
         for name, generator in self.runtime.generators().items():
             generator.set_state(content["generators"][name].cpu())
         for name, value in content["passes"].items():
             setattr(self.runtime.passes, name, value)
         self.runtime.precision.load_state_dict(content.get("scaler", {}))
-
-
-def _described(method: _Method) -> str:
-    """Return a method's settings, without memory addresses."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(method))

@@ -6,12 +6,13 @@ import logging
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from steppe import hardware, methods, records
 from steppe.config import Run, Study
+from steppe.core.method import Method
 from steppe.data.dataset import DataSet
 from steppe.distributed import collectives
 from steppe.errors import InputError
@@ -20,7 +21,7 @@ from steppe.experiments.launchers.local import launch
 from steppe.experiments.launchers.torchrun import run_in_torchrun
 from steppe.experiments.run_lock import ComparisonRun, Progress, file_lock
 from steppe.training.checkpoint import save_and_resume
-from steppe.training.run import CHECKPOINT, RESULT, check_images, check_run, digest, load_data, memory_bytes
+from steppe.training.run import CHECKPOINT, RESULT, check_images, check_run, load_data, memory_bytes
 
 COMPARISON = "compare.json"
 _log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def prepare(
         RunError: The folder cannot be written.
     """
     runs = study.runs()
-    jobs = [ComparisonRun(run, out / "runs" / digest(run), _name(run, study)) for run in runs]
+    jobs = [ComparisonRun(run, out / "runs" / run.digest(), _name(run, study)) for run in runs]
     names: dict[Path, str] = {}
     for job in jobs:
         other = names.setdefault(job.folder, job.name)
@@ -81,7 +82,7 @@ def prepare(
         grid = ComparisonPlan(study, out, jobs, {}, description)
         world.on_main_process(lambda: records.write_json(out / COMPARISON, _description(grid, command)))
         return grid
-    memory = {run.method: memory_bytes(run, sets[run.dataset]) for run in runs}
+    memory = {run.label: memory_bytes(run, sets[run.dataset]) for run in runs}
     grid = ComparisonPlan(study, out, jobs, memory, {name: images.description() for name, images in sets.items()})
 
     def write() -> None:
@@ -136,7 +137,7 @@ def _finished_description(jobs: list[ComparisonRun], out: Path) -> dict[str, dic
 
 def _name(run: Run, study: Study) -> str:
     """Return the shortest name that distinguishes a run from the others of its study."""
-    parts = [run.method]
+    parts = [run.label]
     parts += [run.model] if len(study.models) > 1 else []
     parts += [run.dataset] if len(study.datasets) > 1 else []
     return " ".join([*parts, f"seed {run.seed}"])
@@ -144,14 +145,12 @@ def _name(run: Run, study: Study) -> str:
 
 def _load_and_check(runs: list[Run], progress: Callable[[int, int], None] | None) -> dict[str, DataSet]:
     """Load every data set, and check every combination of data, model and method on it."""
-    for run in runs:
-        methods.parse(run.method)
     sets: dict[str, DataSet] = {}
     checked: set[tuple[str, str, str]] = set()
     for run in runs:
         if run.dataset not in sets:
             sets[run.dataset] = load_data(run, progress)
-        key = (run.dataset, run.model, run.method)
+        key = (run.dataset, run.model, run.label)
         if key not in checked:
             checked.add(key)
             check_run(run, sets[run.dataset])
@@ -174,25 +173,27 @@ def _check_saved(job: ComparisonRun, images: DataSet, retry: bool) -> None:
 
 
 def _description(grid: ComparisonPlan, command: str) -> dict[str, Any]:
-    fields = ("method", "model", "dataset", "seed")
+    names = ("model", "dataset", "seed")
     return {
         "format": records.FORMAT,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
         "environment": hardware.environment(),
-        "study": asdict(grid.study),
+        "study": grid.study.as_dict(),
         "data": grid.images,
-        "runs": [{"digest": j.folder.name} | {f: getattr(j.run, f) for f in fields} for j in grid.jobs],
-        "methods": {spec: _method_description(spec) for spec in grid.study.methods},
+        "runs": [
+            {"digest": j.folder.name, "method": j.run.label} | {name: getattr(j.run, name) for name in names}
+            for j in grid.jobs
+        ],
+        "methods": {methods.spec_of(method): _method_description(method) for method in grid.study.methods},
     }
 
 
-def _method_description(spec: str) -> dict[str, Any]:
-    method = methods.parse(spec)
-    names = [part.partition(":")[0] for part in spec.split("+")]
+def _method_description(method: Method) -> dict[str, Any]:
+    names = [part.partition(":")[0] for part in methods.spec_of(method).split("+")]
     return {
         "summary": " ".join(methods.summary(name) for name in names),
-        "resolved": repr(method),
+        "resolved": str(method),
         "controls": list(method.controls),
     }
 

@@ -37,7 +37,7 @@ def scaled_run(
     choice = recipes.load(name).choose(variant, overrides)
     full = choice.run()
     row = f"row {choice.row}" if choice.row else "no row of its table"
-    line = f"recipe {name}, {row}: {full.method} with {full.model} on {full.dataset}, settings for {choice.data}"
+    line = f"recipe {name}, {row}: {full.label} with {full.model} on {full.dataset}, settings for {choice.data}"
     small, more = _at_scale(scale, full, full.dataset, overrides, progress)
     return small, [line, *more]
 
@@ -75,6 +75,7 @@ def scaled_study(
         f.name: getattr(first, f.name) for f in dataclasses.fields(Study) if f.name in Run.__dataclass_fields__
     }
     seeds = tuple(overrides.get("seeds", Study.seeds))
+    methods = (first.method, *methods[1:])  # the first one's text is parsed already
     full = Study(methods=methods, models=models, datasets=datasets, seeds=seeds, **shared)
     small, more = _at_scale(scale, full, full.datasets[0], overrides, progress)
     return small, [f"recipe {name}, settings for {choices[0].data}", *more]

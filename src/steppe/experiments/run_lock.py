@@ -6,7 +6,7 @@ import logging
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ PATIENCE = 20.0  # seconds; a worker of a killed comparison needs some to notice
 class ComparisonRun:
     """One run of a comparison, its folder, and its name in progress and errors."""
 
-    run: Run
+    run: Run = field(hash=False)  # a method of a user's may have a list as setting
     folder: Path
     name: str
 

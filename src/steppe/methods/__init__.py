@@ -1,5 +1,6 @@
 """The methods, by family, and their registry."""
 
-from steppe.methods.registry import METHODS, MethodFacts, card, label, make, names, parse, row, summary
+from steppe.core.method.registry import MethodFacts, card, label, make, names, parse, row, spec_of, summary
+from steppe.methods.registry import METHODS
 
-__all__ = ["METHODS", "MethodFacts", "card", "label", "make", "names", "parse", "row", "summary"]
+__all__ = ["METHODS", "MethodFacts", "card", "label", "make", "names", "parse", "row", "spec_of", "summary"]

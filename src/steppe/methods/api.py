@@ -1,96 +1,55 @@
 """The public names of ``steppe``."""
 
-from steppe.core.batch import Batch
-from steppe.core.composition import ActiveWindow, On
-from steppe.core.method import Method
-from steppe.core.runtime import Passes, Runtime, StepOutput
-from steppe.core.schedules import Cosine, Linear, Schedule, WithLR
-from steppe.core.step import Step
-from steppe.errors import InputError, RunError
-from steppe.methods import make, names, parse
-from steppe.methods.averaging.ema import EMA
-from steppe.methods.averaging.swa import SWA
-from steppe.methods.baselines.plain import Plain
-from steppe.methods.baselines.repeat_step import RepeatStep
-from steppe.methods.baselines.two_step import TwoStep
-from steppe.methods.gradients.agc import AGC
-from steppe.methods.gradients.gc import GC
-from steppe.methods.online_distillation.dml import DML
-from steppe.methods.online_distillation.dml_alternating import AlternatingDML
-from steppe.methods.online_distillation.ffl import FFL
-from steppe.methods.online_distillation.kdcl import KDCL
-from steppe.methods.online_distillation.okddip import OKDDip
-from steppe.methods.online_distillation.okdph import OKDPH
-from steppe.methods.online_distillation.one import ONE
-from steppe.methods.online_distillation.pcl import PCL
-from steppe.methods.self_distillation.mesa import MESA
-from steppe.methods.self_distillation.sadt import SADT
-from steppe.methods.self_distillation.saf import SAF
-from steppe.methods.sharpness.asam import ASAM
-from steppe.methods.sharpness.esam import ESAM
-from steppe.methods.sharpness.friendly_sam import FriendlySAM
-from steppe.methods.sharpness.gsam import GSAM
-from steppe.methods.sharpness.looksam import LookSAM
-from steppe.methods.sharpness.mixed_sam import MixedSAM
-from steppe.methods.sharpness.r_sam import RSAM
-from steppe.methods.sharpness.random_sam import RandomSAM
-from steppe.methods.sharpness.sam import SAM
-from steppe.methods.sharpness.wsam import WSAM
-from steppe.methods.weight_noise.arwp import ARWP
-from steppe.methods.weight_noise.lpf_sgd import LPFSGD
-from steppe.methods.weight_noise.rwp import RWP
+from steppe.core.batch import Batch as Batch
+from steppe.core.composition import ActiveWindow as ActiveWindow
+from steppe.core.composition import On as On
+from steppe.core.method import Cost as Cost
+from steppe.core.method import Method as Method
+from steppe.core.method import hyper as hyper
+from steppe.core.method.registry import make as make
+from steppe.core.method.registry import names as names
+from steppe.core.method.registry import parse as parse
+from steppe.core.runtime import Passes as Passes
+from steppe.core.runtime import Runtime as Runtime
+from steppe.core.runtime import StepOutput as StepOutput
+from steppe.core.schedules import Cosine as Cosine
+from steppe.core.schedules import Linear as Linear
+from steppe.core.schedules import Schedule as Schedule
+from steppe.core.schedules import WithLR as WithLR
+from steppe.core.step import Step as Step
+from steppe.errors import InputError as InputError
+from steppe.errors import RunError as RunError
+from steppe.methods.averaging.ema import EMA as EMA
+from steppe.methods.averaging.swa import SWA as SWA
+from steppe.methods.baselines.plain import Plain as Plain
+from steppe.methods.baselines.repeat_step import RepeatStep as RepeatStep
+from steppe.methods.baselines.two_step import TwoStep as TwoStep
+from steppe.methods.gradients.agc import AGC as AGC
+from steppe.methods.gradients.gc import GC as GC
+from steppe.methods.online_distillation.dml import DML as DML
+from steppe.methods.online_distillation.dml_alternating import AlternatingDML as AlternatingDML
+from steppe.methods.online_distillation.ffl import FFL as FFL
+from steppe.methods.online_distillation.kdcl import KDCL as KDCL
+from steppe.methods.online_distillation.okddip import OKDDip as OKDDip
+from steppe.methods.online_distillation.okdph import OKDPH as OKDPH
+from steppe.methods.online_distillation.one import ONE as ONE
+from steppe.methods.online_distillation.pcl import PCL as PCL
+from steppe.methods.self_distillation.mesa import MESA as MESA
+from steppe.methods.self_distillation.sadt import SADT as SADT
+from steppe.methods.self_distillation.saf import SAF as SAF
+from steppe.methods.sharpness.asam import ASAM as ASAM
+from steppe.methods.sharpness.esam import ESAM as ESAM
+from steppe.methods.sharpness.friendly_sam import FriendlySAM as FriendlySAM
+from steppe.methods.sharpness.gsam import GSAM as GSAM
+from steppe.methods.sharpness.looksam import LookSAM as LookSAM
+from steppe.methods.sharpness.mixed_sam import MixedSAM as MixedSAM
+from steppe.methods.sharpness.msam import MSAM as MSAM
+from steppe.methods.sharpness.r_sam import RSAM as RSAM
+from steppe.methods.sharpness.random_sam import RandomSAM as RandomSAM
+from steppe.methods.sharpness.sam import SAM as SAM
+from steppe.methods.sharpness.wsam import WSAM as WSAM
+from steppe.methods.weight_noise.arwp import ARWP as ARWP
+from steppe.methods.weight_noise.lpf_sgd import LPFSGD as LPFSGD
+from steppe.methods.weight_noise.rwp import RWP as RWP
 
 Out, When = StepOutput, ActiveWindow  # short names for user code
-
-__all__ = [
-    "AGC",
-    "ARWP",
-    "ASAM",
-    "DML",
-    "EMA",
-    "ESAM",
-    "FFL",
-    "GC",
-    "GSAM",
-    "KDCL",
-    "LPFSGD",
-    "MESA",
-    "OKDPH",
-    "ONE",
-    "PCL",
-    "RSAM",
-    "RWP",
-    "SADT",
-    "SAF",
-    "SAM",
-    "SWA",
-    "WSAM",
-    "ActiveWindow",
-    "AlternatingDML",
-    "Batch",
-    "Cosine",
-    "FriendlySAM",
-    "InputError",
-    "Linear",
-    "LookSAM",
-    "Method",
-    "MixedSAM",
-    "OKDDip",
-    "On",
-    "Out",
-    "Passes",
-    "Plain",
-    "RandomSAM",
-    "RepeatStep",
-    "RunError",
-    "Runtime",
-    "Schedule",
-    "Step",
-    "StepOutput",
-    "TwoStep",
-    "When",
-    "WithLR",
-    "make",
-    "names",
-    "parse",
-]

@@ -1,190 +1,50 @@
-"""The list of methods, one line each, and how one is made from its name."""
+"""The list of methods, one line each."""
 
-import inspect
-import re
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
-from steppe.config import parse_spec
-from steppe.config.docstrings import docstring
-from steppe.core import schedules
-from steppe.core.composition import ActiveWindow, On
-from steppe.core.method import Method, make_checked, overrides
-from steppe.errors import InputError, unknown
-from steppe.methods.averaging.ema import EMA
-from steppe.methods.averaging.swa import SWA
-from steppe.methods.baselines.plain import Plain
-from steppe.methods.baselines.repeat_step import RepeatStep
-from steppe.methods.baselines.two_step import TwoStep
-from steppe.methods.gradients.agc import AGC
-from steppe.methods.gradients.gc import GC
-from steppe.methods.online_distillation.dml import DML
-from steppe.methods.online_distillation.dml_alternating import AlternatingDML
-from steppe.methods.online_distillation.ffl import FFL
-from steppe.methods.online_distillation.kdcl import KDCL
-from steppe.methods.online_distillation.okddip import OKDDip
-from steppe.methods.online_distillation.okdph import OKDPH
-from steppe.methods.online_distillation.one import ONE
-from steppe.methods.online_distillation.pcl import PCL
-from steppe.methods.self_distillation.mesa import MESA
-from steppe.methods.self_distillation.sadt import SADT
-from steppe.methods.self_distillation.saf import SAF
-from steppe.methods.sharpness.asam import ASAM
-from steppe.methods.sharpness.esam import ESAM
-from steppe.methods.sharpness.friendly_sam import FriendlySAM
-from steppe.methods.sharpness.gsam import GSAM
-from steppe.methods.sharpness.looksam import LookSAM
-from steppe.methods.sharpness.mixed_sam import MixedSAM
-from steppe.methods.sharpness.r_sam import RSAM
-from steppe.methods.sharpness.random_sam import RandomSAM
-from steppe.methods.sharpness.sam import SAM
-from steppe.methods.sharpness.wsam import WSAM
-from steppe.methods.weight_noise.arwp import ARWP
-from steppe.methods.weight_noise.lpf_sgd import LPFSGD
-from steppe.methods.weight_noise.rwp import RWP
+from steppe.core.method.registry import METHODS as METHODS
+from steppe.core.method.registry import TRIED
+from steppe.methods import api
 
-METHODS: dict[str, Callable[..., Method]] = {
-    "plain": Plain,
-    "repeat-step": RepeatStep,
-    "two-step": TwoStep,
-    "gc": GC,
-    "agc": AGC,
-    "sam": SAM,
-    "random-sam": RandomSAM,
-    "asam": ASAM,
-    "mixed-sam": MixedSAM,
-    "gsam": GSAM,
-    "esam": ESAM,
-    "looksam": LookSAM,
-    "look-layersam": partial(LookSAM, layerwise=True),
-    "friendly-sam": FriendlySAM,
-    "wsam": WSAM,
-    "r-sam": RSAM,
-    "rwp": RWP,
-    "arwp": ARWP,
-    "lpf-sgd": LPFSGD,
-    "saf": SAF,
-    "mesa": MESA,
-    "swa": SWA,
-    "ema": EMA,
-    "dml": DML,
-    "dml-alternating": AlternatingDML,
-    "kdcl": KDCL,
-    "one": ONE,
-    "okddip": OKDDip,
-    "ffl": FFL,
-    "pcl": PCL,
-    "okdph": OKDPH,
-    "sadt-v1": partial(SADT, variant=1),
-    "sadt-v2": partial(SADT, variant=2),
-    "sadt-v3": partial(SADT, variant=3),
+METHODS |= {
+    "plain": api.Plain,
+    "repeat-step": api.RepeatStep,
+    "two-step": api.TwoStep,
+    "gc": api.GC,
+    "agc": api.AGC,
+    "sam": api.SAM,
+    "random-sam": api.RandomSAM,
+    "msam": api.MSAM,
+    "asam": api.ASAM,
+    "mixed-sam": api.MixedSAM,
+    "gsam": api.GSAM,
+    "esam": api.ESAM,
+    "looksam": api.LookSAM,
+    "look-layersam": partial(api.LookSAM, layerwise=True),
+    "friendly-sam": api.FriendlySAM,
+    "wsam": api.WSAM,
+    "r-sam": api.RSAM,
+    "rwp": api.RWP,
+    "arwp": api.ARWP,
+    "lpf-sgd": api.LPFSGD,
+    "saf": api.SAF,
+    "mesa": api.MESA,
+    "swa": api.SWA,
+    "ema": api.EMA,
+    "dml": api.DML,
+    "dml-alternating": api.AlternatingDML,
+    "kdcl": api.KDCL,
+    "one": api.ONE,
+    "okddip": api.OKDDip,
+    "ffl": api.FFL,
+    "pcl": api.PCL,
+    "okdph": api.OKDPH,
+    "sadt-v1": partial(api.SADT, variant=1),
+    "sadt-v2": partial(api.SADT, variant=2),
+    "sadt-v3": partial(api.SADT, variant=3),
 }
 
-
-def names() -> list[str]:
-    """Return the names of all methods, in the order of the list."""
-    return list(METHODS)
-
-
-def make(name: str, **settings: object) -> Method:
-    """Make a method by name: ``make("sam", rho=0.1)``.
-
-    ``start``, ``stop`` and ``every`` limit it to some steps (see `ActiveWindow`). A schedule may be text,
-    ``rho="linear(0,0.1,0.5)"``.
-
-    Raises InputError for an unknown name or setting, with the nearest ones.
-    """
-    if name not in METHODS:
-        if set(name) & set(":+"):
-            raise InputError(f"unknown method {name!r}; steppe.parse reads settings and combinations, make a name")
-        raise unknown("method", name, METHODS)
-    own = inspect.signature(METHODS[name]).parameters
-    read = {k: (isinstance(v, str) and schedules.parse_schedule(v)) or v for k, v in settings.items()}
-    window = {k: v for k, v in read.items() if k in ("start", "stop", "every") and k not in own}
-    method = make_checked(METHODS[name], name, {k: v for k, v in read.items() if k not in window})
-    return make_checked(partial(ActiveWindow, method), name, window) if window else method
-
-
-def parse(spec: str) -> Method:
-    """Make a method from text: ``sam``, ``sam:rho=0.1``, or ``sam:rho=0.1+gc`` for a combination.
-
-    Raises InputError as `make` does, and for a pair that cannot be combined.
-    """
-    parts = []
-    for one in spec.split("+"):
-        if re.fullmatch(r"[\w.]+:[A-Za-z_]\w*", one) and one.partition(":")[0] not in METHODS:
-            raise InputError(
-                f"unknown method {one!r}; a script of yours enters its class in steppe.methods.METHODS, "
-                "see docs/how-to/method.md"
-            )
-        name, settings = parse_spec(one)
-        parts.append(make(name, **settings))
-    method = parts[-1]
-    for rule in reversed(parts[:-1]):
-        try:
-            method = On(rule, method)
-        except InputError as error:
-            raise InputError(f"method {spec!r}: {error}") from None
-    return method
-
-
-def label(method: Method) -> str:
-    """Return a method's name in the list, the name of its class if it is not in the list."""
-    label = type(method).__name__
-    for name, entry in METHODS.items():
-        fixed = entry.keywords if isinstance(entry, partial) else {}
-        cls: object = entry.func if isinstance(entry, partial) else entry
-        # a later entry that fixes more settings is more specific
-        if cls is type(method) and all(getattr(method, k) == v for k, v in fixed.items()):
-            label = name
-    return label
-
-
-def card(name: str) -> str:
-    """Return a method's card: equation, paper, code, cost, limits, differences, values to start from."""
-    if name not in METHODS:
-        raise unknown("method", name, METHODS)
-    entry = METHODS[name]
-    cls = entry.func if isinstance(entry, partial) else entry
-    return docstring(sys.modules[cls.__module__])
-
-
-def summary(name: str) -> str:
-    """Return the first sentence of a method's card."""
-    return card(name).splitlines()[0]
-
-
-@dataclass(frozen=True)
-class MethodFacts:
-    """A method's row in a table.
-
-    ``cost`` is the most that a step takes (forward / backward / updates), ``keeps`` its state between steps,
-    ``status`` 'tried' if docs/results has a trial of it, else 'checked': restated, and conforming.
-    """
-
-    name: str
-    cost: str
-    keeps: str
-    source: str
-    status: str
-    summary: str
-
-
-def row(name: str) -> MethodFacts:
-    """Return a method's row."""
-    method = make(name)
-    cost = "/".join(f"{n:g}" for n in method.cost) if method.cost else "varies"
-    per_sample, per_weight = method.memory_bytes(1, 10) > 0, overrides(method, "init")
-    keeps = "outputs of each sample" if per_sample else "a vector of weights" if per_weight else "-"
-    paper = re.search(r"^Paper +(.*)$", card(name), re.MULTILINE)
-    dated = re.match(r"(?!none)(.*?\b(?:19|20)\d\d)\b", paper[1] if paper else "")
-    status = "tried" if name in _TRIED else "checked"
-    return MethodFacts(name, cost, keeps, dated[1] if dated else "-", status, summary(name))
-
-
-_TRIED = {
+TRIED |= {
     *("plain", "repeat-step", "two-step", "sam", "sadt-v1", "sadt-v2", "sadt-v3"),
     *("asam", "gsam", "esam", "looksam", "saf", "mesa", "rwp"),
     *("ema", "dml", "kdcl", "one", "okddip", "ffl", "pcl", "okdph"),

@@ -104,7 +104,7 @@ class BaseOptimizer:
 SGD = BaseOptimizer(torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2})
 NESTEROV = BaseOptimizer(torch.optim.SGD, {**SGD.settings, "nesterov": True})
 ADAM = BaseOptimizer(torch.optim.Adam, {"lr": 1e-2})
-LR_ZERO = BaseOptimizer(torch.optim.SGD, {"lr": 0.0})
+LR_ZERO = BaseOptimizer(torch.optim.SGD, {"lr": 0.0, "momentum": 0.9})
 
 
 def weights(net: nn.Module) -> Tensors:

@@ -146,10 +146,10 @@ class OurMethod(Subject):
     def __init__(self, method: Method, name: str | None = None):
         self.method = method
         self.name = name or label(method)
-        self.fields = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+        self.fields = vars(method.resolved)
         self.scheduled = any(isinstance(v, Schedule) for v in self.fields.values())
         self.cost = None if self.scheduled else method.cost
-        if method.limit and all(self.fields[k] == v for k, v in method.limit.items()):
+        if any(limit and limit.items() <= self.fields.items() for limit in (method.limit, *method.limits)):
             self.cost = (1, 1, 1)
         self.local, self.whole = method.local, method.whole
         self.mixes, self.moves = method.mixes, method.moves
@@ -175,7 +175,7 @@ class OurMethod(Subject):
             return own, self.fields
         candidates = [r for r in REFERENCES.values() if r.name == label(self.method)]
         for restated in candidates:
-            like = METHODS[restated.name](**dict(restated.settings))
+            like = METHODS[restated.name](**dict(restated.settings)).resolved
             if all(v == getattr(like, k) for k, v in self.fields.items() if k not in restated.free):
                 return restated.step, self.fields
         if candidates:

@@ -40,7 +40,7 @@ def plan(run: Run, images: DataSet) -> list[tuple[str, str]]:
     steps = f"{total} steps, {per_epoch} an epoch"
     if run.match != "epochs":
         steps += f" (an example: the number that {run.match} allow is known at the end; shares refer to it)"
-    lines = [("steps", steps), *describe(methods.parse(run.method), total, per_epoch, run.optim.lr_at)]
+    lines = [("steps", steps), *describe(run.method, total, per_epoch, run.optim.lr_at)]
     count = memory_bytes(run, images)
     return [*lines, ("memory", f"{format_bytes(count)} of past outputs")] if count else lines
 

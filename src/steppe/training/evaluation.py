@@ -10,6 +10,7 @@ from torch import Tensor
 from steppe.core.amp import upcast_to_float32
 from steppe.core.batch import Batch
 from steppe.core.method import Method
+from steppe.core.multi_network import MultiNetwork
 from steppe.core.numerics.losses import diversity
 from steppe.core.step import Step
 from steppe.data.dataset import Images
@@ -18,7 +19,6 @@ from steppe.data.normalize import Normalizer
 from steppe.distributed import collectives
 
 BATCH = 500
-MEMBERS = ("network ", "branch ")  # prefixes of the outputs of an ensemble's members
 
 
 def evaluate(method: Method, step: Step, images: Images, normalize: Normalizer) -> dict[str, Any]:
@@ -30,6 +30,7 @@ def evaluate(method: Method, step: Step, images: Images, normalize: Normalizer) 
     All processes call it together and get the same numbers.
     """
     world, net, like = collectives.current_world(), step.runtime.net, step.runtime.params[0]
+    members = net.names if isinstance(net, MultiNetwork) else []
     local = images.part(world.rows(len(images)))
     world.share_buffers(net)
     net.eval()
@@ -37,27 +38,27 @@ def evaluate(method: Method, step: Step, images: Images, normalize: Normalizer) 
     with torch.no_grad():
         for batch in evaluation_batches(local, BATCH, normalize):
             batch = to_model_format(batch, like)
-            for name, value in _sums(method.outputs(net, step.state, batch.x), batch.y).items():
+            for name, value in _sums(method.outputs(net, step.state, batch.x), batch.y, members).items():
                 sums[name] = sums.get(name, 0.0) + value
         # all processes gather a sharded network together, so each makes as many passes as the one with most rows
         most = math.ceil(math.ceil(len(images) / world.size) / BATCH)
         for _ in range(most - math.ceil(len(local) / BATCH)):
             batch = to_model_format(Batch(normalize(images.at(slice(0, 1))), images.y[:1]), like)
-            for name in _sums(method.outputs(net, step.state, batch.x), batch.y):
+            for name in _sums(method.outputs(net, step.state, batch.x), batch.y, members):
                 sums.setdefault(name, 0.0)
     net.train()
     means = {k: v / len(images.y) for k, v in zip(sums, world.all_reduce_sum(*sums.values()), strict=True)}
     return _nested(means)
 
 
-def _sums(outputs: dict[str, Tensor], y: Tensor) -> dict[str, float]:
+def _sums(outputs: dict[str, Tensor], y: Tensor, names: list[str]) -> dict[str, float]:
     """Return hits and summed loss of each output of a batch, and the summed distance between members."""
     sums = {}
     for name, z in outputs.items():
         logits = upcast_to_float32(z)
         sums[f"accuracy {name}"] = float((logits.argmax(1) == y).sum())
         sums[f"loss {name}"] = float(F.cross_entropy(logits, y, reduction="sum"))
-    members = [z for name, z in outputs.items() if name.startswith(MEMBERS)]
+    members = [outputs[name] for name in names if name in outputs]
     if len(members) > 1:
         sums["diversity"] = float(diversity(members)) * len(y)
     return sums

@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from steppe import methods
 from steppe.config import Run
 from steppe.core.method import Method
 from steppe.core.numerics.complex_params import real_view, with_type_of
@@ -51,7 +50,7 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
         raise InputError("onnx is not installed; pip install 'steppe[onnx]', or leave --onnx out")
     run = read_run(folder)
     images, normalize = _input(folder, run)
-    method = methods.parse(run.method)
+    method = run.method
     with torch.random.fork_rng():
         net, state, epoch = _restored(folder, run, method, images, which)
         like = real_view(next(net.parameters()))
@@ -61,7 +60,7 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
     x = to_model_format(next(evaluation_batches(images.test, IMAGES, normalize)), like).x
     with torch.no_grad():
         expected = method.predict(net, state, x)
-        _compare(model(x), expected, "the deployed network", run.method)
+        _compare(model(x), expected, "the deployed network", run.label)
     make_folder(out)
     written = {"safetensors": "model.safetensors", "torch.export": "model.pt2"}
     # not by safetensors, whose files are private
@@ -70,11 +69,11 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
     )
     fresh.load_state_dict(load_file(out / written["safetensors"]))
     with torch.no_grad():
-        _compare(fresh(x), expected, written["safetensors"], run.method)
-    _write_program(fresh, x, expected, out / written["torch.export"], run.method)
+        _compare(fresh(x), expected, written["safetensors"], run.label)
+    _write_program(fresh, x, expected, out / written["torch.export"], run.label)
     if onnx:
         written["onnx"] = "model.onnx"
-        _write_onnx(fresh, x[:2], expected[:2], out / written["onnx"], run.method)
+        _write_onnx(fresh, x[:2], expected[:2], out / written["onnx"], run.label)
     content = {
         "model": run.model,
         "parameters": sum(p.numel() for p in fresh.parameters()),
@@ -87,7 +86,7 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
             "std": list(normalize.std),
         },
         "output": "logits",
-        "method": run.method,
+        "method": run.label,
         "dataset": run.dataset,
         "seed": run.seed,
         "epoch": epoch,

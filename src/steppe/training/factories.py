@@ -3,7 +3,9 @@
 import math
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from steppe.config import Run
 from steppe.core.method import Method
 from steppe.core.numerics.vector import sharded
 from steppe.core.runtime import LossFunction
+from steppe.core.step_state import BindOptions
 from steppe.data.dataset import DataSet
 from steppe.data.loader import Loader
 from steppe.data.normalize import Normalizer
@@ -84,6 +87,12 @@ def make_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
         )
     cls = torch.optim.Adam if o.name == "adam" else torch.optim.AdamW
     return cls(params, o.lr, eps=o.eps, weight_decay=o.weight_decay, fused=True)
+
+
+def bind_options(run: Run) -> dict[str, Any]:
+    """Return the options of `Method.bind` that a run's configuration has, under the same names."""
+    names = [*(f.name for f in fields(BindOptions)), "m"]
+    return {name: getattr(part, name) for part in (run, run.optim) for name in names if hasattr(part, name)}
 
 
 def make_loss(run: Run) -> LossFunction:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from steppe import hardware
 from steppe.config import Run
-from steppe.core.method import Method, with_weights
+from steppe.core.method import Method
+from steppe.core.multi_network import MultiNetwork
 from steppe.core.numerics.complex_params import real_view
 from steppe.core.numerics.vector import sharded
 from steppe.core.step import Step
@@ -25,9 +26,6 @@ from steppe.data.splits import subset
 from steppe.diagnostics.loss_surface import LossSurface
 from steppe.diagnostics.sharpness import worst_case_sharpness
 from steppe.distributed import collectives
-from steppe.models.multi.base import MultiHeadNetwork
-from steppe.models.multi.branched import SeparateNetworks
-from steppe.models.multi.ensemble import NetworkList
 from steppe.training.checkpoint import file
 from steppe.training.checkpoint.file import Checkpoint
 from steppe.training.evaluation import BATCH, to_model_format
@@ -124,13 +122,8 @@ def networks(method: Method, net: nn.Module, state: nn.Module, new_model: Any) -
     ``new_model`` makes a network, whose weights are replaced. Names are those of `Method.outputs`.
     """
     models = {DEPLOYED: method.deployed_model(net, state, new_model)}
-    if isinstance(net, NetworkList):
-        return models | {
-            f"network {i}": with_weights(new_model(), one.state_dict()) for i, one in enumerate(net.networks, 1)
-        }
-    if isinstance(net, MultiHeadNetwork):
-        kind = "network" if isinstance(net.body, SeparateNetworks) else "branch"
-        return models | {f"{kind} {i + 1}": net.plain(i, new_model) for i in range(net.size)}
+    if isinstance(net, MultiNetwork):
+        models |= {name: net.extract(name, new_model) for name in net.names}
     return models
 
 

@@ -5,15 +5,15 @@ import math
 import typing
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from steppe import data, hardware, methods, records, tracking
-from steppe.config import Run, essential
+from steppe import data, hardware, records, tracking
+from steppe.config import Run, essential, field_types, from_dict
 from steppe.core.composition import ActiveWindow, parts
 from steppe.core.method import Method
 from steppe.core.schedules import TrainingProgress
@@ -35,7 +35,7 @@ CONFIG, RESULT = "config.json", "result.json"
 
 def digest(run: Run) -> str:
     """Return the name of a run's folder."""
-    return run.digest(repr(methods.parse(run.method)))
+    return run.digest()
 
 
 def load_data(run: Run, progress: Callable[[int, int], None] | None = None) -> DataSet:
@@ -109,7 +109,7 @@ def _images_record(run: Run, images: DataSet) -> dict[str, dict[str, Any]]:
 def check_run(run: Run, images: DataSet) -> None:
     """Raise InputError if this run cannot start, for example because its model does not take the images."""
     tracking.available(run.track)
-    method = methods.parse(run.method)
+    method = run.method
     with torch.random.fork_rng():
         net = method.build(lambda: make_model(run, images))
     _check_starts(run, method, len(make_loader(run, images, method)))
@@ -119,7 +119,7 @@ def check_run(run: Run, images: DataSet) -> None:
 
 def memory_bytes(run: Run, images: DataSet) -> int:
     """Return the bytes that the run's method stores for all training images between steps."""
-    return methods.parse(run.method).memory_bytes(len(images.train), len(images.classes))
+    return int(run.method.memory_bytes(len(images.train), len(images.classes)))
 
 
 def format_bytes(count: int) -> str:
@@ -184,7 +184,7 @@ def _check_starts(run: Run, method: Method, per_epoch: int) -> None:
             active = last.reached(start, "start")
         if not active:
             raise InputError(
-                f"method {run.method!r} is active in none of this run's {total} steps ({per_epoch} an epoch); "
+                f"method {run.label!r} is active in none of this run's {total} steps ({per_epoch} an epoch); "
                 "give start as a share of the training, such as start=0.5, or more epochs"
             )
 
@@ -235,7 +235,7 @@ def _check_config(folder: Path, run: Run) -> None:
 
 
 def _content(run: Run) -> dict[str, Any]:
-    return run.as_dict() | {"resolved": repr(methods.parse(run.method))}
+    return run.as_dict() | {"resolved": run.method.to_dict()}
 
 
 def _read_result(folder: Path) -> dict[str, Any]:
@@ -259,7 +259,7 @@ def _comparable(config: dict[str, Any]) -> Any:
 
 def _trackers(run: Run, folder: Path) -> AbstractContextManager[tracking.TrackedRun]:
     """Return the run's trackers, which the main process alone has."""
-    info = tracking.RunInfo(f"{run.method} seed {run.seed}", folder.name, run.as_dict())
+    info = tracking.RunInfo(run.title, folder.name, run.as_dict())
     return tracking.following(run.track if collectives.current_world().is_main_process else (), folder, info)
 
 
@@ -274,28 +274,25 @@ def read_run(folder: Path) -> Run:
     for key in ("resolved", "images"):
         content.pop(key, None)
     try:
-        run: Run = _from_json(Run, content, path)
-    except InputError:
-        raise
+        _check_types(Run, content, path)
+        run: Run = from_dict(Run, content)
+    except InputError as error:
+        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from None
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error}); give the folder of another run") from None
     return run
 
 
-def _from_json(cls: type, content: dict[str, Any], path: Path) -> Any:
-    """Return a configuration dataclass from its JSON object."""
-    hints = typing.get_type_hints(cls)
-    if unexpected := [key for key in content if key not in {f.name for f in fields(cls)}]:
-        raise InputError(f"{path} has the setting {unexpected[0]!r}, unknown to this version; update steppe")
-
-    def convert(key: str, value: Any) -> Any:
-        if is_dataclass(hints[key]):
-            return _from_json(typing.cast(type, hints[key]), value, path)
-        if not _has_type(value, hints[key]):
+def _check_types(cls: type, content: dict[str, Any], path: Path) -> None:
+    """Raise InputError for a setting that this version does not have, TypeError for a value of another type."""
+    types = field_types(cls)
+    for key, value in content.items():
+        if key not in types:
+            raise InputError(f"{path} has the setting {key!r}, unknown to this version; update steppe")
+        if is_dataclass(types[key]):
+            _check_types(typing.cast(type, types[key]), value, path)
+        elif not _has_type(value, types[key]):
             raise TypeError(f"{key} is {value!r:.40}")
-        return tuple(value) if isinstance(value, list) else value
-
-    return cls(**{key: convert(key, value) for key, value in content.items()})
 
 
 def _has_type(value: Any, hint: Any) -> bool:

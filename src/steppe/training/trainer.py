@@ -19,16 +19,24 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from steppe import hardware, methods, records
+from steppe import hardware, records
 from steppe.config import Run
 from steppe.core.batch import Accumulated, Batch
+from steppe.core.method import Method
 from steppe.data.dataset import DataSet, Images
 from steppe.data.normalize import Normalizer
 from steppe.data.prefetch import PrefetchLoader
 from steppe.distributed import collectives
 from steppe.training.checkpoint.save_and_resume import CheckpointStore, derive
 from steppe.training.evaluation import evaluate, to_model_format
-from steppe.training.factories import make_loader, make_loss, make_network, make_optimizer, wrap_parallel
+from steppe.training.factories import (
+    bind_options,
+    make_loader,
+    make_loss,
+    make_network,
+    make_optimizer,
+    wrap_parallel,
+)
 from steppe.training.monitor import Monitor
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
@@ -74,26 +82,20 @@ class Trainer:
         run = self.run
         self.world = collectives.current_world()
         self.normalize = Normalizer.of(run.data.normalize, self.images.train, run.data.noise)
-        self.method = methods.parse(run.method)
+        self.method = cast(Method, run.method)
         self.loader = make_loader(run, self.images, self.method)
         self.batches = PrefetchLoader(self.loader, run.workers) if run.workers else self.loader
         self.net = make_network(run, self.method, self.images)
         model = wrap_parallel(self.net, run.parallel)
         self.optimizer = make_optimizer(run, self.net)
-        self.step = self.method.bind(
-            cast(nn.Module, torch.compile(model)) if run.compile else model,
-            self.optimizer,
-            loss=make_loss(run),
-            clip=run.optim.clip,
-            clip_each=run.optim.clip_each,
-            precision=run.precision,
-            microbatch=run.microbatch,
-            m=run.m,
-            sync=run.sync,
-            steps=run.epochs * len(self.loader) if run.match == "epochs" else lambda: self.share,
-            epoch=len(self.loader),
-            seed=derive(run.seed, "method"),
-        )
+        compiled = cast(nn.Module, torch.compile(model)) if run.compile else model
+        options = bind_options(run) | {
+            "loss": make_loss(run),
+            "steps": run.epochs * len(self.loader) if run.match == "epochs" else lambda: self.share,
+            "epoch": len(self.loader),
+            "seed": derive(run.seed, "method"),
+        }
+        self.step = self.method.bind(compiled, self.optimizer, **options)
         self.method.allocate(self.step.state, len(self.images.train), len(self.images.classes))
         self.store = CheckpointStore(self.folder, self.net, self.step, self.optimizer, run.seed)
         self.monitor = Monitor(run, self.folder, self.images, self.method, self.net, self.step, self.normalize)

@@ -5,21 +5,19 @@ from pathlib import Path
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from steppe.cli.console import console, print_error, print_images, print_memory, print_text
-from steppe.cli.options import ConfigFile, add_config, configuration
+from steppe.cli.options import add_config, configuration
 from steppe.config import Study
 from steppe.errors import InputError
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the settings below")
-    parser.add_argument("--out", type=str, default="out", help="folder of the comparison")
     parser.add_argument("--jobs", type=int, default=0, help="runs at a time; 0: cores / threads, on a GPU 1")
     parser.add_argument(
         "--launcher", type=str, default="local", help="where runs train: local, ray or slurm, with settings"
     )
     parser.add_argument("--retry", action=ActionYesNo, default=False, help="run failed runs again")
-    add_config(parser, Study)
+    add_config(parser, Study, "out", "folder of the comparison")
 
 
 def run(options: Namespace, command: str) -> int:

@@ -147,7 +147,7 @@ def _diagnose_all(homes: list[Path], options: Namespace, console: Console) -> di
             key = json.dumps([str(home.parent), config.dataset, config.as_dict()["data"]])
             if key not in data:
                 data = {key: engine.load_images(home)}
-            title, position = f"{config.method} seed {config.seed}", f"{number + 1} of {len(homes)}"
+            title, position = config.title, f"{number + 1} of {len(homes)}"
             if measured:
                 left = (time.monotonic() - began) / measured * (len(homes) - number)
                 position += f", about {left / 60:.0f} min left"
@@ -212,11 +212,11 @@ def _print_bounds(results: dict[Path, dict[str, Any]], console: Console) -> None
         config = engine.read_run(home)
         for values in result["complexity"].get("bounds", ()):
             bound = Bound(**{k: v for k, v in values.items() if k != "vacuous"})
-            terminal.print_text(console, f"{config.method} seed {config.seed}, {bound}")
+            terminal.print_text(console, f"{config.title}, {bound}")
 
 
 def _record(home: Path) -> Record:
     config = engine.read_run(home)
     result = records.read_result(home / engine.RESULT)
     metrics = records.read_epochs(home / "metrics.jsonl")
-    return Record(home.name, config.method, config.model, config.dataset, config.seed, metrics, [], result)
+    return Record(home.name, config.label, config.model, config.dataset, config.seed, metrics, [], result)

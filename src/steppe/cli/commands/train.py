@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from steppe.cli.console import console, print_images, print_memory, print_text
-from steppe.cli.options import ConfigFile, add_config, configuration
+from steppe.cli.options import add_config, configuration
 from steppe.config import Run
 
 if TYPE_CHECKING:
@@ -17,12 +17,10 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the settings below")
-    parser.add_argument("--out", type=str, default="out", help="folder under which the run's own folder is made")
     parser.add_argument(
         "--plan", action=ActionYesNo, default=False, help="print what the training would do and when, and stop"
     )
-    add_config(parser, Run)
+    add_config(parser, Run, "out", "folder under which the run's own folder is made")
 
 
 def run(options: Namespace, command: str) -> int:
@@ -33,12 +31,12 @@ def run(options: Namespace, command: str) -> int:
     from steppe.errors import InputError
     from steppe.experiments import run_lock
     from steppe.training.dry_run import plan
-    from steppe.training.run import check_run, digest, finished_result, load_data, memory_bytes, train_run
+    from steppe.training.run import check_run, finished_result, load_data, memory_bytes, train_run
 
     config: Run = configuration(add_arguments, Run, options, command)
     hardware.keep_freed_memory()
     terminal, world = console(), collectives.current_world()
-    folder, name = Path(options.out) / "runs" / digest(config), f"{config.method} seed {config.seed}"
+    folder = Path(options.out) / "runs" / config.digest()
     try:
         with Decoding(terminal) as progress:
             images = world.main_process_first(lambda: load_data(config, progress))
@@ -48,7 +46,7 @@ def run(options: Namespace, command: str) -> int:
             raise
         print_text(terminal, f"the run is finished and needs no images ({error})")
         with Display(1, terminal) as display:
-            display.update(name, result)
+            display.update(config.title, result)
         return _end(terminal, folder, result)
     check_run(config, images)
     print_images(terminal, config.dataset, images.description())
@@ -57,11 +55,11 @@ def run(options: Namespace, command: str) -> int:
         width = max(len(label) for label, _ in lines)
         print_text(terminal, "\n".join(f"{label:<{width}}  {value}" for label, value in lines))
         return 0
-    print_memory(terminal, config.method, memory_bytes(config, images))
+    print_memory(terminal, config.label, memory_bytes(config, images))
     lock = world.held_by_main_process(lambda: run_lock.locked_run(folder))
     with lock, Display(1, terminal) as display:
-        result = train_run(config, folder, images, lambda status: display.update(name, status))
-        display.update(name, result)
+        result = train_run(config, folder, images, lambda status: display.update(config.title, status))
+        display.update(config.title, result)
     return _end(terminal, folder, result)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from steppe.cli.console import console, print_images, print_text
-from steppe.cli.options import ConfigFile, add_config, configuration
-from steppe.config import Run
+from steppe.cli.options import add_config, add_fields, configuration, make
+from steppe.config import Run, TuningBudget
 
 if TYPE_CHECKING:
     from steppe.training.run import TrainingStatus
@@ -18,52 +18,39 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the settings below")
-    parser.add_argument("--out", type=str, default="out/tune", help="folder of the search and its runs")
     parser.add_argument(
         "--settings", type=str, nargs="+", default=[], help="settings to search: NAME or NAME=LOW..HIGH"
     )
-    parser.add_argument("--trials", type=int, default=20, help="number of values to try")
-    parser.add_argument(
-        "--within", type=float, default=None, help="time limit in seconds for everything; none by default"
-    )
-    parser.add_argument("--seeds", type=int, default=1, help="runs per trial, each with another seed")
-    parser.add_argument(
-        "--confirm", type=int, default=3, help="fresh seeds on which the best setting and plain are trained"
-    )
-    parser.add_argument(
-        "--pruner", type=Literal["median", "halving", "none"], default="median", help="which trials stop early"
-    )
+    add_fields(parser, TuningBudget)
     parser.add_argument("--json", action=ActionYesNo, default=False, help="print the answer as JSON")
-    add_config(parser, Run)
+    add_config(parser, Run, "out/tune", "folder of the search and its runs")
 
 
 def run(options: Namespace, command: str) -> int:
     """Search; print the answer, and write ``tune.json`` and the curve as SVG and PNG."""
     from steppe import hardware, records
-    from steppe.experiments.tuning import TuningBudget, search, space
+    from steppe.experiments.tuning import search, space
     from steppe.experiments.tuning.plot import curve
     from steppe.experiments.tuning.result import result_as_dict, table, verdict
     from steppe.report.plotting import save
     from steppe.training.run import load_data
 
     config: Run = configuration(add_arguments, Run, options, command)
-    budget = TuningBudget(options.trials, options.within, options.seeds, options.confirm, options.pruner)
+    budget = make(TuningBudget, options)
     ranges, out = space(config.method, options.settings), Path(options.out)
     terminal = console(stderr=True) if options.json else console()
     hardware.keep_freed_memory()
     images = load_data(config)
     print_images(terminal, config.dataset, images.description())
     settings = ", ".join(f"{r.name} from {r.low:g} to {r.high:g}" for r in ranges)
-    print_text(terminal, f"{config.method}: {settings}; up to {budget.trials} trials")
+    print_text(terminal, f"{config.label}: {settings}; up to {budget.trials} trials")
     with terminal.status("starting") as status:
 
         def progress(one: Run, news: TrainingStatus | str) -> None:
-            name = f"{one.method} seed {one.seed}"
             if isinstance(news, str):
-                print_text(terminal, f"{name}: {news}")
+                print_text(terminal, f"{one.title}: {news}")
             else:
-                status.update(f"{name}: epoch {news.epoch}, loss {news.loss:.3f}")
+                status.update(f"{one.title}: epoch {news.epoch}, loss {news.loss:.3f}")
 
         result = search(config, ranges, budget, out, images, progress)
     content = result_as_dict(result) | {"command": command, "environment": hardware.environment()}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -11,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from steppe.config import Data, Monitoring, Optim, Run, parse_spec
+from steppe.config import Run, from_dict, parse_spec
+from steppe.config.method_spec import format_spec
 from steppe.errors import InputError, unknown
 
 
@@ -56,12 +56,12 @@ class Choice:
 
     def run(self) -> Run:
         """Return the run; raises InputError for impossible values."""
-        parts: dict[str, dict[str, Any]] = {"": {}, "data": {}, "optim": {}, "watch": {}}
+        values: dict[str, Any] = {}
         for key, value in self.values.items():
             part, _, field = key.rpartition(".")
-            parts[part][field] = tuple(value) if isinstance(value, list) else value
-        data, optim, watch = Data(**parts["data"]), Optim(**parts["optim"]), Monitoring(**parts["watch"])
-        return Run(data=data, optim=optim, watch=watch, **parts[""])
+            (values.setdefault(part, {}) if part else values)[field] = value
+        run: Run = from_dict(Run, values)
+        return run
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,7 @@ def _match_row(table: Mapping[str, str], method: str) -> tuple[str | None, str]:
         return None, method
     name, own = parse_spec(method)
     settings = parse_spec(table[rows[0]])[1] | own
-    texts = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in settings.items()]
-    return rows[0], f"{name}:{','.join(texts)}" if texts else name
+    return rows[0], format_spec(name, settings)
 
 
 def names() -> list[str]:

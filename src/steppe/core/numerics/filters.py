@@ -1,8 +1,11 @@
 """Parts of a network: its output units (filters), noise in proportion to them, and named scopes of parameters."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +73,12 @@ def last_of(net: nn.Module, *kinds: type[nn.Module]) -> nn.Module | None:
     return modules[-1] if modules else None
 
 
+def are_scopes(text: str) -> bool:
+    """Return whether a text has one or more scopes, as `in_scope` takes them; each may end in *."""
+    scopes = [s.removesuffix("*") for s in text.split()]
+    return bool(scopes) and all(s in SCOPES[:-1] or re.fullmatch(r"tensor:\d+", s) for s in scopes)
+
+
 def in_scope(net: nn.Module, params: Sequence[nn.Parameter], scope: str) -> list[bool]:
     """Return for each parameter whether it is in ``scope``.
 
@@ -101,6 +110,28 @@ def in_scope(net: nn.Module, params: Sequence[nn.Parameter], scope: str) -> list
         raise InputError(f"scope {scope!r}: the network has no {missing}; choose scope 'all' or 'kernels'")
     inside = {id(layer.bias)} if scope == "last-bias" else {id(p) for p in layer.parameters()}
     return [id(leaf(p)) in inside for p in params]
+
+
+def scope_noise(
+    net: nn.Module,
+    params: Sequence[nn.Parameter],
+    sigma: float,
+    rng: torch.Generator,
+    once: Callable[[Any, Callable[[], list[bool]]], list[bool]],
+    scope: str,
+) -> Vec:
+    """Return noise N(0, sigma^2) on the parameters of a scope.
+
+    If the scope ends in *, it is the offset that multiplies the weights by such noise. ``once`` caches which
+    parameters are in the scope.
+    """
+    own = scope.removesuffix("*")
+    noise = vector.scale(
+        vector.gaussian(params, rng, once(("scope", own), partial(in_scope, net, params, own))), sigma
+    )
+    if own == scope:
+        return noise
+    return [None if n is None else p.detach() * (n - 1) for n, p in zip(noise, params, strict=True)]
 
 
 def is_weight(param: nn.Parameter, owner: nn.Module) -> bool:

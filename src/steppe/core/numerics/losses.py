@@ -3,7 +3,7 @@
 import copy
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from steppe.core.amp import upcast_to_float32
+from steppe.core.numerics._kdcl_targets import KDCL_TARGETS as KDCL_TARGETS
 from steppe.core.schedules import TrainingProgress
 from steppe.errors import InputError
 
@@ -53,6 +54,11 @@ def sigmoid_rampup(now: TrainingProgress, over: float) -> float:
     """
     part = now.part_of(over, "ramp") if over else 1.0
     return math.exp(-5 * (1 - part) ** 2)
+
+
+def total(terms: Iterable[Tensor]) -> Tensor:
+    """Return the sum of losses."""
+    return torch.stack(list(terms)).sum()
 
 
 def one_hot(y: Tensor, like: Tensor) -> Tensor:

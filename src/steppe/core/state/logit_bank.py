@@ -185,6 +185,11 @@ def top_k(form: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def is_form(text: str) -> bool:
+    """Return whether a text is 'full', 'half' or 'top:K'."""
+    return text in FORMS[:2] or top_k(text) is not None
+
+
 def size_in_bytes(samples: int, classes: int, past: int, form: str) -> int:
     """Return the memory of the past outputs of so many samples, in bytes."""
     top = top_k(form)

@@ -1,6 +1,8 @@
 """Tensors that a method keeps between steps for those of a network, by name."""
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,24 +42,41 @@ class TensorCopies(nn.Module):
         return t.detach()
 
 
-class ParamState(nn.Module):
-    """One buffer per parameter of a network, zero at first, by its name; checkpoints save it.
+class StoredVector:
+    """The vector of a `ParamState` as its attribute: reading returns the stored tensors, assigning writes them."""
 
-    Parameters of the optimizer that are not in the network (those of a loss) are numbered in its order.
-    A parameter that is new, as after a head was exchanged, starts at zero; one that is gone is forgotten.
-    ``writes`` counts how often it was written.
+    def __get__(self, state: ParamState, owner: type[ParamState]) -> Vec:
+        return state.read()
+
+    def __set__(self, state: ParamState, values: Vec) -> None:
+        state.write(values)
+
+
+class ParamState(nn.Module):
+    """A vector of parameter space that a method keeps between steps: a buffer per parameter, zero at first.
+
+    A subclass names it, ``mean = ParamState.Vector()``; then ``state.mean`` reads it and ``state.mean = values``
+    writes it. Checkpoints save it by the names of the parameters. Parameters of the optimizer that are not in the
+    network (those of a loss) are numbered in its order. A parameter that is new, as after a head was exchanged,
+    starts at zero; one that is gone is forgotten. ``writes`` counts how often it was written.
     """
+
+    Vector = StoredVector
 
     def __init__(self, net: nn.Module):
         super().__init__()
+        params = list(net.parameters())
+        # what the optimizer trains, and the network; a step sets it
+        self.trained: Callable[[], tuple[Sequence[nn.Parameter], nn.Module]] = lambda: (params, net)
         self.writes = 0
         self._last: tuple[nn.Parameter, ...] = ()
         self._names: list[str] = []
         self._owners: dict[str, nn.Parameter] = {}  # none after loading: buffers are then found by name
         self._claim((), net)
 
-    def read(self, params: Sequence[nn.Parameter], net: nn.Module) -> Vec:
-        """Return the stored tensors of these parameters."""
+    def read(self) -> Vec:
+        """Return the stored tensors of the optimizer's parameters."""
+        params, net = self.trained()
         if not param_groups.same(params, self._last):
             self._claim(params, net)
             names = {id(p): name for name, p in self._owners.items()}
@@ -79,15 +98,15 @@ class ParamState(nn.Module):
             self.register_buffer(name, stored.to(like))
         self._owners = named
 
-    def write(self, params: Sequence[nn.Parameter], net: nn.Module, values: Vec) -> None:
+    def write(self, values: Vec) -> None:
         """Store values; a parameter without a value keeps its stored one."""
-        pairs = [(s, v) for s, v in zip(self.read(params, net), values, strict=True) if v is not None]
+        pairs = [(s, v) for s, v in zip(self.read(), values, strict=True) if v is not None]
         copy_into([s for s, _ in pairs if s is not None], [v for _, v in pairs])
         self.writes += 1
 
-    def approach(self, params: Sequence[nn.Parameter], net: nn.Module, values: Vec, weight: float) -> None:
+    def approach(self, values: Vec, weight: float) -> None:
         """Store ``(1 - weight) stored + weight values``; a parameter without a value counts as zero."""
-        stored = vector.present(self.read(params, net))
+        stored = vector.present(self.read())
         ends = [torch.zeros_like(s) if v is None else v for s, v in zip(stored, values, strict=True)]
         with torch.no_grad():
             torch._foreach_lerp_(stored, ends, weight)

@@ -1,6 +1,7 @@
 """Tuning of a method's settings for a network and data, on the validation split, within a budget."""
 
-from steppe.experiments.tuning.search import TuningBudget, TuningResult, search
-from steppe.experiments.tuning.space import Range, space, spec_with
+from steppe.config import TuningBudget
+from steppe.experiments.tuning.search import TuningResult, search
+from steppe.experiments.tuning.space import Range, space, with_values
 
-__all__ = ["Range", "TuningBudget", "TuningResult", "search", "space", "spec_with"]
+__all__ = ["Range", "TuningBudget", "TuningResult", "search", "space", "with_values"]

@@ -23,7 +23,7 @@ def curve(result: TuningResult) -> Figure:
     A pruned trial is hollow, at the accuracy where it was pruned. If one setting is searched, a line joins the
     completed trials. The band of plain goes from its lowest to its highest seed.
     """
-    method = result.run.method
+    method = result.run.label
     listed = {name: {"summary": "", "resolved": "", "controls": []} for name in (BASELINE, method)}
     style = styles(Comparison(Path(), "", "", {}, {}, {}, listed, []))
     figure = Figure(figsize=(6.4 * len(result.ranges), 4.4), layout="constrained")
@@ -61,7 +61,7 @@ def _trials(panel: Axes, result: TuningResult, setting: Range, style: Style) -> 
     above = [100 * max(t.accuracies) - v for v, t in zip(y, complete, strict=True)]
     panel.errorbar(x, y, yerr=[below, above], fmt="none", ecolor=style.light, elinewidth=1.3)
     line = "-" if len(result.ranges) == 1 else "none"
-    points(complete, linestyle=line, linewidth=style.width * 0.75, label=label(result.run.method))
+    points(complete, linestyle=line, linewidth=style.width * 0.75, label=label(result.run.label))
     if pruned:
         points(pruned, fillstyle="none", alpha=0.6, label="pruned")
     points([result.best], markersize=9, label=f"best, {result.best.values[setting.name]:g}")

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 from steppe import methods, records
-from steppe.config import Run
+from steppe.config import Run, TuningBudget
+from steppe.core.method import Method
 from steppe.data.dataset import DataSet
 from steppe.errors import InputError
 from steppe.experiments.run_lock import locked_run
-from steppe.experiments.tuning.space import Range, spec_with
+from steppe.experiments.tuning.space import Range, with_values
 from steppe.training.checkpoint.save_and_resume import derive
-from steppe.training.run import TrainingStatus, check_run, digest, train_run
+from steppe.training.run import TrainingStatus, check_run, train_run
 from steppe.training.trainer import METRICS
 
 try:
@@ -34,36 +35,8 @@ except ImportError as error:
     raise InputError(f"{error}; pip install 'steppe[tune]'") from None
 
 JOURNAL, BASELINE = "tune.journal", "plain"
-Pruner = Literal["median", "halving", "none"]
 TuningProgress = Callable[[Run, TrainingStatus | str], None]  # a run's status, or a sentence about its end
 _RANDOM = 5  # random trials before TPE and the pruner start
-
-
-@dataclass(frozen=True)
-class TuningBudget:
-    """The budget of a search.
-
-    Attributes:
-        trials: Number of trials.
-        seconds: Time for everything, baseline and confirmation included; None for no limit. At least one trial is
-            made.
-        seeds: Runs per trial, each with another seed.
-        confirm: Number of fresh seeds on which the best setting and the baseline are trained at the end.
-        pruner: Rule that stops unpromising trials early: 'median', 'halving' (successive halving) or 'none'.
-    """
-
-    trials: int = 20
-    seconds: float | None = None
-    seeds: int = 1
-    confirm: int = 3
-    pruner: Pruner = "median"
-
-    def __post_init__(self) -> None:
-        for name, least in (("trials", 1), ("seeds", 1), ("confirm", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; give at least {least}")
-        if self.seconds is not None and not self.seconds > 0:
-            raise InputError(f"within is {self.seconds}; give a number of seconds above 0")
 
 
 @dataclass(frozen=True)
@@ -132,7 +105,8 @@ def _search(study: optuna.Study, runner: _TrialRunner, budget: TuningBudget) -> 
     started, run = time.monotonic(), runner.run
     seeds = [run.seed + i for i in range(budget.seeds)]
     fresh = [seeds[-1] + 1 + i for i in range(budget.confirm)]
-    baseline = runner.train(BASELINE, seeds)
+    plain = methods.parse(BASELINE)
+    baseline = runner.train(plain, seeds)
     longest = 0.0
     while (done := _finished(study)) < budget.trials:
         spent = time.monotonic() - started
@@ -150,8 +124,8 @@ def _search(study: optuna.Study, runner: _TrialRunner, budget: TuningBudget) -> 
     trials = [Candidate(**t.user_attrs["candidate"]) for t in study.get_trials(states=_ENDED)]
     best = max((t for t in trials if t.state == "complete"), key=_rank, default=None)
     if best is None:
-        raise InputError(f"no trial of {run.method} was completed; give other values, --settings NAME=LOW..HIGH")
-    again = [runner.train(method, fresh).accuracies for method in (best.method, BASELINE)]
+        raise InputError(f"no trial of {run.label} was completed; give other values, --settings NAME=LOW..HIGH")
+    again = [runner.train(method, fresh).accuracies for method in (runner.method(best.values), plain)]
     return TuningResult(run, runner.ranges, trials, baseline, best, again[0], again[1], fresh)
 
 
@@ -162,8 +136,17 @@ class _TrialRunner:
     out: Path
     images: DataSet
     progress: TuningProgress
+    methods: dict[tuple[tuple[str, float], ...], Method] = field(default_factory=dict)
 
-    def train(self, method: str, seeds: Sequence[int]) -> Candidate:
+    def method(self, values: Mapping[str, float]) -> Method:
+        """Return the method with these settings, which its text shows."""
+        key = tuple(values.items())
+        if key not in self.methods:
+            self.methods[key] = with_values(self.run.method, values)
+            methods.spec_of(self.methods[key], explicit=values)
+        return self.methods[key]
+
+    def train(self, method: Method, seeds: Sequence[int]) -> Candidate:
         """Train a method on all seeds."""
         runs = [replace(self.run, method=method, seed=seed) for seed in seeds]
         return self._candidate({}, runs, [self._train(run, lambda: None) for run in runs])
@@ -171,7 +154,7 @@ class _TrialRunner:
     def trial(self, study: optuna.Study, trial: Trial, seeds: Sequence[int]) -> None:
         """Train one trial, and report it to the study."""
         values = {r.name: _rounded(trial.suggest_float(r.name, r.low, r.high, log=r.log)) for r in self.ranges}
-        method = spec_with(self.run.method, values)
+        method = self.method(values)
         runs = [replace(self.run, method=method, seed=seed) for seed in seeds]
         accuracies: list[float] = []
 
@@ -188,8 +171,8 @@ class _TrialRunner:
             candidate = self._candidate(values, runs, [self._train(run, report) for run in runs])
         except _Pruned:
             started = [run for run in runs if self.folder(run).exists()]
-            digests = [digest(run) for run in started]
-            candidate = Candidate(values, method, "pruned", accuracies[-1:], None, digests)
+            digests = [run.digest() for run in started]
+            candidate = Candidate(values, methods.spec_of(method), "pruned", accuracies[-1:], None, digests)
             self.progress(started[-1], f"pruned at validation accuracy {accuracies[-1]:.2%}")
         trial.set_user_attr("candidate", asdict(candidate))
         if candidate.state == "pruned":
@@ -199,7 +182,7 @@ class _TrialRunner:
 
     def folder(self, run: Run) -> Path:
         """Return the folder of a run's records."""
-        return self.out / "runs" / digest(run)
+        return self.out / "runs" / run.digest()
 
     def _train(self, run: Run, report: Callable[[], None]) -> dict[str, Any]:
         def progress(status: TrainingStatus) -> None:
@@ -220,11 +203,11 @@ class _TrialRunner:
         last = [r["val"]["last"] for r in results if state == "complete"]
         return Candidate(
             values,
-            runs[0].method,
+            runs[0].label,
             state,
             [v["accuracy"] for v in last] or [0.0] * len(runs),
             fmean(v["loss"] for v in last) if last else None,
-            [digest(run) for run in runs],
+            [run.digest() for run in runs],
         )
 
 
@@ -248,9 +231,8 @@ def _study(run: Run, ranges: Sequence[Range], budget: TuningBudget, out: Path, i
     study = optuna.create_study(
         storage=storage, study_name="tune", direction="maximize", pruner=pruner, load_if_exists=True
     )
-    resolved = run.as_dict() | {"method": repr(methods.parse(run.method))}
     settings = {
-        "run": resolved,
+        "run": run.as_dict() | {"method": run.method.to_dict()},
         "ranges": [asdict(r) for r in ranges],
         "seeds": budget.seeds,
         "pruner": budget.pruner,

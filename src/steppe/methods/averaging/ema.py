@@ -18,33 +18,23 @@ from typing import ClassVar
 
 from torch import nn
 
-from steppe.core.method import Batch, Method, Runtime, StepOutput, require
-from steppe.core.state.weight_average import WeightAverage
+from steppe.core.method import Batch, Cost, Method, Runtime, StepOutput, WeightAverage, hyper
 
 
 @dataclass(frozen=True)
-class EMA(Method):
-    """Deploy the running mean of the weights with this ``decay``."""
+class EMA(Method[WeightAverage]):
+    """Deploy the running mean of the weights."""
 
     limit: ClassVar = {}
-    cost: ClassVar = (2, 1, 1)
+    cost = Cost(2, 1, 1)
 
-    decay: float = 0.999
+    decay: float = hyper(0.999, "d of the mean, after its warm-up", minimum=0, below=1)
 
-    def check(self) -> None:
-        require(self, "decay", 0 <= self.decay < 1, "a number from 0 to below 1 (0.999 is usual)")
-
-    def init(self, net: nn.Module) -> nn.Module:
-        return WeightAverage(net)
-
-    def before(self, batch: Batch, state: nn.Module, rt: Runtime) -> None:
-        assert isinstance(state, WeightAverage)
+    def before(self, batch: Batch, state: WeightAverage, rt: Runtime) -> None:
         state.measure_if_due(rt, batch, state.warm_up(self.decay))
 
-    def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
-        assert isinstance(state, WeightAverage)
+    def after(self, batch: Batch, out: StepOutput, state: WeightAverage, rt: Runtime) -> None:
         state.update(rt.net, state.warm_up(self.decay))
 
-    def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
-        assert isinstance(state, WeightAverage)
+    def deployed_weights(self, net: nn.Module, state: WeightAverage) -> AbstractContextManager[None]:
         return state.swapped_in(net)

@@ -20,42 +20,30 @@ from typing import ClassVar
 
 from torch import nn
 
-from steppe.core.method import Batch, Method, Runtime, StepOutput, require
-from steppe.core.state.weight_average import WeightAverage
+from steppe.core.method import Batch, Cost, Method, Runtime, StepOutput, WeightAverage, hyper
 
 
 @dataclass(frozen=True)
-class SWA(Method):
+class SWA(Method[WeightAverage]):
     """Deploy the mean of the weights at the end of each ``every`` steps, from ``start`` on.
 
     Steps count from ``start`` if that is a number of steps, from the first step if it is a share of the training.
     """
 
     limit: ClassVar = {}
-    cost: ClassVar = (2, 1, 1)
-    amounts: ClassVar = ("start",)
+    cost = Cost(2, 1, 1)
 
-    start: float = 0.75
-    every: int = 1
+    start: float = hyper(0.75, "when the mean begins", amount=True)
+    every: int = hyper(1, "steps of a period", minimum=1, remedy="at least 1")
 
-    def check(self) -> None:
-        require(self, "start", self.start >= 0, "a step number, or a share of the training below 1")
-        require(self, "every", self.every >= 1, "at least 1")
-
-    def init(self, net: nn.Module) -> nn.Module:
-        return WeightAverage(net)
-
-    def before(self, batch: Batch, state: nn.Module, rt: Runtime) -> None:
-        assert isinstance(state, WeightAverage)
+    def before(self, batch: Batch, state: WeightAverage, rt: Runtime) -> None:
         if state.count:  # the first network's own statistics fit the mean
             state.measure(rt, batch, 1 / (state.count + 1))
 
-    def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
-        assert isinstance(state, WeightAverage)
+    def after(self, batch: Batch, out: StepOutput, state: WeightAverage, rt: Runtime) -> None:
         first = math.ceil(self.start) if self.start >= 1 else 0
         if rt.now.reached(self.start, "start") and (rt.now.step + 1 - first) % self.every == 0:
             state.update(rt.net, 1 / (state.count + 1))
 
-    def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
-        assert isinstance(state, WeightAverage)
+    def deployed_weights(self, net: nn.Module, state: WeightAverage) -> AbstractContextManager[None]:
         return state.swapped_in(net) if state.count else nullcontext()

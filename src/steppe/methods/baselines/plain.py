@@ -13,7 +13,7 @@ Start    nothing to set
 from dataclasses import dataclass
 from typing import ClassVar
 
-from steppe.core.method import Method
+from steppe.core.method import Cost, Method
 
 
 @dataclass(frozen=True)
@@ -21,4 +21,4 @@ class Plain(Method):
     """Train with the gradient of the loss, one update per batch."""
 
     limit: ClassVar = {}
-    cost: ClassVar = (1, 1, 1)
+    cost = Cost(1, 1, 1)

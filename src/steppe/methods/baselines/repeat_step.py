@@ -11,20 +11,17 @@ Start    nothing to set
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from torch import nn
-
-from steppe.core.method import Batch, Method, Runtime, StepOutput
+from steppe.core.method import Batch, Cost, Method, Runtime, StepOutput
 
 
 @dataclass(frozen=True)
 class RepeatStep(Method):
     """Apply the batch's own gradient twice."""
 
-    cost: ClassVar = (1, 1, 2)
+    cost = Cost(1, 1, 2)
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+    def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         out, g = rt.grad(batch)
         rt.apply(g, times=2)
         return out

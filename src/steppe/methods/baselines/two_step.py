@@ -12,20 +12,17 @@ Start    nothing to set
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from torch import nn
-
-from steppe.core.method import Batch, Method, Runtime, StepOutput
+from steppe.core.method import Batch, Cost, Method, Runtime, StepOutput
 
 
 @dataclass(frozen=True)
 class TwoStep(Method):
     """Take two gradients and two updates on the same batch."""
 
-    cost: ClassVar = (2, 2, 2)
+    cost = Cost(2, 2, 2)
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+    def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """Gradient, update, gradient with fresh dropout masks, update."""
         out, g = rt.grad(batch)
         rt.apply(g, more=True)

@@ -14,41 +14,40 @@ Start    clipping 0.01 (paper, batch 4096; up to 0.16 for small batches), eps 1e
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
 
-from steppe.core.method import Method, Runtime, require
-from steppe.core.numerics.complex_params import leaf
-from steppe.core.numerics.filters import last_of, unit_norms, units_of
-from steppe.core.numerics.vector import Vec
+from steppe.core.method import Cost, Method, Runtime, hyper, leaf
+from steppe.core.method.numerics import Vec, filters
 
 
 @dataclass(frozen=True)
 class AGC(Method):
     """Clip each unit's gradient to ``clipping`` times its weight norm, floored at ``eps``."""
 
-    limit: ClassVar = {"clipping": float("inf")}
-    cost: ClassVar = (1, 1, 1)
+    cost = Cost(1, 1, 1)
 
-    clipping: float = 0.01
-    eps: float = 1e-3
-    clip_head: bool = False
-
-    def check(self) -> None:
-        require(self, "clipping", self.clipping > 0, "a number above 0 (0.01 to 0.16)")
-        require(self, "eps", self.eps > 0, "a number above 0: without it weights that start at zero stay there")
+    clipping: float = hyper(
+        0.01, "largest ratio of gradient to weights", above=0, usual="0.01 to 0.16", plain_at=float("inf")
+    )
+    eps: float = hyper(
+        1e-3,
+        "least norm of a unit's weights",
+        above=0,
+        remedy="a number above 0: without it weights that start at zero stay there",
+    )
+    clip_head: bool = hyper(False, "clip the last linear layer's weight too")
 
     def transform(self, grads: Vec, rt: Runtime) -> Vec:
-        head = rt.once("agc head", lambda: last_of(rt.net, nn.Linear))
+        head = rt.once("agc head", lambda: filters.last_of(rt.net, nn.Linear))
         clipped: Vec = []
         for g, p, owner in zip(grads, rt.params, rt.owners, strict=True):
             if g is None or (owner is head and leaf(p).ndim > 1 and not self.clip_head):
                 clipped.append(g)
                 continue
-            units = units_of(p, owner)
-            largest = self.clipping * unit_norms(p.detach(), units).clamp(min=self.eps)
-            norm = unit_norms(g, units)
+            units = filters.units_of(p, owner)
+            largest = self.clipping * filters.unit_norms(p.detach(), units).clamp(min=self.eps)
+            norm = filters.unit_norms(g, units)
             clipped.append(torch.where(norm < largest, g, g * (largest / norm.clamp(min=1e-6))))
         return clipped

@@ -15,26 +15,23 @@ Start    nothing to set; conv_only = True does not centre linear layers (authors
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from steppe.core.method import Method, Runtime
-from steppe.core.numerics.complex_params import leaf
-from steppe.core.numerics.filters import EMBEDDINGS, units_of
-from steppe.core.numerics.vector import Vec
+from steppe.core.method import Cost, Method, Runtime, hyper, leaf
+from steppe.core.method.numerics import Vec, filters
 
 
 @dataclass(frozen=True)
 class GC(Method):
-    """Centralise the gradient of each output unit; ``conv_only`` restricts it to convolutions."""
+    """Centralise the gradient of each output unit."""
 
-    cost: ClassVar = (1, 1, 1)
+    cost = Cost(1, 1, 1)
 
-    conv_only: bool = False
+    conv_only: bool = hyper(False, "of convolutions only")
 
     def transform(self, grads: Vec, rt: Runtime) -> Vec:
         centred: Vec = []
         for g, p, owner in zip(grads, rt.params, rt.owners, strict=True):
-            units = None if isinstance(owner, EMBEDDINGS) else units_of(p, owner)
+            units = None if isinstance(owner, filters.EMBEDDINGS) else filters.units_of(p, owner)
             if g is None or units is None or units.fan_in(p) == 1 or (self.conv_only and leaf(p).ndim < 3):
                 centred.append(g)
             else:

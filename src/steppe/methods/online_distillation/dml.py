@@ -17,11 +17,33 @@ Differs  1. all networks are updated at once from one forward pass each, as in O
 Start    networks 2, T 1, lam 1 (paper)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from steppe.methods.online_distillation._mutual import MutualDistillation
+import torch
+from torch import Tensor
+
+from steppe.core.method import Batch, Runtime, StepOutput, hyper
+from steppe.core.method.numerics import losses
+from steppe.methods.online_distillation._base import EnsembleDistillation
 
 
 @dataclass(frozen=True)
-class DML(MutualDistillation):
+class DML(EnsembleDistillation):
     """Train ``networks`` on the labels and, times ``lam``, towards each other at temperature ``T``."""
+
+    lam: float = hyper(1.0, "weight of the others' predictions", minimum=0)
+    T: float = hyper(1.0, "temperature", above=0)
+
+    def objective(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
+        """The sum of all networks' losses; no gradient flows from one network to another."""
+        z = self.peers(batch, rt).logits
+        return StepOutput(losses.total(self.network_loss(m, z, batch.y, rt) for m in range(self.networks)), z[0])
+
+    def network_loss(self, m: int, z: Sequence[Tensor], y: Tensor, rt: Runtime) -> Tensor:
+        """Supervised loss of network m plus lam times its mean KL to the other networks' detached predictions."""
+        loss = rt.loss(z[m], y)
+        if not self.lam:
+            return loss
+        divergences = [losses.distillation_loss(t.detach(), z[m], self.T) for k, t in enumerate(z) if k != m]
+        return loss + self.lam * torch.stack(divergences).mean()

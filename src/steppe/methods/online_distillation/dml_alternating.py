@@ -19,41 +19,31 @@ Start    networks 2, T 1, lam 1 (paper)
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
-from torch import nn
-
-from steppe.core.method import Batch, Runtime, StepOutput, plain_step
-from steppe.core.model_call import call_model
-from steppe.methods.online_distillation._mutual import MutualDistillation
-from steppe.models.multi.inputs import views_of
+from steppe.core.method import Batch, Cost, Runtime, StepOutput
+from steppe.methods.online_distillation.dml import DML
 
 
 @dataclass(frozen=True)
-class AlternatingDML(MutualDistillation):
+class AlternatingDML(DML):
     """Train ``networks`` in turn on the labels and, times ``lam``, towards the others' updated outputs."""
 
-    cost: ClassVar = (4, 2, 2)
+    @property
+    def cost(self) -> Cost:
+        return Cost(self.networks**2, self.networks, self.networks)
 
-    def check(self) -> None:
-        """As for all mutual learning; every network makes a forward pass before each update."""
-        super().check()
-        object.__setattr__(self, "cost", (self.networks**2, self.networks, self.networks))
-
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        if self.networks == 1:
-            return plain_step(batch, rt)
-        first: StepOutput | None = None
+    def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
+        """For each network: all networks' outputs, the gradient of its loss, its update."""
+        outs = []
         for m in range(self.networks):
             own = [member == m + 1 for member in rt.member]
             with rt.preserve_state() if m else nullcontext():
                 out, g = rt.grad(batch, partial(self._loss_of, m, rt), work=1 / self.networks, where=own)
             rt.count(forward=len(batch) * (1 - 1 / self.networks))
             rt.apply(g, more=m + 1 < self.networks)
-            first = first or out
-        assert first is not None
-        return first
+            outs.append(out)
+        return outs[0]
 
     def _loss_of(self, m: int, rt: Runtime, batch: Batch) -> StepOutput:
-        logits = call_model(rt.model, views_of(batch, self.networks))
-        return StepOutput(self.network_loss(m, logits, batch.y, rt), logits[m])
+        z = self.peers(batch, rt).logits
+        return StepOutput(self.network_loss(m, z, batch.y, rt), z[m])

@@ -19,49 +19,28 @@ Differs  1. one optimizer; the code has a second one for the fusion, with weight
 Start    branches 2, T 3, ramp 80 of 300 epochs (code)
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
-import torch
-from torch import nn
-
-from steppe.core.method import Batch, Runtime, StepOutput, require
-from steppe.core.model_call import call_model
-from steppe.core.numerics.losses import distillation_loss, mean_of, sigmoid_rampup
+from steppe.core.method import Batch, Runtime, StepOutput, hyper
+from steppe.core.method.numerics import losses
 from steppe.methods.online_distillation._base import BranchDistillation
-from steppe.methods.online_distillation._heads import FusedBranches
-from steppe.models.multi.branched import build_branched
+from steppe.models.multi.heads import FusedBranches
 
 
 @dataclass(frozen=True)
 class FFL(BranchDistillation):
     """Train ``branches`` from ``split_at`` on and a fusion of their maps, at temperature ``T``."""
 
-    cost: ClassVar = (2, 2, 1)
-    local: ClassVar = "its fusion has BatchNorm over the samples of one forward pass"
-    module: ClassVar = FusedBranches
-    head: ClassVar = "fused"
-    amounts: ClassVar = ("ramp",)
+    module = FusedBranches
+    local = "its fusion has BatchNorm over the samples of one forward pass"
 
-    branches: int = 2
-    ramp: float = 0.27
-    split_at: str | int = ""
+    branches: int = hyper(2, "branches over one trunk", minimum=1, plain_at=1)
 
-    def check(self) -> None:
-        super().check()
-        require(self, "ramp", self.ramp >= 0, "a number of steps, or a share of the training below 1")
-
-    def build_members(self, new_model: Callable[[], nn.Module]) -> nn.Module:
-        return FusedBranches(build_branched(new_model, self.branches, self.split_at))
-
-    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+    def objective(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """The losses of branches and fusion, and their divergences from each other."""
-        if self.branches == 1:
-            return rt.supervised(batch)
-        *branches, fused = call_model(rt.model, batch.x)
-        losses = [rt.loss(z, batch.y) for z in (*branches, fused)]
-        weight = sigmoid_rampup(rt.now, self.ramp)
-        losses += [weight * distillation_loss(fused.detach(), z, self.T) for z in branches]
-        losses.append(weight * distillation_loss(mean_of(branches).detach(), fused, self.T))
-        return StepOutput(torch.stack(losses).sum(), branches[0])
+        out, r = self.peers(batch, rt), self.ramp_up(rt)
+        z, z_f = out.logits, out.ensemble
+        terms = [rt.loss(logits, batch.y) for logits in (*z, z_f)]
+        terms += [r * losses.distillation_loss(z_f.detach(), z_i, self.T) for z_i in z]
+        terms.append(r * losses.distillation_loss(losses.mean_of(z).detach(), z_f, self.T))
+        return StepOutput(losses.total(terms), z[0])

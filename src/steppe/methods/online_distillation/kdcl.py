@@ -25,44 +25,34 @@ Start    networks 2, target mean, T 4, ce 0.5, lam 0.5 (OKDPH's code)
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from steppe.core.amp import autocast_disabled, upcast_to_float32
-from steppe.core.method import Batch, Runtime, StepOutput, require
-from steppe.core.model_call import call_model
-from steppe.core.numerics.losses import distillation_loss, one_hot
+from steppe.core.method import Batch, Runtime, StepOutput, autocast_disabled, hyper, upcast_to_float32
+from steppe.core.method.numerics import losses
 from steppe.methods.online_distillation._base import EnsembleDistillation
-from steppe.methods.online_distillation._kdcl_targets import TARGETS
-from steppe.models.multi.inputs import views_of
 
 
 @dataclass(frozen=True)
 class KDCL(EnsembleDistillation):
     """Train ``networks`` on the labels, times ``ce``, and towards their ``target``, times ``lam``."""
 
-    target: str = "mean"
-    T: float = 4.0
-    ce: float = 0.5
-    lam: float = 0.5
+    target: str = hyper("mean", "how the teacher is made", choices=losses.KDCL_TARGETS)
+    T: float = hyper(4.0, "temperature", above=0)
+    ce: float = hyper(0.5, "weight of the labels", minimum=0)
+    lam: float = hyper(0.5, "weight of the teacher", minimum=0)
 
-    def check(self) -> None:
-        super().check()
-        require(self, "target", self.target in TARGETS, " or ".join(map(repr, TARGETS)))
-        require(self, "T", self.T > 0, "a number above 0 (4 is usual)")
-        if self.target in ("linear", "general"):
-            object.__setattr__(self, "local", "its target weighs networks by the samples of one forward pass")
-        for name in ("ce", "lam"):
-            require(self, name, getattr(self, name) >= 0, "a number of at least 0 (0.5 is usual)")
+    @property
+    def local(self) -> str:
+        weighs = self.target in ("linear", "general")
+        return "its target weighs networks by the samples of one forward pass" if weighs else ""
 
-    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+    def objective(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """The sum of all networks' losses, and of their divergences from the target."""
-        if self.networks == 1:
-            return rt.supervised(batch)
-        logits = call_model(rt.model, views_of(batch, self.networks))
-        losses = [self.ce * rt.loss(z, batch.y) for z in logits]
+        logits = self.peers(batch, rt).logits
+        terms = [self.ce * rt.loss(z, batch.y) for z in logits]
         if self.lam:
             constant = torch.stack([upcast_to_float32(z.detach()) for z in logits])
             with autocast_disabled(constant):
-                teacher = TARGETS[self.target](constant, one_hot(batch.y, constant[0]))
-            losses += [self.lam * distillation_loss(teacher, z, self.T) for z in logits]
-        return StepOutput(torch.stack(losses).sum(), logits[0])
+                target = losses.KDCL_TARGETS[self.target]
+                t = target(constant, losses.one_hot(batch.y, constant[0]))
+            terms += [self.lam * losses.distillation_loss(t, z, self.T) for z in logits]
+        return StepOutput(losses.total(terms), logits[0])

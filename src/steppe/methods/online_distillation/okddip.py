@@ -22,17 +22,14 @@ Start    branches 4 (3 peers and the leader), T 3, alpha 1, factor 8, ramp 80 of
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from steppe.core.method import Batch, Runtime, StepOutput, require
-from steppe.core.model_call import call_model, extract_logits
-from steppe.core.numerics.losses import distillation_loss, mean_of, sigmoid_rampup
+from steppe.core.method import Batch, Runtime, StepOutput, hyper
+from steppe.core.method.numerics import losses
 from steppe.methods.online_distillation._base import BranchDistillation
-from steppe.methods.online_distillation._heads import AttentiveBranches
 from steppe.models.multi.branched import SeparateNetworks, build_branched
+from steppe.models.multi.heads import AttentiveBranches
 from steppe.models.multi.inputs import fresh_networks
 
 
@@ -40,28 +37,24 @@ from steppe.models.multi.inputs import fresh_networks
 class OKDDip(BranchDistillation):
     """Train ``branches`` - 1 peers and a leader, the branches of one network or whole networks (``form``)."""
 
-    cost: ClassVar = (4, 4, 1)
-    module: ClassVar = AttentiveBranches
-    amounts: ClassVar = ("ramp",)
+    module = AttentiveBranches
+    deployed = "leader"
 
-    branches: int = 4
-    alpha: float = 1.0
-    ramp: float = 0.27
-    form: str = "branch"
-    split_at: str | int = ""
-    factor: int = 8
-    detach: bool = True
+    branches: int = hyper(
+        4,
+        "the peers and the leader",
+        valid=lambda n: n == 1 or n >= 3,
+        remedy="at least 3: two peers and the leader (4 is usual)",
+        plain_at=1,
+    )
+    alpha: float = hyper(1.0, "weight of the distillation", minimum=0)
+    form: str = hyper("branch", "what peers are", choices=("branch", "network"))
+    factor: int = hyper(8, "features per dimension of attention", minimum=1)
+    detach: bool = hyper(True, "the teachers' logits are constants")
 
-    def check(self) -> None:
-        enough = self.branches == 1 or self.branches >= 3
-        require(self, "branches", enough, "at least 3: two peers and the leader (4 is usual)")
-        super().check()
-        require(self, "alpha", self.alpha >= 0, "a number of at least 0 (1 is usual)")
-        require(self, "ramp", self.ramp >= 0, "a number of steps, or a share of the training below 1")
-        require(self, "form", self.form in ("branch", "network"), "'branch' or 'network'")
-        require(self, "factor", self.factor >= 1, "at least 1 (8 is usual)")
-        if self.form == "network":
-            object.__setattr__(self, "whole", "")
+    @property
+    def whole(self) -> str:
+        return "" if self.form == "network" else super().whole
 
     def build_members(self, new_model: Callable[[], nn.Module]) -> nn.Module:
         body = (
@@ -71,31 +64,15 @@ class OKDDip(BranchDistillation):
         )
         return AttentiveBranches(body, self.factor, self.detach)
 
-    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+    def objective(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """The losses of all, the peers' divergences from their targets and the leader's from the peers' mean."""
-        if self.branches == 1:
-            return rt.supervised(batch)
-        logits = call_model(rt.model, batch.x)
-        peers, leader, targets = logits[: self.branches - 1], logits[self.branches - 1], logits[self.branches :]
-        losses = [rt.loss(z, batch.y) for z in (*peers, leader)]
+        out = self.peers(batch, rt)
+        *peers, leader = out.logits
+        terms = [rt.loss(z, batch.y) for z in out.logits]
         if self.alpha:
-            weight = self.alpha * sigmoid_rampup(rt.now, self.ramp)
-            losses += [weight * distillation_loss(t, z, self.T) for t, z in zip(targets, peers, strict=True)]
-            mean = mean_of(peers)
-            losses.append(weight * distillation_loss(mean.detach() if self.detach else mean, leader, self.T))
-        return StepOutput(torch.stack(losses).sum(), leader)
-
-    def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
-        if isinstance(net, AttentiveBranches):
-            return net.plain(self.branches - 1, new_model)
-        return super().deployed_model(net, state, new_model)
-
-    def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
-        """Return the logits of the leader, of each peer, and the peers' mean."""
-        logits = call_model(net, x)
-        if self.branches == 1:
-            return {"deployed": extract_logits(logits)}
-        peers, leader = logits[: self.branches - 1], logits[self.branches - 1]
-        named = {"deployed": leader, "leader": leader}
-        named |= {f"{self.form} {i}": z for i, z in enumerate(peers, 1)}
-        return named | {"mean": mean_of(peers)}
+            weight = self.alpha * self.ramp_up(rt)
+            pairs = zip(out.targets, peers, strict=True)
+            terms += [weight * losses.distillation_loss(t, z, self.T) for t, z in pairs]
+            mean = losses.mean_of(peers)
+            terms.append(weight * losses.distillation_loss(mean.detach() if self.detach else mean, leader, self.T))
+        return StepOutput(losses.total(terms), leader)

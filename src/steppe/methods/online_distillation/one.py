@@ -17,50 +17,31 @@ Differs  1. r rises with every step; the code keeps it constant within an epoch.
 Start    branches 3, T 3, alpha 1, ramp 80 of 300 epochs (paper; OKDPH's code has 2 branches)
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
-import torch
-from torch import nn
-
-from steppe.core.method import Batch, Runtime, StepOutput, require
-from steppe.core.model_call import call_model
-from steppe.core.numerics.losses import distillation_loss, sigmoid_rampup
+from steppe.core.method import Batch, Runtime, StepOutput, hyper
+from steppe.core.method.numerics import losses
 from steppe.methods.online_distillation._base import BranchDistillation
-from steppe.methods.online_distillation._heads import GatedBranches
-from steppe.models.multi.branched import build_branched
+from steppe.models.multi.heads import GatedBranches
 
 
 @dataclass(frozen=True)
 class ONE(BranchDistillation):
     """Train ``branches`` from ``split_at`` on, each also towards the gated ensemble at temperature ``T``."""
 
-    local: ClassVar = "its gate has BatchNorm over the samples of one forward pass"
-    module: ClassVar = GatedBranches
-    amounts: ClassVar = ("ramp",)
+    module = GatedBranches
+    local = "its gate has BatchNorm over the samples of one forward pass"
 
-    alpha: float = 1.0
-    ramp: float = 0.27
-    split_at: str | int = ""
-    detach: bool = True
+    alpha: float = hyper(1.0, "weight of the distillation", minimum=0)
+    detach: bool = hyper(True, "the teacher is a constant")
 
-    def check(self) -> None:
-        super().check()
-        require(self, "alpha", self.alpha >= 0, "a number of at least 0 (1 is usual)")
-        require(self, "ramp", self.ramp >= 0, "a number of steps, or a share of the training below 1")
-
-    def build_members(self, new_model: Callable[[], nn.Module]) -> nn.Module:
-        return GatedBranches(build_branched(new_model, self.branches, self.split_at))
-
-    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+    def objective(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """The losses of branches and ensemble, and the branches' divergences from the ensemble."""
-        if self.branches == 1:
-            return rt.supervised(batch)
-        *branches, ensemble = call_model(rt.model, batch.x)
-        losses = [rt.loss(z, batch.y) for z in (*branches, ensemble)]
+        out = self.peers(batch, rt)
+        z, z_e = out.logits, out.ensemble
+        terms = [rt.loss(logits, batch.y) for logits in (*z, z_e)]
         if self.alpha:
-            weight = self.alpha * sigmoid_rampup(rt.now, self.ramp)
-            teacher = ensemble.detach() if self.detach else ensemble
-            losses += [weight * distillation_loss(teacher, z, self.T) for z in branches]
-        return StepOutput(torch.stack(losses).sum(), branches[0])
+            weight = self.alpha * self.ramp_up(rt)
+            teacher = z_e.detach() if self.detach else z_e
+            terms += [weight * losses.distillation_loss(teacher, z_i, self.T) for z_i in z]
+        return StepOutput(losses.total(terms), z[0])

@@ -21,94 +21,62 @@ Differs  1. r is the paper's; both codes divide by the weight instead of the ram
 Start    branches 3, T 3, decay 0.999, ramp 80 of 300 epochs (paper)
 """
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from steppe.core.method import Batch, Runtime, StepOutput, require
-from steppe.core.model_call import call_model
-from steppe.core.numerics.losses import distillation_loss, sigmoid_rampup
-from steppe.core.state.weight_average import WeightAverage
+from steppe.core.method import Batch, Cost, Runtime, StepOutput, WeightAverage, call_model, hyper
+from steppe.core.method.numerics import losses
 from steppe.methods.online_distillation._base import BranchDistillation
-from steppe.methods.online_distillation._heads import JointBranches
-from steppe.models.multi.branched import build_branched
-from steppe.models.multi.inputs import views_of
+from steppe.models.multi.heads import JointBranches
 
 
 @dataclass(frozen=True)
-class PCL(BranchDistillation):
+class PCL(BranchDistillation[WeightAverage]):
     """Train ``branches`` from ``split_at`` on, their joint classifier, and a running mean of all."""
 
-    cost: ClassVar = (6, 3, 1)
-    module: ClassVar = JointBranches
-    amounts: ClassVar = ("ramp",)
+    module = JointBranches
 
-    decay: float = 0.999
-    ramp: float = 0.27
-    split_at: str | int = ""
+    decay: float = hyper(0.999, "largest d of the mean", minimum=0, below=1)
 
-    def check(self) -> None:
-        super().check()
-        object.__setattr__(self, "cost", (2 * self.branches, self.branches, 1))
-        require(self, "decay", 0 <= self.decay < 1, "a number from 0 to below 1 (0.999 is usual)")
-        require(self, "ramp", self.ramp >= 0, "a number of steps, or a share of the training below 1")
+    @property
+    def cost(self) -> Cost:
+        return Cost(2 * self.branches, self.branches, 1)
 
     @property
     def views(self) -> int:
         return self.branches
 
-    def build_members(self, new_model: Callable[[], nn.Module]) -> nn.Module:
-        return JointBranches(build_branched(new_model, self.branches, self.split_at))
-
-    def init(self, net: nn.Module) -> nn.Module:
-        """Start the mean from the initial weights; refuse a model that ``build`` did not make."""
-        state = super().init(net)
-        return WeightAverage(net) if self.branches > 1 else state
-
-    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+    def objective(self, batch: Batch, state: WeightAverage, rt: Runtime) -> StepOutput:
         """The losses of branches and joint classifier, and the branches' divergences from it and from the mean."""
-        if self.branches == 1:
-            return rt.supervised(batch)
-        assert isinstance(state, WeightAverage)
-        inputs = views_of(batch, self.branches)
         # before the pass of the weights, whose graph a change of them would break
         with rt.rng_restored(), state.training_pass(rt.net):
-            *means, _ = call_model(rt.net, inputs)
+            zm = call_model(rt.net, cast(JointBranches, rt.net).inputs(batch)).logits
         rt.count(forward=len(batch))
-        *branches, joint = call_model(rt.model, inputs)
-        losses = [rt.loss(z, batch.y) for z in (*branches, joint)]
-        weight = sigmoid_rampup(rt.now, self.ramp)
-        for j, z in enumerate(branches):
-            peers = [distillation_loss(t, z, self.T) for k, t in enumerate(means) if k != j]
-            losses.append(weight * (distillation_loss(joint.detach(), z, self.T) + torch.stack(peers).mean()))
-        return StepOutput(torch.stack(losses).sum(), branches[0])
+        out, r = self.peers(batch, rt), self.ramp_up(rt)
+        z, z_e = out.logits, out.ensemble
+        terms = [rt.loss(logits, batch.y) for logits in (*z, z_e)]
+        for j, z_j in enumerate(z):
+            peers = [losses.distillation_loss(t, z_j, self.T) for k, t in enumerate(zm) if k != j]
+            terms.append(r * (losses.distillation_loss(z_e.detach(), z_j, self.T) + torch.stack(peers).mean()))
+        return StepOutput(losses.total(terms), z[0])
 
-    def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
-        super().after(batch, out, state, rt)
-        if isinstance(state, WeightAverage):
-            rt.parallel.share_buffers(state.statistics)  # each process's passes moved its own
-            state.update(rt.net, 1 - min(self.decay, 1 - 1 / (state.count + 1)))
+    def finish(self, batch: Batch, state: WeightAverage, rt: Runtime) -> None:
+        rt.parallel.share_buffers(state.statistics)  # each process's passes moved its own
+        state.update(rt.net, 1 - min(self.decay, 1 - 1 / (state.count + 1)))
 
-    def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
-        return state.swapped_in(net) if isinstance(state, WeightAverage) else nullcontext()
+    def deployed_weights(self, net: nn.Module, state: WeightAverage) -> AbstractContextManager[None]:
+        return state.swapped_in(net) if self.branches > 1 else nullcontext()
 
-    def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
-        with self.deployed_weights(net, state):
-            return super().deployed_model(net, state, new_model)
-
-    def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
+    def outputs(self, net: nn.Module, state: WeightAverage, x: Any) -> dict[str, Tensor]:
         """Return the logits of the mean's branches and joint classifier, and those of the weights themselves."""
-        own = super().outputs(net, state, x)
-        if not isinstance(state, WeightAverage):
+        own = self.named_outputs(net, x)
+        if self.branches == 1:
             return own
         with state.swapped_in(net):
-            mean = super().outputs(net, state, x)
-        return (
-            {"deployed": mean["deployed"]}
-            | {f"mean's {k}": z for k, z in mean.items() if k != "deployed"}
-            | {k: z for k, z in own.items() if k != "deployed"}
-        )
+            mean = self.named_outputs(net, x)
+        means = {k if k == "deployed" else f"mean's {k}": z for k, z in mean.items()}
+        return means | {k: z for k, z in own.items() if k != "deployed"}

@@ -21,59 +21,42 @@ Start    lam 0.3, T 5, past 3 (authors' README and script); they start after 6 e
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor, nn
 
-from steppe.core.method import Batch, Method, Runtime, StepOutput, require
-from steppe.core.state.logit_bank import FORMS, LogitBank, size_in_bytes, top_k
-from steppe.errors import InputError
+from steppe.core.method import Batch, Cost, InputError, LogitBank, Method, Runtime, StepOutput, hyper, logit_bank
 
 
 @dataclass(frozen=True)
-class SAF(Method):
-    """Add ``lam`` times the divergence at temperature ``T`` from the outputs of ``past`` visits ago.
+class SAF(Method[LogitBank]):
+    """Add ``lam`` times the divergence at temperature ``T`` from the outputs of ``past`` visits ago."""
 
-    From ``start`` on: a step number, or a share of the training below 1.
-    """
+    cost = Cost(1, 1, 1)
 
-    limit: ClassVar = {"lam": 0.0}
-    cost: ClassVar = (1, 1, 1)
-    amounts: ClassVar = ("start",)
+    lam: float = hyper(0.3, "weight of the divergence", minimum=0, plain_at=0)
+    T: float = hyper(5.0, "temperature", above=0)
+    past: int = hyper(3, "visits", minimum=1, remedy="at least 1 epoch (3 is usual)")
+    start: float = hyper(0, "when the divergence begins", amount=True)
+    squared: bool = hyper(True, "multiply the divergence by T^2")
+    store: str = hyper(
+        "full", "their form", valid=logit_bank.is_form, remedy="'full', 'half' or 'top:K', such as 'top:32'"
+    )
+    mixed: str = hyper("accept", "batches of mixed images", choices=("accept", "skip"))
 
-    lam: float = 0.3
-    T: float = 5.0
-    past: int = 3
-    start: float = 0
-    squared: bool = True
-    store: str = "full"
-    mixed: str = "accept"
-
-    def check(self) -> None:
-        require(self, "lam", self.lam >= 0, "a number of at least 0 (0.3 is usual)")
-        require(self, "T", self.T > 0, "a number above 0 (5 is usual)")
-        require(self, "past", self.past >= 1, "at least 1 epoch (3 is usual)")
-        require(self, "start", self.start >= 0, "a step number, or a share of the training below 1")
-        valid = self.store in FORMS[:2] or top_k(self.store) is not None
-        require(self, "store", valid, "'full', 'half' or 'top:K', such as 'top:32'")
-        require(self, "mixed", self.mixed in ("accept", "skip"), "'accept' or 'skip'")
-
-    def init(self, net: nn.Module) -> nn.Module:
+    def init(self, net: nn.Module) -> LogitBank:
         return LogitBank(self.past, self.store, self.T)
 
     def memory_bytes(self, samples: int, classes: int) -> int:
-        return size_in_bytes(samples, classes, self.past, self.store) if self.lam else 0
+        return logit_bank.size_in_bytes(samples, classes, self.past, self.store) if self.lam else 0
 
-    def allocate(self, state: nn.Module, samples: int, classes: int) -> None:
-        assert isinstance(state, LogitBank)
+    def allocate(self, state: LogitBank, samples: int, classes: int) -> None:
         if self.lam:
             state.allocate(samples, classes)
 
-    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+    def objective(self, batch: Batch, state: LogitBank, rt: Runtime) -> StepOutput:
         """The loss plus the divergence from the past outputs."""
-        assert isinstance(state, LogitBank)
         out = rt.supervised(batch)
-        if self.lam == 0 or (self.mixed == "skip" and batch.y is not None and batch.y.is_floating_point()):
+        if self.mixed == "skip" and batch.y is not None and batch.y.is_floating_point():
             return out
         past, visits = state.read(_index(batch), out.logits)
         old = visits >= self.past
@@ -83,9 +66,8 @@ class SAF(Method):
         weight = self.lam * (self.T**2 if self.squared else 1.0)
         return StepOutput(out.loss + weight * (each * old.to(each)).mean(), out.logits)
 
-    def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
+    def after(self, batch: Batch, out: StepOutput, state: LogitBank, rt: Runtime) -> None:
         """Store the outputs of all processes."""
-        assert isinstance(state, LogitBank)
         if self.lam:
             # the clean pass of a combined method may have the first samples only
             state.write(*rt.parallel.gather(_index(batch)[: len(out.logits)], out.logits))

@@ -15,50 +15,27 @@ Start    rho 0.5 (CIFAR-10) or 1.0 (CIFAR-100 and ImageNet), eta 0.01 (authors' 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-import torch
-from torch import nn
-
-from steppe.core.method import Batch, Method, Runtime, StepOutput, plain_step, require
-from steppe.core.numerics.filters import is_weight
-from steppe.core.numerics.perturbations import scaled_perturbation
-from steppe.core.numerics.vector import Vec
-from steppe.core.schedules import ScheduleValue, lowest
+from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method.numerics import asam_scale, scaled_perturbation
 
 
 @dataclass(frozen=True)
 class ASAM(Method):
     """Minimise the loss at the worst point of a ball whose radius ``rho`` is relative to each weight."""
 
-    controls: ClassVar[tuple[str, ...]] = ("two-step",)
-    limit: ClassVar = {"rho": 0.0}
-    cost: ClassVar = (2, 2, 1)
+    controls = ("two-step",)
+    cost = Cost(2, 2, 1)
 
-    rho: ScheduleValue = 0.5
-    eta: float = 0.01
-    scaling: str = "weights"
+    rho: ScheduleValue = hyper(0.5, "radius of the ball, relative to the weights", minimum=0, plain_at=0)
+    eta: float = hyper(0.01, "added to |w|", minimum=0, usual="0.01 or 0")
+    scaling: str = hyper("weights", "parameters whose ball is relative", choices=("weights", "all"))
 
-    def check(self) -> None:
-        require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.5 is usual)")
-        require(self, "eta", self.eta >= 0, "a number of at least 0 (0.01 or 0)")
-        require(self, "scaling", self.scaling in ("weights", "all"), "'weights' or 'all'")
-
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+    def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """Gradient at w, perturb in the scaled space, gradient there, restore w, update."""
-        rho = rt.setting("rho", self.rho)
-        if rho == 0:
-            return plain_step(batch, rt)
         out, g = rt.grad(batch)
-        with rt.at(scaled_perturbation(rt.shared(g), rho, self._scale(rt))):
+        t = asam_scale(rt.params, rt.owners, None if self.scaling == "all" else self.eta)
+        with rt.at(scaled_perturbation(rt.shared(g), rt.setting("rho", self.rho), t)):
             _, g = rt.grad(batch)
         rt.apply(g)
         return out
-
-    def _scale(self, rt: Runtime) -> Vec:
-        if self.scaling == "all":
-            return [p.detach().abs() for p in rt.params]
-        return [
-            p.detach().abs() + self.eta if is_weight(p, owner) else torch.ones_like(p)
-            for p, owner in zip(rt.params, rt.owners, strict=True)
-        ]

@@ -22,49 +22,35 @@ Start    rho 0.05, beta 0.6, gamma 0.5 (CIFAR, ResNet-18, authors' script)
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from torch import nn
 
-from steppe.core.method import Batch, Method, Runtime, StepOutput, plain_step, require
-from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import sam_perturbation, scaled_perturbation
-from steppe.core.numerics.vector import Vec
-from steppe.core.schedules import ScheduleValue, lowest
+from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method.numerics import Offset, Vec, sam_perturbation, scaled_perturbation, vector
 
 
 @dataclass(frozen=True)
 class ESAM(Method):
     """SAM at distance ``rho`` in a share ``beta`` of the weights, on a share ``gamma`` of the samples."""
 
-    controls: ClassVar[tuple[str, ...]] = ("plain", "two-step")
-    single: ClassVar = "it compares the losses of single samples at one network's outputs"
-    limit: ClassVar = {"rho": 0.0, "gamma": 1.0}
-    local: ClassVar = "each process chooses among its own samples"
+    controls = ("plain", "two-step")
+    single = "it compares the losses of single samples at one network's outputs"
+    local = "each process chooses among its own samples"
 
-    rho: ScheduleValue = 0.05
-    beta: float = 0.6
-    gamma: float = 0.5
-    mask: str = "tensor"
+    rho: ScheduleValue = hyper(0.05, "radius of the ball", minimum=0, plain_at=0)
+    beta: float = hyper(0.6, "share of the weights that are perturbed", above=0, maximum=1)
+    gamma: float = hyper(0.5, "share of the samples of the update", above=0, maximum=1, plain_only_at=1)
+    mask: str = hyper("tensor", "what is perturbed or not as a whole", choices=("tensor", "element"))
 
-    def check(self) -> None:
-        require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
-        require(self, "beta", 0 < self.beta <= 1, "a number above 0 and at most 1 (0.6 is usual)")
-        require(self, "gamma", 0 < self.gamma <= 1, "a number above 0 and at most 1 (0.5 is usual)")
-        require(self, "mask", self.mask in ("tensor", "element"), "'tensor' or 'element'")
-        sharp = 0 if self.gamma == 1 else 1
-        object.__setattr__(self, "cost", (1 + sharp + self.gamma, 1 + self.gamma, 1))
+    @property
+    def cost(self) -> Cost:
+        return Cost(1 + (self.gamma != 1) + self.gamma, 1 + self.gamma, 1)
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+    def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """Perturb a part of w, choose the sharpest samples, take their gradient, restore w, update."""
-        rho = rt.setting("rho", self.rho)
-        if rho == 0 and self.gamma == 1:
-            return plain_step(batch, rt)
         out, g = rt.grad(batch, where=self._tensors(rt))
-        with rt.at(self._perturbation(rt.shared(g), rho, rt)):
-            sharp = batch if self.gamma == 1 else self._sharpest(batch, out, rt)
-            _, g = rt.grad(sharp)
+        with rt.at(self._perturbation(rt.shared(g), rt)):
+            _, g = rt.grad(batch if self.gamma == 1 else self._sharpest(batch, out, rt))
         rt.apply(g)
         return out
 
@@ -77,15 +63,15 @@ class ESAM(Method):
         chosen[uniform.argmin()] = True
         return [bool(c) for c in chosen.tolist()]
 
-    def _perturbation(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec | vector.ScaledVector:
+    def _perturbation(self, g: Vec, rt: Runtime) -> Offset:
+        rho = rt.setting("rho", self.rho)
         if self.beta == 1:
             return scaled_perturbation(g, rho)
-        offset = vector.scale(sam_perturbation(g, rho), 1 / self.beta)
-        if self.mask == "tensor":
-            return offset
-        return vector.times(offset, vector.bernoulli(rt.params, self.beta, rt.rng))
+        e = vector.scale(sam_perturbation(g, rho), 1 / self.beta)
+        return e if self.mask == "tensor" else vector.times(e, vector.bernoulli(rt.params, self.beta, rt.rng))
 
     def _sharpest(self, batch: Batch, out: StepOutput, rt: Runtime) -> Batch:
+        """Return the samples whose loss rises most."""
         before, after = rt.losses(out.logits, batch), rt.losses(rt.outputs(batch), batch)
         # a sample whose labels are all ignored adds 0 to both, and comes last
         rise = (after - before).masked_fill((after == 0) & (before == 0), -math.inf)

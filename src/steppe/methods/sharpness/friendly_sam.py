@@ -14,51 +14,36 @@ Start    rho 0.2, sigma 1, lam 0.6 (CIFAR-100, ResNet-18, authors' script; their
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from torch import nn
+from steppe.core.method import Batch, Cost, Method, ParamState, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method.numerics import scaled_perturbation, vector
 
-from steppe.core.method import Batch, Method, Runtime, StepOutput, plain_step, require
-from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import scaled_perturbation
-from steppe.core.schedules import ScheduleValue, lowest
-from steppe.core.state.param_state import ParamState
+
+class GradientMean(ParamState):
+    """m, the gradient's running mean."""
+
+    mean = ParamState.Vector()
 
 
 @dataclass(frozen=True)
-class FriendlySAM(Method):
-    """SAM at distance ``rho`` along the gradient less ``sigma`` times its running mean of decay ``lam``."""
+class FriendlySAM(Method[GradientMean]):
+    """SAM at distance ``rho`` along the gradient less ``sigma`` times its running mean."""
 
-    controls: ClassVar[tuple[str, ...]] = ("two-step",)
-    limit: ClassVar = {"rho": 0.0}
-    cost: ClassVar = (2, 2, 1)
+    controls = ("two-step",)
+    cost = Cost(2, 2, 1)
 
-    rho: ScheduleValue = 0.2
-    sigma: float = 1.0
-    lam: float = 0.6
+    rho: ScheduleValue = hyper(0.2, "radius of the ball", minimum=0, plain_at=0)
+    sigma: float = hyper(1.0, "weight of the mean that is subtracted", minimum=0)
+    lam: float = hyper(0.6, "decay of the mean", minimum=0, below=1, usual="0.6 to 0.95")
 
-    def check(self) -> None:
-        require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.2 is usual)")
-        require(self, "sigma", self.sigma >= 0, "a number of at least 0 (1 is usual)")
-        require(self, "lam", 0 <= self.lam < 1, "a number from 0 to below 1 (0.6 to 0.95)")
-
-    def init(self, net: nn.Module) -> nn.Module:
-        """Keep the gradient's running mean."""
-        return ParamState(net)
-
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+    def step(self, batch: Batch, state: GradientMean, rt: Runtime) -> StepOutput:
         """Gradient at w, perturb along its part specific to the batch, gradient there, restore w, update."""
-        rho = rt.setting("rho", self.rho)
-        if rho == 0:
-            return plain_step(batch, rt)
-        assert isinstance(state, ParamState)
-        mean = state.read(rt.params, rt.net)
         out, g = rt.grad(batch)
         common = rt.all_reduce_mean(g)
-        d = vector.add(rt.shared(g), mean, by=-self.sigma) if self.sigma else rt.shared(g)
-        with rt.at(scaled_perturbation(vector.only(d, [t is not None for t in g]), rho)):
+        d = vector.add(rt.shared(g), state.mean, by=-self.sigma) if self.sigma else rt.shared(g)
+        d = vector.only(d, [t is not None for t in g])
+        with rt.at(scaled_perturbation(d, rt.setting("rho", self.rho))):
             _, g = rt.grad(batch)
         rt.apply(g)
-        weight = 1 - self.lam if state.writes else 1.0
-        state.approach(rt.params, rt.net, common, weight)
+        state.approach(common, 1 - self.lam if state.writes else 1.0)
         return out

@@ -16,44 +16,28 @@ Start    ResNet-50: rho 0.04 to 0.02, alpha 0.01; ViT-B/32: rho 0.6 to 0.1, alph
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from torch import nn
-
-from steppe.core.method import Batch, Method, Runtime, StepOutput, plain_step, require
-from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import sam_perturbation, scaled_perturbation
-from steppe.core.numerics.vector import Vec
-from steppe.core.schedules import ScheduleValue, lowest
+from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method.numerics import adaptive_perturbation, vector
 
 
 @dataclass(frozen=True)
 class GSAM(Method):
     """SAM at distance ``rho``, minus ``alpha`` times the clean gradient's part orthogonal to the perturbed one."""
 
-    controls: ClassVar[tuple[str, ...]] = ("two-step",)
-    limit: ClassVar = {"rho": 0.0}
-    cost: ClassVar = (2, 2, 1)
+    controls = ("two-step",)
+    cost = Cost(2, 2, 1)
 
-    rho: ScheduleValue = 0.05
-    alpha: float = 0.4
-    adaptive: str = "none"
-    descend: str = "perturbed"
+    rho: ScheduleValue = hyper(0.05, "radius of the ball", minimum=0, plain_at=0)
+    alpha: float = hyper(0.4, "weight of the orthogonal part", minimum=0, usual="0.01 to 1")
+    adaptive: str = hyper("none", "how the ascent is scaled by the weights", choices=("none", "abs", "square"))
+    descend: str = hyper("perturbed", "the gradient to which the part is added", choices=("perturbed", "clean"))
 
-    def check(self) -> None:
-        require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
-        require(self, "alpha", self.alpha >= 0, "a number of at least 0 (0.01 to 1)")
-        require(self, "adaptive", self.adaptive in ("none", "abs", "square"), "'none', 'abs' or 'square'")
-        require(self, "descend", self.descend in ("perturbed", "clean"), "'perturbed' or 'clean'")
-
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+    def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """Gradient g at w, gradient g_p at w + e, restore w, update with g_p less the orthogonal part of g."""
-        rho = rt.setting("rho", self.rho)
-        if rho == 0:
-            return plain_step(batch, rt)
         out, g = rt.grad(batch)
         g = rt.shared(g)
-        with rt.at(self._perturbation(g, rho, rt)):
+        with rt.at(adaptive_perturbation(g, rt.setting("rho", self.rho), rt.params, self.adaptive)):
             _, g_p = rt.grad(batch)
         g_p = rt.shared(g_p)
         if self.alpha == 0:
@@ -66,11 +50,3 @@ class GSAM(Method):
             part = vector.scale(vector.orthogonal_part(g, g_p), (length > 1e-12).to(length.dtype))
             rt.apply(vector.add(g_p, part, by=-self.alpha))
         return out
-
-    def _perturbation(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec | vector.ScaledVector:
-        if self.adaptive == "none":
-            return scaled_perturbation(g, rho)
-        size: Vec = [p.detach().abs() for p in rt.params]
-        if self.adaptive == "abs":
-            return vector.times(sam_perturbation(g, rho), size)
-        return vector.times(sam_perturbation(vector.times(g, size), rho), size)

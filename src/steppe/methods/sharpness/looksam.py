@@ -17,95 +17,47 @@ Start    k 5, alpha 0.7, rho 0.1; layerwise for batches of 4,096 and more (paper
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-import torch
-from torch import nn
+from steppe.core.method import Batch, Cost, Method, ParamState, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method.numerics import at_length_of, orthogonal_part, perturbations, vector
 
-from steppe.core.method import Batch, Method, Runtime, StepOutput, plain_step, require
-from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import scaled_perturbation
-from steppe.core.numerics.vector import Vec
-from steppe.core.schedules import ScheduleValue, lowest
-from steppe.core.state.param_state import ParamState
 
-_TINY = 1e-12
+class PerturbedPart(ParamState):
+    """v, what the last perturbed gradient added."""
+
+    v = ParamState.Vector()
 
 
 @dataclass(frozen=True)
-class LookSAM(Method):
+class LookSAM(Method[PerturbedPart]):
     """SAM at distance ``rho`` on every ``k``-th step, its direction with weight ``alpha`` on the others."""
 
-    controls: ClassVar[tuple[str, ...]] = ("plain",)
-    limit: ClassVar = {"rho": 0.0}
-    cost: ClassVar = (2, 2, 1)
+    controls = ("plain",)
+    cost = Cost(2, 2, 1)
 
-    rho: ScheduleValue = 0.1
-    k: int = 5
-    alpha: float = 0.7
-    norm: str = "global"
-    layerwise: bool = False
-    cap: float | None = None
+    rho: ScheduleValue = hyper(0.1, "radius of the ball", minimum=0, plain_at=0)
+    k: int = hyper(5, "one step in k is SAM's", minimum=1)
+    alpha: float = hyper(0.7, "weight of v on the other steps", minimum=0)
+    norm: str = hyper("global", "norms and products over all, or per tensor", choices=("global", "tensor"))
+    layerwise: bool = hyper(False, "perturb each tensor by its own norm (Look-LayerSAM)")
+    cap: float | None = hyper(None, "largest ratio |w_l| / |g_l| of layerwise", above=0)
 
-    def check(self) -> None:
-        require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.1 is usual)")
-        require(self, "k", self.k >= 1, "at least 1 (5 is usual)")
-        require(self, "alpha", self.alpha >= 0, "a number of at least 0 (0.7 is usual)")
-        require(self, "norm", self.norm in ("global", "tensor"), "'global' or 'tensor'")
-        require(self, "cap", self.cap is None or self.cap > 0, "a number above 0, or leave it out")
-
-    def init(self, net: nn.Module) -> nn.Module:
-        """Keep v."""
-        return ParamState(net)
-
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+    def step(self, batch: Batch, state: PerturbedPart, rt: Runtime) -> StepOutput:
         """A step of SAM that stores v, or an update with the gradient plus the stored v."""
         rho = rt.setting("rho", self.rho)
-        if rho == 0:
-            return plain_step(batch, rt)
-        assert isinstance(state, ParamState)
         out, g = rt.grad(batch)
         if rt.now.step % self.k == 0:
-            common = rt.shared(g)
-            with rt.at(self._layerwise(common, rho, rt) if self.layerwise else scaled_perturbation(common, rho)):
+            s = rt.shared(g)
+            layers = perturbations.layerwise_perturbation(s, rho, rt.params, self.cap) if self.layerwise else None
+            with rt.at(layers or perturbations.scaled_perturbation(s, rho)):
                 _, g_s = rt.grad(batch)
-            added = self._added(rt.all_reduce_mean(g_s), rt.all_reduce_mean(g)) if self.k > 1 else None
+            v = orthogonal_part(rt.all_reduce_mean(g_s), rt.all_reduce_mean(g), self.norm) if self.k > 1 else None
             rt.apply(g_s)
-            if added is not None:
-                state.write(rt.params, rt.net, added)
+            if v is not None:
+                state.v = v
         elif self.alpha == 0 or not state.writes:
             rt.apply(g)
         else:
             g = rt.shared(g)
-            rt.apply(vector.add(g, self._rescaled(g, state.read(rt.params, rt.net)), by=self.alpha))
+            rt.apply(vector.add(g, at_length_of(g, state.v, self.norm), by=self.alpha))
         return out
-
-    def _added(self, g_s: Vec, g: Vec) -> Vec:
-        """Return v, the part of g_s orthogonal to g."""
-        if self.norm == "global":
-            return vector.orthogonal_part(g_s, g)
-        return [vector.orthogonal_part([s], [t])[0] for s, t in zip(g_s, g, strict=True)]
-
-    def _rescaled(self, g: Vec, added: Vec) -> Vec:
-        """Return v at the length of the present gradient, None where that is None."""
-        added = vector.only(added, [t is not None for t in g])
-        if self.norm == "global":
-            return vector.scale(added, vector.norm(g) / (vector.norm(added) + _TINY))
-        return [
-            None if v is None else v * (vector.norm([t]) / (vector.norm([v]) + _TINY))
-            for v, t in zip(added, g, strict=True)
-        ]
-
-    def _layerwise(self, g: Vec, rho: float | list[float], rt: Runtime) -> Vec:
-        """Return e of Look-LayerSAM."""
-        radii = rho if isinstance(rho, list) else [rho] * len(g)
-        offset: Vec = []
-        for t, p, radius in zip(g, rt.params, radii, strict=True):
-            if t is None or radius == 0:
-                offset.append(None)
-                continue
-            length = vector.norm([t])
-            ratio = vector.norm([p.detach()]) / (length + _TINY)
-            ratio = torch.where(length > 0, ratio, 0.0)
-            offset.append(t * (radius * (ratio if self.cap is None else ratio.clamp(max=self.cap))))
-        return offset

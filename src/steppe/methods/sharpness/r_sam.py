@@ -15,45 +15,32 @@ Start    rho as SAM, gamma 0.01 as RWP; for ViT-B/16 on ImageNet gamma rises fro
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from torch import nn
-
-from steppe.core.method import Batch, Method, Runtime, StepOutput, plain_step, require
-from steppe.core.numerics import vector
-from steppe.core.numerics.filters import filter_noise
-from steppe.core.numerics.perturbations import sam_perturbation, scaled_perturbation
-from steppe.core.schedules import ScheduleValue, lowest
+from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method.numerics import Vec, filters, sam_perturbation, scaled_perturbation, vector
 
 
 @dataclass(frozen=True)
 class RSAM(Method):
     """SAM at distance ``rho`` from a point at filter-wise noise of size ``gamma``."""
 
-    controls: ClassVar[tuple[str, ...]] = ("sam", "two-step")
-    limit: ClassVar = {"rho": 0.0, "gamma": 0.0}
-    cost: ClassVar = (2, 2, 1)
+    controls = ("sam", "two-step")
+    cost = Cost(2, 2, 1)
 
-    rho: ScheduleValue = 0.05
-    gamma: float = 0.01
+    rho: ScheduleValue = hyper(0.05, "radius of the ball", minimum=0, plain_at=0)
+    gamma: float = hyper(0.01, "noise, relative to a filter's norm", minimum=0, plain_only_at=0)
 
-    def check(self) -> None:
-        require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
-        require(self, "gamma", self.gamma >= 0, "a number of at least 0 (0.01)")
-
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+    def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """Gradient at w + n, gradient at w + n + e, restore w, update."""
         rho = rt.setting("rho", self.rho)
-        if rho == 0 and self.gamma == 0:
-            return plain_step(batch, rt)
-        noise: vector.Vec = [None] * len(rt.params)
+        n: Vec = [None] * len(rt.params)
         if self.gamma:
-            noise = filter_noise(rt.params, rt.owners, self.gamma, rt.rng).vector()
-        with rt.at(noise, clean=True):
+            n = filters.filter_noise(rt.params, rt.owners, self.gamma, rt.rng).vector()
+        with rt.at(n, clean=True):
             out, g = rt.grad(batch)
         if rho:
             g = rt.shared(g)
-            e = vector.add(noise, sam_perturbation(g, rho)) if self.gamma else scaled_perturbation(g, rho)
+            e = vector.add(n, sam_perturbation(g, rho)) if self.gamma else scaled_perturbation(g, rho)
             with rt.at(e):
                 _, g = rt.grad(batch)
         rt.apply(g)

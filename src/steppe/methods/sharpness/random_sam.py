@@ -11,34 +11,23 @@ Start    rho 0.05, as SAM
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from torch import nn
-
-from steppe.core.method import Batch, Method, Runtime, StepOutput, plain_step, require
-from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import scaled_perturbation
-from steppe.core.schedules import ScheduleValue, lowest
+from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method.numerics import scaled_perturbation, vector
 
 
 @dataclass(frozen=True)
 class RandomSAM(Method):
     """Minimise the loss at a random point at distance ``rho``."""
 
-    limit: ClassVar = {"rho": 0.0}
-    cost: ClassVar = (1, 1, 1)
+    cost = Cost(1, 1, 1)
 
-    rho: ScheduleValue = 0.05
+    rho: ScheduleValue = hyper(0.05, "length of the perturbation", minimum=0, plain_at=0)
 
-    def check(self) -> None:
-        require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
-
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+    def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """Perturb in a random direction, gradient there, restore w, update."""
-        rho = rt.setting("rho", self.rho)
-        if rho == 0:
-            return plain_step(batch, rt)
-        with rt.at(scaled_perturbation(vector.gaussian(rt.params, rt.rng), rho), clean=True):
+        u = vector.gaussian(rt.params, rt.rng)
+        with rt.at(scaled_perturbation(u, rt.setting("rho", self.rho)), clean=True):
             out, g = rt.grad(batch)
         rt.apply(g)
         return out

@@ -13,44 +13,30 @@ Start    rho 0.05, gamma 0.9 (authors' README), decoupled
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from torch import nn
-
-from steppe.core.method import Batch, Method, Runtime, StepOutput, plain_step, require
-from steppe.core.numerics import vector
-from steppe.core.numerics.perturbations import scaled_perturbation
-from steppe.core.schedules import ScheduleValue, lowest
+from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method.numerics import scaled_perturbation, vector
 
 
 @dataclass(frozen=True)
 class WSAM(Method):
-    """Minimise L + gamma / (1 - gamma) (L_p - L); ``decoupled`` keeps the second term out of the moments."""
+    """Minimise L + gamma / (1 - gamma) (L_p - L)."""
 
-    controls: ClassVar[tuple[str, ...]] = ("two-step",)
-    limit: ClassVar = {"gamma": 0.0}
-    cost: ClassVar = (2, 2, 1)
+    controls = ("two-step",)
+    cost = Cost(2, 2, 1)
 
-    rho: ScheduleValue = 0.05
-    gamma: float = 0.9
-    decoupled: bool = True
+    rho: ScheduleValue = hyper(0.05, "radius of the ball", minimum=0, plain_at=0)
+    gamma: float = hyper(0.9, "weight of the sharpness", minimum=0, below=1, plain_at=0)
+    decoupled: bool = hyper(True, "keep the sharpness out of the optimizer's moments")
 
-    def check(self) -> None:
-        require(self, "rho", lowest(self.rho) >= 0, "a number of at least 0 (0.05 is usual)")
-        require(self, "gamma", 0 <= self.gamma < 1, "a number from 0 to below 1 (0.9 is usual)")
-
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+    def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """Gradient g at w, gradient g_p at w + e, restore w, update with g and a weighted g_p - g."""
-        rho = rt.setting("rho", self.rho)
-        if rho == 0 or self.gamma == 0:
-            return plain_step(batch, rt)
         out, g = rt.grad(batch)
-        with rt.at(scaled_perturbation(rt.shared(g), rho)):
+        with rt.at(scaled_perturbation(rt.shared(g), rt.setting("rho", self.rho))):
             _, g_p = rt.grad(batch)
         a = self.gamma / (1 - self.gamma)
         if self.decoupled:
             rt.apply(g, decoupled=vector.scale(vector.add(g, g_p, by=-1), a))
         else:
-            # exact where a is 1, that is SAM
-            rt.apply(vector.lerp(g_p, g, 1 - a))
+            rt.apply(vector.lerp(g_p, g, 1 - a))  # exact where a is 1, that is SAM
         return out

@@ -16,56 +16,40 @@ Start    gamma 0.015, alpha 0.5, eta 0.1, beta 0.99 (CIFAR, authors' script)
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from torch import nn
+from steppe.core.method import Batch, Cost, Method, ParamState, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method.numerics import filters, vector
 
-from steppe.core.method import Batch, Method, Runtime, StepOutput, plain_step, require
-from steppe.core.numerics import vector
-from steppe.core.numerics.filters import filter_noise, unit_sums
-from steppe.core.schedules import ScheduleValue, lowest
-from steppe.core.state.param_state import ParamState
+
+class SquaredGradients(ParamState):
+    """F, the decayed sum of squared gradients."""
+
+    F = ParamState.Vector()
 
 
 @dataclass(frozen=True)
-class ARWP(Method):
-    """RWP with filter-wise noise ``gamma``, damped by ``eta`` times the squared gradients of decay ``beta``."""
+class ARWP(Method[SquaredGradients]):
+    """RWP with filter-wise noise ``gamma`` that past squared gradients damp."""
 
-    controls: ClassVar[tuple[str, ...]] = ("rwp", "two-step")
-    limit: ClassVar = {"alpha": 1.0}
-    cost: ClassVar = (2, 2, 1)
+    controls = ("rwp", "two-step")
+    cost = Cost(2, 2, 1)
 
-    gamma: ScheduleValue = 0.015
-    alpha: float = 0.5
-    eta: float = 0.1
-    beta: float = 0.99
+    gamma: ScheduleValue = hyper(0.015, "noise, relative to a filter's norm", minimum=0, plain_at=0)
+    alpha: float = hyper(0.5, "weight of the clean gradient", minimum=0, maximum=1, plain_at=1)
+    eta: float = hyper(0.1, "weight of F in the damping", minimum=0)
+    beta: float = hyper(0.99, "decay of F", minimum=0, below=1)
 
-    def check(self) -> None:
-        require(self, "gamma", lowest(self.gamma) >= 0, "a number of at least 0 (0.015 is usual)")
-        require(self, "alpha", 0 <= self.alpha <= 1, "a number from 0 (noise only) to 1 (plain)")
-        require(self, "eta", self.eta >= 0, "a number of at least 0 (0.1 is usual)")
-        require(self, "beta", 0 <= self.beta < 1, "a number from 0 to below 1 (0.99 is usual)")
-
-    def init(self, net: nn.Module) -> nn.Module:
-        """Keep F, the decayed sum of squared gradients."""
-        return ParamState(net)
-
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+    def step(self, batch: Batch, state: SquaredGradients, rt: Runtime) -> StepOutput:
         """Clean gradient at w, noisy gradient at w + n, restore w, update with their mean; add the square to F."""
-        gamma = rt.setting("gamma", self.gamma)
-        if self.alpha == 1 or gamma == 0:
-            return plain_step(batch, rt)
-        assert isinstance(state, ParamState)
-        past = state.read(rt.params, rt.net)
-        damping = None
+        past, damping = state.F, None
         if self.eta:
-            sums = unit_sums(past, rt.params, rt.owners)
+            sums = filters.unit_sums(past, rt.params, rt.owners)
             damping = vector.map_each(lambda f: (1 + self.eta * f).rsqrt(), sums)
-        noise = filter_noise(rt.params, rt.owners, gamma, rt.rng, damping)
+        n = filters.filter_noise(rt.params, rt.owners, rt.setting("gamma", self.gamma), rt.rng, damping)
         out, g = rt.grad(batch)
-        with rt.at(noise):
-            _, noisy = rt.grad(batch)
-        common = rt.all_reduce_mean(noisy)
-        rt.apply(vector.lerp(noisy, g, self.alpha))
-        state.write(rt.params, rt.net, vector.add(vector.times(common, common), past, by=self.beta))
+        with rt.at(n):
+            _, g_n = rt.grad(batch)
+        common = rt.all_reduce_mean(g_n)
+        rt.apply(vector.lerp(g_n, g, self.alpha))
+        state.F = vector.add(vector.times(common, common), past, by=self.beta)
         return out

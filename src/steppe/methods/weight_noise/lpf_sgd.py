@@ -14,49 +14,34 @@ Start    M 8, gamma cosine(0.0005,0.008) (wide networks); M 1, gamma 0.002 (CIFA
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
-from torch import nn
 
-from steppe.core.batch import Batch, join_logits
-from steppe.core.method import Method, Runtime, StepOutput, plain_step, require
-from steppe.core.numerics import vector
-from steppe.core.numerics.filters import filter_deviation
-from steppe.core.numerics.vector import Vec
-from steppe.core.schedules import ScheduleValue, lowest
+from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper, join_logits
+from steppe.core.method.numerics import ScaledVector, Vec, filters, vector
 
 
 @dataclass(frozen=True)
 class LPFSGD(Method):
     """Update with the mean gradient of ``M`` parts of the batch, each at its own filter-wise noise ``gamma``."""
 
-    controls: ClassVar[tuple[str, ...]] = ("plain",)
-    limit: ClassVar = {"gamma": 0.0}
-    cost: ClassVar = (1, 1, 1)
-    local: ClassVar = "each part of a process's batch has noise of its own"
+    controls = ("plain",)
+    cost = Cost(1, 1, 1)
+    local = "each part of a process's batch has noise of its own"
 
-    gamma: ScheduleValue = 5e-4
-    M: int = 8
+    gamma: ScheduleValue = hyper(5e-4, "noise, relative to a filter's norm", minimum=0, plain_at=0)
+    M: int = hyper(8, "parts of the batch", minimum=1)
 
-    def check(self) -> None:
-        require(self, "gamma", lowest(self.gamma) >= 0, "a number of at least 0 (0.0005 is usual)")
-        require(self, "M", self.M >= 1, "at least 1 (8 is usual)")
-
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+    def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """Gradient of each part at its own noise, restore w, update with their mean."""
-        gamma = rt.setting("gamma", self.gamma)
-        if gamma == 0:
-            return plain_step(batch, rt)
         total: Vec = [None] * len(rt.params)
         outs = []
+        deviation = filters.filter_deviation(rt.params, rt.owners, rt.setting("gamma", self.gamma))
         count = max(1, min(self.M, len(batch) // 2))  # BatchNorm refuses a part of a single sample
-        deviation = filter_deviation(rt.params, rt.owners, gamma)
-        edges = [i * len(batch) // count for i in range(count + 1)]
-        for a, b in pairwise(edges):
+        for a, b in pairwise(i * len(batch) // count for i in range(count + 1)):
             part = batch.take(slice(a, b))
             weight = rt.weight(part) / rt.weight(batch)
-            with rt.at(vector.ScaledVector(vector.gaussian(rt.params, rt.rng), deviation), clean=True):
+            with rt.at(ScaledVector(vector.gaussian(rt.params, rt.rng), deviation), clean=True):
                 out, g = rt.grad(part)
             total = vector.gather(total, g, weight)
             outs.append(StepOutput(out.loss * weight, out.logits))

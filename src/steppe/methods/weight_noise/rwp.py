@@ -13,67 +13,61 @@ Differs  1. alpha weighs the clean gradient (paper); the authors' code weighs th
          3. batches = 2, the paper's way, takes the step's batch as B1 and B2, one half each: give it twice the
             batch to have the paper's 2b samples. The noisy half draws dropout masks of its own.
          4. halves = True: even processes take the clean gradient and odd ones the noisy one, each on its own
-            batch, as the authors' script. Weights are exact for any number of processes above one; theirs asks for
-            an even number. Noise differs between processes, theirs has one seed. Replicas stay equal bit for
-            bit, since weights are restored by copy.
+            batch, as the authors' script. Weights are exact for any number of processes above one, theirs for an
+            even number. Noise differs between processes, theirs has one seed. Replicas stay equal bit for bit.
          5. running statistics are those of the clean pass, or of the first process, which is a clean one.
-Start    gamma 0.01, alpha 0.5 (CIFAR); gamma 0.005 (ImageNet); gamma 0.001 (ViT) (paper, section 4.1,
-         appendices D and E)
+Start    gamma 0.01, alpha 0.5 (CIFAR), gamma 0.005 (ImageNet), 0.001 (ViT) (paper, section 4.1, appendices D, E)
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from torch import nn
-
-from steppe.core.method import Batch, Method, Runtime, StepOutput, plain_step, require
-from steppe.core.numerics import vector
-from steppe.core.numerics.filters import filter_noise
-from steppe.core.schedules import ScheduleValue, lowest
+from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper, plain_step, require
+from steppe.core.method.numerics import ScaledVector, filters, vector
 
 
 @dataclass(frozen=True)
 class RWP(Method):
     """Weigh the clean gradient by ``alpha`` and that at filter-wise noise of size ``gamma`` by the rest."""
 
-    controls: ClassVar[tuple[str, ...]] = ("plain", "two-step")
-    limit: ClassVar = {"alpha": 1.0, "batches": 1}
+    controls = ("plain", "two-step")
 
-    gamma: ScheduleValue = 0.01
-    alpha: float = 0.5
-    batches: int = 1
-    halves: bool = False
+    gamma: ScheduleValue = hyper(0.01, "noise, relative to a filter's norm", minimum=0, plain_at=0)
+    alpha: float = hyper(0.5, "weight of the clean gradient", minimum=0, maximum=1, plain_at=1)
+    batches: int = hyper(1, "both gradients of one batch, or of a half each", choices=(1, 2), plain_only_at=1)
+    halves: bool = hyper(False, "half of the processes take each gradient", plain_only_at=False)
 
     def check(self) -> None:
-        require(self, "gamma", lowest(self.gamma) >= 0, "a number of at least 0 (0.01 is usual)")
-        require(self, "alpha", 0 <= self.alpha <= 1, "a number from 0 (noise only) to 1 (plain)")
-        require(self, "batches", self.batches in (1, 2), "1 (both gradients of the same batch) or 2")
         require(self, "halves", not (self.halves and self.batches == 2), "False with batches = 2")
-        both = 2.0 if self.batches == 1 and not self.halves and 0 < self.alpha < 1 else 1.0
-        object.__setattr__(self, "cost", (both, both, 1))
-        if self.batches == 2 or self.halves:
-            object.__setattr__(self, "local", "the number of processes decides which samples get the noise")
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+    @property
+    def cost(self) -> Cost:
+        both = 2 if self.batches == 1 and not self.halves and 0 < self.alpha < 1 else 1
+        return Cost(both, both, 1)
+
+    @property
+    def local(self) -> str:
+        cut = self.batches == 2 or self.halves
+        return "the number of processes decides which samples get the noise" if cut else ""
+
+    def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """Clean gradient at w, noisy gradient at w + n, restore w, update with their weighted mean."""
         if self.halves:
             return self._by_process(batch, rt)
         # BatchNorm refuses a half of a single sample
         cut = self.batches == 2 and len(batch) >= 4
         clean, other = batch.halves() if cut else (batch, batch)
-        gamma = rt.setting("gamma", self.gamma)
-        if self.alpha == 1 or (gamma == 0 and self.batches == 1):
+        if self.alpha == 1:
             return plain_step(clean, rt)
         if self.alpha == 0:
-            with rt.at(self._noise(gamma, rt), clean=True):
+            with rt.at(self._noise(rt), clean=True):
                 out, g = rt.grad(clean)
             rt.apply(g)
             return out
         mask_seed = rt.draw_mask_seed() if self.batches == 2 else None
         out, g = rt.grad(clean)
-        with rt.at(self._noise(gamma, rt), mask_seed=mask_seed):
-            _, noisy = rt.grad(other)
-        rt.apply(vector.lerp(noisy, g, self.alpha))
+        with rt.at(self._noise(rt), mask_seed=mask_seed):
+            _, g_n = rt.grad(other)
+        rt.apply(vector.lerp(g_n, g, self.alpha))
         return out
 
     def _by_process(self, batch: Batch, rt: Runtime) -> StepOutput:
@@ -83,10 +77,10 @@ class RWP(Method):
             out, g = rt.grad(batch)
             rt.apply(g, weight=self.alpha / clean)
         else:
-            with rt.at(self._noise(rt.setting("gamma", self.gamma), rt), clean=True):
+            with rt.at(self._noise(rt), clean=True):
                 out, g = rt.grad(batch)
             rt.apply(g, weight=(1 - self.alpha) / noisy)
         return out
 
-    def _noise(self, gamma: float | list[float], rt: Runtime) -> vector.ScaledVector:
-        return filter_noise(rt.params, rt.owners, gamma, rt.rng)
+    def _noise(self, rt: Runtime) -> ScaledVector:
+        return filters.filter_noise(rt.params, rt.owners, rt.setting("gamma", self.gamma), rt.rng)

@@ -21,8 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from steppe.core.amp import upcast_to_float32
 from steppe.core.method import with_weights
-from steppe.core.model_call import call_model, extract_logits
-from steppe.core.numerics.losses import mean_of
+from steppe.core.model_call import call_for_logits, call_model
 from steppe.errors import InputError
 from steppe.models.multi._standins import ActivationCache, CachedModule, SplitReached, Standin, TrunkEnd
 from steppe.models.multi.inputs import fresh_networks, inputs_of
@@ -108,7 +107,7 @@ class BranchedNetwork(nn.Module):
                 if number == 0 or views is not None:
                     self._run_trunk(own)
                 self.cache.start_branch()
-                result.logits.append(extract_logits(call_model(branch, own)))
+                result.logits.append(call_for_logits(branch, own))
                 self.cache.check_unchanged()
                 if number == 0:
                     result.entered = self._entered()
@@ -218,7 +217,7 @@ class SeparateNetworks(nn.Module):
         """Return the outputs of all networks."""
         result = BranchOutputs()
         for net, own, head in zip(self.networks, inputs_of(self.size, x, views, named), self.heads, strict=True):
-            result.logits.append(extract_logits(call_model(net, own)))
+            result.logits.append(call_for_logits(net, own))
             if not net.get_submodule(head)._forward_pre_hooks:
                 raise exchanged(head)
             result.features.append(pooled(features_of(self.cache, head)))
@@ -267,16 +266,3 @@ def pooled(t: Tensor, width: int = 0) -> Tensor:
         return t
     channels_second = t.ndim == 4 if width not in (t.shape[1], t.shape[-1]) else t.shape[1] == width
     return t.flatten(2).mean(2) if channels_second else t.flatten(1, -2).mean(1)
-
-
-def branch_outputs(net: nn.Module, x: Any, kind: type[nn.Module], last: str) -> dict[str, Tensor]:
-    """Return by name the logits of each branch, their mean, and the module's last output, which ``last`` names.
-
-    'deployed' is the first branch. A network that is not of this ``kind`` only has 'deployed'.
-    """
-    outputs = call_model(net, x)
-    if not isinstance(net, kind):
-        return {"deployed": extract_logits(outputs)}
-    *branches, final = outputs
-    named = {"deployed": branches[0]} | {f"branch {i}": z for i, z in enumerate(branches, 1)}
-    return named | {"mean": mean_of(branches), last: final}

@@ -1,6 +1,6 @@
 """Networks of one architecture, trained together with the network whose weights are their weighted mean."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -8,16 +8,39 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from steppe.core.batch import Batch
-from steppe.core.model_call import call_model, extract_logits
+from steppe.core.method import with_weights
+from steppe.core.model_call import call_for_logits, extract_logits
+from steppe.core.multi_network import PeerOutputs
+from steppe.core.state import rng
 from steppe.core.state.param_state import TensorCopies
 from steppe.errors import InputError
-from steppe.models.multi.ensemble import NetworkList
+from steppe.models.multi.ensemble import Ensemble
 from steppe.models.multi.inputs import inputs_of, views_of
 
 Gradient = Literal["none", "chain", "full"]
 
 
-class HybridEnsemble(NetworkList):
+class HybridWeights(nn.Module):
+    """The hybrid's weights from before the update, from the beginning of a step to its fusion; else None."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.weights: dict[str, Tensor] | None = None
+
+
+def mixing_shares(count: int, mixing: str, seed: int, step: int) -> Tensor:
+    """Return the shares of ``count`` networks in the hybrid (N,), on the CPU: equal or drawn ('dirichlet').
+
+    They are a function of seed and step.
+    """
+    if mixing == "mean":
+        return torch.full((count,), 1 / count, dtype=torch.float64)
+    generator = rng.generator(seed, "mixing", step, torch.device("cpu"))
+    weights = torch.empty(count, dtype=torch.float64).exponential_(generator=generator)
+    return weights / weights.sum()
+
+
+class HybridEnsemble(Ensemble):
     r"""Networks of one architecture, and the hybrid, whose weights are their weighted mean.
 
     The hybrid's weights are :math:`\theta_h = \sum_m r_m \theta_m`. Its buffers (running statistics) are its
@@ -32,8 +55,6 @@ class HybridEnsemble(NetworkList):
         super().__init__(networks)
         self.gradient = gradient
         self.statistics = TensorCopies(dict(networks[0].named_buffers()))
-        self.earlier: dict[str, Tensor] | None = None  # weights to be fused, if not the present
-        self.mixed_at = -1  # the step in which the statistics were mixed
         shapes = [{k: t.shape for k, t in net.state_dict().items() if hasattr(t, "shape")} for net in networks]
         if any(s != shapes[0] for s in shapes):
             raise InputError("hybrid weights need networks of one architecture, and these differ")
@@ -44,19 +65,36 @@ class HybridEnsemble(NetworkList):
 
     def forward(
         self, x: Any = None, *, views: Sequence[Any] | None = None, mix: Tensor | None = None, **named: Any
-    ) -> tuple[Tensor, ...]:
-        """Return the logits of each network, and last of the hybrid with shares ``mix`` (N,), by default equal."""
+    ) -> PeerOutputs:
+        """Return the logits of each network, and of the hybrid with shares ``mix`` (N,), by default equal."""
         *inputs, last = inputs_of(self.size + 1, x, views, named)
-        logits = [extract_logits(call_model(net, v)) for net, v in zip(self.networks, inputs, strict=True)]
+        logits = tuple(call_for_logits(net, v) for net, v in zip(self.networks, inputs, strict=True))
         first: Any = self.networks[0]
         args, kwargs = ((), last) if isinstance(last, dict) else ((last,), {})
         hybrid = functional_call(first, self._hybrid(mix), args, kwargs, tie_weights=False)
-        return (*logits, extract_logits(hybrid))
+        return PeerOutputs(logits, extract_logits(hybrid))
+
+    def named(self, outputs: PeerOutputs) -> dict[str, Tensor]:
+        """Return the logits of each network, their mean ('ensemble'), and those of the hybrid."""
+        return {**super().named(outputs), "hybrid": outputs.ensemble}
+
+    def extract(self, name: str, new_model: Callable[[], nn.Module]) -> nn.Module:
+        """Return a network from ``new_model`` with the weights of one of these, or of the hybrid."""
+        if name != "hybrid":
+            return super().extract(name, new_model)
+        plain, weights = new_model(), self.hybrid()
+        return with_weights(plain, {k: weights[k] for k in plain.state_dict()})
 
     def hybrid(self, mix: Tensor | None = None) -> dict[str, Tensor]:
         """Return the hybrid's weights and copies of its buffers by name."""
         own = set(map(id, self._own_buffers()))
         return {name: t.clone() if id(t) in own else t for name, t in self._hybrid(mix).items()}
+
+    @torch.no_grad()
+    def hybrid_weights(self, mix: Tensor) -> dict[str, Tensor]:
+        """Return copies of the hybrid's weights by name, without its buffers."""
+        names = {name for name, _ in self.networks[0].named_parameters(remove_duplicate=False)}
+        return {name: t.clone() for name, t in self._hybrid(mix).items() if name in names}
 
     @torch.no_grad()
     def mix_statistics(self, mix: Tensor) -> None:

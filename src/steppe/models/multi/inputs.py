@@ -6,9 +6,8 @@ from typing import Any
 from torch import nn
 
 from steppe.core.batch import Batch
+from steppe.core.multi_network import VIEW
 from steppe.errors import InputError
-
-VIEW = "view {}"  # names of the further views of a batch's samples, from 2 on
 
 
 def views_of(batch: Batch, count: int) -> Any:
@@ -54,15 +53,3 @@ def fresh_networks(new_model: Callable[[], nn.Module], count: int) -> list[nn.Mo
                     "network at each call"
                 )
     return networks
-
-
-def expect_members(net: nn.Module, kind: type[nn.Module], count: int, name: str, field: str) -> None:
-    """Raise InputError unless ``net`` is what the method builds, with ``count`` networks or branches."""
-    size = getattr(net, "size", None)
-    if not isinstance(net, kind):
-        raise InputError(
-            f"{name} trains several networks and was bound to {type(net).__name__}; "
-            f"bind what it builds: model = {name}(...).build(make_model)"
-        )
-    if size != count:
-        raise InputError(f"{name}: {field} is {count} and the model was built with {size}; give both the same")

@@ -1,14 +1,18 @@
 """Split a sequential network in two, so that two forward passes share the lower part; count what that saves."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from steppe.core.model_call import call_model
+from steppe.core.numerics.complex_params import leaf, like_leaf
+from steppe.core.numerics.vector import Vec
 
 
 def split_sequential(net: nn.Module, child: nn.Module) -> tuple[nn.Sequential, nn.Sequential] | None:
@@ -103,3 +107,33 @@ def _roots(part: nn.Module, modules: set[int]) -> Iterator[nn.Module]:
         return
     for child in part.children():
         yield from _roots(child, modules)
+
+
+def is_within(offsets: Sequence[Vec], params: Sequence[nn.Parameter], part: nn.Module) -> bool:
+    """Return whether offsets move parameters of this part of a network only."""
+    inside = {id(p) for p in part.parameters()}
+    return all(
+        o is None or id(leaf(p)) in inside for offset in offsets for p, o in zip(params, offset, strict=True)
+    )
+
+
+def branch_logits(
+    trunk: nn.Module,
+    top: nn.Module,
+    params: Sequence[nn.Parameter],
+    offsets: Sequence[Vec],
+    x: Tensor,
+    rng_restored: Callable[[], AbstractContextManager[None]],
+) -> list[Tensor]:
+    """Return the logits of each top at its offset from the weights; the trunk runs once.
+
+    All tops have the same dropout masks: ``rng_restored`` is the context in which all but the last run.
+    """
+    names = {id(p): name for name, p in top.named_parameters()}
+    inputs, logits = trunk(x), []
+    for number, offset in enumerate(offsets, 1):
+        pairs = zip(params, offset, strict=True)
+        moved = {names[id(leaf(p))]: leaf(p) + like_leaf(o, p) for p, o in pairs if o is not None}
+        with rng_restored() if number < len(offsets) else nullcontext():
+            logits.append(functional_call(top, moved, (inputs,)))
+    return logits

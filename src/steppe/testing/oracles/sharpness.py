@@ -46,6 +46,12 @@ def asam(r: Reference, x: Tensor, y: Tensor) -> None:
     r.update(r.gradient(plus(r.w, offset), x, y))
 
 
+def msam(r: Reference, x: Tensor, y: Tensor) -> None:
+    """Becker et al., algorithm 1; the momentum is zero at first."""
+    v = r.velocity
+    r.update(r.gradient(plus(r.w, times(v, -r.settings["rho"] / length(v))) if v else r.w, x, y))
+
+
 def mixed_sam(r: Reference, x: Tensor, y: Tensor) -> None:
     """RWP paper, section 4.7."""
     g = r.gradient(r.w, x, y)
@@ -203,6 +209,7 @@ def plain(r: Reference, x: Tensor, y: Tensor) -> None:
 FAMILY = [
     restated("asam", asam, "rho eta scaling"),
     restated("asam all", asam, "rho eta scaling", scaling="all"),
+    restated("msam", msam, "rho"),
     restated("mixed-sam", mixed_sam, "rho alpha"),
     restated("gsam", gsam, "rho alpha"),
     restated("friendly-sam", friendly_sam, "rho sigma lam"),

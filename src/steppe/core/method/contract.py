@@ -8,66 +8,161 @@ changed before the optimizer gets it (``transform``). Each has a default that is
 from __future__ import annotations
 
 import inspect
-import types
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any, ClassVar, Generic, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from typing_extensions import TypeVar
 
 from steppe.core import param_groups
 from steppe.core.batch import Batch
 from steppe.core.data_parallel import SyncMode
-from steppe.core.model_call import call_model, extract_logits
+from steppe.core.method.hyperparameters import (
+    as_data,
+    as_text,
+    check_fields,
+    constraint_of,
+    plain_fields,
+    types_of,
+)
+from steppe.core.model_call import call_for_logits
 from steppe.core.numerics.vector import Vec
 from steppe.core.runtime import Runtime, StepOutput
-from steppe.core.schedules import FunctionSchedule, Schedule, finite
+from steppe.core.schedules import Schedule
 from steppe.core.step import Step
-from steppe.core.step_state import BindOptions, LossFunction, is_count, is_number, is_whole
+from steppe.core.step_state import BindOptions, LossFunction, is_count
 from steppe.errors import InputError, unknown
 
-# with the types of its signatures, so that a method imports its contract from one place
-__all__ = ["Batch", "Method", "Runtime", "StepOutput", "plain_step", "require", "with_weights"]
+State = TypeVar("State", bound=nn.Module, default=Any)
+
+
+class Cost(NamedTuple):
+    """The most that one step takes: forward and backward passes, and updates."""
+
+    forward: float
+    backward: float
+    updates: int
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(Generic[State]):
     """Base of all methods; as it stands, plain training.
 
-    Subclasses are frozen dataclasses whose fields are their hyper-parameters under the paper's symbols.
-
-    Attributes:
-        controls: Names of the methods that a comparison adds, because they share the cost but not the idea.
-        limit: Settings at which the method is plain training bit for bit, None if it has no such limit.
-        cost: The most that one step takes: forward passes, backward passes, updates; None if it varies.
-        local: What a method decides in each process on its own, so that several processes, or parts of a batch,
-            may differ from one; empty if nothing.
-        whole: Why a method cannot train a sharded model (FSDP2); empty if it can.
-        single: Why a method cannot train several networks at once; empty if it can.
-        mixes: What a step changes in running statistics other than by its clean pass; empty if nothing.
-        amounts: The fields that are amounts of training: whole numbers of steps or, below 1, shares of the whole.
-        moves: What moves the weights in a step, past the optimizer and its learning rate; empty if nothing.
+    Subclasses are frozen dataclasses whose fields are their hyper-parameters under the paper's symbols, declared
+    with `hyper`. ``Method[State]`` keeps a state of this class. What follows from the fields (``cost``
+    and the others below) is a constant or a property of the class, and never stored: `dataclasses.replace` edits
+    any method. Methods are equal, and have the same repr, if the same was given; `to_dict` has what that means.
     """
 
     controls: ClassVar[tuple[str, ...]] = ()
-    limit: ClassVar[Mapping[str, object] | None] = None
-    cost: ClassVar[tuple[float, float, int] | None] = None
-    local: ClassVar[str] = ""
-    whole: ClassVar[str] = ""
-    single: ClassVar[str] = ""
-    mixes: ClassVar[str] = ""
-    moves: ClassVar[str] = ""
-    amounts: ClassVar[tuple[str, ...]] = ()
+    """Names of the methods that a comparison adds, because they share the cost but not the idea."""
+
+    state_type: ClassVar[type[nn.Module]] = nn.Module
+    """What ``init`` makes: the class in ``Method[...]``, called with the network."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for base in cls.__dict__.get("__orig_bases__", ()):
+            for kind in get_args(base):
+                if inspect.isclass(kind) and issubclass(kind, nn.Module):
+                    cls.state_type = kind
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_fields(self, name_of(self))
         self.check()
-        _unify_numbers(self)
+
+    @property
+    def cost(self) -> tuple[float, float, int] | None:
+        """The most that one step takes: forward passes, backward passes, updates (`Cost`); None if it varies."""
+        return None
+
+    @property
+    def limit(self) -> Mapping[str, object] | None:
+        """Settings at which it is plain training bit for bit, from its fields; None if it has no such limit."""
+        return next(iter(self.limits), None)
+
+    @property
+    def limits(self) -> list[dict[str, object]]:
+        """All the settings at which its fields make it plain training; ``limit`` is the first."""
+        either, always = plain_fields(type(self))
+        return [{name: value, **always} for name, value in either.items()]
+
+    @property
+    def local(self) -> str:
+        """What it decides in each process on its own, so that several processes, or parts of a batch, may differ
+        from one; empty if nothing."""
+        return ""
+
+    @property
+    def whole(self) -> str:
+        """Why it cannot train a sharded model (FSDP2); empty if it can."""
+        return ""
+
+    @property
+    def single(self) -> str:
+        """Why it cannot train several networks at once; empty if it can."""
+        return ""
+
+    @property
+    def mixes(self) -> str:
+        """What a step changes in running statistics other than by its clean pass; empty if nothing."""
+        return ""
+
+    @property
+    def moves(self) -> str:
+        """What moves the weights in a step, past the optimizer and its learning rate; empty if nothing."""
+        return ""
+
+    @property
+    def amounts(self) -> tuple[str, ...]:
+        """The fields that are amounts of training: whole numbers of steps or, below 1, shares of the whole."""
+        return tuple(f.name for f in fields(self) if constraint_of(f).amount)
+
+    def preset_values(self) -> Mapping[str, object]:
+        """Return the values of fields that are None, from the method's preset."""
+        return {}
+
+    @cached_property
+    def resolved(self) -> Any:
+        """All fields by name; those that are None have the preset's value."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        preset = {k: v for k, v in self.preset_values().items() if own[k] is None}
+        return SimpleNamespace(**{**own, **preset})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the class's name ("class") and all fields, as data for JSON: equal data, equal steps.
+
+        Presets are resolved, schedules are text, methods in fields are dictionaries.
+        """
+        chosen = {f.name for f in fields(self) if constraint_of(f).preset}
+        settings = {k: as_data(v) for k, v in vars(self.resolved).items() if k not in chosen}
+        return {"class": type(self).__name__, **settings}
+
+    def __str__(self) -> str:
+        return as_text(self.to_dict())
+
+    def at_limit(self, rt: Runtime) -> bool:
+        """Return whether its hyper-parameters make this step plain training; see ``plain_at`` of `hyper`."""
+        either, always = plain_fields(type(self))
+        if not either or any(getattr(self, name) != value for name, value in always.items()):
+            return False
+        return any(self._is_at(name, value, rt) for name, value in either.items())
+
+    def _is_at(self, name: str, plain: Any, rt: Runtime) -> bool:
+        value = getattr(self, name)
+        if Schedule not in types_of(type(self))[name]:
+            return bool(value == plain)
+        set_by_group = any(name in group for group in rt.optimizer.param_groups)
+        return bool(
+            (set_by_group or isinstance(value, Schedule) or value == plain) and rt.setting(name, value) == plain
+        )
 
     @property
     def views(self) -> int:
@@ -86,52 +181,61 @@ class Method:
         """Return the module to be trained, from a function that makes one freshly initialised model."""
         return new_model()
 
-    def init(self, net: nn.Module) -> nn.Module:
+    def init(self, net: nn.Module) -> State:
         """Return the method's state between steps, as a module of buffers, which checkpoints save."""
-        return nn.Module()
+        return cast(State, nn.Module() if self.state_type is nn.Module else self.state_type(net))
 
-    def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+    def objective(self, batch: Batch, state: State, rt: Runtime) -> StepOutput:
         """Return the loss that is minimised on a batch, with its graph."""
         return rt.supervised(batch)
 
-    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+    def step(self, batch: Batch, state: State, rt: Runtime) -> StepOutput:
         """Make one update and return the output of the clean pass."""
         return plain_step(batch, rt)
+
+    def step_or_plain(self, batch: Batch, state: State, rt: Runtime) -> StepOutput:
+        """Make the method's step, or a plain one at its limit."""
+        return plain_step(batch, rt) if self.at_limit(rt) else self.step(batch, state, rt)
+
+    def objective_or_plain(self, batch: Batch, state: State, rt: Runtime) -> StepOutput:
+        """Return the method's objective on a batch, or the user's loss at its limit."""
+        plain = type(self).objective is Method.objective or self.at_limit(rt)
+        return rt.supervised(batch) if plain else self.objective(batch, state, rt)
 
     def transform(self, grads: Vec, rt: Runtime) -> Vec:
         """Return the gradient that the optimizer gets; must not change ``grads`` in place."""
         return grads
 
-    def before(self, batch: Batch, state: nn.Module, rt: Runtime) -> None:
+    def before(self, batch: Batch, state: State, rt: Runtime) -> None:
         """Make passes of the state's own: called once at the beginning of each step, whatever the objective."""
 
-    def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
+    def after(self, batch: Batch, out: StepOutput, state: State, rt: Runtime) -> None:
         """Update the state: called once after each step that was not skipped."""
 
     def memory_bytes(self, samples: int, classes: int) -> int:
         """Return the memory in bytes of all that is kept per training sample between steps."""
         return 0
 
-    def allocate(self, state: nn.Module, samples: int, classes: int) -> None:
+    def allocate(self, state: State, samples: int, classes: int) -> None:
         """Allocate the memory of `memory_bytes` before training starts; optional."""
 
-    def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
+    def predict(self, net: nn.Module, state: State, x: Any) -> Tensor:
         """Return the logits of the deployed model."""
         with self.deployed_weights(net, state):
-            return extract_logits(call_model(net, x))
+            return call_for_logits(net, x)
 
-    def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
+    def deployed_weights(self, net: nn.Module, state: State) -> AbstractContextManager[None]:
         """Return the context in which the network has the deployed weights instead of its own."""
         return nullcontext()
 
-    def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
+    def outputs(self, net: nn.Module, state: State, x: Any) -> dict[str, Tensor]:
         """Return the logits of all that can be evaluated, by name; 'deployed' are those of `predict`.
 
         Members of an ensemble are named 'network 1', 'network 2', ...; branches of one network 'branch 1', ...
         """
         return {"deployed": self.predict(net, state, x)}
 
-    def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
+    def deployed_model(self, net: nn.Module, state: State, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Return the deployed model as one plain network: made by ``new_model``, with the deployed weights."""
         with self.deployed_weights(net, state):
             return with_weights(new_model(), net.state_dict())
@@ -248,61 +352,15 @@ def plain_step(batch: Batch, rt: Runtime) -> StepOutput:
     return out
 
 
-_TYPES = {
-    int: "a whole number",
-    float: "a number",
-    bool: "True or False",
-    str: "text",
-    Schedule: "a schedule",
-}
-
-
-def check_fields(method: Method) -> None:
-    """Raise InputError, naming the field, unless every field has its declared type and numbers are finite.
-
-    An int serves as float. Infinity is a field's value only if it is so in the method's ``limit``.
-    """
-    hints = _hints(type(method))
-    for f in fields(method):
-        value, allowed = getattr(method, f.name), hints[f.name]
-        fits = any(
-            (a is float and is_number(value))
-            or (a is int and is_whole(value))
-            or (inspect.isclass(a) and a not in (float, int) and isinstance(value, a))
-            for a in allowed
-        )
-        if not fits and Schedule in allowed and callable(value):
-            object.__setattr__(method, f.name, FunctionSchedule(value))
-            continue
-        if not fits:
-            expected = " or ".join(_TYPES.get(a, getattr(a, "__name__", str(a))) for a in allowed)
-            usual = "" if f.default is MISSING else f" (its default is {f.default!r})"
-            raise InputError(f"{name_of(method)}: {f.name} is {value!r}; give {expected}{usual}")
-        if is_number(value) and not finite(value) and value != (method.limit or {}).get(f.name):
-            raise InputError(f"{name_of(method)}: {f.name} is {value!r}; give a finite number")
-
-
-def _unify_numbers(method: Method) -> None:
-    """Make numbers Python's own, of their declared type: equal methods have equal texts; a default keeps its."""
-    hints = _hints(type(method))
-    for f in fields(method):
-        value = getattr(method, f.name)
-        if is_number(value):
-            kind = float if float in hints[f.name] else int
-            object.__setattr__(method, f.name, f.default if value == f.default else kind(value))
-
-
-def _hints(method: type[Method]) -> dict[str, tuple[Any, ...]]:
-    """Return the types that each field may have."""
-    hints = typing.get_type_hints(method)
-    return {k: typing.get_args(v) if isinstance(v, types.UnionType) else (v,) for k, v in hints.items()}
-
-
 def scheduled(method: Method) -> set[str]:
     """Return the fields of a method, and of those it is composed of, that may follow a schedule."""
-    inner = [value for f in fields(method) if isinstance(value := getattr(method, f.name), Method)]
-    own = {f.name for f in fields(method) if Schedule in _hints(type(method))[f.name]}
-    return own.union(*map(scheduled, inner))
+    own = {f.name for f in fields(method) if Schedule in types_of(type(method))[f.name]}
+    return own.union(*map(scheduled, parts_of(method)))
+
+
+def parts_of(method: Method) -> list[Method]:
+    """Return the methods that a method is directly composed of."""
+    return [value for f in fields(method) if isinstance(value := getattr(method, f.name), Method)]
 
 
 def require(method: Method, field: str, holds: bool, remedy: str) -> None:
@@ -328,7 +386,6 @@ def name_of(method: Method) -> str:
 
 def overrides(method: Method, part: str) -> bool:
     """Return whether a method, or one that it is composed of, overrides ``part``."""
-    inner = [value for f in fields(method) if isinstance(value := getattr(method, f.name), Method)]
-    if inner:
+    if inner := parts_of(method):
         return any(overrides(i, part) for i in inner)
     return getattr(type(method), part) is not getattr(Method, part)

@@ -1,10 +1,22 @@
-"""The hyper-parameters of OKDPH's supplement: tables 6 and 7 (Zhang et al., CVPR 2023, arXiv:2303.14666).
+"""Presets: settings of methods by the table or file that they are from. Each method's card names its source."""
 
-Each entry is omega, beta, gamma, every. Names are DATA-NETWORK, with the number of students if not two; noisy,
-10% and 1% are the settings of table 7.
-"""
+_PAPER: dict[str, float | str] = {"sigma": 1e-4, "scope": "all", "direction": "pre-aux"}
+_NOTEBOOK: dict[str, float | str] = {"sigma": 1e-4, "scope": "kernels"}
 
-PRESETS: dict[str, tuple[float, float, float, str]] = {
+# by source and variant
+SADT: dict[str, dict[int, dict[str, float | str]]] = {
+    "paper": {1: _PAPER, 2: {**_PAPER, "scope": "last-conv last-dense"}, 3: _PAPER},
+    "notebook": {
+        1: {**_NOTEBOOK, "direction": "pre-aux"},
+        2: {"sigma": 0.1, "scope": "last-bias* tensor:7", "direction": "aux-pre"},
+        3: {**_NOTEBOOK, "direction": "aux-pre"},
+    },
+}
+
+# omega, beta, gamma, every, of the supplement's tables 6 and 7 (Zhang et al., CVPR 2023, arXiv:2303.14666). Names
+# are DATA-NETWORK, with the number of students if not two; noisy, 10% and 1% are the settings of table 7.
+_OKDPH: dict[str, tuple[float, float, float, str]] = {
+    "": (0.8, 0.8, 0.5, "5b"),  # without a preset: the code's defaults, table 6's ``every``
     # table 6
     "cifar10-resnet32": (0.8, 0.8, 0.5, "1e"),
     "cifar10-resnet110": (0.8, 0.8, 0.5, "5b"),
@@ -43,4 +55,9 @@ PRESETS: dict[str, tuple[float, float, float, str]] = {
     "cifar100-1%-resnet32": (1.0, 0.5, 0.5, "5b"),
     "cifar100-1%-vgg16": (0.8, 0.8, 1.0, "1e"),
     "cifar100-1%-densenet40-12": (0.8, 0.8, 0.5, "5b"),
+}
+
+OKDPH: dict[str, dict[str, float | str | bool]] = {
+    name: {"omega": omega, "beta": beta, "gamma": gamma, "every": every, "same_start": bool(name)}
+    for name, (omega, beta, gamma, every) in _OKDPH.items()
 }

@@ -1,0 +1,26 @@
+"""The fields of a configuration: their types as text has them, and a configuration from plain data."""
+
+import typing
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from typing import Any
+
+_AS_TEXT: dict[Any, Any] = {Any: str, tuple[Any, ...]: tuple[str, ...]}  # methods
+
+
+def field_types(cls: Any) -> dict[str, Any]:
+    """Return the type of each field in a file or on the command line, where a method is text."""
+    return {name: _AS_TEXT.get(hint, hint) for name, hint in typing.get_type_hints(cls).items()}
+
+
+def from_dict(cls: Any, values: Mapping[str, Any]) -> Any:
+    """Return a configuration from nested plain data, where a tuple may be a list; raises what ``cls`` raises."""
+    types = field_types(cls)
+    return cls(
+        **{
+            name: from_dict(types[name], value)
+            if is_dataclass(types[name])
+            else (tuple(value) if isinstance(value, list) else value)
+            for name, value in values.items()
+        }
+    )

@@ -1,0 +1,67 @@
+"""What a method is, and what it may use besides the functions of `steppe.core.numerics`.
+
+- the contract: `Method` and its `hyper`-parameters, `Cost`, `Batch`, `StepOutput`, `Runtime`, `ScheduleValue`;
+- `OnlineDistillation`, the base class of methods of several networks;
+- what it keeps between steps: `ParamState`, a vector of parameter space; `WeightAverage`; `LogitBank`
+  (and `logit_bank`, its sizes and forms);
+- `require` and `InputError`, for what relates several fields; `plain_step`; `with_weights`;
+- `call_model`, `call_for_logits`, `extract_logits` and `join_logits`, for passes made by hand;
+  `leaf`, the parameter that a tensor of `Runtime.params` stands for; `upcast_to_float32` and `autocast_disabled`, for mixed precision.
+"""
+
+from steppe.core.amp import autocast_disabled, upcast_to_float32
+from steppe.core.batch import Batch, join_logits
+from steppe.core.method.contract import (
+    Cost,
+    Method,
+    State,
+    make_checked,
+    name_of,
+    overrides,
+    plain_step,
+    require,
+    with_weights,
+)
+from steppe.core.method.hyperparameters import hyper
+from steppe.core.method.online_distillation import OnlineDistillation
+from steppe.core.model_call import call_for_logits, call_model, extract_logits
+from steppe.core.numerics.complex_params import leaf
+from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.schedules import ScheduleValue, due
+from steppe.core.state import logit_bank
+from steppe.core.state.logit_bank import LogitBank
+from steppe.core.state.param_state import ParamState
+from steppe.core.state.weight_average import WeightAverage
+from steppe.errors import InputError, unknown
+
+__all__ = [
+    "Batch",
+    "Cost",
+    "InputError",
+    "LogitBank",
+    "Method",
+    "OnlineDistillation",
+    "ParamState",
+    "Runtime",
+    "ScheduleValue",
+    "State",
+    "StepOutput",
+    "WeightAverage",
+    "autocast_disabled",
+    "call_for_logits",
+    "call_model",
+    "due",
+    "extract_logits",
+    "hyper",
+    "join_logits",
+    "leaf",
+    "logit_bank",
+    "make_checked",
+    "name_of",
+    "overrides",
+    "plain_step",
+    "require",
+    "unknown",
+    "upcast_to_float32",
+    "with_weights",
+]

@@ -1,0 +1,43 @@
+"""What methods may compute with.
+
+- vectors of parameter space: the types `Vec` and `Offset` (a `Vec` or a `ScaledVector`) and the module `vector`;
+- perturbations: the functions of `steppe.core.numerics.perturbations`;
+- `filters`: output units, filter-wise noise, scopes of parameters;
+- `losses`: divergences, ramps, the targets of distillation.
+"""
+
+from steppe.core.numerics import filters, losses, perturbations, vector
+from steppe.core.numerics.perturbations import (
+    Offset,
+    adaptive_perturbation,
+    asam_scale,
+    at_length_of,
+    ball_perturbation,
+    layerwise_perturbation,
+    orthogonal_part,
+    project,
+    sam_perturbation,
+    scaled_perturbation,
+    with_decay,
+)
+from steppe.core.numerics.vector import ScaledVector, Vec
+
+__all__ = [
+    "Offset",
+    "ScaledVector",
+    "Vec",
+    "adaptive_perturbation",
+    "asam_scale",
+    "at_length_of",
+    "ball_perturbation",
+    "filters",
+    "layerwise_perturbation",
+    "losses",
+    "orthogonal_part",
+    "perturbations",
+    "project",
+    "sam_perturbation",
+    "scaled_perturbation",
+    "vector",
+    "with_decay",
+]

@@ -1,0 +1,171 @@
+"""Methods by name, and how one is made from its name or from text; `steppe.methods` enters its own."""
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+from steppe.config import parse_spec
+from steppe.config.docstrings import docstring
+from steppe.config.method_spec import SPEC, format_spec
+from steppe.core import schedules
+from steppe.core.composition import ActiveWindow, On
+from steppe.core.method.contract import Method, make_checked
+from steppe.core.state.param_state import ParamState
+from steppe.core.state.weight_average import WeightAverage
+from steppe.errors import InputError, unknown
+
+METHODS: dict[str, Callable[..., Method]] = {}
+TRIED: set[str] = set()  # those of which docs/results has a trial
+
+
+def names() -> list[str]:
+    """Return the names of all methods, in the order of the list."""
+    return list(METHODS)
+
+
+def make(name: str, **settings: object) -> Method:
+    """Make a method by name: ``make("sam", rho=0.1)``.
+
+    ``start``, ``stop`` and ``every`` limit it to some steps (see `ActiveWindow`). A schedule may be text,
+    ``rho="linear(0,0.1,0.5)"``.
+
+    Raises InputError for an unknown name or setting, with the nearest ones.
+    """
+    if name not in METHODS:
+        if set(name) & set(":+"):
+            raise InputError(f"unknown method {name!r}; steppe.parse reads settings and combinations, make a name")
+        raise unknown("method", name, METHODS)
+    own = inspect.signature(METHODS[name]).parameters
+    read = {k: (isinstance(v, str) and schedules.parse_schedule(v)) or v for k, v in settings.items()}
+    window = {k: v for k, v in read.items() if k in ("start", "stop", "every") and k not in own}
+    method = make_checked(METHODS[name], name, {k: v for k, v in read.items() if k not in window})
+    return make_checked(partial(ActiveWindow, method), name, window) if window else method
+
+
+def parse(spec: str) -> Method:
+    """Make a method from text: ``sam``, ``sam:rho=0.1``, or ``sam:rho=0.1+gc`` for a combination.
+
+    Raises InputError as `make` does, and for a pair that cannot be combined.
+    """
+    parts = []
+    for one in spec.split("+"):
+        if re.fullmatch(r"[\w.]+:[A-Za-z_]\w*", one) and one.partition(":")[0] not in METHODS:
+            raise InputError(
+                f"unknown method {one!r}; a script of yours enters its class in steppe.methods.METHODS, "
+                "see docs/how-to/method.md"
+            )
+        name, settings = parse_spec(one)
+        parts.append(make(name, **settings))
+    method = parts[-1]
+    for rule in reversed(parts[:-1]):
+        try:
+            method = On(rule, method)
+        except InputError as error:
+            raise InputError(f"method {spec!r}: {error}") from None
+    vars(method)[SPEC] = spec
+    return method
+
+
+def spec_of(method: Method, explicit: Collection[str] = ()) -> str:
+    """Return the text that `parse` makes this method from: the one that it was made from, else a short one.
+
+    The short one has the settings that differ from the defaults, and those named in ``explicit``.
+
+    Raises InputError for what is no method, and for a method that no text names: its class is not listed, or it
+    has a function as schedule.
+    """
+    if not isinstance(method, Method):
+        raise InputError(f"method is {method!r}; give a method, or its name with settings such as sam:rho=0.1")
+    if SPEC not in vars(method):
+        try:
+            text = _text(method, explicit)
+            same = parse(text).to_dict() == method.to_dict()
+        except (InputError, LookupError):  # LookupError: a function in the list has other parameters
+            same = False
+        if not same:
+            raise InputError(
+                f"method is {method!r}, which no text names, and a run's records need one; enter its class in "
+                "steppe.methods.METHODS, and schedule by linear, cosine or with-lr"
+            )
+        vars(method)[SPEC] = text
+    return str(vars(method)[SPEC])
+
+
+def _text(method: Method, explicit: Collection[str]) -> str:
+    if isinstance(method, On):
+        return f"{_text(method.rule, explicit)}+{_text(method.base, explicit)}"
+    window = isinstance(method, ActiveWindow)
+    inner = method.method if isinstance(method, ActiveWindow) else method
+    name = label(inner)
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    settings: dict[str, Any] = {}
+    for part, entry in ((inner, METHODS[name]), *([(method, ActiveWindow)] if window else [])):
+        defaults = inspect.signature(entry).parameters
+        for f in fields(part):
+            value = getattr(part, f.name)
+            if not isinstance(value, Method) and (f.name in explicit or value != defaults[f.name].default):
+                schedule = isinstance(value, schedules.Schedule)
+                settings[f.name] = schedules.format_schedule(value) if schedule else value
+    return format_spec(name, settings)
+
+
+def label(method: Method) -> str:
+    """Return a method's name in the list, the name of its class if it is not in the list."""
+    label = type(method).__name__
+    for name, entry in METHODS.items():
+        fixed = entry.keywords if isinstance(entry, partial) else {}
+        cls: object = entry.func if isinstance(entry, partial) else entry
+        # a later entry that fixes more settings is more specific
+        if cls is type(method) and all(getattr(method, k) == v for k, v in fixed.items()):
+            label = name
+    return label
+
+
+def card(name: str) -> str:
+    """Return a method's card: equation, paper, code, cost, limits, differences, values to start from."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    entry = METHODS[name]
+    cls = entry.func if isinstance(entry, partial) else entry
+    return docstring(sys.modules[cls.__module__])
+
+
+def summary(name: str) -> str:
+    """Return the first sentence of a method's card."""
+    return next(iter(card(name).splitlines()), "")  # a script need not have a card
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """A method's row in a table.
+
+    ``cost`` is the most that a step takes (forward / backward / updates), ``keeps`` its state between steps,
+    ``status`` 'tried' if docs/results has a trial of it, else 'checked': restated, and conforming.
+    """
+
+    name: str
+    cost: str
+    keeps: str
+    source: str
+    status: str
+    summary: str
+
+
+def row(name: str) -> MethodFacts:
+    """Return a method's row."""
+    method = make(name)
+    cost = "/".join(f"{n:g}" for n in method.cost) if method.cost else "varies"
+    per_sample, per_weight = (
+        method.memory_bytes(1, 10) > 0,
+        issubclass(method.state_type, ParamState | WeightAverage),
+    )
+    keeps = "outputs of each sample" if per_sample else "a vector of weights" if per_weight else "-"
+    paper = re.search(r"^Paper +(.*)$", card(name), re.MULTILINE)
+    dated = re.match(r"(?!none)(.*?\b(?:19|20)\d\d)\b", paper[1] if paper else "")
+    status = "tried" if name in TRIED else "checked"
+    return MethodFacts(name, cost, keeps, dated[1] if dated else "-", status, summary(name))
