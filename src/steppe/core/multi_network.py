@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from steppe.core.batch import Batch
+from steppe.core.numerics.complex_params import leaf
 from steppe.errors import InputError
 
 VIEW = "view {}"  # names of the further views of a batch's samples, from 2 on
@@ -23,9 +24,6 @@ class PeerOutputs(NamedTuple):
     logits: tuple[Tensor, ...]
     ensemble: Any = None
     targets: tuple[Tensor, ...] = ()
-
-
-from steppe.core.numerics.complex_params import leaf
 
 
 class MultiNetwork(nn.Module):

@@ -15,7 +15,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from steppe.core.numerics.complex_params import leaf
+from steppe.core.numerics.complex_params import leaf, real_view
 from steppe.core.numerics.vector import Vec
 from steppe.core.schedules import finite
 from steppe.errors import InputError
@@ -122,8 +122,8 @@ def momentum(optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter], e
     states = [o.state for o in _with_inner(optimizer) if hasattr(o, "state")]
 
     def of(p: nn.Parameter) -> Tensor | None:
-        entries = [state[p] for state in states if p in state]
-        return next((e[key] for e in entries for key in _MOMENTUM if e.get(key) is not None), None)
+        entries = [state[leaf(p)] for state in states if leaf(p) in state]
+        return real_view(next((e[key] for e in entries for key in _MOMENTUM if e.get(key) is not None), None))
 
     values = list(map(of, params))
     if expected and not any(v is not None for v in values):

@@ -6,7 +6,8 @@
   (and `logit_bank`, its sizes and forms);
 - `require` and `InputError`, for what relates several fields; `plain_step`; `with_weights`;
 - `call_model`, `call_for_logits`, `extract_logits` and `join_logits`, for passes made by hand;
-  `leaf`, the parameter that a tensor of `Runtime.params` stands for; `upcast_to_float32` and `autocast_disabled`, for mixed precision.
+  `upcast_to_float32` and `autocast_disabled`, for mixed precision;
+- `leaf`, the parameter that a tensor of `Runtime.params` stands for, which is another only if it is complex.
 """
 
 from steppe.core.amp import autocast_disabled, upcast_to_float32
