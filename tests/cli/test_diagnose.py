@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from steppe.cli.commands import diagnose
 from steppe.cli.main import main
 from steppe.config import Data, Optim, Study
 from steppe.diagnostics.corruptions import STANDARD
+from steppe.errors import InputError
 from steppe.experiments import prepare
 from steppe.records import Record
 from steppe.report.comparison.summary import Spread
@@ -121,6 +123,29 @@ def test_an_interrupted_diagnosis_resumes_with_the_same_settings(output, folder,
     assert content(homes["dml"])["which"] == "last"
     changed = [file for file in files if file.stat().st_mtime_ns != before[file]]
     assert changed == [homes["dml"] / "diagnosis.json"]
+
+
+def test_a_network_that_cannot_be_measured_is_named_and_the_others_are_measured(
+    output, folder, homes, tmp_path, capsys, monkeypatch
+):
+    out = shutil.copytree(folder, tmp_path / "comparison")
+    (out / homes["plain"].relative_to(folder) / "diagnosis.json").unlink()
+
+    def refuse(*_: Any) -> None:
+        raise InputError("the network has no Hessian (cdist)")
+
+    monkeypatch.setattr(diagnose, "run_suite", refuse)
+    assert main(["diagnose", str(out), "--bounds"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "[1/3] plain seed 0: not measured: the network has no Hessian (cdist)" in printed
+    page = (out / "diagnosis.html").read_text()
+    assert "Not measured: plain, seed 0: the network has no Hessian (cdist)" in page
+    assert "Not measured" not in (folder / "diagnosis.html").read_text()
+    (ends,) = json.loads((out / "diagnosis-ends.json").read_text()).values()
+    assert ends["methods"] == list(METHODS[1:])
+    home = out / homes["plain"].relative_to(folder)
+    assert main(["diagnose", str(home), "--bounds"]) == 2  # a run on its own, tried again
+    assert "the network has no Hessian (cdist)" in capsys.readouterr().err
 
 
 def test_endpoints_have_their_own_losses_and_paths(output, folder, homes):

@@ -50,6 +50,50 @@ def test_impossible_values_are_one_line_with_the_field_and_the_remedy(construct,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["folder", "cifar10", "cifar100"])
+def test_a_data_set_has_one_name_however_its_path_is_written(kind, tmp_path, monkeypatch):
+    """Below the working folder, beside it, through links, as an archive in a cache without endings."""
+    work = tmp_path / "work"
+    for folder in (work / "x", tmp_path / "y", tmp_path / "blobs"):
+        folder.mkdir(parents=True)
+    (tmp_path / "blobs" / "a1b2").write_bytes(b"")
+    (work / "x.tar").symlink_to(tmp_path / "blobs" / "a1b2")
+    (tmp_path / "to work").symlink_to(work)
+    (tmp_path / "to y").symlink_to(tmp_path / "y")
+    (work / "link").symlink_to("x")
+    (work / "data").symlink_to(tmp_path / "y")
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def names(*paths):
+        runs = {Run(dataset=f"{kind}:{path}") for path in map(str, paths)}
+        assert {run.dataset for run in runs} == {Study(datasets=(run.dataset,)).datasets[0] for run in runs}
+        assert len({run.digest("plain") for run in runs}) == len(runs)
+        return {run.dataset for run in runs}
+
+    same = (
+        "x",
+        "x/",
+        "./x/",
+        "x//",
+        "../work/x",
+        work / "x",
+        tmp_path / "to work/x",
+        "~/work/x",
+        "link",
+        "link/../x",
+    )
+    assert names(*same) == {f"{kind}:x"}
+    assert names(tmp_path / "y", "../y/", tmp_path / "to y", "~/y", "data/../y") == {f"{kind}:{tmp_path / 'y'}"}
+    assert names("data", "./data/", work / "data") == {f"{kind}:data"}
+    assert names("x.tar", work / "x.tar", "./x.tar") == {f"{kind}:x.tar"}
+    assert names(".", "./", work) == {f"{kind}:."}
+    assert names("missing/", "./missing") == {f"{kind}:missing"}
+    assert names("download") == {f"{kind}:download"} and names("") == {f"{kind}:"}
+    with pytest.raises(InputError, match="datasets names one twice"):
+        Study(datasets=(f"{kind}:x", f"{kind}:./x/"))
+
+
 def test_the_digest_depends_on_every_field_but_those_that_change_no_result():
     def digest(run: Run) -> str:
         return run.digest(repr(parse(run.method)))

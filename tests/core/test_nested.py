@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 import steppe
 from steppe import Batch
 from steppe.core.batch import as_batch
+from steppe.diagnostics.loss_surface import LossSurface
 
 Pair = namedtuple("Pair", "a b")
 
@@ -137,7 +138,7 @@ def test_targets_of_any_form_stay_with_their_samples(form, name, options):
         (
             {"a": A, "b": B[:3]},
             None,
-            {},
+            {"microbatch": 2},
             "x is a dict and y a NoneType of unclear numbers of samples; give a steppe.Batch",
         ),
     ],
@@ -145,6 +146,65 @@ def test_targets_of_any_form_stay_with_their_samples(form, name, options):
 def test_what_cannot_be_counted_or_cut_is_refused(x, y, options, message):
     with pytest.raises(steppe.InputError, match=message):
         gradient((x, y), **options)
+
+
+class Graph:
+    """Inputs that do not say how many samples they have."""
+
+    def __init__(self, a: Tensor, b: Tensor) -> None:
+        self.a, self.b = a, b
+
+
+class TwoTasks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(8, 3).double(), nn.Linear(4, 3).double()
+
+    def forward(self, x):
+        a, b = (x.a, x.b) if isinstance(x, Graph) else x
+        return torch.stack([self.first(a), self.second(b)])
+
+
+def two_tasks(z, y):
+    return sum(F.cross_entropy(task, target) for task, target in zip(z, y, strict=True))
+
+
+def task_weights(batch, name="sam", **options):
+    net = TwoTasks()
+    step = steppe.make(name).bind(net, torch.optim.SGD(net.parameters(), 1.0), loss=two_tasks, **options)
+    step(*(batch if isinstance(batch, tuple) else (batch,)))
+    return net.first.weight.detach()
+
+
+@pytest.mark.parametrize("name", ["plain", "sam", "mesa", "friendly-sam"])
+@pytest.mark.parametrize("form", [list, tuple, lambda pair: Graph(*pair)])
+def test_a_batch_that_is_not_cut_needs_no_clear_size(form, name):
+    y = (Y, Y.flip(0))
+    whole = Batch((A, B), y, torch.arange(7))
+    for options in ({}, {"microbatch": 64} if form in (list, tuple) else {}):
+        weights = task_weights((form((A, B)), list(y)), name, **options)
+        torch.testing.assert_close(weights, task_weights(whole, name), rtol=0, atol=0)
+
+
+def test_a_batch_of_unclear_size_is_neither_cut_nor_weighed_without_a_remedy():
+    """Two lists of two tensors may be two samples or seven."""
+    batch, unclear = ([A, B], [Y, Y]), "of unclear numbers of samples; give a steppe.Batch with an index"
+    for name, options in (("plain", {"microbatch": 3}), ("sam", {"m": 3}), ("lpf-sgd", {}), ("esam", {})):
+        with pytest.raises(steppe.InputError, match=unclear):
+            task_weights(batch, name, **options)
+    parts = [([A[:4], B[:4]], [Y[:4], Y[:4]]), ([A[4:], B[4:]], [Y[4:], Y[4:]])]
+    with pytest.raises(steppe.InputError, match=unclear):
+        task_weights(parts)
+    with pytest.raises(steppe.InputError, match="of unclear numbers"):
+        LossSurface(TwoTasks(), parts, two_tasks)
+    with pytest.raises(steppe.InputError, match="of unclear numbers"):
+        next(Batch(Graph(A, B)).split(64))
+    expected = task_weights(batch)
+    weighed = task_weights(parts, weigh=lambda b: len(b.y[0]))
+    torch.testing.assert_close(weighed, expected)
+    loss = two_tasks(TwoTasks()([A, B]), [Y, Y]).item()
+    assert LossSurface(TwoTasks(), [batch], two_tasks).loss() == pytest.approx(loss, rel=1e-12)
 
 
 def test_an_index_tells_the_number_of_samples():

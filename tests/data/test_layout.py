@@ -1,29 +1,13 @@
 """Layouts of downloaded data sets: parts, nesting, tables, other files; unclear ones are refused."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from support.photos import class_folders, count, load, picture, tar_of
+from support.photos import class_folders, count, load, picture, tar_of, write
 
 from steppe import InputError
-from steppe.data.sources._tables import part_of
-
-
-def write(root: Path, files: Mapping[str, int | str]) -> Path:
-    """Write this many images into each folder, or a text into a file; images are numbered over all folders."""
-    number = 0
-    for name, content in files.items():
-        path = root / name
-        (path.parent if isinstance(content, str) else path).mkdir(parents=True, exist_ok=True)
-        if isinstance(content, str):
-            path.write_text(content)
-            continue
-        for _ in range(content):
-            picture(number).save(path / f"{number}.png")
-            number += 1
-    return root
+from steppe.data.sources._part_names import part_of
 
 
 def parted(*names: str, inner: str = "") -> dict[str, int | str]:
@@ -153,7 +137,7 @@ def test_a_table_labels_images_without_class_folders(
         ({f"{c}/{i}": 4 for c in ("flu", "well") for i in ("images", "masks")}, "and in them images, masks"),
         ({"valid": 4, "invalid": 4}, "valid, invalid, which are not clearly"),
         ({"train": 9, "test": 9}, "no class folders for training.*or a CSV file"),
-        ({"A": 9, "B": 9, "m.csv": HEAD + rows(0, 18)}, "table .m.csv. with other classes"),
+        ({"A": 9, "B": 9, "m.csv": HEAD + rows(0, 18)}, "m.csv labels it 'dog'; rename m.csv to m.csv.old to"),
         ({"images": 8, "annotations/trimaps": 8}, "annotations is no class by its name"),
         ({"birds/a": 4, "birds/b": 4, "segmentations/a": 4, "segmentations/c": 4}, "segmentations is no class"),
         ({"train/images": 8, "train/masks": 8}, "masks is no class"),
@@ -161,7 +145,8 @@ def test_a_table_labels_images_without_class_folders(
         ({"train": 3, "test": 3, "labels.csv": HEAD + "0,x\n5,y\n"}, "no class folders|only the class"),
         (parted("train", inner="/images") | {"test/cat/images": 3}, "class 'dog' of .* has no test images"),
         ({f"train/{c}/images": 4 for c in ("flu", "well")} | {"val/images/flu/images": 3}, "'well' .* no test"),
-        ({"a": 4, "x.csv": HEAD + rows(0, 4), "y.csv": HEAD + rows(1, 4) + "0,cat\n"}, "keep one of them"),
+        ({"a": 4, "x.csv": HEAD + rows(0, 4), "y.csv": HEAD + rows(1, 4) + "0,cat\n"}, "and x.csv as .dog."),
+        ({"a": 4, "x.csv": HEAD + rows(0, 4) + "0,cat\n"}, "and another row as 'dog'; keep one"),
     ],
 )  # fmt: skip
 def test_unclear_layouts_are_refused_in_one_line(

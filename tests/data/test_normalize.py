@@ -18,6 +18,6 @@ def test_standard_normalization_gives_mean_0_and_deviation_1(
     assert torch.allclose(x.var(dim=(0, 2, 3), correction=0), torch.ones(3, dtype=torch.float64), atol=1e-4)
     train = images(50)
     whole = Normalizer.of("standard", train)
-    monkeypatch.setattr("steppe.data.normalize._CHUNK", 7)
-    assert Normalizer.of("standard", train) == whole
+    monkeypatch.setattr("steppe.data.dataset._CHUNK", 7)
+    assert Normalizer.of("standard", images(50)) == whole
     assert np.allclose(whole.mean, (train.x.double().numpy() / 255).mean(axis=(0, 2, 3)), rtol=1e-12)

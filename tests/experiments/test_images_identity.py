@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.photos import class_folders, picture
 
 from steppe import InputError, records
 from steppe.cli.main import main
 from steppe.config import Data, Run, Study
+from steppe.data.normalize import Normalizer
 from steppe.experiments import comparison
 from steppe.training import run as engine
+from steppe.training.export import export
 
 OPTIONS = ["--data.size", "18", "--batch", "4", "--epochs", "1", "--data.augment", "none"]
 COMPARE = ["compare", "--methods", "plain", "--seeds", "0", "--jobs", "1", "--datasets", "folder:photos", *OPTIONS]
@@ -111,6 +114,63 @@ def test_the_images_of_a_run_are_found_from_any_folder(start: Path, monkeypatch:
         engine.load_images(folder)
     with pytest.raises(InputError, match="was trained on other images"):
         main(["--debug", "diagnose", str(folder), "--seconds", "1"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "normalize"), [("simple-cnn", "unit"), ("simple-cnn", "standard"), ("cifar10-fast", "standard")]
+)
+def test_export_needs_no_images(start: Path, model: str, normalize: str) -> None:
+    """The record has the classes, the shape and the normalisation; the files equal those of a run with images."""
+    data = Data(size=32, augment=(), normalize=normalize)  # type: ignore[arg-type]
+    run = Run(dataset="folder:photos", data=data, model=model, batch=4, epochs=1)
+    folder = train(run, start / "out")
+    images = engine.load_images(folder)
+    (start / "here" / "photos").rename(start / "elsewhere")
+    content = export(folder, start / "flat")
+    normalizer = Normalizer.of(normalize, images.train)
+    assert content["classes"] == ["cat", "dog"] and content["input"]["shape"] == [None, 3, 32, 32]
+    assert (content["input"]["mean"], content["input"]["std"]) == ([*normalizer.mean], [*normalizer.std])
+    (start / "elsewhere").rename(start / "here" / "photos")
+    stored = json.loads((folder / engine.CONFIG).read_text())
+    stored["images"].pop("mean")  # as in older records, which need the images
+    (folder / engine.CONFIG).write_text(json.dumps(stored))
+    assert export(folder, start / "again") == content
+    saved = [load_file(start / name / "model.safetensors") for name in ("flat", "again")]
+    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[1])
+
+
+def test_a_damaged_record_of_the_images_is_one_line(start: Path) -> None:
+    folder = train(run_of(), start / "out")
+    stored = json.loads((folder / engine.CONFIG).read_text())
+    for name in ("classes", "channels", "size", "mean", "std", "train"):
+        damaged = stored | {"images": stored["images"] | {name: "x" if name in ("size", "train") else None}}
+        (folder / engine.CONFIG).write_text(json.dumps(damaged))
+        with pytest.raises(InputError, match=r"config.json is damaged \(images"):
+            export(folder, start / "flat")
+
+
+@pytest.mark.parametrize("loss", ["moved", "not mounted"])
+def test_finished_runs_are_printed_without_their_images(
+    start: Path, loss: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    out = start / "out"
+    train(run_of(), out)
+    comparison.prepare(study("plain"), out, "steppe compare")
+    (start / "here" / "photos").rename(start / "elsewhere")
+    if loss == "not mounted":
+        (start / "here" / "photos").mkdir()
+    command = ["train", "--dataset", "folder:photos", *OPTIONS, "--out", str(out)]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "the run is finished and needs no images (" in text and "test accuracy" in text
+    assert main([*command, "--seed", "1"]) == 2 and main([*command, "--plan"]) == 2
+    grid = comparison.prepare(study("plain"), out, "steppe compare")
+    assert not grid.open and grid.images["folder:photos"]["names"] == ["cat", "dog"]
+    assert "the runs are finished and need no images" in caplog.text
+    assert records.load(out).records[0].status == "ok"
+    with pytest.raises(InputError, match="photos"):
+        comparison.prepare(study("plain", "sam"), out, "steppe compare")
 
 
 def test_built_in_data_and_older_records_have_no_fingerprint(start: Path) -> None:

@@ -110,27 +110,27 @@ def wall_clock() -> None:
 
 def open_images() -> None:
     """Do not catch the decoders' errors."""
-    from steppe.data.sources import image_files, pixels
+    from steppe.data.sources import _image_files, pixels
 
     def one(name: str, content: bytes, size: int | None) -> Any:
         with pixels.Image.open(pixels.io.BytesIO(content)) as image:
             return pixels.Decoded(name, *pixels._pixels(image, size))
 
-    _replace("decode_one", one, image_files)
+    _replace("decode_one", one, _image_files)
 
 
 def unpacked() -> None:
     """Unpack archives to the paths that they name."""
-    from steppe.data.sources import image_files
+    from steppe.data.sources import _image_files
 
-    inner = image_files.ImageFiles._archive
+    inner = _image_files.ImageFiles._archive
 
     def archive(self: Any) -> Any:
-        with image_files.tarfile.open(self.path) as members:
+        with _image_files.tarfile.open(self.path) as members:
             members.extractall(self.path.parent / "unpacked", filter="fully_trusted")
         return inner(self)
 
-    _replace("_archive", archive, image_files.ImageFiles)
+    _replace("_archive", archive, _image_files.ImageFiles)
 
 
 def trusting() -> None:

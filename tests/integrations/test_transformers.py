@@ -296,6 +296,11 @@ def test_the_best_checkpoint_has_the_mean_of_its_own(tmp_path, method):
     best = min(losses)
     assert best < losses[-1] - 0.01  # the last one is another
     assert ours.evaluate()["eval_loss"] == pytest.approx(best, rel=1e-6)
+    before = copy.deepcopy(ours.model.state_dict())
+    ours.save_model(str(tmp_path / "final"))
+    assert all(torch.equal(v, before[k]) for k, v in ours.model.state_dict().items())
+    saved = trainer(tmp_path, None, type(ours.model).from_pretrained(tmp_path / "final"))
+    assert saved.evaluate()["eval_loss"] == pytest.approx(best, rel=1e-6)
     checkpoint = ours.state.best_model_checkpoint
     model = type(ours.model).from_pretrained(checkpoint)
     plain = trainer(tmp_path, None, model)

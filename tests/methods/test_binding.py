@@ -195,12 +195,6 @@ def test_a_loss_without_a_graph_is_refused(method, loss, message):
     assert torch.equal(net[0].weight, before)
 
 
-def test_complex_weights_are_refused():
-    net = nn.Linear(3, 2, dtype=torch.complex64)
-    with pytest.raises(steppe.InputError, match=r"a parameter of shape \(2, 3\) is torch.complex64"):
-        steppe.SAM().bind(net, torch.optim.SGD(net.parameters(), 0.1))
-
-
 class Centred(nn.Module):
     """A loss with a running mean, which it subtracts, and a count of the batches."""
 
@@ -598,9 +592,33 @@ def test_public_names_are_looked_up_once():
     assert steppe.WithLR is vars(steppe)["WithLR"]
 
 
-def test_a_complex_parameter_that_is_added_during_training_is_refused():
-    _, step = bound(steppe.SAM())
+def test_a_complex_parameter_that_is_added_during_training_is_trained_in_pairs():
+    net, step = bound(steppe.FriendlySAM())
     step(*small_batch())
-    step.runtime.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2, dtype=torch.complex64))]})
-    with pytest.raises(steppe.InputError, match=r"a parameter of shape \(2,\) is torch.complex64"):
+    factor = nn.Parameter(torch.ones(5, dtype=torch.complex64))
+    net.register_forward_hook(lambda _, args, z: (z * factor).abs())
+    step.runtime.optimizer.add_param_group({"params": [factor]})
+    for _ in range(2):
         step(*small_batch())
+    assert step.runtime.params[-1].shape == (5, 2)
+    assert (factor.detach() - 1).abs().min() > 0
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["sam:start=300", "mesa:start=300", "swa:start=4", "sam+ema:start=9", "sam+mesa:start=4", "saf:start=4"],
+)
+def test_a_method_that_starts_after_the_end_is_refused_by_bind(spec):
+    method = steppe.parse(spec)
+    for steps in (4, 3.5):
+        net = small_net()
+        with pytest.raises(steppe.InputError, match=r"start is \d+ and the training has .* never active; give"):
+            method.bind(net, sgd(net), steps=steps, epoch=2)
+    for steps in (None, 301, lambda: 0.0):  # the length is unknown, or enough
+        method.bind(net, sgd(net), steps=steps, epoch=2)
+
+
+@pytest.mark.parametrize("spec", ["sam:start=3", "sam:start=0.9", "swa:start=0.75", "mesa:start=300,lam=0", "swa"])
+def test_a_start_within_the_training_or_of_a_plain_method_is_not_refused(spec):
+    net = small_net()
+    steppe.parse(spec).bind(net, sgd(net), steps=4, epoch=2)

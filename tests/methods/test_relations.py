@@ -27,8 +27,8 @@ LIMITS: list[tuple[steppe.Method, steppe.Method]] = [
     (steppe.RWP(alpha=0.0), steppe.LPFSGD(gamma=0.01, M=1)),
     (steppe.RWP(gamma=0.0), steppe.Plain()),
     (steppe.ARWP(gamma=0.02, eta=0.0), steppe.RWP(gamma=0.02)),
-    (steppe.SAF(start=100), steppe.Plain()),
-    (steppe.MESA(start=100), steppe.Plain()),
+    (steppe.SAF(start=0.99), steppe.Plain()),
+    (steppe.MESA(start=0.99), steppe.Plain()),
     (steppe.On(steppe.SAM(), steppe.EMA()), steppe.SAM()),
     (steppe.On(steppe.SAM(), steppe.MESA(lam=0.0)), steppe.SAM()),
     (steppe.On(steppe.GC(), steppe.SAM()), steppe.On(steppe.SAM(), steppe.GC())),
@@ -179,8 +179,10 @@ def test_esam_ranks_by_a_function_of_single_samples_if_the_loss_is_their_mean():
     y = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
     own, _, _ = sharpest(lambda z, y: nn.functional.cross_entropy(z, y), y)
     assert close(own, sharpest(nn.functional.cross_entropy, y)[0], atol=1e-6)
+    weighted, _, _ = sharpest(lambda z, y: nn.functional.cross_entropy(z, y, weight=CLASSES), y)
+    assert close(weighted, sharpest(nn.CrossEntropyLoss(weight=CLASSES), y)[0], atol=1e-6)
     with pytest.raises(steppe.InputError, match="is not the mean of these .*; give it the argument reduction"):
-        sharpest(lambda z, y: nn.functional.cross_entropy(z, y, weight=CLASSES), y)
+        sharpest(lambda z, y: nn.functional.cross_entropy(z, y, weight=CLASSES).sqrt(), y)
 
 
 class Recomputed(nn.Module):

@@ -1,6 +1,7 @@
 """Small image folders and archives written to disk."""
 
 import tarfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,26 @@ def class_folders(root: Path, classes: tuple[str, ...] = ("cat", "dog"), per_cla
         (root / name).mkdir(parents=True)
         for i in range(per_class):
             picture(100 * c + i).save(root / name / f"{i:03d}.png")
+    return root
+
+
+def write(root: Path, files: Mapping[str, int | str | Sequence[str]]) -> Path:
+    """Write this many images, or images of these names, into each folder, or a text into a file.
+
+    Images are numbered over all folders.
+    """
+    number = 0
+    for place, content in files.items():
+        path = root / place
+        if isinstance(content, str):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+            continue
+        names = [f"{number + i}.png" for i in range(content)] if isinstance(content, int) else content
+        for name in names:
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            picture(number).save(path / name, "PNG")
+            number += 1
     return root
 
 

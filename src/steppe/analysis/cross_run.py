@@ -65,8 +65,8 @@ def write(
 ) -> None:
     """Write endpoints and trajectories of one seed's runs, for each data set and network of a comparison.
 
-    ``diagnoses`` are the runs' diagnoses by folder and ``request`` the options they were made with. The seed is
-    the first with two runs, for trajectories the first with saved weights.
+    ``diagnoses`` are the diagnoses by folder of the runs that could be measured, and ``request`` the options they
+    were made with. The seed is the first with two runs, for trajectories the first with saved weights.
     """
     groups = _groups(folder, diagnoses, request, part)
     ends = [g for g in groups if len(g[1].folders) > 1]
@@ -80,7 +80,7 @@ def _groups(
 ) -> list[tuple[str, RunGroup]]:
     runs: dict[tuple[str, str, int], list[Record]] = {}
     for record in records.load(folder).records:
-        if record.status == "ok":
+        if record.status == "ok" and folder / "runs" / record.digest in diagnoses:
             runs.setdefault((record.dataset, record.model, record.seed), []).append(record)
     groups = []
     for (dataset, model, _), members in runs.items():

@@ -11,6 +11,7 @@ from steppe import methods
 from steppe.config import Run
 from steppe.core.batch import Batch
 from steppe.core.method import Method
+from steppe.core.numerics.complex_params import real_view, with_type_of
 from steppe.data.dataset import DataSet, Images
 from steppe.data.loader import evaluation_batches
 from steppe.data.normalize import Normalizer
@@ -51,7 +52,7 @@ class TrainedRun:
 
     def batches(self, images: Images) -> list[Batch]:
         """Return batches of these images as network inputs."""
-        like = next(self.model.parameters())
+        like = real_view(next(self.model.parameters()))
         normalize = Normalizer.of(self.run.data.normalize, self.images.train, self.run.data.noise)
         return [to_model_format(batch, like) for batch in evaluation_batches(images, BATCH, normalize)]
 
@@ -98,7 +99,7 @@ def _build(run: Run, data: DataSet) -> tuple[Method, nn.Module, nn.Module]:
 def _deployed_model(method: Method, net: nn.Module, state: nn.Module, run: Run, data: DataSet) -> nn.Module:
     with torch.random.fork_rng():
         model = method.deployed_model(net, state, lambda: make_model(run, data))
-    return model.to(next(net.parameters())).eval()
+    return with_type_of(model, net).eval()
 
 
 def _weights_file(folder: Path, which: Which) -> Path:

@@ -15,6 +15,7 @@ import torch
 from steppe.analysis.endpoint_plane import Progress
 from steppe.analysis.load_run import TrainedRun
 from steppe.core.numerics import vector
+from steppe.core.numerics.complex_params import real_view
 from steppe.core.numerics.vector import Vec
 from steppe.data.dataset import Images
 from steppe.data.splits import subset
@@ -223,7 +224,7 @@ def _complexity(trained: TrainedRun, s: SuiteSettings, progress: Progress) -> di
     names = parameter_names(surface)
     start: Vec | None = None
     if all(name in trained.start for name in names):
-        start = [trained.start[name].to(p) for name, p in zip(names, surface.params, strict=True)]
+        start = [real_view(trained.start[name]).to(p) for name, p in zip(names, surface.params, strict=True)]
     count = len(trained.images.train)
     result: dict[str, Any] = {"norms": asdict(norms(surface, count, start, seed=s.seed))}
     weights = vector.clone([*surface.params])

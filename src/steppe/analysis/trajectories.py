@@ -12,6 +12,7 @@ import torch
 
 from steppe.analysis.endpoint_plane import NotComparable, Progress, Resolution, evaluate_plane
 from steppe.analysis.load_run import TrainedRun
+from steppe.core.numerics.complex_params import real_view
 from steppe.data.dataset import Images
 from steppe.data.splits import subset
 from steppe.diagnostics.landscape_directions import State, parameter_names
@@ -86,5 +87,7 @@ def _equal(a: list[State], b: list[State], names: list[str]) -> bool:
 def _loss_of(surface: LossSurface, state: State, names: list[str]) -> float:
     """Return a checkpoint's loss with its own weights and running statistics."""
     buffers = {n: state[n].to(b.device) for n, b in surface.net.named_buffers() if n in state}
-    with surface.with_values([state[n].to(p) for n, p in zip(names, surface.params, strict=True)], buffers):
+    with surface.with_values(
+        [real_view(state[n]).to(p) for n, p in zip(names, surface.params, strict=True)], buffers
+    ):
         return surface.loss()

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from steppe.config._checks import check_choice, check_positive
+from steppe.config._dataset_name import dataset_name
 from steppe.config.data import Data
 from steppe.config.optim import Optim
 from steppe.errors import InputError
@@ -125,7 +126,8 @@ class Run(RunOptions):
     Attributes:
         method: Name with optional settings: sam, sam:rho=0.1, sadt-v1:sigma=0, sam+gc.
         model: Name of the network.
-        dataset: Name of the data set, or name:PATH if it is read from files (folder:PATH, cifar10:PATH).
+        dataset: Name of the data set, or name:PATH if it is read from files (folder:PATH, cifar10:PATH). However
+            it is written, a path below the working folder is stored relative to it, any other without links.
         seed: Seed of initial weights, order of samples, augmentation, dropout and the method's noise.
     """
 
@@ -133,6 +135,10 @@ class Run(RunOptions):
     model: str = "simple-cnn"
     dataset: str = "digits"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "dataset", dataset_name(self.dataset))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the configuration as plain data."""
@@ -166,6 +172,7 @@ class Study(RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "datasets", tuple(map(dataset_name, self.datasets)))
         for name in ("methods", "models", "datasets", "seeds"):
             values = getattr(self, name)
             if not values:

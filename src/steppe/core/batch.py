@@ -31,24 +31,44 @@ class Batch:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """Return the number of samples; raises InputError if neither ``index`` nor x and y tell it."""
+        """Return the number of samples.
+
+        Where ``index``, x and y leave it open, this is the largest that it may be, 1 if nothing tells it. Such a
+        batch is used whole: it is not cut, and not weighed against others (see `require_size`).
+        """
+        return max(self._sizes(), default=1)
+
+    def _sizes(self) -> set[int]:
+        """Return the numbers of samples that the batch may have."""
         if self.index is not None:
-            return len(self.index)
+            return {len(self.index)}
         if isinstance(self.x, Tensor) and self.x.dim():
-            return self.x.size(0)
+            return {self.x.size(0)}
         of_x, of_y = nested.sample_counts(self.x), nested.sample_counts(self.y)
-        for counts in (of_x & of_y, of_x, of_y):
+        possible = (of_x & of_y, of_x, of_y)
+        for counts in possible:
             if len(counts) == 1:
-                return counts.pop()
+                return counts
             if nested.is_per_sample(self.y) and len(self.y) in counts:
-                return len(self.y)
-        raise InputError(
-            f"x is a {type(self.x).__name__} and y a {type(self.y).__name__} of unclear numbers of samples; "
-            "give a steppe.Batch with an index (B,)"
-        )
+                return {len(self.y)}
+        return next(filter(None, possible), set())
+
+    @property
+    def has_size(self) -> bool:
+        """Whether the number of samples is clear."""
+        return len(self._sizes()) == 1
+
+    def require_size(self) -> None:
+        """Raise InputError unless the number of samples is clear, as cuts and means over batches need."""
+        if not self.has_size:
+            raise InputError(
+                f"x is a {type(self.x).__name__} and y a {type(self.y).__name__} of unclear numbers of samples; "
+                "give a steppe.Batch with an index (B,), or leave out microbatch, m and methods that cut a batch"
+            )
 
     def require_countable(self) -> None:
         """Raise InputError unless x and y agree on the number of samples, by which means over batches weigh."""
+        self.require_size()
         counts = nested.sample_counts(self.y)
         # the targets of a connectionist loss are of all samples in a row, next to the length of each
         each = set().union(*map(nested.sample_counts, nested.leaves(self.y)))
@@ -68,6 +88,7 @@ class Batch:
 
     def take(self, rows: Tensor | slice) -> Batch:
         """Return the chosen rows (indices, a mask or a slice) of every part."""
+        self.require_size()
         size, per_sample = len(self), nested.is_per_sample(self.y)
         return self._each(lambda value: nested.take(value, rows, size, per_sample=per_sample))
 
@@ -75,9 +96,10 @@ class Batch:
         """Yield consecutive batches of at most ``size`` samples."""
         if size < 1:
             raise ValueError(f"split size is {size}; give at least 1")
-        if size >= len(self):
+        if size >= len(self) and self._sizes():
             yield self
             return
+        self.require_size()
         for start in range(0, len(self), size):
             yield self.take(slice(start, start + size))
 
@@ -120,6 +142,14 @@ class Accumulated(Batch):
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts())
+
+    @property
+    def has_size(self) -> bool:
+        """Whether the number of samples of each part is clear."""
+        return all(part.has_size for part in self.parts())
+
+    def _sizes(self) -> set[int]:
+        return {len(self)}
 
     def parts(self) -> list[Batch]:
         """Return the micro-batches."""

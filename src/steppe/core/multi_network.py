@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from steppe.core.batch import Batch
+from steppe.core.numerics.complex_params import leaf
 from steppe.errors import InputError
 
 VIEW = "view {}"  # names of the further views of a batch's samples, from 2 on
@@ -71,7 +72,7 @@ def member_of(net: nn.Module, params: Sequence[nn.Parameter]) -> list[int]:
     for number, one in enumerate(net.members if isinstance(net, MultiNetwork) else (), 1):
         for p in one.parameters():
             holders.setdefault(id(p), []).append(number)
-    return [own[0] if len(own := holders.get(id(p), [])) == 1 else 0 for p in params]
+    return [own[0] if len(own := holders.get(id(leaf(p)), [])) == 1 else 0 for p in params]
 
 
 def expect_members(net: nn.Module, kind: type[nn.Module], count: int, name: str, field: str) -> None:

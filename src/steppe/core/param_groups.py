@@ -15,6 +15,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
+from steppe.core.numerics.complex_params import leaf, real_view
 from steppe.core.numerics.vector import Vec
 from steppe.core.schedules import finite
 from steppe.errors import InputError
@@ -29,15 +30,6 @@ def trainable(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return list(unique.values())
 
 
-def refuse_complex(params: Iterable[Tensor]) -> None:
-    """Raise InputError for a complex parameter: norms and inner products are of real vectors."""
-    for p in params:
-        if p.is_complex():
-            raise InputError(
-                f"a parameter of shape {tuple(p.shape)} is {p.dtype}; keep it as a real one, torch.view_as_real(p)"
-            )
-
-
 def require_trainable(
     modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter]
 ) -> None:
@@ -47,7 +39,6 @@ def require_trainable(
     name, own = type(optimizer).__name__, {id(p): p for m in modules for p in m.parameters()}
     if own and not any(id(p) in own for p in params):
         raise InputError(f"{name} has no parameter of the model; make it anew from model.parameters()")
-    refuse_complex(params)
     refuse_accumulation_hooks(params)
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
@@ -93,7 +84,7 @@ def owners(net: nn.Module, params: Sequence[nn.Parameter]) -> list[nn.Module]:
     modules = {id(p): m for m in net.modules() for p in m.parameters(recurse=False)}
     for m in filter(is_parametrized, net.modules()):
         modules |= {id(p): m for p in m.get_submodule("parametrizations").parameters()}
-    return [modules.get(id(p), net) for p in params]
+    return [modules.get(id(leaf(p)), net) for p in params]
 
 
 def setting(
@@ -131,8 +122,8 @@ def momentum(optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter], e
     states = [o.state for o in _with_inner(optimizer) if hasattr(o, "state")]
 
     def of(p: nn.Parameter) -> Tensor | None:
-        entries = [state[p] for state in states if p in state]
-        return next((e[key] for e in entries for key in _MOMENTUM if e.get(key) is not None), None)
+        entries = [state[leaf(p)] for state in states if leaf(p) in state]
+        return next((real_view(e[key]) for e in entries for key in _MOMENTUM if e.get(key) is not None), None)
 
     values = list(map(of, params))
     if expected and not any(v is not None for v in values):
@@ -167,7 +158,7 @@ def per_group(
             own |= {id(p): group[name] for p in group["params"]}
     if not own:
         return common
-    values = [float(own.get(id(p), common)) for p in params]
+    values = [float(own.get(id(leaf(p)), common)) for p in params]
     return values[0] if len(set(values)) == 1 else values
 
 

@@ -21,7 +21,7 @@ from steppe.core.batch import Batch, join_logits
 from steppe.core.data_parallel import Sharded, parallelism_of
 from steppe.core.model_call import call_model, extract_logits, extract_loss, unwrap_model
 from steppe.core.multi_network import MultiNetwork, member_of
-from steppe.core.numerics import vector
+from steppe.core.numerics import complex_params, vector
 from steppe.core.numerics.vector import ScaledVector, Vec
 from steppe.core.schedules import ScheduleValue, TrainingProgress, value_at
 from steppe.core.state import rng
@@ -51,9 +51,10 @@ class Runtime:
         masks; ``options`` of `bind`.
     Model:
         ``model`` as it was bound; ``net``, the network below torch.compile and DDP; ``params``, the optimizer's
-        trainable parameters, each once, and for each of them ``owners``, its module, and ``member``, the number
-        of its network; ``buffers``; ``device``; ``callable_in_parts``: whether modules of ``net`` may be called
-        on their own, which a compiled or sharded model forbids; ``parallel``, the processes.
+        trainable parameters, each once, complex ones as real views (..., 2), and for each of them ``owners``, its
+        module, and ``member``, the number of its network; ``buffers``; ``device``; ``callable_in_parts``: whether
+        modules of ``net`` may be called on their own, which a compiled or sharded model forbids; ``parallel``, the
+        processes.
     Accounts:
         ``weight`` of a batch in means; ``count`` of samples that passed outside of ``grad`` and ``outputs``, into
         ``passes``; ``once``, a cache; ``untracked``: whether a pass made now leaves statistics and RNG unchanged.
@@ -62,9 +63,10 @@ class Runtime:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, options: BindOptions):
         self.model, self.optimizer, self.options = model, optimizer, options
         self.net, wrapper = unwrap_model(model)
-        self.params = param_groups.trainable(optimizer)
+        self._leaves = param_groups.trainable(optimizer)
         self._with_state = [self.net, *user_loss.modules_of(options.loss)]
-        param_groups.require_trainable(self._with_state, optimizer, self.params)
+        param_groups.require_trainable(self._with_state, optimizer, self._leaves)
+        self.params = complex_params.real_views(self._leaves)
         self.device = self.params[0].device
         self.precision = MixedPrecision(options.precision, self.params[0], options.scaler)
         self.parallel = parallelism_of(self.net, wrapper, self.params, options.sync)
@@ -115,7 +117,7 @@ class Runtime:
         losses, logits = [], []
         # a backward pass written in Python may use parameters unseen, so the first graph is whole and is inspected
         may = where is not None and self.callable_in_parts and not self._memo.get("graph", True)
-        off = [p for p, w in zip(self.params, where or (), strict=True) if not w] if may else []
+        off = [p for p, w in zip(self._leaves, where or (), strict=True) if not w] if may else []
         for part in parts:
             weight = self.options.weigh(part) / whole if whole else 0.0
             with self.parallel.no_sync(), param_groups.switched_off(off):
@@ -134,7 +136,9 @@ class Runtime:
             # logits that are a view of a weight would change with it at the next update
             logits.append(out.logits.detach().clone() if out.logits._is_view() else out.logits.detach())
         # they stay in .grad until the next pass: an update with them need not assign them again
-        self._in_grad = [p.grad for p in self.params]
+        self._in_grad = [p.grad for p in self._leaves]
+        if self._leaves is not self.params:
+            self._in_grad = [complex_params.real_view(g) for g in self._in_grad]
         if self.step_state.first is None and self.passes.steps <= user_loss.CHECKED_STEPS:
             param_groups.require_dense(self._in_grad)
             if len(parts) > 1 or len(batch) < self.step_state.size:
@@ -265,7 +269,10 @@ class Runtime:
             # some optimizers write into the gradients that they get
             fresh = vector.clone(grads) if remaining or (more and grads is averaged) else grads
             if self._in_grad is None or not all(map(is_, fresh, self._in_grad)):
-                for p, g in zip(self.params, fresh, strict=True):
+                if self._leaves is not self.params:
+                    pairs = zip(fresh, self.params, strict=True)
+                    fresh = [None if g is None else complex_params.like_leaf(g, p) for g, p in pairs]
+                for p, g in zip(self._leaves, fresh, strict=True):
                     p.grad = g
                 self._in_grad = None
             self.optimizer.step()
@@ -395,19 +402,20 @@ class Runtime:
 
     def begin(self, batch: Batch) -> None:
         """Start a step on this batch."""
-        if not param_groups.same(params := param_groups.trainable(self.optimizer), self.params):
-            param_groups.refuse_complex(params)
-            self.params, self.owners, self._memo = params, param_groups.owners(self.net, params), {}
+        same = param_groups.same(leaves := param_groups.trainable(self.optimizer), self._leaves)
+        if not same or (self._leaves is not self.params and complex_params.stale(self.params)):
+            self._leaves, self.params = leaves, complex_params.real_views(leaves)
+            self.owners, self._memo = param_groups.owners(self.net, leaves), {}
             self.buffers = Buffers(*self._with_state)
         if self.passes.steps <= user_loss.CHECKED_STEPS:
-            param_groups.refuse_accumulation_hooks(self.params)  # they may be added after the method is bound
+            param_groups.refuse_accumulation_hooks(self._leaves)  # they may be added after the method is bound
         parts, weight = self.micro_batches(batch), self.weight(batch)
         user_loss.require_weights(self.options.weigh, parts, weight, self.parallel.size)
         self.step_state = StepState(self.buffers.snapshot(), self._good, batch, parts, weight)
         self.parallel.begin(weight, len(parts))
         self.parallel.reshard()
         if isinstance(self.net, MultiNetwork):
-            several, sample = self.net, next(parts[0].split(2))
+            several, sample = self.net, next(parts[0].split(2)) if parts[0].has_size else parts[0]
             self.relative_cost = self.once("relative_cost", lambda: several.relative_cost(sample))
         self.passes.steps += 1
 
@@ -434,6 +442,6 @@ class Runtime:
 
     def clear(self) -> None:
         """Set every gradient to None."""
-        for p in self.params:
+        for p in self._leaves:
             p.grad = None
         self._in_grad = None

@@ -93,6 +93,26 @@ def due(every: str, step: int, epoch: int | None) -> bool:
     return (step + 1) % epoch == 0 and step // epoch % count == 0
 
 
+def check_start(method: Any, steps: float) -> None:
+    """Raise InputError if a method, or one that it is composed of, starts after a training of so many steps.
+
+    A share of the training is always within it, and settings that make a method plain training start nothing.
+    """
+    values = {f.name: getattr(method, f.name) for f in fields(method)}
+    if any(limit and limit.items() <= values.items() for limit in (method.limit, *method.limits)):
+        return
+    start = values.get("start") if "start" in method.amounts else None
+    if start is not None and start >= max(steps, 1):
+        name = type(values.get("method", method)).__name__
+        raise InputError(
+            f"{name}: start is {start:g} and the training has {steps:g} steps, so that it is never active; give "
+            "an earlier step, or a share of the training such as 0.5"
+        )
+    for value in values.values():
+        if hasattr(value, "limits"):  # a method
+            check_start(value, steps)
+
+
 class Schedule(ABC):
     """A value as a function of where training is.
 

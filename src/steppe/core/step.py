@@ -11,7 +11,7 @@ from steppe.core.batch import Batch, as_batch, join_logits
 from steppe.core.data_parallel import NO_LOCAL_GRADIENT, Sharded
 from steppe.core.multi_network import MultiNetwork
 from steppe.core.runtime import Runtime
-from steppe.core.schedules import check_length
+from steppe.core.schedules import check_length, check_start
 from steppe.core.state.snapshot import evaluation_mode
 from steppe.core.step_state import BindOptions, GradientAccumulator, NonFinite, Passes, StepOutput
 from steppe.core.user_loss import CHECKED_STEPS, require_additive
@@ -56,6 +56,8 @@ class Step:
         self.state = method.init(runtime.net)
         if options.steps is None:
             check_length(method, runtime.now)
+        elif not callable(options.steps):
+            check_start(method, options.steps)
         self.state.to(runtime.device)
         runtime.adopt(self.state)
         runtime.objective = lambda batch: method.objective_or_plain(batch, self.state, runtime)

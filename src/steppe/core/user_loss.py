@@ -136,7 +136,7 @@ def require_mean(
     neither be cut nor joined, and a loss that raises an exception on more or fewer samples than training has.
     Targets that may be joined in two ways are refused.
     """
-    whole, mean = 0.0, 0.0
+    whole, mean, scale = 0.0, 0.0, 0.0
     before = _draws(logits[0].device)
     pieces = list(zip(logits, parts, strict=True))
     if batch is None or len(batch.parts()) > 1:
@@ -152,18 +152,28 @@ def require_mean(
             middle = len(z) * len(first) // len(batch)
             pieces = [(z[:middle], first), (z[middle:], second)]
         weights = [float(weigh(piece)) for _, piece in pieces]
-        result = loss(z, batch)
-        value, again = float(result), float(loss(z, batch))
-        tolerance = max(tolerance, 2 * torch.finfo(result.dtype).eps)  # a loss may be of half precision
-        each = [float(loss(*piece)) for piece in pieces]
+        results = [loss(z, batch), *(loss(*piece) for piece in pieces)]
+        tolerance = max(tolerance, 2 * _rounding(results))
+        (value, *each), again = map(float, results), float(loss(z, batch))
         # a loss may draw only sometimes
         if value == again and _draws(z.device) == before and sum(weights) > 0:
-            whole, mean = value, sum(w * v for w, v in zip(weights, each, strict=True) if w) / sum(weights)
-    if math.isfinite(whole) and not math.isclose(whole, mean, rel_tol=tolerance, abs_tol=1e-6):
+            counted = [(w, v) for w, v in zip(weights, each, strict=True) if w]
+            whole, mean = value, sum(w * v for w, v in counted) / sum(weights)
+            scale = max(map(abs, (value, *(v for _, v in counted))))  # terms of both signs may leave a mean near 0
+    if math.isfinite(whole) and not abs(whole - mean) <= max(tolerance * scale, 1e-6):
         raise InputError(
             f"the loss of {len(batch)} samples is {whole:g}, and the mean over {len(pieces)} parts {mean:g}; "
-            "give a loss that is a mean over samples (reduction='mean'), the whole batch at once, or bind's weigh"
+            "give a loss that is a mean over samples (reduction='mean'), or bind's weigh, or the whole batch at "
+            "once (no microbatch, m, list of parts or method that cuts it)"
         )
+
+
+def _rounding(values: Sequence[Tensor]) -> float:
+    """Return the relative rounding error of losses, which may be of half precision though returned as float32."""
+    for dtype in (torch.bfloat16, torch.float16):
+        if all(bool(v.to(dtype) == v) for v in values):
+            return torch.finfo(dtype).eps
+    return torch.finfo(values[0].dtype).eps
 
 
 def _draws(device: torch.device) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from steppe.errors import InputError
+
+_CHUNK = 4096  # images that are read at a time to compute the mean
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,19 @@ class Images:
         rows = index if self.rows is None else self.rows[index]
         # index_select copies whole rows, indexing single bytes
         return self.pixels[rows] if isinstance(rows, slice) else self.pixels.index_select(0, rows)
+
+    @cached_property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel of x / 255; all images are read once."""
+        counts = torch.zeros(self.pixels.shape[1], 256, dtype=torch.long)
+        for start in range(0, len(self), _CHUNK):
+            for c, values in enumerate(self.at(slice(start, start + _CHUNK)).transpose(0, 1)):
+                counts[c] += torch.bincount(values.reshape(-1), minlength=256)
+        share = counts.double() / counts.sum(1, keepdim=True)
+        value = torch.arange(256, dtype=torch.float64) / 255
+        mean = share @ value
+        std = ((share * (value - mean[:, None]) ** 2).sum(1)).sqrt().clamp(min=1e-6)
+        return tuple(mean.tolist()), tuple(std.tolist())
 
     def part(self, rows: slice) -> Images:
         """Return consecutive images without a copy."""

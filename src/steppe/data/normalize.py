@@ -12,8 +12,6 @@ from torch import Tensor
 from steppe.data.dataset import Images
 from steppe.data.transforms.pil_ops import to_float
 
-_CHUNK = 4096  # images that are read at a time to compute the mean
-
 
 @dataclass(frozen=True)
 class Normalizer:
@@ -30,17 +28,8 @@ class Normalizer:
         ``noise`` is added to evaluated images by `fixed_noise`.
         """
         channels = train.pixels.shape[1]
-        if kind == "unit":
-            return cls((0.0,) * channels, (1.0,) * channels, noise)
-        counts = torch.zeros(channels, 256, dtype=torch.long)
-        for start in range(0, len(train), _CHUNK):
-            for c, values in enumerate(train.at(slice(start, start + _CHUNK)).transpose(0, 1)):
-                counts[c] += torch.bincount(values.reshape(-1), minlength=256)
-        share = counts.double() / counts.sum(1, keepdim=True)
-        value = torch.arange(256, dtype=torch.float64) / 255
-        mean = share @ value
-        std = ((share * (value - mean[:, None]) ** 2).sum(1)).sqrt().clamp(min=1e-6)
-        return cls(tuple(mean.tolist()), tuple(std.tolist()), noise)
+        mean, std = ((0.0,) * channels, (1.0,) * channels) if kind == "unit" else train.statistics
+        return cls(mean, std, noise)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return uint8 images (B, C, H, W) as float32 network inputs, with fixed noise."""

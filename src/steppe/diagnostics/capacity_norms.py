@@ -79,6 +79,8 @@ def norms(
     layers = _layers(surface)
     if not layers:
         raise InputError("the model has no convolution or linear layer, whose norms are multiplied")
+    if any(layer.weight.is_complex() for layer, _ in layers):  # type: ignore[operator]
+        raise InputError("a layer's weights are complex; the bounds are of real layers")
     rng = torch.Generator().manual_seed(seed)
     frobenius = spectral = 0.0
     ratios, widest = [], 1

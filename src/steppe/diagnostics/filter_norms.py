@@ -8,6 +8,7 @@ from torch import nn
 
 from steppe.core import param_groups
 from steppe.core.model_call import unwrap_model
+from steppe.core.numerics.complex_params import real_views
 from steppe.core.numerics.filters import EMBEDDINGS, norms_of_units, units_of
 from steppe.errors import InputError
 
@@ -37,10 +38,10 @@ def filter_norms(model: nn.Module) -> FilterNorms:
     Raises InputError if the network has no filter.
     """
     net, _ = unwrap_model(model)
-    named = list(net.named_parameters())
+    names, params = [name for name, _ in net.named_parameters()], real_views(list(net.parameters()))
     norms: list[np.ndarray] = []
     layers: list[str] = []
-    for (name, p), owner in zip(named, param_groups.owners(net, [p for _, p in named]), strict=True):
+    for name, p, owner in zip(names, params, param_groups.owners(net, params), strict=True):
         units = None if isinstance(owner, EMBEDDINGS) else units_of(p, owner)
         if units is None:
             continue

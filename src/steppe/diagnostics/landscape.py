@@ -18,6 +18,7 @@ from torch import Tensor
 
 from steppe import records
 from steppe.core.numerics import vector as vec
+from steppe.core.numerics.complex_params import real_view
 from steppe.core.numerics.vector import Vec
 from steppe.diagnostics.landscape_directions import Plane, State, parameter_names, tensor_of
 from steppe.diagnostics.loss_surface import LossSurface
@@ -230,7 +231,7 @@ def _fingerprint(surface: LossSurface, *vectors: Vec) -> str:
     inputs = [part.x for part in surface.batch.parts()]
     samples = [t for x in inputs for t in (x.values() if isinstance(x, Mapping) else [x])]
     for t in [*samples, *(t for vector in vectors for t in vector)]:
-        flat = torch.empty(0) if t is None else t.detach().cpu().reshape(-1)
+        flat = torch.empty(0) if t is None else real_view(t.detach()).cpu().reshape(-1)
         digest.update(f"{flat.dtype} {len(flat)}".encode() + flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -240,6 +241,7 @@ def _mixed(states: Sequence[State], share: tuple[float, ...], name: str, like: T
     tensors = [tensor_of(s, name, like) for s in states]
     if 1.0 in share:
         return tensors[share.index(1.0)]
-    if not like.is_floating_point():
+    if not (like.is_floating_point() or like.is_complex()):
         return tensors[0]
-    return torch.stack([c * t.double() for c, t in zip(share, tensors, strict=True)]).sum(0)
+    wide = torch.complex128 if like.is_complex() else torch.float64
+    return torch.stack([c * t.to(wide) for c, t in zip(share, tensors, strict=True)]).sum(0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from steppe.core.numerics import vector
+from steppe.core.numerics.complex_params import leaf, real_view
 from steppe.core.numerics.filters import unit_norms, units_of
 from steppe.core.numerics.vector import Vec
 from steppe.diagnostics.loss_surface import LossSurface
@@ -29,7 +30,7 @@ def random_direction(surface: LossSurface, seed: int = 0) -> Vec:
     like = [torch.empty(p.shape) for p in surface.params]
     direction: Vec = []
     for p, owner, noise in zip(surface.params, surface.owners, vector.gaussian(like, rng), strict=True):
-        if noise is None or p.ndim <= 1:
+        if noise is None or leaf(p).ndim <= 1:
             direction.append(None)
             continue
         units, d = units_of(p, owner), noise.to(p)
@@ -100,14 +101,17 @@ def principal_plane(surface: LossSurface, states: Sequence[State]) -> Plane:
 def parameter_names(surface: LossSurface) -> list[str]:
     """Return the trainable parameters' names, in the surface's order."""
     names = {id(p): n for n, p in surface.net.named_parameters()}
-    return [names[id(p)] for p in surface.params]
+    return [names[id(leaf(p))] for p in surface.params]
 
 
 def tensor_of(state: State, name: str, like: Tensor) -> Tensor:
-    """Return a checkpoint's tensor; raises InputError if it is missing or has another shape than ``like``."""
+    """Return a checkpoint's tensor, as its real view if ``like`` is one.
+
+    Raises InputError if it is missing or has another shape than ``like``.
+    """
     if name not in state:
         raise InputError(f"a checkpoint has no {name}; give checkpoints of this network's architecture")
-    tensor = state[name]
+    tensor = state[name] if like.is_complex() else real_view(state[name])
     if tensor.shape != like.shape:
         shapes = f"{tuple(tensor.shape)}, not {tuple(like.shape)}"
         raise InputError(f"a checkpoint's {name} is {shapes}; give checkpoints of this network's architecture")
@@ -116,7 +120,7 @@ def tensor_of(state: State, name: str, like: Tensor) -> Tensor:
 
 def _centred(states: Sequence[State], name: str, surface: LossSurface) -> tuple[np.ndarray, np.ndarray]:
     """Return one parameter of all checkpoints minus its mean, and the mean."""
-    like = surface.net.get_parameter(name)
+    like = real_view(surface.net.get_parameter(name))
     tensors = [tensor_of(s, name, like).detach().reshape(-1).double().cpu() for s in states]
     x = torch.stack(tensors).numpy()
     mean: np.ndarray = x.mean(0)

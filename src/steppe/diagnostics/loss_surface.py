@@ -18,6 +18,7 @@ from steppe.core.amp import upcast_to_float32
 from steppe.core.batch import Accumulated, Batch, as_batch
 from steppe.core.model_call import call_model, extract_logits, extract_loss, unwrap_model
 from steppe.core.numerics import vector
+from steppe.core.numerics.complex_params import real_view, real_views
 from steppe.core.numerics.vector import Vec
 from steppe.core.state.snapshot import evaluation_mode
 from steppe.core.user_loss import loss_value, modules_of, require_loss, require_mean
@@ -54,11 +55,12 @@ class LossSurface:
     def __init__(self, model: nn.Module, data: Iterable[Any], loss: BatchLoss | str = F.cross_entropy):
         require_loss(loss)
         self.net, _ = unwrap_model(model)
-        self.params = [p for p in self.net.parameters() if p.requires_grad]
-        if not self.params:
+        self._leaves = [p for p in self.net.parameters() if p.requires_grad]
+        if not self._leaves:
             raise InputError(
                 "the model has no trainable parameter; give one with parameters that require gradients"
             )
+        self.params = real_views(self._leaves)  # complex ones as pairs of real numbers
         self.owners = param_groups.owners(self.net, self.params)
         self.loss_fn = loss
         device = self.params[0].device
@@ -66,6 +68,9 @@ class LossSurface:
         if not parts:
             raise InputError("data has no batch; give at least one")
         self.batch = parts[0] if len(parts) == 1 else Accumulated(parts)
+        if len(parts) > 1:
+            for part in parts:
+                part.require_size()
         self._in_parts = len(parts) > 1  # of which the loss has to be the mean
 
     def __len__(self) -> int:
@@ -115,9 +120,9 @@ class LossSurface:
             for part in self.batch.parts():
                 share = len(part) / len(self)
                 loss, _ = self._loss(part)
-                part_grads = torch.autograd.grad(loss, self.params, allow_unused=True)
+                part_grads = self._derivatives(loss)
                 total += float(loss.detach().double()) * share
-                grads = vector.add(grads, list(part_grads), by=share)
+                grads = vector.add(grads, part_grads, by=share)
         return total, vector.map_each(torch.Tensor.detach, grads)
 
     def hvp(self, v: Vec) -> Vec:
@@ -133,11 +138,9 @@ class LossSurface:
         with self.evaluation_mode(), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _second_derivatives():
             for part in self.batch.parts():
                 loss, _ = self._loss(part)
-                grads = torch.autograd.grad(loss, self.params, create_graph=True, allow_unused=True)
-                slope = vector.dot(list(grads), v)
+                slope = vector.dot(self._derivatives(loss, create_graph=True), v)
                 if slope.requires_grad:
-                    part_product = torch.autograd.grad(slope, self.params, allow_unused=True)
-                    product = vector.add(product, list(part_product), by=len(part) / len(self))
+                    product = vector.add(product, self._derivatives(slope), by=len(part) / len(self))
         return vector.map_each(torch.Tensor.detach, product)
 
     @contextmanager
@@ -187,6 +190,10 @@ class LossSurface:
                 for m, momentum in zip(norms, momenta, strict=True):
                     m.momentum = momentum
             yield
+
+    def _derivatives(self, value: Tensor, *, create_graph: bool = False) -> Vec:
+        grads = torch.autograd.grad(value, self._leaves, create_graph=create_graph, allow_unused=True)
+        return [real_view(g) for g in grads]
 
     def _loss(self, part: Batch) -> tuple[Tensor, Tensor]:
         if isinstance(self.loss_fn, str):

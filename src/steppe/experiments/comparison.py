@@ -1,6 +1,8 @@
 """The grid of a comparison: its runs, the checks before the first one, and ``compare.json``."""
 
+import contextlib
 import datetime
+import logging
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -21,6 +23,7 @@ from steppe.training.checkpoint import save_and_resume
 from steppe.training.run import CHECKPOINT, RESULT, check_images, check_run, digest, load_data, memory_bytes
 
 COMPARISON = "compare.json"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,16 @@ def prepare(
         if other != job.name:
             raise InputError(f"methods {other!r} and {job.name!r} are the same run; name one of them")
     world = collectives.current_world()
-    sets = world.main_process_first(lambda: _load_and_check(runs, progress))
+    description = None if retry else world.on_main_process(lambda: _finished_description(jobs, out))
+    try:
+        sets = world.main_process_first(lambda: _load_and_check(runs, progress))
+    except InputError as error:
+        if description is None:
+            raise
+        _log.warning("the runs are finished and need no images (%s)", error)
+        grid = ComparisonPlan(study, out, jobs, {}, description)
+        world.on_main_process(lambda: records.write_json(out / COMPARISON, _description(grid, command)))
+        return grid
     memory = {run.method: memory_bytes(run, sets[run.dataset]) for run in runs}
     grid = ComparisonPlan(study, out, jobs, memory, {name: images.description() for name, images in sets.items()})
 
@@ -107,6 +119,19 @@ def run(
         if cluster is not None:
             return launch_on_cluster(grid.open, workers, cluster, progress)
         return launch(grid.open, workers, progress)
+
+
+def _finished_description(jobs: list[ComparisonRun], out: Path) -> dict[str, dict[str, Any]] | None:
+    """Return the descriptions of the data sets in ``compare.json`` if every run is finished on them, else None."""
+    if not all(job.finished for job in jobs):
+        return None
+    content = None
+    with contextlib.suppress(InputError):  # a damaged file is written anew
+        content = (records.read_json_if_exists(out / COMPARISON) or {}).get("data")
+    names = {job.run.dataset for job in jobs}
+    if not isinstance(content, dict) or not names <= content.keys():
+        return None
+    return {name: content[name] for name in content if name in names}
 
 
 def _name(run: Run, study: Study) -> str:

@@ -22,6 +22,7 @@ from steppe.core import param_groups
 from steppe.core.data_parallel import check_wrappers
 from steppe.core.model_call import unwrap_model
 from steppe.core.numerics import vector
+from steppe.core.numerics.complex_params import real_view
 from steppe.core.numerics.perturbations import scaled_perturbation
 from steppe.core.schedules import finite
 from steppe.core.state.snapshot import Buffers, BufferSnapshot
@@ -72,7 +73,6 @@ class SAMOptimizer(torch.optim.Optimizer):
         _check_rho(rho)
         param_groups.check_setting(base, "rho")
         params = [p for group in base.param_groups for p in group["params"]]
-        param_groups.refuse_complex(params)
         check_wrappers(None if model is None else unwrap_model(model)[0], params)
         # not Optimizer.__init__: groups, state and hooks are the base optimizer's
         self.base_optimizer, self.defaults, self.model = base, base.defaults, model
@@ -129,15 +129,17 @@ class SAMOptimizer(torch.optim.Optimizer):
         own = param_groups.setting(self.base_optimizer, every, "rho", self.rho)
         each = own if isinstance(own, list) else [own] * len(every)
         moved = [
-            (p, rho) for p, rho in zip(every, each, strict=True) if rho > 0 and p.grad is not None and self._finite
+            (real_view(p), real_view(p.grad), rho)
+            for p, rho in zip(every, each, strict=True)
+            if rho > 0 and p.grad is not None and self._finite
         ]
-        self._saved = [(p, p.clone()) for p, _ in moved]
+        self._saved = [(p, p.clone()) for p, _, _ in moved]
         self._saved_buffers = None if self._buffers is None else self._buffers.snapshot()
         if moved:
-            params, radii = map(list, zip(*moved, strict=True))
+            params, grads, radii = map(list, zip(*moved, strict=True))
             scale = [p.abs() for p in params] if self.adaptive else None
             rho = radii if len(set(radii)) > 1 else radii[0]
-            offset = scaled_perturbation([p.grad for p in params], rho, scale)
+            offset = scaled_perturbation(grads, rho, scale)
             if isinstance(offset, vector.ScaledVector):
                 vector.move(params, vector.present(offset.direction), offset.times)  # type: ignore[arg-type]
             else:
@@ -194,7 +196,7 @@ class SAMOptimizer(torch.optim.Optimizer):
 
     def _grads_are_finite(self) -> bool:
         """Return whether all gradients are finite, on every process if the model is in DDP."""
-        norm = vector.norm([p.grad for group in self.param_groups for p in group["params"]])
+        norm = vector.norm([real_view(p.grad) for group in self.param_groups for p in group["params"]])
         finite = torch.isfinite(norm).float()
         if isinstance(self.model, DistributedDataParallel):
             dist.all_reduce(finite, dist.ReduceOp.MIN, self.model.process_group)

@@ -7,6 +7,7 @@ number of epochs follow the training arguments. Checkpoints hold the method's st
 'steppe[hf]'``.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,9 @@ except ImportError as error:
 class SteppeTrainer(Trainer):  # type: ignore[misc]
     """A `transformers.Trainer` with a ``method``; ``bind`` has further arguments of `Method.bind`.
 
-    The method may be text, 'sam:rho=0.1'. Each training binds it anew, as ``step``. Evaluation and prediction use
-    the deployed weights (the mean of EMA and SWA); checkpoints hold the trained weights and each process's state
-    of the method. ``load_best_model_at_end`` loads both.
+    The method may be text, 'sam:rho=0.1'. Each training binds it anew, as ``step``. Evaluation, prediction,
+    `save_model` and `push_to_hub` use the deployed weights (the mean of EMA and SWA); checkpoints hold the trained
+    weights and each process's state of the method. ``load_best_model_at_end`` loads both.
 
     The model computes its own loss, from labels of any name. A micro-batch's weight in the mean is the number of
     its ``labels`` other than -100, without the first of each row where the model predicts the next token; of its
@@ -159,13 +160,24 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate or predict with the deployed weights."""
+        with self._deployed():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the deployed weights, those of `evaluate`; a checkpoint (an internal call) has the trained ones."""
+        with nullcontext() if _internal_call else self._deployed():
+            super().save_model(output_dir, _internal_call)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Upload the deployed weights."""
+        with self._deployed():
+            return super().push_to_hub(*args, **kwargs)
+
+    def _deployed(self) -> AbstractContextManager[None]:
         net = unwrap_model(self.accelerator.unwrap_model(self.model))[0]
         if self.step is None and self._saved is not None:  # resumed, before its first step
-            context = deployed_by(self.method, net, self._saved)
-        else:
-            context = deployed(self.step, net)
-        with context:
-            return super().evaluation_loop(*args, **kwargs)
+            return deployed_by(self.method, net, self._saved)
+        return deployed(self.step, net)
 
     def _clip_grad_norm(self, model: nn.Module) -> None:
         """Do nothing: the method's step clips."""

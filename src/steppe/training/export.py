@@ -4,7 +4,8 @@
 
 writes ``flat/model.safetensors`` (the weights under the network's own names), ``flat/model.json`` (network,
 classes, normalisation, origin) and ``flat/model.pt2`` (a torch.export program for any batch size), with ``--onnx``
-also ``flat/model.onnx``. Each file is read back and must predict what the method itself predicts.
+also ``flat/model.onnx``. Each file is read back and must predict what the method itself predicts on random pixels:
+the run's record has what is needed of its images.
 """
 
 import importlib.util
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from steppe import methods
 from steppe.config import Run
 from steppe.core.method import Method
-from steppe.data.dataset import RESIZE, DataSet
+from steppe.core.numerics.complex_params import real_view, with_type_of
+from steppe.data.dataset import RESIZE, DataSet, Images
 from steppe.data.loader import evaluation_batches
 from steppe.data.normalize import Normalizer
 from steppe.errors import InputError
@@ -28,7 +30,7 @@ from steppe.training.checkpoint.file import REMEDY, TRAIN_AGAIN
 from steppe.training.checkpoint.save_and_resume import CheckpointStore
 from steppe.training.evaluation import to_model_format
 from steppe.training.factories import make_model, make_network, make_optimizer
-from steppe.training.run import digest, load_images, read_run
+from steppe.training.run import CONFIG, digest, load_images, read_run, stored_images
 
 Which = Literal["best", "last"]
 CLOSE = 1e-4  # largest difference, as a share of the largest logit
@@ -41,22 +43,21 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
     ``which`` chooses the weights of the best validation epoch or the last ones.
 
     Raises:
-        InputError: The folder is not a run's or has no checkpoint, its images have changed, the method
-            deploys several networks, or onnx is True and not installed.
+        InputError: The folder is not a run's or has no checkpoint, the method deploys several networks, or onnx is
+            True and not installed. Of an older run also that its images are missing or have changed.
         RunError: ``out`` cannot be written.
     """
     if onnx and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
         raise InputError("onnx is not installed; pip install 'steppe[onnx]', or leave --onnx out")
     run = read_run(folder)
-    images = load_images(folder)
+    images, normalize = _input(folder, run)
     method = methods.parse(run.method)
     with torch.random.fork_rng():
         net, state, epoch = _restored(folder, run, method, images, which)
-        like = next(net.parameters())
-        model = method.deployed_model(net, state, lambda: make_model(run, images)).to(like.dtype).eval()
-        fresh = make_model(run, images).to(like.dtype).eval()
+        like = real_view(next(net.parameters()))
+        model = with_type_of(method.deployed_model(net, state, lambda: make_model(run, images)), net).eval()
+        fresh = with_type_of(make_model(run, images), net).eval()
     net.eval()
-    normalize = Normalizer.of(run.data.normalize, images.train)
     x = to_model_format(next(evaluation_batches(images.test, IMAGES, normalize)), like).x
     with torch.no_grad():
         expected = method.predict(net, state, x)
@@ -96,6 +97,24 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
     }
     write_json(out / "model.json", content)
     return content
+
+
+def _input(folder: Path, run: Run) -> tuple[DataSet, Normalizer]:
+    """Return random images of the shape of a run's, and its normalisation; older records need its own images."""
+    stored = stored_images(folder)
+    if not {"classes", "channels", "size", "mean", "std", "train"} <= stored.keys():
+        images = load_images(folder)
+        return images, Normalizer.of(run.data.normalize, images.train)
+    try:
+        shape = (IMAGES, stored["channels"], stored["size"], stored["size"])
+        pixels = torch.randint(256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        rows = torch.arange(stored["train"]) % IMAGES
+        train, few = Images(pixels, torch.zeros_like(rows), rows), Images(pixels, torch.zeros(IMAGES).long())
+        mean, std = (tuple(map(float, stored[name])) for name in ("mean", "std"))
+        images = DataSet(run.dataset, train, few, few, tuple(map(str, stored["classes"])))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{folder / CONFIG} is damaged (images: {error}); give another run") from None
+    return images, Normalizer(mean, std)
 
 
 def _restored(

@@ -16,6 +16,7 @@ from steppe import hardware
 from steppe.config import Run
 from steppe.core.method import Method
 from steppe.core.multi_network import MultiNetwork
+from steppe.core.numerics.complex_params import real_view
 from steppe.core.numerics.vector import sharded
 from steppe.core.step import Step
 from steppe.data.dataset import DataSet
@@ -75,7 +76,7 @@ class Monitor:
 
     def _sharpness(self, net: nn.Module, state: nn.Module) -> float:
         model = self.method.deployed_model(net, state, self._new_model)
-        like = next(model.parameters())
+        like = real_view(next(model.parameters()))
         images = subset(self.images.train, SAMPLES)
         batches = [to_model_format(b, like) for b in evaluation_batches(images, BATCH, self.normalize)]
         return worst_case_sharpness(LossSurface(model, batches), RHO)

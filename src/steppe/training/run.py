@@ -18,6 +18,7 @@ from steppe.core.composition import ActiveWindow, parts
 from steppe.core.method import Method
 from steppe.core.schedules import TrainingProgress
 from steppe.data.dataset import DataSet
+from steppe.data.normalize import Normalizer
 from steppe.distributed import collectives
 from steppe.errors import InputError
 from steppe.training.checkpoint.save_and_resume import CHECKPOINT
@@ -26,7 +27,7 @@ from steppe.training.trainer import ProgressCallback, Trainer, TrainingFailed, T
 
 __all__ = [
     "CHECKPOINT", "CONFIG", "RESULT", "ProgressCallback", "TrainingStatus", "check_images", "check_run", "digest",
-    "load_data", "load_images", "read_run", "train_run",
+    "finished_result", "load_data", "load_images", "read_run", "stored_images", "train_run",
 ]  # fmt: skip
 
 CONFIG, RESULT = "config.json", "result.json"
@@ -47,7 +48,7 @@ def load_images(folder: Path) -> DataSet:
 
     Raises InputError for a folder that is not a run's, and for images other than those it was trained on.
     """
-    run, stored = read_run(folder), _stored_images(folder)
+    run, stored = read_run(folder), stored_images(folder)
     path = stored.get("path")
     located = path is not None and Path(path).exists()
     name = f"{run.dataset.partition(':')[0]}:{path}" if located else run.dataset
@@ -58,7 +59,7 @@ def load_images(folder: Path) -> DataSet:
 
 def check_images(folder: Path, images: DataSet) -> None:
     """Raise InputError if there is a run in ``folder`` that was trained on other images than these."""
-    fingerprint = _stored_images(folder).get("fingerprint", images.fingerprint)
+    fingerprint = stored_images(folder).get("fingerprint", images.fingerprint)
     if fingerprint != images.fingerprint:
         raise InputError(
             f"{folder} was trained on other images than {images.name} has now; choose another --out, or restore "
@@ -66,17 +67,43 @@ def check_images(folder: Path, images: DataSet) -> None:
         )
 
 
-def _stored_images(folder: Path) -> dict[str, str]:
-    """Return where the images of a run are and their fingerprint; nothing for built-in data and older records."""
+def finished_result(run: Run, folder: Path) -> dict[str, Any] | None:
+    """Return the result of a finished run, which needs no images; None if the run is not finished.
+
+    Raises InputError if the folder belongs to another configuration, or the result is damaged.
+    """
+    if not (folder / RESULT).exists():
+        return None
+    _check_config(folder, run)
+    return _read_result(folder)
+
+
+def stored_images(folder: Path) -> dict[str, Any]:
+    """Return what a run's record has of its images; nothing for built-in data and older records.
+
+    ``fingerprint`` and ``path``; of the network's input ``classes``, ``channels``, ``size``, ``mean`` and
+    ``std``; ``train``, the number of training images.
+    """
     content = (records.read_json_if_exists(folder / CONFIG) or {}).get("images")
     return content if isinstance(content, dict) else {}
 
 
-def _images_record(run: Run, images: DataSet) -> dict[str, dict[str, str]]:
-    """Return what `_stored_images` reads; nothing for built-in data."""
+def _images_record(run: Run, images: DataSet) -> dict[str, dict[str, Any]]:
+    """Return what `stored_images` reads; nothing for built-in data."""
+    if not images.fingerprint:
+        return {}
     path = run.dataset.partition(":")[2]
     location = {} if path in ("", "download") else {"path": str(Path(path).expanduser().absolute())}
-    return {"images": {"fingerprint": images.fingerprint, **location}} if images.fingerprint else {}
+    normalize = Normalizer.of(run.data.normalize, images.train)
+    content = {
+        "classes": list(images.classes),
+        "channels": images.channels,
+        "size": images.size,
+        "mean": list(normalize.mean),
+        "std": list(normalize.std),
+        "train": len(images.train),
+    }
+    return {"images": {"fingerprint": images.fingerprint, **location, **content}}
 
 
 def check_run(run: Run, images: DataSet) -> None:
@@ -188,20 +215,32 @@ def _part_sizes(count: int, size: int | None) -> set[int]:
 def _claim_folder(folder: Path, run: Run, images: DataSet) -> dict[str, Any] | None:
     """Make the folder this run's, or refuse another run's; return the result if the run is finished."""
     records.make_folder(folder)
-    path, result = folder / CONFIG, folder / RESULT
-    content = run.as_dict() | {"resolved": repr(methods.parse(run.method))}
-    if path.exists():
-        remedy = f"delete the folder {folder} to start this run anew"
-        stored = _read(path, ("resolved", "data", "optim"), remedy)
-        if not all(isinstance(stored[part], dict) for part in ("data", "optim")):
-            raise InputError(f"{path} is damaged: data and optim are not objects; {remedy}")
-        if stored["resolved"] != content["resolved"] or _comparable(stored) != _comparable(content):
-            raise InputError(f"folder {folder} belongs to another configuration; choose another folder")
+    if (folder / CONFIG).exists():
+        _check_config(folder, run)
         check_images(folder, images)
     else:
-        records.write_json(path, content | _images_record(run, images))
+        records.write_json(folder / CONFIG, _content(run) | _images_record(run, images))
+    return _read_result(folder) if (folder / RESULT).exists() else None
+
+
+def _check_config(folder: Path, run: Run) -> None:
+    """Raise InputError if the folder is another run's."""
+    path, content = folder / CONFIG, _content(run)
+    remedy = f"delete the folder {folder} to start this run anew"
+    stored = _read(path, ("resolved", "data", "optim"), remedy)
+    if not all(isinstance(stored[part], dict) for part in ("data", "optim")):
+        raise InputError(f"{path} is damaged: data and optim are not objects; {remedy}")
+    if stored["resolved"] != content["resolved"] or _comparable(stored) != _comparable(content):
+        raise InputError(f"folder {folder} belongs to another configuration; choose another folder")
+
+
+def _content(run: Run) -> dict[str, Any]:
+    return run.as_dict() | {"resolved": repr(methods.parse(run.method))}
+
+
+def _read_result(folder: Path) -> dict[str, Any]:
     remedy = "delete it, and the run resumes from its checkpoint"
-    return _read(result, ("status", "message", "test", "epochs", "seconds"), remedy) if result.exists() else None
+    return _read(folder / RESULT, ("status", "message", "test", "epochs", "seconds"), remedy)
 
 
 def _read(path: Path, required: Iterable[str], remedy: str) -> dict[str, Any]:

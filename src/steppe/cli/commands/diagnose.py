@@ -29,7 +29,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("folders", type=str, nargs="+", help="folders of comparisons, or of runs")
     parser.add_argument(
-        "--seconds", type=float, default=8.0, help="time for each run; it sets how many images, at least 32"
+        "--seconds",
+        type=float,
+        default=8.0,
+        help="time for each run; it sets how many images. All measures on the fewest, 32, may take longer",
     )
     parser.add_argument("--which", type=Literal["last", "best"], default="last", help="last or best epoch")
     parser.add_argument("--on", type=Literal["val", "train"], default="val", help="images: validation or training")
@@ -122,7 +125,12 @@ def _finished_runs(folder: Path) -> list[Path]:
 
 
 def _diagnose_all(homes: list[Path], options: Namespace, console: Console) -> dict[Path, dict[str, Any]]:
-    """Diagnose every run that has no diagnosis; runs of equal data and network have equal settings."""
+    """Diagnose every run that has no diagnosis; runs of equal data and network have equal settings.
+
+    Where there are several runs, one that cannot be measured is named, and the others are measured.
+
+    Raises InputError if no run can be measured.
+    """
     results: dict[Path, dict[str, Any]] = {}
     settings = _existing_settings(homes, options)
     data: dict[str, DataSet] = {}
@@ -143,14 +151,20 @@ def _diagnose_all(homes: list[Path], options: Namespace, console: Console) -> di
             if measured:
                 left = (time.monotonic() - began) / measured * (len(homes) - number)
                 position += f", about {left / 60:.0f} min left"
-            with hardware.threads(config.threads):
-                trained = load(home, options.which, data[key])
-                images: Images = getattr(data[key], options.on)
-                if group not in settings:
-                    settings[group] = fit_to_budget(trained, images, options.seconds, bounds=options.bounds)
-                result = run_suite(
-                    trained, images, settings[group], corrupted, _labelled(status.update, title, position)
-                )
+            update = _labelled(status.update, title, position)
+            try:
+                with hardware.threads(config.threads):
+                    trained = load(home, options.which, data[key])
+                    images: Images = getattr(data[key], options.on)
+                    if group not in settings:
+                        settings[group] = fit_to_budget(trained, images, options.seconds, bounds=options.bounds)
+                    result = run_suite(trained, images, settings[group], corrupted, update)
+            except InputError as error:
+                if number + 1 == len(homes) and not results:
+                    raise
+                records.write_json(home / DIAGNOSIS, {"error": str(error)} | _request(options))
+                terminal.print_text(console, f"[{number + 1}/{len(homes)}] {title}: not measured: {error}")
+                continue
             measured += 1
             records.write_json(home / DIAGNOSIS, result | _request(options))
             results[home] = json.loads((home / DIAGNOSIS).read_text())
@@ -188,7 +202,7 @@ def _existing_diagnosis(home: Path, options: Namespace, settings: SuiteSettings 
     except ValueError:
         return None
     request = _request(options)
-    if {key: content.get(key) for key in request} != request:
+    if "error" in content or {key: content.get(key) for key in request} != request:
         return None
     return content if settings is None or content.get("settings") == vars(settings) else None
 

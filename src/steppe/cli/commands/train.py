@@ -1,12 +1,18 @@
 """``steppe train``: train one run, or say what it would do."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from steppe.cli.console import console, print_images, print_memory, print_text
 from steppe.cli.options import ConfigFile, add_config, configuration
 from steppe.config import Run
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -24,15 +30,26 @@ def run(options: Namespace, command: str) -> int:
     from steppe import hardware
     from steppe.cli.progress import Decoding, Display
     from steppe.distributed import collectives
+    from steppe.errors import InputError
     from steppe.experiments import run_lock
     from steppe.training.dry_run import plan
-    from steppe.training.run import check_run, digest, load_data, memory_bytes, train_run
+    from steppe.training.run import check_run, digest, finished_result, load_data, memory_bytes, train_run
 
     config: Run = configuration(add_arguments, Run, options, command)
     hardware.keep_freed_memory()
     terminal, world = console(), collectives.current_world()
-    with Decoding(terminal) as progress:
-        images = world.main_process_first(lambda: load_data(config, progress))
+    folder, name = Path(options.out) / "runs" / digest(config), f"{config.method} seed {config.seed}"
+    try:
+        with Decoding(terminal) as progress:
+            images = world.main_process_first(lambda: load_data(config, progress))
+    except InputError as error:
+        result = None if options.plan else world.on_main_process(lambda: finished_result(config, folder))
+        if result is None:
+            raise
+        print_text(terminal, f"the run is finished and needs no images ({error})")
+        with Display(1, terminal) as display:
+            display.update(name, result)
+        return _end(terminal, folder, result)
     check_run(config, images)
     print_images(terminal, config.dataset, images.description())
     if options.plan:
@@ -41,10 +58,14 @@ def run(options: Namespace, command: str) -> int:
         print_text(terminal, "\n".join(f"{label:<{width}}  {value}" for label, value in lines))
         return 0
     print_memory(terminal, config.method, memory_bytes(config, images))
-    folder, name = Path(options.out) / "runs" / digest(config), f"{config.method} seed {config.seed}"
     lock = world.held_by_main_process(lambda: run_lock.locked_run(folder))
     with lock, Display(1, terminal) as display:
         result = train_run(config, folder, images, lambda status: display.update(name, status))
         display.update(name, result)
+    return _end(terminal, folder, result)
+
+
+def _end(terminal: Console, folder: Path, result: dict[str, Any]) -> int:
+    """Print where the records are; return the exit code."""
     print_text(terminal, f"records: {folder}")
     return 0 if result["status"] == "ok" else 1

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from steppe.core.numerics import vector
+from steppe.core.numerics.complex_params import leaf
 from steppe.core.numerics.vector import ScaledVector, Vec
 from steppe.errors import InputError
 
@@ -50,7 +51,7 @@ def units_of(param: Tensor, owner: nn.Module) -> Units | None:
     row. Transposed convolutions (in, out / groups, ...) and the Conv1D (in, out) of GPT-2 have one per entry of
     dimension 1, transposed convolutions in each group.
     """
-    if param.ndim <= 1:
+    if leaf(param).ndim <= 1:
         return None
     groups = 0
     if isinstance(owner, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
@@ -91,13 +92,15 @@ def in_scope(net: nn.Module, params: Sequence[nn.Parameter], scope: str) -> list
     if scope == "all":
         return [True] * len(params)
     if scope == "kernels":
-        return [p.ndim > 1 for p in params]
+        return [leaf(p).ndim > 1 for p in params]
     if scope.startswith("tensor:"):
-        tensors = [(k, t) for k, t in net.state_dict(keep_vars=True).items() if t.is_floating_point()]
+        tensors = [
+            (k, t) for k, t in net.state_dict(keep_vars=True).items() if t.is_floating_point() or t.is_complex()
+        ]
         index = int(scope.removeprefix("tensor:"))
         if index >= len(tensors):
             raise InputError(f"scope {scope!r}: the network has {len(tensors)} tensors; give a smaller index")
-        return [p is tensors[index][1] for p in params]
+        return [leaf(p) is tensors[index][1] for p in params]
     if scope == "last-conv":
         layer = last_of(net, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     else:
@@ -106,7 +109,7 @@ def in_scope(net: nn.Module, params: Sequence[nn.Parameter], scope: str) -> list
         missing = "convolution" if scope == "last-conv" else "linear layer"
         raise InputError(f"scope {scope!r}: the network has no {missing}; choose scope 'all' or 'kernels'")
     inside = {id(layer.bias)} if scope == "last-bias" else {id(p) for p in layer.parameters()}
-    return [id(p) in inside for p in params]
+    return [id(leaf(p)) in inside for p in params]
 
 
 def scope_noise(
@@ -133,7 +136,7 @@ def scope_noise(
 
 def is_weight(param: nn.Parameter, owner: nn.Module) -> bool:
     """Return whether a module holds the parameter as a weight: linear, convolution, norm scale, embedding."""
-    return any(p is param and "weight" in name for name, p in owner.named_parameters())
+    return any(p is leaf(param) and "weight" in name for name, p in owner.named_parameters())
 
 
 def filter_noise(

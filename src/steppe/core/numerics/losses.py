@@ -3,16 +3,21 @@
 import copy
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from steppe.core.amp import upcast_to_float32
+from steppe.core.numerics import _kdcl_targets
 from steppe.core.schedules import TrainingProgress
 from steppe.errors import InputError
+
+KDCL_TARGETS = _kdcl_targets.TARGETS
 
 
 def _log_probabilities(logits: Tensor, T: float) -> Tensor:
@@ -81,9 +86,10 @@ def per_sample(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, y: Tens
     """Return what each sample (B,) adds to a loss that averages over them, up to a common factor.
 
     A loss with the argument or attribute ``reduction``, as those of PyTorch, is evaluated with 'none': weights of
-    classes count, and samples whose labels are ignored add 0. Any other is evaluated on each sample alone.
+    classes count, and samples whose labels are ignored add 0. Any other is evaluated on each sample alone; if the
+    mean of these is not the loss, the losses of PyTorch that it calls are evaluated per sample.
 
-    Raises InputError if the mean of these is not the loss, which then weighs samples in a way that is not known.
+    Raises InputError if neither's mean is the loss, which then weighs samples in a way that is not known.
     """
     loss = getattr(loss, "_orig_mod", loss)
     values: Tensor | None = None
@@ -111,6 +117,10 @@ def _alone(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, y: Tensor) 
     # a loss with a state of its own, such as a running mean, is another one each time
     settled = torch.isfinite(whole) and torch.equal(whole, again)
     if settled and not torch.isclose(mean, whole, rtol=1e-3, atol=1e-6):
+        with suppress(Exception), _PerSample(len(logits)):
+            unreduced = loss(logits, y)
+            if unreduced.shape == values.shape and torch.isclose(unreduced.mean(), whole, rtol=1e-3, atol=1e-6):
+                return unreduced
         raise InputError(
             f"samples are ranked by their losses, and the loss ({float(whole):.4g}) is not the mean of these "
             f"({float(mean):.4g}); give it the argument reduction, as torch.nn.functional.cross_entropy has it"
@@ -118,79 +128,20 @@ def _alone(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, y: Tensor) 
     return values.masked_fill(ignored, 0.0)
 
 
-# The targets of KDCL, from the networks' logits z (N, B, K) and one-hot labels y (B, K).
+class _PerSample(TorchFunctionMode):
+    """Within it, the losses of PyTorch return their term of each sample (B,), whose mean is the loss."""
 
+    def __init__(self, samples: int):
+        super().__init__()
+        self.samples = samples
 
-def cross_entropy(z: Tensor, y: Tensor) -> Tensor:
-    """Return the cross-entropy of each sample (..., B) from logits (..., B, K) and probabilities (B, K)."""
-    return -(y * torch.log_softmax(z, -1)).sum(-1)
-
-
-def naive_target(z: Tensor, y: Tensor) -> Tensor:
-    """Return, per sample, the logits of the network with the least cross-entropy; z (N, B, K)."""
-    best = cross_entropy(z, y).argmin(0)
-    return z[best, torch.arange(len(best), device=z.device)]
-
-
-def min_logit_target(z: Tensor, y: Tensor) -> Tensor:
-    """Return the least gap of each class to the true one; never worse than the best network."""
-    true = y.argmax(1)[None, :, None].expand(len(z), -1, 1)
-    return (z - z.gather(2, true)).amin(0)
-
-
-def mean_target(z: Tensor, y: Tensor) -> Tensor:
-    """Return the mean of the logits."""
-    return z.mean(0)
-
-
-def linear_target(z: Tensor, y: Tensor) -> Tensor:
-    """Return the convex combination with the least cross-entropy.
-
-    A primal-dual interior-point method in float64, with a barrier mu that falls after every full Newton step. It
-    ends when the cross-entropy is proved to be within 1e-13 of the least, relative to the largest logit.
-    """
-    wide, target = z.double(), y.double()
-    scale = wide.abs().amax().clamp(min=1)
-    a = wide.new_full((len(z),), 1 / len(z))
-    mu = 0.1 * scale
-    s = mu / a  # multipliers of a >= 0; a s = mu at the end of the path
-    lengths = 0.995 * 0.5 ** torch.arange(12, device=z.device, dtype=a.dtype)
-    for _ in range(100):
-        mixed = torch.einsum("n,nbk->bk", a, wide)
-        p = torch.softmax(mixed, 1)
-        g = torch.einsum("bk,nbk->n", p - target, wide) / z.shape[1]
-        if not a @ g - g.min() > 1e-13 * scale:  # also where logits are not finite
-            break
-        centred = wide - torch.einsum("bk,nbk->nb", p, wide)[..., None]
-        h = torch.einsum("bk,nbk,mbk->nm", p, centred, centred) / z.shape[1] + torch.diag(s / a)
-        free, shift = torch.linalg.solve_ex(h, torch.stack([mu / a - g, torch.ones_like(a)], 1))[0].unbind(1)
-        d = free - shift * (free.sum() / shift.sum())  # sums to zero, so that the weights still sum to one
-        ds = (mu - s * d) / a - s
-        steps = lengths / (-d / a).amax().clamp(min=1)
-        along = torch.einsum("n,nbk->bk", d, wide)
-        ahead = a + steps[:, None] * d
-        barrier = mu * ahead.log().sum(1)
-        best = (cross_entropy(mixed + steps[:, None, None] * along, target).mean(1) - barrier).argmin()
-        s = s + 0.995 / (-ds / s).amax().clamp(min=1) * ds
-        a = ahead[best] / ahead[best].sum()
-        s = s.clamp(1e-4 * mu / a, 1e4 * mu / a)
-        mu = torch.where(best < 2, (0.25 * mu).clamp(min=1e-15 * scale), mu)
-    return torch.einsum("n,nbk->bk", a, wide).to(z.dtype)
-
-
-def general_target(z: Tensor, y: Tensor) -> Tensor:
-    """Return the combination whose error has the least expected square, weights summing to one."""
-    error = (torch.softmax(z, 2) - y).flatten(1)
-    c = error @ error.T / z.shape[1]
-    c = c + 1e-6 * c.diagonal().mean() * torch.eye(len(z), dtype=z.dtype, device=z.device)
-    w = torch.linalg.solve(c, torch.ones(len(z), dtype=z.dtype, device=z.device))
-    return torch.einsum("n,nbk->bk", w / w.sum(), z)
-
-
-KDCL_TARGETS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "naive": naive_target,
-    "linear": linear_target,
-    "min-logit": min_logit_target,
-    "general": general_target,
-    "mean": mean_target,
-}
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = kwargs or {}
+        result = func(*args, **options)
+        if options.get("reduction") != "mean" or getattr(func, "__module__", "") != "torch.nn.functional":
+            return result
+        each = func(*args, **{**options, "reduction": "none"}).reshape(self.samples, -1).mean(1)
+        # a mean that is weighed, by classes say, divides by other than the number of samples
+        return each * torch.where(each.mean() == 0, 1.0, result / each.mean())

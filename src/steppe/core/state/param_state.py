@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from steppe.core import param_groups
 from steppe.core.numerics import vector
+from steppe.core.numerics.complex_params import leaf, real_view
 from steppe.core.numerics.vector import Vec
 from steppe.core.state.snapshot import all_alike, copy_into
 
@@ -79,22 +80,22 @@ class ParamState(nn.Module):
         if not param_groups.same(params, self._last):
             self._claim(params, net)
             names = {id(p): name for name, p in self._owners.items()}
-            self._last, self._names = tuple(params), [names[id(p)] for p in params]
+            self._last, self._names = tuple(params), [names[id(leaf(p))] for p in params]
         return [self._buffers[name] for name in self._names]
 
     def _claim(self, params: Sequence[nn.Parameter], net: nn.Module) -> None:
         """Have a buffer for each parameter of the network and each of ``params``."""
         named = {f"net/{name.replace('.', '/')}": p for name, p in net.named_parameters()}
-        inside = {id(p) for p in named.values()}
-        named |= {f"extra/{i}": p for i, p in enumerate(p for p in params if id(p) not in inside)}
+        inside, leaves = {id(p) for p in named.values()}, map(leaf, params)
+        named |= {f"extra/{i}": p for i, p in enumerate(p for p in leaves if id(p) not in inside)}
         before = dict(self._buffers)
         owned = {id(p): before.pop(name) for name, p in self._owners.items()}
         self._buffers.clear()
         for name, p in named.items():
-            stored = owned.get(id(p), before.get(name))
-            if stored is None or stored.shape != p.shape:
-                stored = torch.zeros_like(p, requires_grad=False)
-            self.register_buffer(name, stored.to(p))
+            stored, like = owned.get(id(p), before.get(name)), real_view(p.detach())
+            if stored is None or stored.shape != like.shape:
+                stored = torch.zeros_like(like)
+            self.register_buffer(name, stored.to(like))
         self._owners = named
 
     def write(self, values: Vec) -> None:

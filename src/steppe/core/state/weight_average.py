@@ -14,6 +14,7 @@ from steppe.core.data_parallel import reshard
 from steppe.core.model_call import call_model
 from steppe.core.multi_network import inputs_for
 from steppe.core.numerics import vector
+from steppe.core.numerics.complex_params import real_view
 from steppe.core.numerics.vector import Vec
 from steppe.core.state.param_state import TensorCopies
 from steppe.core.state.snapshot import Buffers, SnapshotPool, copy_into
@@ -68,8 +69,8 @@ class WeightAverage(TensorCopies):
             own = rt.options.loss == "model"
             parts = rt.micro_batches(batch)
             outputs = [call_model(rt.net, inputs_for(rt.net, p), p.y if own else None) for p in parts]
-            floats: Vec = [t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
-            rt.check_finite(vector.finite_check(floats).to(rt.device))
+            numbers: Vec = [real_view(t) for t in tree_leaves(outputs) if isinstance(t, Tensor) and _has_mean(t)]
+            rt.check_finite(vector.finite_check(numbers).to(rt.device))
             rt.parallel.share_buffers(rt.net)
         rt.count(forward=len(batch))
 
@@ -79,9 +80,9 @@ class WeightAverage(TensorCopies):
         copies, present = self.match(_tensors(net)), list(_parameters(net).values())
         with torch.no_grad():
             weights = list(zip(copies, present, strict=False))
-            if floats := [(a, p) for a, p in weights if a.is_floating_point()]:
-                torch._foreach_lerp_([a for a, _ in floats], [p for _, p in floats], weight)
-            copy_into(*_columns([(a, p) for a, p in weights if not a.is_floating_point()]))
+            if numbers := [(a, p) for a, p in weights if _has_mean(a)]:
+                torch._foreach_lerp_([a for a, _ in numbers], [p for _, p in numbers], weight)
+            copy_into(*_columns([(a, p) for a, p in weights if not _has_mean(a)]))
             statistics = self.statistics.match(buffers)
             own = self._own if len(self._own) == len(buffers) else [False] * len(buffers)
             changed = zip(statistics, buffers.values(), own, strict=True)
@@ -109,9 +110,7 @@ class WeightAverage(TensorCopies):
         self._changes(net)
         weights, statistics = self.match(_tensors(net))[: len(params)], self.statistics.match(buffers)
         if weight:
-            weights = [
-                a.lerp(p, weight) if a.is_floating_point() else p for a, p in zip(weights, params, strict=True)
-            ]
+            weights = [a.lerp(p, weight) if _has_mean(a) else p for a, p in zip(weights, params, strict=True)]
         with self._exchanged(net, [*weights, *statistics]):
             yield
             after = list(_buffers(net).values())
@@ -166,6 +165,10 @@ def _no_inference_mode() -> Iterator[None]:
     """Leave inference mode for a while: a tensor made in it could not be written to outside of it."""
     with torch.inference_mode(False), torch.no_grad():
         yield
+
+
+def _has_mean(t: Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()
 
 
 def _parameters(net: nn.Module) -> dict[str, Tensor]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from steppe.data.sources._tables import Labels, part_of, read_labels
-from steppe.data.sources.image_files import Listing
+from steppe.data.sources._part_names import part_of
+from steppe.data.sources._table_files import ImageNames, Table, read_tables
+from steppe.data.sources._tables import contradiction, read_labels, read_parts
+from steppe.data.sources.listing import TABLES, Listing
 from steppe.errors import InputError
 
 Label = tuple[str, str]  # part (train, val or test) and class of an image
@@ -34,17 +35,22 @@ class ImageLayout:
     notes: list[str] = field(default_factory=list)
 
 
-def find_layout(path: Path, names: Sequence[str], listing: Listing, tables: Mapping[str, bytes]) -> ImageLayout:
-    """Return the layout of the images ``names`` of a folder or archive.
+def find_layout(
+    path: Path, names: Sequence[str], listing: Listing, contents: Mapping[str, bytes], table: str | None = None
+) -> ImageLayout:
+    """Return the layout of the images ``names`` of a folder or archive; ``contents`` has its tables.
 
     Parts are folders whose names have one of the usual words (see `part_of`), anywhere below single folders that
-    contain everything; classes are the folders in them. Images without class folders are labelled by a table.
+    contain everything; classes are the folders in them. Images without class folders are labelled by tables, which
+    may also divide class folders into parts. If a ``table`` is named, its labels count instead of class folders.
     ``val`` serves as the test images if there is no ``test``; ``eval`` is the one of the two that is missing.
 
     Raises InputError if folders or tables can be understood in two ways, or no image is labelled for training.
     """
     tree = _Tree(path, names, listing)
     layout = ImageLayout()
+    image_names = ImageNames(names if contents else ())
+    tables = read_tables(contents, image_names)
     base = tree.descend((), stop_at_parts=True)
     tops = _parts(tree, base) or {"": base}
     training = tops.get("train", base)
@@ -53,14 +59,18 @@ def find_layout(path: Path, names: Sequence[str], listing: Listing, tables: Mapp
     undivided: dict[str, str | None] = {}
     for part, top in tops.items():
         folders = tree.class_folders(top, frozenset() if top == training else train_classes)
-        if tables and _are_shards(folders):
+        if table is not None or (tables and _are_shards(folders)):
             undivided |= dict.fromkeys(tree.names(top), part or None)
             continue
+        if tables and (masks := _annotations(folders)):  # lists may label the images in the other folders
+            images = (name for folder in {*folders} - {*masks} for name in tree.names(folder))
+            undivided |= dict.fromkeys(images, part or None)
         if train_classes & {folder[-1] for folder in folders}:
             class_folders[part] = folders
         if len(folders) < 2 or part not in class_folders:
             undivided |= dict.fromkeys(tree.names(top), part or None)
-    by_table, layout.notes = read_labels(str(path), tables, undivided)
+    labelling = tables if table is None else [t for t in tables if t.name == table]
+    by_table, unused_rows = read_labels(str(path), labelling, image_names, undivided)
     for part, folders in class_folders.items():
         if by_table.keys() & tree.names(tops[part]):
             continue
@@ -69,14 +79,56 @@ def find_layout(path: Path, names: Sequence[str], listing: Listing, tables: Mapp
         for folder in folders:
             layout.classes["/".join(folder)] = (part or "train", folder[-1])
             layout.label |= dict.fromkeys(tree.names(folder), (part or "train", folder[-1]))
-    _refuse_other_classes(path, layout, tables, tree)
+    training_classes = {name: label for name, (part, label) in layout.label.items() if part == "train"}
+    if layout.label and (match := contradiction(str(path), tables, image_names, training_classes)):
+        other, row = match
+        by_tables = f"give folder:{path / other.name}" if path.is_dir() else "pack one without class folders"
+        raise InputError(
+            f"{path} has {row.image} in the class folder {training_classes[row.image]!r}, and {other.name} labels "
+            f"it {row.label!r}; rename {other.name} to {other.name}.old to train on the folders, or {by_tables} "
+            "to train on the table"
+        )
+    lists: list[str] = []
     layout.label |= {name: (part or "train", label) for name, (part, label) in by_table.items()}
-    _name_parts(path, layout, {part: f"the folder {top[-1]}" for part, top in tops.items() if part})
+    if "" in tops and all(part is None for part, _ in by_table.values()):
+        classes = {name: label for name, (_, label) in layout.label.items()}
+        divided, lists = read_parts(str(path), labelling, image_names, classes)
+        if lists:
+            layout.label = {name: (part, classes[name]) for name, part in divided.items()}
+    _name_parts(path, layout, {part: f"the folder {top[-1]}" for part, top in tops.items() if part}, lists)
+    used = {t.name for t in tables if t.name in unused_rows or t.name in lists}
+    layout.notes += [
+        f"{count} row{'s' * (count > 1)} of {name} without an image or a label"
+        for name, count in unused_rows.items()
+        if count
+    ]
+    layout.notes += _unused_tables(contents, tables, used, image_names, listing)
     unused = Counter("/".join(tree.images[name]) or "its top" for name in names if name not in layout.label)
     if unused:
         places = ", ".join(folder for folder, _ in unused.most_common(3)) + ", ..." * (len(unused) > 3)
-        layout.notes.append(f"{unused.total()} images without a class (in {places})")
+        without = "in no list of parts" if lists else "without a class"
+        layout.notes.append(f"{unused.total()} images {without} (in {places})")
     return layout
+
+
+def _unused_tables(
+    contents: Mapping[str, bytes], tables: Sequence[Table], used: Set[str], names: ImageNames, listing: Listing
+) -> list[str]:
+    """Return notes on the tables that are not used; texts that name no image are counted as other files."""
+    read = {*used}.union(*(t.joined for t in tables if t.name in used))
+    naming = {t.name for t in tables if t.is_text and t.names_any(names)}
+    notes, lists = [], []
+    for name in sorted({*contents} - read):
+        if name.lower().endswith(TABLES):
+            notes.append(f"the table {name}")
+        elif name in naming:
+            lists.append(name)
+        else:
+            listing.other[f"{PurePosixPath(name).suffix.lower()} file"] += 1
+    if lists:
+        more = f" and {len(lists) - 2} more" if len(lists) > 2 else ""
+        notes.append(f"the list{'s' * (len(lists) > 1)} {', '.join(lists[:2])}{more}")
+    return notes
 
 
 class _Tree:
@@ -84,13 +136,14 @@ class _Tree:
 
     def __init__(self, path: Path, names: Sequence[str], listing: Listing):
         self.path = path
-        self.images = {name: PurePosixPath(name).parts[:-1] for name in names}
+        self.images = {name: tuple(name.split("/")[:-1]) for name in names}
         self.filled = {PurePosixPath(f).parts for f in listing.filled} | set(self.images.values())
         self.below: dict[_Folder, list[str]] = defaultdict(list)
         for name, parents in self.images.items():
             for i in range(len(parents) + 1):
                 self.below[parents[:i]].append(name)
-        folders = {PurePosixPath(f).parts for f in listing.folders} | set(self.below)
+        texts = {PurePosixPath(f).parts for f in listing.filled - listing.foreign}  # no classes
+        folders = {PurePosixPath(f).parts for f in listing.folders} - texts | set(self.below)
         self.inside: dict[_Folder, list[_Folder]] = defaultdict(list)
         for folder in sorted(folders - {()}):
             self.inside[folder[:-1]].append(folder)
@@ -178,29 +231,25 @@ def _are_shards(folders: Sequence[_Folder]) -> bool:
 
 def _refuse_annotations(path: Path, folders: Sequence[_Folder]) -> None:
     """Raise InputError if one of the folders of classes has masks of the images in the others."""
-    names = {folder[-1].lower(): folder[-1] for folder in folders}
-    masks = [name for name in names if name in _ANNOTATIONS or (name in _MASKS and _IMAGES & names.keys())]
-    if masks:
+    if masks := _annotations(folders):
+        names = ", ".join(sorted(folder[-1] for folder in folders)[:3])
         raise InputError(
-            f"{path} has the folders {', '.join(sorted(names.values())[:3])}, and {names[masks[0]]} is no class "
-            "by its name; move it elsewhere, or rename it"
+            f"{path} has the folders {names}, and {masks[0][-1]} is no class by its name; move it elsewhere, or "
+            "rename it"
         )
 
 
-def _refuse_other_classes(path: Path, layout: ImageLayout, tables: Mapping[str, bytes], tree: _Tree) -> None:
-    """Raise InputError if a table divides the images of the class folders otherwise."""
-    by_table: Labels = {}
-    with contextlib.suppress(InputError):  # a table without clear labels contradicts nothing
-        by_table, _ = read_labels(str(path), tables, dict.fromkeys(layout.label))
-    pairs = {(layout.label[name][1], label) for name, (_, label) in by_table.items()}
-    if pairs and not len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs}):
-        raise InputError(
-            f"{path} has a table ({', '.join(sorted(tables))}) with other classes than its folders; remove the "
-            "table, or put all images into one folder"
-        )
+def _annotations(folders: Sequence[_Folder]) -> list[_Folder]:
+    """Return the folders that have masks of the images in the others, by their names."""
+    names = {folder[-1].lower(): folder for folder in folders}
+    return [
+        folder
+        for name, folder in names.items()
+        if name in _ANNOTATIONS or (name in _MASKS and _IMAGES & names.keys())
+    ]
 
 
-def _name_parts(path: Path, layout: ImageLayout, folders: Mapping[str, str]) -> None:
+def _name_parts(path: Path, layout: ImageLayout, folders: Mapping[str, str], lists: Sequence[str]) -> None:
     """Rename eval and val to the parts that they serve as, and say where each part comes from."""
     present = {part for part, _ in layout.label.values()}
     names = {part: part for part in present}
@@ -213,4 +262,7 @@ def _name_parts(path: Path, layout: ImageLayout, folders: Mapping[str, str]) -> 
     layout.label = {name: (names[part], label) for name, (part, label) in layout.label.items()}
     layout.classes = {name: (names.get(part, part), label) for name, (part, label) in layout.classes.items()}
     for part in sorted(present):
-        layout.origin[names[part]] = folders.get(part, f"those that the table has for {part}")
+        by_list = (
+            f"those of {part} in {' and '.join(lists[:3])}" if lists else f"those that the table has for {part}"
+        )
+        layout.origin[names[part]] = folders.get(part, by_list)

@@ -17,7 +17,7 @@ import torch
 from steppe.data.dataset import Images, Source, check_labels
 from steppe.errors import InputError
 
-_FORMAT = 3
+_FORMAT = 4
 _TEXTS = ("classes", "skipped", "note", "fingerprint")
 _DAMAGES = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
 SMALL = 2**26  # bytes; smaller files are read into memory, larger ones are mapped

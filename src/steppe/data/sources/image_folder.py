@@ -13,17 +13,10 @@ import torch
 
 from steppe.config import Data
 from steppe.data.dataset import Images, Source
+from steppe.data.sources._image_files import ImageFiles, ProgressCallback, decode
 from steppe.data.sources._layout import Label, find_layout
 from steppe.data.sources.cache import cached
-from steppe.data.sources.image_files import (
-    ARCHIVES,
-    IMAGES,
-    ImageFiles,
-    Listing,
-    ProgressCallback,
-    decode,
-    list_files,
-)
+from steppe.data.sources.listing import ARCHIVES, IMAGES, Listing, is_table, list_files
 from steppe.data.sources.pixels import REMARKS, TOO_LARGE, UNKNOWN, Decoded, to_8_bits
 from steppe.data.splits import split_off_fifth
 from steppe.errors import InputError
@@ -32,7 +25,8 @@ from steppe.errors import InputError
 def load(path: Path, options: Data, progress: ProgressCallback | None = None) -> Source:
     """Return the images of a folder or archive: those of parts (train, val, test) and classes, or of classes only.
 
-    Parts and classes are folders, or columns of a table (see `find_layout`). Without test images a fifth of every
+    Parts and classes are folders, or columns of a table (see `find_layout`). A path to a table, such as
+    ``photos/labels.csv``, is the folder around it, labelled by this table. Without test images a fifth of every
     class is taken; ``val`` serves as ``test`` if there is none. Images that all have one size keep it; otherwise
     ``data.size`` is needed. Images have one channel if all are grey, else three. The source's note says what was
     changed in decoding and what was left out. ``progress`` is called with the amount decoded and the total, unless
@@ -42,8 +36,17 @@ def load(path: Path, options: Data, progress: ProgressCallback | None = None) ->
     image (unless skipped), and without ``data.size`` for images that are not square or of different sizes.
     """
     decoders = find_spec("pillow_heif") is not None
-    key = ["folder", str(path.resolve()), _fingerprint(path), options.size, options.skip_corrupt, decoders]
-    return cached(key, lambda: _decode_all(path, options, progress))
+    path, table = _root_of_table(path) if path.is_file() and is_table(path.name) else (path, None)
+    key = ["folder", str(path.resolve()), table, _fingerprint(path), options.size, options.skip_corrupt, decoders]
+    return cached(key, lambda: _decode_all(path, options, table, progress))
+
+
+def _root_of_table(path: Path) -> tuple[Path, str]:
+    """Return the nearest folder around a table that has images, and the table's name in it."""
+    for root in path.absolute().parents[:3]:
+        if list_files(root).images:
+            return root, path.absolute().relative_to(root).as_posix()
+    raise InputError(f"there are no images beside {path} or in the two folders around it; put it beside them")
 
 
 def _fingerprint(path: Path) -> Any:
@@ -53,7 +56,7 @@ def _fingerprint(path: Path) -> Any:
         names = [*listing.images, *listing.tables]
         # lstat for a broken link, which is reported when it is decoded
         states = [(path / n).stat() if (path / n).exists() else (path / n).lstat() for n in names]
-        folders = [sorted(names) for names in (listing.folders, listing.filled, listing.system)]
+        folders = [sorted(names) for names in (listing.folders, listing.filled, listing.foreign, listing.system)]
         return [
             folders,
             listing.other,
@@ -66,7 +69,7 @@ def _fingerprint(path: Path) -> Any:
     raise InputError(f"there is no {path}; give the folder or archive with a sub-folder per class")
 
 
-def _decode_all(path: Path, options: Data, progress: ProgressCallback | None = None) -> Source:
+def _decode_all(path: Path, options: Data, table: str | None, progress: ProgressCallback | None = None) -> Source:
     files = ImageFiles(path, progress)
     images = []
     for image in decode(files, options.size):
@@ -87,7 +90,7 @@ def _decode_all(path: Path, options: Data, progress: ProgressCallback | None = N
                 else "give a folder with a sub-folder per class"
             )
         )
-    layout = find_layout(path, [image.name for image in images], files.listing, files.tables)
+    layout = find_layout(path, [image.name for image in images], files.listing, files.tables, table)
     labelled = [(image, layout.label[image.name]) for image in images if image.name in layout.label]
     corrupt = [image for image, _ in labelled if image.pixels is None]
     if corrupt and not options.skip_corrupt:
@@ -104,7 +107,7 @@ def _decode_all(path: Path, options: Data, progress: ProgressCallback | None = N
     for folder, label in layout.classes.items():
         if label not in by_label:
             raise InputError(f"class folder {folder} of {path} has no readable image; fill it or remove it")
-    classes = _classes(path, by_label)
+    classes = _classes(path, by_label, _left_out(files.listing, layout.notes))
     if options.size is None:
         _check_sizes(path, readable)
     train, val, test = (_images(by_label, part, classes) for part in ("train", "val", "test"))
@@ -134,17 +137,21 @@ def _left_out(listing: Listing, notes: Sequence[str]) -> list[str]:
     return [f"left out: {', '.join(parts)}"] if parts else []
 
 
-def _classes(path: Path, labels: Iterable[Label]) -> tuple[str, ...]:
+def _classes(path: Path, labels: Iterable[Label], left_out: Sequence[str]) -> tuple[str, ...]:
     train, val, test = ({name for part, name in labels if part == which} for which in ("train", "val", "test"))
     if len(train) < 2:
         content = f"only the class {next(iter(train))!r}" if train else "no class folders for training"
         raise InputError(
             f"{path} has {content}; give a sub-folder for each of two or more classes, or a CSV file with a "
-            "column of file names and a column 'label'"
+            f"column of file names and a column 'label'{''.join(f' ({note})' for note in left_out)}"
         )
     if unpaired := sorted((test ^ train if test else set()) | val - train):
         missing = "test" if unpaired[0] in train else "training"
-        raise InputError(f"class {unpaired[0]!r} of {path} has no {missing} images; add them or remove the class")
+        remedy = "add them or remove the class"
+        if unpaired[0].isdigit() and not any(name.isdigit() for name in train):  # as Caffe's lists have
+            names = ", ".join(sorted(train)[:2])
+            remedy = f"write the names of the training classes ({names}, ...) for the numbers"
+        raise InputError(f"class {unpaired[0]!r} of {path} has no {missing} images; {remedy}")
     return tuple(sorted(train))
 
 
@@ -167,5 +174,7 @@ def _images(by_label: Mapping[Label, list[np.ndarray]], part: str, classes: tupl
         (p if grey or p.shape[2] == 3 else np.repeat(p, 3, axis=2)).transpose(2, 0, 1) for g in groups for p in g
     ]
     labels = np.repeat(np.arange(len(classes)), [len(g) for g in groups])
-    x = np.stack(arrays) if arrays else np.empty((0, 1 if grey else 3, 1, 1), np.uint8)
-    return Images(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(labels.astype(np.int64)))
+    x = np.empty((len(arrays), *(arrays[0].shape if arrays else (1 if grey else 3, 1, 1))), np.uint8)
+    if arrays:
+        np.stack(arrays, out=x)  # which would keep the order of the images, channels last
+    return Images(torch.from_numpy(x), torch.from_numpy(labels.astype(np.int64)))

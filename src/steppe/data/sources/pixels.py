@@ -111,20 +111,31 @@ def _decode(name: str, content: bytes, size: int | None) -> Decoded:
         count = image.width * image.height
         if count > MOST_PIXELS:
             return Decoded(name, None, f"more than {MOST_PIXELS:,} pixels")
+        if count <= _LARGE and _is_plain(image):
+            return Decoded(name, _as_array(image, size))
         with _one_at_a_time if count > _LARGE else contextlib.nullcontext():
             if count > _LONG_JPEG and size is not None:
                 image.draft(None, (4 * size, 4 * size))
             return Decoded(name, *_pixels(image, size))
 
 
+def _is_plain(image: Image.Image) -> bool:
+    """Return whether an image is as most JPEG files are: grey or RGB without orientation; checks cost time."""
+    return image.format == "JPEG" and image.mode in ("RGB", "L") and image.info.keys().isdisjoint(("exif", "xmp"))
+
+
+def _as_array(image: Image.Image, size: int | None) -> np.ndarray:
+    """Return the pixels (H, W, 1 or 3), resized to ``size`` if given."""
+    pixels = np.asarray(image if size is None else image.resize((size, size), RESIZE))
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
 def _pixels(image: Image.Image, size: int | None) -> tuple[np.ndarray, str, tuple[str, ...]]:
     """Return the pixels (H, W, 1 or 3), no reason, and the remarks."""
     remarks = ["colour16"] if ";16" in repr(getattr(image, "tile", "")) and not image.mode.startswith("I") else []
     orientation = 1
-    # most JPEG files have no EXIF; reading it takes a twentieth of a small one's time
-    if image.format != "JPEG" or not image.info.keys().isdisjoint(("exif", "xmp")):
-        with contextlib.suppress(Exception):  # EXIF may be damaged where the pixels are sound
-            orientation = image.getexif().get(_ORIENTATION, 1)
+    with contextlib.suppress(Exception):  # EXIF may be damaged where the pixels are sound
+        orientation = image.getexif().get(_ORIENTATION, 1)
     image.load()
     upright = image
     if orientation in range(2, 9):
@@ -141,13 +152,11 @@ def _pixels(image: Image.Image, size: int | None) -> tuple[np.ndarray, str, tupl
         remarks += ["transparent"] if is_transparent else []
     elif upright.mode not in ("L", "RGB"):
         upright = upright.convert("L" if upright.mode == "1" else "RGB")
-    if size is not None:
-        upright = upright.resize((size, size), RESIZE)
-    pixels = np.asarray(upright)
+    pixels = _as_array(upright, size)
     if image.format not in ("JPEG", "MPO"):  # the further images of a multi-picture JPEG are previews and depths
         with contextlib.suppress(Exception):  # a later frame may be damaged
             remarks += ["frames"] if getattr(image, "is_animated", False) else []
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels, "", tuple(remarks)
+    return pixels, "", tuple(remarks)
 
 
 def _on_ground(image: Image.Image) -> tuple[Image.Image, bool]:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from steppe.data.dataset import Images, resized
-from steppe.data.sources.image_files import IMAGES
+from steppe.data.sources.listing import IMAGES
 from steppe.data.sources.pixels import decode_one, to_8_bits
 from steppe.diagnostics.corruptions import FAMILIES, SEVERITIES
 from steppe.errors import InputError

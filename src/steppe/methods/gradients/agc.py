@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from steppe.core.method import Cost, Method, Runtime, hyper
-from steppe.core.method.numerics import Vec, filters
+from steppe.core.method.numerics import Vec, filters, leaf
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class AGC(Method):
         head = rt.once("agc head", lambda: filters.last_of(rt.net, nn.Linear))
         clipped: Vec = []
         for g, p, owner in zip(grads, rt.params, rt.owners, strict=True):
-            if g is None or (owner is head and p.ndim > 1 and not self.clip_head):
+            if g is None or (owner is head and leaf(p).ndim > 1 and not self.clip_head):
                 clipped.append(g)
                 continue
             units = filters.units_of(p, owner)

@@ -17,7 +17,7 @@ Start    nothing to set; conv_only = True does not centre linear layers (authors
 from dataclasses import dataclass
 
 from steppe.core.method import Cost, Method, Runtime, hyper
-from steppe.core.method.numerics import Vec, filters
+from steppe.core.method.numerics import Vec, filters, leaf
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class GC(Method):
         centred: Vec = []
         for g, p, owner in zip(grads, rt.params, rt.owners, strict=True):
             units = None if isinstance(owner, filters.EMBEDDINGS) else filters.units_of(p, owner)
-            if g is None or units is None or units.fan_in(p) == 1 or (self.conv_only and p.ndim < 3):
+            if g is None or units is None or units.fan_in(p) == 1 or (self.conv_only and leaf(p).ndim < 3):
                 centred.append(g)
             else:
                 centred.append(g - units.reduce(lambda t, dims: t.mean(dims, keepdim=True), g))

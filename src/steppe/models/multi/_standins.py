@@ -26,8 +26,9 @@ class ActivationCache:
     """Outputs of the trunk in this pass, and what the branch that runs has computed.
 
     ``calls`` are the outermost calls of modules before the split point, with their outputs; ``replayed`` counts
-    those that the branch has repeated; ``split_inputs`` are the arguments of the split point. ``features`` and
-    ``maps`` are the branch's. The methods are hooks, so that a copy of the network has hooks on its own cache.
+    those that the branch has repeated; ``split_inputs`` are the arguments of the split point, ``first_input`` is
+    that of its first layer. ``features`` and ``maps`` are the branch's. The methods are hooks, so that a copy of
+    the network has hooks on its own cache.
     """
 
     def __init__(self, split_at: str) -> None:
@@ -53,6 +54,7 @@ class ActivationCache:
         if self.phase != "none":
             self.phase = "replay"
         self.replayed = 0
+        self.first_input: Any = None
         self.features: Tensor | None = None
         self.maps: list[Tensor] = []
 
@@ -102,6 +104,11 @@ class ActivationCache:
         """Return how often each activation has been changed in place."""
         leaves = tree_leaves((self.split_inputs, [output for _, output in self.calls]))
         return [t._version for t in leaves if isinstance(t, Tensor) and not t.is_inference()]
+
+    def store_first_input(self, module: nn.Module, args: Any) -> None:
+        """Store the first input of the first layer from the split point on."""
+        if self.first_input is None and args:
+            self.first_input = args[0]
 
     def store_features(self, module: nn.Module, args: Any) -> None:
         """Store the input of the classifier."""

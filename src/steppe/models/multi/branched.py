@@ -31,7 +31,7 @@ from steppe.models.multi.split_point import (
     containers,
     default_split,
     first_called,
-    input_width,
+    first_layer,
     modules_before_and_after,
     with_standins,
 )
@@ -43,7 +43,8 @@ class BranchOutputs:
 
     ``logits`` are (B, classes). ``features`` (B, D) are the inputs of the last dense layer. ``maps`` (B, D, H, W)
     are the last feature maps with as many channels, or the features as (B, D, 1, 1) if there are none. ``entered``
-    (B, C) is the mean over positions of the input of the split point, on the first view.
+    (B, C) is the mean over positions of the input of the split point, on the first view; of the input of its first
+    layer, if that takes several positions as one (Swin's merged patches).
     """
 
     logits: list[Tensor] = field(default_factory=list)
@@ -71,7 +72,8 @@ class BranchedNetwork(nn.Module):
         self.cache = ActivationCache(self.split_at)
         before, after = modules_before_and_after(networks[0], self.split_at)
         check_split(networks[0], self.split_at, before, after)
-        self.entry = input_width(networks[0].get_submodule(self.split_at))
+        self.entry = first_layer(networks[0].get_submodule(self.split_at))[1]
+        self.before, self.after = before, after
         self.head = classifier_path(networks[0])
         for net in networks[1:]:
             if modules_before_and_after(net, self.split_at) != (before, after):
@@ -104,13 +106,17 @@ class BranchedNetwork(nn.Module):
             for number, (branch, own) in enumerate(zip(self.branches, inputs, strict=True)):
                 if number == 0 or views is not None:
                     self._run_trunk(own)
-                if number == 0:
-                    result.entered = pooled(self._split_input(), self.entry)
                 self.cache.start_branch()
                 result.logits.append(call_for_logits(branch, own))
                 self.cache.check_unchanged()
+                if number == 0:
+                    result.entered = self._entered()
                 result.features.append(pooled(features_of(self.cache, self.head)))
                 result.maps.append(self._last_map(result.features[-1]))
+        except InputError as error:
+            if reason := self._exchanged():
+                raise reason from error
+            raise
         finally:
             self.cache.end_pass()
         return result
@@ -124,11 +130,22 @@ class BranchedNetwork(nn.Module):
             return
         raise InputError(f"split_at is {self.split_at!r}, which the network does not use; name another module")
 
-    def _split_input(self) -> Tensor:
-        """Return the first tensor among the arguments of the split point."""
+    def _exchanged(self) -> InputError | None:
+        """Return the error for a module that was exchanged after the split: it has no hooks. None if none was."""
+        for net, names in ((self.trunk, self.before), *((branch, [self.head]) for branch in self.branches)):
+            for name in names:
+                module = dict(net.named_modules()).get(name)
+                if module is None or not (module._forward_hooks or module._forward_pre_hooks):
+                    return exchanged(name)
+        return None
+
+    def _entered(self) -> Tensor:
+        """Return the mean over positions of the first tensor among the arguments of the split point."""
         for value in tree_leaves(self.cache.split_inputs):
             if isinstance(value, Tensor):
-                return value
+                entered, first = pooled(value, self.entry), self.cache.first_input
+                merged = entered.shape[1:] != (self.entry,) and isinstance(first, Tensor)
+                return pooled(first, self.entry) if merged else entered
         raise InputError(f"split_at is {self.split_at!r}, which is not called with a tensor; name another module")
 
     def _last_map(self, features: Tensor) -> Tensor:
@@ -147,6 +164,7 @@ class BranchedNetwork(nn.Module):
             net.get_submodule(path)._parameters.update(self.trunk.get_submodule(path)._parameters)
         split = net.get_submodule(self.split_at)
         split.register_forward_pre_hook(self.cache.replay_split_inputs, with_kwargs=True)
+        first_layer(split)[0].register_forward_pre_hook(self.cache.store_first_input)
         net.get_submodule(self.head).register_forward_pre_hook(self.cache.store_features)
         for name in after:
             net.get_submodule(name).register_forward_hook(self.cache.store_maps)
@@ -200,6 +218,8 @@ class SeparateNetworks(nn.Module):
         result = BranchOutputs()
         for net, own, head in zip(self.networks, inputs_of(self.size, x, views, named), self.heads, strict=True):
             result.logits.append(call_for_logits(net, own))
+            if not net.get_submodule(head)._forward_pre_hooks:
+                raise exchanged(head)
             result.features.append(pooled(features_of(self.cache, head)))
             self.cache.end_pass()
         return result
@@ -207,6 +227,13 @@ class SeparateNetworks(nn.Module):
     def plain(self, number: int, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Return a network from ``new_model`` with the weights of one of these."""
         return with_weights(new_model(), self.networks[number].state_dict())
+
+
+def exchanged(name: str) -> InputError:
+    """Return the error for a module that was exchanged after the networks were put together."""
+    return InputError(
+        f"{name} was exchanged after the method built its networks; exchange it in the function that build gets"
+    )
 
 
 def features_of(cache: ActivationCache, head: str) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from steppe.core.amp import autocast_disabled, upcast_to_float32
 from steppe.core.batch import Batch
 from steppe.core.multi_network import MultiNetwork, PeerOutputs
+from steppe.core.numerics.complex_params import real_view
 from steppe.core.numerics.losses import mean_of
 from steppe.errors import InputError
 from steppe.models.multi.branched import BranchedNetwork, SeparateNetworks
@@ -83,7 +84,7 @@ class GatedBranches(MultiHeadNetwork):
                 "that begins with a convolution, a dense layer or a norm"
             )
         gate = nn.Sequential(nn.Linear(body.entry, body.size), nn.BatchNorm1d(body.size), nn.ReLU())
-        self.gate = gate.to(next(body.parameters()))
+        self.gate = gate.to(real_view(next(body.parameters())))
 
     def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> PeerOutputs:
         """Return the logits of each branch, and of the gated ensemble."""
@@ -118,7 +119,7 @@ class FusedBranches(MultiHeadNetwork):
             nn.Flatten(),
             nn.Linear(width, body.classes),
         )
-        self.fusion = fusion.to(next(body.parameters()))
+        self.fusion = fusion.to(real_view(next(body.parameters())))
 
     def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> PeerOutputs:
         """Return the logits of each branch, and of the fused classifier."""
@@ -142,7 +143,7 @@ class AttentiveBranches(MultiHeadNetwork):
             raise InputError(
                 f"factor is {factor} and the classifier takes {body.width} features; give a smaller one"
             )
-        like = next(body.parameters())
+        like = real_view(next(body.parameters()))
         self.query = nn.Linear(body.width, body.width // factor, bias=False).to(like)
         self.key = nn.Linear(body.width, body.width // factor, bias=False).to(like)
 
@@ -178,7 +179,7 @@ class JointBranches(MultiHeadNetwork):
 
     def __init__(self, body: BranchedNetwork):
         super().__init__(body)
-        self.classifier = nn.Linear(body.size * body.width, body.classes).to(next(body.parameters()))
+        self.classifier = nn.Linear(body.size * body.width, body.classes).to(real_view(next(body.parameters())))
 
     def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> PeerOutputs:
         """Return the logits of each branch, and of the joint classifier."""

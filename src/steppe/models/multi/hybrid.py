@@ -102,7 +102,7 @@ class HybridEnsemble(Ensemble):
         each = zip(*(net.buffers() for net in self.networks), strict=True)
         for own, of_networks in zip(self._own_buffers(), each, strict=True):
             first = of_networks[0]
-            own.copy_(weighted_sum(of_networks, list(mix.unbind())) if first.is_floating_point() else first)
+            own.copy_(weighted_sum(of_networks, list(mix.unbind())) if _has_mean(first) else first)
 
     def _own_buffers(self) -> list[Tensor]:
         """Return the hybrid's buffers in the order of the networks', also of layers that were added."""
@@ -140,8 +140,12 @@ class HybridEnsemble(Ensemble):
         centre = self.hybrid(mix) | (centre or {})
         for net in self.networks:
             for name, t in {id(t): (name, t) for name, t in _named_tensors(net)}.values():
-                if t.is_floating_point():
+                if _has_mean(t):
                     t.copy_(centre[name] if gamma == 1 else torch.lerp(t, centre[name], gamma))
+
+
+def _has_mean(t: Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()
 
 
 def _named_tensors(net: nn.Module) -> list[tuple[str, Tensor]]:

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from steppe.core.model_call import call_model
+from steppe.core.numerics.complex_params import leaf, like_leaf
 from steppe.core.numerics.vector import Vec
 
 
@@ -111,7 +112,9 @@ def _roots(part: nn.Module, modules: set[int]) -> Iterator[nn.Module]:
 def is_within(offsets: Sequence[Vec], params: Sequence[nn.Parameter], part: nn.Module) -> bool:
     """Return whether offsets move parameters of this part of a network only."""
     inside = {id(p) for p in part.parameters()}
-    return all(o is None or id(p) in inside for offset in offsets for p, o in zip(params, offset, strict=True))
+    return all(
+        o is None or id(leaf(p)) in inside for offset in offsets for p, o in zip(params, offset, strict=True)
+    )
 
 
 def branch_logits(
@@ -129,7 +132,8 @@ def branch_logits(
     names = {id(p): name for name, p in top.named_parameters()}
     inputs, logits = trunk(x), []
     for number, offset in enumerate(offsets, 1):
-        moved = {names[id(p)]: p + o for p, o in zip(params, offset, strict=True) if o is not None}
+        pairs = zip(params, offset, strict=True)
+        moved = {names[id(leaf(p))]: leaf(p) + like_leaf(o, p) for p, o in pairs if o is not None}
         with rng_restored() if number < len(offsets) else nullcontext():
             logits.append(functional_call(top, moved, (inputs,)))
     return logits

@@ -22,17 +22,17 @@ def classifier_path(net: nn.Module) -> str:
     return names[-1]
 
 
-def input_width(module: nn.Module) -> int:
-    """Return how many channels a module takes, from the first layer in it that has such an attribute, else 0."""
+def first_layer(module: nn.Module) -> tuple[nn.Module, int]:
+    """Return the first layer in a module that says how many channels it takes, and how many; else itself and 0."""
     for layer in module.modules():
         for name in ("in_channels", "in_features", "num_features", "num_channels"):
             width = getattr(layer, name, None)
             if isinstance(width, int):
-                return width
+                return layer, width
         shape = getattr(layer, "normalized_shape", None)
         if shape:
-            return int(shape[-1])
-    return 0
+            return layer, int(shape[-1])
+    return module, 0
 
 
 def default_split(net: nn.Module) -> str:

@@ -44,7 +44,8 @@ def write(folder: Path) -> Path:
         surfaces.append(figures.surfaces(rows))
         sections.append(_section(group, rows, drawings) | {"number": len(sections)})
     page = comparison.folder / "diagnosis.html"
-    content = {"sections": sections, "several": len(sections) > 1}
+    left_out = [plain_text(f"{name}: {reason}") for name, reason in summary.not_measured(comparison)]
+    content = {"sections": sections, "several": len(sections) > 1, "left_out": left_out}
     write_text(page, _html.render("diagnosis.html.j2", comparison, "surface.js", surfaces, **content))
     return page
 

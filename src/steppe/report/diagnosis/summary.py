@@ -139,16 +139,23 @@ def load_diagnoses(comparison: Comparison) -> list[DiagnosedRun]:
     Raises:
         InputError: No run has one, or a file is damaged.
     """
-    runs = []
-    for record in comparison.records:
-        path = comparison.folder / "runs" / record.digest / DIAGNOSIS
-        if record.status == "ok" and path.exists():
-            runs.append(DiagnosedRun(record, _read(path)))
+    runs = [run for run in _attempts(comparison) if "error" not in run.diagnosis]
     if not runs:
         raise InputError(
             f"no run of {comparison.folder} has been diagnosed; run steppe diagnose {comparison.folder}"
         )
     return runs
+
+
+def not_measured(comparison: Comparison) -> list[tuple[str, str]]:
+    """Return each finished run that could not be measured, and why."""
+    failed = [run for run in _attempts(comparison) if "error" in run.diagnosis]
+    return [(f"{run.record.method}, seed {run.record.seed}", run.diagnosis["error"]) for run in failed]
+
+
+def _attempts(comparison: Comparison) -> list[DiagnosedRun]:
+    paths = [(r, comparison.folder / "runs" / r.digest / DIAGNOSIS) for r in comparison.records]
+    return [DiagnosedRun(r, _read(path)) for r, path in paths if r.status == "ok" and path.exists()]
 
 
 def load_cross_run(comparison: Comparison, group: tuple[str, str], file: str) -> dict[str, Any] | None:

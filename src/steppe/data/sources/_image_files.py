@@ -7,82 +7,29 @@ labels. Devices and names that leave the folder are not read. Whatever is not re
 from __future__ import annotations
 
 import errno
-import os
 import posixpath
 import stat
 import tarfile
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from steppe.data.sources import _archive_links
+from steppe.data.sources.listing import Listing, list_files
 from steppe.data.sources.pixels import TOO_LARGE, Decoded, decode_one, pillow_limits
 from steppe.errors import InputError
 
-IMAGES = (
-    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
-    ".pnm", ".avif", ".heic", ".heif",
-)  # fmt: skip
-TABLES = (".csv", ".tsv")
-ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".zip")
-# what systems leave in shared, mounted and unzipped folders; names that begin with a dot belong to them too
-_SYSTEM = (
-    "__macosx", "lost+found", "$recycle.bin", "system volume information", "@eadir", "#recycle", "#snapshot",
-    "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
-)  # fmt: skip
 _LARGEST = 2**28  # bytes of an image file, whatever size a file or archive claims
 _CHUNK = 1024  # encoded images in memory at a time
 _GROUP = 32  # images that a thread takes at a time: for single small images the overhead exceeds the decoding
 
 ProgressCallback = Callable[[int, int], None]
-
-
-def is_image(name: str) -> bool:
-    """Return whether a file may be an image, by its name; one without an ending may be."""
-    return name.lower().endswith(IMAGES) or not PurePosixPath(name).suffix
-
-
-@dataclass
-class Listing:
-    """Names in a folder or archive, relative to it: ``images`` (possible ones), ``tables``, and all ``folders``.
-
-    ``filled`` are the folders that have a file of any kind in them. ``other`` counts what is not read, by kind.
-    """
-
-    images: list[str] = field(default_factory=list)
-    tables: list[str] = field(default_factory=list)
-    folders: set[str] = field(default_factory=set)
-    filled: set[str] = field(default_factory=set)
-    other: Counter[str] = field(default_factory=Counter)
-    system: set[str] = field(default_factory=set)
-
-    def add(self, name: str, is_folder: bool = False) -> bool:
-        """Add a file or folder; return whether a file is to be read, or a folder to be entered."""
-        path = PurePosixPath(name)
-        if not path.parts:
-            return True
-        for i, part in enumerate(path.parts):
-            if part.startswith(".") or part.lower() in _SYSTEM:
-                self.system.add("/".join(path.parts[: i + 1]))
-                return False
-        parents = [str(p) for p in path.parents if str(p) != "."]
-        self.folders.update([str(path), *parents] if is_folder else parents)
-        if is_folder:
-            return True
-        self.filled.update(parents)
-        matching = self.images if is_image(name) else self.tables if name.lower().endswith(TABLES) else None
-        if matching is None:
-            self.other[f"{path.suffix.lower()} file"] += 1
-        else:
-            matching.append(str(path))
-        return matching is not None
 
 
 class ImageFiles:
@@ -118,26 +65,26 @@ class ImageFiles:
         try:
             members = _zip_members if self.path.name.lower().endswith(".zip") else _tar_members
             for member in members(self.path, self.progress):
-                path = PurePosixPath(member.name)
-                if path.is_absolute() or ".." in path.parts:
+                name = _normal(member.name)
+                if name.startswith("/") or ".." in name.split("/"):
                     self.listing.other["outside name"] += 1
                 elif member.kind == "folder":
-                    self.listing.add(str(path), is_folder=True)
+                    self.listing.add(name, is_folder=True)
                 elif member.kind == "link":
-                    self.links[str(path)] = member.target
+                    self.links[name] = member.target
                 elif member.kind == "device":
                     self.listing.other["device"] += 1
-                elif self.listing.add(str(path)):
-                    if member.size > _LARGEST and not path.suffix:
+                elif self.listing.add(name):
+                    if member.size > _LARGEST and not PurePosixPath(name).suffix:
                         self.listing.other["oversized file"] += 1
                         continue
                     if member.size > _LARGEST:
-                        raise ValueError(f"{path} has {member.size} bytes, more than any image")
+                        raise ValueError(f"{name} has {member.size} bytes, more than any image")
                     content = member.read()
-                    if path.name.lower().endswith(TABLES):
-                        self.tables[str(path)] = content
+                    if self.listing.tables and self.listing.tables[-1] == name:
+                        self.tables[name] = content
                     else:
-                        yield str(path), content
+                        yield name, content
         except (
             tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError
         ) as error:  # fmt: skip
@@ -203,6 +150,12 @@ def _zip_members(path: Path, progress: ProgressCallback) -> Iterator[_Member]:
             progress(min(done, total), total)
 
 
+def _normal(name: str) -> str:
+    """Return ``str(PurePosixPath(name))``, without its cost for most names."""
+    is_plain = "//" not in name and "./" not in name and not name.endswith(("/", "."))
+    return name if is_plain else str(PurePosixPath(name))
+
+
 def _parent(name: str) -> str:
     return posixpath.dirname(str(PurePosixPath(name)))
 
@@ -226,52 +179,6 @@ class _StrictTarInfo(tarfile.TarInfo):
             if type(error).__name__ in ("InvalidHeaderError", "TruncatedHeaderError"):
                 raise tarfile.ReadError(str(error)) from None
             raise
-
-
-def list_files(root: Path) -> Listing:
-    """Return what is below a folder; all lists are sorted.
-
-    Linked folders are entered, except those that lead back to a folder above. A link to a file counts as that
-    file; a broken link is listed, and reported as unreadable later. Pipes and devices are not read.
-    """
-    listing = Listing()
-
-    def enter(folder: Path, above: frozenset[tuple[int, int]]) -> None:
-        state = folder.stat()
-        identity = state.st_dev, state.st_ino
-        if identity in above:
-            listing.folders.discard(folder.relative_to(root).as_posix())
-            listing.other["circular link"] += 1
-            return
-        try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError:
-            listing.other["unreadable folder"] += 1
-            return
-        for entry in entries:
-            name = Path(entry.path).relative_to(root).as_posix()
-            if entry.is_symlink() and _is_circular(entry.path):
-                listing.other["circular link"] += 1
-            elif entry.is_dir():
-                if listing.add(name, is_folder=True):
-                    enter(Path(entry.path), above | {identity})
-            elif entry.is_file() or not os.path.exists(entry.path):
-                listing.add(name)
-            else:
-                listing.other["device"] += 1
-
-    enter(root, frozenset())
-    listing.images.sort()
-    listing.tables.sort()
-    return listing
-
-
-def _is_circular(path: str) -> bool:
-    try:
-        os.stat(path)
-    except OSError as error:
-        return error.errno == errno.ELOOP
-    return False
 
 
 def decode(files: ImageFiles, size: int | None) -> list[Decoded]:
