@@ -11,7 +11,7 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import logsumexp, softmax
 from torch import Tensor
 
-from steppe.core.numerics._kdcl_targets import _between, cross_entropy, linear_target
+from steppe.core.numerics._kdcl_targets import _between, cross_entropy, linear
 from steppe.core.numerics.losses import (
     distillation_loss,
     diversity,
@@ -67,8 +67,7 @@ def test_linear_is_the_optimum_of_its_convex_problem(count, alike, dtype):
     if count > 2:
         z[-1] = z[-2]
     ours, theirs = (
-        float(cross_entropy(t, y).mean())
-        for t in (linear_target(z.to(dtype), y.to(dtype)).double(), optimum(z, y))
+        float(cross_entropy(t, y).mean()) for t in (linear(z.to(dtype), y.to(dtype)).double(), optimum(z, y))
     )
     assert ours - theirs < (1e-8 if dtype == torch.float64 else 2e-6)
 
@@ -94,8 +93,8 @@ def test_linear_of_two_networks_is_exact_without_waiting_for_a_device(scale, sec
         return float(cross_entropy((1 - a) * z[0] + a * z[1], y).mean())
 
     best = minimize_scalar(value, bounds=(0, 1), method="bounded", options={"xatol": 1e-12}).fun
-    assert linear_target(z.to("meta"), y.to("meta")).shape == y.shape  # which has no values to read
-    for target in (linear_target(z, y), _between(*z, y, early=False)):
+    assert linear(z.to("meta"), y.to("meta")).shape == y.shape  # which has no values to read
+    for target in (linear(z, y), _between(*z, y, early=False)):
         assert float(cross_entropy(target, y).mean()) - min(best, value(0.0), value(1.0)) < 1e-8
 
 
@@ -103,18 +102,18 @@ def test_linear_of_two_networks_is_exact_without_waiting_for_a_device(scale, sec
 def test_linear_of_logits_that_are_not_finite_ends_and_of_equal_networks_is_one_of_them(seed):
     z = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(seed))
     y = one_hot(torch.arange(4), z[0])
-    assert torch.allclose(linear_target(z[:1].expand(3, -1, -1), y), z[0], atol=1e-6)
+    assert torch.allclose(linear(z[:1].expand(3, -1, -1), y), z[0], atol=1e-6)
     z[0, 0, 0] = float("nan")
-    assert linear_target(z, y).isnan().any()
+    assert linear(z, y).isnan().any()
     huge = 1e3 * z.nan_to_num(0).sign()
-    assert cross_entropy(linear_target(huge, y), y).mean() <= cross_entropy(huge, y).mean(1).min()
+    assert cross_entropy(linear(huge, y), y).mean() <= cross_entropy(huge, y).mean(1).min()
 
 
 @settings(deadline=None, max_examples=15)
 @given(logits_and_classes())
 def test_linear_is_at_least_as_good_as_every_network_and_as_a_grid_of_mixtures(case):
     z, y = case
-    ours = cross_entropy(linear_target(z, y), y).mean()
+    ours = cross_entropy(linear(z, y), y).mean()
     assert ours <= cross_entropy(z, y).mean(1).min() + 1e-9
     if len(z) == 2:
         grid = torch.linspace(0, 1, 101, dtype=z.dtype)

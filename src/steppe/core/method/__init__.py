@@ -6,8 +6,7 @@
   (and `logit_bank`, its sizes and forms);
 - `require` and `InputError`, for what relates several fields; `plain_step`; `with_weights`;
 - `call_model`, `call_for_logits`, `extract_logits` and `join_logits`, for passes made by hand;
-  `upcast_to_float32` and `autocast_disabled`, for mixed precision;
-- `leaf`, the parameter that a tensor of `Runtime.params` stands for, which is another only if it is complex.
+  `upcast_to_float32` and `autocast_disabled`, for mixed precision.
 """
 
 from steppe.core.amp import autocast_disabled, upcast_to_float32
@@ -26,7 +25,6 @@ from steppe.core.method.contract import (
 from steppe.core.method.hyperparameters import hyper
 from steppe.core.method.online_distillation import OnlineDistillation
 from steppe.core.model_call import call_for_logits, call_model, extract_logits
-from steppe.core.numerics.complex_params import leaf
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, due
 from steppe.core.state import logit_bank
@@ -55,7 +53,6 @@ __all__ = [
     "extract_logits",
     "hyper",
     "join_logits",
-    "leaf",
     "logit_bank",
     "make_checked",
     "name_of",

@@ -7,6 +7,7 @@
 """
 
 from steppe.core.numerics import filters, losses, perturbations, vector
+from steppe.core.numerics.complex_params import leaf
 from steppe.core.numerics.perturbations import (
     Offset,
     adaptive_perturbation,
@@ -32,6 +33,7 @@ __all__ = [
     "ball_perturbation",
     "filters",
     "layerwise_perturbation",
+    "leaf",
     "losses",
     "orthogonal_part",
     "perturbations",

@@ -11,24 +11,24 @@ def cross_entropy(z: Tensor, y: Tensor) -> Tensor:
     return -(y * torch.log_softmax(z, -1)).sum(-1)
 
 
-def naive_target(z: Tensor, y: Tensor) -> Tensor:
+def naive(z: Tensor, y: Tensor) -> Tensor:
     """Return, per sample, the logits of the network with the least cross-entropy; z (N, B, K)."""
     best = cross_entropy(z, y).argmin(0)
     return z[best, torch.arange(len(best), device=z.device)]
 
 
-def min_logit_target(z: Tensor, y: Tensor) -> Tensor:
+def min_logit(z: Tensor, y: Tensor) -> Tensor:
     """Return the least gap of each class to the true one; never worse than the best network."""
     true = y.argmax(1)[None, :, None].expand(len(z), -1, 1)
     return (z - z.gather(2, true)).amin(0)
 
 
-def mean_target(z: Tensor, y: Tensor) -> Tensor:
+def mean(z: Tensor, y: Tensor) -> Tensor:
     """Return the mean of the logits."""
     return z.mean(0)
 
 
-def linear_target(z: Tensor, y: Tensor) -> Tensor:
+def linear(z: Tensor, y: Tensor) -> Tensor:
     """Return the convex combination with the least cross-entropy.
 
     Of two networks by `_between`; of more by a primal-dual interior-point method in float64, with a barrier mu
@@ -97,7 +97,7 @@ def _between(first: Tensor, second: Tensor, y: Tensor, *, early: bool = True) ->
     return first + a * along
 
 
-def general_target(z: Tensor, y: Tensor) -> Tensor:
+def general(z: Tensor, y: Tensor) -> Tensor:
     """Return the combination whose error has the least expected square, weights summing to one."""
     error = (torch.softmax(z, 2) - y).flatten(1)
     c = error @ error.T / z.shape[1]
@@ -106,10 +106,10 @@ def general_target(z: Tensor, y: Tensor) -> Tensor:
     return torch.einsum("n,nbk->bk", w / w.sum(), z)
 
 
-KDCL_TARGETS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "naive": naive_target,
-    "linear": linear_target,
-    "min-logit": min_logit_target,
-    "general": general_target,
-    "mean": mean_target,
+TARGETS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "naive": naive,
+    "linear": linear,
+    "min-logit": min_logit,
+    "general": general,
+    "mean": mean,
 }

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from steppe.core.amp import upcast_to_float32
-from steppe.core.numerics._kdcl_targets import KDCL_TARGETS as KDCL_TARGETS
+from steppe.core.numerics import _kdcl_targets
 from steppe.core.schedules import TrainingProgress
 from steppe.errors import InputError
+
+KDCL_TARGETS = _kdcl_targets.TARGETS
 
 
 def _log_probabilities(logits: Tensor, T: float) -> Tensor:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from steppe.core.method import Cost, Method, Runtime, hyper, leaf
-from steppe.core.method.numerics import Vec, filters
+from steppe.core.method import Cost, Method, Runtime, hyper
+from steppe.core.method.numerics import Vec, filters, leaf
 
 
 @dataclass(frozen=True)

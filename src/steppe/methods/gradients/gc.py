@@ -16,8 +16,8 @@ Start    nothing to set; conv_only = True does not centre linear layers (authors
 
 from dataclasses import dataclass
 
-from steppe.core.method import Cost, Method, Runtime, hyper, leaf
-from steppe.core.method.numerics import Vec, filters
+from steppe.core.method import Cost, Method, Runtime, hyper
+from steppe.core.method.numerics import Vec, filters, leaf
 
 
 @dataclass(frozen=True)
