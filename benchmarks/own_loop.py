@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from statistics import mean, median
 
 import torch
@@ -90,7 +91,7 @@ def network() -> nn.Sequential:
     widths = [3, *[_CHANNELS] * _DEPTH]
     layers = [
         layer
-        for a, b in zip(widths[:-1], widths[1:], strict=True)
+        for a, b in pairwise(widths)
         for layer in (nn.Conv2d(a, b, 3, padding=1), nn.ReLU())
     ]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(_CHANNELS, 10))

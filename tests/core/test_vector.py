@@ -109,7 +109,7 @@ def finite(a: Vec, *loss: Tensor) -> bool:
 
 def test_a_measured_vector_that_lost_a_tensor_is_measured_anew():
     tensors = [torch.full((3,), 2.0), torch.full((2, 2), 1.0), torch.full((5,), 3.0)]
-    a = vector.Measured(tensors, vector.TensorKind.of(tensors))
+    a = vector.Measured(tensors)
     assert finite(a) and vector.norm(a).item() == pytest.approx((12 + 4 + 45) ** 0.5)
     a[1] = None
     assert finite(a) and vector.norm(a).item() == pytest.approx((12 + 45) ** 0.5)
@@ -124,6 +124,6 @@ def test_the_check_finds_one_bad_element_anywhere_and_a_bad_loss(bad: float, whe
     assert finite([*tensors], torch.tensor(1.0))
     assert not finite([*tensors], torch.tensor(bad))
     tensors[where].view(-1)[-1] = bad
-    for a in ([*tensors], vector.Measured(tensors, vector.TensorKind.of(tensors))):
+    for a in ([*tensors], vector.Measured(tensors)):
         assert not finite(a)
         assert not finite(a, torch.tensor(-bad))

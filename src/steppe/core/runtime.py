@@ -6,8 +6,9 @@ gradients are averaged over micro-batches and processes exactly, and never carry
 a non-finite value anywhere stops the step on every process before it reaches the weights.
 """
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from operator import is_
 from typing import Any, TypeVar
@@ -17,15 +18,15 @@ from torch import Tensor, nn
 
 from steppe.core import param_groups, user_loss
 from steppe.core.amp import MixedPrecision, upcast_to_float32
-from steppe.core.batch import Batch, join_logits
-from steppe.core.data_parallel import Sharded, parallelism_of
+from steppe.core.batch import Batch, MicroBatches, join_logits
+from steppe.core.data_parallel import Sharded, SingleProcess, parallelism_of
 from steppe.core.model_call import call_model, extract_logits, extract_loss, unwrap_model
 from steppe.core.multi_network import MultiNetwork, member_of
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import ScaledVector, Vec
 from steppe.core.schedules import ScheduleValue, TrainingProgress, value_at
 from steppe.core.state import rng
-from steppe.core.state.snapshot import Buffers, SnapshotPool
+from steppe.core.state.snapshot import Buffers, Snapshot, SnapshotPool, of_training
 from steppe.core.state.weight_average import WeightAverage
 from steppe.core.step_state import BindOptions, LossFunction, NonFinite, Passes, StepOutput, StepState
 from steppe.errors import InputError
@@ -34,6 +35,8 @@ __all__ = ["BindOptions", "LossFunction", "Objective", "Passes", "Runtime", "Ste
 
 T = TypeVar("T")
 Objective = Callable[[Batch], StepOutput]
+_NOTHING = nullcontext()
+_WIDE = (torch.float32, torch.float64)
 
 
 class Runtime:
@@ -66,6 +69,7 @@ class Runtime:
         self.device = self.params[0].device
         self.precision = MixedPrecision(options.precision, self.params[0], options.scaler)
         self.parallel = parallelism_of(self.net, wrapper, self.params, options.sync)
+        self._alone = type(self.parallel) is SingleProcess
         self.parallel.reshard()
         self.owners = param_groups.owners(self.net, self.params)
         self.callable_in_parts = model in (self.net, wrapper) and not isinstance(self.parallel, Sharded)
@@ -80,9 +84,10 @@ class Runtime:
         self._good = torch.zeros((), dtype=torch.bool, device=self.device)
         self._weight_snapshots, self._update_snapshots = SnapshotPool(), SnapshotPool()
         self.buffers = Buffers(*self._with_state)
-        self.step_state = StepState(self.buffers.snapshot(), self._good, None, [], 0.0)
+        self.step_state = StepState(self._good)
         self._in_grad: Vec | None = None  # the tensors that the last pass left in ``.grad``
-        self._clean_rng = rng.capture(self.device)
+        self._global_rngs = rng.global_generators(self.device)
+        self._clean_rng = self._rng_states()
 
     def grad(
         self,
@@ -104,55 +109,75 @@ class Runtime:
 
         Raises `NonFinite` if the loss or a gradient is not finite, where that can be known at once.
         """
+        step = self.step_state
         if not self.untracked:
-            self._clean_rng = rng.capture(self.device)
-        if self.step_state.first is None or self._in_grad is not None:
+            self._clean_rng = self._rng_states()
+        if step.first is None or self._in_grad is not None:
             self.clear()
-        parts = self.micro_batches(batch)
-        whole, loss_weight = self.weight(batch), self.parallel.loss_weight()
-        losses, logits = [], []
+        parts, whole = self.micro_batches(batch), self.weight(batch)
         # a backward pass written in Python may use parameters unseen, so the first graph is whole and is inspected
         may = where is not None and self.callable_in_parts and not self._memo.get("graph", True)
-        off = [p for p, w in zip(self.params, where or (), strict=True) if not w] if may else []
+        off = [p for p, w in zip(self.params, where or (), strict=True) if not w] if may else ()
+        losses, logits = [], []
         for part in parts:
-            weight = self.options.weigh(part) / whole if whole else 0.0
-            with self.parallel.no_sync(), param_groups.switched_off(off):
-                with self.precision.autocast():
-                    out = (objective or self.objective)(part)
-                user_loss.require_graph(out.loss)
-                if where is not None:
-                    self.once("graph", partial(param_groups.has_custom_backward, out.loss))
-                if not weight and out.logits.requires_grad:
-                    # a part that does not count, such as one without labels, whose mean is NaN
-                    out = StepOutput(0.0 * out.logits.sum(), out.logits)
-                factor = weight * loss_weight
-                loss = out.loss if factor == 1 else out.loss * factor
-                self.precision.scaled(loss).backward()  # type: ignore[no-untyped-call]
+            weight = 1.0 if len(parts) == 1 and whole else self.options.weigh(part) / whole if whole else 0.0
+            with self._pass_context(off):
+                out = self._scaled_backward(part, objective or self.objective, weight, inspect=where is not None)
             losses.append(out.loss.detach() if weight == 1 else out.loss.detach() * weight)
             # logits that are a view of a weight would change with it at the next update
             logits.append(out.logits.detach().clone() if out.logits._is_view() else out.logits.detach())
         # they stay in .grad until the next pass: an update with them need not assign them again
         self._in_grad = [p.grad for p in self.params]
-        if self.step_state.first is None and self.passes.steps <= user_loss.CHECKED_STEPS:
+        if step.first is None and self.passes.steps <= user_loss.CHECKED_STEPS:
             param_groups.require_dense(self._in_grad)
-            if len(parts) > 1 or len(batch) < self.step_state.size:
+            if len(parts) > 1 or len(batch) < step.size:
                 user_loss.require_additive(self, batch, parts, logits)
-        grads = self.precision.unscaled(self._in_grad)
-        if where is not None:
-            grads = vector.only(grads, where)
-        grads = vector.Measured(grads, self._kind)
-        self.count(forward=work * len(batch), backward=work * len(batch))
-        mean = losses[0] if len(parts) == 1 else torch.stack(losses).sum()
-        joined = StepOutput(mean, join_logits(logits))
-        self.step_state.first = self.step_state.first or joined
-        self.check_finite(vector.finite_check(grads, mean.to(self.device)))
+        grads = self._in_grad if self.precision.scaler is None else self.precision.unscaled(self._in_grad)
+        grads = vector.Measured(grads if where is None else vector.only(grads, where))
+        self._count_batch(batch, work, work)
+        if len(parts) == 1:
+            joined = StepOutput(losses[0], logits[0])
+        else:
+            joined = StepOutput(torch.stack(losses).sum(), join_logits(logits))
+        step.first = step.first or joined
+        self.check_finite(vector.finite_check(grads, joined.loss.to(self.device)))
         return joined, grads
+
+    def _pass_context(self, off: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
+        """Return the context of a pass that computes no gradient for the parameters ``off``."""
+        if self._alone and not off:
+            return _NOTHING
+        stack = ExitStack()
+        stack.enter_context(self.parallel.no_sync())
+        stack.enter_context(param_groups.switched_off(off))
+        return stack
+
+    def _scaled_backward(self, part: Batch, objective: Objective, weight: float, inspect: bool) -> StepOutput:
+        """Make a forward and a backward pass; the part's loss counts ``weight``."""
+        with self._autocast():
+            out = objective(part)
+        if not out.loss.requires_grad:
+            user_loss.require_graph(out.loss)
+        if inspect:
+            self.once("graph", partial(param_groups.has_custom_backward, out.loss))
+        if not weight and out.logits.requires_grad:
+            # a part that does not count, such as one without labels, whose mean is NaN
+            out = StepOutput(0.0 * out.logits.sum(), out.logits)
+        factor = weight if self._alone else weight * self.parallel.loss_weight()
+        loss = out.loss if factor == 1 else out.loss * factor
+        if self.precision.scaler is not None:
+            loss = self.precision.scaled(loss)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return out
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return self.precision.autocast() if self.precision.reduced else _NOTHING
 
     def check_finite(self, check: Tensor) -> None:
         """Stop a step that is not finite: at once where one process may decide, else when it updates."""
         if not self.parallel.checks_every_pass:
             self.step_state.bad = self.step_state.bad | ~vector.all_finite(check)
-        elif self.parallel.any_non_finite(check):
+        elif not math.isfinite(check) if self._alone else self.parallel.any_non_finite(check):
             raise NonFinite(self.step_state.output)
 
     def shared(self, grads: Vec) -> Vec:
@@ -161,7 +186,7 @@ class Runtime:
         One process, or ``sync='local'``, sends nothing and returns them as they are.
         """
         step = self.step_state
-        if step.group is not None:
+        if self._alone or step.group is not None:
             return grads
         means, step.bad = self.parallel.group_mean(self.params, grads, step.weight, step.bad)
         return means
@@ -177,50 +202,61 @@ class Runtime:
         means, step.bad = self.parallel.mean(self.params, values, step.weight, step.bad)
         return means
 
-    @contextmanager
-    def preserve_state(self, mask_seed: int | None = None) -> Iterator[None]:
+    def preserve_state(self, mask_seed: int | None = None) -> AbstractContextManager[None]:
         """Restore buffers and RNG on leaving: what happens inside changes neither.
 
         Dropout masks are those of the last clean pass, or fresh ones from ``mask_seed`` (see `draw_mask_seed`).
         """
-        buffers, states = self.buffers.snapshot(), rng.capture(self.device)
-        outer, self.untracked = self.untracked, True
-        try:
-            if mask_seed is None:
-                rng.restore(self._clean_rng, self.device)
-            else:
-                torch.manual_seed(mask_seed)
-            yield
-        finally:
-            self.untracked = outer
-            rng.restore(states, self.device)
-            buffers.restore()
-            buffers.release()
+        return _Elsewhere(self, None, mask_seed, clean=False)
 
-    @contextmanager
     def at(
         self, offset: Vec | ScaledVector, *, mask_seed: int | None = None, clean: bool = False
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """Be at ``w + offset``; on leaving, also by an exception, the weights are restored bit for bit.
 
         Buffers and RNG are restored too (see `preserve_state`), unless it is ``clean``: the only pass of its step,
         whose running statistics and random draws count.
         """
-        direction, by, times = vector.factors(offset)
-        whole, moved = len(by) == len(direction), self.params
-        if not whole:
-            moved = [p for p, o in zip(self.params, direction, strict=True) if o is not None]
-        with nullcontext() if clean else self.preserve_state(mask_seed), torch.no_grad():
-            weights = self._weight_snapshots.make(moved)
-            try:
+        return _Elsewhere(self, offset, mask_seed, clean)
+
+    def _enter(self, offset: Vec | ScaledVector | None, mask_seed: int | None, clean: bool) -> Callable[[], None]:
+        """Be elsewhere; return the function that restores weights, buffers and RNG."""
+        snapshots: list[Snapshot] = []
+        states, outer = None if clean else self._rng_states(), self.untracked
+
+        def restore() -> None:
+            self.untracked = outer
+            if states is not None:
+                self._set_rng_states(states)
+            if offset is not None and not self._alone:
                 self.parallel.reshard()
-                vector.move(moved, by, times, self._kind if whole else None)
-                with torch.enable_grad():
-                    yield
-            finally:
-                self.parallel.reshard()
-                weights.restore()
-                self._weight_snapshots.release(weights)
+            for made in reversed(snapshots):
+                made.restore()
+                made.release()
+
+        if not clean:
+            if self.buffers:
+                snapshots.append(self.buffers.snapshot())
+            self.untracked = True
+        try:
+            if offset is not None:
+                direction, by, times = vector.factors(offset)
+                moved = self.params
+                if len(by) < len(direction):
+                    moved = [p for p, o in zip(self.params, direction, strict=True) if o is not None]
+                snapshots.append(self._weight_snapshots.make(moved))
+                if not self._alone:
+                    self.parallel.reshard()
+                with torch.no_grad():
+                    vector.move(moved, by, times)
+            if mask_seed is not None:
+                torch.manual_seed(mask_seed)
+            elif not clean:
+                self._set_rng_states(self._clean_rng)
+        except BaseException:
+            restore()
+            raise
+        return restore
 
     def apply(
         self,
@@ -244,21 +280,24 @@ class Runtime:
         if step.group is not None:
             step.group.collect(grads, decoupled, one=times == 1 and not more)
             return
-        counts = step.weight if weight is None else weight
-        grads, step.bad = self.parallel.mean(self.params, grads, counts, step.bad)
-        if self.parallel.should_skip_update(step.bad, more):
+        if not self._alone:
+            counts = step.weight if weight is None else weight
+            grads, step.bad = self.parallel.mean(self.params, grads, counts, step.bad)
+            if decoupled is not None:
+                decoupled, _ = self.parallel.mean(self.params, decoupled, counts, step.bad)
+        if not (self._alone and self.parallel.checks_every_pass) and self.parallel.should_skip_update(step.bad, more):
             raise NonFinite(step.output)
-        if decoupled is not None:
-            decoupled, _ = self.parallel.mean(self.params, decoupled, counts, step.bad)
         averaged = grads
         for transform in options.transforms:
             grads = transform(grads, self)
         if options.clip is not None:
             clip = self._clipped
             grads = vector.map_groups(clip, grads, self.member) if options.clip_each else clip(grads)
-        if more:
-            step.before_update(self.params, self.optimizer, self._update_snapshots)
-        self.parallel.reshard()
+        if more and not step.updates_undone:
+            step.updates_undone = True
+            step.snapshots.append(of_training(self.params, self.optimizer, self._update_snapshots))
+        if not self._alone:
+            self.parallel.reshard()
         for remaining in reversed(range(times)):
             # some optimizers write into the gradients that they get
             fresh = vector.clone(grads) if remaining or (more and grads is averaged) else grads
@@ -285,15 +324,16 @@ class Runtime:
 
         Raises `NonFinite` as `grad` does.
         """
-        with torch.no_grad(), self.precision.autocast():
+        with torch.no_grad(), self._autocast():
             logits = [self.forward(part.x) for part in self.micro_batches(batch)]
-        self.count(forward=len(batch))
+        self._count_batch(batch, 1.0, 0.0)
         self.check_finite(vector.finite_check([*logits]).to(self.device))
         return logits
 
     def forward(self, x: Any) -> Tensor:
         """Return the model's logits on a batch's inputs, with their graph."""
-        return extract_logits(call_model(self.model, x))
+        output = self.model(x) if isinstance(x, Tensor) else call_model(self.model, x)
+        return output if isinstance(output, Tensor) else extract_logits(output)
 
     def supervised(self, batch: Batch) -> StepOutput:
         """Return the user's loss on a batch, with its graph."""
@@ -306,7 +346,13 @@ class Runtime:
 
     def loss(self, logits: Tensor, y: Any) -> Tensor:
         """Return the user's loss, in at least float32 whatever the precision of the pass."""
-        return user_loss.loss_value(self.options.loss, upcast_to_float32(logits), y)
+        loss, z = self.options.loss, logits if logits.dtype in _WIDE else upcast_to_float32(logits)
+        if not (isinstance(y, Tensor) and callable(loss)):
+            return user_loss.loss_value(loss, z, y)
+        value = loss(z, y)
+        if isinstance(value, Tensor) and value.dim() == 0 and value.requires_grad and value.dtype in _WIDE:
+            return value
+        return user_loss.loss_value(lambda *_: value, z, y)
 
     def losses(self, outputs: Any, batch: Batch) -> Tensor:
         """Return what each sample (B,) adds to the loss, from logits of the batch or its micro-batches."""
@@ -321,6 +367,9 @@ class Runtime:
         It may follow a schedule, and an optimizer's parameter group may have its own under the same name, unless
         the optimizer itself has a setting of that name. Raises InputError unless it is finite and at least 0.
         """
+        if isinstance(value, float) and 0 <= value < math.inf:
+            if not any(name in group for group in self.optimizer.param_groups):
+                return value
         return param_groups.setting(self.optimizer, self.params, name, value_at(value, self.now))
 
     @property
@@ -338,21 +387,23 @@ class Runtime:
     @contextmanager
     def rng_restored(self) -> Iterator[None]:
         """Restore the RNG on leaving, so that what follows sees the same masks."""
-        states = rng.capture(self.device)
+        states = self._rng_states()
         try:
             yield
         finally:
-            rng.restore(states, self.device)
+            self._set_rng_states(states)
+
+    def _rng_states(self) -> list[Tensor]:
+        return [g.get_state() for g in self._global_rngs]
+
+    def _set_rng_states(self, states: list[Tensor]) -> None:
+        for generator, state in zip(self._global_rngs, states, strict=True):
+            generator.set_state(state)
 
     @property
     def member(self) -> list[int]:
         """For each parameter the number of its network or branch, from 1; 0 if several of them share it."""
         return self.once("member", lambda: member_of(self.net, self.params))
-
-    @property
-    def _kind(self) -> vector.TensorKind:
-        """What all parameters, and so their gradients, have in common; the model's type may change."""
-        return self.once(("kind", self.params[0].dtype), lambda: vector.TensorKind.of(self.params))
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what ``make`` returned the first time: for facts about the network that do not change."""
@@ -361,12 +412,19 @@ class Runtime:
         value: T = self._memo[key]
         return value
 
-    def micro_batches(self, batch: Batch) -> list[Batch]:
+    def micro_batches(self, batch: Batch) -> Sequence[Batch]:
         """Return the parts in which a batch goes through the model."""
         if batch is self.step_state.batch:
             return self.step_state.micro_batches
-        size, parts = self.options.microbatch, batch.parts()
-        return parts if size is None else [piece for part in parts for piece in part.split(size)]
+        return batch.parts() if self.options.microbatch is None else self._cut(batch, len(batch))
+
+    def _cut(self, batch: Batch, size: int) -> list[Batch]:
+        """Return micro-batches of nearly equal size: of a rest of one sample, BatchNorm has no variance."""
+        largest = self.options.microbatch
+        if not isinstance(batch, MicroBatches) and (largest is None or size <= largest):
+            return [batch]
+        parts = batch.parts()
+        return parts if largest is None else [piece for part in parts for piece in part.cut(largest)]
 
     def weight(self, batch: Batch) -> float:
         """Return what a batch counts in a mean: its samples, unless `bind` was given ``weigh``."""
@@ -380,23 +438,36 @@ class Runtime:
         self.passes.forward += forward / unit
         self.passes.backward += backward / unit
 
+    def _count_batch(self, batch: Batch, forward: float, backward: float) -> None:
+        size = self.step_state.size if batch is self.step_state.batch else len(batch)
+        self.count(forward=forward * size, backward=backward * size)
+
     def generators(self) -> dict[str, torch.Generator]:
         """Return the generators that resume needs, by name."""
         return {"noise": self.rng, "masks": self._mask_rng}
 
     def begin(self, batch: Batch) -> None:
         """Start a step on this batch."""
-        if not param_groups.same(params := param_groups.trainable(self.optimizer), self.params):
-            param_groups.refuse_complex(params)
-            self.params, self.owners, self._memo = params, param_groups.owners(self.net, params), {}
-            self.buffers = Buffers(*self._with_state)
+        listed = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        if not _same(listed, self.params):
+            params = param_groups.trainable(self.optimizer)
+            if not _same(params, self.params):
+                param_groups.refuse_complex(params)
+                self.params, self.owners, self._memo = params, param_groups.owners(self.net, params), {}
+                self.buffers = Buffers(*self._with_state)
         if self.passes.steps <= user_loss.CHECKED_STEPS:
             param_groups.refuse_accumulation_hooks(self.params)  # they may be added after the method is bound
-        parts, weight = self.micro_batches(batch), self.weight(batch)
-        user_loss.require_weights(self.options.weigh, parts, weight, self.parallel.size)
-        self.step_state = StepState(self.buffers.snapshot(), self._good, batch, parts, weight)
-        self.parallel.begin(weight, len(parts))
-        self.parallel.reshard()
+        size = len(batch)
+        parts = self._cut(batch, size)
+        weight = float(size) if self.options.weigh is len else float(sum(map(self.options.weigh, parts)))
+        if not (self._alone and len(parts) == 1 and weight == size):
+            user_loss.require_weights(self.options.weigh, parts, weight, self.parallel.size)
+        self.step_state = step = StepState(self._good, batch, parts, weight, size)
+        if self.buffers:
+            step.snapshots.append(self.buffers.snapshot())
+        if not self._alone:
+            self.parallel.begin(weight, len(parts))
+            self.parallel.reshard()
         if isinstance(self.net, MultiNetwork):
             several, sample = self.net, next(parts[0].split(2))
             self.relative_cost = self.once("relative_cost", lambda: several.relative_cost(sample))
@@ -409,19 +480,44 @@ class Runtime:
 
     def roll_back(self) -> None:
         """Restore weights, optimizer and buffers as they were when the step began."""
-        self.step_state.restore()
+        for made in reversed(self.step_state.snapshots):
+            made.restore()
         self.clear()
 
     def end(self, *, skipped: bool) -> None:
         """End the step, for the loss scale and on all processes."""
         if self._in_grad is not None:
             self.clear()
-        self.step_state.close()
-        self.precision.record(finite=not skipped)
-        self.parallel.share_buffers(self.net)
+        step = self.step_state
+        for made in step.snapshots:
+            made.release()
+        step.snapshots, step.batch, step.micro_batches = [], None, ()
+        if self.precision.scaler is not None:
+            self.precision.record(finite=not skipped)
+        if not self._alone:
+            self.parallel.share_buffers(self.net)
 
     def clear(self) -> None:
         """Set every gradient to None."""
         for p in self.params:
             p.grad = None
         self._in_grad = None
+
+
+def _same(a: Sequence[nn.Parameter], b: Sequence[nn.Parameter]) -> bool:
+    return len(a) == len(b) and all(map(is_, a, b))
+
+
+class _Elsewhere:
+    """The context of `Runtime.at` and `Runtime.preserve_state`; entering and leaving it costs little."""
+
+    __slots__ = ("_arguments", "_restore", "_runtime")
+
+    def __init__(self, runtime: Runtime, offset: Vec | ScaledVector | None, mask_seed: int | None, clean: bool):
+        self._runtime, self._arguments = runtime, (offset, mask_seed, clean)
+
+    def __enter__(self) -> None:
+        self._restore = self._runtime._enter(*self._arguments)
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore()

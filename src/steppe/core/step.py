@@ -53,12 +53,14 @@ class Step:
             raise InputError(f"{type(method).__name__} cannot train a sharded model: {method.whole}; use DDP")
         if method.single and isinstance(runtime.net, MultiNetwork):
             raise InputError(f"{type(method).__name__} cannot train several networks at once: {method.single}")
+        self._before, self._after = _overridden(method, "before"), _overridden(method, "after")
         self.state = method.init(runtime.net)
         if options.steps is None:
             check_length(method, runtime.now)
         self.state.to(runtime.device)
         runtime.restores(self.state)
-        runtime.objective = lambda batch: method.objective(batch, self.state, runtime)
+        if _overridden(method, "objective"):
+            runtime.objective = lambda batch: method.objective(batch, self.state, runtime)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise InputError(
@@ -88,7 +90,8 @@ class Step:
         rt, skipped = self.runtime, False
         rt.begin(batch)
         try:
-            self.method.before(batch, self.state, rt)
+            if self._before:
+                self.method.before(batch, self.state, rt)
             out = self._in_groups(batch) if self.m else self.method.step(batch, self.state, rt)
         except NonFinite as signal:
             out, skipped = signal.out, True
@@ -98,7 +101,7 @@ class Step:
             raise
         rt.end(skipped=skipped)
         out.skipped = skipped
-        if not skipped:
+        if self._after and not skipped:
             self.method.after(batch, out, self.state, rt)
         return out
 
@@ -160,6 +163,11 @@ class Step:
         for name, value in content["passes"].items():
             setattr(self.runtime.passes, name, value)
         self.runtime.precision.load_state_dict(content.get("scaler", {}))
+
+
+def _overridden(method: _Method, name: str) -> bool:
+    """Return whether a method has a part of its own, not that of the base class."""
+    return sum(name in vars(cls) for cls in type(method).__mro__) > 1
 
 
 def _described(method: _Method) -> str:

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from steppe.core import param_groups
 from steppe.core.amp import upcast_to_float32
-from steppe.core.batch import Accumulated, Batch, as_batch
+from steppe.core.batch import MicroBatches, Batch, as_batch
 from steppe.core.model_call import call_model, extract_logits, extract_loss, unwrap_model
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
@@ -65,7 +65,7 @@ class LossSurface:
         parts = [part.to(device) for item in data for part in as_batch(item).parts()]
         if not parts:
             raise InputError("data has no batch; give at least one")
-        self.batch = parts[0] if len(parts) == 1 else Accumulated(parts)
+        self.batch = parts[0] if len(parts) == 1 else MicroBatches(parts)
         self._in_parts = len(parts) > 1  # of which the loss has to be the mean
 
     def __len__(self) -> int:

@@ -149,7 +149,7 @@ class WeightAverage(TensorCopies):
                 with _no_inference_mode():
                     weights.restore()
                     buffers.restore()
-                self._snapshots.release(weights)
+                weights.release()
 
     def get_extra_state(self) -> Tensor:
         """Return the count, and which buffers are the average's own, as a tensor for checkpoints."""
