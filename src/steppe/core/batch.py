@@ -83,9 +83,9 @@ class Batch:
         for start in range(0, len(self), size):
             yield self.take(slice(start, start + size))
 
-    def cut(self, size: int) -> list[Batch]:
-        """Return consecutive batches of nearly equal sizes, at most ``size``."""
-        count = math.ceil(len(self) / size)
+    def cut(self, count: int) -> list[Batch]:
+        """Return so many consecutive batches of nearly equal sizes, at most one for each sample."""
+        count = min(count, len(self))
         edges = [i * len(self) // count for i in range(count + 1)]
         return [self] if count < 2 else [self.take(slice(a, b)) for a, b in pairwise(edges)]
 

@@ -72,6 +72,7 @@ class Runtime:
         self._alone = type(self.parallel) is SingleProcess
         self.parallel.reshard()
         self.owners = param_groups.owners(self.net, self.params)
+        self._measure = vector.measure_of(self.params)
         self.callable_in_parts = model in (self.net, wrapper) and not isinstance(self.parallel, Sharded)
         self.rng = rng.generator(options.seed, "noise", self.parallel.noise_id, self.device)
         # a number drawn on a GPU would have to be waited for
@@ -111,73 +112,81 @@ class Runtime:
         """
         step = self.step_state
         if not self.untracked:
-            self._clean_rng = self._rng_states()
+            self._clean_rng = [g.get_state() for g in self._global_rngs]
         if step.first is None or self._in_grad is not None:
             self.clear()
         parts, whole = self.micro_batches(batch), self.weight(batch)
+        objective = objective or self.objective
+        if where is None and len(parts) == 1 and whole and self._alone:
+            out, logits = self._pass(parts[0], objective, 1.0), []
+        else:
+            out, logits = self._passes(parts, objective, whole, where)
+        # they stay in .grad until the next pass: an update with them need not assign them again
+        self._in_grad = grads = [p.grad for p in self.params]
+        if step.first is None:
+            step.first = out
+            if self.passes.steps <= user_loss.CHECKED_STEPS:
+                param_groups.require_dense(grads)
+                if len(parts) > 1 or len(batch) < step.size:
+                    user_loss.require_additive(self, batch, parts, logits or [out.logits])
+        if self.precision.scaler is not None:
+            grads = self.precision.unscaled(grads)
+        grads = vector.Measured(grads if where is None else vector.only(grads, where))
+        size = step.size if batch is step.batch else len(batch)
+        self.count(forward=work * size, backward=work * size)
+        self.check_finite(grads.norm(self._measure) if self._alone else vector.finite_check(grads), out.loss)
+        return out, grads
+
+    def _passes(
+        self, parts: Sequence[Batch], objective: Objective, whole: float, where: Sequence[bool] | None
+    ) -> tuple[StepOutput, list[Tensor]]:
+        """Make the passes of several parts, of several processes, or of some parameters only."""
         # a backward pass written in Python may use parameters unseen, so the first graph is whole and is inspected
         may = where is not None and self.callable_in_parts and not self._memo.get("graph", True)
-        off = [p for p, w in zip(self.params, where or (), strict=True) if not w] if may else ()
+        off = [p for p, w in zip(self.params, where or (), strict=True) if not w] if may else []
         losses, logits = [], []
         for part in parts:
-            weight = 1.0 if len(parts) == 1 and whole else self.options.weigh(part) / whole if whole else 0.0
-            with self._pass_context(off):
-                out = self._scaled_backward(part, objective or self.objective, weight, inspect=where is not None)
-            losses.append(out.loss.detach() if weight == 1 else out.loss.detach() * weight)
-            # logits that are a view of a weight would change with it at the next update
-            logits.append(out.logits.detach().clone() if out.logits._is_view() else out.logits.detach())
-        # they stay in .grad until the next pass: an update with them need not assign them again
-        self._in_grad = [p.grad for p in self.params]
-        if step.first is None and self.passes.steps <= user_loss.CHECKED_STEPS:
-            param_groups.require_dense(self._in_grad)
-            if len(parts) > 1 or len(batch) < step.size:
-                user_loss.require_additive(self, batch, parts, logits)
-        grads = self._in_grad if self.precision.scaler is None else self.precision.unscaled(self._in_grad)
-        grads = vector.Measured(grads if where is None else vector.only(grads, where))
-        self._count_batch(batch, work, work)
-        if len(parts) == 1:
-            joined = StepOutput(losses[0], logits[0])
-        else:
-            joined = StepOutput(torch.stack(losses).sum(), join_logits(logits))
-        step.first = step.first or joined
-        self.check_finite(vector.finite_check(grads, joined.loss.to(self.device)))
-        return joined, grads
+            weight = self.options.weigh(part) / whole if whole else 0.0
+            with self.parallel.no_sync(), param_groups.switched_off(off):
+                out = self._pass(part, objective, weight, inspect=where is not None)
+            losses.append(out.loss if weight == 1 else out.loss * weight)
+            logits.append(out.logits)
+        mean = losses[0] if len(parts) == 1 else torch.stack(losses).sum()
+        return StepOutput(mean, join_logits(logits)), logits
 
-    def _pass_context(self, off: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
-        """Return the context of a pass that computes no gradient for the parameters ``off``."""
-        if self._alone and not off:
-            return _NOTHING
-        stack = ExitStack()
-        stack.enter_context(self.parallel.no_sync())
-        stack.enter_context(param_groups.switched_off(off))
-        return stack
-
-    def _scaled_backward(self, part: Batch, objective: Objective, weight: float, inspect: bool) -> StepOutput:
-        """Make a forward and a backward pass; the part's loss counts ``weight``."""
-        with self._autocast():
+    def _pass(self, part: Batch, objective: Objective, weight: float, inspect: bool = False) -> StepOutput:
+        """Make a forward and a backward pass, whose loss counts ``weight``; return its output without graph."""
+        with self.precision.autocast() if self.precision.reduced else _NOTHING:
             out = objective(part)
-        if not out.loss.requires_grad:
-            user_loss.require_graph(out.loss)
+        loss, logits = out.loss, out.logits
+        if not loss.requires_grad:
+            user_loss.require_graph(loss)
         if inspect:
-            self.once("graph", partial(param_groups.has_custom_backward, out.loss))
-        if not weight and out.logits.requires_grad:
+            self.once("graph", partial(param_groups.has_custom_backward, loss))
+        scaled = loss
+        if not weight and logits.requires_grad:
             # a part that does not count, such as one without labels, whose mean is NaN
-            out = StepOutput(0.0 * out.logits.sum(), out.logits)
+            loss = scaled = 0.0 * logits.sum()
         factor = weight if self._alone else weight * self.parallel.loss_weight()
-        loss = out.loss if factor == 1 else out.loss * factor
+        if factor != 1:
+            scaled = loss * factor
         if self.precision.scaler is not None:
-            loss = self.precision.scaled(loss)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return out
+            scaled = self.precision.scaled(scaled)
+        scaled.backward()  # type: ignore[no-untyped-call]
+        # logits that are a view of a weight would change with it at the next update
+        return StepOutput(loss.detach(), logits.detach().clone() if logits._is_view() else logits.detach())
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return self.precision.autocast() if self.precision.reduced else _NOTHING
-
-    def check_finite(self, check: Tensor) -> None:
-        """Stop a step that is not finite: at once where one process may decide, else when it updates."""
+    def check_finite(self, *numbers: Tensor) -> None:
+        """Stop a step of numbers that are not finite: at once where a process may decide, else when it updates."""
+        if self._alone and self.parallel.checks_every_pass:
+            if not all(map(math.isfinite, numbers)):
+                raise NonFinite(self.step_state.output)
+            return
+        # what is not finite stays so in a sum
+        check = sum((n.to(self.device) for n in numbers[1:]), numbers[0].to(self.device))
         if not self.parallel.checks_every_pass:
             self.step_state.bad = self.step_state.bad | ~vector.all_finite(check)
-        elif not math.isfinite(check) if self._alone else self.parallel.any_non_finite(check):
+        elif self.parallel.any_non_finite(check):
             raise NonFinite(self.step_state.output)
 
     def shared(self, grads: Vec) -> Vec:
@@ -250,7 +259,8 @@ class Runtime:
                 with torch.no_grad():
                     vector.move(moved, by, times)
             if mask_seed is not None:
-                torch.manual_seed(mask_seed)
+                for generator in self._global_rngs:  # torch.manual_seed also formats a traceback for each backend
+                    generator.manual_seed(mask_seed)
             elif not clean:
                 self._set_rng_states(self._clean_rng)
         except BaseException:
@@ -324,10 +334,10 @@ class Runtime:
 
         Raises `NonFinite` as `grad` does.
         """
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self.precision.autocast():
             logits = [self.forward(part.x) for part in self.micro_batches(batch)]
-        self._count_batch(batch, 1.0, 0.0)
-        self.check_finite(vector.finite_check([*logits]).to(self.device))
+        self.count(forward=len(batch))
+        self.check_finite(vector.finite_check([*logits]))
         return logits
 
     def forward(self, x: Any) -> Tensor:
@@ -419,12 +429,15 @@ class Runtime:
         return batch.parts() if self.options.microbatch is None else self._cut(batch, len(batch))
 
     def _cut(self, batch: Batch, size: int) -> list[Batch]:
-        """Return micro-batches of nearly equal size: of a rest of one sample, BatchNorm has no variance."""
+        """Return micro-batches of nearly equal sizes: of a rest of one sample, BatchNorm has no variance.
+
+        Of a whole batch, shards have equally many on each process: all of them run each layer at the same time.
+        """
         largest = self.options.microbatch
-        if not isinstance(batch, MicroBatches) and (largest is None or size <= largest):
-            return [batch]
-        parts = batch.parts()
-        return parts if largest is None else [piece for part in parts for piece in part.cut(largest)]
+        if isinstance(batch, MicroBatches):
+            pieces = batch.parts()
+            return pieces if largest is None else [p for one in pieces for p in one.cut(-(-len(one) // largest))]
+        return [batch] if largest is None else batch.cut(self.parallel.most_parts(-(-size // largest)))
 
     def weight(self, batch: Batch) -> float:
         """Return what a batch counts in a mean: its samples, unless `bind` was given ``weigh``."""
@@ -438,10 +451,6 @@ class Runtime:
         self.passes.forward += forward / unit
         self.passes.backward += backward / unit
 
-    def _count_batch(self, batch: Batch, forward: float, backward: float) -> None:
-        size = self.step_state.size if batch is self.step_state.batch else len(batch)
-        self.count(forward=forward * size, backward=backward * size)
-
     def generators(self) -> dict[str, torch.Generator]:
         """Return the generators that resume needs, by name."""
         return {"noise": self.rng, "masks": self._mask_rng}
@@ -454,6 +463,7 @@ class Runtime:
             if not _same(params, self.params):
                 param_groups.refuse_complex(params)
                 self.params, self.owners, self._memo = params, param_groups.owners(self.net, params), {}
+                self._measure = vector.measure_of(params)
                 self.buffers = Buffers(*self._with_state)
         if self.passes.steps <= user_loss.CHECKED_STEPS:
             param_groups.refuse_accumulation_hooks(self.params)  # they may be added after the method is bound

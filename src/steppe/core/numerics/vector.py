@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._utils import _flatten_dense_tensors
 
 Vec = list[Tensor | None]
 
@@ -40,21 +39,31 @@ def any_sharded(tensors: Sequence[Tensor | None]) -> bool:
 class Measured(list[Tensor | None]):
     """A vector that remembers its norm, for as long as its tensors are the same ones and have not been written to.
 
-    A step needs the norm of a gradient to know that it is finite, and most methods need it again.
+    A step needs the norm of a gradient to know that it is finite, and most methods need it again. ``measure`` is
+    what `measure_of` returned for tensors of these shapes and types.
     """
 
-    def __init__(self, a: Vec):
-        super().__init__(a)
-        self._tensors: list[Tensor] | None = None
+    _state: tuple[list[Tensor | None], int] | None = None
 
-    def norm(self) -> Tensor:
+    def norm(self, measure: Callable[[list[Tensor]], Tensor] | None = None) -> Tensor:
         """Return the norm, measured only once."""
         tensors = present(self)
         writes = sum(map(_WRITES, tensors))  # it only grows
-        same = self._tensors is not None and len(tensors) == len(self._tensors) and writes == self._writes
-        if not (same and all(map(operator.is_, tensors, self._tensors or ()))):
-            self._tensors, self._writes, self._norm = tensors, writes, _norm(tensors)
+        if self._state is None or self._state[1] != writes or not all(map(operator.is_, self, self._state[0])):
+            self._norm = measure(tensors) if measure and len(tensors) == len(self) else _norm(tensors)
+            self._state = self[:], writes
         return self._norm
+
+
+def measure_of(like: Sequence[Tensor]) -> Callable[[list[Tensor]], Tensor]:
+    """Return the function that measures vectors of tensors like these: faster where all are small."""
+    kind = not any_sharded(like) and _WIDE.issuperset(map(_DTYPE, like)) and like[0].device.type == "cpu"
+    return _flat_norm if kind and max(map(Tensor.numel, like)) <= _SMALL else _norm
+
+
+def _flat_norm(tensors: list[Tensor]) -> Tensor:
+    whole: Tensor = torch.linalg.vector_norm(torch._C._nn.flatten_dense_tensors(tensors))
+    return whole
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,9 @@ def map_each(f: Callable[[Tensor], Tensor], a: Vec) -> Vec:
 
 def clone(a: Vec) -> Vec:
     """Return a copy in fresh storage."""
-    return map_each(lambda t: t.detach().clone(), a)
+    if any_sharded(a):
+        return map_each(lambda t: t.detach().clone(), a)
+    return scale(map_each(torch.Tensor.detach, a), 1.0)
 
 
 def norm(a: Vec) -> Tensor:
@@ -133,11 +144,12 @@ def _local_norm(tensors: list[Tensor]) -> Tensor:
     if tensors[0].device.type == "cpu":
         # to measure a small tensor takes longer than to join it to others
         small = [t.numel() <= _SMALL for t in tensors]
+        if all(small):
+            return _flat_norm(tensors)
         if any(small):
-            joined = _flatten_dense_tensors(list(compress(tensors, small)))
+            joined = torch._C._nn.flatten_dense_tensors(list(compress(tensors, small)))
             tensors = [*compress(tensors, map(operator.not_, small)), joined]
-    each = tensors if len(tensors) == 1 else [torch.stack(torch._foreach_norm(tensors))]
-    whole: Tensor = torch.linalg.vector_norm(each[0])
+    whole: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
     return whole
 
 
@@ -151,12 +163,9 @@ def dot(a: Vec, b: Vec) -> Tensor:
     return torch.stack(sums).sum()
 
 
-def finite_check(a: Vec, loss: Tensor | None = None) -> Tensor:
-    """Return a scalar that is finite only if all entries on this process, and the ``loss``, are."""
-    if any_sharded(a):
-        a = map_each(_local, a)
-    # what is not finite stays so in a sum
-    return norm(a) if loss is None else norm(a) + loss
+def finite_check(a: Vec) -> Tensor:
+    """Return a scalar that is finite only if all entries on this process are."""
+    return norm(map_each(_local, a) if any_sharded(a) else a)
 
 
 def all_finite(number: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class WeightAverage(TensorCopies):
             parts = rt.micro_batches(batch)
             outputs = [call_model(rt.net, inputs_for(rt.net, p), p.y if own else None) for p in parts]
             floats: Vec = [t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
-            rt.check_finite(vector.finite_check(floats).to(rt.device))
+            rt.check_finite(vector.finite_check(floats))
             rt.parallel.share_buffers(rt.net)
         rt.count(forward=len(batch))
 
