@@ -2,7 +2,7 @@
 
 ``steppe`` commands make glibc keep freed memory; a script that calls `bind` does not. With glibc's defaults freed
 activations may return to the kernel and are faulted in again, which depends on what lives above them in the heap.
-Each contestant therefore has a process of its own, and the processes take turns.
+Each contestant therefore has a process of its own, a new one in each repeat, and the processes take turns.
 """
 
 import resource
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks._isolated import isolated
 from benchmarks.small_steps import plain_pass, sam_by_hand, sgd
 from steppe import hardware, methods
-from steppe.bench.timing import TimingSpread, alternating, at_least_one, no_progress, per_step, spread
+from steppe.bench.timing import TimingSpread, at_least_one, no_progress, per_step, spread
 
 _DEPTH, _CHANNELS, _BATCH = 36, 16, 32
 REFERENCE = "two plain passes and an update"
@@ -46,24 +46,24 @@ def own_loop_cost(
 
 
 def _costs(keep: bool, size: int, steps: int, repeats: int, progress: Callable[[int], None]) -> list[OwnLoopCost]:
+    times: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
     faults: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
-    with ExitStack() as stack:
-        remote = {name: stack.enter_context(isolated(name, _remote, name, keep, size)) for name in CONTESTANTS}
-
-        def timed(name: str) -> float:
-            seconds, pages = remote[name](steps)
-            faults[name].append(pages)
-            return float(seconds)
-
-        for name in CONTESTANTS:
-            timed(name)
-        times = alternating({name: partial(timed, name) for name in CONTESTANTS}, repeats, progress)
+    for repeat in range(repeats):
+        with ExitStack() as stack:
+            remote = {n: stack.enter_context(isolated(n, _remote, n, keep, size)) for n in CONTESTANTS}
+            for measured in remote.values():
+                measured(2)  # warm up
+            for name in (*CONTESTANTS[repeat % 3 :], *CONTESTANTS[: repeat % 3]):
+                seconds, pages = remote[name](steps)
+                times[name].append(seconds)
+                faults[name].append(pages)
+        progress(repeat + 1)
     return [
         OwnLoopCost(
             name,
             "kept" if keep else "glibc's defaults",
             spread(times[name], times[REFERENCE]),
-            mean(faults[name][1:]),
+            mean(faults[name]),
             1000 * median(times[name]),
         )
         for name in CONTESTANTS
@@ -89,11 +89,7 @@ def network() -> nn.Sequential:
     """Return 36 convolutions of 16 channels."""
     torch.manual_seed(0)
     widths = [3, *[_CHANNELS] * _DEPTH]
-    layers = [
-        layer
-        for a, b in pairwise(widths)
-        for layer in (nn.Conv2d(a, b, 3, padding=1), nn.ReLU())
-    ]
+    layers = [layer for a, b in pairwise(widths) for layer in (nn.Conv2d(a, b, 3, padding=1), nn.ReLU())]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(_CHANNELS, 10))
 
 

@@ -80,15 +80,15 @@ def two_plain_by_hand(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None
 
 def sam_by_hand(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
     """Return SAM in foreach operations."""
-    optimizer, params = sgd(net), list(net.parameters())
+    optimizer, params = sgd(net), [p.detach() for p in net.parameters()]
 
     def step() -> None:
         plain_pass(net, x, y, optimizer)
         with torch.no_grad():
-            grads = [p.grad for p in params if p.grad is not None]
+            grads = [p.grad for p in net.parameters() if p.grad is not None]
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
             before = [p.clone() for p in params]
-            torch._foreach_add_(params, torch._foreach_mul(grads, _RHO / (norm + 1e-12)))
+            torch._foreach_add_(params, list(torch._foreach_mul(grads, _RHO / (norm + 1e-12))))
         plain_pass(net, x, y, optimizer)
         with torch.no_grad():
             torch._foreach_copy_(params, before)

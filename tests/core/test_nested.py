@@ -164,7 +164,7 @@ def test_a_batch_of_a_data_loader_is_a_pair():
     assert len(as_batch([[x, y], [x, y]]).parts()) == 2
 
 
-def test_a_list_of_micro_batches_is_shown_moved_and_compared():
+def test_a_list_of_micro_batches_is_shown_moved_and_compared(monkeypatch):
     batch = as_batch([((A[:3], B[:3]), Y[:3]), ((A[3:], B[3:]), Y[3:])])
     assert repr(batch).startswith("MicroBatches(pieces=[Batch(x=(tensor(")
     assert batch == batch != as_batch([(A, Y), (A, Y)])
@@ -176,7 +176,9 @@ def test_a_list_of_micro_batches_is_shown_moved_and_compared():
         dataclasses.replace(batch, y=Y)
     ragged = as_batch([(torch.zeros(2, 3), Y[:2]), (torch.ones(2, 5), Y[2:4])])
     assert "MicroBatches" in repr(ragged) and ragged == ragged
-    assert [part.x.shape[1] for part in ragged.pin_memory().parts()] == [3, 5] if torch.cuda.is_available() else True
+    assert (
+        [part.x.shape[1] for part in ragged.pin_memory().parts()] == [3, 5] if torch.cuda.is_available() else True
+    )
     rows = ragged.take(torch.tensor([3, 0, 1]))
     assert [part.x.tolist() for part in rows.parts()] == [[[1.0] * 5], [[0.0] * 3] * 2]
     assert torch.equal(rows.y, Y[[3, 0, 1]])

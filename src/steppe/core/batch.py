@@ -116,7 +116,8 @@ class Batch:
 class MicroBatches(Batch):
     """One batch in micro-batches, whose shapes may differ beyond the first dimension (padded text).
 
-    ``x``, ``y``, ``index`` and ``extra`` are those of the ``pieces``, joined; InputError is raised where shapes differ.
+    ``x``, ``y``, ``index`` and ``extra`` are those of the ``pieces``, joined; InputError is raised where shapes
+    differ.
     """
 
     x: Any = field(init=False, repr=False)
@@ -144,12 +145,12 @@ class MicroBatches(Batch):
         """Return the chosen rows in their order: a micro-batch for each run of rows of the same one."""
         numbers = torch.arange(len(self))[rows if isinstance(rows, slice) else rows.cpu()]
         ends = torch.tensor(list(map(len, self.pieces))).cumsum(0)
-        owners = torch.bucketize(numbers, ends, right=True)
-        _, runs = torch.unique_consecutive(owners, return_counts=True)
+        _, runs = torch.unique_consecutive(torch.bucketize(numbers, ends, right=True), return_counts=True)
         pieces = []
-        for chosen, owner in zip(numbers.split(runs.tolist()), owners.split(runs.tolist()), strict=True):
-            part = self.pieces[int(owner[0])]
-            first = int(ends[owner[0]]) - len(part)
+        for chosen in torch.split(numbers, runs.tolist()):
+            owner = int(torch.bucketize(chosen[0], ends, right=True))
+            part = self.pieces[owner]
+            first = int(ends[owner]) - len(part)
             whole = len(chosen) == len(part) and bool((chosen.diff() == 1).all())
             pieces.append(part if whole else part.take(chosen - first))
         return pieces[0] if len(pieces) == 1 else MicroBatches(pieces)
@@ -165,8 +166,26 @@ class MicroBatches(Batch):
         return None if name == "index" and any(v is None for v in values) else nested.join(values, sizes)
 
 
-for _name in ("x", "y", "index", "extra"):
-    setattr(MicroBatches, _name, property(lambda self, name=_name: self._joined(name)))
+def _joined(name: str) -> property:
+    return property(lambda self: self._joined(name))
+
+
+for _name in ("x", "y", "index", "extra"):  # not fields of its own: `dataclasses.replace` gives other pieces
+    setattr(MicroBatches, _name, _joined(_name))
+
+
+def micro_batches(batch: Batch, largest: int | None, most_parts: Callable[[int], int]) -> list[Batch]:
+    """Return a batch's parts of at most ``largest`` samples, of nearly equal sizes.
+
+    Equal, because BatchNorm has no variance of a rest of one sample; and equally many on each process of a sharded
+    model (``most_parts``), because all of them run each layer at the same time.
+    """
+    pieces = batch.parts()
+    if largest is None:
+        return pieces
+    if len(pieces) == 1:
+        return batch.cut(most_parts(math.ceil(len(batch) / largest)))
+    return [p for one in pieces for p in one.cut(math.ceil(len(one) / largest))]
 
 
 def as_batch(x: Any, y: Any = None) -> Batch:

@@ -7,8 +7,8 @@ a non-finite value anywhere stops the step on every process before it reaches th
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from operator import is_
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from steppe.core import param_groups, user_loss
 from steppe.core.amp import MixedPrecision, upcast_to_float32
-from steppe.core.batch import Batch, MicroBatches, join_logits
+from steppe.core.batch import Batch, join_logits, micro_batches
 from steppe.core.data_parallel import Sharded, SingleProcess, parallelism_of
 from steppe.core.model_call import call_model, extract_logits, extract_loss, unwrap_model
 from steppe.core.multi_network import MultiNetwork, member_of
@@ -26,7 +26,7 @@ from steppe.core.numerics import vector
 from steppe.core.numerics.vector import ScaledVector, Vec
 from steppe.core.schedules import ScheduleValue, TrainingProgress, value_at
 from steppe.core.state import rng
-from steppe.core.state.snapshot import Buffers, Snapshot, SnapshotPool, of_training
+from steppe.core.state.snapshot import Buffers, Elsewhere, SnapshotPool, of_training
 from steppe.core.state.weight_average import WeightAverage
 from steppe.core.step_state import BindOptions, LossFunction, NonFinite, Passes, StepOutput, StepState
 from steppe.errors import InputError
@@ -63,16 +63,14 @@ class Runtime:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, options: BindOptions):
         self.model, self.optimizer, self.options = model, optimizer, options
         self.net, wrapper = unwrap_model(model)
-        self.params = param_groups.trainable(optimizer)
         self._with_state = [self.net, *user_loss.modules_of(options.loss)]
+        self._inspect(param_groups.trainable(optimizer))
         param_groups.require_trainable(self._with_state, optimizer, self.params)
         self.device = self.params[0].device
         self.precision = MixedPrecision(options.precision, self.params[0], options.scaler)
         self.parallel = parallelism_of(self.net, wrapper, self.params, options.sync)
         self._alone = type(self.parallel) is SingleProcess
         self.parallel.reshard()
-        self.owners = param_groups.owners(self.net, self.params)
-        self._measure = vector.measure_of(self.params)
         self.callable_in_parts = model in (self.net, wrapper) and not isinstance(self.parallel, Sharded)
         self.rng = rng.generator(options.seed, "noise", self.parallel.noise_id, self.device)
         # a number drawn on a GPU would have to be waited for
@@ -81,14 +79,12 @@ class Runtime:
         self.relative_cost = 1.0  # of a pass of the model, in passes of one network
         self.objective: Objective = self.supervised  # until the step sets its method's
         self.untracked = False
-        self._memo: dict[Hashable, Any] = {}
         self._good = torch.zeros((), dtype=torch.bool, device=self.device)
         self._weight_snapshots, self._update_snapshots = SnapshotPool(), SnapshotPool()
-        self.buffers = Buffers(*self._with_state)
         self.step_state = StepState(self._good)
         self._in_grad: Vec | None = None  # the tensors that the last pass left in ``.grad``
         self._global_rngs = rng.global_generators(self.device)
-        self._clean_rng = self._rng_states()
+        self._clean_rng = [g.get_state() for g in self._global_rngs]
 
     def grad(
         self,
@@ -118,7 +114,8 @@ class Runtime:
         parts, whole = self.micro_batches(batch), self.weight(batch)
         objective = objective or self.objective
         if where is None and len(parts) == 1 and whole and self._alone:
-            out, logits = self._pass(parts[0], objective, 1.0), []
+            out = self._pass(parts[0], objective, 1.0)
+            logits = [out.logits]
         else:
             out, logits = self._passes(parts, objective, whole, where)
         # they stay in .grad until the next pass: an update with them need not assign them again
@@ -128,7 +125,7 @@ class Runtime:
             if self.passes.steps <= user_loss.CHECKED_STEPS:
                 param_groups.require_dense(grads)
                 if len(parts) > 1 or len(batch) < step.size:
-                    user_loss.require_additive(self, batch, parts, logits or [out.logits])
+                    user_loss.require_additive(self, batch, parts, logits)
         if self.precision.scaler is not None:
             grads = self.precision.unscaled(grads)
         grads = vector.Measured(grads if where is None else vector.only(grads, where))
@@ -216,7 +213,7 @@ class Runtime:
 
         Dropout masks are those of the last clean pass, or fresh ones from ``mask_seed`` (see `draw_mask_seed`).
         """
-        return _Elsewhere(self, None, mask_seed, clean=False)
+        return self._elsewhere((), lambda: None, mask_seed)
 
     def at(
         self, offset: Vec | ScaledVector, *, mask_seed: int | None = None, clean: bool = False
@@ -226,47 +223,39 @@ class Runtime:
         Buffers and RNG are restored too (see `preserve_state`), unless it is ``clean``: the only pass of its step,
         whose running statistics and random draws count.
         """
-        return _Elsewhere(self, offset, mask_seed, clean)
+        direction, by, times = vector.factors(offset)
+        moved = self.params
+        if len(by) < len(direction):
+            moved = [p for p, o in zip(self.params, direction, strict=True) if o is not None]
 
-    def _enter(self, offset: Vec | ScaledVector | None, mask_seed: int | None, clean: bool) -> Callable[[], None]:
-        """Be elsewhere; return the function that restores weights, buffers and RNG."""
-        snapshots: list[Snapshot] = []
-        states, outer = None if clean else self._rng_states(), self.untracked
+        def move() -> None:
+            self._reshard()
+            vector.move(moved, by, times)
 
-        def restore() -> None:
-            self.untracked = outer
-            if states is not None:
-                self._set_rng_states(states)
-            if offset is not None and not self._alone:
-                self.parallel.reshard()
-            for made in reversed(snapshots):
-                made.restore()
-                made.release()
+        if clean:
+            return Elsewhere(moved, move, leave=self._reshard, pool=self._weight_snapshots)
+        return self._elsewhere(moved, move, mask_seed)
 
-        if not clean:
-            if self.buffers:
-                snapshots.append(self.buffers.snapshot())
+    def _elsewhere(self, moved: Sequence[Tensor], move: Callable[[], None], mask_seed: int | None) -> Elsewhere:
+        outer = self.untracked
+
+        def change() -> None:
             self.untracked = True
-        try:
-            if offset is not None:
-                direction, by, times = vector.factors(offset)
-                moved = self.params
-                if len(by) < len(direction):
-                    moved = [p for p, o in zip(self.params, direction, strict=True) if o is not None]
-                snapshots.append(self._weight_snapshots.make(moved))
-                if not self._alone:
-                    self.parallel.reshard()
-                with torch.no_grad():
-                    vector.move(moved, by, times)
-            if mask_seed is not None:
-                for generator in self._global_rngs:  # torch.manual_seed also formats a traceback for each backend
-                    generator.manual_seed(mask_seed)
-            elif not clean:
-                self._set_rng_states(self._clean_rng)
-        except BaseException:
-            restore()
-            raise
-        return restore
+            for generator, state in zip(self._global_rngs, self._clean_rng, strict=True):
+                # torch.manual_seed also formats a traceback for each backend
+                generator.set_state(state) if mask_seed is None else generator.manual_seed(mask_seed)
+            move()
+
+        def leave() -> None:
+            self.untracked = outer
+            self._reshard()
+
+        pool, rngs = self._weight_snapshots, self._global_rngs
+        return Elsewhere(moved, change, buffers=self.buffers, generators=rngs, leave=leave, pool=pool)
+
+    def _reshard(self) -> None:
+        if not self._alone:
+            self.parallel.reshard()
 
     def apply(
         self,
@@ -295,19 +284,20 @@ class Runtime:
             grads, step.bad = self.parallel.mean(self.params, grads, counts, step.bad)
             if decoupled is not None:
                 decoupled, _ = self.parallel.mean(self.params, decoupled, counts, step.bad)
-        if not (self._alone and self.parallel.checks_every_pass) and self.parallel.should_skip_update(step.bad, more):
+        if not (self._alone and self.parallel.checks_every_pass) and self.parallel.should_skip_update(
+            step.bad, more
+        ):
             raise NonFinite(step.output)
         averaged = grads
         for transform in options.transforms:
             grads = transform(grads, self)
         if options.clip is not None:
-            clip = self._clipped
+            clip = partial(vector.clip, largest=options.clip)
             grads = vector.map_groups(clip, grads, self.member) if options.clip_each else clip(grads)
         if more and not step.updates_undone:
             step.updates_undone = True
             step.snapshots.append(of_training(self.params, self.optimizer, self._update_snapshots))
-        if not self._alone:
-            self.parallel.reshard()
+        self._reshard()
         for remaining in reversed(range(times)):
             # some optimizers write into the gradients that they get
             fresh = vector.clone(grads) if remaining or (more and grads is averaged) else grads
@@ -318,16 +308,11 @@ class Runtime:
             self.optimizer.step()
             self.passes.updates += 1
         if decoupled is not None:
+            own = [p for p, d in zip(self.params, decoupled, strict=True) if d is not None]
             lr = param_groups.per_group(self.optimizer, self.params, "lr", 0.0)
             with torch.no_grad():
-                for p, d in zip(self.params, vector.scale(decoupled, lr), strict=True):
-                    if d is not None:
-                        p.add_(d)
+                vector.move(own, vector.present(vector.scale(decoupled, lr)))
         self.clear()
-
-    def _clipped(self, grads: Vec) -> Vec:
-        assert self.options.clip is not None
-        return vector.scale(grads, (self.options.clip / (vector.norm(grads) + 1e-6)).clamp(max=1.0))
 
     def outputs(self, batch: Batch) -> list[Tensor]:
         """Return the logits of each micro-batch at the current weights, without a graph.
@@ -377,9 +362,9 @@ class Runtime:
         It may follow a schedule, and an optimizer's parameter group may have its own under the same name, unless
         the optimizer itself has a setting of that name. Raises InputError unless it is finite and at least 0.
         """
-        if isinstance(value, float) and 0 <= value < math.inf:
-            if not any(name in group for group in self.optimizer.param_groups):
-                return value
+        own = any(name in group for group in self.optimizer.param_groups)
+        if not own and isinstance(value, float) and 0 <= value < math.inf:
+            return value
         return param_groups.setting(self.optimizer, self.params, name, value_at(value, self.now))
 
     @property
@@ -394,21 +379,9 @@ class Runtime:
         """Return a seed for fresh dropout masks, from the step's own generator."""
         return int(torch.randint(2**62, (), generator=self._mask_rng, device=self._mask_rng.device))
 
-    @contextmanager
-    def rng_restored(self) -> Iterator[None]:
+    def rng_restored(self) -> AbstractContextManager[None]:
         """Restore the RNG on leaving, so that what follows sees the same masks."""
-        states = self._rng_states()
-        try:
-            yield
-        finally:
-            self._set_rng_states(states)
-
-    def _rng_states(self) -> list[Tensor]:
-        return [g.get_state() for g in self._global_rngs]
-
-    def _set_rng_states(self, states: list[Tensor]) -> None:
-        for generator, state in zip(self._global_rngs, states, strict=True):
-            generator.set_state(state)
+        return Elsewhere((), generators=self._global_rngs)
 
     @property
     def member(self) -> list[int]:
@@ -426,18 +399,7 @@ class Runtime:
         """Return the parts in which a batch goes through the model."""
         if batch is self.step_state.batch:
             return self.step_state.micro_batches
-        return batch.parts() if self.options.microbatch is None else self._cut(batch, len(batch))
-
-    def _cut(self, batch: Batch, size: int) -> list[Batch]:
-        """Return micro-batches of nearly equal sizes: of a rest of one sample, BatchNorm has no variance.
-
-        Of a whole batch, shards have equally many on each process: all of them run each layer at the same time.
-        """
-        largest = self.options.microbatch
-        if isinstance(batch, MicroBatches):
-            pieces = batch.parts()
-            return pieces if largest is None else [p for one in pieces for p in one.cut(-(-len(one) // largest))]
-        return [batch] if largest is None else batch.cut(self.parallel.most_parts(-(-size // largest)))
+        return micro_batches(batch, self.options.microbatch, self.parallel.most_parts)
 
     def weight(self, batch: Batch) -> float:
         """Return what a batch counts in a mean: its samples, unless `bind` was given ``weigh``."""
@@ -462,13 +424,11 @@ class Runtime:
             params = param_groups.trainable(self.optimizer)
             if not _same(params, self.params):
                 param_groups.refuse_complex(params)
-                self.params, self.owners, self._memo = params, param_groups.owners(self.net, params), {}
-                self._measure = vector.measure_of(params)
-                self.buffers = Buffers(*self._with_state)
+                self._inspect(params)
         if self.passes.steps <= user_loss.CHECKED_STEPS:
             param_groups.refuse_accumulation_hooks(self.params)  # they may be added after the method is bound
         size = len(batch)
-        parts = self._cut(batch, size)
+        parts = micro_batches(batch, self.options.microbatch, self.parallel.most_parts)
         weight = float(size) if self.options.weigh is len else float(sum(map(self.options.weigh, parts)))
         if not (self._alone and len(parts) == 1 and weight == size):
             user_loss.require_weights(self.options.weigh, parts, weight, self.parallel.size)
@@ -482,6 +442,12 @@ class Runtime:
             several, sample = self.net, next(parts[0].split(2))
             self.relative_cost = self.once("relative_cost", lambda: several.relative_cost(sample))
         self.passes.steps += 1
+
+    def _inspect(self, params: list[nn.Parameter]) -> None:
+        """Find out once what holds for these parameters and for the modules with buffers."""
+        self.params, self.owners = params, param_groups.owners(self.net, params)
+        self._measure, self._memo = vector.measure_of(params), dict[Hashable, Any]()
+        self.buffers = Buffers(*self._with_state)
 
     def restores(self, state: nn.Module) -> None:
         """Restore the statistics of a method's averages wherever the network's own are restored."""
@@ -516,18 +482,3 @@ class Runtime:
 
 def _same(a: Sequence[nn.Parameter], b: Sequence[nn.Parameter]) -> bool:
     return len(a) == len(b) and all(map(is_, a, b))
-
-
-class _Elsewhere:
-    """The context of `Runtime.at` and `Runtime.preserve_state`; entering and leaving it costs little."""
-
-    __slots__ = ("_arguments", "_restore", "_runtime")
-
-    def __init__(self, runtime: Runtime, offset: Vec | ScaledVector | None, mask_seed: int | None, clean: bool):
-        self._runtime, self._arguments = runtime, (offset, mask_seed, clean)
-
-    def __enter__(self) -> None:
-        self._restore = self._runtime._enter(*self._arguments)
-
-    def __exit__(self, *exception: object) -> None:
-        self._restore()

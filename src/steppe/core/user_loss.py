@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from steppe.core._nested import AmbiguousError
-from steppe.core.batch import MicroBatches, Batch, join_logits
+from steppe.core.batch import Batch, MicroBatches, join_logits
 from steppe.core.model_call import call_model, extract_loss
 from steppe.core.numerics.losses import per_sample
 from steppe.core.state import rng

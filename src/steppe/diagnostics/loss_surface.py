@@ -15,11 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from steppe.core import param_groups
 from steppe.core.amp import upcast_to_float32
-from steppe.core.batch import MicroBatches, Batch, as_batch
+from steppe.core.batch import Batch, MicroBatches, as_batch
 from steppe.core.model_call import call_model, extract_logits, extract_loss, unwrap_model
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
-from steppe.core.state.snapshot import evaluation_mode
+from steppe.core.state.snapshot import Elsewhere, evaluation_mode
 from steppe.core.user_loss import loss_value, modules_of, require_loss, require_mean
 from steppe.errors import InputError
 
@@ -144,7 +144,7 @@ class LossSurface:
     def at(self, offset: Vec) -> Iterator[None]:
         """Evaluate at ``w + offset`` within the context; then restore the weights bit for bit, in place."""
         moved = [(p, o) for p, o in zip(self.params, offset, strict=True) if o is not None]
-        with _restored([p for p, _ in moved]):
+        with torch.no_grad(), Elsewhere([p for p, _ in moved]):
             for p, o in moved:
                 p.add_(o)
             yield
@@ -156,7 +156,7 @@ class LossSurface:
         targets: list[tuple[Tensor, Tensor]] = [(named[k], b) for k, b in (buffers or {}).items()]
         if weights is not None:
             targets += [(p, w) for p, w in zip(self.params, weights, strict=True) if w is not None]
-        with _restored([t for t, _ in targets]):
+        with torch.no_grad(), Elsewhere([t for t, _ in targets]):
             for t, value in targets:
                 t.copy_(value)
             yield
@@ -171,7 +171,7 @@ class LossSurface:
         norms = [m for m in self.net.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         momenta = [m.momentum for m in norms]
         buffers = [b for m in norms for b in m.buffers(recurse=False)]
-        with _restored(buffers):
+        with torch.no_grad(), Elsewhere(buffers):
             try:
                 with self.evaluation_mode():
                     for m in norms:
@@ -201,18 +201,6 @@ class LossSurface:
     def evaluation_mode(self) -> AbstractContextManager[None]:
         """Return the context of evaluation mode, after which modes and buffers are restored."""
         return evaluation_mode(self.net, *modules_of(self.loss_fn))
-
-
-@contextmanager
-def _restored(tensors: list[Tensor]) -> Iterator[None]:
-    """Disable gradients; then restore the tensors bit for bit, in place."""
-    with torch.no_grad():
-        saved = [t.detach().clone() for t in tensors]
-        try:
-            yield
-        finally:
-            for t, before in zip(tensors, saved, strict=True):
-                t.copy_(before)
 
 
 @contextmanager

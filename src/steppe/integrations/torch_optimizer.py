@@ -139,7 +139,7 @@ class SAMOptimizer(torch.optim.Optimizer):
             rho = radii if len(set(radii)) > 1 else radii[0]
             offset = scaled_perturbation([p.grad for p in params], rho, scale)
             if isinstance(offset, vector.ScaledVector):
-                vector.move(params, vector.present(offset.direction), offset.times)  # type: ignore[arg-type]
+                vector.move(params, vector.present(offset.direction), offset.times)
             else:
                 vector.move(params, vector.present(offset))
         if zero_grad:

@@ -222,10 +222,8 @@ def map_groups(f: Callable[[Vec], Vec], a: Vec, group: Sequence[int]) -> Vec:
     return [next((t for t in each if t is not None), None) for each in zip(*parts, strict=True)]
 
 
-def move(
-    tensors: Sequence[Tensor], by: Sequence[Tensor], times: Tensor | list[Tensor] | None = None
-) -> None:
-    """Add to each tensor in place ``by``, or ``times`` as much (see `ScaledVector`), where no graph is recorded."""
+def move(tensors: Sequence[Tensor], by: Sequence[Tensor], times: Any = None) -> None:
+    """Add to each tensor in place ``by``, or ``times`` as much (see `ScaledVector`); no graph is recorded."""
     if not tensors:
         return
     if any_sharded(tensors):
@@ -247,6 +245,11 @@ def lerp(a: Vec, b: Vec, weight: float) -> Vec:
 def each_unit(a: Vec, eps: float = 1e-12) -> Vec:
     """Return each tensor at length 1, zero where it is zero."""
     return map_each(lambda t: t / (norm([t]) + eps), a)
+
+
+def clip(a: Vec, largest: float) -> Vec:
+    """Return ``a`` at a norm of at most ``largest``."""
+    return scale(a, (largest / (norm(a) + 1e-6)).clamp(max=1.0))
 
 
 def times(a: Vec, b: Vec) -> Vec:

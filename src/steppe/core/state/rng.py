@@ -16,7 +16,7 @@ def global_generators(device: torch.device) -> list[torch.Generator]:
     """Return the generators that a pass on ``device`` draws from."""
     if device.type != "cuda":
         return [torch.default_generator]
-    torch.cuda.init()
+    torch.cuda.init()  # type: ignore[no-untyped-call]
     index = torch.cuda.current_device() if device.index is None else device.index
     return [torch.default_generator, torch.cuda.default_generators[index]]
 

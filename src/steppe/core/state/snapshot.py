@@ -7,7 +7,7 @@ Values are copied back into the tensors' own storage: adding and subtracting an 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter, is_
 from typing import Any
@@ -30,7 +30,7 @@ class Snapshot:
     another shape or type (a table that has grown) is not put back: the module counts on the new one.
     """
 
-    def __init__(self, tensors: list[Tensor], pool: SnapshotPool | None = None):
+    def __init__(self, tensors: Sequence[Tensor], pool: SnapshotPool | None = None):
         self.tensors, self.kinds, self._pool = tensors, list(map(_KIND, tensors)), pool
         with torch.no_grad():
             values = [torch.empty_like(t, requires_grad=False) for t in tensors]
@@ -71,7 +71,7 @@ class SnapshotPool:
     def __init__(self) -> None:
         self.free: list[Snapshot] = []
 
-    def make(self, tensors: list[Tensor]) -> Snapshot:
+    def make(self, tensors: Sequence[Tensor]) -> Snapshot:
         """Return a snapshot of the tensors."""
         old = self.free.pop() if self.free else None
         # a tensor that is the same may have other data
@@ -109,14 +109,45 @@ def of_training(params: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
     return made
 
 
-@contextmanager
-def restored(tensors: list[Tensor], buffers: Buffers | None = None, pool: SnapshotPool | None = None) -> Iterator[None]:
-    """Have other values for a while: on leaving, tensors and buffers are bit for bit what they were."""
-    snapshots = [(pool or SnapshotPool()).make(tensors), *([buffers.snapshot()] if buffers else [])]
-    try:
-        yield
-    finally:
-        for made in snapshots:
+class Elsewhere:
+    """The context of other weights for a while: on leaving, also by an exception, all is bitwise what it was.
+
+    Restored are ``tensors``, ``buffers`` and the states of ``generators``. ``change`` is called, without gradients,
+    after they were saved, and ``leave`` before they are restored.
+    """
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        change: Callable[[], object] | None = None,
+        *,
+        buffers: Buffers | None = None,
+        generators: Sequence[torch.Generator] = (),
+        leave: Callable[[], object] | None = None,
+        pool: SnapshotPool | None = None,
+    ):
+        self._tensors, self._buffers, self._generators, self._pool = tensors, buffers, generators, pool
+        self._change, self._leave = change, leave
+
+    def __enter__(self) -> None:
+        self._states = [g.get_state() for g in self._generators]
+        self._snapshots = [self._buffers.snapshot()] if self._buffers else []
+        try:
+            if self._tensors:
+                self._snapshots.append((self._pool or SnapshotPool()).make(self._tensors))
+            if self._change is not None:
+                with torch.no_grad():
+                    self._change()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *exception: object) -> None:
+        if self._leave is not None:
+            self._leave()
+        for generator, state in zip(self._generators, self._states, strict=True):
+            generator.set_state(state)
+        for made in reversed(self._snapshots):
             made.restore()
             made.release()
 
@@ -125,7 +156,7 @@ def restored(tensors: list[Tensor], buffers: Buffers | None = None, pool: Snapsh
 def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
     """Switch modules to evaluation mode; then restore every mode, and the buffers that passes changed."""
     training = [m for net in modules for m in net.modules() if m.training]
-    with restored([], Buffers(*modules)):
+    with Elsewhere([], buffers=Buffers(*modules)):
         try:
             for m in training:
                 m.training = False
