@@ -1,9 +1,8 @@
 """What a method may do: take a gradient, evaluate at other weights, apply an update.
 
-Rules that this file keeps, so that no method can break them: weights are restored by copy into the same storage;
-running statistics and the RNG advance in the clean pass only; noise comes from the step's own generators;
-gradients are averaged over micro-batches and processes exactly, and never carry a loss scale; passes are counted;
-a non-finite value anywhere stops the step on every process before it reaches the weights.
+No method can break these rules: weights are restored by copy; running statistics and the RNG advance in the clean
+pass only; noise comes from the step's own generators; gradients are exact means over micro-batches and processes,
+without a loss scale; passes are counted; a non-finite value stops the step before it reaches the weights.
 """
 
 import math
@@ -21,7 +20,7 @@ from steppe.core.amp import MixedPrecision, upcast_to_float32
 from steppe.core.batch import Batch, join_logits, micro_batches
 from steppe.core.data_parallel import Sharded, SingleProcess, parallelism_of
 from steppe.core.model_call import call_model, extract_logits, extract_loss, unwrap_model
-from steppe.core.multi_network import MultiNetwork, member_of
+from steppe.core.multi_network import member_of
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import ScaledVector, Vec
 from steppe.core.schedules import ScheduleValue, TrainingProgress, value_at
@@ -32,9 +31,9 @@ from steppe.core.step_state import BindOptions, LossFunction, NonFinite, Passes,
 from steppe.errors import InputError
 
 __all__ = ["BindOptions", "LossFunction", "Objective", "Passes", "Runtime", "StepOutput"]
-
 T = TypeVar("T")
 Objective = Callable[[Batch], StepOutput]
+Mask = Sequence[bool] | None
 _NOTHING = nullcontext()
 _WIDE = (torch.float32, torch.float64)
 
@@ -64,43 +63,38 @@ class Runtime:
         self.model, self.optimizer, self.options = model, optimizer, options
         self.net, wrapper = unwrap_model(model)
         self._with_state = [self.net, *user_loss.modules_of(options.loss)]
-        self._inspect(param_groups.trainable(optimizer))
-        param_groups.require_trainable(self._with_state, optimizer, self.params)
+        self.params: list[nn.Parameter] = []
+        param_groups.require_trainable(self._with_state, optimizer, param_groups.trainable(optimizer))
+        self.inspect(param_groups.trainable(optimizer))
         self.device = self.params[0].device
         self.precision = MixedPrecision(options.precision, self.params[0], options.scaler)
         self.parallel = parallelism_of(self.net, wrapper, self.params, options.sync)
-        self._alone = type(self.parallel) is SingleProcess
+        self.alone = type(self.parallel) is SingleProcess  # one process with the whole model
         self.parallel.reshard()
         self.callable_in_parts = model in (self.net, wrapper) and not isinstance(self.parallel, Sharded)
         self.rng = rng.generator(options.seed, "noise", self.parallel.noise_id, self.device)
         # a number drawn on a GPU would have to be waited for
-        self._mask_rng = rng.generator(options.seed, "masks", self.parallel.rank, torch.device("cpu"))
+        masks = rng.generator(options.seed, "masks", self.parallel.rank, torch.device("cpu"))
+        self.generators = {"noise": self.rng, "masks": masks}
         self.passes = Passes()
         self.relative_cost = 1.0  # of a pass of the model, in passes of one network
         self.objective: Objective = self.supervised  # until the step sets its method's
         self.untracked = False
-        self._good = torch.zeros((), dtype=torch.bool, device=self.device)
+        self.good = torch.zeros((), dtype=torch.bool, device=self.device)
         self._weight_snapshots, self._update_snapshots = SnapshotPool(), SnapshotPool()
-        self.step_state = StepState(self._good)
+        self.step_state = StepState(self.good)
         self._in_grad: Vec | None = None  # the tensors that the last pass left in ``.grad``
         self._global_rngs = rng.global_generators(self.device)
         self._clean_rng = [g.get_state() for g in self._global_rngs]
 
     def grad(
-        self,
-        batch: Batch,
-        objective: Objective | None = None,
-        *,
-        work: float = 1.0,
-        where: Sequence[bool] | None = None,
+        self, batch: Batch, objective: Objective | None = None, *, work: float = 1.0, where: Mask = None
     ) -> tuple[StepOutput, Vec]:
-        """Return the output and the mean gradient of ``objective`` over ``batch`` at the current weights.
+        """Return the output and the mean gradient of ``objective`` (the method's) over ``batch`` at the weights.
 
-        The method's own objective is the default.
-
-        The batch goes through in micro-batches if the step has them; the result is their exact mean. Under
-        DDP it is this process's mean, see `shared` and `apply`. The gradients are the caller's own. ``work``
-        is the pass's cost in whole passes, for objectives that run part of the network more than once.
+        The result is the exact mean over the step's micro-batches. Under DDP it is this process's mean, see
+        `shared` and `apply`. The gradients are the caller's own. ``work`` is the pass's cost in whole passes, for
+        objectives that run part of the network more than once.
         ``where`` restricts the gradient to some parameters, which saves the others' part of the backward pass
         wherever that is possible (not in compiled or sharded models); it is counted as whole all the same.
 
@@ -111,9 +105,8 @@ class Runtime:
             self._clean_rng = [g.get_state() for g in self._global_rngs]
         if step.first is None or self._in_grad is not None:
             self.clear()
-        parts, whole = self.micro_batches(batch), self.weight(batch)
-        objective = objective or self.objective
-        if where is None and len(parts) == 1 and whole and self._alone:
+        parts, whole, objective = self.micro_batches(batch), self.weight(batch), objective or self.objective
+        if where is None and len(parts) == 1 and whole and self.alone:
             out = self._pass(parts[0], objective, 1.0)
             logits = [out.logits]
         else:
@@ -131,11 +124,11 @@ class Runtime:
         grads = vector.Measured(grads if where is None else vector.only(grads, where))
         size = step.size if batch is step.batch else len(batch)
         self.count(forward=work * size, backward=work * size)
-        self.check_finite(grads.norm(self._measure) if self._alone else vector.finite_check(grads), out.loss)
+        self.check_finite(grads.norm(self._measure) if self.alone else vector.finite_check(grads), out.loss)
         return out, grads
 
     def _passes(
-        self, parts: Sequence[Batch], objective: Objective, whole: float, where: Sequence[bool] | None
+        self, parts: Sequence[Batch], objective: Objective, whole: float, where: Mask
     ) -> tuple[StepOutput, list[Tensor]]:
         """Make the passes of several parts, of several processes, or of some parameters only."""
         # a backward pass written in Python may use parameters unseen, so the first graph is whole and is inspected
@@ -164,7 +157,7 @@ class Runtime:
         if not weight and logits.requires_grad:
             # a part that does not count, such as one without labels, whose mean is NaN
             loss = scaled = 0.0 * logits.sum()
-        factor = weight if self._alone else weight * self.parallel.loss_weight()
+        factor = weight if self.alone else weight * self.parallel.loss_weight()
         if factor != 1:
             scaled = loss * factor
         if self.precision.scaler is not None:
@@ -175,7 +168,7 @@ class Runtime:
 
     def check_finite(self, *numbers: Tensor) -> None:
         """Stop a step of numbers that are not finite: at once where a process may decide, else when it updates."""
-        if self._alone and self.parallel.checks_every_pass:
+        if self.alone and self.parallel.checks_every_pass:
             if not all(map(math.isfinite, numbers)):
                 raise NonFinite(self.step_state.output)
             return
@@ -187,12 +180,9 @@ class Runtime:
             raise NonFinite(self.step_state.output)
 
     def shared(self, grads: Vec) -> Vec:
-        """Return the mean of ``grads`` over the processes that share a perturbation (``sync``).
-
-        One process, or ``sync='local'``, sends nothing and returns them as they are.
-        """
+        """Return the mean of ``grads`` over the processes that share a perturbation (``sync``), if several do."""
         step = self.step_state
-        if self._alone or step.group is not None:
+        if self.alone or step.group is not None:
             return grads
         means, step.bad = self.parallel.group_mean(self.params, grads, step.weight, step.bad)
         return means
@@ -237,10 +227,11 @@ class Runtime:
         return self._elsewhere(moved, move, mask_seed)
 
     def _elsewhere(self, moved: Sequence[Tensor], move: Callable[[], None], mask_seed: int | None) -> Elsewhere:
-        outer = self.untracked
+        outer = False
 
         def change() -> None:
-            self.untracked = True
+            nonlocal outer
+            outer, self.untracked = self.untracked, True
             for generator, state in zip(self._global_rngs, self._clean_rng, strict=True):
                 # torch.manual_seed also formats a traceback for each backend
                 generator.set_state(state) if mask_seed is None else generator.manual_seed(mask_seed)
@@ -254,7 +245,7 @@ class Runtime:
         return Elsewhere(moved, change, buffers=self.buffers, generators=rngs, leave=leave, pool=pool)
 
     def _reshard(self) -> None:
-        if not self._alone:
+        if not self.alone:
             self.parallel.reshard()
 
     def apply(
@@ -279,14 +270,13 @@ class Runtime:
         if step.group is not None:
             step.group.collect(grads, decoupled, one=times == 1 and not more)
             return
-        if not self._alone:
+        if not self.alone:
             counts = step.weight if weight is None else weight
             grads, step.bad = self.parallel.mean(self.params, grads, counts, step.bad)
             if decoupled is not None:
                 decoupled, _ = self.parallel.mean(self.params, decoupled, counts, step.bad)
-        if not (self._alone and self.parallel.checks_every_pass) and self.parallel.should_skip_update(
-            step.bad, more
-        ):
+        checked = self.alone and self.parallel.checks_every_pass
+        if not checked and self.parallel.should_skip_update(step.bad, more):
             raise NonFinite(step.output)
         averaged = grads
         for transform in options.transforms:
@@ -345,9 +335,8 @@ class Runtime:
         if not (isinstance(y, Tensor) and callable(loss)):
             return user_loss.loss_value(loss, z, y)
         value = loss(z, y)
-        if isinstance(value, Tensor) and value.dim() == 0 and value.requires_grad and value.dtype in _WIDE:
-            return value
-        return user_loss.loss_value(lambda *_: value, z, y)
+        usual = isinstance(value, Tensor) and value.dim() == 0 and value.requires_grad and value.dtype in _WIDE
+        return value if usual else user_loss.loss_value(lambda *_: value, z, y)
 
     def losses(self, outputs: Any, batch: Batch) -> Tensor:
         """Return what each sample (B,) adds to the loss, from logits of the batch or its micro-batches."""
@@ -377,7 +366,7 @@ class Runtime:
 
     def draw_mask_seed(self) -> int:
         """Return a seed for fresh dropout masks, from the step's own generator."""
-        return int(torch.randint(2**62, (), generator=self._mask_rng, device=self._mask_rng.device))
+        return int(torch.randint(2**62, (), generator=self.generators["masks"]))
 
     def rng_restored(self) -> AbstractContextManager[None]:
         """Restore the RNG on leaving, so that what follows sees the same masks."""
@@ -390,9 +379,7 @@ class Runtime:
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what ``make`` returned the first time: for facts about the network that do not change."""
-        if key not in self._memo:
-            self._memo[key] = make()
-        value: T = self._memo[key]
+        value: T = self._memo[key] if key in self._memo else self._memo.setdefault(key, make())
         return value
 
     def micro_batches(self, batch: Batch) -> Sequence[Batch]:
@@ -413,72 +400,21 @@ class Runtime:
         self.passes.forward += forward / unit
         self.passes.backward += backward / unit
 
-    def generators(self) -> dict[str, torch.Generator]:
-        """Return the generators that resume needs, by name."""
-        return {"noise": self.rng, "masks": self._mask_rng}
-
-    def begin(self, batch: Batch) -> None:
-        """Start a step on this batch."""
-        listed = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
-        if not _same(listed, self.params):
-            params = param_groups.trainable(self.optimizer)
-            if not _same(params, self.params):
-                param_groups.refuse_complex(params)
-                self._inspect(params)
-        if self.passes.steps <= user_loss.CHECKED_STEPS:
-            param_groups.refuse_accumulation_hooks(self.params)  # they may be added after the method is bound
-        size = len(batch)
-        parts = micro_batches(batch, self.options.microbatch, self.parallel.most_parts)
-        weight = float(size) if self.options.weigh is len else float(sum(map(self.options.weigh, parts)))
-        if not (self._alone and len(parts) == 1 and weight == size):
-            user_loss.require_weights(self.options.weigh, parts, weight, self.parallel.size)
-        self.step_state = step = StepState(self._good, batch, parts, weight, size)
-        if self.buffers:
-            step.snapshots.append(self.buffers.snapshot())
-        if not self._alone:
-            self.parallel.begin(weight, len(parts))
-            self.parallel.reshard()
-        if isinstance(self.net, MultiNetwork):
-            several, sample = self.net, next(parts[0].split(2))
-            self.relative_cost = self.once("relative_cost", lambda: several.relative_cost(sample))
-        self.passes.steps += 1
-
-    def _inspect(self, params: list[nn.Parameter]) -> None:
+    def inspect(self, params: list[nn.Parameter]) -> None:
         """Find out once what holds for these parameters and for the modules with buffers."""
-        self.params, self.owners = params, param_groups.owners(self.net, params)
-        self._measure, self._memo = vector.measure_of(params), dict[Hashable, Any]()
-        self.buffers = Buffers(*self._with_state)
+        if not param_groups.same(params, self.params):
+            param_groups.refuse_complex(params)
+            self.params, self.owners = params, param_groups.owners(self.net, params)
+            self._measure, self._memo = vector.measure_of(params), dict[Hashable, Any]()
+            self.buffers = Buffers(*self._with_state)
 
     def restores(self, state: nn.Module) -> None:
         """Restore the statistics of a method's averages wherever the network's own are restored."""
         self._with_state += [m.statistics for m in state.modules() if isinstance(m, WeightAverage)]
         self.buffers = Buffers(*self._with_state)
 
-    def roll_back(self) -> None:
-        """Restore weights, optimizer and buffers as they were when the step began."""
-        for made in reversed(self.step_state.snapshots):
-            made.restore()
-        self.clear()
-
-    def end(self, *, skipped: bool) -> None:
-        """End the step, for the loss scale and on all processes."""
-        if self._in_grad is not None:
-            self.clear()
-        step = self.step_state
-        for made in step.snapshots:
-            made.release()
-        step.snapshots, step.batch, step.micro_batches = [], None, ()
-        if self.precision.scaler is not None:
-            self.precision.record(finite=not skipped)
-        if not self._alone:
-            self.parallel.share_buffers(self.net)
-
     def clear(self) -> None:
-        """Set every gradient to None."""
+        """Set every gradient to None, those of the last pass included."""
         for p in self.params:
             p.grad = None
         self._in_grad = None
-
-
-def _same(a: Sequence[nn.Parameter], b: Sequence[nn.Parameter]) -> bool:
-    return len(a) == len(b) and all(map(is_, a, b))

@@ -110,10 +110,10 @@ def of_training(params: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
 
 
 class Elsewhere:
-    """The context of other weights for a while: on leaving, also by an exception, all is bitwise what it was.
+    """The context of other weights for a while: what it changed is restored bit for bit on leaving.
 
-    Restored are ``tensors``, ``buffers`` and the states of ``generators``. ``change`` is called, without gradients,
-    after they were saved, and ``leave`` before they are restored.
+    It restores ``tensors``, ``buffers`` and the states of ``generators``. ``change`` is called after they were
+    saved, without gradients, and ``leave`` before they are restored.
     """
 
     def __init__(
