@@ -133,16 +133,16 @@ class Step:
 
     def _roll_back(self) -> None:
         """Restore weights, optimizer and buffers as they were when the step began."""
-        for made in reversed(self.runtime.step_state.snapshots):
-            made.restore()
+        for snapshot in reversed(self.runtime.step_state.snapshots):
+            snapshot.restore()
         self.runtime.clear()
 
     def _end(self, *, skipped: bool) -> None:
         """Release the batch and the snapshots; end the step for the loss scale and on all processes."""
         rt, step = self.runtime, self.runtime.step_state
         rt.clear()
-        for made in step.snapshots:
-            made.release()
+        for snapshot in step.snapshots:
+            snapshot.release()
         step.snapshots, step.batch, step.micro_batches = [], None, ()
         if rt.precision.scaler is not None:
             rt.precision.record(finite=not skipped)

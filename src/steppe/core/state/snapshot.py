@@ -23,7 +23,7 @@ _ATOMIC = frozenset((float, int, bool, str, type(None)))
 
 
 class Snapshot:
-    """The values that tensors had when it was made, and what dictionaries held.
+    """The values that tensors had when it was snapshot, and what dictionaries held.
 
     ``entries`` are the dictionaries and what they held. What a module assigned anew (``self.count =
     self.count + 1``) is the old tensor again after `restore`. With ``grown`` a tensor that was replaced by one of
@@ -94,9 +94,9 @@ class Buffers:
 
     def snapshot(self) -> Snapshot:
         """Return a snapshot of the values, and of which module has which tensor."""
-        made = self._pool.make([t for named in self._named for t in named.values() if t is not None])
-        made.entries, made.grown = [(named, dict(named)) for named in self._named], True
-        return made
+        snapshot = self._pool.make([t for named in self._named for t in named.values() if t is not None])
+        snapshot.entries, snapshot.grown = [(named, dict(named)) for named in self._named], True
+        return snapshot
 
 
 def of_training(params: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, pool: SnapshotPool) -> Snapshot:
@@ -104,9 +104,9 @@ def of_training(params: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
     state: list[Entries] = list(optimizer.state.values())
     entries = [(live, _copied(live)) for live in (*state, *optimizer.param_groups)]
     tensors = [v for _, before in entries for v in before.values() if isinstance(v, Tensor)]
-    made = pool.make([*params, *tensors])
-    made.entries, made.grown = [(optimizer.state, dict(optimizer.state)), *entries], False
-    return made
+    snapshot = pool.make([*params, *tensors])
+    snapshot.entries, snapshot.grown = [(optimizer.state, dict(optimizer.state)), *entries], False
+    return snapshot
 
 
 class Elsewhere:
@@ -147,9 +147,9 @@ class Elsewhere:
             self._leave()
         for generator, state in zip(self._generators, self._states, strict=True):
             generator.set_state(state)
-        for made in reversed(self._snapshots):
-            made.restore()
-            made.release()
+        for snapshot in reversed(self._snapshots):
+            snapshot.restore()
+            snapshot.release()
 
 
 @contextmanager
