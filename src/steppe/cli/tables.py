@@ -39,7 +39,13 @@ def costs(rows: Sequence[StepCost]) -> str:
                     f"{c.floor:.3f}",
                     f"{100 * (c.over_floor - 1):+.1f}%",
                 ),
-                *(default, overhead, f"{c.memory:.2f}", f"{c.milliseconds:.1f}"),
+                *(
+                    f"{100 * (c.over_floor - 1):+.1f}%",
+                    default,
+                    overhead,
+                    f"{c.memory:.2f}",
+                    f"{c.milliseconds:.1f}",
+                ),
             )
         )
     return (

@@ -23,7 +23,7 @@ _ATOMIC = frozenset((float, int, bool, str, type(None)))
 
 
 class Snapshot:
-    """The values that tensors had when it was snapshot, and what dictionaries held.
+    """The values that tensors had when it was taken, and what dictionaries held.
 
     ``entries`` are the dictionaries and what they held. What a module assigned anew (``self.count =
     self.count + 1``) is the old tensor again after `restore`. With ``grown`` a tensor that was replaced by one of
