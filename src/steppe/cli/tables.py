@@ -37,7 +37,6 @@ def costs(rows: Sequence[StepCost]) -> str:
                     f"{c.ratio:.3f}",
                     spread,
                     f"{c.floor:.3f}",
-                    f"{100 * (c.over_floor - 1):+.1f}%",
                 ),
                 *(
                     f"{100 * (c.over_floor - 1):+.1f}%",
