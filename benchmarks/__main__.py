@@ -6,6 +6,9 @@ python -m benchmarks models simple-cnn resnet32  a plain step of each network
 python -m benchmarks end-to-end --model resnet18 from images to weights, next to PyTorch's loop
 python -m benchmarks settings --batch 512        our settings on a CPU, next to PyTorch's
 python -m benchmarks store top:32                memory of SAF's logit bank, and its compression
+python -m benchmarks overhead                    steps on a trivial network, over loops written by hand
+python -m benchmarks path plain sam              files, functions and calls of the package in one step
+python -m benchmarks own-loop --size 16          SAM without our memory setting, over two plain passes
 python -m benchmarks scaling                     exponents in parameters, tensors, data, classes, runs
 """
 
@@ -17,7 +20,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks import _tables, augmentation, cpu_settings, logit_bank, models, param_ops, pipeline, scaling
+from benchmarks import (
+    _tables,
+    augmentation,
+    cpu_settings,
+    logit_bank,
+    models,
+    own_loop,
+    param_ops,
+    pipeline,
+    scaling,
+    small_steps,
+    step_path,
+)
 from benchmarks._isolated import Setup
 from steppe import hardware
 from steppe.errors import InputError
@@ -30,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a benchmark and print its table or JSON; return the exit code: 0, or 2 for bad input."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(argv)
-    hardware.keep_freed_memory()
+    if options.kind != "own-loop":  # which starts processes of its own
+        hardware.keep_freed_memory()
     try:
         results, table = _KINDS[options.kind](options, _show_progress)
     except InputError as error:
@@ -123,6 +139,22 @@ def _store(options: Namespace, progress: Progress) -> Results:
     return costs, _tables.stores(costs)
 
 
+def _overhead(options: Namespace, progress: Progress) -> Results:
+    names = options.names or tuple(small_steps.BY_HAND)
+    costs = small_steps.small_steps_cost(names, **_timing(options, progress))
+    return costs, _tables.small_steps(costs)
+
+
+def _path(options: Namespace, progress: Progress) -> Results:
+    paths = step_path.step_paths(options.names or tuple(small_steps.BY_HAND))
+    return paths, _tables.step_paths(paths)
+
+
+def _own_loop(options: Namespace, progress: Progress) -> Results:
+    costs = own_loop.own_loop_cost(size=options.size, **_timing(options, progress))
+    return costs, _tables.own_loop(costs)
+
+
 def _scaling(options: Namespace, progress: Progress) -> Results:
     axes = options.names or scaling.AXES
     growth = scaling.scaling(axes, steps=options.steps, repeats=options.repeats, progress=progress)
@@ -136,6 +168,9 @@ _KINDS: dict[str, Callable[[Namespace, Progress], Results]] = {
     "end-to-end": _end_to_end,
     "settings": _settings,
     "store": _store,
+    "overhead": _overhead,
+    "path": _path,
+    "own-loop": _own_loop,
     "scaling": _scaling,
 }
 

@@ -8,9 +8,12 @@ from benchmarks.augmentation import DataCost
 from benchmarks.cpu_settings import SettingCost
 from benchmarks.logit_bank import StoreCost
 from benchmarks.models import ModelCost
+from benchmarks.own_loop import OwnLoopCost
 from benchmarks.param_ops import ParamsCost
 from benchmarks.pipeline import EndToEndCost
 from benchmarks.scaling import Growth
+from benchmarks.small_steps import SmallStepCost
+from benchmarks.step_path import StepPath
 from steppe.bench.timing import TimingSpread
 from steppe.cli.tables import aligned
 
@@ -69,6 +72,28 @@ def stores(costs: Sequence[StoreCost]) -> str:
         f"{aligned(lines)}\n\nms: per batch of 1024; KL kept: KL from the stored outputs, over that from exact "
         "ones;\ndirection kept: cosine between the two gradients (synthetic logits, T = 5)"
     )
+
+
+def small_steps(costs: Sequence[SmallStepCost]) -> str:
+    """Return a line per method."""
+    lines = [("method", "by hand", "over it", "quartiles", "us")]
+    lines += [(c.method, c.over, *_cells(c.ratio), f"{c.microseconds:.0f}") for c in costs]
+    return f"{aligned(lines)}\n\na step on a trivial network, over the loop that one writes by hand"
+
+
+def step_paths(paths: Sequence[StepPath]) -> str:
+    """Return a line per method, and the files of each."""
+    lines = [("method", "files", "functions", "calls")]
+    lines += [(p.method, str(len(p.files)), str(p.functions), str(p.calls)) for p in paths]
+    files = "\n".join(f"{p.method}: {' '.join(p.files)}" for p in paths)
+    return f"{aligned(lines)}\n\n{files}"
+
+
+def own_loop(costs: Sequence[OwnLoopCost]) -> str:
+    """Return a line per step and memory setting."""
+    lines = [("step", "freed memory", "over two passes", "quartiles", "page faults", "ms")]
+    lines += [(c.step, c.memory, *_cells(c.ratio), f"{c.page_faults:.0f}", f"{c.milliseconds:.1f}") for c in costs]
+    return f"{aligned(lines)}\n\neach step in a process of its own, with one thread"
 
 
 def scaling(growths: Sequence[Growth]) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import logit_bank, param_ops
+from benchmarks import logit_bank, param_ops, small_steps
 from benchmarks.__main__ import main
 from benchmarks.scaling import exponent, scaling
 from steppe.core.state.logit_bank import size_in_bytes
@@ -129,3 +129,31 @@ def test_what_cannot_be_measured_is_an_error_of_one_line(arguments, message, cap
     assert main(arguments.split()) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_a_step_s_path_is_that_of_the_package_alone(capsys):
+    plain, sam = results(capsys, "path", "plain", "sam")
+    assert "methods/sharpness/sam.py" in sam["files"] and "methods/sharpness/sam.py" not in plain["files"]
+    assert all("core/runtime.py" in row["files"] for row in (plain, sam))
+    assert len(sam["files"]) <= 7 and plain["calls"] < sam["calls"]
+
+
+def test_the_loops_by_hand_make_the_methods_updates(capsys):
+    """What a step on the trivial network is compared with does the same work: after three steps, equal weights."""
+    for spec in ("plain", "sam"):
+        nets = [small_steps.network() for _ in range(2)]
+        batch = small_steps.batch_of()
+        for step in (small_steps.bound(spec, nets[0]), small_steps.BY_HAND[spec](nets[1], *batch)):
+            for _ in range(3):
+                step()
+        for ours, hand in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+            assert torch.allclose(ours, hand, rtol=0, atol=1e-6)
+    rows = results(capsys, "overhead", "sam", "--steps", "1", "--repeats", "2")
+    assert [row["method"] for row in rows] == ["sam"] and rows[0]["ratio"]["median"] > 0
+
+
+@pytest.mark.slow
+def test_sam_in_a_loop_of_one_s_own_is_measured_with_both_memory_settings(capsys):
+    rows = results(capsys, "own-loop", "--size", "4", "--steps", "1", "--repeats", "2")
+    assert [row["memory"] for row in rows] == ["glibc's defaults"] * 3 + ["kept"] * 3
+    assert all(row["ratio"]["median"] > 0 for row in rows)

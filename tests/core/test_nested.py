@@ -224,15 +224,24 @@ def test_a_batch_of_a_data_loader_is_a_pair():
     assert len(as_batch([[x, y], [x, y]]).parts()) == 2
 
 
-def test_a_list_of_micro_batches_is_shown_moved_and_compared():
+def test_a_list_of_micro_batches_is_shown_moved_and_compared(monkeypatch):
     batch = as_batch([((A[:3], B[:3]), Y[:3]), ((A[3:], B[3:]), Y[3:])])
-    assert repr(batch).startswith("Accumulated([Batch(x=(tensor(")
+    assert repr(batch).startswith("MicroBatches(pieces=[Batch(x=(tensor(")
     assert batch == batch != as_batch([(A, Y), (A, Y)])
     assert Batch(A) != Batch(A)
     assert torch.equal(batch.x[1], B)
     assert [len(part) for part in batch.to(torch.device("cpu")).parts()] == [3, 4]
-    with pytest.raises(steppe.InputError, match="no fields of its own; replace those of batch.parts"):
+    assert torch.equal(dataclasses.replace(batch, pieces=batch.pieces[:1]).y, Y[:3])
+    with pytest.raises(ValueError, match="y is declared with init=False"):
         dataclasses.replace(batch, y=Y)
+    ragged = as_batch([(torch.zeros(2, 3), Y[:2]), (torch.ones(2, 5), Y[2:4])])
+    assert "MicroBatches" in repr(ragged) and ragged == ragged
+    assert (
+        [part.x.shape[1] for part in ragged.pin_memory().parts()] == [3, 5] if torch.cuda.is_available() else True
+    )
+    rows = ragged.take(torch.tensor([3, 0, 1]))
+    assert [part.x.tolist() for part in rows.parts()] == [[[1.0] * 5], [[0.0] * 3] * 2]
+    assert torch.equal(rows.y, Y[[3, 0, 1]])
 
 
 class Detector(nn.Module):
@@ -387,5 +396,5 @@ def test_the_model_s_own_loss_is_a_mean_too():
         if reduction == "mean":
             assert not step(A, Y).skipped
         else:
-            with pytest.raises(steppe.InputError, match="the loss of 6 samples is .* mean over 2 parts"):
+            with pytest.raises(steppe.InputError, match="the loss of 4 samples is .* mean over 2 parts"):
                 step(A, Y)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from steppe import Batch, Method, Runtime, StepOutput
-from steppe.core.batch import Accumulated
+from steppe.core.batch import MicroBatches
 from steppe.core.method import plain_step
 from steppe.core.numerics import vector
 from steppe.core.numerics.perturbations import sam_perturbation
@@ -181,7 +181,7 @@ class SeesTheLastMicroBatch(Sound):
 class GoesBackThroughTheMicroBatches(Sound):
     def second(self, batch, g, rt):
         parts = batch.parts()
-        return rt.grad(Accumulated(parts[::-1]) if len(parts) > 1 else batch)[1]
+        return rt.grad(MicroBatches(parts[::-1]) if len(parts) > 1 else batch)[1]
 
 
 class DividesByAScaleThatIsNotThere(Sound):

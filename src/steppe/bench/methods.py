@@ -46,7 +46,8 @@ class StepCost:
 
     ``overhead`` is the time outside forward and backward passes, minus that of as many plain steps, as a share of
     the floor; None on a GPU, where passes do not end when their calls do. ``memory`` is the peak of all tensors
-    during a step (weights, states and activations) as a multiple of plain's.
+    during a step (weights, states and activations) as a multiple of plain's. ``over_floor_default`` is
+    ``over_floor`` with the C library's memory settings, as in a script that calls `bind`; None if not measured.
     """
 
     method: str
@@ -61,6 +62,7 @@ class StepCost:
     updates: float
     milliseconds: float
     memory: float
+    over_floor_default: float | None = None
 
 
 def methods_cost(

@@ -22,22 +22,37 @@ def methods(rows: Sequence[MethodFacts]) -> str:
 
 def costs(rows: Sequence[StepCost]) -> str:
     """Return a line per measured method."""
-    lines = [("method", "passes", "of plain", "quartiles", "floor", "over floor", "overhead", "memory", "ms")]
+    head = "method, passes, of plain, quartiles, floor, over floor, own loop, overhead, memory, ms"
+    lines: list[tuple[str, ...]] = [tuple(head.split(", "))]
     for c in rows:
         passes = f"{c.forward:.3g}/{c.backward:.3g}/{c.updates:.3g}"
-        over_floor = f"{100 * (c.over_floor - 1):+.1f}%"
+        default = "-" if c.over_floor_default is None else f"{100 * (c.over_floor_default - 1):+.1f}%"
         overhead = "-" if c.overhead is None else f"{100 * c.overhead.median:+.1f}%"
         spread = f"{c.low:.3f}-{c.high:.3f}"
         lines.append(
             (
-                *(c.method, passes, f"{c.ratio:.3f}", spread, f"{c.floor:.3f}", over_floor),
-                *(overhead, f"{c.memory:.2f}", f"{c.milliseconds:.1f}"),
+                *(
+                    c.method,
+                    passes,
+                    f"{c.ratio:.3f}",
+                    spread,
+                    f"{c.floor:.3f}",
+                ),
+                *(
+                    f"{100 * (c.over_floor - 1):+.1f}%",
+                    default,
+                    overhead,
+                    f"{c.memory:.2f}",
+                    f"{c.milliseconds:.1f}",
+                ),
             )
         )
     return (
         f"{aligned(lines)}\n\npasses: forward/backward/updates per step; floor: time of the counted passes in "
-        "plain training, in plain steps;\noverhead: time of a step outside forward and backward (copies, noise, "
-        "update), minus plain's, as a share of the floor;\nmemory: peak of all tensors, over plain's"
+        "plain training, in plain steps;\nown loop: over floor with the C library's memory settings, as in a "
+        "script of your own; our commands keep freed memory;\noverhead: time of a step outside forward and "
+        "backward (copies, noise, update), minus plain's, as a share of the floor;\nmemory: peak of all tensors, "
+        "over plain's"
     )
 
 

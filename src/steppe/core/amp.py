@@ -39,6 +39,7 @@ class MixedPrecision:
         if scaler is not None and not hasattr(scaler, "unscale_"):
             raise InputError(f"scaler is {scaler!r}; give a torch.amp.GradScaler, or None for one of its own")
         self.name = name
+        self.reduced = name in _AUTOCAST
         self.device = parameter.device.type
         self.scaler = (scaler or GradScaler(self.device)) if name == "fp16" else None
         # a scaler finds overflow by unscaling gradients; this one is 0, or inf if the step was not finite
@@ -48,7 +49,7 @@ class MixedPrecision:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context that a forward pass runs in."""
-        if self.name not in _AUTOCAST:
+        if not self.reduced:
             return nullcontext()
         return torch.autocast(self.device, dtype=_AUTOCAST[self.name])
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,6 +105,12 @@ class Batch:
         for start in range(0, len(self), size):
             yield self.take(slice(start, start + size))
 
+    def cut(self, count: int) -> list[Batch]:
+        """Return so many consecutive batches of nearly equal sizes, at most one for each sample."""
+        count = min(count, len(self))
+        edges = [i * len(self) // count for i in range(count + 1)]
+        return [self] if count < 2 else [self.take(slice(a, b)) for a, b in pairwise(edges)]
+
     def halves(self) -> tuple[Batch, Batch]:
         """Return the first and the second half (the first is larger by one if the count is odd)."""
         middle = (len(self) + 1) // 2
@@ -126,22 +134,22 @@ class Batch:
         )
 
 
-class Accumulated(Batch):
+@dataclass(frozen=True, eq=False)
+class MicroBatches(Batch):
     """One batch in micro-batches, whose shapes may differ beyond the first dimension (padded text).
 
-    ``x``, ``y``, ``index`` and ``extra`` are those of the parts, joined; InputError is raised where shapes differ.
+    ``x``, ``y``, ``index`` and ``extra`` are those of the ``pieces``, joined; InputError is raised where shapes
+    differ.
     """
 
-    def __init__(self, parts: Sequence[Batch] = (), **fields: Any):
-        if fields:  # from dataclasses.replace
-            raise InputError("a list of micro-batches has no fields of its own; replace those of batch.parts()")
-        object.__setattr__(self, "_parts", list(parts))
-
-    def __repr__(self) -> str:
-        return f"Accumulated({self.parts()!r})"
+    x: Any = field(init=False, repr=False)
+    y: Any = field(init=False, repr=False)
+    index: Tensor | None = field(init=False, repr=False)
+    extra: Mapping[str, Tensor] = field(init=False, repr=False)
+    pieces: Sequence[Batch] = ()
 
     def __len__(self) -> int:
-        return sum(len(part) for part in self.parts())
+        return sum(map(len, self.pieces))
 
     @property
     def has_size(self) -> bool:
@@ -153,50 +161,61 @@ class Accumulated(Batch):
 
     def parts(self) -> list[Batch]:
         """Return the micro-batches."""
-        return cast(list[Batch], self.__dict__["_parts"])
+        return list(self.pieces)
 
     def with_extra(self, **extra: Any) -> Batch:
         """Return the same samples with these in ``extra``: tensors (B, ...), or one tensor per part."""
-        sizes = [len(part) for part in self.parts()]
-        pieces = {k: torch.split(v, sizes) if isinstance(v, Tensor) else v for k, v in extra.items()}
-        return Accumulated(
-            [part.with_extra(**{k: v[i] for k, v in pieces.items()}) for i, part in enumerate(self.parts())]
+        sizes = list(map(len, self.pieces))
+        values = {k: torch.split(v, sizes) if isinstance(v, Tensor) else v for k, v in extra.items()}
+        return MicroBatches(
+            [part.with_extra(**{k: v[i] for k, v in values.items()}) for i, part in enumerate(self.pieces)]
         )
 
     def take(self, rows: Tensor | slice) -> Batch:
-        """Return the chosen rows, each from the micro-batch it is in, in the order of the batch."""
-        chosen = torch.zeros(len(self), dtype=torch.bool)
-        chosen[rows if isinstance(rows, slice) else rows.cpu()] = True
-        pieces = zip(self.parts(), torch.split(chosen, [len(part) for part in self.parts()]), strict=True)
-        rest = [part.take(mask.nonzero()[:, 0]) for part, mask in pieces if mask.any()]
-        return rest[0] if len(rest) == 1 else Accumulated(rest)
+        """Return the chosen rows in their order: a micro-batch for each run of rows of the same one."""
+        numbers = torch.arange(len(self))[rows if isinstance(rows, slice) else rows.cpu()]
+        ends = torch.tensor(list(map(len, self.pieces))).cumsum(0)
+        _, runs = torch.unique_consecutive(torch.bucketize(numbers, ends, right=True), return_counts=True)
+        pieces = []
+        for chosen in torch.split(numbers, runs.tolist()):
+            owner = int(torch.bucketize(chosen[0], ends, right=True))
+            part = self.pieces[owner]
+            first = int(ends[owner]) - len(part)
+            whole = len(chosen) == len(part) and bool((chosen.diff() == 1).all())
+            pieces.append(part if whole else part.take(chosen - first))
+        return pieces[0] if len(pieces) == 1 else MicroBatches(pieces)
 
     def _each_leaf(self, f: Callable[[Any], Any]) -> Batch:
-        return Accumulated([part._each_leaf(f) for part in self.parts()])
+        return MicroBatches([part._each_leaf(f) for part in self.pieces])
 
-    @property
-    def x(self) -> Any:
-        """The inputs of all parts."""
-        return self._join([part.x for part in self.parts()])
+    def _joined(self, name: str) -> Any:
+        values = [getattr(part, name) for part in self.pieces]
+        sizes = list(map(len, self.pieces))
+        if name == "extra":
+            return {k: nested.join([v[k] for v in values], sizes) for k in values[0]}
+        return None if name == "index" and any(v is None for v in values) else nested.join(values, sizes)
 
-    @property
-    def y(self) -> Any:
-        """The targets of all parts."""
-        return self._join([part.y for part in self.parts()])
 
-    @property
-    def index(self) -> Tensor | None:
-        """The positions of all parts, None if one part has none."""
-        indices = [part.index for part in self.parts()]
-        return None if any(i is None for i in indices) else cast(Tensor, self._join(indices))
+def _joined(name: str) -> property:
+    return property(lambda self: self._joined(name))
 
-    @property
-    def extra(self) -> Mapping[str, Tensor]:
-        """The extra tensors of all parts."""
-        return {k: self._join([part.extra[k] for part in self.parts()]) for k in self.parts()[0].extra}
 
-    def _join(self, values: Sequence[Any]) -> Any:
-        return nested.join(values, [len(part) for part in self.parts()])
+for _name in ("x", "y", "index", "extra"):  # not fields of its own: `dataclasses.replace` gives other pieces
+    setattr(MicroBatches, _name, _joined(_name))
+
+
+def micro_batches(batch: Batch, largest: int | None, most_parts: Callable[[int], int]) -> list[Batch]:
+    """Return a batch's parts of at most ``largest`` samples, of nearly equal sizes.
+
+    Equal, because BatchNorm has no variance of a rest of one sample; and equally many on each process of a sharded
+    model (``most_parts``), because all of them run each layer at the same time.
+    """
+    pieces = batch.parts()
+    if largest is None:
+        return pieces
+    if len(pieces) == 1:
+        return batch.cut(most_parts(math.ceil(len(batch) / largest)))
+    return [p for one in pieces for p in one.cut(math.ceil(len(one) / largest))]
 
 
 def as_batch(x: Any, y: Any = None) -> Batch:
@@ -209,13 +228,15 @@ def as_batch(x: Any, y: Any = None) -> Batch:
     """
     if y is not None:
         batch = Batch(x, y)
+        if type(x) is Tensor and type(y) is Tensor and x.dim() and x.size(0):
+            return batch
     elif isinstance(x, Batch):
         batch = x
     elif isinstance(x, list) and not (len(x) == 2 and any(isinstance(entry, Tensor) for entry in x)):
         if not x:
             raise InputError("the list of micro-batches is empty; give at least one")
         parts = [as_batch(part) for part in x]
-        return parts[0] if len(parts) == 1 else Accumulated(parts)
+        return parts[0] if len(parts) == 1 else MicroBatches(parts)
     elif isinstance(x, Mapping):
         named = {k: v for k, v in x.items() if k != "labels"}
         if not named:

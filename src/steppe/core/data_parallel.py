@@ -42,6 +42,10 @@ class SingleProcess:
     def begin(self, weight: float, parts: int) -> None:
         """Start a step on ``parts`` micro-batches of this weight in all."""
 
+    def most_parts(self, parts: int) -> int:
+        """Return into how many micro-batches a batch is cut that would have ``parts`` on this process alone."""
+        return parts
+
     def should_skip_update(self, bad: Tensor, more: bool) -> bool:
         """Return True if a non-finite value was seen and the optimizer must not step.
 
@@ -206,6 +210,11 @@ class Sharded(SingleProcess):
                 "equally many on each"
             )
         self._loss_weight = weight * self.size / float(weights.sum())
+
+    def most_parts(self, parts: int) -> int:
+        most = torch.tensor(float(parts), device=self.device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return int(most)
 
     def loss_weight(self) -> float:
         """Return what makes FSDP2's mean over processes the mean over samples."""

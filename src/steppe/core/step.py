@@ -2,19 +2,21 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from operator import is_
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from steppe.core.batch import Batch, as_batch, join_logits
+from steppe.core import param_groups
+from steppe.core.batch import Batch, as_batch, join_logits, micro_batches
 from steppe.core.data_parallel import NO_LOCAL_GRADIENT, Sharded
 from steppe.core.multi_network import MultiNetwork
 from steppe.core.runtime import Runtime
 from steppe.core.schedules import check_length, check_start
 from steppe.core.state.snapshot import evaluation_mode
-from steppe.core.step_state import BindOptions, GradientAccumulator, NonFinite, Passes, StepOutput
-from steppe.core.user_loss import CHECKED_STEPS, require_additive
+from steppe.core.step_state import BindOptions, GradientAccumulator, NonFinite, Passes, StepOutput, StepState
+from steppe.core.user_loss import CHECKED_STEPS, require_additive, require_weights
 from steppe.errors import InputError
 
 
@@ -53,6 +55,7 @@ class Step:
             raise InputError(f"{type(method).__name__} cannot train a sharded model: {method.whole}; use DDP")
         if method.single and isinstance(runtime.net, MultiNetwork):
             raise InputError(f"{type(method).__name__} cannot train several networks at once: {method.single}")
+        self._before, self._after = _overridden(method, "before"), _overridden(method, "after")
         self.state = method.init(runtime.net)
         if options.steps is None:
             check_length(method, runtime.now)
@@ -60,7 +63,8 @@ class Step:
             check_start(method, options.steps)
         self.state.to(runtime.device)
         runtime.adopt(self.state)
-        runtime.objective = lambda batch: method.objective_or_plain(batch, self.state, runtime)
+        if _overridden(method, "objective"):
+            runtime.objective = lambda batch: method.objective_or_plain(batch, self.state, runtime)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise InputError(
@@ -88,21 +92,64 @@ class Step:
         """
         batch = as_batch(x, y)
         rt, skipped = self.runtime, False
-        rt.begin(batch)
+        self._begin(batch)
         try:
-            self.method.before(batch, self.state, rt)
+            if self._before:
+                self.method.before(batch, self.state, rt)
             out = self._in_groups(batch) if self.m else self.method.step_or_plain(batch, self.state, rt)
         except NonFinite as signal:
             out, skipped = signal.out, True
-            rt.roll_back()
+            self._roll_back()
         except BaseException:
-            rt.roll_back()
+            self._roll_back()
             raise
-        rt.end(skipped=skipped)
+        self._end(skipped=skipped)
         out.skipped = skipped
-        if not skipped:
+        if self._after and not skipped:
             self.method.after(batch, out, self.state, rt)
         return out
+
+    def _begin(self, batch: Batch) -> None:
+        """Cut the batch, and snapshot what its passes change."""
+        rt, options = self.runtime, self.runtime.options
+        listed = [p for group in rt.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        if rt.leaves is not rt.params or len(listed) != len(rt.leaves) or not all(map(is_, listed, rt.leaves)):
+            rt.inspect(param_groups.trainable(rt.optimizer))
+        if rt.passes.steps <= CHECKED_STEPS:
+            param_groups.refuse_accumulation_hooks(rt.leaves)  # they may be added after the method is bound
+        size = len(batch)
+        parts = micro_batches(batch, options.microbatch, rt.parallel.most_parts)
+        weight = float(size) if options.weigh is len else float(sum(map(options.weigh, parts)))
+        if not (rt.alone and len(parts) == 1 and weight == size):
+            require_weights(options.weigh, parts, weight, rt.parallel.size)
+        rt.step_state = step = StepState(rt.good, batch, parts, weight, size)
+        if rt.buffers:
+            step.snapshots.append(rt.buffers.snapshot())
+        if not rt.alone:
+            rt.parallel.begin(weight, len(parts))
+            rt.parallel.reshard()
+        if isinstance(rt.net, MultiNetwork):
+            several, sample = rt.net, next(parts[0].split(2)) if parts[0].has_size else parts[0]
+            rt.relative_cost = rt.once("relative_cost", lambda: several.relative_cost(sample))
+        rt.passes.steps += 1
+
+    def _roll_back(self) -> None:
+        """Restore weights, optimizer and buffers as they were when the step began."""
+        for snapshot in reversed(self.runtime.step_state.snapshots):
+            snapshot.restore()
+        self.runtime.clear()
+
+    def _end(self, *, skipped: bool) -> None:
+        """Release the batch and the snapshots; end the step for the loss scale and on all processes."""
+        rt, step = self.runtime, self.runtime.step_state
+        rt.clear()
+        for snapshot in step.snapshots:
+            snapshot.release()
+        step.snapshots, step.batch, step.micro_batches = [], None, ()
+        if rt.precision.scaler is not None:
+            rt.precision.record(finite=not skipped)
+        if not rt.alone:
+            rt.parallel.share_buffers(rt.net)
 
     def _in_groups(self, batch: Batch) -> StepOutput:
         """Take each group's gradient, and make one update from their mean."""
@@ -141,7 +188,7 @@ class Step:
         return {
             "method": str(self.method),
             "state": self.state.state_dict(),
-            "generators": {k: g.get_state() for k, g in self.runtime.generators().items()},
+            "generators": {k: g.get_state() for k, g in self.runtime.generators.items()},
             "passes": dict(vars(self.runtime.passes)),
             "scaler": self.runtime.precision.state_dict(),
         }
@@ -157,8 +204,13 @@ class Step:
         if content["method"] != str(self.method):
             raise InputError(f"this state belongs to {content['method']}, not to {self.method!s}")
         self.state.load_state_dict(content["state"])
-        for name, generator in self.runtime.generators().items():
+        for name, generator in self.runtime.generators.items():
             generator.set_state(content["generators"][name].cpu())
         for name, value in content["passes"].items():
             setattr(self.runtime.passes, name, value)
         self.runtime.precision.load_state_dict(content.get("scaler", {}))
+
+
+def _overridden(method: _Method, name: str) -> bool:
+    """Return whether a method has a part of its own, not that of the base class."""
+    return sum(name in vars(cls) for cls in type(method).__mro__) > 1

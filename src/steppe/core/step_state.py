@@ -2,19 +2,19 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from steppe.core.batch import Batch
 from steppe.core.data_parallel import SyncMode
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
-from steppe.core.state.snapshot import BufferSnapshot, OptimizerSnapshot, SnapshotPool
+from steppe.core.state.snapshot import Snapshot
 from steppe.core.user_loss import require_loss
 from steppe.errors import InputError
 
@@ -119,48 +119,29 @@ class NonFinite(ArithmeticError):  # noqa: N818 - it is a signal from a pass to 
         self.out = out
 
 
+@dataclass
 class StepState:
     """The state of one step.
 
-    ``batch`` goes through in ``micro_batches``; it has ``size`` samples and counts ``weight`` in means. ``first``
-    is the output of the first pass. ``bad`` is True, on the device, if a value of this process was not finite.
-    ``group`` collects gradients while groups of samples have perturbations of their own.
+    ``batch`` goes through in ``micro_batches``; it has ``size`` samples and counts ``weight`` in means. ``bad`` is
+    True, on the device, if a value of this process was not finite. ``snapshots`` undo the step. ``first`` is the
+    output of the first pass. ``group`` collects gradients while groups of samples have perturbations of their own.
     """
 
-    def __init__(
-        self, buffers: BufferSnapshot, bad: Tensor, batch: Batch | None, micro_batches: list[Batch], weight: float
-    ):
-        self.batch, self.micro_batches, self.weight, self.bad = batch, micro_batches, weight, bad
-        self.size = 0 if batch is None else len(batch)
-        self.first: StepOutput | None = None
-        self.group: GradientAccumulator | None = None
-        self._buffers = buffers
-        self._optimizer: OptimizerSnapshot | None = None
+    bad: Tensor
+    batch: Batch | None = None
+    micro_batches: Sequence[Batch] = ()
+    weight: float = 0.0
+    size: int = 0
+    snapshots: list[Snapshot] = field(default_factory=list)
+    updates_undone: bool = False
+    first: StepOutput | None = None
+    group: "GradientAccumulator | None" = None
 
     @property
     def output(self) -> StepOutput:
         """The first pass's output; NaN and no logits if a pass before it was not finite."""
         return self.first or StepOutput(torch.full((), math.nan), torch.empty(0))
-
-    def before_update(
-        self, params: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, pool: SnapshotPool
-    ) -> None:
-        """Snapshot weights and optimizer before the first of several updates."""
-        if self._optimizer is None:
-            self._optimizer = OptimizerSnapshot(params, optimizer, pool)
-
-    def restore(self) -> None:
-        """Return weights, optimizer and running statistics to what they were when the step began."""
-        if self._optimizer is not None:
-            self._optimizer.restore()
-        self._buffers.restore()
-
-    def close(self) -> None:
-        """Release the batch and the snapshots."""
-        self._buffers.release()
-        if self._optimizer is not None:
-            self._optimizer.release()
-        self._optimizer, self.batch, self.micro_batches = None, None, []
 
 
 @dataclass

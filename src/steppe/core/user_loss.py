@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from steppe.core._nested import AmbiguousError
-from steppe.core.batch import Accumulated, Batch, join_logits
+from steppe.core.batch import Batch, MicroBatches, join_logits
 from steppe.core.model_call import call_model, extract_loss
 from steppe.core.numerics.losses import per_sample
 from steppe.core.state import rng
@@ -140,7 +140,7 @@ def require_mean(
     before = _draws(logits[0].device)
     pieces = list(zip(logits, parts, strict=True))
     if batch is None or len(batch.parts()) > 1:
-        batch = Accumulated(parts)
+        batch = MicroBatches(parts)
     with torch.no_grad():
         joined = _joined(pieces, batch, loss)
     with suppress(Exception), torch.no_grad():

@@ -15,12 +15,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from steppe.core import param_groups
 from steppe.core.amp import upcast_to_float32
-from steppe.core.batch import Accumulated, Batch, as_batch
+from steppe.core.batch import Batch, MicroBatches, as_batch
 from steppe.core.model_call import call_model, extract_logits, extract_loss, unwrap_model
 from steppe.core.numerics import vector
 from steppe.core.numerics.complex_params import real_view, real_views
 from steppe.core.numerics.vector import Vec
-from steppe.core.state.snapshot import evaluation_mode
+from steppe.core.state.snapshot import Elsewhere, evaluation_mode
 from steppe.core.user_loss import loss_value, modules_of, require_loss, require_mean
 from steppe.errors import InputError
 
@@ -67,7 +67,7 @@ class LossSurface:
         parts = [part.to(device) for item in data for part in as_batch(item).parts()]
         if not parts:
             raise InputError("data has no batch; give at least one")
-        self.batch = parts[0] if len(parts) == 1 else Accumulated(parts)
+        self.batch = parts[0] if len(parts) == 1 else MicroBatches(parts)
         if len(parts) > 1:
             for part in parts:
                 part.require_size()
@@ -147,7 +147,7 @@ class LossSurface:
     def at(self, offset: Vec) -> Iterator[None]:
         """Evaluate at ``w + offset`` within the context; then restore the weights bit for bit, in place."""
         moved = [(p, o) for p, o in zip(self.params, offset, strict=True) if o is not None]
-        with _restored([p for p, _ in moved]):
+        with torch.no_grad(), Elsewhere([p for p, _ in moved]):
             for p, o in moved:
                 p.add_(o)
             yield
@@ -159,7 +159,7 @@ class LossSurface:
         targets: list[tuple[Tensor, Tensor]] = [(named[k], b) for k, b in (buffers or {}).items()]
         if weights is not None:
             targets += [(p, w) for p, w in zip(self.params, weights, strict=True) if w is not None]
-        with _restored([t for t, _ in targets]):
+        with torch.no_grad(), Elsewhere([t for t, _ in targets]):
             for t, value in targets:
                 t.copy_(value)
             yield
@@ -174,7 +174,7 @@ class LossSurface:
         norms = [m for m in self.net.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         momenta = [m.momentum for m in norms]
         buffers = [b for m in norms for b in m.buffers(recurse=False)]
-        with _restored(buffers):
+        with torch.no_grad(), Elsewhere(buffers):
             try:
                 with self.evaluation_mode():
                     for m in norms:
@@ -208,18 +208,6 @@ class LossSurface:
     def evaluation_mode(self) -> AbstractContextManager[None]:
         """Return the context of evaluation mode, after which modes and buffers are restored."""
         return evaluation_mode(self.net, *modules_of(self.loss_fn))
-
-
-@contextmanager
-def _restored(tensors: list[Tensor]) -> Iterator[None]:
-    """Disable gradients; then restore the tensors bit for bit, in place."""
-    with torch.no_grad():
-        saved = [t.detach().clone() for t in tensors]
-        try:
-            yield
-        finally:
-            for t, before in zip(tensors, saved, strict=True):
-                t.copy_(before)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from steppe.core.numerics import vector
 from steppe.core.numerics.complex_params import real_view
 from steppe.core.numerics.perturbations import scaled_perturbation
 from steppe.core.schedules import finite
-from steppe.core.state.snapshot import Buffers, BufferSnapshot
+from steppe.core.state.snapshot import Buffers, Snapshot
 from steppe.errors import InputError
 
 _BIND = "method.bind(model, optimizer)"
@@ -79,7 +79,7 @@ class SAMOptimizer(torch.optim.Optimizer):
         self.rho, self.adaptive, self.skipped = rho, adaptive, False
         self._buffers = None if model is None else Buffers(model)
         self._saved: list[tuple[Tensor, Tensor]] | None = None  # None outside of a step
-        self._saved_buffers: BufferSnapshot | None = None
+        self._saved_buffers: Snapshot | None = None
 
     def __getattr__(self, name: str) -> Any:
         if name == "base_optimizer":  # not there yet, while a copy is made
@@ -141,7 +141,7 @@ class SAMOptimizer(torch.optim.Optimizer):
             rho = radii if len(set(radii)) > 1 else radii[0]
             offset = scaled_perturbation(grads, rho, scale)
             if isinstance(offset, vector.ScaledVector):
-                vector.move(params, vector.present(offset.direction), offset.times)  # type: ignore[arg-type]
+                vector.move(params, vector.present(offset.direction), offset.times)
             else:
                 vector.move(params, vector.present(offset))
         if zero_grad:

@@ -196,20 +196,12 @@ def _check_batch_norm(run: Run, images: int) -> None:
     size = collectives.current_world().size
     batches = [run.batch, *([rest] if (rest := images % run.batch) >= 2 * size else [])]
     for count in {c for batch in batches for c in (batch // size, math.ceil(batch / size))}:
-        if run.m is not None:
-            parts = {p for group in _part_sizes(count, run.m) for p in _part_sizes(group, run.microbatch)}
-        else:
-            parts = {count // math.ceil(count / (run.microbatch or count))}
-        if 1 in parts:
+        groups = {count} if run.m is None or run.m >= count else {run.m, count % run.m} - {0}
+        if 1 in {group // math.ceil(group / (run.microbatch or group)) for group in groups}:
             raise InputError(
                 f"microbatch is {run.microbatch} and m is {run.m}, which divides {count} samples of a batch into "
                 f"parts of which one is a single sample, and {run.model} has BatchNorm; give other sizes"
             )
-
-
-def _part_sizes(count: int, size: int | None) -> set[int]:
-    """Return the sizes of the parts when ``count`` samples are divided into parts of ``size`` and a rest."""
-    return {count} if size is None or size >= count else {size, count % size} - {0}
 
 
 def _claim_folder(folder: Path, run: Run, images: DataSet) -> dict[str, Any] | None:

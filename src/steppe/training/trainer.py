@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +20,6 @@ from torch import nn
 
 from steppe import hardware, records
 from steppe.config import Run
-from steppe.core.batch import Accumulated, Batch
 from steppe.core.method import Method
 from steppe.data.dataset import DataSet, Images
 from steppe.data.normalize import Normalizer
@@ -130,10 +128,10 @@ class Trainer:
         correct, count, reported = torch.zeros_like(loss), 0, time.perf_counter()
         lr = self._set_lr()
         clock = time.perf_counter()
-        for number, batch in enumerate(self.batches.epoch(self.epoch)):
+        for batch in self.batches.epoch(self.epoch):
             lr = self._set_lr()
             batch = to_model_format(batch, self.step.runtime.params[0])
-            out = self.step(self._in_parts(batch, number))
+            out = self.step(batch)
             self._count_skips(out.skipped)
             if not out.skipped:
                 rows = len(out.logits)  # half of the batch if the method's clean pass is over its first half
@@ -154,22 +152,6 @@ class Trainer:
         sums = float(loss), float(correct), count
         self.seconds += time.perf_counter() - clock  # the sums above waited for the GPU
         return {"lr": lr, **_means(*self.world.all_reduce_sum(*sums))}
-
-    def _in_parts(self, batch: Batch, number: int) -> Batch:
-        """Return the batch as micro-batches of nearly equal size, the same number on every process.
-
-        Micro-batches of the full size would leave a rest, perhaps of a single sample, which BatchNorm refuses, and
-        could differ in number between processes, which FSDP2 refuses. With ``m`` the step divides the batch, into
-        groups first.
-        """
-        size = self.run.microbatch
-        if size is None or self.run.m is not None:
-            return batch
-        whole = min(self.run.batch, len(self.images.train) - number * self.run.batch)
-        parts = min(math.ceil(math.ceil(whole / self.world.size) / size), len(batch))
-        edges = [i * len(batch) // parts for i in range(parts + 1)]
-        pieces = [batch.take(slice(a, b)) for a, b in pairwise(edges)]
-        return pieces[0] if len(pieces) == 1 else Accumulated(pieces)
 
     def _count_skips(self, skipped: bool) -> None:
         """Count a skipped step, which is how fp16 finds its loss scale; too many in a row are a failure."""

@@ -307,7 +307,7 @@ class Method(Generic[State]):
                 raise InputError(f"m is {m!r} and sync is {sync!r}, which cannot be combined; set only one")
         options = BindOptions(
             loss,
-            transforms=[method.transform for method in (self, *_transforms(transforms))],
+            transforms=[m.transform for m in (self, *_transforms(transforms)) if overrides(m, "transform")],
             clip=clip,
             clip_each=clip_each,
             precision=precision,

@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ def sharded(t: Tensor) -> bool:
     return hasattr(t, "to_local")
 
 
-_WRITES = operator.attrgetter("_version")
+_WRITES, _DTYPE = operator.attrgetter("_version"), operator.attrgetter("dtype")
 PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
 _WIDE = frozenset((torch.float32, torch.float64))
 # Vectors of at most so many elements are copied in less time than an operation takes on a processor.
@@ -36,64 +36,34 @@ def any_sharded(tensors: Sequence[Tensor | None]) -> bool:
     return not PLAIN.issuperset(map(type, tensors)) and any(t is not None and sharded(t) for t in tensors)
 
 
-@dataclass(frozen=True)
-class TensorKind:
-    """What holds for all tensors of a vector, computed once: gradients are of their parameters' kind.
-
-    ``plain``: none is a DTensor; ``wide``: none is in half precision; ``small``: those so small that a call costs
-    more than a copy, so that they are joined; None if there is nothing to gain.
-    """
-
-    plain: bool
-    wide: bool
-    small: list[bool] | None
-
-    @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> TensorKind:
-        """Return the kind of these tensors."""
-        small = [dim == 1 for dim in map(Tensor.dim, tensors)]
-        vectors = list(compress(tensors, small))
-        joined = len(vectors) > 1 and vectors[0].device.type == "cpu" and max(map(Tensor.numel, vectors)) <= _SMALL
-        wide = _WIDE.issuperset(map(operator.attrgetter("dtype"), tensors))
-        return cls(not any_sharded(tensors), wide, small if joined else None)
-
-
 class Measured(list[Tensor | None]):
     """A vector that remembers its norm, for as long as its tensors are the same ones and have not been written to.
 
-    A step needs the norm of a gradient to know that it is finite, and most methods need it again. ``kind`` is what
-    its tensors are, unless one is missing.
+    A step needs the norm of a gradient to know that it is finite, and most methods need it again. ``measure`` is
+    what `measure_of` returned for tensors of these shapes and types.
     """
 
-    def __init__(self, a: Vec, kind: TensorKind | None = None):
-        super().__init__(a)
-        self._tensors = tuple(a)
-        self._kind = None if any(t is None for t in a) else kind
-        self._present = self._tensors if self._kind else present(a)
-        self._norm: Tensor | None = None
+    _state: tuple[list[Tensor | None], int] | None = None
 
-    @property
-    def measured(self) -> Tensor | None:
-        """The norm, if it was measured and still holds."""
-        return self._norm if self._norm is not None and self._same() and self._writes == self._count() else None
-
-    def _same(self) -> bool:
-        return len(self) == len(self._tensors) and all(map(operator.is_, self, self._tensors))
-
-    def _count(self) -> int:
-        """Return how often the tensors have been written to, together: it only grows."""
-        return sum(map(_WRITES, self._present))
-
-    @property
-    def sharded(self) -> bool:
-        """Whether one of the tensors is a DTensor."""
-        return any_sharded(self) if self._kind is None else not self._kind.plain
-
-    def measure(self) -> Tensor:
-        """Return the norm, and remember it."""
-        self._writes = self._count()
-        self._norm = _norm(self, self._kind if self._same() else None)
+    def norm(self, measure: Callable[[list[Tensor]], Tensor] | None = None) -> Tensor:
+        """Return the norm, measured only once."""
+        tensors = present(self)
+        writes = sum(map(_WRITES, tensors))  # it only grows
+        if self._state is None or self._state[1] != writes or not all(map(operator.is_, self, self._state[0])):
+            self._norm = measure(tensors) if measure and len(tensors) == len(self) else _norm(tensors)
+            self._state = self[:], writes
         return self._norm
+
+
+def measure_of(like: Sequence[Tensor]) -> Callable[[list[Tensor]], Tensor]:
+    """Return the function that measures vectors of tensors like these: faster where all are small."""
+    kind = not any_sharded(like) and _WIDE.issuperset(map(_DTYPE, like)) and like[0].device.type == "cpu"
+    return _flat_norm if kind and max(map(Tensor.numel, like)) <= _SMALL else _norm
+
+
+def _flat_norm(tensors: list[Tensor]) -> Tensor:
+    whole: Tensor = torch.linalg.vector_norm(torch._C._nn.flatten_dense_tensors(tensors))
+    return whole
 
 
 @dataclass(frozen=True)
@@ -147,36 +117,40 @@ def map_each(f: Callable[[Tensor], Tensor], a: Vec) -> Vec:
 
 def clone(a: Vec) -> Vec:
     """Return a copy in fresh storage."""
-    return map_each(lambda t: t.detach().clone(), a)
+    if any_sharded(a):
+        return map_each(lambda t: t.detach().clone(), a)
+    return scale(map_each(torch.Tensor.detach, a), 1.0)
 
 
 def norm(a: Vec) -> Tensor:
     r"""Return the global L2 norm :math:`\sqrt{\sum_i a_i^2}`, 0-dimensional, accumulated in at least float32."""
-    measured = a.measured if isinstance(a, Measured) else None
-    return _norm(a) if measured is None else measured
+    return a.norm() if isinstance(a, Measured) else _norm(present(a))
 
 
-def _norm(a: Vec, kind: TensorKind | None = None) -> Tensor:
-    tensors = cast(list[Tensor], a) if kind else present(a)
+def _norm(tensors: list[Tensor]) -> Tensor:
     if not tensors:
         return torch.zeros(())
-    kind = kind or TensorKind.of(tensors)
-    if not kind.wide:
+    if not _WIDE.issuperset(map(_DTYPE, tensors)):
         tensors = [t if t.dtype in _WIDE else t.float() for t in tensors]
-    if kind.plain:
-        whole: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(_joined(tensors, kind.small))))
-        return whole
-    groups = _by_layout(tensors)
-    norms = [torch.linalg.vector_norm(torch.stack(torch._foreach_norm(group))) for group in groups.values()]
-    squares = [_over_shards(n.square(), layout) for n, layout in zip(norms, groups, strict=True)]
-    return torch.stack(squares).sum().sqrt()
+    if any_sharded(tensors):
+        groups = _by_layout(tensors)
+        norms = [_local_norm(group) for group in groups.values()]
+        squares = [_over_shards(n.square(), layout) for n, layout in zip(norms, groups, strict=True)]
+        return torch.stack(squares).sum().sqrt()
+    return _local_norm(tensors)
 
 
-def _joined(tensors: list[Tensor], small: list[bool] | None) -> list[Tensor]:
-    """Return the small tensors as one, behind the others."""
-    if small is None:
-        return tensors
-    return [*compress(tensors, map(operator.not_, small)), torch.cat(list(compress(tensors, small)))]
+def _local_norm(tensors: list[Tensor]) -> Tensor:
+    if tensors[0].device.type == "cpu":
+        # to measure a small tensor takes longer than to join it to others
+        small = [t.numel() <= _SMALL for t in tensors]
+        if all(small):
+            return _flat_norm(tensors)
+        if any(small):
+            joined = torch._C._nn.flatten_dense_tensors(list(compress(tensors, small)))
+            tensors = [*compress(tensors, map(operator.not_, small)), joined]
+    whole: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+    return whole
 
 
 def dot(a: Vec, b: Vec) -> Tensor:
@@ -189,14 +163,9 @@ def dot(a: Vec, b: Vec) -> Tensor:
     return torch.stack(sums).sum()
 
 
-def finite_check(a: Vec, loss: Tensor | None = None) -> Tensor:
-    """Return a scalar that is finite only if all entries on this process, and the ``loss``, are."""
-    if isinstance(a, Measured) and not a.sharded:
-        length = a.measure()
-    else:
-        length = _norm(map_each(_local, a))
-    # what is not finite stays so in a sum
-    return length if loss is None else length + loss
+def finite_check(a: Vec) -> Tensor:
+    """Return a scalar that is finite only if all entries on this process are."""
+    return norm(map_each(_local, a) if any_sharded(a) else a)
 
 
 def all_finite(number: Tensor) -> Tensor:
@@ -211,6 +180,8 @@ def scale(a: Vec, by: float | Tensor | Sequence[float]) -> Vec:
     tensors = present(a)
     if isinstance(by, Sequence):
         by = [f for f, t in zip(by, a, strict=True) if t is not None]
+    if len(tensors) == len(a) > 0:
+        return list(torch._foreach_mul(tensors, by))
     scaled = iter(torch._foreach_mul(tensors, by)) if tensors else iter(())
     return [None if t is None else next(scaled) for t in a]
 
@@ -231,6 +202,8 @@ def gather(total: Vec, a: Vec, by: float) -> Vec:
 def add(a: Vec, b: Vec, by: float = 1.0) -> Vec:
     """Return ``a + by * b``; None plus something is something, itself where there is nothing to do."""
     s, t = _pairs(a, b)
+    if len(s) == len(a) > 0:
+        return list(torch._foreach_add(s, t, alpha=by))
     summed = iter(torch._foreach_add(s, t, alpha=by) if s else ())
     alone = [q for p, q in zip(a, b, strict=True) if p is None and q is not None]
     scaled = iter(alone if by == 1 or not alone else torch._foreach_mul(alone, by))
@@ -249,29 +222,19 @@ def map_groups(f: Callable[[Vec], Vec], a: Vec, group: Sequence[int]) -> Vec:
     return [next((t for t in each if t is not None), None) for each in zip(*parts, strict=True)]
 
 
-def move(
-    tensors: Sequence[Tensor],
-    by: Sequence[Tensor],
-    times: Tensor | list[Tensor] | None = None,
-    kind: TensorKind | None = None,
-) -> None:
-    """Add to each tensor in place ``by``, or ``times`` as much (see `ScaledVector`), where no graph is recorded.
-
-    ``kind`` is that of the tensors, if it is known.
-    """
+def move(tensors: Sequence[Tensor], by: Sequence[Tensor], times: Any = None) -> None:
+    """Add to each tensor in place ``by``, or ``times`` as much (see `ScaledVector`); no graph is recorded."""
     if not tensors:
         return
-    kind = kind or TensorKind.of(tensors)
-    if times is not None and kind.plain and kind.wide and tensors[0].device.type == "cpu":
+    if any_sharded(tensors):
+        factors = times if isinstance(times, Sequence) else [times] * len(tensors)
+        for t, o, factor in zip(tensors, by, factors, strict=True):
+            t.add_(o if factor is None else o * factor)
+    elif times is not None and tensors[0].device.type == "cpu" and _WIDE.issuperset(map(_DTYPE, tensors)):
         each = [times] * len(tensors) if isinstance(times, Tensor) else times
         torch._foreach_addcmul_(list(tensors), list(by), each)
-        return
-    if kind.plain:
+    else:
         torch._foreach_add_(list(tensors), list(by) if times is None else torch._foreach_mul(list(by), times))
-        return
-    factors = times if isinstance(times, Sequence) else [times] * len(tensors)
-    for t, o, factor in zip(tensors, by, factors, strict=True):
-        t.add_(o if factor is None else o * factor)
 
 
 def lerp(a: Vec, b: Vec, weight: float) -> Vec:
@@ -282,6 +245,11 @@ def lerp(a: Vec, b: Vec, weight: float) -> Vec:
 def each_unit(a: Vec, eps: float = 1e-12) -> Vec:
     """Return each tensor at length 1, zero where it is zero."""
     return map_each(lambda t: t / (norm([t]) + eps), a)
+
+
+def clip(a: Vec, largest: float) -> Vec:
+    """Return ``a`` at a norm of at most ``largest``."""
+    return scale(a, (largest / (norm(a) + 1e-6)).clamp(max=1.0))
 
 
 def times(a: Vec, b: Vec) -> Vec:

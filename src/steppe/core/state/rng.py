@@ -12,16 +12,15 @@ def generator(seed: int, purpose: str, number: int, device: torch.device) -> tor
     return torch.Generator(device=device).manual_seed(mixed % 2**63)
 
 
+def global_generators(device: torch.device) -> list[torch.Generator]:
+    """Return the generators that a pass on ``device`` draws from."""
+    if device.type != "cuda":
+        return [torch.default_generator]
+    torch.cuda.init()  # type: ignore[no-untyped-call]
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return [torch.default_generator, torch.cuda.default_generators[index]]
+
+
 def capture(device: torch.device) -> list[Tensor]:
     """Return the state of the global RNG that a pass on ``device`` draws from."""
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return states
-
-
-def restore(states: list[Tensor], device: torch.device) -> None:
-    """Restore the state of the global RNG."""
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state(states[1], device)
+    return [g.get_state() for g in global_generators(device)]

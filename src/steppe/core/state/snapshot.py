@@ -7,7 +7,7 @@ Values are copied back into the tensors' own storage: adding and subtracting an 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter, is_
 from typing import Any
@@ -17,68 +17,68 @@ from torch import Tensor, nn
 
 from steppe.core.numerics.vector import PLAIN
 
-Named = dict[str, Tensor | None]
-_TYPE = attrgetter("dtype")
-SMALL = 4096  # elements; copied in less time than an operation takes
+Entries = dict[Any, Any]  # a module's buffers, an optimizer's group or state, by name
+_KIND = attrgetter("shape", "dtype", "device")
+_ATOMIC = frozenset((float, int, bool, str, type(None)))
 
 
 class Snapshot:
-    """The values that tensors had when it was made.
+    """The values that tensors had when it was taken, and what dictionaries held.
 
-    ``reuse`` is a snapshot that nobody needs any more; its storage is written over if it fits.
+    ``entries`` are the dictionaries and what they held. What a module assigned anew (``self.count =
+    self.count + 1``) is the old tensor again after `restore`. With ``grown`` a tensor that was replaced by one of
+    another shape or type (a table that has grown) is not put back: the module counts on the new one.
     """
 
-    _joined: list[tuple[list[Tensor], Tensor]]
-    _groups: list[tuple[list[Tensor], list[Tensor], bool]]
-
-    def __init__(self, tensors: Sequence[Tensor], reuse: Snapshot | None = None):
-        self._tensors, self._layout = tensors, _layout(tensors)
-        if reuse is not None and self._layout == reuse._layout and all(map(is_, tensors, reuse._tensors)):
-            self._joined, self._groups = reuse._joined, reuse._groups
-        else:
-            self._allocate()
+    def __init__(self, tensors: Sequence[Tensor], pool: SnapshotPool | None = None):
+        self.tensors, self.kinds, self._pool = tensors, list(map(_KIND, tensors)), pool
         with torch.no_grad():
-            for vectors, joined in self._joined:
-                torch.cat(vectors, out=joined)
-        for current, values, taken in self._groups:
-            if not taken:
+            values = [torch.empty_like(t, requires_grad=False) for t in tensors]
+        self._groups = _by_type(tensors, values)
+        self.entries: Sequence[tuple[Entries, Entries]] = ()
+        self.grown = False
+        self.copy()
+
+    def copy(self) -> None:
+        """Copy the present values."""
+        with torch.no_grad():
+            for current, values in self._groups:
                 _copy(values, current)
 
-    def _allocate(self) -> None:
-        # to copy a small tensor on a CPU takes longer than to join it to others
-        self._joined, self._groups = [], []
-        small = [t for t in self._tensors if type(t) in PLAIN and _is_small(t)]
-        for current, _ in _by_type(small, small):
-            vectors = [t.detach().view(-1) for t in current]
-            joined = torch.cat(vectors)
-            parts = torch.split(joined, [v.numel() for v in vectors])
-            self._joined.append((vectors, joined))
-            self._groups.append((current, [p.view(t.size()) for p, t in zip(parts, current, strict=True)], True))
-        chosen = set(map(id, small))
-        rest = [t for t in self._tensors if id(t) not in chosen]
-        with torch.no_grad():
-            values = [torch.empty_like(t, requires_grad=False) for t in rest]
-        self._groups += [(*group, False) for group in _by_type(rest, values)]
-
     def restore(self) -> None:
-        """Copy the values back."""
-        for current, values, _ in self._groups:
-            _copy(current, values)
+        """Put every entry back, and copy every value back into its tensor."""
+        for live, before in self.entries:
+            if self.grown:
+                replaced = [k for k, t in before.items() if live.get(k) is not t and _alike(live.get(k), t)]
+                live.update({k: before[k] for k in replaced})
+            else:
+                live.clear()
+                live.update(before)
+        with torch.no_grad():
+            for current, values in self._groups:
+                _copy(current, values)
+
+    def release(self) -> None:
+        """Let the next snapshot of the pool have the storage."""
+        self.entries = ()
+        if self._pool is not None:
+            self._pool.free.append(self)
 
 
 class SnapshotPool:
     """Makes snapshots of the same tensors again and again in the same storage, whose allocation takes long."""
 
     def __init__(self) -> None:
-        self._free: list[Snapshot] = []
+        self.free: list[Snapshot] = []
 
     def make(self, tensors: Sequence[Tensor]) -> Snapshot:
         """Return a snapshot of the tensors."""
-        return Snapshot(tensors, self._free.pop() if self._free else None)
-
-    def release(self, snapshot: Snapshot) -> None:
-        """Let the next snapshot have the storage of this one."""
-        self._free.append(snapshot)
+        old = self.free.pop() if self.free else None
+        # a tensor that is the same may have other data
+        if old is None or old.kinds != list(map(_KIND, tensors)) or not all(map(is_, tensors, old.tensors)):
+            return Snapshot(tensors, self)
+        old.copy()
+        return old
 
 
 class Buffers:
@@ -86,98 +86,105 @@ class Buffers:
 
     def __init__(self, *modules: nn.Module):
         # to search a deep network for the modules that have buffers takes longer than to copy these
-        self._modules: list[Named] = [m._buffers for net in modules for m in net.modules() if m._buffers]
+        self._named: list[Entries] = [m._buffers for net in modules for m in net.modules() if m._buffers]
         self._pool = SnapshotPool()
 
-    def snapshot(self) -> BufferSnapshot:
+    def __bool__(self) -> bool:
+        return bool(self._named)
+
+    def snapshot(self) -> Snapshot:
         """Return a snapshot of the values, and of which module has which tensor."""
-        return BufferSnapshot(self._modules, self._pool)
+        snapshot = self._pool.make([t for named in self._named for t in named.values() if t is not None])
+        snapshot.entries, snapshot.grown = [(named, dict(named)) for named in self._named], True
+        return snapshot
 
 
-class BufferSnapshot:
-    """Buffers as they were: their values, and the tensor that each module had under each name.
+def of_training(params: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, pool: SnapshotPool) -> Snapshot:
+    """Return a snapshot of weights and of all that the optimizer keeps in its state and its groups."""
+    state: list[Entries] = list(optimizer.state.values())
+    entries = [(live, _copied(live)) for live in (*state, *optimizer.param_groups)]
+    tensors = [v for _, before in entries for v in before.values() if isinstance(v, Tensor)]
+    snapshot = pool.make([*params, *tensors])
+    snapshot.entries, snapshot.grown = [(optimizer.state, dict(optimizer.state)), *entries], False
+    return snapshot
 
-    Most modules write into their buffers. Some assign a new tensor (``self.count = self.count + 1``); they have
-    their old one again on restoring.
+
+class Elsewhere:
+    """The context of other weights for a while: what it changed is restored bit for bit on leaving.
+
+    It restores ``tensors``, ``buffers`` and the states of ``generators``. ``change`` is called after they were
+    saved, without gradients, and ``leave`` before they are restored.
     """
 
-    def __init__(self, modules: Sequence[Named], pool: SnapshotPool):
-        self._pool, self._before = pool, [(buffers, dict(buffers)) for buffers in modules]
-        self._values = pool.make([t for _, named in self._before for t in named.values() if t is not None])
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        change: Callable[[], object] | None = None,
+        *,
+        buffers: Buffers | None = None,
+        generators: Sequence[torch.Generator] = (),
+        leave: Callable[[], object] | None = None,
+        pool: SnapshotPool | None = None,
+    ):
+        self._tensors, self._buffers, self._generators, self._pool = tensors, buffers, generators, pool
+        self._change, self._leave = change, leave
 
-    def restore(self) -> None:
-        """Restore which tensors the modules have, and the values of these.
+    def __enter__(self) -> None:
+        self._states = [g.get_state() for g in self._generators]
+        self._snapshots = [self._buffers.snapshot()] if self._buffers else []
+        try:
+            if self._tensors:
+                self._snapshots.append((self._pool or SnapshotPool()).make(self._tensors))
+            if self._change is not None:
+                with torch.no_grad():
+                    self._change()
+        except BaseException:
+            self.__exit__()
+            raise
 
-        A tensor that was replaced by one of another shape or type (a table that has grown) is not put back: the
-        module counts on the new one.
-        """
-        for buffers, named in self._before:
-            for name, before in named.items():
-                now = buffers.get(name)
-                if now is not before and now is not None and before is not None and _alike(now, before):
-                    buffers[name] = before
-        self._values.restore()
-
-    def release(self) -> None:
-        """Give the storage to the next one."""
-        self._pool.release(self._values)
+    def __exit__(self, *exception: object) -> None:
+        if self._leave is not None:
+            self._leave()
+        for generator, state in zip(self._generators, self._states, strict=True):
+            generator.set_state(state)
+        for snapshot in reversed(self._snapshots):
+            snapshot.restore()
+            snapshot.release()
 
 
 @contextmanager
 def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
     """Switch modules to evaluation mode; then restore every mode, and the buffers that passes changed."""
     training = [m for net in modules for m in net.modules() if m.training]
-    buffers = Buffers(*modules).snapshot()
-    try:
-        for m in training:
-            m.training = False
-        yield
-    finally:
-        for m in training:
-            m.training = True
-        buffers.restore()
-
-
-class OptimizerSnapshot:
-    """Weights and all that the optimizer keeps in its state and its groups."""
-
-    def __init__(self, params: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, pool: SnapshotPool):
-        self._optimizer, self._pool = optimizer, pool
-        self._state = {p: _copied(state) for p, state in optimizer.state.items()}
-        self._groups = [_copied(group) for group in optimizer.param_groups]
-        entries = [v for values in (*self._state.values(), *self._groups) for v in values.values()]
-        self._values = pool.make([*params, *(v for v in entries if isinstance(v, Tensor))])
-
-    def restore(self) -> None:
-        """Put every entry back; one that is a tensor is the same tensor as before, with the values of before."""
-        state = self._optimizer.state
-        for p in [p for p in state if p not in self._state]:
-            del state[p]
-        now = [*(state[p] for p in self._state), *self._optimizer.param_groups]
-        for entries, before in zip(now, (*self._state.values(), *self._groups), strict=True):
-            entries.clear()
-            entries.update(before)
-        self._values.restore()
-
-    def release(self) -> None:
-        """Give the storage to the next one."""
-        self._pool.release(self._values)
-
-
-Group = tuple[list[Tensor], list[Tensor]]
+    with Elsewhere([], buffers=Buffers(*modules)):
+        try:
+            for m in training:
+                m.training = False
+            yield
+        finally:
+            for m in training:
+                m.training = True
 
 
 def copy_into(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Write each value into its target's own storage."""
-    for group in _by_type(targets, values):
-        _copy(*group)
+    with torch.no_grad():
+        for into, source in _by_type(targets, values):
+            _copy(into, source)
 
 
-def _by_type(targets: Sequence[Tensor], values: Sequence[Tensor]) -> list[Group]:
+def _copy(targets: list[Tensor], values: list[Tensor]) -> None:
+    if len(targets) == 1:  # a sharded one
+        targets[0].copy_(values[0])
+    else:
+        torch._foreach_copy_(targets, values)
+
+
+def _by_type(targets: Sequence[Tensor], values: Sequence[Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:
     """Return targets and values in groups of one type, which a GPU copies in one launch; sharded ones alone."""
     if not PLAIN.issuperset(map(type, targets)):
         return [([target], [value]) for target, value in zip(targets, values, strict=True)]
-    groups: dict[tuple[torch.dtype, torch.device], Group] = {}
+    groups: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], list[Tensor]]] = {}
     for target, value in zip(targets, values, strict=True):
         into, source = groups.setdefault((target.dtype, target.device), ([], []))
         into.append(target)
@@ -185,31 +192,16 @@ def _by_type(targets: Sequence[Tensor], values: Sequence[Tensor]) -> list[Group]
     return list(groups.values())
 
 
-def _copy(targets: list[Tensor], values: list[Tensor]) -> None:
-    with torch.no_grad():
-        if len(targets) == 1:
-            targets[0].copy_(values[0])
-        else:
-            torch._foreach_copy_(targets, values)
-
-
-def _is_small(t: Tensor) -> bool:
-    return t.device.type == "cpu" and t.layout == torch.strided and t.is_contiguous() and 0 < t.numel() <= SMALL
-
-
-def _layout(tensors: Sequence[Tensor]) -> list[Any]:
-    """Return the types, shapes and storages of tensors, which may change in a tensor that is the same."""
-    storages = map(Tensor.data_ptr, tensors) if PLAIN.issuperset(map(type, tensors)) else ()
-    return [*storages, *map(_TYPE, tensors), *map(Tensor.size, tensors)]
-
-
-def _copied(entries: dict[str, Any]) -> dict[str, Any]:
+def _copied(entries: Entries) -> Entries:
     """Return copies of plain values; parameters and tensors themselves, whose values are copied apart."""
-    return {k: v if isinstance(v, Tensor) or k == "params" else copy.deepcopy(v) for k, v in entries.items()}
+    return {
+        k: v if type(v) in _ATOMIC or isinstance(v, Tensor) or k == "params" else copy.deepcopy(v)
+        for k, v in entries.items()
+    }
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+def _alike(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is not None and b is not None and a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
 
 
 def all_alike(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:

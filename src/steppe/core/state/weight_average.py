@@ -17,7 +17,7 @@ from steppe.core.numerics import vector
 from steppe.core.numerics.complex_params import real_view
 from steppe.core.numerics.vector import Vec
 from steppe.core.state.param_state import TensorCopies
-from steppe.core.state.snapshot import Buffers, SnapshotPool, copy_into
+from steppe.core.state.snapshot import Buffers, Elsewhere, SnapshotPool, copy_into
 
 if TYPE_CHECKING:
     from steppe.core.batch import Batch
@@ -70,7 +70,7 @@ class WeightAverage(TensorCopies):
             parts = rt.micro_batches(batch)
             outputs = [call_model(rt.net, inputs_for(rt.net, p), p.y if own else None) for p in parts]
             numbers: Vec = [real_view(t) for t in tree_leaves(outputs) if isinstance(t, Tensor) and _has_mean(t)]
-            rt.check_finite(vector.finite_check(numbers).to(rt.device))
+            rt.check_finite(vector.finite_check(numbers))
             rt.parallel.share_buffers(rt.net)
         rt.count(forward=len(batch))
 
@@ -131,24 +131,27 @@ class WeightAverage(TensorCopies):
     @contextmanager
     def _exchanged(self, net: nn.Module, values: Sequence[Tensor]) -> Iterator[None]:
         """Give the network these parameters and buffers, in this order, for a while."""
-        params = list(_parameters(net).values())
+
+        def leave() -> None:
+            # autocast caches what it has cast, and would go on with the other weights
+            torch.clear_autocast_cache()
+            reshard(net)
+
+        def change() -> None:
+            copy_into(list(_tensors(net).values()), values)
+            torch.clear_autocast_cache()
+
         reshard(net)
-        with torch.no_grad():
-            with _no_inference_mode():
-                weights, buffers = self._snapshots.make(params), Buffers(net).snapshot()
-            try:
-                with _no_inference_mode():
-                    copy_into(list(_tensors(net).values()), values)
-                # autocast caches what it has cast, and would go on with the other weights
-                torch.clear_autocast_cache()
+        params, buffers = list(_parameters(net).values()), Buffers(net)
+        elsewhere = Elsewhere(params, change, buffers=buffers, leave=leave, pool=self._snapshots)
+        with _no_inference_mode():
+            elsewhere.__enter__()
+        try:
+            with torch.no_grad():
                 yield
-            finally:
-                torch.clear_autocast_cache()
-                reshard(net)
-                with _no_inference_mode():
-                    weights.restore()
-                    buffers.restore()
-                self._snapshots.release(weights)
+        finally:
+            with _no_inference_mode():
+                elsewhere.__exit__()
 
     def get_extra_state(self) -> Tensor:
         """Return the count, and which buffers are the average's own, as a tensor for checkpoints."""

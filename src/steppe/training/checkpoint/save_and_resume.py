@@ -213,7 +213,7 @@ class CheckpointStore:
                 states[name] = saved.tensors[key]
             else:
                 seed = derive(self.seed, f"{name} {number} from step {saved.data['passes']['steps']}")
-                device = self.step.runtime.generators()[name].device
+                device = self.step.runtime.generators[name].device
                 states[name] = torch.Generator(device=device).manual_seed(seed).get_state()
         return states
 
