@@ -144,7 +144,7 @@ def test_a_complex_bias_is_a_bias() -> None:
 def test_real_networks_keep_their_parameters_and_moved_ones_are_followed() -> None:
     net = nn.Linear(3, 2)
     rt = steppe.SAM().bind(net, torch.optim.SGD(net.parameters(), 0.1)).runtime
-    assert rt.params is rt._leaves
+    assert rt.params is rt.leaves
     net = network("complex")
     step = steppe.SAM().bind(net, torch.optim.SGD(net.parameters(), 0.1))
     step(batches(1)[0])

@@ -77,7 +77,7 @@ def test_fusing_before_the_update_is_the_released_code(microbatch):
         code = copy.deepcopy(net.networks[0])
         states = [n.state_dict() for n in net.networks]
         code.load_state_dict({key: (t + states[1][key]) / 2 for key, t in states[0].items()})
-        for part in images(k).split(microbatch or 12):
+        for part in images(k).cut(3 if microbatch else 1):
             code(part.x)
         step(images(k))
         for n in net.networks:

@@ -15,6 +15,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
+from steppe.core.numerics import vector
 from steppe.core.numerics.complex_params import leaf, real_view
 from steppe.core.numerics.vector import Vec
 from steppe.core.schedules import finite
@@ -112,6 +113,14 @@ def check_setting(optimizer: torch.optim.Optimizer, name: str) -> bool:
     for value in values:
         _check_value(name, value, " in a parameter group")
     return bool(values)
+
+
+def add_decoupled(optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter], values: Vec) -> None:
+    """Add values times their learning rate to the parameters, past the optimizer."""
+    own = [p for p, v in zip(params, values, strict=True) if v is not None]
+    rates = per_group(optimizer, params, "lr", 0.0)
+    with torch.no_grad():
+        vector.move(own, vector.present(vector.scale(values, rates)))
 
 
 def momentum(optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter], expected: bool) -> Vec:

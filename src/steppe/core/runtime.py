@@ -25,9 +25,7 @@ from steppe.core.numerics import complex_params, vector
 from steppe.core.numerics.vector import ScaledVector, Vec
 from steppe.core.schedules import ScheduleValue, TrainingProgress, value_at
 from steppe.core.state import rng
-from steppe.core.state.param_state import ParamState
 from steppe.core.state.snapshot import Buffers, Elsewhere, SnapshotPool, of_training
-from steppe.core.state.weight_average import WeightAverage
 from steppe.core.step_state import BindOptions, LossFunction, NonFinite, Passes, StepOutput, StepState
 from steppe.errors import InputError
 
@@ -52,11 +50,10 @@ class Runtime:
         is; ``rng``, the generator of the method's noise; ``draw_mask_seed`` and ``rng_restored``, for dropout
         masks; ``options`` of `bind`.
     Model:
-        ``model`` as it was bound; ``net``, the network below torch.compile and DDP; ``params``, the optimizer's
-        trainable parameters, each once, complex ones as real views (..., 2), and for each of them ``owners``, its
-        module, and ``member``, the number of its network; ``buffers``; ``device``; ``callable_in_parts``: whether
-        modules of ``net`` may be called on their own, which a compiled or sharded model forbids; ``parallel``, the
-        processes.
+        ``model`` as bound; ``net``, the network below torch.compile and DDP; ``params``, the optimizer's trainable
+        parameters, each once, complex ones (``leaves``) as real views (..., 2); of each ``owners``, its module,
+        and ``member``, the number of its network; ``buffers``; ``device``; ``parallel``, the processes;
+        ``callable_in_parts``: whether modules may be called alone, unlike in compiled or sharded models.
     Accounts:
         ``weight`` of a batch in means; ``count`` of samples that passed outside of ``grad`` and ``outputs``, into
         ``passes``; ``once``, a cache; ``untracked``: whether a pass made now leaves statistics and RNG unchanged.
@@ -65,10 +62,10 @@ class Runtime:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, options: BindOptions):
         self.model, self.optimizer, self.options = model, optimizer, options
         self.net, wrapper = unwrap_model(model)
-        self._with_state = [self.net, *user_loss.modules_of(options.loss)]
+        self.with_state = [self.net, *user_loss.modules_of(options.loss)]
         self.leaves: list[nn.Parameter] = []
         self.params = self.leaves
-        param_groups.require_trainable(self._with_state, optimizer, param_groups.trainable(optimizer))
+        param_groups.require_trainable(self.with_state, optimizer, param_groups.trainable(optimizer))
         self.inspect(param_groups.trainable(optimizer))
         self.device = self.params[0].device
         self.precision = MixedPrecision(options.precision, self.params[0], options.scaler)
@@ -287,8 +284,7 @@ class Runtime:
         for transform in options.transforms:
             grads = transform(grads, self)
         if options.clip is not None:
-            clip = partial(vector.clip, largest=options.clip)
-            grads = vector.map_groups(clip, grads, self.member) if options.clip_each else clip(grads)
+            grads = vector.clip(grads, options.clip, self.member if options.clip_each else None)
         if more and not step.updates_undone:
             step.updates_undone = True
             step.snapshots.append(of_training(self.params, self.optimizer, self._update_snapshots))
@@ -298,25 +294,18 @@ class Runtime:
             fresh = vector.clone(grads) if remaining or (more and grads is averaged) else grads
             if self._in_grad is None or not all(map(is_, fresh, self._in_grad)):
                 if self.leaves is not self.params:
-                    pairs = zip(fresh, self.params, strict=True)
-                    fresh = [None if g is None else complex_params.like_leaf(g, p) for g, p in pairs]
+                    fresh = complex_params.like_leaves(fresh, self.params)
                 for p, g in zip(self.leaves, fresh, strict=True):
                     p.grad = g
                 self._in_grad = None
             self.optimizer.step()
             self.passes.updates += 1
         if decoupled is not None:
-            own = [p for p, d in zip(self.params, decoupled, strict=True) if d is not None]
-            lr = param_groups.per_group(self.optimizer, self.params, "lr", 0.0)
-            with torch.no_grad():
-                vector.move(own, vector.present(vector.scale(decoupled, lr)))
+            param_groups.add_decoupled(self.optimizer, self.params, decoupled)
         self.clear()
 
     def outputs(self, batch: Batch) -> list[Tensor]:
-        """Return the logits of each micro-batch at the current weights, without a graph.
-
-        Raises `NonFinite` as `grad` does.
-        """
+        """Return the logits of each micro-batch at the weights, without a graph; raises `NonFinite` as `grad`."""
         with torch.no_grad(), self.precision.autocast():
             logits = [self.forward(part.x) for part in self.micro_batches(batch)]
         self.count(forward=len(batch))
@@ -422,15 +411,7 @@ class Runtime:
             self.leaves, self.params = leaves, complex_params.real_views(leaves)
             self.owners = param_groups.owners(self.net, leaves)
             self._measure, self._memo = vector.measure_of(self.params), dict[Hashable, Any]()
-            self.buffers = Buffers(*self._with_state)
-
-    def adopt(self, state: nn.Module) -> None:
-        """Restore the statistics of a method's averages with the network's; its vectors are of the parameters."""
-        for part in state.modules():
-            if isinstance(part, ParamState):
-                part.trained = lambda: (self.params, self.net)
-        self._with_state += [m.statistics for m in state.modules() if isinstance(m, WeightAverage)]
-        self.buffers = Buffers(*self._with_state)
+            self.buffers = Buffers(*self.with_state)
 
     def clear(self) -> None:
         """Set every gradient to None, those of the last pass included."""

@@ -14,7 +14,9 @@ from steppe.core.data_parallel import NO_LOCAL_GRADIENT, Sharded
 from steppe.core.multi_network import MultiNetwork
 from steppe.core.runtime import Runtime
 from steppe.core.schedules import check_length, check_start
-from steppe.core.state.snapshot import evaluation_mode
+from steppe.core.state.param_state import ParamState
+from steppe.core.state.snapshot import Buffers, evaluation_mode
+from steppe.core.state.weight_average import WeightAverage
 from steppe.core.step_state import BindOptions, GradientAccumulator, NonFinite, Passes, StepOutput, StepState
 from steppe.core.user_loss import CHECKED_STEPS, require_additive, require_weights
 from steppe.errors import InputError
@@ -28,6 +30,9 @@ class _Method(Protocol):
     @property
     def single(self) -> str: ...
     def init(self, net: nn.Module) -> nn.Module: ...
+    def scheduled_limits(self) -> tuple[str, ...]: ...
+    def may_be_at_limit(self) -> bool: ...
+    def step(self, batch: Batch, state: Any, rt: Runtime) -> StepOutput: ...
     def objective_or_plain(self, batch: Batch, state: Any, rt: Runtime) -> StepOutput: ...
     def step_or_plain(self, batch: Batch, state: Any, rt: Runtime) -> StepOutput: ...
     def before(self, batch: Batch, state: Any, rt: Runtime) -> None: ...
@@ -55,6 +60,7 @@ class Step:
             raise InputError(f"{type(method).__name__} cannot train a sharded model: {method.whole}; use DDP")
         if method.single and isinstance(runtime.net, MultiNetwork):
             raise InputError(f"{type(method).__name__} cannot train several networks at once: {method.single}")
+        self._limits, self._limited = method.scheduled_limits(), method.may_be_at_limit()
         self._before, self._after = _overridden(method, "before"), _overridden(method, "after")
         self.state = method.init(runtime.net)
         if options.steps is None:
@@ -62,7 +68,11 @@ class Step:
         elif not callable(options.steps):
             check_start(method, options.steps)
         self.state.to(runtime.device)
-        runtime.adopt(self.state)
+        for part in self.state.modules():
+            if isinstance(part, ParamState):
+                part.trained = lambda: (runtime.params, runtime.net)
+        runtime.with_state += [m.statistics for m in self.state.modules() if isinstance(m, WeightAverage)]
+        runtime.buffers = Buffers(*runtime.with_state)
         if _overridden(method, "objective"):
             runtime.objective = lambda batch: method.objective_or_plain(batch, self.state, runtime)
 
@@ -96,7 +106,7 @@ class Step:
         try:
             if self._before:
                 self.method.before(batch, self.state, rt)
-            out = self._in_groups(batch) if self.m else self.method.step_or_plain(batch, self.state, rt)
+            out = self._in_groups(batch) if self.m else self._of_method(batch)
         except NonFinite as signal:
             out, skipped = signal.out, True
             self._roll_back()
@@ -151,6 +161,13 @@ class Step:
         if not rt.alone:
             rt.parallel.share_buffers(rt.net)
 
+    def _of_method(self, batch: Batch) -> StepOutput:
+        """Make the method's step, or a plain one at its limit, where a schedule or a group may bring it there."""
+        groups = self.runtime.optimizer.param_groups
+        ask = self._limited or any(name in group for group in groups for name in self._limits)
+        make = self.method.step_or_plain if ask else self.method.step
+        return make(batch, self.state, self.runtime)
+
     def _in_groups(self, batch: Batch) -> StepOutput:
         """Take each group's gradient, and make one update from their mean."""
         rt = self.runtime
@@ -159,7 +176,7 @@ class Step:
         outs = []
         for group in groups:
             collected.begin(rt.weight(group) / rt.step_state.weight)
-            out = self.method.step_or_plain(group, self.state, rt)
+            out = self._of_method(group)
             outs.append(StepOutput(out.loss * collected.weight, out.logits))
         rt.step_state.group = None
         if rt.passes.steps <= CHECKED_STEPS and len(groups) > 1:

@@ -148,6 +148,15 @@ class Method(Generic[State]):
     def __str__(self) -> str:
         return as_text(self.to_dict())
 
+    def scheduled_limits(self) -> tuple[str, ...]:
+        """Return the hyper-parameters with ``plain_at`` that a parameter group may set."""
+        return tuple(name for name in plain_fields(type(self))[0] if Schedule in types_of(type(self))[name])
+
+    def may_be_at_limit(self) -> bool:
+        """Return whether a schedule, or the values as they are, may make a step plain training."""
+        values = {name: (getattr(self, name), plain) for name, plain in plain_fields(type(self))[0].items()}
+        return any(isinstance(value, Schedule) or value == plain for value, plain in values.values())
+
     def at_limit(self, rt: Runtime) -> bool:
         """Return whether its hyper-parameters make this step plain training; see ``plain_at`` of `hyper`."""
         either, always = plain_fields(type(self))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from steppe.core.numerics import vector
+from steppe.core.numerics.vector import Vec
 from steppe.errors import InputError
 
 P = TypeVar("P", bound=Tensor | None)
@@ -50,6 +51,11 @@ def leaf(p: P) -> P:
 def like_leaf(t: Tensor, p: Tensor) -> Tensor:
     """Return a tensor of the shape of ``p``, such as its gradient, in the type of the parameter it stands for."""
     return t if leaf(p) is p else torch.view_as_complex(t.contiguous())
+
+
+def like_leaves(values: Vec, params: Sequence[Tensor]) -> Vec:
+    """Return a vector in the types of the parameters that ``params`` stand for."""
+    return [None if t is None else like_leaf(t, p) for t, p in zip(values, params, strict=True)]
 
 
 def stale(views: Sequence[Tensor]) -> bool:

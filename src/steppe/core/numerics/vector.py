@@ -247,8 +247,10 @@ def each_unit(a: Vec, eps: float = 1e-12) -> Vec:
     return map_each(lambda t: t / (norm([t]) + eps), a)
 
 
-def clip(a: Vec, largest: float) -> Vec:
-    """Return ``a`` at a norm of at most ``largest``."""
+def clip(a: Vec, largest: float, group: Sequence[int] | None = None) -> Vec:
+    """Return ``a`` at a norm of at most ``largest``, or each group's tensors by themselves."""
+    if group is not None:
+        return map_groups(lambda part: clip(part, largest), a, group)
     return scale(a, (largest / (norm(a) + 1e-6)).clamp(max=1.0))
 
 
