@@ -29,6 +29,24 @@ def test_decoding_happens_once_until_a_file_changes(tmp_path: Path, monkeypatch:
     assert count(load(root)) == 21
 
 
+@pytest.mark.parametrize("swapped", ["files", "folders"])
+def test_files_of_one_size_and_date_that_exchange_their_names_are_decoded_again(
+    tmp_path: Path, swapped: str
+) -> None:
+    root = tmp_path / "photos"
+    for c, name in enumerate(("cat", "dog")):
+        (root / name).mkdir(parents=True)
+        for i in range(5):
+            picture(10 * c + i).save(root / name / f"{i}.bmp")
+            os.utime(root / name / f"{i}.bmp", ns=(0, 0))
+    first = load(root)
+    pair = [root / name for name in (("cat", "dog") if swapped == "folders" else ("cat/0.bmp", "dog/0.bmp"))]
+    pair[0].rename(root / ".aside")
+    pair[1].rename(pair[0])
+    (root / ".aside").rename(pair[1])
+    assert load(root).fingerprint != first.fingerprint
+
+
 @pytest.mark.parametrize("name", ["train_x.npy", "test_y.npy", "about.json"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "garbage", "truncated"])
 def test_a_damaged_cache_is_decoded_again(tmp_path: Path, name: str, damage: str) -> None:
@@ -86,7 +104,9 @@ def test_without_a_home_images_stay_in_memory(tmp_path: Path, monkeypatch: pytes
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "expanduser", lambda path: no_home(path) if str(path).startswith("~") else path)
     with caplog.at_level(logging.INFO):
-        assert torch.equal(load(root).train.x, expected.train.x)
+        images = load(root)
+    assert torch.equal(images.train.x, expected.train.x)
+    assert images.fingerprint == expected.fingerprint != ""
     assert "HOME is not set" in caplog.text
     for name in ("folder:~/photos", "cifar10:~/files", "cifar10", "cifar100:download"):
         with pytest.raises(InputError, match="^~/.* is in no home: HOME is not set; set it"):
@@ -110,6 +130,8 @@ def test_an_entry_follows_the_umask_and_one_that_cannot_be_read_is_left(
         raise PermissionError(13, "Permission denied", str(entry))
 
     monkeypatch.setattr(cache, "_read", refused)
-    assert torch.equal(load(root).train.x, first.train.x)
+    again = load(root)
+    assert torch.equal(again.train.x, first.train.x)
+    assert again.fingerprint == first.fingerprint != ""
     assert caplog.messages == [f"cannot read {entry}: Permission denied; decoding again"]
     assert entry.is_dir()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin, TiffTags
 from PIL.PngImagePlugin import PngInfo
 from support.photos import load
 
@@ -103,6 +103,16 @@ def test_values_that_are_not_numbers_do_not_set_the_range() -> None:
     values[0, 0], values[15, 15], values[3, 3] = np.nan, np.inf, -np.inf
     image = decode(encode(values, "TIFF"))
     assert image.pixels is not None and len(np.unique(image.pixels)) > 250 and image.pixels[0, 0] == 0
+
+
+def test_the_value_of_pixels_without_data_does_not_set_the_range() -> None:
+    values = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    values[3, 3] = -9999
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[42113], tags.tagtype[42113] = "-9999", TiffTags.ASCII
+    (image,), note = to_8_bits([decode_one("a", encode(values, "TIFF", tiffinfo=tags), None)])
+    assert image.pixels is not None and len(np.unique(image.pixels)) == 255
+    assert "whose values 0 to 1 become" in note
 
 
 def drawing(colour: int, mode: str) -> Image.Image:

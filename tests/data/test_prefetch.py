@@ -5,6 +5,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,32 @@ def test_too_little_shared_memory_is_one_line_with_its_remedy(error: Exception) 
     prefetching.batches = failing()
     with pytest.raises(RunError, match=r"^/dev/shm is too small .* of 2 workers .*--shm-size.*--workers 0"):
         next(prefetching.epoch(1))
+
+
+SCRIPT = """
+import os, signal
+from steppe import data
+from steppe.config import Data
+from steppe.data.loader import Loader
+from steppe.data.normalize import Normalizer
+from steppe.data.prefetch import PrefetchLoader
+
+if __name__ == "__main__":
+    images = data.load("synthetic", Data(train=64, test=50))
+    normalize = Normalizer.of("standard", images.train)
+    loader = Loader(images.train, classes=10, batch=8, augment=(), normalize=normalize, seed=0)
+    made = PrefetchLoader(loader, 1)
+    next(made.epoch(0))
+    print("made", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_training(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    # a worker that stays keeps the pipe open
+    done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert done.stdout == b"made\n"

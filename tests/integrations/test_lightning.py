@@ -230,6 +230,28 @@ def test_a_batch_may_be_skipped():
     assert module.step.passes.updates == 5
 
 
+class Tuned(Ours):
+    batch_size, lr = 4, 0.1
+
+    def train_dataloader(self) -> Any:
+        return loader(size=self.batch_size)
+
+    def val_dataloader(self) -> Any:
+        return loader()
+
+
+@pytest.mark.slow
+def test_the_tuner_finds_a_batch_size_and_no_learning_rate(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the tuner writes a checkpoint
+    module = Tuned("sam:rho=0.1")
+    before = weights(module)
+    tuner = lightning.pytorch.tuner.Tuner(lightning.Trainer(**QUIET | {"accelerator": "cpu", "max_epochs": 1}))
+    assert tuner.scale_batch_size(module, max_trials=2, steps_per_trial=1) == 8
+    assert all(map(torch.equal, before, weights(module)))
+    with pytest.raises(steppe.InputError, match="^lr_find varies no learning rate"):
+        tuner.lr_find(Tuned("sam"))
+
+
 def of_process(rank: int, folder: str) -> tuple[list[Tensor], int]:
     """Train, and resume in the middle; return the weights and the updates."""
     warnings.simplefilter("ignore")

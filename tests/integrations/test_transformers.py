@@ -240,6 +240,54 @@ def test_micro_batches_with_unequal_labels_are_the_whole_batch(tmp_path, model, 
     assert distance(nets[0], nets[2]) < 1e-7 < 1e-3 < distance(nets[0], model())
 
 
+def ctc() -> nn.Module:
+    """A loss that is the mean over samples, although its labels have -100."""
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    dropout = dict.fromkeys(("hidden", "attention", "activation", "feat_proj", "final"), 0.0)
+    config = transformers.Wav2Vec2Config(
+        vocab_size=8, conv_dim=(8,), conv_stride=(4,), conv_kernel=(8,), num_feat_extract_layers=1, layerdrop=0.0,
+        num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, apply_spec_augment=False,
+        ctc_loss_reduction="mean", **small, **{f"{name}_dropout": p for name, p in dropout.items()},
+    )  # fmt: skip
+    return transformers.Wav2Vec2ForCTC(config)
+
+
+def segmenter() -> nn.Module:
+    """A loss that leaves out the pixels of the label 255."""
+    torch.manual_seed(0)
+    config = transformers.SegformerConfig(
+        num_encoder_blocks=1, depths=[1], sr_ratios=[1], hidden_sizes=[8], patch_sizes=[3], strides=[2],
+        num_attention_heads=[1], mlp_ratios=[1], decoder_hidden_size=8, num_labels=3, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0, classifier_dropout_prob=0.0, drop_path_rate=0.0,
+    )  # fmt: skip
+    net = transformers.SegformerForSemanticSegmentation(config)
+    net.decode_head.batch_norm = nn.Identity()  # whose statistics are those of a micro-batch
+    return net
+
+
+@pytest.mark.parametrize("model", [ctc, segmenter])
+def test_micro_batches_weigh_what_the_model_s_loss_is_a_mean_of(tmp_path, model):
+    rng, rows = torch.Generator().manual_seed(1), []
+    for n in (1, 1, 5, 5):
+        if model is ctc:
+            labels = torch.where(torch.arange(5) < n, torch.arange(1, 6), -100)
+            rows.append({"input_values": torch.randn(200, generator=rng), "labels": labels})
+        else:
+            labels = torch.where(torch.rand(8, 8, generator=rng) < n / 6, n % 3, 255)
+            rows.append({"pixel_values": torch.randn(3, 8, 8, generator=rng), "labels": labels})
+    settings = {"max_steps": 1, "warmup_steps": 0, "learning_rate": 0.1, "max_grad_norm": 0.0, "optim": "sgd"}
+    nets = [model(), model()]
+    for net, size in zip(nets, (2, 4), strict=True):
+        accumulated = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size}
+        args = arguments(
+            tmp_path, **settings, **accumulated, weight_decay=0.0, train_sampling_strategy="sequential"
+        )
+        SteppeTrainer(net, args, train_dataset=rows, method="plain").train()
+    moved = distance(nets[1], model())
+    assert distance(*nets) < 1e-5 * moved
+
+
 def test_a_model_with_labels_of_other_names_is_trained(tmp_path):
     torch.manual_seed(0)
     config = transformers.BertConfig(

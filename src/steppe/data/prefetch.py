@@ -1,6 +1,9 @@
 """Prefetching: worker processes make the training batches ahead of time, with the same bits in the same order."""
 
 import contextlib
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -35,6 +38,7 @@ class PrefetchLoader:
             num_workers=workers,
             prefetch_factor=_PREFETCH,
             persistent_workers=True,
+            worker_init_fn=_end_with_parent,
             pin_memory=torch.cuda.is_available(),
             multiprocessing_context=forkserver_context(workers),
             generator=torch.Generator(),  # otherwise it draws from the global generator, which dropout uses
@@ -67,6 +71,21 @@ class PrefetchLoader:
                 f"/dev/shm is too small for the batches of {self.workers} workers ({message[:120]}); start the "
                 "container with more (docker run --shm-size=2g), or give --workers 0"
             ) from error
+
+
+def _end_with_parent(worker: int) -> None:
+    """End this worker with the training process, however that ends.
+
+    torch looks at the number of the parent process, which here is the server, and that waits for its workers.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _WorkerBatches(IterableDataset[Batch]):

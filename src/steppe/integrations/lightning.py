@@ -25,6 +25,7 @@ from steppe.integrations import check_modes, deployed, deployed_by, ready
 try:
     from lightning.pytorch import Callback, LightningModule
     from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+    from lightning.pytorch.tuner.lr_finder import _LRCallback
 except ImportError as error:
     raise InputError(f"{error}; pip install 'steppe[lightning]'") from None
 
@@ -116,8 +117,12 @@ class SteppeMixin(LightningModule):  # type: ignore[misc]
             raise InputError("method is not set; set method = steppe.SAM(rho=0.05), say, in the class or __init__")
         if self.automatic_optimization:
             raise InputError("automatic_optimization is True, but self.step makes the update; leave it False")
-        if not any(isinstance(callback, _Stages) for callback in self.trainer.callbacks):
+        if not any(isinstance(callback, _Stages) for callback in self.configure_callbacks()):
             raise InputError("configure_callbacks is overridden; return [*super().configure_callbacks(), ...]")
+        if any(isinstance(callback, _LRCallback) for callback in self.trainer.callbacks):
+            raise InputError(
+                "lr_find varies no learning rate in manual optimisation; set one in configure_optimizers"
+            )
         if isinstance(optimizers := self.optimizers(), list):
             raise InputError(
                 f"configure_optimizers gives {len(optimizers)} optimizers; give one, with parameter groups"

@@ -47,8 +47,9 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
     weights and each process's state of the method. ``load_best_model_at_end`` loads both.
 
     The model computes its own loss, from labels of any name. A micro-batch's weight in the mean is the number of
-    its ``labels`` other than -100, without the first of each row where the model predicts the next token; of its
-    samples if it has no such labels. ``bind={"weigh": ...}`` sets another weight.
+    its ``labels`` other than -100 and the model's ``semantic_loss_ignore_index``, without the first of each row
+    where the model predicts the next token; of its samples if it has no such labels or their loss is CTC.
+    ``bind={"weigh": ...}`` sets another weight.
 
     Raises:
         InputError: The loss or the gradient is computed where a method cannot call it: compute_loss is overridden,
@@ -152,11 +153,15 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
     def _labels(self, batch: Batch) -> int:
         """Return the number of labels that the model's loss is a mean of."""
         labels = batch.x.get("shift_labels", batch.y)
-        if not isinstance(labels, Tensor) or labels.is_floating_point():
+        config = getattr(unwrap_model(self.model)[0], "config", None)
+        if not isinstance(labels, Tensor) or labels.is_floating_point() or hasattr(config, "ctc_loss_reduction"):
             return len(batch)
         if labels is batch.y and self._shifts_labels:
             labels = labels[..., 1:]
-        return int((labels != -100).sum())
+        counted = labels != -100
+        if labels.dim() > 1:  # an image classifier may have the setting too, and its number as a class
+            counted &= labels != getattr(config, "semantic_loss_ignore_index", -100)
+        return int(counted.sum())
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate or predict with the deployed weights."""

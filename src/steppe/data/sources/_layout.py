@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from steppe.data.sources._part_names import part_of
+from steppe.data.sources._part_names import folded, part_of
 from steppe.data.sources._table_files import ImageNames, Table, read_tables
 from steppe.data.sources._tables import contradiction, read_labels, read_parts
 from steppe.data.sources.listing import TABLES, Listing
@@ -65,7 +65,7 @@ def find_layout(
         if tables and (masks := _annotations(folders)):  # lists may label the images in the other folders
             images = (name for folder in {*folders} - {*masks} for name in tree.names(folder))
             undivided |= dict.fromkeys(images, part or None)
-        if train_classes & {folder[-1] for folder in folders}:
+        if {*map(folded, train_classes)} & {folded(folder[-1]) for folder in folders}:
             class_folders[part] = folders
         if len(folders) < 2 or part not in class_folders:
             undivided |= dict.fromkeys(tree.names(top), part or None)
@@ -245,7 +245,8 @@ def _annotations(folders: Sequence[_Folder]) -> list[_Folder]:
     return [
         folder
         for name, folder in names.items()
-        if name in _ANNOTATIONS or (name in _MASKS and _IMAGES & names.keys())
+        if name in _ANNOTATIONS
+        or ((name in _MASKS or name.startswith(("segmentation", "mask"))) and _IMAGES & names.keys())
     ]
 
 

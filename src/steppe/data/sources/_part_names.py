@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 _WORDS = {
     **dict.fromkeys(("train", "training", "trn", "trainval"), "train"),
@@ -41,3 +42,8 @@ def part_of(name: str) -> tuple[str, tuple[str, ...]] | None:
         elif token not in _FILLERS:
             rest.append(token)
     return (parts[0], tuple(rest)) if len(parts) == 1 else None
+
+
+def folded(name: str) -> str:
+    """Return a name that is equal for names that differ in capitals, outer spaces or the form of accents only."""
+    return unicodedata.normalize("NFC", name).casefold().strip()

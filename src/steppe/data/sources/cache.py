@@ -51,28 +51,37 @@ def cached(key: Any, decode: Callable[[], Source]) -> Source:
     be read or written, or the user has no home, the images stay in memory.
     """
     name = hashlib.sha256(json.dumps([_FORMAT, key], sort_keys=True).encode()).hexdigest()[:24]
+
+    def decoded() -> Source:
+        source = decode()
+        return replace(source, fingerprint=_fingerprint(source))
+
     try:
         entry = folder() / "decoded" / name
     except InputError as error:
         _log.info("decoded images are not cached: %s", error)
-        return decode()
+        return decoded()
     try:
         if entry.is_dir():
             return _read(entry)
     except PermissionError as error:
         _log.warning("cannot read %s: %s; decoding again", error.filename, error.strerror)
-        return decode()
+        return decoded()
     except _DAMAGES as error:
         _log.warning("decoded images in %s are damaged (%s); decoding again", entry, error)
         shutil.rmtree(entry, ignore_errors=True)
-    source = decode()
-    source = replace(source, fingerprint=_fingerprint(source))
+    source = decoded()
     try:
         _write(entry, source)
         return _read(entry)
     except _DAMAGES as error:  # also one of another user, which cannot be removed
         _log.info("decoded images are not cached: cannot write %s: %s", entry, error)
         return source
+
+
+def file_state(state: os.stat_result) -> list[int]:
+    """Return what changes with a file's content, also if files of one size and date exchange their names."""
+    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
 
 
 def _parts(source: Source) -> dict[str, Images]:

@@ -104,7 +104,7 @@ def _fingerprint(root: Path, name: str) -> list[list[Any]]:
     """Return plain data that changes whenever the files do."""
     paths = [root, *sorted(root.glob(_INNER[name]))]
     files = [f for path in paths for f in ([path] if path.is_file() else sorted(path.iterdir()))]
-    return [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
+    return [[str(f), *cache.file_state(f.stat())] for f in files if f.is_file()]
 
 
 def _contents(root: Path, name: str) -> list[tuple[str, bytes]]:

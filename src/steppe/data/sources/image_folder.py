@@ -15,7 +15,8 @@ from steppe.config import Data
 from steppe.data.dataset import Images, Source
 from steppe.data.sources._image_files import ImageFiles, ProgressCallback, decode
 from steppe.data.sources._layout import Label, find_layout
-from steppe.data.sources.cache import cached
+from steppe.data.sources._part_names import folded
+from steppe.data.sources.cache import cached, file_state
 from steppe.data.sources.listing import ARCHIVES, IMAGES, Listing, is_table, list_files
 from steppe.data.sources.pixels import REMARKS, TOO_LARGE, UNKNOWN, Decoded, to_8_bits
 from steppe.data.splits import split_off_fifth
@@ -60,10 +61,10 @@ def _fingerprint(path: Path) -> Any:
         return [
             folders,
             listing.other,
-            [[n, s.st_size, s.st_mtime_ns] for n, s in zip(names, states, strict=True)],
+            [[n, *file_state(s)] for n, s in zip(names, states, strict=True)],
         ]
     if path.is_file() and path.name.lower().endswith(ARCHIVES):
-        return [path.stat().st_size, path.stat().st_mtime_ns]
+        return file_state(path.stat())
     if path.exists():
         raise InputError(f"{path} is neither a folder nor an archive ({', '.join(ARCHIVES)})")
     raise InputError(f"there is no {path}; give the folder or archive with a sub-folder per class")
@@ -151,6 +152,9 @@ def _classes(path: Path, labels: Iterable[Label], left_out: Sequence[str]) -> tu
         if unpaired[0].isdigit() and not any(name.isdigit() for name in train):  # as Caffe's lists have
             names = ", ".join(sorted(train)[:2])
             remedy = f"write the names of the training classes ({names}, ...) for the numbers"
+        others = (train | val | test) - {unpaired[0]}
+        if twin := next((name for name in others if folded(name) == folded(unpaired[0])), None):
+            remedy = f"{twin!r} differs in capitals, spaces or the form of accents only; give both one name"
         raise InputError(f"class {unpaired[0]!r} of {path} has no {missing} images; {remedy}")
     return tuple(sorted(train))
 

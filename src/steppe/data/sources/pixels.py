@@ -24,7 +24,7 @@ _LONG_JPEG = (
     89_478_485  # pixels, Pillow's own limit; a longer JPEG is decoded at a reduced scale if a size is given
 )
 _GROUND = 128  # grey behind transparent pixels: neither a black nor a white drawing vanishes on it
-_ORIENTATION = 0x0112
+_ORIENTATION, _NO_DATA = 0x0112, 42113  # tags; GDAL's has the value of pixels that were not measured
 UNKNOWN, TOO_LARGE = "unknown image format", "larger than any image"
 # what is reported about images, with their number
 REMARKS = {
@@ -143,7 +143,10 @@ def _pixels(image: Image.Image, size: int | None) -> tuple[np.ndarray, str, tupl
         with contextlib.suppress(Exception):
             upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith(("I", "F")):
-        values = np.asarray(upright, np.float32)
+        values = np.array(upright, np.float32)
+        with contextlib.suppress(ValueError):
+            no_data = str(getattr(image, "tag_v2", {}).get(_NO_DATA, "nan"))
+            values[values == np.float32(no_data.strip(" \0"))] = np.nan
         finite = values[np.isfinite(values)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
         upright = Image.fromarray(np.nan_to_num(values, nan=low, posinf=high, neginf=low))
