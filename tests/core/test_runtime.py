@@ -4,7 +4,8 @@ Reads are counted on the CPU, where one is the operation that turns a tensor int
 what is done here with ``checks_every_pass`` off.
 """
 
-from dataclasses import dataclass
+import inspect
+from dataclasses import dataclass, fields
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from steppe.core.batch import Batch
 from steppe.core.method import Method
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.step import Step
+from steppe.core.step_state import BindOptions
+from steppe.errors import InputError
 from steppe.methods import METHODS, make
 from steppe.testing import fixtures
 
@@ -157,3 +160,19 @@ def test_a_step_that_was_not_finite_is_undone_though_it_was_checked_late(name: s
     now = [s["momentum_buffer"] for s in optimizer.state.values()]
     assert all(torch.equal(a, b) for a, b in zip(now, momenta, strict=True))
     assert not step(fixtures.batch(3)).skipped
+
+
+def test_bind_has_the_options_of_the_one_list_and_documents_each():
+    arguments = inspect.signature(Method.bind).parameters.values()
+    options = {p.name: p.default for p in arguments if p.kind is p.KEYWORD_ONLY}
+    listed = {f.name: f.default for f in fields(BindOptions)}
+    assert listed.keys() == options.keys()
+    assert listed == options | {"loss": listed["loss"]}
+    assert all(f"\n            {name}: " in (Method.bind.__doc__ or "") for name in listed)
+
+
+@pytest.mark.parametrize("option", [{"m": 0}, {"m": True}, {"m": "all"}, {"m": 2, "sync": "global"}])
+def test_an_impossible_m_is_refused(option):
+    net = nn.Linear(2, 2)
+    with pytest.raises(InputError, match=f"m is {option['m']!r}"):
+        make("sam").bind(net, torch.optim.SGD(net.parameters(), 0.1), **option)
