@@ -54,7 +54,9 @@ class Step:
         self.method = method
         self.runtime = runtime = Runtime(model, optimizer, options)
         if options.m is not None and isinstance(runtime.parallel, Sharded):
-            raise InputError(f"m is {options.m!r} on a sharded model; {NO_LOCAL_GRADIENT}: leave m out, or use DDP")
+            raise InputError(
+                f"m is {options.m!r} on a sharded model; {NO_LOCAL_GRADIENT}: leave m out, or use DDP"
+            )
         if method.whole and isinstance(runtime.parallel, Sharded):
             raise InputError(f"{type(method).__name__} cannot train a sharded model: {method.whole}; use DDP")
         if method.single and isinstance(runtime.net, MultiNetwork):
