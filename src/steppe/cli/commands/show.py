@@ -19,6 +19,16 @@ def run(options: Namespace, command: str) -> int:
         print(recipes.card(recipes.load(options.method)))
         return 0
     method = methods.parse(options.method)
-    print("\n\n".join(methods.card(part.partition(":")[0]) for part in options.method.split("+")))
+    names = dict.fromkeys(part.partition(":")[0] for part in options.method.split("+"))
+    print("\n\n".join(f"{methods.card(name)}{_settings(name)}" for name in names))
     print(f"\nControls {', '.join(method.controls) or 'none besides plain'}\nSettings {method}")
     return 0
+
+
+def _settings(name: str) -> str:
+    """Return a line per setting: its name and default, what it is, and its possible values."""
+    from steppe.core.method.registry import settings
+
+    rows = settings(name)
+    widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
+    return "".join(f"\n         {n:<{widths[0]}}  {d:<{widths[1]}}  {text}".rstrip() for n, d, text in rows)

@@ -140,6 +140,25 @@ def summary(name: str) -> str:
     return next(iter(card(name).splitlines()), "")  # a script need not have a card
 
 
+def settings(name: str) -> list[tuple[str, str, str]]:
+    """Return a method's hyper-parameters: name, default, and help with the possible values."""
+    method = make(name)
+    fixed = METHODS[name].keywords if isinstance(METHODS[name], partial) else {}
+    rows = []
+    for f in fields(method):
+        constraint, types = constraint_of(f), types_of(type(method))[f.name]
+        values = "True or False" if bool in types else constraint.range(int in types and float not in types)
+        values += " or a schedule" if values and schedules.Schedule in types else ""
+        texts = [constraint.help, values, "None is the preset's" if _from_preset(method, f.name) else ""]
+        value = fixed.get(f.name, getattr(method, f.name))
+        rows.append((f.name, repr(as_data(value)), "; ".join(filter(None, texts))))
+    return rows
+
+
+def _from_preset(method: Method, name: str) -> bool:
+    return getattr(method, name) is None and name in method.preset_values()
+
+
 @dataclass(frozen=True)
 class MethodFacts:
     """A method's row in a table.
