@@ -1,6 +1,7 @@
 """The command line: what it prints, what it refuses, what it writes."""
 
 import contextlib
+import dataclasses
 import errno
 import io
 import json
@@ -221,6 +222,20 @@ def test_show_prints_the_cards_of_a_method_with_settings(capsys):
     assert card.count("Cost ") == 2 and "Settings On(rule=SAM(rho=0.1," in card
 
 
+def test_show_prints_each_field_with_default_help_and_range(capsys):
+    assert main(["show", "sam"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        "Fields rho 0.05 radius of the ball; a number of at least 0 or a schedule",
+        "ascents 1 ascent steps; at least 1",
+        "norm 'global' one ball, or one per tensor or network; 'global', 'network' or 'tensor'",
+        "stop None the first step without it; a step number, or a share of the training below 1",
+    ):
+        assert line in lines
+    assert main(["show", "sadt-v2"]) == 0
+    assert "variant    2        where the teachers are; 1, 2 or 3" in capsys.readouterr().out
+
+
 def test_list_and_show_know_every_method(capsys):
     assert main(["list"]) == 0
     table = capsys.readouterr().out
@@ -229,6 +244,7 @@ def test_list_and_show_know_every_method(capsys):
         assert main(["show", name]) == 0
         card = capsys.readouterr().out
         assert "Cost" in card
+        assert all(f" {f.name} " in card.partition("\nFields ")[2] for f in dataclasses.fields(methods.make(name)))
         assert f"\nControls {', '.join(methods.make(name).controls) or 'none besides plain'}\n" in card
 
 

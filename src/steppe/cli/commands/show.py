@@ -1,4 +1,4 @@
-"""``steppe show``: the card of a method or a recipe."""
+"""``steppe show``: the card and the fields of a method, or a recipe."""
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -11,7 +11,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace, command: str) -> int:
-    """Print the card."""
+    """Print the card and the fields."""
     from steppe import methods
     from steppe.config import recipes
 
@@ -20,15 +20,16 @@ def run(options: Namespace, command: str) -> int:
         return 0
     method = methods.parse(options.method)
     names = dict.fromkeys(part.partition(":")[0] for part in options.method.split("+"))
-    print("\n\n".join(f"{methods.card(name)}{_settings(name)}" for name in names))
+    names = dict.fromkeys(part.partition(":")[0] for part in options.method.split("+"))
+    print("\n\n".join(f"{methods.card(name)}\nFields   {_fields(name)}" for name in names))
     print(f"\nControls {', '.join(method.controls) or 'none besides plain'}\nSettings {method}")
     return 0
 
 
-def _settings(name: str) -> str:
-    """Return a line per setting: its name and default, what it is, and its possible values."""
+def _fields(name: str) -> str:
+    """Return a line per setting: its name, its default, what it is, and its possible values."""
     from steppe.core.method.registry import settings
 
     rows = settings(name)
-    widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
-    return "".join(f"\n         {n:<{widths[0]}}  {d:<{widths[1]}}  {text}".rstrip() for n, d, text in rows)
+    name_width, default_width = (max(len(row[i]) for row in rows) for i in (0, 1))
+    return "\n         ".join(f"{n:<{name_width}}  {d:<{default_width}}  {text}" for n, d, text in rows)

@@ -3,7 +3,7 @@
 import inspect
 import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from steppe.config.method_spec import SPEC, format_spec
 from steppe.core import schedules
 from steppe.core.composition import ActiveWindow, On
 from steppe.core.method.contract import Method, make_checked
+from steppe.core.method.hyperparameters import as_data, constraint_of, types_of
 from steppe.core.state.param_state import ParamState
 from steppe.core.state.weight_average import WeightAverage
 from steppe.errors import InputError, unknown
@@ -141,22 +142,21 @@ def summary(name: str) -> str:
 
 
 def settings(name: str) -> list[tuple[str, str, str]]:
-    """Return a method's hyper-parameters: name, default, and help with the possible values."""
+    """Return the name, default, and help with the possible values, of all that `make` takes for a method."""
     method = make(name)
-    fixed = METHODS[name].keywords if isinstance(METHODS[name], partial) else {}
-    rows = []
-    for f in fields(method):
-        constraint, types = constraint_of(f), types_of(type(method))[f.name]
-        values = "True or False" if bool in types else constraint.range(int in types and float not in types)
-        values += " or a schedule" if values and schedules.Schedule in types else ""
-        texts = [constraint.help, values, "None is the preset's" if _from_preset(method, f.name) else ""]
-        value = fixed.get(f.name, getattr(method, f.name))
-        rows.append((f.name, repr(as_data(value)), "; ".join(filter(None, texts))))
-    return rows
-
-
-def _from_preset(method: Method, name: str) -> bool:
-    return getattr(method, name) is None and name in method.preset_values()
+    entries: list[tuple[type, Mapping[str, Any]]] = [(type(method), vars(method))]
+    entries.append((ActiveWindow, {f.name: f.default for f in fields(ActiveWindow)}))
+    rows: dict[str, tuple[str, str, str]] = {}
+    for cls, values in entries:
+        for f in fields(cls):
+            kinds, constraint = types_of(cls)[f.name], constraint_of(f)
+            if f.name in rows or "hyper" not in f.metadata:
+                continue
+            allowed = "True or False" if bool in kinds else constraint.range(int in kinds and float not in kinds)
+            allowed += " or a schedule" if allowed and schedules.Schedule in kinds else ""
+            text = "; ".join(filter(None, (constraint.help, allowed)))
+            rows[f.name] = f.name, repr(as_data(values[f.name])), text
+    return list(rows.values())
 
 
 @dataclass(frozen=True)

@@ -88,8 +88,8 @@ def search(
 ) -> TuningResult:
     """Search settings of ``run.method`` within the budget, resuming an earlier search in ``out``.
 
-    The first trial is the method's default. A trial whose loss is no longer finite counts as accuracy 0. A finished
-    search needs no ``images``: the error of loading them is raised when a run is to be trained.
+    The first trial is the method's default. A trial whose loss is no longer finite counts as accuracy 0. A
+    finished search needs no ``images``: the error of loading them is raised when a run is to be trained.
 
     Raises:
         InputError: The folder holds another search, or a run cannot start.
@@ -228,7 +228,9 @@ def _finished(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False, states=_ENDED))
 
 
-def _study(run: Run, ranges: Sequence[Range], budget: TuningBudget, out: Path, images: DataSet | InputError) -> optuna.Study:
+def _study(
+    run: Run, ranges: Sequence[Range], budget: TuningBudget, out: Path, images: DataSet | InputError
+) -> optuna.Study:
     """Load the folder's search, or create one with the default as its first trial."""
     pruner: optuna.pruners.BasePruner = {
         "median": optuna.pruners.MedianPruner(n_startup_trials=_RANDOM, n_warmup_steps=run.epochs // 4),
