@@ -80,6 +80,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             "is active in none of this run's 656 steps",
         ),
         ("compare --methods module:Class", "unknown method 'module:Class'; a script of yours enters its class"),
+        ("compare --methods my/file.py:Class", "unknown method 'my/file.py:Class'; a script of yours enters its"),
         ("show module:Class", "unknown method 'module:Class'; a script of yours enters its class"),
         ("compare --zqxw 1", "unknown setting 'zqxw'; --help lists all\n"),
         ("compare --models zqxw", "unknown model 'zqxw'; "),

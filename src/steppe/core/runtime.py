@@ -329,7 +329,7 @@ class Runtime:
         """Return the user's loss, in at least float32 whatever the precision of the pass."""
         loss, z = self.options.loss, logits if logits.dtype in _WIDE else upcast_to_float32(logits)
         try:
-            value = loss(z, y)
+            value = loss(z, y)  # type: ignore[operator] # text is refused below
         except Exception as error:
             user_loss.require_targets(error, loss, z, y)
             raise

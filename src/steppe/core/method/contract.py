@@ -62,7 +62,7 @@ class Method(Generic[State]):
     """
 
     controls: ClassVar[tuple[str, ...]] = ()
-    """Names of the methods that a comparison adds, because they share the cost but not the idea."""
+    """Names of methods that share the cost but not the idea; a comparison with them shows the differences."""
 
     state_type: ClassVar[type[nn.Module]] = nn.Module
     """What ``init`` makes: the class in ``Method[...]``, called with the network."""

@@ -54,7 +54,7 @@ def parse(spec: str) -> Method:
     """
     parts = []
     for one in spec.split("+"):
-        if re.fullmatch(r"[\w.]+:[A-Za-z_]\w*", one) and one.partition(":")[0] not in METHODS:
+        if re.fullmatch(r"[\w./-]+:[A-Za-z_]\w*", one) and one.partition(":")[0] not in METHODS:
             raise InputError(
                 f"unknown method {one!r}; a script of yours enters its class in steppe.methods.METHODS, "
                 "see docs/how-to/method.md"
@@ -164,7 +164,8 @@ class MethodFacts:
     """A method's row in a table.
 
     ``cost`` is the most that a step takes (forward / backward / updates), ``keeps`` its state between steps,
-    ``status`` 'tried' if docs/results has a trial of it, else 'checked': restated, and conforming.
+    ``status`` 'tried' if docs/results has a trial of it, else 'checked': restated, and conforming; '-' for one
+    that a script has entered.
     """
 
     name: str
@@ -186,5 +187,6 @@ def row(name: str) -> MethodFacts:
     keeps = "outputs of each sample" if per_sample else "a vector of weights" if per_weight else "-"
     paper = re.search(r"^Paper +(.*)$", card(name), re.MULTILINE)
     dated = re.match(r"(?!none)(.*?\b(?:19|20)\d\d)\b", paper[1] if paper else "")
-    status = "tried" if name in TRIED else "checked"
+    own = not type(method).__module__.startswith("steppe.")
+    status = "-" if own else "tried" if name in TRIED else "checked"
     return MethodFacts(name, cost, keeps, dated[1] if dated else "-", status, summary(name))
