@@ -24,6 +24,7 @@ from steppe import InputError, hardware, methods
 from steppe.cli import console
 from steppe.cli.commands import COMMANDS
 from steppe.cli.main import main
+from steppe.cli.progress import Display
 from steppe.config import Data, Run
 from steppe.config.docstrings import docstring
 from steppe.distributed.forkserver import forkserver_context
@@ -322,6 +323,15 @@ def test_closed_descriptors_are_opened_before_any_other_file():
 def test_a_file_has_120_columns_unless_the_environment_has_others(columns, width, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", columns) if columns is not None else monkeypatch.delenv("COLUMNS", raising=False)
     assert console.console().width == console.console(stderr=True).width == width
+
+
+@pytest.mark.parametrize(("epochs", "text"), [(1, "after 1 epoch, "), (2, "after 2 epochs, ")])
+def test_the_end_of_a_run_counts_its_epochs(epochs, text, capsys):
+    with Display(1, console.console()) as display:
+        display.update(
+            "sam", {"status": "ok", "test": {"last": {"accuracy": 0.5}}, "epochs": epochs, "seconds": 1.0}
+        )
+    assert text in capsys.readouterr().out
 
 
 def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
