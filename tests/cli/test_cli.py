@@ -1,6 +1,7 @@
 """The command line: what it prints, what it refuses, what it writes."""
 
 import contextlib
+import dataclasses
 import errno
 import io
 import json
@@ -23,6 +24,7 @@ from steppe import InputError, hardware, methods
 from steppe.cli import console
 from steppe.cli.commands import COMMANDS
 from steppe.cli.main import main
+from steppe.cli.progress import Display
 from steppe.config import Data, Run
 from steppe.config.docstrings import docstring
 from steppe.distributed.forkserver import forkserver_context
@@ -79,6 +81,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             "is active in none of this run's 656 steps",
         ),
         ("compare --methods module:Class", "unknown method 'module:Class'; a script of yours enters its class"),
+        ("compare --methods my/file.py:Class", "unknown method 'my/file.py:Class'; a script of yours enters its"),
         ("show module:Class", "unknown method 'module:Class'; a script of yours enters its class"),
         ("compare --zqxw 1", "unknown setting 'zqxw'; --help lists all\n"),
         ("compare --models zqxw", "unknown model 'zqxw'; "),
@@ -221,6 +224,20 @@ def test_show_prints_the_cards_of_a_method_with_settings(capsys):
     assert card.count("Cost ") == 2 and "Settings On(rule=SAM(rho=0.1," in card
 
 
+def test_show_prints_each_field_with_default_help_and_range(capsys):
+    assert main(["show", "sam"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        "Fields rho 0.05 radius of the ball; a number of at least 0 or a schedule",
+        "ascents 1 ascent steps; at least 1",
+        "norm 'global' one ball, or one per tensor or network; 'global', 'network' or 'tensor'",
+        "stop None the first step without it; a step number, or a share of the training below 1",
+    ):
+        assert line in lines
+    assert main(["show", "sadt-v2"]) == 0
+    assert "variant    2        where the teachers are; 1, 2 or 3" in capsys.readouterr().out
+
+
 def test_list_and_show_know_every_method(capsys):
     assert main(["list"]) == 0
     table = capsys.readouterr().out
@@ -229,6 +246,7 @@ def test_list_and_show_know_every_method(capsys):
         assert main(["show", name]) == 0
         card = capsys.readouterr().out
         assert "Cost" in card
+        assert all(f" {f.name} " in card.partition("\nFields ")[2] for f in dataclasses.fields(methods.make(name)))
         assert f"\nControls {', '.join(methods.make(name).controls) or 'none besides plain'}\n" in card
 
 
@@ -305,6 +323,15 @@ def test_closed_descriptors_are_opened_before_any_other_file():
 def test_a_file_has_120_columns_unless_the_environment_has_others(columns, width, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", columns) if columns is not None else monkeypatch.delenv("COLUMNS", raising=False)
     assert console.console().width == console.console(stderr=True).width == width
+
+
+@pytest.mark.parametrize(("epochs", "text"), [(1, "after 1 epoch, "), (2, "after 2 epochs, ")])
+def test_the_end_of_a_run_counts_its_epochs(epochs, text, capsys):
+    with Display(1, console.console()) as display:
+        display.update(
+            "sam", {"status": "ok", "test": {"last": {"accuracy": 0.5}}, "epochs": epochs, "seconds": 1.0}
+        )
+    assert text in capsys.readouterr().out
 
 
 def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,6 +36,7 @@ def folder(tmp_path, monkeypatch):
     """A folder with a user's module."""
     (tmp_path / "own_methods.py").write_text(OWN)
     (tmp_path / "broken_module.py").write_text("1 / 0")
+    (tmp_path / "random.py").write_text("")
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     yield tmp_path
@@ -56,6 +57,11 @@ def test_a_failure_is_exit_code_1_and_shows_what_was_measured(folder, capsys):
     out = capsys.readouterr().out
     assert "FAIL: batch-norm: 1.num_batches_tracked is 2 after one step (own_methods:Forgetful:rate=1)" in out
     assert "n/a: passes: declares no cost; counted 2 forward" in out
+
+
+def test_a_method_may_be_named_by_its_file(folder, capsys):
+    assert main(["conformance", str(folder / "own_methods.py:Mine"), "own_methods.py:Mine", *FAST]) == 0
+    assert "own_methods.py:Mine: 3 passed" in capsys.readouterr().out
 
 
 def test_only_json_is_printed(folder, capsys):
@@ -89,6 +95,9 @@ def test_markdown_is_written_and_replaced_in_place(folder, capsys):
         ("sam --device tpu", "device is 'tpu'; choose one of cpu, cuda"),
         ("no_such_module:Mine", "there is no module no_such_module here or installed; give a method"),
         ("broken_module:Mine", "broken_module cannot be imported: ZeroDivisionError"),
+        ("nowhere.py:Mine", "there is no file nowhere.py; give the path of one, or module:Class"),
+        ("random.py:Mine", "random.py has the name of another module, random; rename the file"),
+        ("own_methods.py:Mime", "unknown name in own_methods.py 'Mime'; did you mean 'Mine'"),
         ("own_methods:Mime", "unknown name in own_methods 'Mime'; did you mean 'Mine'"),
         ("own_methods:Neither", "own_methods:Neither is neither a steppe.Method nor an optimizer; give a class"),
         ("own_methods:Forgetful", "own_methods:Forgetful cannot be made"),

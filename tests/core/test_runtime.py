@@ -4,7 +4,9 @@ Reads are counted on the CPU, where one is the operation that turns a tensor int
 what is done here with ``checks_every_pass`` off.
 """
 
-from dataclasses import dataclass
+import inspect
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import pytest
 import torch
@@ -13,11 +15,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from steppe.core import user_loss
 from steppe.core.batch import Batch
-from steppe.core.method import Method
+from steppe.core.method import Method, ScheduleValue, hyper
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.step import Step
+from steppe.core.step_state import BindOptions
+from steppe.errors import InputError
 from steppe.methods import METHODS, make
 from steppe.testing import fixtures
+
+
+def step_of(method: Method, optimizer: type[torch.optim.Optimizer] = torch.optim.SGD) -> Step:
+    torch.manual_seed(0)
+    net = nn.Linear(3, 2)
+    return method.bind(net, optimizer(net.parameters(), 0.1))
 
 
 @dataclass(frozen=True)
@@ -157,3 +167,117 @@ def test_a_step_that_was_not_finite_is_undone_though_it_was_checked_late(name: s
     now = [s["momentum_buffer"] for s in optimizer.state.values()]
     assert all(torch.equal(a, b) for a, b in zip(now, momenta, strict=True))
     assert not step(fixtures.batch(3)).skipped
+
+
+def test_bind_has_the_options_of_the_one_list_and_documents_each():
+    arguments = inspect.signature(Method.bind).parameters.values()
+    options = {p.name: p.default for p in arguments if p.kind is p.KEYWORD_ONLY}
+    listed = {f.name: f.default for f in fields(BindOptions)}
+    assert listed.keys() == options.keys()
+    assert listed == options | {"loss": listed["loss"]}
+    assert all(f"\n            {name}: " in (Method.bind.__doc__ or "") for name in listed)
+
+
+@pytest.mark.parametrize("option", [{"m": 0}, {"m": True}, {"m": "all"}, {"m": 2, "sync": "global"}])
+def test_an_impossible_m_is_refused(option):
+    net = nn.Linear(2, 2)
+    with pytest.raises(InputError, match=f"m is {option['m']!r}"):
+        make("sam").bind(net, torch.optim.SGD(net.parameters(), 0.1), **option)
+
+
+def test_contexts_within_each_other_leave_the_outer_one_in_force():
+    rt = step_of(Method()).runtime
+    with rt.preserve_state():
+        with rt.at([torch.ones_like(p) for p in rt.params]):
+            pass
+        assert rt.untracked
+    assert not rt.untracked
+
+
+@dataclass(frozen=True)
+class Repeated(Method):
+    """Take the gradient twice, without a path of its own at the limit."""
+
+    rho: ScheduleValue = hyper(0.05, "radius", minimum=0, plain_at=0)
+
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+        out, _ = rt.grad(batch)
+        with rt.at([torch.full_like(p, rt.setting("rho", self.rho)) for p in rt.params]):
+            _, g = rt.grad(batch)
+        rt.apply(g)
+        return out
+
+
+@pytest.mark.parametrize(("rho", "passes"), [(0.0, 1), (0.1, 2), (None, 2)])
+def test_a_group_that_sets_a_radius_of_0_makes_the_step_plain(rho, passes):
+    step = step_of(Repeated())
+    if rho is not None:
+        step.runtime.optimizer.param_groups[0]["rho"] = rho
+    step(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
+    assert step.passes.backward == passes
+
+
+@dataclass(frozen=True)
+class Counts(Method):
+    """Count the calls of ``after``."""
+
+    calls: ClassVar[list[int]] = []
+
+    def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
+        self.calls.append(1)
+
+
+def test_a_skipped_step_does_not_update_the_state():
+    step, y = step_of(Counts()), torch.tensor([0, 1])
+    assert step(torch.full((2, 3), torch.nan), y).skipped and not Counts.calls
+    assert not step(torch.ones(2, 3), y).skipped and len(Counts.calls) == 1
+
+
+class Writes(torch.optim.SGD):
+    """Write into the gradients that it gets."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad.zero_()
+
+
+@dataclass(frozen=True)
+class Twice(Method):
+    """Update twice with the same gradient, whether at once or one after the other."""
+
+    at_once: bool = False
+
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+        out, g = rt.grad(batch)
+        if not self.at_once:
+            rt.apply(g, more=True)
+        rt.apply(g, times=1 + self.at_once)
+        return out
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_an_optimizer_that_writes_into_its_gradients_changes_no_later_update(at_once):
+    steps = [step_of(Twice(at_once), optimizer) for optimizer in (Writes, torch.optim.SGD)]
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+    for step in steps:
+        step(x, y)
+    assert all(torch.equal(p, q) for p, q in zip(*(step.runtime.params for step in steps), strict=True))
+
+
+class Table(nn.Module):
+    """Returns its weight as logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight[: len(x)]
+
+
+def test_logits_that_are_a_view_of_a_weight_are_those_before_the_update():
+    net = Table()
+    out = Method().bind(net, torch.optim.SGD(net.parameters(), 1.0))(torch.zeros(3), torch.tensor([0, 1, 2]))
+    assert torch.equal(out.logits, torch.eye(4)[:3]) and not torch.equal(net.weight, torch.eye(4))

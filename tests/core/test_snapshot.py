@@ -1,5 +1,7 @@
 """Snapshots restore values bit for bit into the storage they were taken from, and modules their own buffers."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import steppe
-from steppe.core.state.snapshot import Buffers, Snapshot, SnapshotPool
+from steppe.core.state.snapshot import Buffers, Elsewhere, Snapshot, SnapshotPool, of_training
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool, torch.int16]
 LAYOUTS = {
@@ -155,3 +157,42 @@ def test_a_buffer_snapshot_has_values_and_tensors_of_its_own_time() -> None:
     net.table = torch.arange(7.0)
     snapshot.restore()
     assert torch.equal(net.table, torch.arange(7.0))
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+def test_what_an_optimizer_keeps_is_as_it_was_with_lists_and_without_new_entries(stepped):
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], 0.1, momentum=0.9)
+    optimizer.param_groups[0]["history"] = [1]
+    weight.grad = torch.ones(2)
+    if stepped:
+        optimizer.step()
+        optimizer.state[weight]["trials"] = [1]
+    before = copy.deepcopy((optimizer.state_dict(), weight))
+    snapshot = of_training([weight], optimizer, SnapshotPool())
+    optimizer.param_groups[0]["history"].append(2)
+    optimizer.param_groups[0]["added"] = 3
+    optimizer.step()
+    optimizer.state[weight].setdefault("trials", []).append(2)
+    snapshot.restore()
+    assert torch.equal(weight, before[1])
+    after = optimizer.state_dict()
+    assert after["param_groups"] == before[0]["param_groups"]
+    assert after["state"].keys() == before[0]["state"].keys()
+    if stepped:
+        assert after["state"][0]["trials"] == [1]
+        assert torch.equal(after["state"][0]["momentum_buffer"], before[0]["state"][0]["momentum_buffer"])
+
+
+def test_weights_are_restored_if_the_change_itself_fails():
+    weight, generator = torch.ones(2), torch.Generator().manual_seed(0)
+    state = generator.get_state()
+
+    def change() -> None:
+        weight.add_(1)
+        torch.rand(1, generator=generator)
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"), Elsewhere([weight], change, generators=[generator]):
+        pass
+    assert torch.equal(weight, torch.ones(2)) and torch.equal(generator.get_state(), state)

@@ -177,3 +177,52 @@ def test_a_loss_without_terms_of_samples_is_refused_by_name():
     step = steppe.ESAM().bind(net, torch.optim.SGD(net.parameters(), 0.1), loss=lambda z, y: weighted(z, y).sqrt())
     with pytest.raises(steppe.InputError, match="give it the argument reduction, as torch.nn.functional"):
         step(X, Y)
+
+
+def nll(z: Tensor, y: Tensor) -> Tensor:
+    return F.nll_loss(F.log_softmax(z, 1), y)
+
+
+@pytest.mark.parametrize("loss", [F.cross_entropy, nn.CrossEntropyLoss(label_smoothing=0.1), nll])
+@pytest.mark.parametrize(
+    ("y", "remedy"),
+    [
+        (Y.int(), r"torch.int32 and shape \(16,\) .*; give y.long\(\)"),
+        (Y.float(), r"torch.float32 and shape \(16,\) .*; give y.long\(\)"),
+        (Y[:, None], r"torch.int64 and shape \(16, 1\) .*; give y.squeeze\(1\)"),
+        (Y[:, None].short(), r"torch.int16 and shape \(16, 1\) .*; give y.squeeze\(1\).long\(\)"),
+    ],
+)
+def test_labels_that_the_loss_does_not_take_are_refused_with_those_that_it_takes(loss, y, remedy):
+    net = nn.Linear(8, 3)
+    step = steppe.SAM().bind(net, torch.optim.SGD(net.parameters(), 0.1), loss=loss)
+    with pytest.raises(steppe.InputError, match=f"y of {remedy}$"):
+        step(X, y)
+    assert step(X, eval(remedy.rpartition("give ")[2].replace("\\", ""), {"y": y})).loss > 0
+
+
+def test_targets_of_one_output_are_refused_by_shape_and_type():
+    net = nn.Linear(8, 1)
+    step = steppe.Plain().bind(net, torch.optim.SGD(net.parameters(), 0.1), loss=nn.BCEWithLogitsLoss())
+    with pytest.raises(steppe.InputError, match=r"shape \(16,\).*; give y.unsqueeze\(1\).float\(\)$"):
+        step(X, Y % 2)
+
+
+@pytest.mark.parametrize("y", [Y - 1, Y[:7], Y[None], torch.rand(16), torch.tensor(1)])
+def test_an_error_of_the_loss_that_no_other_labels_mend_is_its_own(y):
+    net = nn.Linear(8, 3)
+    with pytest.raises((IndexError, ValueError, RuntimeError)) as raised:
+        steppe.Plain().bind(net, torch.optim.SGD(net.parameters(), 0.1))(X, y)
+    assert not isinstance(raised.value, steppe.InputError)
+
+
+def test_an_error_that_a_loss_raises_only_sometimes_is_its_own():
+    net, calls = nn.Linear(8, 1), iter([True])
+
+    def loss(z: Tensor, y: Tensor) -> Tensor:
+        if next(calls, False):
+            raise ValueError("mine")
+        return F.mse_loss(z[:, 0], y)
+
+    with pytest.raises(ValueError, match="mine"):
+        steppe.Plain().bind(net, torch.optim.SGD(net.parameters(), 0.1), loss=loss)(X, Y.float())

@@ -12,7 +12,9 @@ from steppe.data.sources._part_names import part_of
 
 def parted(*names: str, inner: str = "") -> dict[str, int | str]:
     return {
-        f"{name}{inner}/{label}": n for name, n in zip(names, (8, 4, 3), strict=False) for label in ("cat", "dog")
+        f"{name}{inner}/{label}": n
+        for name, n in zip(names, (8, 4, 3, 3), strict=False)
+        for label in ("cat", "dog")
     }
 
 
@@ -135,6 +137,9 @@ def test_a_table_labels_images_without_class_folders(
         ({"all/cat": 4, "all/dog": 4, "cat": 4, "dog": 4}, "folders all, cat, dog, and in them cat"),
         (parted("tr", "te"), "folders te, tr, and in them cat, dog"),
         ({f"{c}/{i}": 4 for c in ("flu", "well") for i in ("images", "masks")}, "and in them images, masks"),
+        (parted("train", "cis_test", "trans_test", "cis_val"), "cis_test, cis_val, train, trans_test, which are"),
+        (parted("train", "val", "easy-test", "hard test"), "easy-test, hard test, train, val, which are not cl"),
+        (parted("train", "source_val"), "source_val, train, which are not cl"),
         ({"valid": 4, "invalid": 4}, "valid, invalid, which are not clearly"),
         ({"train": 9, "test": 9}, "no class folders for training.*or a CSV file"),
         ({"A": 9, "B": 9, "m.csv": HEAD + rows(0, 18)}, "m.csv labels it 'dog'; rename m.csv to m.csv.old to"),
@@ -207,3 +212,41 @@ def test_files_of_systems_and_other_kinds_are_counted_once(tmp_path: Path) -> No
         "1 .txt file, 1 extensionless file", "1 extensionless file, 1 .txt file"
     )
     assert load(tar_of(root, tmp_path / "a.tar")).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("thumbnails/a.png", "thumbnails/b.jpg"),
+        ("thumbs/cat/a.png", "thumbs/dog/b.png"),
+        ("Thumbnails/cat/thumb_a.png",),
+        ("cat/thumbs/a.png", "cat/thumbs/c-150x150.png"),
+        ("dog/_thumb/b.png",),
+    ],
+)
+@pytest.mark.parametrize("top", ["", "train/"])
+def test_thumbnails_of_the_images_are_passed_over_and_counted(
+    tmp_path: Path, names: tuple[str, ...], top: str
+) -> None:
+    originals = [f"{label}/{stem}.png" for label, stems in (("cat", "acef"), ("dog", "bdgh")) for stem in stems]
+    for number, name in enumerate([*originals, *names]):
+        path = tmp_path / "photos" / top / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(number).save(path.with_suffix(".png"))
+    images = load(tmp_path / "photos")
+    assert images.classes == ("cat", "dog") and count(images) == 8
+    folder = next(part for part in names[0].split("/") if "thumb" in part.lower())
+    assert f"{len(names)} thumbnail" in images.note and f"{folder})" in images.note
+
+
+@pytest.mark.parametrize(
+    "files", [{"cat": 6, "thumbs": 6}, {"cat": 6, "dog": 6, "thumbs": 6}, {"palm": 3, "thumb": 9}]
+)
+def test_a_class_may_be_called_thumbs(tmp_path: Path, files: dict[str, int | str]) -> None:
+    """Its images are numbered as those of the other classes."""
+    root = tmp_path / "photos"
+    for number, name in enumerate(f"{label}/image_{i}.png" for label, n in files.items() for i in range(int(n))):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(number).save(root / name)
+    images = load(root)
+    assert images.classes == tuple(files) and count(images) == sum(map(int, files.values()))

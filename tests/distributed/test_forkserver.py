@@ -7,6 +7,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 from steppe.distributed import forkserver
 
 STARTS = """
@@ -73,3 +75,21 @@ def test_a_script_without_main_guard_is_refused_before_its_workers_import_it(tmp
     called = f"def work():{textwrap.indent(STARTS, '    ')}\nif __name__ == '__main__':\n    work()"
     assert program(tmp_path / "inner", called).stdout == "worked\n"
     forkserver.check_main_guard()
+
+
+@pytest.mark.parametrize("guard", ["if 1 > 0:", "if __name__ == '__main__':"])
+def test_a_script_without_a_file_is_refused(tmp_path: Path, guard: str) -> None:
+    text = f"{guard}{textwrap.indent(STARTS, '    ')}"
+    environment = os.environ | {"PYTHONPATH": str(Path(forkserver.__file__).parents[2])}
+
+    def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, input=text, capture_output=True, text=True, check=False
+        )
+
+    for arguments in (["-"], []):
+        done = python(*arguments)
+        assert done.stdout == ""
+        assert done.stderr.splitlines()[-1].endswith("save the script to a file, or give 0 workers")
+    assert python("-c", text).stdout == "worked\n"  # multiprocessing does not import the text of -c

@@ -160,6 +160,31 @@ def test_a_finished_search_trains_nothing_and_another_one_is_refused(searched, i
         search(RUN, space("sam"), SMALL, out, images)
 
 
+def test_a_finished_search_needs_no_images_and_another_one_does(searched, tmp_path, monkeypatch, capsys):
+    out, result = searched
+    missing = steppe.InputError("there is no photos")
+    assert search(RUN, space("sam"), SMALL, out, missing) == result
+    for budget, folder in ((replace(SMALL, trials=4), out), (replace(SMALL, confirm=2), out), (SMALL, tmp_path)):
+        with pytest.raises(steppe.InputError, match="there is no photos"):
+            search(RUN, space("sam"), budget, folder, missing)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(steppe.InputError, match="holds another search"):
+        search(replace(RUN, epochs=3), space("sam"), SMALL, out, missing)
+    assert search(RUN, space("sam"), SMALL, out, missing) == result
+
+    def load(_: Run) -> None:
+        raise missing
+
+    monkeypatch.setattr("steppe.training.run.load_data", load)
+    arguments = ["tune", *FLAGS, "--trials", "3", "--confirm", "1", "--pruner", "none"]
+    assert main.main([*arguments, "--out", str(out)]) == 0
+    output = capsys.readouterr().out
+    assert "the search is finished and needs no images (there is no photos)" in output
+    assert result.best.method in output
+    assert main.main([*arguments, "--out", str(tmp_path / "new")]) == 2
+    assert "there is no photos" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_killed_search_resumes_to_the_same_result(searched, tmp_path, images):
     _, undisturbed = searched

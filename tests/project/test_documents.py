@@ -207,7 +207,7 @@ MISTAKES = {
 def conformance(source: str, checks: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     (folder / "drift_sam.py").write_text(source)
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{folder}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "steppe", "conformance", "drift_sam:DriftSAM"]
+    command = [sys.executable, "-m", "steppe", "conformance", "drift_sam.py:DriftSAM"]
     command += ["--checks", *checks] if checks else []
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=300)
 
@@ -217,6 +217,23 @@ def test_the_guide_s_method_holds_all_that_must_hold(tmp_path):
     done = conformance(blocks("docs/how-to/method.md")[0], [], tmp_path)
     assert done.returncode == 0, done.stdout
     assert "18 passed, 0 failed, 1 not applicable" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_guide_s_script_compares_the_guide_s_method(tmp_path):
+    text = (ROOT / "docs/how-to/method.md").read_text()
+    script = re.search(r"as `compare.py`:\n\n```python no-run\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "drift_sam.py").write_text(blocks("docs/how-to/method.md")[0])
+    (tmp_path / "compare.py").write_text(script[1])
+    (command,) = re.findall("^python compare.py (compare .*)$", text, re.MULTILINE)
+    sizes = ["--epochs=1", "--data.train=40", "--data.val=10", "--data.test=20", "--seeds=0", "--jobs=2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "compare.py", *command.split(), *sizes],
+        capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^ *drift-sam +n=1|^ *drift-sam:rho=0.1 ", done.stdout, re.MULTILINE), done.stdout
 
 
 @pytest.mark.slow

@@ -170,6 +170,16 @@ def test_a_comparison_that_has_hardly_begun_has_a_page(folder: Any) -> None:
         assert "No run has finished yet." in html(folder.write())
 
 
+def test_one_epoch_and_one_seed_are_singular(folder: Any) -> None:
+    folder.compare["study"]["epochs"] = 1
+    for method in ("plain", "sam"):
+        folder.method(method)
+        folder.run(method, 0, 0.9, epochs=1)
+    text = html(folder.write())
+    assert "1 seed · 1 epoch · " in text
+    assert not re.search(r"\b1 (epochs|seeds|runs|images|methods|gradient evaluations)\b", text)
+
+
 def test_missing_numbers_leave_gaps(folder: Any) -> None:
     folder.method("plain")
     home = folder.run("plain", 0, 0.9)

@@ -1,6 +1,5 @@
 """Settings of the optimizer and the loss, compared with a training loop written by hand in float64."""
 
-import inspect
 import math
 from dataclasses import fields
 
@@ -9,8 +8,9 @@ import torch
 from support.tiny_steppe import tiny
 from torch import Tensor, nn
 
-from steppe import Method, models
+from steppe import models
 from steppe.config import Data, Optim, Run
+from steppe.core.step_state import BindOptions
 from steppe.training.evaluation import to_model_format
 from steppe.training.factories import bind_options, make_loss
 from steppe.training.run import load_data
@@ -82,8 +82,7 @@ def test_every_option_of_bind_that_a_configuration_has_is_passed_on():
     optim = Optim(clip=1.0, clip_each=True)
     run = Run(precision="bf16", microbatch=4, m=8, seed=3, optim=optim)
     options = bind_options(run)
-    bind = inspect.signature(Method.bind).parameters.values()
-    names = {p.name for p in bind if p.kind is p.KEYWORD_ONLY} or options.keys()
+    names = {f.name for f in fields(BindOptions)}
     assert options.keys() == names & {f.name for part in (Run, Optim) for f in fields(part)}
     assert options == {
         "clip": 1.0, "clip_each": True, "precision": "bf16", "microbatch": 4, "m": 8, "sync": "local", "seed": 3,

@@ -29,7 +29,7 @@ The same command resumes a run that was stopped.""",
   steppe list models
   steppe list recipes                                      recipes: settings of papers' tables, for --recipe""",
     "show": """examples:
-  steppe show sadt-v1                                      equation, paper, cost, differences, values to start with
+  steppe show sadt-v1                                      equation, paper, cost, differences, settings
   steppe show rwp-table1                                   settings with their sources, published numbers""",
     "bench": """examples:
   steppe bench methods                                     every method's step as a multiple of plain's

@@ -6,6 +6,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TaskProgressColumn, TextColumn
 
+from steppe.report.formatting import count
 from steppe.training.run import TrainingStatus
 
 
@@ -72,11 +73,12 @@ class Display(_Bars):
             text = f"stopped: {news}"
         elif news["status"] == "ok":
             test = news["test"]["last"]["accuracy"]
-            text = f"test accuracy {test:.2%} after {news['epochs']} epochs, {duration(news['seconds'])}"
+            text = f"test accuracy {test:.2%} after {count(news['epochs'], 'epoch')}, {duration(news['seconds'])}"
         else:
             text = f"failed: {news['message']}"
-        count = f"[{self.done}/{self.total}]"
-        self.console.print(f"{count} {name}: {text}", soft_wrap=True, highlight=False, markup=False)
+        self.console.print(
+            f"[{self.done}/{self.total}] {name}: {text}", soft_wrap=True, highlight=False, markup=False
+        )
 
 
 class Decoding(_Bars):

@@ -323,15 +323,16 @@ class Runtime:
             return StepOutput(*extract_loss(call_model(self.model, batch.x, batch.y)))
         if batch.y is None:
             raise InputError("the batch has no targets; give y, 'labels', or loss='model' if the model has one")
-        logits = self.forward(batch.x)
-        return StepOutput(self.loss(logits, batch.y), logits)
+        return StepOutput(self.loss(logits := self.forward(batch.x), batch.y), logits)
 
     def loss(self, logits: Tensor, y: Any) -> Tensor:
         """Return the user's loss, in at least float32 whatever the precision of the pass."""
         loss, z = self.options.loss, logits if logits.dtype in _WIDE else upcast_to_float32(logits)
-        if not (isinstance(y, Tensor) and callable(loss)):
-            return user_loss.loss_value(loss, z, y)
-        value = loss(z, y)
+        try:
+            value = loss(z, y)  # type: ignore[operator] # text is refused below
+        except Exception as error:
+            user_loss.require_targets(error, loss, z, y)
+            raise
         usual = isinstance(value, Tensor) and value.dim() == 0 and value.requires_grad and value.dtype in _WIDE
         return value if usual else user_loss.loss_value(lambda *_: value, z, y)
 
@@ -364,8 +365,7 @@ class Runtime:
     def now(self) -> TrainingProgress:
         """Where training is."""
         lr = param_groups.learning_rate(self.optimizer)
-        done = max(self.passes.steps - 1, 0)
-        length = self.options.steps
+        done, length = max(self.passes.steps - 1, 0), self.options.steps
         return TrainingProgress(done, length() if callable(length) else done / length if length else None, lr)
 
     def draw_mask_seed(self) -> int:

@@ -50,12 +50,13 @@ class Step:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         options: BindOptions,
-        m: int | str | None = None,
     ):
-        self.method, self.m = method, m
+        self.method = method
         self.runtime = runtime = Runtime(model, optimizer, options)
-        if m is not None and isinstance(runtime.parallel, Sharded):
-            raise InputError(f"m is {m!r} on a sharded model; {NO_LOCAL_GRADIENT}: leave m out, or use DDP")
+        if options.m is not None and isinstance(runtime.parallel, Sharded):
+            raise InputError(
+                f"m is {options.m!r} on a sharded model; {NO_LOCAL_GRADIENT}: leave m out, or use DDP"
+            )
         if method.whole and isinstance(runtime.parallel, Sharded):
             raise InputError(f"{type(method).__name__} cannot train a sharded model: {method.whole}; use DDP")
         if method.single and isinstance(runtime.net, MultiNetwork):
@@ -106,7 +107,7 @@ class Step:
         try:
             if self._before:
                 self.method.before(batch, self.state, rt)
-            out = self._in_groups(batch) if self.m else self._of_method(batch)
+            out = self._in_groups(batch) if rt.options.m else self._of_method(batch)
         except NonFinite as signal:
             out, skipped = signal.out, True
             self._roll_back()
@@ -171,7 +172,8 @@ class Step:
     def _in_groups(self, batch: Batch) -> StepOutput:
         """Take each group's gradient, and make one update from their mean."""
         rt = self.runtime
-        groups = batch.parts() if self.m == "micro" else list(batch.split(int(self.m or 1)))
+        m: Any = rt.options.m
+        groups = batch.parts() if m == "micro" else list(batch.split(int(m)))
         collected = rt.step_state.group = GradientAccumulator([None] * len(rt.params))
         outs = []
         for group in groups:

@@ -57,7 +57,10 @@ class Passes:
 
 @dataclass(frozen=True)
 class BindOptions:
-    """How a method is bound; see `steppe.core.method.Method.bind`."""
+    """How a method is bound: the options of `steppe.core.method.Method.bind`, which documents them.
+
+    ``transforms`` are here the functions of these methods. A configuration sets those that it has a field for.
+    """
 
     loss: LossFunction | str
     transforms: Sequence[GradientTransform] = ()
@@ -66,6 +69,7 @@ class BindOptions:
     precision: str = "fp32"
     scaler: GradScaler | None = None
     microbatch: int | None = None
+    m: int | str | None = None
     sync: SyncMode = None
     weigh: Callable[[Batch], float] = len
     steps: int | Callable[[], float] | None = None
@@ -83,6 +87,11 @@ class BindOptions:
         for name, holds, remedy in (
             ("clip", clip, "a number above 0, or None"),
             ("microbatch", self.microbatch is None or is_count(self.microbatch), "at least 1 sample, or None"),
+            (
+                "m",
+                self.m is None or self.m == "micro" or is_count(self.m),
+                "a number of samples, 'micro', or None",
+            ),
             ("weigh", callable(self.weigh), "a function of a batch"),
             (
                 "steps",
@@ -94,6 +103,8 @@ class BindOptions:
         ):
             if not holds:
                 raise InputError(f"{name} is {getattr(self, name)!r}; give {remedy}")
+        if self.m is not None and self.sync not in (None, "local"):
+            raise InputError(f"m is {self.m!r} and sync is {self.sync!r}, which cannot be combined; set only one")
 
 
 def is_number(value: Any) -> bool:

@@ -45,16 +45,11 @@ def _function(loss: Any) -> Any:
 
 def loss_value(loss: Any, logits: Tensor, y: Any) -> Tensor:
     """Return the loss of a batch (); raises InputError unless it is one real number with a gradient."""
-    loss = _function(loss)
     try:
-        result = loss(logits, y)
-    except (TypeError, AttributeError) as error:
-        if isinstance(y, Tensor):
-            raise
-        message = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"the loss does not take y of type {type(y).__name__} ({message}); give tensors"
-        ) from error
+        result = _function(loss)(logits, y)
+    except Exception as error:
+        require_targets(error, loss, logits, y)
+        raise
     if not isinstance(result, Tensor):
         raise InputError(f"the loss returned {type(result).__name__}; return a tensor, the mean over the batch")
     if result.numel() != 1:
@@ -64,6 +59,41 @@ def loss_value(loss: Any, logits: Tensor, y: Any) -> Tensor:
     if torch.is_grad_enabled() and logits.requires_grad:
         require_graph(result)
     return result if result.ndim == 0 else result.reshape(())
+
+
+def require_targets(error: Exception, loss: Any, logits: Tensor, y: Any) -> None:
+    """Raise InputError if a loss raised this error because of the targets' type or shape."""
+    _function(loss)
+    if isinstance(error, InputError | torch.OutOfMemoryError):
+        return
+    if isinstance(y, Tensor):
+        kind, remedy = f"{y.dtype} and shape {tuple(y.shape)}", _other_targets(loss, logits, y)
+    else:
+        kind, remedy = f"type {type(y).__name__}", "tensors" * isinstance(error, TypeError | AttributeError)
+    if remedy:
+        message = str(error).strip().partition("\n")[0]
+        raise InputError(f"the loss does not take y of {kind} ({message}); give {remedy}") from error
+
+
+def _other_targets(loss: Any, logits: Tensor, y: Tensor) -> str:
+    """Return the same targets in another type or shape that the loss takes, as code; empty if it takes none."""
+    with suppress(Exception), torch.no_grad():
+        loss(logits, y)
+        return ""  # a loss that fails only sometimes does not fail because of y
+    others: dict[str, Callable[[], Tensor]] = {
+        "y.long()": lambda: y.long(),
+        "y.squeeze(1)": lambda: y.squeeze(1),
+        "y.squeeze(1).long()": lambda: y.squeeze(1).long(),
+        "y.float()": lambda: y.to(logits.dtype),
+        "y.unsqueeze(1)": lambda: y.unsqueeze(1),
+        "y.unsqueeze(1).float()": lambda: y.unsqueeze(1).to(logits.dtype),
+    }
+    for text, make in others.items():
+        with suppress(Exception), torch.no_grad():
+            if bool((make().reshape(y.shape) == y).all()):  # no class is rounded
+                loss(logits, make())
+                return text
+    return ""
 
 
 def of_samples(loss: Any, logits: Tensor, batch: Batch) -> Tensor:

@@ -96,9 +96,13 @@ def _shorten_socket_paths() -> None:
 
 
 def check_main_guard() -> None:
-    """Raise InputError if workers, which import the calling script, would start its work again."""
+    """Raise InputError if workers, which import the calling script, cannot or would start its work again."""
     main = sys.modules["__main__"]
     path, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
+    if path is not None and spec is None and not os.path.isfile(path):
+        raise InputError(
+            f"{path} is no file, and worker processes import it; save the script to a file, or give 0 workers"
+        )
     frames = (f for f, _ in traceback.walk_stack(None) if f.f_globals is vars(main))
     frame = next((f for f in frames if f.f_code.co_name == "<module>"), None)
     # multiprocessing does not import the __main__ of a package

@@ -41,7 +41,7 @@ class SteppeScaler:
         method: The method, or its text, 'sam:rho=0.1'. task: timm's task, after ``prepare_distributed``; in
         training mode, calling it only collects batches from now on. optimizer: The optimizer of the loop.
         precision: 'fp32', 'bf16' or 'fp16', in place of the script's own autocast and loss scale. bind: Further
-        arguments of `Method.bind`: microbatch, m, sync, steps, epoch, seed.
+        arguments of `Method.bind`.
 
     Raises:
         InputError: The task computes its own loss and is distributed; or, at the first update, clipping is not by

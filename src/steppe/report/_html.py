@@ -71,7 +71,7 @@ def _header(comparison: Comparison) -> dict[str, Any]:
     networks = ", ".join(dict.fromkeys(plain_text(model) for _, model in groups(comparison)))
     epochs = comparison.study.get("epochs")
     parts = [networks, count(len({r.seed for r in comparison.records}), "seed")]
-    parts += [f"{epochs} epochs"] if epochs else []
+    parts += [count(epochs, "epoch")] if epochs else []
     parts += [_date(comparison.created)]
     return {
         "title": f"{count(len(comparison.methods), 'method')} on {datasets}",

@@ -1,4 +1,4 @@
-"""From a name to a subject: ``sam``, ``sam:rho=0.1``, ``my_module:MyMethod``."""
+"""From a name to a subject: ``sam``, ``sam:rho=0.1``, ``my_module:MyMethod``, ``my_file.py:MyMethod``."""
 
 import importlib
 import inspect
@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,7 +25,7 @@ def subjects_of(names: Sequence[str]) -> list[Subject]:
     """Return the subjects of these names, all built-in methods if there are none.
 
     A name is a built-in method, with settings if any, or ``module:Class`` (``module:Class:key=value``), a
-    `steppe.Method` or an optimizer. Modules of the current folder can be imported.
+    `steppe.Method` or an optimizer. Modules of the current folder can be imported; a module may be a file's path.
 
     Raises InputError for a name that cannot be imported or is neither.
     """
@@ -32,7 +33,7 @@ def subjects_of(names: Sequence[str]) -> list[Subject]:
 
 
 def _subject(name: str) -> Subject:
-    match = re.fullmatch(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)(?::(.+))?", name)
+    match = re.fullmatch(r"([A-Za-z_][\w.]*|[^:]+\.py):([A-Za-z_]\w*)(?::(.+))?", name)
     if match is None or match[1] in methods.METHODS:
         return OurMethod(methods.parse(name), name)
     module, attribute, options = _import(match[1]), match[2], match[3]
@@ -56,10 +57,14 @@ def _subject(name: str) -> Subject:
 
 
 def _import(name: str) -> ModuleType:
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    path = Path(name).resolve() if name.endswith(".py") else None
+    if path is not None and not path.is_file():
+        raise InputError(f"there is no file {name}; give the path of one, or module:Class")
+    folder, module_name = (os.getcwd(), name) if path is None else (str(path.parent), path.stem)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
             raise InputError(
@@ -68,6 +73,9 @@ def _import(name: str) -> ModuleType:
         raise InputError(f"{name} cannot be imported: it needs {error.name}; install that") from None
     except Exception as error:
         raise InputError(f"{name} cannot be imported: {type(error).__name__}: {error}; repair it first") from None
+    if path is not None and Path(module.__file__ or "").resolve() != path:
+        raise InputError(f"{name} has the name of another module, {module_name}; rename the file")
+    return module
 
 
 def versions_of(subjects: Sequence[Subject], device: str) -> dict[str, str]:

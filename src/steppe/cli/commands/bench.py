@@ -12,7 +12,9 @@ from steppe.errors import InputError
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("kind", type=str, nargs="?", default="methods", help="always methods")
-    parser.add_argument("names", type=str, nargs="*", default=[], help="methods, or module:Class; all if none")
+    parser.add_argument(
+        "names", type=str, nargs="*", default=[], help="methods, module:Class or file.py:Class; all if none"
+    )
     parser.add_argument("--model", type=str, default="simple-cnn", help="network")
     parser.add_argument("--batch", type=int, default=64, help="images per step")
     parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")

@@ -26,6 +26,7 @@ def run(options: Namespace, command: str) -> int:
     from steppe.cli.commands.report import print_report
     from steppe.cli.progress import Decoding, Display
     from steppe.distributed import collectives
+    from steppe.report.formatting import count
 
     study: Study = configuration(add_arguments, Study, options, command)
     if options.jobs < 0:
@@ -47,9 +48,9 @@ def run(options: Namespace, command: str) -> int:
         print_images(terminal, dataset, about)
     finished = len(grid.jobs) - len(todo)
     rest = f", {finished} already finished" if finished else ""
-    print_text(terminal, f"{len(todo)} runs, {at_once} at a time{rest}")
-    for method, count in grid.memory.items():
-        print_memory(terminal, method, count)
+    print_text(terminal, f"{count(len(todo), 'run')}, {at_once} at a time{rest}")
+    for method, size in grid.memory.items():
+        print_memory(terminal, method, size)
     with Display(len(todo), terminal) as display:
         errors = experiments.run(grid, jobs, lambda job, news: display.update(job.name, news), cluster)
     world.on_main_process(lambda: print_report(grid.out, terminal))

@@ -20,7 +20,9 @@ from steppe.testing.subjects import Subject
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("names", type=str, nargs="*", default=[], help="methods, or module:Class; all if none")
+    parser.add_argument(
+        "names", type=str, nargs="*", default=[], help="methods, module:Class or file.py:Class; all if none"
+    )
     parser.add_argument("--checks", type=str, nargs="+", default=[], help="checks to run; all if not given")
     parser.add_argument("--json", action=ActionYesNo, default=False, help="print the results as JSON")
     parser.add_argument("--markdown", type=str, default=None, help="file that the table is written into")

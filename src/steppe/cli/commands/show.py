@@ -1,4 +1,4 @@
-"""``steppe show``: the card of a method or a recipe."""
+"""``steppe show``: the card and the fields of a method, or a recipe."""
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -11,7 +11,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace, command: str) -> int:
-    """Print the card."""
+    """Print the card and the fields."""
     from steppe import methods
     from steppe.config import recipes
 
@@ -19,6 +19,17 @@ def run(options: Namespace, command: str) -> int:
         print(recipes.card(recipes.load(options.method)))
         return 0
     method = methods.parse(options.method)
-    print("\n\n".join(methods.card(part.partition(":")[0]) for part in options.method.split("+")))
+    names = dict.fromkeys(part.partition(":")[0] for part in options.method.split("+"))
+    names = dict.fromkeys(part.partition(":")[0] for part in options.method.split("+"))
+    print("\n\n".join(f"{methods.card(name)}\nFields   {_fields(name)}" for name in names))
     print(f"\nControls {', '.join(method.controls) or 'none besides plain'}\nSettings {method}")
     return 0
+
+
+def _fields(name: str) -> str:
+    """Return a line per setting: its name, its default, what it is, and its possible values."""
+    from steppe.core.method.registry import settings
+
+    rows = settings(name)
+    name_width, default_width = (max(len(row[i]) for row in rows) for i in (0, 1))
+    return "\n         ".join(f"{n:<{name_width}}  {d:<{default_width}}  {text}" for n, d, text in rows)

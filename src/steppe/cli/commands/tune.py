@@ -11,8 +11,10 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 from steppe.cli.console import console, print_images, print_text
 from steppe.cli.options import add_config, add_fields, configuration, make
 from steppe.config import Run, TuningBudget
+from steppe.errors import InputError
 
 if TYPE_CHECKING:
+    from steppe.data.dataset import DataSet
     from steppe.training.run import TrainingStatus
 
 
@@ -40,8 +42,12 @@ def run(options: Namespace, command: str) -> int:
     ranges, out = space(config.method, options.settings), Path(options.out)
     terminal = console(stderr=True) if options.json else console()
     hardware.keep_freed_memory()
-    images = load_data(config)
-    print_images(terminal, config.dataset, images.description())
+    images: DataSet | InputError
+    try:
+        images = load_data(config)
+        print_images(terminal, config.dataset, images.description())
+    except InputError as error:
+        images = error
     settings = ", ".join(f"{r.name} from {r.low:g} to {r.high:g}" for r in ranges)
     print_text(terminal, f"{config.label}: {settings}; up to {budget.trials} trials")
     with terminal.status("starting") as status:
@@ -53,6 +59,8 @@ def run(options: Namespace, command: str) -> int:
                 status.update(f"{one.title}: epoch {news.epoch}, loss {news.loss:.3f}")
 
         result = search(config, ranges, budget, out, images, progress)
+    if isinstance(images, InputError):
+        print_text(terminal, f"the search is finished and needs no images ({images})")
     content = result_as_dict(result) | {"command": command, "environment": hardware.environment()}
     records.write_json(out / "tune.json", content)
     figure = curve(result)

@@ -37,7 +37,7 @@ from steppe.core.numerics.vector import Vec
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import Schedule
 from steppe.core.step import Step
-from steppe.core.step_state import BindOptions, LossFunction, is_count
+from steppe.core.step_state import BindOptions, LossFunction
 from steppe.errors import InputError, unknown
 
 State = TypeVar("State", bound=nn.Module, default=Any)
@@ -62,7 +62,7 @@ class Method(Generic[State]):
     """
 
     controls: ClassVar[tuple[str, ...]] = ()
-    """Names of the methods that a comparison adds, because they share the cost but not the idea."""
+    """Names of methods that share the cost but not the idea; a comparison with them shows the differences."""
 
     state_type: ClassVar[type[nn.Module]] = nn.Module
     """What ``init`` makes: the class in ``Method[...]``, called with the network."""
@@ -309,11 +309,6 @@ class Method(Generic[State]):
             )
         for name in scheduled(self):
             param_groups.check_setting(optimizer, name)
-        if m is not None:
-            if m != "micro" and not is_count(m):
-                raise InputError(f"m is {m!r}; give a number of samples, 'micro', or None")
-            if sync not in (None, "local"):
-                raise InputError(f"m is {m!r} and sync is {sync!r}, which cannot be combined; set only one")
         options = BindOptions(
             loss,
             transforms=[m.transform for m in (self, *_transforms(transforms)) if overrides(m, "transform")],
@@ -322,13 +317,14 @@ class Method(Generic[State]):
             precision=precision,
             scaler=scaler,
             microbatch=microbatch,
+            m=m,
             sync=sync,
             weigh=weigh,
             steps=steps,
             epoch=epoch,
             seed=seed,
         )
-        return Step(self, model, optimizer, options, m)
+        return Step(self, model, optimizer, options)
 
 
 def _transforms(methods: Any) -> Sequence[Method]:

@@ -3,7 +3,7 @@
 import inspect
 import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from steppe.config.method_spec import SPEC, format_spec
 from steppe.core import schedules
 from steppe.core.composition import ActiveWindow, On
 from steppe.core.method.contract import Method, make_checked
+from steppe.core.method.hyperparameters import as_data, constraint_of, types_of
 from steppe.core.state.param_state import ParamState
 from steppe.core.state.weight_average import WeightAverage
 from steppe.errors import InputError, unknown
@@ -53,7 +54,7 @@ def parse(spec: str) -> Method:
     """
     parts = []
     for one in spec.split("+"):
-        if re.fullmatch(r"[\w.]+:[A-Za-z_]\w*", one) and one.partition(":")[0] not in METHODS:
+        if re.fullmatch(r"[\w./-]+:[A-Za-z_]\w*", one) and one.partition(":")[0] not in METHODS:
             raise InputError(
                 f"unknown method {one!r}; a script of yours enters its class in steppe.methods.METHODS, "
                 "see docs/how-to/method.md"
@@ -140,12 +141,31 @@ def summary(name: str) -> str:
     return next(iter(card(name).splitlines()), "")  # a script need not have a card
 
 
+def settings(name: str) -> list[tuple[str, str, str]]:
+    """Return the name, default, and help with the possible values, of all that `make` takes for a method."""
+    method = make(name)
+    entries: list[tuple[type, Mapping[str, Any]]] = [(type(method), vars(method))]
+    entries.append((ActiveWindow, {f.name: f.default for f in fields(ActiveWindow)}))
+    rows: dict[str, tuple[str, str, str]] = {}
+    for cls, values in entries:
+        for f in fields(cls):
+            kinds, constraint = types_of(cls)[f.name], constraint_of(f)
+            if f.name in rows or "hyper" not in f.metadata:
+                continue
+            allowed = "True or False" if bool in kinds else constraint.range(int in kinds and float not in kinds)
+            allowed += " or a schedule" if allowed and schedules.Schedule in kinds else ""
+            text = "; ".join(filter(None, (constraint.help, allowed)))
+            rows[f.name] = f.name, repr(as_data(values[f.name])), text
+    return list(rows.values())
+
+
 @dataclass(frozen=True)
 class MethodFacts:
     """A method's row in a table.
 
     ``cost`` is the most that a step takes (forward / backward / updates), ``keeps`` its state between steps,
-    ``status`` 'tried' if docs/results has a trial of it, else 'checked': restated, and conforming.
+    ``status`` 'tried' if docs/results has a trial of it, else 'checked': restated, and conforming; '-' for one
+    that a script has entered.
     """
 
     name: str
@@ -167,5 +187,6 @@ def row(name: str) -> MethodFacts:
     keeps = "outputs of each sample" if per_sample else "a vector of weights" if per_weight else "-"
     paper = re.search(r"^Paper +(.*)$", card(name), re.MULTILINE)
     dated = re.match(r"(?!none)(.*?\b(?:19|20)\d\d)\b", paper[1] if paper else "")
-    status = "tried" if name in TRIED else "checked"
+    own = not type(method).__module__.startswith("steppe.")
+    status = "-" if own else "tried" if name in TRIED else "checked"
     return MethodFacts(name, cost, keeps, dated[1] if dated else "-", status, summary(name))

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from steppe.data.sources._part_names import folded, part_of
 from steppe.data.sources._table_files import ImageNames, Table, read_tables
 from steppe.data.sources._tables import contradiction, read_labels, read_parts
+from steppe.data.sources._thumbnails import thumbnails
 from steppe.data.sources.listing import TABLES, Listing
 from steppe.errors import InputError
 
@@ -47,8 +48,12 @@ def find_layout(
 
     Raises InputError if folders or tables can be understood in two ways, or no image is labelled for training.
     """
-    tree = _Tree(path, names, listing)
+    copies = thumbnails(names)
+    copied = {image for images in copies.values() for image in images}
+    names = [name for name in names if name not in copied]
+    tree = _Tree(path, names, listing, set(copies))
     layout = ImageLayout()
+    layout.notes += [f"{len(i)} thumbnail{'s' * (len(i) > 1)} (in {folder})" for folder, i in copies.items()]
     image_names = ImageNames(names if contents else ())
     tables = read_tables(contents, image_names)
     base = tree.descend((), stop_at_parts=True)
@@ -98,16 +103,14 @@ def find_layout(
     _name_parts(path, layout, {part: f"the folder {top[-1]}" for part, top in tops.items() if part}, lists)
     used = {t.name for t in tables if t.name in unused_rows or t.name in lists}
     layout.notes += [
-        f"{count} row{'s' * (count > 1)} of {name} without an image or a label"
-        for name, count in unused_rows.items()
-        if count
+        f"{n} row{'s' * (n > 1)} of {name} without an image or a label" for name, n in unused_rows.items() if n
     ]
     layout.notes += _unused_tables(contents, tables, used, image_names, listing)
     unused = Counter("/".join(tree.images[name]) or "its top" for name in names if name not in layout.label)
     if unused:
         places = ", ".join(folder for folder, _ in unused.most_common(3)) + ", ..." * (len(unused) > 3)
         without = "in no list of parts" if lists else "without a class"
-        layout.notes.append(f"{unused.total()} images {without} (in {places})")
+        layout.notes.append(f"{unused.total()} image{'s' * (unused.total() > 1)} {without} (in {places})")
     return layout
 
 
@@ -134,7 +137,7 @@ def _unused_tables(
 class _Tree:
     """Folders with the images in and below them."""
 
-    def __init__(self, path: Path, names: Sequence[str], listing: Listing):
+    def __init__(self, path: Path, names: Sequence[str], listing: Listing, left_out: Set[str]):
         self.path = path
         self.images = {name: tuple(name.split("/")[:-1]) for name in names}
         self.filled = {PurePosixPath(f).parts for f in listing.filled} | set(self.images.values())
@@ -143,7 +146,7 @@ class _Tree:
             for i in range(len(parents) + 1):
                 self.below[parents[:i]].append(name)
         texts = {PurePosixPath(f).parts for f in listing.filled - listing.foreign}  # no classes
-        folders = {PurePosixPath(f).parts for f in listing.folders} - texts | set(self.below)
+        folders = {PurePosixPath(f).parts for f in listing.folders if f not in left_out} - texts | set(self.below)
         self.inside: dict[_Folder, list[_Folder]] = defaultdict(list)
         for folder in sorted(folders - {()}):
             self.inside[folder[:-1]].append(folder)
@@ -214,7 +217,14 @@ def _parts(tree: _Tree, base: _Folder) -> dict[str, _Folder]:
     group = divided[0] if len(divided) == 1 else []
     parts = dict(group)
     names = [sub[-1] for sub in named]
-    if "train" not in parts or len(parts) < len(group) or (len(parts) == 1 and others):
+    classes = {folded(folder[-1]) for folder in tree.class_folders(parts.get("train", base))}
+    # cis_test and trans_test beside train: labelled images of a part that would be made of others
+    labelled = [
+        sub
+        for sub, (part, _) in named.items()
+        if part not in parts and classes & {folded(folder[-1]) for folder in tree.class_folders(sub)}
+    ]
+    if labelled or "train" not in parts or len(parts) < len(group) or (len(parts) == 1 and others):
         raise InputError(
             f"{tree.path} has the folders {', '.join([*names, *others[:3]])}, which are not clearly parts or "
             "classes; name the parts train, val and test, one folder each, and put the classes into them; or "

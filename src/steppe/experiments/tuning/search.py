@@ -23,7 +23,7 @@ from steppe.errors import InputError
 from steppe.experiments.run_lock import locked_run
 from steppe.experiments.tuning.space import Range, with_values
 from steppe.training.checkpoint.save_and_resume import derive
-from steppe.training.run import TrainingStatus, check_run, train_run
+from steppe.training.run import TrainingStatus, check_run, finished_result, train_run
 from steppe.training.trainer import METRICS
 
 try:
@@ -83,19 +83,23 @@ def search(
     ranges: Sequence[Range],
     budget: TuningBudget,
     out: Path,
-    images: DataSet,
+    images: DataSet | InputError,
     progress: TuningProgress = lambda _run, _news: None,
 ) -> TuningResult:
     """Search settings of ``run.method`` within the budget, resuming an earlier search in ``out``.
 
-    The first trial is the method's default. A trial whose loss is no longer finite counts as accuracy 0.
+    The first trial is the method's default. A trial whose loss is no longer finite counts as accuracy 0. A
+    finished search needs no ``images``: the error of loading them is raised when a run is to be trained.
 
     Raises:
         InputError: The folder holds another search, or a run cannot start.
         RunError: A file cannot be written, or another process is at work in ``out``.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    check_run(run, images)
+    if isinstance(images, DataSet):
+        check_run(run, images)
+    elif not (out / JOURNAL).exists():
+        raise images
     with locked_run(out):
         runner = _TrialRunner(run, list(ranges), out, images, progress)
         return _search(_study(run, ranges, budget, out, images), runner, budget)
@@ -114,6 +118,8 @@ def _search(study: optuna.Study, runner: _TrialRunner, budget: TuningBudget) -> 
         needed = longest * (1 + 2 * budget.confirm / budget.seeds)
         if done and budget.seconds is not None and spent + needed > budget.seconds:
             break
+        if isinstance(runner.images, InputError):
+            raise runner.images
         _requeue_interrupted(study)
         study.sampler = optuna.samplers.TPESampler(
             n_startup_trials=_RANDOM, seed=derive(run.seed, f"tune {done}") % 2**32
@@ -134,7 +140,7 @@ class _TrialRunner:
     run: Run
     ranges: list[Range]
     out: Path
-    images: DataSet
+    images: DataSet | InputError
     progress: TuningProgress
     methods: dict[tuple[tuple[str, float], ...], Method] = field(default_factory=dict)
 
@@ -191,10 +197,14 @@ class _TrialRunner:
                 report()
 
         folder = self.folder(run)
-        report()
-        with locked_run(folder):
-            result = train_run(run, folder, self.images, progress)
-        report()
+        if isinstance(self.images, InputError):
+            if (result := finished_result(run, folder)) is None:
+                raise self.images
+        else:
+            report()
+            with locked_run(folder):
+                result = train_run(run, folder, self.images, progress)
+            report()
         self.progress(run, _outcome(result))
         return result
 
@@ -218,7 +228,9 @@ def _finished(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False, states=_ENDED))
 
 
-def _study(run: Run, ranges: Sequence[Range], budget: TuningBudget, out: Path, images: DataSet) -> optuna.Study:
+def _study(
+    run: Run, ranges: Sequence[Range], budget: TuningBudget, out: Path, images: DataSet | InputError
+) -> optuna.Study:
     """Load the folder's search, or create one with the default as its first trial."""
     pruner: optuna.pruners.BasePruner = {
         "median": optuna.pruners.MedianPruner(n_startup_trials=_RANDOM, n_warmup_steps=run.epochs // 4),
@@ -237,9 +249,10 @@ def _study(run: Run, ranges: Sequence[Range], budget: TuningBudget, out: Path, i
         "seeds": budget.seeds,
         "pruner": budget.pruner,
     }
-    settings |= {"images": images.fingerprint} if images.fingerprint else {}
-    settings = json.loads(json.dumps(settings))
     stored = study.user_attrs.get("settings")
+    images_of = (stored or {}).get("images") if isinstance(images, InputError) else images.fingerprint
+    settings |= {"images": images_of} if images_of else {}
+    settings = json.loads(json.dumps(settings))
     if stored is None:
         study.set_user_attr("settings", settings)
         if all(r.default in r for r in ranges):

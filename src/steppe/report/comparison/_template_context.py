@@ -28,7 +28,7 @@ MODES: dict[str, str] = {
     "gradients": "at equal compute",
     "seconds": "at equal time",
 }
-_AMOUNTS = {"epochs": "{:,.4g} epochs", "gradients": "{:,.0f} gradient evaluations", "seconds": "{:,.1f} seconds"}
+_AMOUNTS = {"epochs": "{:,.4g} epoch", "gradients": "{:,.0f} gradient evaluation", "seconds": "{:,.1f} second"}
 _COMMANDS = {
     "epochs": "steppe compare --epochs N",
     "gradients": "steppe compare --match gradients",
@@ -109,7 +109,7 @@ def _as_run(rows: list[ResultRow]) -> dict[str, Any]:
 def _at_budgets(comparison: Comparison, group: tuple[str, str], rows: list[ResultRow]) -> Iterator[dict[str, Any]]:
     places = decimals(comparison, group[0], "val")
     for budget in budgets(comparison, group):
-        amount = _AMOUNTS[budget.axis].format(budget.amount)
+        amount = _amount(budget.axis, budget.amount)
         by_method = {row.method: row for row in budget.rows}
         own = [by_method.get(row.method) or BudgetRow(row.method, None, None) for row in rows]
         cells = [
@@ -124,6 +124,11 @@ def _at_budgets(comparison: Comparison, group: tuple[str, str], rows: list[Resul
             "heads": [("val", f"Validation, % at\n{amount}"), ("epochs", "Epochs\nby then")],
             **_rows(rows, own, cells, places),
         }
+
+
+def _amount(axis: str, amount: float) -> str:
+    text = _AMOUNTS[axis].format(amount)
+    return text if text.startswith("1 ") else f"{text}s"
 
 
 def _rows(
