@@ -35,7 +35,7 @@ Objective = Callable[[Batch], StepOutput]
 Mask = Sequence[bool] | None
 _NOTHING = nullcontext()
 _WIDE = (torch.float32, torch.float64)
-_backward = torch.autograd.Variable._execution_engine.run_backward  # type: ignore[attr-defined]
+_backward = torch.autograd.Variable._execution_engine.run_backward
 
 
 class Runtime:
