@@ -104,24 +104,21 @@ class SADT(Method):
 
     def _distil(self, teachers: list[Vec], batch: Batch, mask_seed: int | None, rt: Runtime) -> Vec:
         """Return the sum of the teachers' gradients; layers below all of the noise run once for all teachers."""
-        branches = rt.once("sadt parts", partial(self._branches, rt)) if len(teachers) > 1 else None
-        if branches and is_within(teachers, rt.params, branches[1]):
+        conv = partial(filters.last_of, rt.net, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        several = len(teachers) > 1 and rt.callable_in_parts
+        parts = several and rt.once("sadt parts", lambda: split_sequential(rt.net, conv()))
+        if parts and is_within(teachers, rt.params, parts[1]):
             sample = next(batch.split(2)).x
-            above = rt.once(("sadt share", sample.shape[1:]), lambda: flops_share(rt.net, branches[1], sample))
-            objective = partial(self._through_branches, teachers, *branches, rt)
+            above = rt.once(("sadt share", sample.shape[1:]), lambda: flops_share(rt.net, parts[1], sample))
+            objective = partial(self._through_branches, teachers, *parts, rt)
             with rt.preserve_state(mask_seed):
                 return rt.grad(batch, objective, work=1 + (len(teachers) - 1) * above)[1]
         total: Vec = []
         for offset in teachers:
             with rt.at(offset, mask_seed=mask_seed):
-                _, a = rt.grad(batch, partial(self._match, rt))
+                a = rt.grad(batch, partial(self._match, rt))[1]
             total = vector.gather(total, a, by=1.0) if total else a
         return total
-
-    def _branches(self, rt: Runtime) -> tuple[nn.Module, nn.Module] | None:
-        """Return the trunk below the last convolution, and what is above it, where it may run alone."""
-        conv = filters.last_of(rt.net, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-        return split_sequential(rt.net, conv) if conv and rt.callable_in_parts else None
 
     def _match(self, rt: Runtime, batch: Batch) -> StepOutput:
         return self._divergence(rt.forward(batch.x), batch)
