@@ -18,7 +18,7 @@ from steppe import hardware, methods
 from steppe.bench.timing import TimingSpread, alternating, at_least_one, no_progress, per_step, spread
 from steppe.errors import unknown
 
-_RHO = 0.05
+_RHO, _SIGMA = 0.05, 1e-4
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,37 @@ def sam_by_hand(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
     return step
 
 
-BY_HAND = {"plain": plain_by_hand, "sam": sam_by_hand, "sadt-v1": two_plain_by_hand}
-_NAMES = {"plain": "a plain step", "sam": "SAM in foreach", "sadt-v1": "two plain steps"}
+def sadt_by_hand(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
+    """Return variant 1 of SADT in foreach operations."""
+    optimizer, params = sgd(net), [p.detach() for p in net.parameters()]
+
+    def step() -> None:
+        optimizer.zero_grad()
+        logits = net(x)
+        F.cross_entropy(logits, y).backward()  # type: ignore[no-untyped-call]
+        clean = F.log_softmax(logits.detach(), 1)
+        grads = [p.grad for p in net.parameters() if p.grad is not None]
+        optimizer.step()
+        with torch.no_grad():
+            noise = torch._foreach_mul([torch.randn(p.shape) for p in params], _SIGMA)
+            before = [p.clone() for p in params]
+            torch._foreach_add_(params, list(noise))
+        optimizer.zero_grad()
+        divergence = F.kl_div(F.log_softmax(net(x), 1), clean, reduction="batchmean", log_target=True)
+        divergence.backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            torch._foreach_copy_(params, before)
+            torch._foreach_add_([p.grad for p in net.parameters() if p.grad is not None], grads)
+        optimizer.step()
+
+    return step
+
+
+BY_HAND = {
+    "plain": {"a plain step": plain_by_hand},
+    "sam": {"SAM in foreach": sam_by_hand},
+    "sadt-v1": {"two plain steps": two_plain_by_hand, "SADT in foreach": sadt_by_hand},
+}
 
 
 def bound(spec: str, net: nn.Module) -> Callable[[], object]:
@@ -121,13 +150,20 @@ def small_steps_cost(
     works: dict[str, Callable[[], object]] = {}
     for spec in dict.fromkeys(specs):
         works[spec] = bound(spec, network())
-        works[f"{spec} by hand"] = BY_HAND[spec](network(), *batch_of())
+        works |= {name: make(network(), *batch_of()) for name, make in BY_HAND[spec].items()}
     with hardware.threads(1):
         for work in works.values():
             per_step(work, 20)
         timed = {name: partial(per_step, work, steps) for name, work in works.items()}
         times = alternating(timed, repeats, progress)
     return [
-        SmallStepCost(spec, _NAMES[spec], spread(times[spec], times[f"{spec} by hand"]), 1e6 * median(times[spec]))
+        SmallStepCost(name, over, spread(times[name], times[over]), 1e6 * median(times[name]))
         for spec in dict.fromkeys(specs)
+        for name, over in _compared(spec)
     ]
+
+
+def _compared(spec: str) -> list[tuple[str, str]]:
+    """Return each step with the loop that it is compared with: loops by hand with the first of them."""
+    first, *others = BY_HAND[spec]
+    return [*((spec, name) for name in BY_HAND[spec]), *((name, first) for name in others)]

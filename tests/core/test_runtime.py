@@ -90,6 +90,61 @@ MORE = {"esam": 1, "saf": 1, "kdcl": 2, "two-step": 1, "sadt-v1": 1, "sadt-v2": 
 REPRESENTATIVE = ["plain", "sam", "two-step", "sadt-v1", "esam", "looksam", "mesa", "dml-alternating"]
 
 
+@dataclass(frozen=True)
+class OfOwnLoss(Method):
+    """Update with the gradient of a sum that has a hook, which backward() runs, or of a loss that is no number."""
+
+    scalar: bool = True
+
+    def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
+        def objective(part: Batch) -> StepOutput:
+            logits = rt.forward(part.x)
+            loss = logits.square().sum() if self.scalar else logits.square().sum(1)
+            loss.register_hook(lambda g: 2 * g)
+            return StepOutput(loss, logits)
+
+        out, g = rt.grad(batch, objective)
+        rt.apply(g)
+        return out
+
+
+def test_a_pass_is_that_of_backward() -> None:
+    torch.manual_seed(0)
+    ours, reference = fixtures.small(), fixtures.small()
+    reference.load_state_dict(ours.state_dict())
+    batch = fixtures.batch(0)
+    torch.manual_seed(1)
+    OfOwnLoss().bind(ours, torch.optim.SGD(ours.parameters(), 0.1))(batch)
+    optimizer = torch.optim.SGD(reference.parameters(), 0.1)
+    torch.manual_seed(1)
+    loss = reference(batch.x).square().sum()
+    loss.register_hook(lambda g: 2 * g)
+    loss.backward()
+    optimizer.step()
+    pairs = zip(ours.state_dict().values(), reference.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    step = OfOwnLoss(scalar=False).bind(ours, torch.optim.SGD(ours.parameters(), 0.1))
+    with pytest.raises(RuntimeError, match="scalar"):
+        step(batch)
+
+
+@pytest.mark.parametrize("name", ["sadt-v1", "repeat-step"])
+def test_an_optimizer_that_writes_into_gradients_changes_no_later_update(name: str) -> None:
+    def trained(writes: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        net = fixtures.small()
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        if writes:
+            optimizer.register_step_post_hook(lambda *_: [p.grad.mul_(7) for p in net.parameters()])
+        # of vectors the transform returns the gradient itself
+        step = make(name).bind(net, optimizer, transforms=[make("gc")])
+        for k in range(2):
+            step(fixtures.batch(k))
+        return [p.detach() for p in net.parameters()]
+
+    assert all(torch.equal(a, b) for a, b in zip(trained(False), trained(True), strict=True))
+
+
 class CountReads(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
@@ -125,3 +125,26 @@ def test_the_check_finds_one_bad_element_anywhere(bad: float, where: int):
     tensors[where].view(-1)[-1] = bad
     for a in ([*tensors], vector.Measured(tensors)):
         assert not finite(a)
+
+
+def test_noise_is_that_of_randn_whatever_the_layout() -> None:
+    torch.manual_seed(0)
+    like = [
+        nn.Parameter(torch.zeros(4, 3, 5, 5).to(memory_format=torch.channels_last)),
+        nn.Parameter(torch.zeros(7)),
+        torch.zeros(40, 20).t(),
+        torch.zeros((), dtype=torch.float64),
+        torch.zeros(5, 6, dtype=torch.bfloat16),
+    ]
+    where = [True, True, True, False, True]
+    noise = vector.gaussian(like, torch.Generator().manual_seed(3), where)
+    scaled = vector.gaussian(like, torch.Generator().manual_seed(3), where, sigma=0.1)
+    reference = torch.Generator().manual_seed(3)
+    for t, w, n, s in zip(like, where, noise, scaled, strict=True):
+        if not w:
+            assert n is None and s is None
+            continue
+        expected = torch.randn(t.shape, generator=reference, dtype=t.dtype)
+        assert n is not None and s is not None and not n.requires_grad
+        assert torch.equal(n, expected) and n.dtype == t.dtype
+        assert torch.allclose(s, 0.1 * expected, rtol=2 * torch.finfo(t.dtype).eps, atol=0)

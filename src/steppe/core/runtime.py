@@ -35,6 +35,7 @@ Objective = Callable[[Batch], StepOutput]
 Mask = Sequence[bool] | None
 _NOTHING = nullcontext()
 _WIDE = (torch.float32, torch.float64)
+_backward = torch.autograd.Variable._execution_engine.run_backward
 
 
 class Runtime:
@@ -63,8 +64,7 @@ class Runtime:
         self.model, self.optimizer, self.options = model, optimizer, options
         self.net, wrapper = unwrap_model(model)
         self.with_state = [self.net, *user_loss.modules_of(options.loss)]
-        self.leaves: list[nn.Parameter] = []
-        self.params = self.leaves
+        self.leaves = self.params = list[nn.Parameter]()
         param_groups.require_trainable(self.with_state, optimizer, param_groups.trainable(optimizer))
         self.inspect(param_groups.trainable(optimizer))
         self.device = self.params[0].device
@@ -78,9 +78,8 @@ class Runtime:
         masks = rng.generator(options.seed, "masks", self.parallel.rank, torch.device("cpu"))
         self.generators = {"noise": self.rng, "masks": masks}
         self.passes = Passes()
-        self.relative_cost = 1.0  # of a pass of the model, in passes of one network
+        self.untracked, self.relative_cost = False, 1.0  # of a pass of the model, in passes of one network
         self.objective: Objective = self.supervised  # until the step sets its method's
-        self.untracked = False
         self.good = torch.zeros((), dtype=torch.bool, device=self.device)
         self._weight_snapshots, self._update_snapshots = SnapshotPool(), SnapshotPool()
         self.step_state = StepState(self.good)
@@ -104,8 +103,7 @@ class Runtime:
         step = self.step_state
         if not self.untracked:
             self._clean_rng = [g.get_state() for g in self._global_rngs]
-        if step.first is None or self._in_grad is not None:
-            self.clear()
+        self.clear()
         parts, whole, objective = self.micro_batches(batch), self.weight(batch), objective or self.objective
         if where is None and len(parts) == 1 and whole and self.alone:
             out = self._pass(parts[0], objective, 1.0)
@@ -155,16 +153,18 @@ class Runtime:
             user_loss.require_graph(loss)
         if inspect:
             self.once("graph", partial(param_groups.has_custom_backward, loss))
-        scaled = loss
         if not weight and logits.requires_grad:
             # a part that does not count, such as one without labels, whose mean is NaN
-            loss = scaled = 0.0 * logits.sum()
+            loss = 0.0 * logits.sum()
         factor = weight if self.alone else weight * self.parallel.loss_weight()
-        if factor != 1:
-            scaled = loss * factor
+        scaled = loss if factor == 1 else loss * factor
         if self.precision.scaler is not None:
             scaled = self.precision.scaled(scaled)
-        scaled.backward()  # type: ignore[no-untyped-call]
+        if type(scaled) is Tensor and not scaled.dim():
+            # what Tensor.backward() calls after checks that take a tenth of a small network's pass
+            _backward((scaled,), (torch.ones_like(scaled),), False, False, (), True, True)
+        else:
+            scaled.backward()  # type: ignore[no-untyped-call]
         # logits that are a view of a weight would change with it at the next update
         return StepOutput(loss.detach(), logits.detach().clone() if logits._is_view() else logits.detach())
 
@@ -291,7 +291,7 @@ class Runtime:
         self._reshard()
         for remaining in reversed(range(times)):
             # some optimizers write into the gradients that they get
-            fresh = vector.clone(grads) if remaining or (more and grads is averaged) else grads
+            fresh = vector.clone(grads) if remaining or (more and any(map(is_, grads, averaged))) else grads
             if self._in_grad is None or not all(map(is_, fresh, self._in_grad)):
                 if self.leaves is not self.params:
                     fresh = complex_params.like_leaves(fresh, self.params)
@@ -302,7 +302,8 @@ class Runtime:
             self.passes.updates += 1
         if decoupled is not None:
             param_groups.add_decoupled(self.optimizer, self.params, decoupled)
-        self.clear()
+        if more:  # else the step ends, which clears them
+            self.clear()
 
     def outputs(self, batch: Batch) -> list[Tensor]:
         """Return the logits of each micro-batch at the weights, without a graph; raises `NonFinite` as `grad`."""

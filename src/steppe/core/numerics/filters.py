@@ -126,9 +126,7 @@ def scope_noise(
     parameters are in the scope.
     """
     own = scope.removesuffix("*")
-    noise = vector.scale(
-        vector.gaussian(params, rng, once(("scope", own), partial(in_scope, net, params, own))), sigma
-    )
+    noise = vector.gaussian(params, rng, once(("scope", own), partial(in_scope, net, params, own)), sigma)
     if own == scope:
         return noise
     return [None if n is None else p.detach() * (n - 1) for n, p in zip(noise, params, strict=True)]

@@ -22,7 +22,7 @@ KDCL_TARGETS = _kdcl_targets.TARGETS
 
 def _log_probabilities(logits: Tensor, T: float) -> Tensor:
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    return F.log_softmax(wide / T, dim=1)
+    return F.log_softmax(wide if T == 1 else wide / T, dim=1)
 
 
 def kl_divergence(reference: Tensor, logits: Tensor, T: float = 1.0) -> Tensor:

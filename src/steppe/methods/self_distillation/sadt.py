@@ -90,7 +90,7 @@ class SADT(Method):
         teachers = self._teachers(u, rt)
         mask_seed = rt.draw_mask_seed() if self.masks == "fresh" else None
         a = self._distil(teachers, batch.with_extra(clean=out.logits), mask_seed, rt)
-        rt.apply(vector.add(u, a, by=self.weight))
+        rt.apply(vector.gather(u, a, by=self.weight))
         return out
 
     def _teachers(self, u: Vec, rt: Runtime) -> list[Vec]:
@@ -104,18 +104,20 @@ class SADT(Method):
 
     def _distil(self, teachers: list[Vec], batch: Batch, mask_seed: int | None, rt: Runtime) -> Vec:
         """Return the sum of the teachers' gradients; layers below all of the noise run once for all teachers."""
-        conv = filters.last_of(rt.net, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-        parts = rt.once("sadt parts", lambda: conv and rt.callable_in_parts and split_sequential(rt.net, conv))
-        sample = next(batch.split(2)).x
-        if len(teachers) > 1 and parts and is_within(teachers, rt.params, parts[1]):
+        conv = partial(filters.last_of, rt.net, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        several = len(teachers) > 1 and rt.callable_in_parts
+        parts = several and rt.once("sadt parts", lambda: split_sequential(rt.net, conv()))
+        if parts and is_within(teachers, rt.params, parts[1]):
+            sample = next(batch.split(2)).x
             above = rt.once(("sadt share", sample.shape[1:]), lambda: flops_share(rt.net, parts[1], sample))
             objective = partial(self._through_branches, teachers, *parts, rt)
             with rt.preserve_state(mask_seed):
                 return rt.grad(batch, objective, work=1 + (len(teachers) - 1) * above)[1]
-        total: Vec = [None] * len(rt.params)
+        total: Vec = []
         for offset in teachers:
             with rt.at(offset, mask_seed=mask_seed):
-                total = vector.add(total, rt.grad(batch, partial(self._match, rt))[1])
+                a = rt.grad(batch, partial(self._match, rt))[1]
+            total = vector.gather(total, a, by=1.0) if total else a
         return total
 
     def _match(self, rt: Runtime, batch: Batch) -> StepOutput:

@@ -15,7 +15,7 @@ from steppe.core.numerics.complex_params import leaf, like_leaf
 from steppe.core.numerics.vector import Vec
 
 
-def split_sequential(net: nn.Module, child: nn.Module) -> tuple[nn.Sequential, nn.Sequential] | None:
+def split_sequential(net: nn.Module, child: nn.Module | None) -> tuple[nn.Sequential, nn.Sequential] | None:
     """Split ``net`` before the first of its parts that contains ``child``.
 
     Returns:
@@ -23,9 +23,11 @@ def split_sequential(net: nn.Module, child: nn.Module) -> tuple[nn.Sequential, n
         ``above(below(x))`` equal to ``net(x)``; ``above`` starts with the part that contains ``child``. None
         if calling the two would not be the same as calling ``net``, or changing ``child`` would change
         ``below``: ``net`` is not exactly an ``nn.Sequential``, has hooks of its own, is compiled in place,
-        does not contain ``child``, or ``child`` shares parameters with a part below.
+        does not contain ``child``, ``child`` is None, or ``child`` shares parameters with a part below.
     """
-    if type(net) is not nn.Sequential or "forward" in vars(net) or net._compiled_call_impl is not None:
+    if child is None or type(net) is not nn.Sequential:
+        return None
+    if "forward" in vars(net) or net._compiled_call_impl is not None:
         return None
     if net._forward_hooks or net._forward_pre_hooks or net._backward_hooks or net._backward_pre_hooks:
         return None
