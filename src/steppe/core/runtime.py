@@ -92,11 +92,10 @@ class Runtime:
     ) -> tuple[StepOutput, Vec]:
         """Return the output and the mean gradient of ``objective`` (the method's) over ``batch`` at the weights.
 
-        The result is the exact mean over the step's micro-batches. Under DDP it is this process's mean, see
-        `shared` and `apply`. The gradients are the caller's own. ``work`` is the pass's cost in whole passes, for
-        objectives that run part of the network more than once. ``where`` restricts the gradient to some parameters,
-        which saves the others' part of the backward pass wherever that is possible (not in compiled or sharded
-        models); it is counted as whole all the same.
+        The result is the exact mean over the step's micro-batches; under DDP it is this process's mean (see
+        `shared`). The gradients are the caller's own. ``work`` is the pass's cost in whole passes, for objectives
+        that run part of the network more than once. ``where`` restricts the gradient to some parameters, which saves
+        the others' backward pass where that is possible (no compiled or sharded model); it is counted as whole.
 
         Raises `NonFinite` if the loss or a gradient is not finite, where that can be known at once.
         """
