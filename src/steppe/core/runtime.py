@@ -93,8 +93,8 @@ class Runtime:
         """Return the output and the mean gradient of ``objective`` (the method's) over ``batch`` at the weights.
 
         The result is the exact mean over the step's micro-batches; under DDP it is this process's mean (see
-        `shared`). The gradients are the caller's own. ``work`` is the pass's cost in whole passes, for objectives
-        that run part of the network more than once. ``where`` restricts the gradient to some parameters, which saves
+        `shared`). The gradients are the caller's own. ``work`` is the cost in passes, for objectives that
+        run part of the network more than once. ``where`` restricts the gradient to some parameters, which saves
         the others' backward pass where that is possible (no compiled or sharded model); it is counted as whole.
 
         Raises `NonFinite` if the loss or a gradient is not finite, where that can be known at once.
