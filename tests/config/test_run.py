@@ -54,12 +54,12 @@ def test_impossible_values_are_one_line_with_the_field_and_the_remedy(construct,
 @pytest.mark.parametrize("kind", ["folder", "cifar10", "cifar100"])
 def test_a_data_set_has_one_name_however_its_path_is_written(kind, tmp_path, monkeypatch):
     """Below the working folder, beside it, through links, as an archive in a cache without endings."""
-    work = tmp_path / "work"
+    work = tmp_path / "photos"
     for folder in (work / "x", tmp_path / "y", tmp_path / "blobs"):
         folder.mkdir(parents=True)
     (tmp_path / "blobs" / "a1b2").write_bytes(b"")
     (work / "x.tar").symlink_to(tmp_path / "blobs" / "a1b2")
-    (tmp_path / "to work").symlink_to(work)
+    (tmp_path / "to photos").symlink_to(work)
     (tmp_path / "to y").symlink_to(tmp_path / "y")
     (work / "link").symlink_to("x")
     (work / "data").symlink_to(tmp_path / "y")
@@ -77,10 +77,10 @@ def test_a_data_set_has_one_name_however_its_path_is_written(kind, tmp_path, mon
         "x/",
         "./x/",
         "x//",
-        "../work/x",
+        "../photos/x",
         work / "x",
-        tmp_path / "to work/x",
-        "~/work/x",
+        tmp_path / "to photos/x",
+        "~/photos/x",
         "link",
         "link/../x",
     )
