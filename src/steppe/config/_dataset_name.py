@@ -8,8 +8,8 @@ _WITH_PATH = ("folder", "cifar10", "cifar100")
 def dataset_name(dataset: str) -> str:
     """Return ``name:PATH`` with the path relative to the working folder if it is in it, else absolute.
 
-    ``x``, ``./x/``, ``~/photos/x`` and a link to ``x`` become the same path. A link in the working folder that leads
-    out of it keeps its name, as it may lead elsewhere on another machine or in the next job.
+    ``x``, ``./x/``, ``~/photos/x`` and a link to ``x`` become the same path. A link in the working folder that
+    leads out of it keeps its name, as it may lead elsewhere on another machine or in the next job.
     """
     name, _, path = dataset.partition(":")
     if name not in _WITH_PATH or path in ("", "download"):
