@@ -22,6 +22,7 @@ from steppe.core.data_parallel import Sharded, SingleProcess, parallelism_of
 from steppe.core.model_call import call_model, extract_logits, extract_loss, unwrap_model
 from steppe.core.multi_network import member_of
 from steppe.core.numerics import complex_params, vector
+from steppe.core.numerics.outputs import Outputs, outputs_of
 from steppe.core.numerics.vector import ScaledVector, Vec
 from steppe.core.schedules import ScheduleValue, TrainingProgress, value_at
 from steppe.core.state import rng
@@ -43,7 +44,8 @@ class Runtime:
 
     Passes:
         ``grad``, ``outputs`` (logits without a graph), ``forward``, ``supervised``, ``loss``, ``losses``;
-        ``objective``, the method's own; ``at`` and ``preserve_state``, the contexts of passes after the clean one.
+        ``divergence`` of outputs; ``objective``, the method's own; ``at`` and ``preserve_state``, the contexts of
+        passes after the clean one.
     Gradients:
         ``shared`` and ``all_reduce_mean`` over processes; ``apply``, the update.
     Numbers:
@@ -342,6 +344,19 @@ class Runtime:
         pairs = zip(map(upcast_to_float32, logits), parts, strict=True)
         with torch.no_grad(), self.preserve_state():
             return torch.cat([user_loss.of_samples(self.options.loss, z, part) for z, part in pairs])
+
+    def divergence(self, reference: Tensor, logits: Tensor, batch: Batch, T: float = 1.0) -> Tensor:
+        """Return the mean divergence () of ``logits`` from ``reference``, by what they are; see `Outputs`."""
+        return self.form_of(logits, batch).divergence(reference, logits, batch.y, T)
+
+    def form_of(self, logits: Tensor, batch: Batch) -> Outputs:
+        """Return what the outputs are: ``outputs`` of `bind`, or what the loss and the first targets say."""
+
+        def decide() -> Outputs:
+            with self.rng_restored(), torch.no_grad():
+                return outputs_of(self.options.loss, logits, batch.y, self.options.outputs)
+
+        return self.once("outputs", decide)
 
     def setting(self, name: str, value: ScheduleValue) -> float | list[float]:
         """Return a hyper-parameter's value in this step: one number, or one per parameter.
