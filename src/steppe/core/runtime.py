@@ -321,10 +321,12 @@ class Runtime:
 
     def supervised(self, batch: Batch) -> StepOutput:
         """Return the user's loss on a batch, with its graph."""
-        if self.options.loss == "model":
-            return StepOutput(*extract_loss(call_model(self.model, batch.x, batch.y)))
+        if user_loss.calls_model(self.options.loss):
+            return StepOutput(*extract_loss(user_loss.own_loss(self.options.loss, self.model, batch.x, batch.y)))
         if batch.y is None:
-            raise InputError("the batch has no targets; give y, 'labels', or loss='model' if the model has one")
+            raise InputError(
+                "the batch has no targets; give y, 'labels', or loss='model' if the model has one, or a ModelLoss"
+            )
         return StepOutput(self.loss(logits := self.forward(batch.x), batch.y), logits)
 
     def loss(self, logits: Tensor, y: Any) -> Tensor:

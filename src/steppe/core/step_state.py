@@ -15,10 +15,10 @@ from steppe.core.data_parallel import SyncMode
 from steppe.core.numerics import outputs, vector
 from steppe.core.numerics.vector import Vec
 from steppe.core.state.snapshot import Snapshot
-from steppe.core.user_loss import require_loss
+from steppe.core.user_loss import ModelLoss, require_loss
 from steppe.errors import InputError
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[[Tensor, Tensor], Tensor] | ModelLoss
 GradientTransform = Callable[..., Any]
 
 

@@ -146,7 +146,12 @@ def _form(loss: Any, base: Any, logits: Tensor, y: Any, dim: int) -> str:
     if several and (_shift_changes(loss, logits, y, dim) is False):
         return "classes"
     wide = y.double()
-    if several and loss == "model" and same and bool((wide >= 0).all() & ((wide.sum(dim) - 1).abs() < 1e-3).all()):
+    if (
+        several
+        and not callable(loss)
+        and same
+        and bool((wide >= 0).all() & ((wide.sum(dim) - 1).abs() < 1e-3).all())
+    ):
         return "classes"
     return "labels" if same and bool(((wide == 0) | (wide == 1)).all()) else "numbers"
 
