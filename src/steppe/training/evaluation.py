@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, softmax
 
 from steppe.core.amp import upcast_to_float32
 from steppe.core.batch import Batch
@@ -60,7 +60,7 @@ def _sums(outputs: dict[str, Tensor], y: Tensor, names: list[str]) -> dict[str, 
         sums[f"loss {name}"] = float(F.cross_entropy(logits, y, reduction="sum"))
     members = [outputs[name] for name in names if name in outputs]
     if len(members) > 1:
-        sums["diversity"] = float(diversity(members)) * len(y)
+        sums["diversity"] = float(diversity([softmax(upcast_to_float32(z), 1) for z in members])) * len(y)
     return sums
 
 
