@@ -4,13 +4,16 @@ from collections.abc import Callable
 
 from steppe.config import Data
 from steppe.data import splits
-from steppe.data.dataset import DataSet, Images
+from steppe.data.dataset import DataSet, Images, Samples, Source, Tensors
 from steppe.data.loader import Loader, evaluation_batches
 from steppe.data.normalize import Normalizer
 from steppe.data.sources import builtin, cache, cifar, image_folder
 from steppe.errors import InputError, unknown
 
-__all__ = ["DataSet", "Images", "Loader", "Normalizer", "evaluation_batches", "load", "names"]
+__all__ = [
+    "DataSet", "Images", "Loader", "Normalizer", "Samples", "Source", "Tensors", "evaluation_batches", "load",
+    "names",
+]  # fmt: skip
 
 
 def names() -> list[str]:

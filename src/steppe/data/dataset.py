@@ -1,11 +1,12 @@
-"""Labelled images, in memory or mapped from a file, and the three parts of a data set."""
+"""Labelled images or other tensors, in memory or mapped from a file, and the three parts of a data set."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from steppe.errors import InputError
+
+Task = Literal[
+    "classification", "multi-label", "ordinal", "regression", "segmentation", "language modelling",
+    "token classification",
+]  # fmt: skip
 
 _CHUNK = 4096  # images that are read at a time to compute the mean
 
@@ -93,41 +99,107 @@ class Images:
 
 
 @dataclass(frozen=True)
-class DataSet:
-    """The training, validation and test images of a run.
+class Tensors:
+    """N samples of any kind: inputs ``x`` (N, ...), or several by name, and targets ``y`` (N, ...), or None.
 
-    ``skipped`` names unreadable images that were left out; ``note`` says where the test images come from, what was
-    changed in decoding, and what else was left out. ``fingerprint`` is a hash of the images as they are decoded,
-    empty for data sets without files.
+    Targets may have any dtype; without them a model returns its own loss.
+
+    Raises InputError if the tensors have other lengths.
+    """
+
+    x: Tensor | Mapping[str, Tensor]
+    y: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        named = {"x": self.x} if isinstance(self.x, Tensor) else dict(self.x)
+        lengths = {k: len(v) if v.ndim else 0 for k, v in named.items()}
+        lengths |= {"y": len(self.y) if self.y.ndim else 0} if self.y is not None else {}
+        if len(set(lengths.values())) != 1:
+            text = ", ".join(f"{k} {n}" for k, n in lengths.items()) or "none"
+            raise InputError(f"samples are {text}; give tensors of equal length")
+
+    def __len__(self) -> int:
+        return len(self.x if isinstance(self.x, Tensor) else next(iter(self.x.values())))
+
+    def at(self, index: Tensor | slice) -> Tensor | dict[str, Tensor]:
+        """Return the inputs at these positions (B, ...), by name if there are several."""
+        if isinstance(self.x, Tensor):
+            return self.x[index]
+        return {name: value[index] for name, value in self.x.items()}
+
+    def part(self, rows: slice) -> Tensors:
+        """Return consecutive samples without a copy."""
+        return Tensors(self.at(rows), None if self.y is None else self.y[rows])
+
+    def take(self, rows: np.ndarray) -> Tensors:
+        """Return copies of the samples of these rows."""
+        index = torch.from_numpy(np.ascontiguousarray(rows))
+        return Tensors(self.at(index), None if self.y is None else self.y[index])
+
+
+Samples = Images | Tensors
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The training, validation and test samples of a run.
+
+    ``skipped`` names unreadable images that were left out; ``note`` says where the test samples come from, what
+    was changed in decoding, and what else was left out. ``fingerprint`` is a hash of the samples as they are
+    decoded, empty for data sets without files. ``outputs`` is the number of outputs that a network should have:
+    the classes, if there are any. ``unit`` is that of the target.
     """
 
     name: str
-    train: Images
-    val: Images
-    test: Images
+    train: Samples
+    val: Samples
+    test: Samples
     classes: tuple[str, ...]
     skipped: tuple[str, ...] = ()
     note: str = ""
     fingerprint: str = ""
+    task: Task = "classification"
+    outputs: int = 0
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "outputs", self.outputs or len(self.classes) or 1)
+
+    @property
+    def inputs(self) -> dict[str, int]:
+        """What a network must know of its inputs, as `steppe.models.build` takes it.
+
+        channels and size of images; features of a table (N, F); vocabulary and length of indices (N, T) of tokens.
+        """
+        if isinstance(self.train, Images):
+            return {"channels": self.channels, "size": self.size}
+        x = self.train.x
+        if not isinstance(x, Tensor) or x.ndim != 2:
+            return {}
+        if x.dtype.is_floating_point:
+            return {"features": x.shape[1]}
+        return {"vocabulary": self.outputs, "length": x.shape[1]}
 
     @property
     def channels(self) -> int:
-        """Channels of every image: 1 or 3."""
+        """Channels of every image: 1 or 3; defined for images only."""
+        assert isinstance(self.train, Images)
         return int(self.train.pixels.shape[1])
 
     @property
     def size(self) -> int:
-        """Side of every image in pixels."""
+        """Side of every image in pixels; defined for images only."""
+        assert isinstance(self.train, Images)
         return int(self.train.pixels.shape[2])
 
     def description(self) -> dict[str, Any]:
-        """Return the counts of images and classes, the names and the notes as plain data."""
+        """Return the counts of samples and classes, the names and the notes as plain data."""
         return {
             **{part: len(getattr(self, part)) for part in ("train", "val", "test")},
             "classes": len(self.classes),
             "names": list(self.classes),
-            "channels": self.channels,
-            "size": self.size,
+            **self.inputs,
+            "task": self.task,
             "note": self.note,
             "skipped": list(self.skipped),
             "fingerprint": self.fingerprint,
@@ -136,15 +208,21 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Source:
-    """The content of a data set's files before the split: all training and test images, and ``val`` if apart."""
+    """The content of a data set before the split: all training and test samples, and ``val`` if apart.
 
-    train: Images
-    test: Images
+    The other fields are those of `DataSet`.
+    """
+
+    train: Samples
+    test: Samples
     classes: tuple[str, ...]
     skipped: tuple[str, ...] = ()
     note: str = ""
-    val: Images | None = None
+    val: Samples | None = None
     fingerprint: str = ""
+    task: Task = "classification"
+    outputs: int = 0
+    unit: str = ""
 
 
 def check_labels(y: np.ndarray, classes: int, where: str) -> None:

@@ -1,9 +1,11 @@
-"""Training, validation and test images: drawn class by class, equal for equal seeds."""
+"""Training, validation and test samples: drawn class by class, equal for equal seeds."""
+
+from typing import TypeVar, cast
 
 import numpy as np
 
 from steppe.config import Data
-from steppe.data.dataset import DataSet, Images, Source
+from steppe.data.dataset import DataSet, Images, Samples, Source
 from steppe.errors import InputError
 
 
@@ -21,11 +23,22 @@ def stratified(y: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarra
     return np.sort(np.concatenate(picks)) if picks else np.empty(0, int)
 
 
-def split_off_fifth(images: Images) -> tuple[Images, Images]:
-    """Return training and test images; the latter are a fixed fifth of every class."""
-    y = images.y.numpy()
+def strata(samples: Samples) -> np.ndarray:
+    """Return what is kept in proportion: the classes (N,), or zeros for targets that are no classes."""
+    y = samples.y
+    if y is None or y.ndim != 1 or y.is_floating_point() or y.is_complex():
+        return np.zeros(len(samples), np.int64)
+    return y.numpy()
+
+
+S = TypeVar("S", bound=Samples)
+
+
+def split_off_fifth(samples: S) -> tuple[S, S]:
+    """Return training and test samples; the latter are a fixed fifth, of every class if there are classes."""
+    y = strata(samples)
     rows = stratified(y, round(0.2 * len(y)), np.random.default_rng(0))
-    return images.take(np.setdiff1d(np.arange(len(y)), rows)), images.take(rows)
+    return cast(S, samples.take(np.setdiff1d(np.arange(len(y)), rows))), cast(S, samples.take(rows))
 
 
 def legacy_choice(y: np.ndarray, share: float) -> np.ndarray:
@@ -49,16 +62,17 @@ def subset(images: Images, count: int) -> Images:
 
 
 def apply(name: str, source: Source, options: Data) -> DataSet:
-    """Split a source: validation images first, then training images from the rest, then test images.
+    """Split a source: validation samples first, then training samples from the rest, then test samples.
 
-    A source with validation images of its own keeps them all, and ``data.val`` is not used.
+    A source with validation samples of its own keeps them all, and ``data.val`` is not used.
 
-    Raises InputError if there are fewer images than requested, or a class has no training image.
+    Raises InputError if there are fewer samples than requested, or a class has no training image.
     """
     if options.split_seed < 0:
         raise InputError(f"data.split_seed is {options.split_seed}; give 0 or a positive whole number")
     rng = np.random.default_rng([options.split_seed, 1])
-    y = source.train.y.numpy()
+    y = strata(source.train)
+    kind = "images" if isinstance(source.train, Images) else "samples"
     base = options.train if options.train is not None else len(y)
     val = (
         0 if source.val is not None else max(1, round(options.val * base)) if options.val < 1 else int(options.val)
@@ -66,7 +80,7 @@ def apply(name: str, source: Source, options: Data) -> DataSet:
     if val + (options.train if options.train is not None else 1) > len(y):
         train_part = f"data.train {options.train} and " if options.train is not None else ""
         raise InputError(
-            f"{train_part}data.val {options.val:g} ({val} images) need more than the {len(y)} training images of "
+            f"{train_part}data.val {options.val:g} ({val} {kind}) need more than the {len(y)} training {kind} of "
             f"{name}, at least one of which is trained on; give fewer"
         )
     if options.legacy_share is not None:
@@ -77,19 +91,21 @@ def apply(name: str, source: Source, options: Data) -> DataSet:
         val_rows = stratified(y, val, rng)
         rest = np.setdiff1d(np.arange(len(y)), val_rows)
         train_rows = rest if options.train is None else rest[stratified(y[rest], options.train, rng)]
-    missing = sorted(set(range(len(source.classes))) - set(y[train_rows].tolist()))
+    classes = source.classes if source.task in ("classification", "ordinal") and y.any() else ()
+    missing = sorted(set(range(len(classes))) - set(y[train_rows].tolist()))
     if missing:
         raise InputError(
-            f"class {source.classes[missing[0]]!r} of {name} has no training image; "
+            f"class {classes[missing[0]]!r} of {name} has no training {kind[:-1]}; "
             "raise data.train or lower data.val"
         )
     test = source.test
     test_rows = np.arange(len(test))
     if options.test is not None:
         if options.test > len(test):
-            raise InputError(f"data.test is {options.test}; {name} has {len(test)} test images, give at most that")
+            raise InputError(f"data.test is {options.test}; {name} has {len(test)} test {kind}, give at most that")
         rng = np.random.default_rng([options.split_seed, 2])
-        test_rows = stratified(test.y.numpy(), options.test, rng)
+        test_rows = stratified(strata(test), options.test, rng)
     held_out = source.train.take(val_rows) if source.val is None else source.val
     parts = (source.train.take(train_rows), held_out, test.take(test_rows))
-    return DataSet(name, *parts, source.classes, source.skipped, source.note, source.fingerprint)
+    shared = {k: getattr(source, k) for k in ("skipped", "note", "fingerprint", "task", "outputs", "unit")}
+    return DataSet(name, *parts, source.classes, **shared)

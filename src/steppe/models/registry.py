@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from steppe.errors import unknown
+from steppe.errors import InputError, unknown
 from steppe.models.cifar10_fast import cifar10_fast
 from steppe.models.inception_resnet_sadt import inception_resnet_sadt
 from steppe.models.okdph import (
@@ -48,30 +48,34 @@ MODELS: dict[str, Callable[[int, int, int], nn.Module]] = {
 }
 
 
-def build(name: str, *, classes: int, channels: int, size: int) -> nn.Module:
+def build(name: str, *, classes: int, **inputs: int) -> nn.Module:
     """Build the network ``name`` with fresh weights, drawn from torch's global generator, in training mode.
 
     Args:
         name: One of ``names()``, or ``torchvision/NAME`` or ``timm/NAME`` for a network of those packages.
-        classes: Number of classes, 2 or more.
-        channels: Channels of the images, 1 or 3.
-        size: Height and width of the images in pixels.
+        classes: Number of classes, 2 or more; of a network of other inputs than images the number of outputs.
+        inputs: What `steppe.data.DataSet.inputs` has of the inputs. For images ``channels``, 1 or 3, and ``size``,
+            height and width in pixels.
 
     Returns:
         A module that maps (B, channels, size, size) to logits (B, classes).
 
     Raises:
-        InputError: The name is unknown, its package is missing, or the network cannot take these images: ``size``
-            is below its module's MIN_SIZE, ``channels`` is not 1 or 3, or ``classes`` is below 2.
+        InputError: The name is unknown, its package is missing, or the network cannot take these inputs: they
+            are not images, ``size`` is below its module's MIN_SIZE, ``channels`` is not 1 or 3, or ``classes`` is
+            below 2.
     """
+    package, _, rest = name.partition("/")
+    if name not in MODELS and package not in ("torchvision", "timm"):
+        raise unknown("model", name, MODELS, hint="or torchvision/NAME, timm/NAME")
+    if not {"channels", "size"} <= inputs.keys():
+        raise InputError(f"network {name} takes images, which the data are not; choose another with --models")
+    channels, size = inputs["channels"], inputs["size"]
     if name in MODELS:
         return MODELS[name](classes, channels, size)
-    package, _, rest = name.partition("/")
     if package == "torchvision":
         return from_torchvision(rest, classes=classes, channels=channels, size=size)
-    if package == "timm":
-        return from_timm(rest, classes=classes, channels=channels, size=size)
-    raise unknown("model", name, MODELS, hint="or torchvision/NAME, timm/NAME")
+    return from_timm(rest, classes=classes, channels=channels, size=size)
 
 
 def names() -> list[str]:

@@ -34,7 +34,7 @@ def make_model(run: Run, images: DataSet) -> nn.Module:
 
     Layers that learn from images before training are given some of the training images, normalised.
     """
-    net = models.build(run.model, classes=len(images.classes), channels=images.channels, size=images.size)
+    net = models.build(run.model, classes=images.outputs, **images.inputs)
     if models.learns(net):
         rows = torch.arange(0, len(images.train), math.ceil(len(images.train) / _WHITENING))
         models.learn(net, Normalizer.of(run.data.normalize, images.train)(images.train.at(rows)))
