@@ -156,9 +156,9 @@ def fingerprint(value: Any) -> str:
 def fingerprints(names: dict[str, str]) -> dict[str, dict[str, str]]:
     """Return name and source fingerprint of those of ``names``, by kind, that are code of the user's."""
     return {
-        kind: {"name": name, "source": fingerprint(get(kind, name))}
+        kind: {"name": name, "source": fingerprint(get(kind.partition(" ")[0], name))}
         for kind, name in names.items()
-        if is_registered(kind, name)
+        if is_registered(kind.partition(" ")[0], name)
     }
 
 

@@ -34,8 +34,6 @@ def load(
 
     Raises InputError for an unknown name, missing or damaged files, or an impossible split.
     """
-    if user_code.is_registered("dataset", dataset):
-        return splits.apply(dataset, user_data.user_source(user_code.get("dataset", dataset), task), options)
     name, _, path = dataset.partition(":")
     if name in ("digits", "synthetic"):
         if path:
@@ -47,8 +45,8 @@ def load(
         if not path:
             raise InputError("data set 'folder' needs its path; write folder:PATH")
         source = image_folder.load(cache.expanded(path), options, progress)
-    elif user_code.reference_in(dataset):
-        user_code.get("dataset", dataset)
+    elif user_code.is_registered("dataset", dataset) or user_code.reference_in(dataset):
+        source = user_data.user_source(user_code.get("dataset", dataset), task)
     else:
         raise unknown("data set", name, [entry.partition(":")[0] for entry in names()])
     return splits.apply(dataset, source, options)

@@ -42,7 +42,9 @@ class SampleLoader:
                 f"batch is {batch} on {size} processes; give at least {2 * size}, or start fewer processes"
             )
         if batch > len(samples):
-            raise InputError(f"batch is {batch} and only {len(samples)} samples are trained on; give a smaller batch")
+            raise InputError(
+                f"batch is {batch} and only {len(samples)} samples are trained on; give a smaller batch"
+            )
         self.samples, self.batch, self.seed, self.rank, self.size = samples, batch, seed, rank, size
 
     def __len__(self) -> int:

@@ -239,10 +239,14 @@ def _of_user(text: str, task: str, unit: str) -> tuple[Metric, Callable[[], Meas
             value = value()
         except (TypeError, ValueError) as error:
             raise InputError(f"metric {name} cannot be made: {error}; name an object of it instead") from None
-    title = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", re.sub("^(Multiclass|Multilabel|Binary)", "", type(value).__name__))
+    title = re.sub(
+        r"(?<=[a-z0-9])(?=[A-Z])", " ", re.sub("^(Multiclass|Multilabel|Binary)", "", type(value).__name__)
+    )
     bounds = getattr(value, "plot_lower_bound", None), getattr(value, "plot_upper_bound", None)
     metric = Metric(title.lower(), "", bool(higher), bool(higher) and bounds == (0.0, 1.0))
-    distance = type(value).__name__ in ("MeanAbsoluteError", "MeanSquaredError") and getattr(value, "squared", 0) != 1
+    distance = (
+        type(value).__name__ in ("MeanAbsoluteError", "MeanSquaredError") and getattr(value, "squared", 0) != 1
+    )
     return _with_unit(metric, unit) if distance else metric, lambda: TorchMeasure(value, _shape_of(task))
 
 

@@ -44,7 +44,9 @@ class Objective:
         return "accuracy" if self.metric == ACCURACY else "metric"
 
 
-def make(task: str, loss: str, metric: str, *, outputs: int, unit: str, y: Tensor | None, smoothing: float) -> Objective:
+def make(
+    task: str, loss: str, metric: str, *, outputs: int, unit: str, y: Tensor | None, smoothing: float
+) -> Objective:
     """Return the objective of a run.
 
     Args:

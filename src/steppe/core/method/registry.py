@@ -66,6 +66,11 @@ def split_name(spec: str) -> tuple[str, dict[str, Any]]:
     return reference, parse_spec(f"method{spec[len(reference) :]}")[1]
 
 
+def names_in(spec: str) -> list[str]:
+    """Return the names of the methods that a text combines, without their settings."""
+    return [split_name(one)[0] for one in spec.split("+")]
+
+
 def parse(spec: str) -> Method:
     """Make a method from text: ``sam``, ``sam:rho=0.1``, or ``sam:rho=0.1+gc`` for a combination.
 

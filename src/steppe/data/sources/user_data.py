@@ -58,7 +58,12 @@ def user_source(value: Any, task: str = "", collate: Callable[[Sequence[Any]], A
         stratum = " of every class" if kind == "classification" and isinstance(train, Images | Tensors) else ""
         notes.append(f"test samples: a fixed fifth{stratum}, as the data come without a test set")
     return Source(
-        parts["train"], parts["test"], names, val=parts.get("val"), note="; ".join(notes), **shared  # type: ignore[arg-type]
+        parts["train"],
+        parts["test"],
+        names,
+        val=parts.get("val"),
+        note="; ".join(notes),
+        **shared,  # type: ignore[arg-type]
     )
 
 
@@ -85,7 +90,11 @@ def _part(value: Any, collate: Callable[[Sequence[Any]], Any] | None) -> Samples
         value = value()
     if isinstance(value, Images | Tensors | Fetched):
         return value
-    if isinstance(value, tuple | list) and len(value) == 2 and (_is_array(value[0]) or isinstance(value[0], Mapping)):
+    if (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and (_is_array(value[0]) or isinstance(value[0], Mapping))
+    ):
         return _tensors(value[0], value[1])
     if isinstance(value, Mapping) or _is_array(value):
         return _tensors(value, None)
@@ -311,7 +320,9 @@ def _collected(batches: Iterable[Any]) -> Tensors:
     try:
         return _joined(content)
     except RuntimeError:
-        raise InputError("the loader's batches have unequal shapes; give its data set, which is fetched by index") from None
+        raise InputError(
+            "the loader's batches have unequal shapes; give its data set, which is fetched by index"
+        ) from None
 
 
 def _joined(batches: Sequence[Any]) -> Tensors:
