@@ -15,7 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 from steppe import hardware, models
 from steppe.config import Run
 from steppe.core.method import Method
-from steppe.core.numerics.vector import sharded
 from steppe.core.runtime import LossFunction
 from steppe.core.step_state import BindOptions
 from steppe.data.dataset import DataSet
@@ -24,6 +23,7 @@ from steppe.data.normalize import Normalizer
 from steppe.data.transforms.auto_augment import compositions
 from steppe.distributed import collectives
 from steppe.training.checkpoint.save_and_resume import derive
+from steppe.training.optimizers import is_installed_code, optimizer_of, placeholder_of
 
 _WHITENING = 5000  # images from which layers that learn before training do so
 _LARGE = 0.05  # a part with at least this share of the network's parameters is sharded on its own
@@ -76,17 +76,14 @@ def make_network(run: Run, method: Method, images: DataSet) -> nn.Module:
     return net
 
 
-def make_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
-    """Return the run's optimizer over the network's parameters, which may be sharded."""
-    o, params = run.optim, list(net.parameters())
-    if o.name == "sgd":
-        # PyTorch has no fused SGD for DTensor
-        fused = not any(sharded(p) for p in params)
-        return torch.optim.SGD(
-            params, o.lr, momentum=o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov, fused=fused
-        )
-    cls = torch.optim.Adam if o.name == "adam" else torch.optim.AdamW
-    return cls(params, o.lr, eps=o.eps, weight_decay=o.weight_decay, fused=True)
+def make_optimizer(run: Run, net: nn.Module, *, trains: bool = True) -> torch.optim.Optimizer:
+    """Return the run's optimizer over the network's parameters, which may be sharded.
+
+    Without ``trains``, to read a checkpoint, code of the user is not imported: the optimizer makes no steps then.
+    """
+    if trains or is_installed_code(run.optim.name):
+        return optimizer_of(run.optim, net)
+    return placeholder_of(run.optim, net)
 
 
 def bind_options(run: Run) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from torch import nn
 from steppe import hardware, records
 from steppe.config import Run
 from steppe.core.method import Method
+from steppe.core.optimizers.joint import evaluation_weights, switch
 from steppe.data.dataset import DataSet, Images
 from steppe.data.normalize import Normalizer
 from steppe.data.prefetch import PrefetchLoader
@@ -36,6 +37,7 @@ from steppe.training.factories import (
     wrap_parallel,
 )
 from steppe.training.monitor import Monitor
+from steppe.training.optimizers import learning_rate
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 PATIENCE = 20  # skipped steps in a row after which a run has failed
@@ -86,6 +88,7 @@ class Trainer:
         self.net = make_network(run, self.method, self.images)
         model = wrap_parallel(self.net, run.parallel)
         self.optimizer = make_optimizer(run, self.net)
+        self.lr_at = learning_rate(run, run.epochs * len(self.loader))
         compiled = cast(nn.Module, torch.compile(model)) if run.compile else model
         options = bind_options(run) | {
             "loss": make_loss(run),
@@ -108,6 +111,8 @@ class Trainer:
         while self.share < 1:
             self.epoch += 1
             train = self._train_epoch(progress, started, share_at_start)
+            if self.share >= 1:
+                switch(self.optimizer, "eval")  # a finished run has the weights that are evaluated
             self.val = self._evaluate(self.images.val)
             if not math.isfinite(self.val["loss"]):
                 raise TrainingFailed(f"validation loss is not finite after step {self.steps} (epoch {self.epoch})")
@@ -188,9 +193,9 @@ class Trainer:
         return spent / (self.run.epochs * len(self.loader))
 
     def _set_lr(self) -> float:
-        lr = self.run.optim.lr_at(self.share)
+        lr = self.lr_at(self.share)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         return lr
 
     def _status(
@@ -206,12 +211,14 @@ class Trainer:
         return self.steps * self.run.batch / max(self.seconds, 1e-9)
 
     def _evaluate(self, images: Images) -> dict[str, Any]:
-        return evaluate(self.method, self.step, images, self.normalize)
+        with evaluation_weights(self.optimizer):
+            return evaluate(self.method, self.step, images, self.normalize)
 
     def _monitored(self) -> dict[str, Any]:
         """Return what the run's monitors measure after an epoch; training is unchanged by it."""
         test = self._evaluate(self.images.test) if self.run.watch.test else {}
-        return {f"test_{k}": v for k, v in test.items()} | self.monitor.measure(self.epoch, self.share >= 1)
+        with evaluation_weights(self.optimizer):
+            return {f"test_{k}": v for k, v in test.items()} | self.monitor.measure(self.epoch, self.share >= 1)
 
     # -- record, save, resume ----------------------------------------------------------------------------
 
