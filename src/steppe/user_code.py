@@ -131,7 +131,7 @@ def reference_of(value: Any) -> str:
     module = str(getattr(named, "__module__", None) or "__main__")
     if module == "__main__":
         module = Path(getattr(sys.modules.get("__main__"), "__file__", None) or "notebook").stem
-    name = str(getattr(named, "__qualname__", type(named).__name__)).rpartition("<locals>.")[2]
+    name = str(getattr(named, "__qualname__", type(named).__name__)).rpartition("<locals>.")[2].strip("<>")
     return f"{module}:{name}"
 
 

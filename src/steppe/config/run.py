@@ -7,13 +7,14 @@ Every field is checked on construction, so an impossible configuration never rea
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Literal
 
 from steppe.config._checks import check_choice, check_choices, check_positive
 from steppe.config._dataset_name import dataset_name
 from steppe.config.data import Data
+from steppe.config.fields import added, stored
 from steppe.config.method_spec import SPEC, as_method
 from steppe.config.optim import Optim
 from steppe.errors import InputError
@@ -107,9 +108,9 @@ class RunOptions:
     track: tuple[str, ...] = ()
     workers: int = 0
     keep: bool = False
-    task: TaskName = ""
-    loss: str = ""
-    metric: str = ""
+    task: TaskName = added("")
+    loss: str = added("")
+    metric: str = added("")
 
     def __post_init__(self) -> None:
         for name in ("batch", "epochs", "threads", "seconds", "microbatch", "m"):
@@ -132,7 +133,7 @@ class RunOptions:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the configuration as plain data, a method as its text."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        return {name: _plain(value) for name, value in stored(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +234,7 @@ class Study(RunOptions):
 def _plain(value: Any) -> Any:
     """Return a field's value as plain data."""
     if isinstance(value, Data | Optim | Monitoring):
-        return {name: _plain(v) for name, v in vars(value).items()}
+        return {name: _plain(v) for name, v in stored(value).items()}
     if isinstance(value, list | tuple):
         return tuple(map(_plain, value))
     number = isinstance(value, Real) and hasattr(value, "item")  # NumPy's, as seeds from a range of its
@@ -248,8 +249,6 @@ def _shortest(text: str) -> float:
 
 # Options that change no number of a run's records.
 _NOT_ESSENTIAL = ("parallel", "track", "workers", "keep")
-# Options that older runs do not have: at their default they are no part of a run's name.
-_LATER = {"task": "", "loss": "", "metric": ""}
 
 
 def essential(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -257,4 +256,4 @@ def essential(config: Mapping[str, Any]) -> dict[str, Any]:
 
     The number of processes and how they share the network are not part of it: a run may resume with others.
     """
-    return {k: v for k, v in config.items() if k not in _NOT_ESSENTIAL and v != _LATER.get(k, _LATER)}
+    return {k: v for k, v in config.items() if k not in _NOT_ESSENTIAL}
