@@ -197,12 +197,12 @@ def test_a_page_of_several_metrics_leaves_none_out(tmp_path: Path) -> None:
     assert "Metric against cost" in content["report.html"] and "accuracy" not in content["report.html"]
 
 
-def test_three_digits_of_the_spread_are_printed() -> None:
-    assert decimals([0.0213, 0.02], [0.00031, 0.00025, 0.0004]) == 6
-    assert decimals([25.3], [0.412]) == 3
+def test_two_digits_of_the_spread_are_printed() -> None:
+    assert decimals([0.0213, 0.02], [0.00031, 0.00025, 0.0004]) == 5
+    assert decimals([25.3], [0.412]) == 2
     assert decimals([52310.0], [1234.0]) == 0
-    assert decimals([2.0, 3.0], []) == 3  # a tenth of the range
-    assert decimals([250.0], [0.0]) == 2  # a hundredth of the value
+    assert decimals([2.0, 3.0], []) == 2  # a tenth of the range
+    assert decimals([250.0], [0.0]) == 1  # a hundredth of the value
     assert decimals([0.0], []) == 2
 
 

@@ -53,6 +53,12 @@ class MetricText:
         """Return the unit after a value, such as `` mm``."""
         return self.unit and f" {self.unit}"
 
+    def value(self, recorded: float | None) -> str:
+        """Return a recorded value by itself: 93.12%, or four digits with the unit."""
+        if recorded is None:
+            return "not finite"
+        return f"{recorded:.2%}" if self.metric.percent else f"{recorded:.4g}{self.after}"
+
     @property
     def points(self) -> str:
         """Return the unit of a difference: points of percent, else that of the value."""
@@ -138,7 +144,7 @@ def csv_cells(text: MetricText, texts: Iterable[MetricText]) -> list[str]:
 
 
 def decimals(means: Sequence[float], deviations: Sequence[float]) -> int:
-    """Return how many decimals of a table's values show three digits of their spread.
+    """Return how many decimals of a table's values show two digits of their spread.
 
     The spread is the median of the standard deviations over seeds; without any, a tenth of the range of the means;
     without a range, a hundredth of the largest value.
@@ -148,4 +154,4 @@ def decimals(means: Sequence[float], deviations: Sequence[float]) -> int:
     scale = median(spreads) if spreads else 0.0
     if not scale and finite:
         scale = (max(finite) - min(finite)) / 10 or max(map(abs, finite)) / 100
-    return min(max(0, 2 - math.floor(math.log10(scale))), _MOST_DECIMALS) if scale else 2
+    return min(max(0, 1 - math.floor(math.log10(scale))), _MOST_DECIMALS) if scale else 2

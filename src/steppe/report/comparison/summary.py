@@ -121,7 +121,7 @@ def runs_of(comparison: Comparison, group: tuple[str, str], method: str) -> list
 def decimals(comparison: Comparison, group: tuple[str, str], part: str = "test") -> int:
     """Return how many decimals of the metric are worth printing.
 
-    Percent have 2 from 2,000 samples on, else 1. Other metrics show three digits of the spread over seeds.
+    Percent have 2 from 2,000 samples on, else 1. Other metrics show two digits of the spread over seeds.
     """
     dataset = group[0]
     text = metric_of(comparison, dataset)
