@@ -74,7 +74,8 @@ class Folder:
 
         On a data set with a metric of its own ``accuracy`` is the value of that metric.
         """
-        about = self.about.get(dataset, {"train": 1294, "val": 143, "test": 360, "classes": 10, "note": "8x8 scans"})
+        digits = {"train": 1294, "val": 143, "test": 360, "classes": 10, "note": "8x8 scans"}
+        about = self.about.get(dataset, digits)
         metric = about.get("metric")
         key = "metric" if metric else "accuracy"
         draw = random.Random(f"{label} {seed} {dataset}")
@@ -94,7 +95,8 @@ class Folder:
                 risen = end * (1 + (-0.75 if metric["higher"] else 2) * 0.72**epoch + draw.gauss(0, 0.006))
             line = {
                 "epoch": epoch, "progress": epoch / epochs, "lr": 1e-3, "steps": 21, "skipped": 0,
-                "train_loss": 2.3 * 0.86**epoch + 0.35 + draw.gauss(0, 0.01), f"train_{key}": risen - (0.0 if metric else 0.2),
+                "train_loss": 2.3 * 0.86**epoch + 0.35 + draw.gauss(0, 0.01),
+                f"train_{key}": risen - (0.0 if metric else 0.2),
                 "val_loss": 2.2 * 0.78**epoch + 1.2 * (1 - end) + draw.gauss(0, 0.01), f"val_{key}": risen,
                 "gradients": 21.0 * backward * epoch,
             }  # fmt: skip
@@ -115,7 +117,8 @@ class Folder:
                 "best": {"epoch": 9, key: accuracy + 0.002, "loss": 0.2},
             }
             for i, tested in enumerate(test.values() if outputs else ()):
-                tested |= {"outputs": self.several(outputs, accuracy + 0.001 * i, key), "diversity": 0.1 + 0.01 * seed}
+                tested |= {"outputs": self.several(outputs, accuracy + 0.001 * i, key)}
+                tested |= {"diversity": 0.1 + 0.01 * seed}
         result = {
             "format": 1, "status": status, "message": message, "epochs": epochs, "steps": 21 * epochs,
             "test": test, "val": {}, "passes": {"forward": forward, "backward": backward, "updates": updates},

@@ -28,10 +28,8 @@ def verdict(result: TuningResult) -> list[str]:
     d, method, text = difference(result), result.best.method, MetricText(result.metric)
     seeds, places = f"{d.n} fresh {'seed' if d.n == 1 else 'seeds'}", _decimals(result)
     bounds = f" {interval(d, places)}" if d.low is not None else ""
-    amount = (
-        f"{number(d.mean, places, sign=True)}{text.points and f' {text.points}'}{bounds} of validation {text.name}"
-    )
-    amount += f"{f' ({text.direction})' if text.direction else ''} on {seeds}"
+    points, better = text.points and f" {text.points}", f" ({text.direction})" if text.direction else ""
+    amount = f"{number(d.mean, places, sign=True)}{points}{bounds} of validation {text.name}{better} on {seeds}"
     if d.significant and text.gain(d.mean) > 0:
         sentences = [f"{method} beats plain: {amount}."]
     elif d.significant:
@@ -62,7 +60,8 @@ def _at_an_end(value: float, r: Range) -> bool:
 def result_as_dict(result: TuningResult) -> dict[str, Any]:
     """Return a search as plain data; accuracies are fractions of the validation images.
 
-    With another metric they are called ``values_of_metric``, their mean ``mean``, and ``metric`` has its name, unit and direction.
+    With another metric they are called ``values_of_metric``, their mean ``mean``, and ``metric`` has its name,
+    unit and direction.
     """
     d, text = difference(result), MetricText(result.metric)
     about = {} if text.is_accuracy else {"metric": result.metric.to_dict()}

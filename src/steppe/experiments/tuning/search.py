@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from steppe import methods, records
 from steppe.config import Run, TuningBudget
@@ -261,7 +261,7 @@ def _study(
     }[budget.pruner]
     storage = JournalStorage(JournalFileBackend(str(out / JOURNAL)))
     metric = ACCURACY if isinstance(images, InputError) else make_objective(run, images).metric
-    direction = "maximize" if metric.higher else "minimize"
+    direction: Literal["maximize", "minimize"] = "maximize" if metric.higher else "minimize"
     study = optuna.create_study(
         storage=storage, study_name="tune", direction=direction, pruner=pruner, load_if_exists=True
     )
@@ -308,6 +308,5 @@ def _rounded(value: float) -> float:
 
 def _rank(candidate: Candidate, metric: Metric) -> tuple[float, float]:
     """Order trials: by the metric, ties by the lower loss."""
-    return MetricText(metric).gain(candidate.accuracy), -(
-        candidate.loss if candidate.loss is not None else float("inf")
-    )
+    loss = candidate.loss if candidate.loss is not None else math.inf
+    return MetricText(metric).gain(candidate.accuracy), -loss
