@@ -46,8 +46,8 @@ _INTERVAL = 0.25  # seconds between two progress reports
 class TrainingStatus:
     """Progress of a run, as plain data.
 
-    ``share`` is the part of its budget that is spent, 0 to 1; ``val_accuracy`` is the value of ``metric``, which is
-    None for accuracy; ``samples`` is what is trained on.
+    ``share`` is the part of its budget that is spent, 0 to 1; ``val_accuracy`` is the value of ``metric``, which
+    is None for accuracy; ``samples`` is what is trained on.
     """
 
     epoch: int
