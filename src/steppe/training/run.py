@@ -23,7 +23,7 @@ from steppe.data.normalize import Normalizer
 from steppe.distributed import collectives
 from steppe.errors import InputError
 from steppe.training.checkpoint.save_and_resume import CHECKPOINT
-from steppe.training.factories import make_loader, make_model, make_optimizer
+from steppe.training.factories import make_loader, make_model, make_objective, make_optimizer
 from steppe.training.first_batch import check_first_batch, check_step
 from steppe.training.optimizers import learning_rate
 from steppe.training.trainer import ProgressCallback, Trainer, TrainingFailed, TrainingStatus
@@ -187,7 +187,7 @@ def train_run(
         finished = world.on_main_process(lambda: _claim_folder(folder, run, images))
         if finished is not None:
             return finished
-        with torch.random.fork_rng(), hardware.threads(run.threads), _trackers(run, folder) as trackers:
+        with torch.random.fork_rng(), hardware.threads(run.threads), _trackers(run, folder, images) as trackers:
             trainer = Trainer(run, folder, images)
             trainer.resume()
 
@@ -292,9 +292,11 @@ def _comparable(config: dict[str, Any]) -> Any:
     )
 
 
-def _trackers(run: Run, folder: Path) -> AbstractContextManager[tracking.TrackedRun]:
+def _trackers(run: Run, folder: Path, data: DataSet) -> AbstractContextManager[tracking.TrackedRun]:
     """Return the run's trackers, which the main process alone has."""
-    info = tracking.RunInfo(run.title, folder.name, run.as_dict())
+    samples = "images" if isinstance(data.train, Images) else "samples"
+    metric = make_objective(run, data).metric
+    info = tracking.RunInfo(run.title, folder.name, run.as_dict(), metric, samples)
     return tracking.following(run.track if collectives.current_world().is_main_process else (), folder, info)
 
 

@@ -22,9 +22,10 @@ from steppe import hardware, records
 from steppe.config import Run
 from steppe.core.method import Method
 from steppe.core.optimizers.joint import evaluation_weights, switch
-from steppe.data.dataset import DataSet, Samples
+from steppe.data.dataset import DataSet, Images, Samples
 from steppe.data.prefetch import PrefetchLoader
 from steppe.distributed import collectives
+from steppe.tasks.metric import ACCURACY
 from steppe.training.checkpoint.save_and_resume import CheckpointStore, derive
 from steppe.training.evaluation import evaluate, network_input
 from steppe.training.factories import (
@@ -45,7 +46,11 @@ _INTERVAL = 0.25  # seconds between two progress reports
 
 @dataclass(frozen=True)
 class TrainingStatus:
-    """Progress of a run; ``share`` is the part of its budget that is spent, 0 to 1."""
+    """Progress of a run, as plain data.
+
+    ``share`` is the part of its budget that is spent, 0 to 1; ``val_accuracy`` is the value of ``metric``, which
+    is None for accuracy; ``samples`` is what is trained on.
+    """
 
     epoch: int
     share: float
@@ -54,6 +59,8 @@ class TrainingStatus:
     images_per_second: float
     seconds_left: float
     val_accuracy: float | None = None
+    metric: dict[str, Any] | None = None
+    samples: str = "images"
 
 
 ProgressCallback = Callable[[TrainingStatus], None]
@@ -225,7 +232,14 @@ class Trainer:
             self._images_per_second(),
             left,
             val,
+            self.metric,
+            "images" if isinstance(self.images.train, Images) else "samples",
         )
+
+    @property
+    def metric(self) -> dict[str, Any] | None:
+        """Return the metric as plain data; None for accuracy."""
+        return None if self.goal.metric == ACCURACY else self.goal.metric.to_dict()
 
     def _images_per_second(self) -> float:
         return self.steps * self.run.batch / max(self.seconds, 1e-9)
@@ -292,7 +306,7 @@ class Trainer:
             "peak_memory_mb": hardware.peak_memory_mb(),
             "parameters": sum(p.numel() for p in self.step.runtime.params),
             "environment": hardware.environment(),
-        }
+        } | ({"metric": self.metric} if self.metric else {})
 
 
 _SAVED = ("epoch", "seconds", "skipped", "skipped_in_a_row", "best", "val")
