@@ -88,7 +88,7 @@ def apply(name: str, source: Source, options: Data) -> DataSet:
         rest = np.setdiff1d(np.arange(len(y)), train_rows)
         val_rows = rest[stratified(y[rest], min(val, len(rest)), rng)]
     else:
-        val_rows = stratified(y, val, rng)
+        val_rows = np.arange(len(y) - val, len(y)) if source.contiguous else stratified(y, val, rng)
         rest = np.setdiff1d(np.arange(len(y)), val_rows)
         train_rows = rest if options.train is None else rest[stratified(y[rest], options.train, rng)]
     classes = source.classes if source.task in ("classification", "ordinal") and y.any() else ()
@@ -108,4 +108,5 @@ def apply(name: str, source: Source, options: Data) -> DataSet:
     held_out = source.train.take(val_rows) if source.val is None else source.val
     parts = (source.train.take(train_rows), held_out, test.take(test_rows))
     shared = {k: getattr(source, k) for k in ("skipped", "note", "fingerprint", "task", "outputs", "unit")}
-    return DataSet(name, *parts, source.classes, **shared)
+    data = DataSet(name, *parts, source.classes, **shared)
+    return source.prepare(data) if source.prepare is not None else data
