@@ -51,8 +51,9 @@ class Display(_Bars):
             self._show_end(name, news)
 
     def _show_status(self, name: str, status: TrainingStatus) -> None:
+        accuracy = "" if status.accuracy is None else f"acc {status.accuracy:.1%}  "
         text = (
-            f"epoch {status.epoch}  loss {status.loss:.3f}  acc {status.accuracy:.1%}  "
+            f"epoch {status.epoch}  loss {status.loss:.3f}  {accuracy}"
             f"{status.images_per_second:,.0f} images/s  {duration(status.seconds_left)} left"
         )
         if self.console.is_terminal:

@@ -22,6 +22,10 @@ Match = Literal["epochs", "gradients", "seconds"]
 PrecisionName = Literal["fp32", "bf16", "fp16", "fp64"]
 SyncName = Literal["local", "global"]
 Parallel = Literal["ddp", "fsdp"]
+TaskName = Literal[
+    "", "classification", "multi-label", "ordinal", "regression", "segmentation", "language modelling",
+    "token classification",
+]  # fmt: skip
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 DEFAULT_METHODS = ("plain", "repeat-step", "two-step", "gc", "agc", "sam", "sadt-v1", "sadt-v2", "sadt-v3")
@@ -77,6 +81,13 @@ class RunOptions:
         track: Trackers that show the records too: any of tensorboard, wandb, mlflow.
         workers: Processes per run that prepare batches ahead of time; with 0 the training process does it.
         keep: Keep the optimizer's state in the checkpoint of a finished run, which no command needs.
+        task: What is learned: classification, multi-label, ordinal, regression, segmentation, 'language modelling'
+            or 'token classification'; that of the data if not given.
+        loss: Training loss: cross-entropy, bce, mse, mae or huber, with :weight=balanced for rare classes; 'model'
+            if the network returns its own; or module:function of output and target. The task's if not given.
+        metric: What is reported and chooses the best epoch: its name, or module:name of a torchmetrics class or of
+            a function of output and target, with :lower or :higher for its better direction. The task's if not
+            given.
     """
 
     data: Data = field(default_factory=Data)
@@ -96,6 +107,9 @@ class RunOptions:
     track: tuple[str, ...] = ()
     workers: int = 0
     keep: bool = False
+    task: TaskName = ""
+    loss: str = ""
+    metric: str = ""
 
     def __post_init__(self) -> None:
         for name in ("batch", "epochs", "threads", "seconds", "microbatch", "m"):
@@ -129,9 +143,10 @@ class Run(RunOptions):
 
     Attributes:
         method: Name with optional settings: sam, sam:rho=0.1, sadt-v1:sigma=0, sam+gc.
-        model: Name of the network.
-        dataset: Name of the data set, or name:PATH if it is read from files (folder:PATH, cifar10:PATH). However
-            it is written, a path below the working folder is stored relative to it, any other without links.
+        model: Name of the network, or module:function of one that makes yours from a seed.
+        dataset: Name of the data set, or name:PATH if it is read from files (folder:PATH, cifar10:PATH), or
+            module:function of one that returns yours. However it is written, a path below the working folder is
+            stored relative to it, any other without links.
         seed: Seed of initial weights, order of samples, augmentation, dropout and the method's noise.
     """
 
@@ -179,8 +194,8 @@ class Study(RunOptions):
 
     Attributes:
         methods: Methods to compare, each a name with optional settings (sam:rho=0.1).
-        models: Networks.
-        datasets: Data sets, each a name or name:PATH.
+        models: Networks, each a name or module:function.
+        datasets: Data sets, each a name, name:PATH or module:function.
         seeds: Seeds; every method is trained once per seed, and methods are paired by seed.
     """
 
@@ -233,6 +248,8 @@ def _shortest(text: str) -> float:
 
 # Options that change no number of a run's records.
 _NOT_ESSENTIAL = ("parallel", "track", "workers", "keep")
+# Options that older runs do not have: at their default they are no part of a run's name.
+_LATER = {"task": "", "loss": "", "metric": ""}
 
 
 def essential(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,4 +257,4 @@ def essential(config: Mapping[str, Any]) -> dict[str, Any]:
 
     The number of processes and how they share the network are not part of it: a run may resume with others.
     """
-    return {k: v for k, v in config.items() if k not in _NOT_ESSENTIAL}
+    return {k: v for k, v in config.items() if k not in _NOT_ESSENTIAL and v != _LATER.get(k, _LATER)}

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 
+from steppe import user_code
 from steppe.config import Data, parse_dataset
 from steppe.data import splits
 from steppe.data.dataset import DataSet, Images, Samples, Source, Tensors
 from steppe.data.loader import Loader, evaluation_batches
 from steppe.data.normalize import Normalizer
-from steppe.data.sources import builtin, cache, cifar, image_folder, text
-from steppe.data.sources.tabular import image_list, table
+from steppe.data.sources import builtin, cache, cifar, image_folder, user_data
+from steppe.data.sources.formats import image_list, table, text
 from steppe.errors import InputError, unknown
 
 __all__ = [
@@ -25,8 +26,13 @@ def names() -> list[str]:
     ]  # fmt: skip
 
 
-def load(dataset: str, options: Data, *, progress: Callable[[int, int], None] | None = None) -> DataSet:
-    """Return the data set ``name``, ``name:PATH`` or ``name:PATH:option=value``, split as the options say.
+def load(
+    dataset: str, options: Data, *, task: str = "", progress: Callable[[int, int], None] | None = None
+) -> DataSet:
+    """Return a data set, split as the options say.
+
+    It is called ``name``, ``name:PATH`` or ``name:PATH:option=value``, or is the user's own.
+    ``task`` is that of the user's own data; from its targets if not given.
 
     ``progress`` is called with the amount done and the total while a folder or archive is decoded, which happens
     once. ``cifar10:download`` and ``cifar100:download`` fetch the published files.
@@ -55,6 +61,8 @@ def load(dataset: str, options: Data, *, progress: Callable[[int, int], None] | 
             source = image_list.load(file, options, settings, progress)
         else:
             source = (table if name == "table" else text).load(file, settings)
+    elif user_code.is_registered("dataset", dataset) or user_code.reference_in(dataset):
+        source = user_data.user_source(user_code.get("dataset", dataset), task)
     else:
         raise unknown("data set", name, [entry.partition(":")[0] for entry in names()])
     return splits.apply(dataset, source, options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from steppe.core.batch import Batch, as_batch
 from steppe.errors import InputError
 
 Task = Literal[
@@ -138,7 +139,50 @@ class Tensors:
         return Tensors(self.at(index), None if self.y is None else self.y[index])
 
 
-Samples = Images | Tensors
+@dataclass(frozen=True, eq=False)
+class Fetched:
+    """Samples of a map-style data set, fetched by index and joined by ``collate`` when they are needed.
+
+    ``sampler`` orders the indices of an epoch, if it does not shuffle them evenly.
+    """
+
+    dataset: Any
+    collate: Callable[[Sequence[Any]], Any]
+    rows: np.ndarray | None = None
+    sampler: Any = None
+
+    def __len__(self) -> int:
+        return len(self.dataset) if self.rows is None else len(self.rows)
+
+    def batch(self, index: Tensor) -> Batch:
+        """Return the samples at these positions."""
+        rows = index.tolist() if self.rows is None else self.rows[index.numpy()].tolist()
+        content = as_batch(self.collate([self.dataset[i] for i in rows]))
+        return Batch(content.x, content.y, index)
+
+    @cached_property
+    def y(self) -> Tensor | None:
+        """The targets of the first samples, which show their kind."""
+        y = self.batch(torch.arange(min(8, len(self)))).y
+        if y is not None and not isinstance(y, Tensor):
+            raise InputError(f"the targets are a {type(y).__name__}; give a tensor")
+        return y
+
+    @property
+    def x(self) -> Any:
+        """The inputs of the first samples, which show their kind."""
+        return self.batch(torch.arange(min(8, len(self)))).x
+
+    def part(self, rows: slice) -> Fetched:
+        """Return consecutive samples."""
+        return self.take(np.arange(len(self))[rows])
+
+    def take(self, rows: np.ndarray) -> Fetched:
+        """Return the samples of these rows; they are no longer ordered by a sampler."""
+        return Fetched(self.dataset, self.collate, rows if self.rows is None else self.rows[rows])
+
+
+Samples = Images | Tensors | Fetched
 
 
 @dataclass(frozen=True)
@@ -203,9 +247,9 @@ class DataSet:
         train, val, test = map(change, (self.train, self.val, self.test))
         return replace(self, train=train, val=val, test=test, **fields)
 
-    def in_unit(self, values: Tensor) -> Tensor:
+    def in_unit(self, values: Any) -> Any:
         """Return targets or outputs (B, K) of a regression in the target's unit: target_mean + target_std z."""
-        if not self.target_std:
+        if not self.target_std or not isinstance(values, Tensor):
             return values
         # filled on the device: a copy to a GPU would wait for it
         mean, std = (

@@ -5,7 +5,7 @@ from typing import TypeVar, cast
 import numpy as np
 
 from steppe.config import Data
-from steppe.data.dataset import DataSet, Images, Samples, Source
+from steppe.data.dataset import DataSet, Fetched, Images, Samples, Source
 from steppe.errors import InputError
 
 
@@ -25,7 +25,7 @@ def stratified(y: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarra
 
 def strata(samples: Samples) -> np.ndarray:
     """Return what is kept in proportion: the classes (N,), or zeros for targets that are no classes."""
-    y = samples.y
+    y = None if isinstance(samples, Fetched) else samples.y
     if y is None or y.ndim != 1 or y.is_floating_point() or y.is_complex():
         return np.zeros(len(samples), np.int64)
     return y.numpy()
@@ -54,11 +54,11 @@ def legacy_choice(y: np.ndarray, share: float) -> np.ndarray:
     return np.concatenate([rng.choice(rows, round(len(rows) * share)) for rows in members])
 
 
-def subset(images: Images, count: int) -> Images:
-    """Return ``count`` images with the classes in proportion, always the same ones; all if there are no more."""
-    if count >= len(images):
-        return images
-    return images.take(stratified(images.y.numpy(), count, np.random.default_rng(0)))
+def subset(samples: S, count: int) -> S:
+    """Return ``count`` samples with the classes in proportion, always the same ones; all if there are no more."""
+    if count >= len(samples):
+        return samples
+    return cast(S, samples.take(stratified(strata(samples), count, np.random.default_rng(0))))
 
 
 def apply(name: str, source: Source, options: Data) -> DataSet:
@@ -91,8 +91,9 @@ def apply(name: str, source: Source, options: Data) -> DataSet:
         val_rows = np.arange(len(y) - val, len(y)) if source.contiguous else stratified(y, val, rng)
         rest = np.setdiff1d(np.arange(len(y)), val_rows)
         train_rows = rest if options.train is None else rest[stratified(y[rest], options.train, rng)]
-    classes = source.classes if source.task in ("classification", "ordinal") and y.any() else ()
-    missing = sorted(set(range(len(classes))) - set(y[train_rows].tolist()))
+    classes = source.classes
+    present = set(range(len(classes))) if isinstance(source.train, Images) else set(y.tolist())
+    missing = sorted(present - set(y[train_rows].tolist())) if source.task == "classification" else []
     if missing:
         raise InputError(
             f"class {classes[missing[0]]!r} of {name} has no training {kind[:-1]}; "

@@ -21,6 +21,7 @@ from steppe.experiments.launchers.local import launch
 from steppe.experiments.launchers.torchrun import run_in_torchrun
 from steppe.experiments.run_lock import ComparisonRun, Progress, file_lock
 from steppe.training.checkpoint import save_and_resume
+from steppe.training.factories import make_objective
 from steppe.training.run import CHECKPOINT, RESULT, check_images, check_run, load_data, memory_bytes
 
 COMPARISON = "compare.json"
@@ -83,7 +84,12 @@ def prepare(
         world.on_main_process(lambda: records.write_json(out / COMPARISON, _description(grid, command)))
         return grid
     memory = {run.label: memory_bytes(run, sets[run.dataset]) for run in runs}
-    grid = ComparisonPlan(study, out, jobs, memory, {name: images.description() for name, images in sets.items()})
+    first = {run.dataset: run for run in reversed(runs)}
+    described = {
+        name: images.description() | {"metric": make_objective(first[name], images).metric.to_dict()}
+        for name, images in sets.items()
+    }
+    grid = ComparisonPlan(study, out, jobs, memory, described)
 
     def write() -> None:
         for job in jobs:
@@ -152,8 +158,9 @@ def _load_and_check(runs: list[Run], progress: Callable[[int, int], None] | None
             sets[run.dataset] = load_data(run, progress)
         key = (run.dataset, run.model, run.label)
         if key not in checked:
+            first = not any(other[:2] == key[:2] for other in checked)
             checked.add(key)
-            check_run(run, sets[run.dataset])
+            check_run(run, sets[run.dataset], first=first)
     return sets
 
 
@@ -190,7 +197,7 @@ def _description(grid: ComparisonPlan, command: str) -> dict[str, Any]:
 
 
 def _method_description(method: Method) -> dict[str, Any]:
-    names = [part.partition(":")[0] for part in methods.spec_of(method).split("+")]
+    names = methods.names_in(methods.spec_of(method))
     return {
         "summary": " ".join(methods.summary(name) for name in names),
         "resolved": str(method),

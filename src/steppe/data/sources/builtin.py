@@ -11,9 +11,9 @@ import torch
 
 from steppe.config import Data
 from steppe.data.dataset import Images, Source, resized
-from steppe.data.sources import text
-from steppe.data.sources.tabular.table import Feature, table_source
-from steppe.data.sources.tabular.targets import Target
+from steppe.data.sources.formats import text
+from steppe.data.sources.formats.table import Feature, table_source
+from steppe.data.sources.formats.targets import Target
 from steppe.data.splits import split_off_fifth
 from steppe.errors import InputError
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from steppe.data.dataset import DataSet, Images, Samples, Task, Tensors
-from steppe.data.sources.tabular.columns import Column
+from steppe.data.sources.formats.columns import Column
 from steppe.errors import InputError, unknown
 
 MOST_WHOLE_NUMBERS = 20  # that are classes; a target of more is a number

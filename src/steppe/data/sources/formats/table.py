@@ -13,8 +13,8 @@ from torch import Tensor
 
 from steppe.data.dataset import DataSet, Source, Tensors
 from steppe.data.sources._part_names import part_of
-from steppe.data.sources.tabular.columns import ENDINGS, Column, choose, fingerprint, parts_of, read_columns
-from steppe.data.sources.tabular.targets import Target, make_target, standardise_targets
+from steppe.data.sources.formats.columns import ENDINGS, Column, choose, fingerprint, parts_of, read_columns
+from steppe.data.sources.formats.targets import Target, make_target, standardise_targets
 from steppe.data.splits import split_off_fifth
 from steppe.errors import InputError
 

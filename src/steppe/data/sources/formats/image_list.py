@@ -18,10 +18,10 @@ from steppe.data.sources._image_files import ImageFiles, ProgressCallback, decod
 from steppe.data.sources._table_files import ImageNames
 from steppe.data.sources._tables import LABEL_COLUMNS
 from steppe.data.sources.cache import cached, file_state
+from steppe.data.sources.formats.columns import Column, choose, parts_of, read_columns
+from steppe.data.sources.formats.targets import make_target, separator_of, standardise_targets
 from steppe.data.sources.image_folder import check_sizes, files_state, root_of_table, stacked
 from steppe.data.sources.pixels import REMARKS, to_8_bits
-from steppe.data.sources.tabular.columns import Column, choose, parts_of, read_columns
-from steppe.data.sources.tabular.targets import make_target, separator_of, standardise_targets
 from steppe.data.splits import split_off_fifth
 from steppe.errors import InputError
 
