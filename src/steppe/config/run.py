@@ -7,13 +7,14 @@ Every field is checked on construction, so an impossible configuration never rea
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Literal
 
 from steppe.config._checks import check_choice, check_choices, check_positive
 from steppe.config.data import Data
 from steppe.config.dataset_name import dataset_name
+from steppe.config.fields import stored
 from steppe.config.method_spec import SPEC, as_method
 from steppe.config.optim import Optim
 from steppe.errors import InputError
@@ -132,7 +133,7 @@ class RunOptions:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the configuration as plain data, a method as its text."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        return {name: _plain(value) for name, value in stored(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +234,7 @@ class Study(RunOptions):
 def _plain(value: Any) -> Any:
     """Return a field's value as plain data."""
     if isinstance(value, Data | Optim | Monitoring):
-        return {name: _plain(v) for name, v in vars(value).items()}
+        return {name: _plain(v) for name, v in stored(value).items()}
     if isinstance(value, list | tuple):
         return tuple(map(_plain, value))
     number = isinstance(value, Real) and hasattr(value, "item")  # NumPy's, as seeds from a range of its

@@ -242,6 +242,14 @@ class DataSet:
         assert isinstance(self.train, Images)
         return int(self.train.pixels.shape[2])
 
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """Training samples of each class; empty for other targets, and for samples that are not in memory."""
+        y = None if isinstance(self.train, Fetched) else self.train.y
+        if self.task != "classification" or y is None or y.ndim != 1 or y.is_floating_point():
+            return ()
+        return tuple(torch.bincount(y, minlength=len(self.classes)).tolist())
+
     def with_parts(self, change: Callable[[Samples], Samples], **fields: Any) -> DataSet:
         """Return the data set with each part changed, and other ``fields``."""
         train, val, test = map(change, (self.train, self.val, self.test))
@@ -259,12 +267,14 @@ class DataSet:
 
     def description(self) -> dict[str, Any]:
         """Return the counts of samples and classes, the names and the notes as plain data."""
+        counts = self.class_counts
         return {
             **{part: len(getattr(self, part)) for part in ("train", "val", "test")},
             "classes": len(self.classes),
             "names": list(self.classes),
             **self.inputs,
             "task": self.task,
+            **({"per_class": list(counts)} if counts and max(counts) >= 2 * min(counts) else {}),
             "note": self.note,
             "skipped": list(self.skipped),
             "fingerprint": self.fingerprint,

@@ -46,9 +46,8 @@ def user_source(value: Any, task: str = "", collate: Callable[[Sequence[Any]], A
     if isinstance(value, DataSet):
         shared = {k: getattr(value, k) for k in ("skipped", "note", "fingerprint", "task", "outputs", "unit")}
         scale = {k: getattr(value, k) for k in ("target_mean", "target_std", "preparation")}
-        return Source(
-            value.train, value.test, value.classes, val=value.val, prepare=lambda data: replace(data, **scale), **shared
-        )  # fmt: skip
+        shared["prepare"] = lambda data: replace(data, **scale)
+        return Source(value.train, value.test, value.classes, val=value.val, **shared)
     parts = {name: _part(part, collate) for name, part in _parts(value).items()}
     train = parts["train"]
     kind = task or _task(train)
