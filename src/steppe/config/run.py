@@ -12,8 +12,8 @@ from numbers import Real
 from typing import Any, Literal
 
 from steppe.config._checks import check_choice, check_choices, check_positive
-from steppe.config._dataset_name import dataset_name
 from steppe.config.data import Data
+from steppe.config.dataset_name import dataset_name
 from steppe.config.fields import added, stored
 from steppe.config.method_spec import SPEC, as_method
 from steppe.config.optim import Optim

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +26,9 @@ _CHUNK = 4096  # images that are read at a time to compute the mean
 
 @dataclass(frozen=True)
 class Images:
-    """N images and their classes ``y`` (N,) int64; images are ``pixels`` (M, C, H, W) uint8, or ``rows`` of them.
+    """N images and their classes ``y`` (N,) int64, or other targets (N, ...).
 
+    Images are ``pixels`` (M, C, H, W) uint8, or ``rows`` of them.
     ``file`` is the file that the pixels are mapped from, if any: all processes share them, they are read when
     needed, and a selection of images is only a list of rows.
 
@@ -41,9 +42,9 @@ class Images:
 
     def __post_init__(self) -> None:
         count = len(self.pixels) if self.rows is None else len(self.rows)
-        if self.pixels.ndim != 4 or self.pixels.dtype != torch.uint8 or self.y.shape != (count,):
+        if self.pixels.ndim != 4 or self.pixels.dtype != torch.uint8 or len(self.y) != count:
             raise InputError(
-                f"images are {tuple(self.pixels.shape)} {self.pixels.dtype}; give (N, C, H, W) uint8 and (N,)"
+                f"images are {tuple(self.pixels.shape)} {self.pixels.dtype}; give (N, C, H, W) uint8 and N targets"
             )
 
     def __len__(self) -> int:
@@ -191,7 +192,9 @@ class DataSet:
     ``skipped`` names unreadable images that were left out; ``note`` says where the test samples come from, what
     was changed in decoding, and what else was left out. ``fingerprint`` is a hash of the samples as they are
     decoded, empty for data sets without files. ``outputs`` is the number of outputs that a network should have:
-    the classes, if there are any. ``unit`` is that of the target.
+    the classes, if there are any. ``unit`` is that of the target. Targets of a regression are standardised with
+    the training part's ``target_mean`` and ``target_std`` (K,), both empty for targets in their unit.
+    ``preparation`` says as plain data how the inputs and targets are made from a table or a text.
     """
 
     name: str
@@ -205,6 +208,9 @@ class DataSet:
     task: Task = "classification"
     outputs: int = 0
     unit: str = ""
+    target_mean: tuple[float, ...] = ()
+    target_std: tuple[float, ...] = ()
+    preparation: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "outputs", self.outputs or len(self.classes) or 1)
@@ -236,17 +242,43 @@ class DataSet:
         assert isinstance(self.train, Images)
         return int(self.train.pixels.shape[2])
 
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """Training samples of each class; empty for other targets, and for samples that are not in memory."""
+        y = None if isinstance(self.train, Fetched) else self.train.y
+        if self.task != "classification" or y is None or y.ndim != 1 or y.is_floating_point():
+            return ()
+        return tuple(torch.bincount(y, minlength=len(self.classes)).tolist())
+
+    def with_parts(self, change: Callable[[Samples], Samples], **fields: Any) -> DataSet:
+        """Return the data set with each part changed, and other ``fields``."""
+        train, val, test = map(change, (self.train, self.val, self.test))
+        return replace(self, train=train, val=val, test=test, **fields)
+
+    def in_unit(self, values: Any) -> Any:
+        """Return targets or outputs (B, K) of a regression in the target's unit: target_mean + target_std z."""
+        if not self.target_std or not isinstance(values, Tensor):
+            return values
+        # filled on the device: a copy to a GPU would wait for it
+        mean, std = (
+            torch.cat([values.new_full((1,), v) for v in stored]) for stored in (self.target_mean, self.target_std)
+        )
+        return mean + std * values
+
     def description(self) -> dict[str, Any]:
         """Return the counts of samples and classes, the names and the notes as plain data."""
+        counts = self.class_counts
         return {
             **{part: len(getattr(self, part)) for part in ("train", "val", "test")},
             "classes": len(self.classes),
             "names": list(self.classes),
             **self.inputs,
             "task": self.task,
+            **({"per_class": list(counts)} if counts and max(counts) >= 2 * min(counts) else {}),
             "note": self.note,
             "skipped": list(self.skipped),
             "fingerprint": self.fingerprint,
+            **({"preparation": dict(self.preparation)} if self.preparation else {}),
         }
 
 
@@ -254,7 +286,9 @@ class DataSet:
 class Source:
     """The content of a data set before the split: all training and test samples, and ``val`` if apart.
 
-    The other fields are those of `DataSet`.
+    Samples that are ``contiguous`` follow each other, as windows of a text do: the last training samples are held
+    out for validation, none in between. ``prepare`` makes the data set of the parts, with what only the training
+    part may decide: means, deviations, categories, the vocabulary. The other fields are those of `DataSet`.
     """
 
     train: Samples
@@ -267,6 +301,8 @@ class Source:
     task: Task = "classification"
     outputs: int = 0
     unit: str = ""
+    contiguous: bool = False
+    prepare: Callable[[DataSet], DataSet] | None = None
 
 
 def check_labels(y: np.ndarray, classes: int, where: str) -> None:

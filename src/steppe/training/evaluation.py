@@ -1,7 +1,7 @@
 """Metric and loss over held-out samples, split over the processes of a run."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from steppe.core.multi_network import MultiNetwork
 from steppe.core.numerics.losses import diversity
 from steppe.core.step import Step
 from steppe.data.dataset import DataSet, Samples
+from steppe.data.splits import shot_groups
 from steppe.distributed import collectives
 from steppe.tasks.measures import Measure
 from steppe.tasks.objective import Objective
@@ -31,14 +32,16 @@ def evaluate(
     The metric's key is 'accuracy' (a fraction), or 'metric' for any other. The loss is the cross-entropy of classes
     without label smoothing, else that of training. A method with several outputs adds ``outputs``: the same for
     each of its networks, branches and ensembles by name, and for classes ``diversity``, the mean L2 distance
-    between the probabilities of two of its networks or branches.
+    between the probabilities of two of its networks or branches. With ``data.imbalance`` it adds ``groups``: the
+    accuracy over classes with many, a medium number of and few training samples (see `shot_groups`).
 
     All processes call it together and get the same numbers.
     """
     world, net = collectives.current_world(), step.runtime.net
     local = samples.part(world.rows(len(samples)))
     world.share_buffers(net)
-    add = _Hits(method, step) if goal.counts_hits else _Totals(method, step, goal)
+    groups = shot_groups(data.class_counts) if run.data.imbalance is not None and data.class_counts else {}
+    add = _Hits(method, step, groups) if goal.counts_hits else _Totals(method, step, goal, data)
     net.eval()
     with torch.no_grad():
         count = 0
@@ -54,10 +57,10 @@ def evaluate(
 
 
 class _Hits:
-    """Hits and summed cross-entropy of classes, of each output of a method."""
+    """Hits and summed cross-entropy of classes, of each output of a method; hits of ``groups`` of classes too."""
 
-    def __init__(self, method: Method, step: Step):
-        self.method, self.step = method, step
+    def __init__(self, method: Method, step: Step, groups: Mapping[str, Sequence[int]]):
+        self.method, self.step, self.groups = method, step, groups
         net = step.runtime.net
         self.members = net.names if isinstance(net, MultiNetwork) else []
         self.sums: dict[str, float] = {}
@@ -65,20 +68,28 @@ class _Hits:
     def __call__(self, batch: Batch, counted: bool) -> None:
         """Add a batch, or only make its passes."""
         outputs = self.method.outputs(self.step.runtime.net, self.step.state, batch.x)
-        for name, value in _sums(outputs, batch.y, self.members).items():
+        sums = _sums(outputs, batch.y, self.members)
+        hits = outputs["deployed"].argmax(1) == batch.y if self.groups else batch.y
+        for name, classes in self.groups.items():
+            rows = torch.isin(batch.y, torch.tensor(classes, device=batch.y.device))
+            sums |= {f"{name} hits": float((hits & rows).sum()), f"{name} samples": float(rows.sum())}
+        for name, value in sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + (value if counted else 0.0)
 
     def result(self, world: collectives.World, count: int) -> dict[str, Any]:
         """Return the means over all processes."""
-        sums = zip(self.sums, world.all_reduce_sum(*self.sums.values()), strict=True)
-        return _nested({name: value / count for name, value in sums})
+        sums = dict(zip(self.sums, world.all_reduce_sum(*self.sums.values()), strict=True))
+        counts = {name: (sums.pop(f"{name} hits"), sums.pop(f"{name} samples")) for name in self.groups}
+        groups = {name: hits / samples for name, (hits, samples) in counts.items() if samples}
+        means = _nested({name: value / count for name, value in sums.items()})
+        return means | ({"groups": groups} if groups else {})
 
 
 class _Totals:
     """Weighted loss and metric of any task, of each output of a method."""
 
-    def __init__(self, method: Method, step: Step, goal: Objective):
-        self.method, self.step, self.goal = method, step, goal
+    def __init__(self, method: Method, step: Step, goal: Objective, data: DataSet):
+        self.method, self.step, self.goal, self.data = method, step, goal, data
         self.measures: dict[str, Measure] = {}
         self.losses: dict[str, float] = {}
         self.weight = 0.0
@@ -93,7 +104,7 @@ class _Totals:
             if counted:
                 self.losses[name] += loss * weight if weight else 0.0
                 if name in self.measures:
-                    self.measures[name].update(output, batch.y)
+                    self.measures[name].update(self.data.in_unit(output), self.data.in_unit(batch.y))
         self.weight += weight if counted else 0.0
 
     def _outputs(self, batch: Batch) -> dict[str, tuple[float, Tensor]]:

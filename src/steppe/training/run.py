@@ -13,7 +13,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from steppe import data, hardware, records, tracking, user_code
-from steppe.config import Run, essential, field_types, from_dict
+from steppe.config import Run, essential, field_types, from_dict, parse_dataset, with_path
 from steppe.core.composition import ActiveWindow, parts
 from steppe.core.method import Method
 from steppe.core.method.registry import names_in
@@ -54,7 +54,7 @@ def load_images(folder: Path) -> DataSet:
     run, stored = read_run(folder), stored_images(folder)
     path = stored.get("path")
     located = path is not None and Path(path).exists()
-    name = f"{run.dataset.partition(':')[0]}:{path}" if located else run.dataset
+    name = with_path(run.dataset, str(path)) if located else run.dataset
     images = replace(data.load(name, run.data, task=run.task), name=run.dataset)
     check_images(folder, images)
     return images
@@ -96,7 +96,7 @@ def _images_record(run: Run, images: DataSet) -> dict[str, dict[str, Any]]:
     """Return what `stored_images` reads; nothing for built-in data."""
     if not images.fingerprint:
         return {}
-    path = run.dataset.partition(":")[2]
+    path = parse_dataset(run.dataset)[1]
     own = user_code.is_registered("dataset", run.dataset)
     location = {} if own or path in ("", "download") else {"path": str(Path(path).expanduser().absolute())}
     content: dict[str, Any] = {"classes": list(images.classes), "train": len(images.train)}

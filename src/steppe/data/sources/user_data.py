@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -44,6 +45,8 @@ def user_source(value: Any, task: str = "", collate: Callable[[Sequence[Any]], A
         return value
     if isinstance(value, DataSet):
         shared = {k: getattr(value, k) for k in ("skipped", "note", "fingerprint", "task", "outputs", "unit")}
+        scale = {k: getattr(value, k) for k in ("target_mean", "target_std", "preparation")}
+        shared["prepare"] = lambda data: replace(data, **scale)
         return Source(value.train, value.test, value.classes, val=value.val, **shared)
     parts = {name: _part(part, collate) for name, part in _parts(value).items()}
     train = parts["train"]
