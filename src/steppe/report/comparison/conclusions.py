@@ -127,7 +127,7 @@ def ranking(rows: list[ResultRow]) -> str:
 
 
 def missing_controls(comparison: Comparison) -> str:
-    """Return which methods have controls that the comparison does not have, and how to add these; "" if none has."""
+    """Return which methods have controls that the comparison has not, and how to add these; "" if none has."""
     missing = {
         method: [c for c in dict.fromkeys(map(str, about.get("controls") or [])) if c not in comparison.methods]
         for method, about in comparison.methods.items()
