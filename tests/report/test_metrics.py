@@ -15,7 +15,7 @@ from support.recorded import html as page_html
 
 from steppe.records import Comparison, load
 from steppe.report._html import embedded
-from steppe.report.comparison import conclusions, curves, deployables, equal_budget, page, pareto, tables
+from steppe.report.comparison import classes, conclusions, curves, deployables, equal_budget, page, pareto, tables
 from steppe.report.comparison._template_context import context
 from steppe.report.comparison.summary import ResultRow, rows
 from steppe.report.metric_text import decimals
@@ -219,3 +219,28 @@ def test_a_name_or_unit_from_a_record_is_inert(tmp_path: Path) -> None:
 
 def test_a_row_by_itself_is_accuracy() -> None:
     assert ResultRow("digits", "net", "plain").text.is_accuracy
+
+
+def test_accuracies_of_classes_have_tables_of_their_own(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.about = {"tail": {"train": 640, "test": 60, "classes": 12, "per_class": [400, *[20] * 10, 5]}}
+    for label in ("plain", "sam"):
+        folder.method(label)
+        for seed in range(2):
+            home = folder.run(label, seed, 0.7, dataset="tail")
+            result = json.loads((home / "result.json").read_text())
+            result["test"]["last"] |= {
+                "groups": {"many": 0.9, "few": 0.2 + 0.1 * seed},
+                "per_class": [0.9, *[0.5 + 0.01 * seed] * 10, None],
+            }
+            (home / "result.json").write_text(json.dumps(result))
+    of_groups, of_classes = classes.tables(load(folder.write()))
+    assert of_groups.heads == ["many", "few"] and "many are more than 100, few fewer than 20" in of_groups.note
+    assert of_groups.lines()[0] == ("plain", ["90.0 ± 0.0", "25.0 ± 7.1"])
+    assert len(of_classes.columns) == 10 and 11 not in of_classes.columns and "10 of 12 classes" in of_classes.note
+    lines = list(csv.DictReader(io.StringIO(classes.csv([of_groups, of_classes]))))
+    assert len(lines) == 2 * (2 + 12) and lines[1]["classes"] == "few"
+    assert float(lines[1]["test_last_mean"]) == pytest.approx(25)
+    assert "few" in terminal(*classes.terminal([of_groups]))
+    assert '<th scope="col">few</th>' in page_html(folder.path, "version")
+    assert classes.tables(comparison(tmp_path / "none", "bones")) == []

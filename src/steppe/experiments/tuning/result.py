@@ -104,8 +104,9 @@ def _row(tried: Candidate, text: MetricText) -> dict[str, Any]:
     row = vars(tried) | {"accuracy": tried.accuracy}
     if text.is_accuracy:
         return row
-    row["values_of_metric"], row["mean"] = row.pop("accuracies"), row.pop("accuracy")
-    return row
+    # JSON has no infinity, which is the value of a failed trial
+    values = [v if math.isfinite(v) else None for v in (*row.pop("accuracies"), row.pop("accuracy"))]
+    return row | {"values_of_metric": values[:-1], "mean": values[-1]}
 
 
 def _value(tried: Candidate, result: TuningResult) -> str:

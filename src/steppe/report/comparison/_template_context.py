@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from steppe.records import Comparison
 from steppe.report import formatting
-from steppe.report.comparison import _config_diff, deployables, pareto
+from steppe.report.comparison import _config_diff, classes, deployables, pareto
 from steppe.report.comparison.conclusions import CONTROLS, adjusted, on_front, ranking, remarks, sentences
 from steppe.report.comparison.curves import Series, titles
 from steppe.report.comparison.equal_budget import BudgetRow, budgets
@@ -69,6 +69,8 @@ def context(
         "interval": any(table["has_interval"] for table in every),
         "deployable": formatting.by_group(parts),
         "deployable_note": deployables.note(parts),
+        "class_tables": classes.tables(comparison),
+        "classes_title": classes.TITLE,
         "failures": [r for status in ("failed", "unfinished") for r in comparison.records if r.status == status],
         "fact_groups": _facts(comparison),
         "changed": _changed(comparison),
@@ -97,6 +99,7 @@ def _section(
     return {
         "name": ", ".join(group),
         "metric": text,
+        "samples": formatting.samples_name(comparison.data.get(group[0], {})),
         "metrics": [(name, _small(title)) for name, title in titles(comparison, group).items()],
         "sentences": [minus(s) for s in sentences(rows)],
         "remarks": [minus(s) for s in (adjusted(rows), *remarks(rows)) if s],
@@ -129,7 +132,8 @@ def _as_run(rows: list[ResultRow]) -> dict[str, Any]:
     test = text.with_unit("Test")
     heads = [("last", f"{test}\nlast epoch"), ("best", f"{test} at best\nvalidation epoch")]
     if any(r.best_of_all for r in rows):
-        heads.append(("all", f"{formatting.BEST_OF_ALL.capitalize()},\ntest{text.after}"))
+        best = f"test{text.after}" if text.metric.percent else text.with_unit("test")
+        heads.append(("all", f"{formatting.BEST_OF_ALL.capitalize()},\n{best}"))
     cells = [[_value(a, r.decimals) for a in (r.last, r.best, r.best_of_all)][: len(heads)] for r in rows]
     return {"mode": AS_RUN, "heads": heads, **_rows(rows, rows, cells, rows[0].decimals, text)}
 

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from steppe.records import Comparison, load, write_text
 from steppe.report import _html, plotting
-from steppe.report.comparison import curves, deployables, equal_budget, pareto, tables
+from steppe.report.comparison import classes, curves, deployables, equal_budget, pareto, tables
 from steppe.report.comparison._template_context import context
 from steppe.report.comparison.summary import ResultRow, decimals, groups, metric_of, metric_of_all, rows
 from steppe.report.metric_text import MetricText
@@ -23,6 +23,7 @@ _DOWNLOADS = (
     ("table.tex", "LaTeX", "application/x-tex"),
     ("budgets.csv", "{} at equal budgets, as CSV", "text/csv"),
     ("outputs.csv", "everything that can be deployed, as CSV", "text/csv"),
+    ("classes.csv", "accuracies of classes, as CSV", "text/csv"),
 )
 
 
@@ -30,8 +31,9 @@ def write(folder: Path) -> Path:
     """Write ``report.html`` into the comparison's folder and return its path.
 
     Also written are ``table.csv``, ``table.md``, ``table.tex``, ``curves.svg`` and ``curves.png``; once a run has
-    finished ``budgets.csv`` and ``cost.svg``; and ``outputs.csv`` where a method can deploy more than one thing. A
-    comparison whose runs have not all finished can be reported too.
+    finished ``budgets.csv`` and ``cost.svg``; ``outputs.csv`` where a method can deploy more than one thing, and
+    ``classes.csv`` where the records have accuracies of classes. A comparison whose runs have not all finished can be
+    reported too.
 
     Raises:
         steppe.errors.InputError: The folder is not that of a comparison, or is damaged.
@@ -57,7 +59,9 @@ def files(comparison: Comparison, table: list[ResultRow]) -> dict[str, str]:
     markdown = "\n".join(filter(None, [tables.markdown(table), deployables.markdown(parts)]))
     content = {"table.csv": tables.csv(table), "table.md": markdown, "table.tex": tables.latex(table)}
     content |= {"budgets.csv": equal_budget.csv(comparison)} if any(row.ok for row in table) else {}
-    return content | ({"outputs.csv": deployables.csv(parts)} if parts else {})
+    content |= {"outputs.csv": deployables.csv(parts)} if parts else {}
+    of_classes = classes.tables(comparison)
+    return content | ({"classes.csv": classes.csv(of_classes)} if of_classes else {})
 
 
 def html(comparison: Comparison, table: list[ResultRow], version: str = "") -> str:
