@@ -14,7 +14,7 @@ from typing import Any, Literal
 from steppe.config._checks import check_choice, check_choices, check_positive
 from steppe.config.data import Data
 from steppe.config.dataset_name import dataset_name
-from steppe.config.fields import stored
+from steppe.config.fields import added, stored
 from steppe.config.method_spec import SPEC, as_method
 from steppe.config.optim import Optim
 from steppe.errors import InputError
@@ -108,9 +108,9 @@ class RunOptions:
     track: tuple[str, ...] = ()
     workers: int = 0
     keep: bool = False
-    task: TaskName = ""
-    loss: str = ""
-    metric: str = ""
+    task: TaskName = added("")
+    loss: str = added("")
+    metric: str = added("")
 
     def __post_init__(self) -> None:
         for name in ("batch", "epochs", "threads", "seconds", "microbatch", "m"):
@@ -249,8 +249,6 @@ def _shortest(text: str) -> float:
 
 # Options that change no number of a run's records.
 _NOT_ESSENTIAL = ("parallel", "track", "workers", "keep")
-# Options that older runs do not have: at their default they are no part of a run's name.
-_LATER = {"task": "", "loss": "", "metric": ""}
 
 
 def essential(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,4 +256,4 @@ def essential(config: Mapping[str, Any]) -> dict[str, Any]:
 
     The number of processes and how they share the network are not part of it: a run may resume with others.
     """
-    return {k: v for k, v in config.items() if k not in _NOT_ESSENTIAL and v != _LATER.get(k, _LATER)}
+    return {k: v for k, v in config.items() if k not in _NOT_ESSENTIAL}

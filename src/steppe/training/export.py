@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from steppe.config import Run
 from steppe.core.method import Method
 from steppe.core.numerics.complex_params import real_view, with_type_of
+from steppe.core.optimizers.joint import evaluation_weights
 from steppe.data.dataset import RESIZE, DataSet, Images
 from steppe.data.loader import evaluation_batches
 from steppe.data.normalize import Normalizer
@@ -121,7 +122,7 @@ def _restored(
 ) -> tuple[nn.Module, nn.Module, int]:
     """Return a run's network, the state of its method, and their epoch."""
     net = make_network(run, method, images)
-    optimizer = make_optimizer(run, net)
+    optimizer = make_optimizer(run, net, trains=False)
     step = method.bind(net, optimizer, precision=run.precision, steps=lambda: 1.0)
     method.allocate(step.state, len(images.train), len(images.classes))
     store = CheckpointStore(folder, net, step, optimizer, run.seed)
@@ -134,6 +135,9 @@ def _restored(
             store.load_best(epoch)
     except InputError as error:
         raise InputError(str(error).replace(REMEDY, TRAIN_AGAIN)) from error
+    with evaluation_weights(optimizer):
+        weights = {k: v.clone() for k, v in net.state_dict().items()}
+    net.load_state_dict(weights)
     return net, step.state, epoch
 
 

@@ -4,7 +4,8 @@ import inspect
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from steppe import hardware, models, user_code
 from steppe.config import Run
 from steppe.core.batch import Batch
 from steppe.core.method import Method
-from steppe.core.numerics.vector import sharded
+from steppe.core.optimizers.joint import joined, switch
 from steppe.core.step_state import BindOptions
 from steppe.data.dataset import DataSet, Images, Samples
 from steppe.data.loader import Loader, evaluation_batches
@@ -29,6 +30,7 @@ from steppe.errors import InputError
 from steppe.tasks import objective
 from steppe.tasks.objective import Objective
 from steppe.training.checkpoint.save_and_resume import derive
+from steppe.training.optimizers import is_installed_code, optimizer_of, placeholder_of
 
 EVALUATED = 500  # images of an evaluated batch
 _WHITENING = 5000  # images from which layers that learn before training do so
@@ -150,22 +152,20 @@ def make_network(run: Run, method: Method, images: DataSet) -> nn.Module:
     return net
 
 
-def make_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
-    """Return the run's optimizer over the network's parameters, which may be sharded."""
-    o, params = run.optim, list(net.parameters())
-    if user_code.is_registered("optimizer", o.name) or ":" in o.name:
-        return user_optimizer(run, net)
-    if o.name == "sgd":
-        # PyTorch has no fused SGD for DTensor
-        fused = not any(sharded(p) for p in params)
-        return torch.optim.SGD(
-            params, o.lr, momentum=o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov, fused=fused
-        )
-    cls = torch.optim.Adam if o.name == "adam" else torch.optim.AdamW
-    return cls(params, o.lr, eps=o.eps, weight_decay=o.weight_decay, fused=True)
+def make_optimizer(run: Run, net: nn.Module, *, trains: bool = True) -> torch.optim.Optimizer:
+    """Return the run's optimizer over the network's parameters, which may be sharded.
+
+    Without ``trains``, to read a checkpoint, code of the user is not needed: the optimizer makes no steps then.
+    """
+    name = run.optim.name
+    if not trains and not is_installed_code(name):
+        return placeholder_of(run.optim, net)
+    if user_code.is_registered("optimizer", name) and not inspect.isclass(user_code.get("optimizer", name)):
+        return _user_optimizer(run, net)
+    return optimizer_of(run.optim, net)
 
 
-def user_optimizer(run: Run, net: nn.Module) -> Any:
+def _user_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer, or several, that the user's code makes from the parameters or from the model.
 
     ``optim.lr`` is its learning rate, unless a ``functools.partial`` or the function itself sets one.
@@ -174,23 +174,27 @@ def user_optimizer(run: Run, net: nn.Module) -> Any:
     """
     new_optimizer, name = user_code.get("optimizer", run.optim.name), run.optim.name
     params = [p for p in net.parameters() if p.requires_grad]
-    try:
+    arguments: Mapping[str, Any] = {}
+    with suppress(TypeError, ValueError):
         arguments = inspect.signature(new_optimizer).parameters
-    except (TypeError, ValueError):
-        arguments = {}
     lr = {"lr": run.optim.lr} if "lr" in arguments and "lr" not in getattr(new_optimizer, "keywords", {}) else {}
     by_model = not inspect.isclass(new_optimizer) and next(iter(arguments), "") not in ("params", "parameters")
     choices = [net, params] if by_model and not isinstance(new_optimizer, partial) else [params, net]
     try:
         try:
-            return new_optimizer(choices[0], **lr)
+            optimizer = joined(new_optimizer(choices[0], **lr))
         except (TypeError, AttributeError):  # its argument's name does not say what it takes
-            return new_optimizer(choices[1], **lr)
+            optimizer = joined(new_optimizer(choices[1], **lr))
     except InputError:
         raise
     except Exception as error:
         message = next(iter(str(error).splitlines()), "")[:200]
         raise InputError(f"optimizer {name} cannot be made: {type(error).__name__}: {message}") from error
+    for group in optimizer.param_groups:
+        if run.optim.lr and float(group["lr"]) != run.optim.lr:
+            group["lr_scale"] = group.get("lr_scale", 1.0) * float(group["lr"]) / run.optim.lr
+    switch(optimizer, "train")
+    return optimizer
 
 
 def bind_options(run: Run) -> dict[str, Any]:

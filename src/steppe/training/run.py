@@ -23,8 +23,9 @@ from steppe.data.normalize import Normalizer
 from steppe.distributed import collectives
 from steppe.errors import InputError
 from steppe.training.checkpoint.save_and_resume import CHECKPOINT
-from steppe.training.factories import make_loader, make_model
+from steppe.training.factories import make_loader, make_model, make_objective, make_optimizer
 from steppe.training.first_batch import check_first_batch, check_step
+from steppe.training.optimizers import learning_rate
 from steppe.training.trainer import ProgressCallback, Trainer, TrainingFailed, TrainingStatus
 
 __all__ = [
@@ -140,7 +141,10 @@ def check_run(run: Run, images: DataSet, *, first: bool = True) -> None:
     method = run.method
     with torch.random.fork_rng():
         net = method.build(lambda: make_model(run, images))
-    _check_starts(run, method, len(make_loader(run, images, method)))
+    make_optimizer(run, net)
+    per_epoch = len(make_loader(run, images, method))
+    learning_rate(run, run.epochs * per_epoch)
+    _check_starts(run, method, per_epoch)
     if any(isinstance(part, _BatchNorm) for part in net.modules()):
         _check_batch_norm(run, len(images.train))
     built_in = isinstance(images.train, Images) and not (run.loss or run.metric or user_code_of(run))
@@ -183,7 +187,7 @@ def train_run(
         finished = world.on_main_process(lambda: _claim_folder(folder, run, images))
         if finished is not None:
             return finished
-        with torch.random.fork_rng(), hardware.threads(run.threads), _trackers(run, folder) as trackers:
+        with torch.random.fork_rng(), hardware.threads(run.threads), _trackers(run, folder, images) as trackers:
             trainer = Trainer(run, folder, images)
             trainer.resume()
 
@@ -211,7 +215,7 @@ def _check_starts(run: Run, method: Method, per_epoch: int) -> None:
     last = TrainingProgress(total - 1, (total - 1) / total, 0.0)
     for part in parts(method):
         if isinstance(part, ActiveWindow):
-            active = bool(part.active_steps(total, run.optim.lr_at))
+            active = bool(part.active_steps(total, lambda share: math.nan))
         else:
             start: float = getattr(part, "start", 0.0) if "start" in part.amounts else 0.0
             active = last.reached(start, "start")
@@ -288,9 +292,11 @@ def _comparable(config: dict[str, Any]) -> Any:
     )
 
 
-def _trackers(run: Run, folder: Path) -> AbstractContextManager[tracking.TrackedRun]:
+def _trackers(run: Run, folder: Path, data: DataSet) -> AbstractContextManager[tracking.TrackedRun]:
     """Return the run's trackers, which the main process alone has."""
-    info = tracking.RunInfo(run.title, folder.name, run.as_dict())
+    samples = "images" if isinstance(data.train, Images) else "samples"
+    metric = make_objective(run, data).metric
+    info = tracking.RunInfo(run.title, folder.name, run.as_dict(), metric, samples)
     return tracking.following(run.track if collectives.current_world().is_main_process else (), folder, info)
 
 

@@ -21,9 +21,11 @@ from torch import nn
 from steppe import hardware, records
 from steppe.config import Run
 from steppe.core.method import Method
-from steppe.data.dataset import DataSet, Samples
+from steppe.core.optimizers.joint import evaluation_weights, switch
+from steppe.data.dataset import DataSet, Images, Samples
 from steppe.data.prefetch import PrefetchLoader
 from steppe.distributed import collectives
+from steppe.tasks.metric import ACCURACY
 from steppe.training.checkpoint.save_and_resume import CheckpointStore, derive
 from steppe.training.evaluation import evaluate, network_input
 from steppe.training.factories import (
@@ -35,6 +37,7 @@ from steppe.training.factories import (
     wrap_parallel,
 )
 from steppe.training.monitor import Monitor
+from steppe.training.optimizers import learning_rate
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 PATIENCE = 20  # skipped steps in a row after which a run has failed
@@ -43,7 +46,11 @@ _INTERVAL = 0.25  # seconds between two progress reports
 
 @dataclass(frozen=True)
 class TrainingStatus:
-    """Progress of a run; ``share`` is the part of its budget that is spent, 0 to 1."""
+    """Progress of a run, as plain data.
+
+    ``share`` is the part of its budget that is spent, 0 to 1; ``val_accuracy`` is the value of ``metric``, which
+    is None for accuracy; ``samples`` is what is trained on.
+    """
 
     epoch: int
     share: float
@@ -52,6 +59,8 @@ class TrainingStatus:
     images_per_second: float
     seconds_left: float
     val_accuracy: float | None = None
+    metric: dict[str, Any] | None = None
+    samples: str = "images"
 
 
 ProgressCallback = Callable[[TrainingStatus], None]
@@ -85,6 +94,7 @@ class Trainer:
         self.net = make_network(run, self.method, self.images)
         model = wrap_parallel(self.net, run.parallel)
         optimizer = make_optimizer(run, self.net)
+        self.lr_at = learning_rate(run, run.epochs * len(self.loader))
         compiled = cast(nn.Module, torch.compile(model)) if run.compile else model
         options = bind_options(run) | {
             "loss": self.goal.loss,
@@ -95,9 +105,6 @@ class Trainer:
         }
         self.step = self.method.bind(compiled, optimizer, **options)
         self.optimizer = self.step.runtime.optimizer
-        self.rates = [
-            float(group["lr"]) / run.optim.lr if run.optim.lr else 1.0 for group in self.optimizer.param_groups
-        ]
         self.method.allocate(self.step.state, len(self.images.train), self.images.outputs)
         self.store = CheckpointStore(self.folder, self.net, self.step, self.optimizer, run.seed)
         self.monitor = Monitor(run, self.folder, self.images, self.method, self.net, self.step)
@@ -112,6 +119,8 @@ class Trainer:
         while self.share < 1:
             self.epoch += 1
             train = self._train_epoch(progress, started, share_at_start)
+            if self.share >= 1:
+                switch(self.optimizer, "eval")  # a finished run has the weights that are evaluated
             self.val = self._evaluate(self.images.val)
             if not math.isfinite(self.val["loss"]):
                 raise TrainingFailed(f"validation loss is not finite after step {self.steps} (epoch {self.epoch})")
@@ -205,9 +214,9 @@ class Trainer:
         return spent / (self.run.epochs * len(self.loader))
 
     def _set_lr(self) -> float:
-        lr = self.run.optim.lr_at(self.share)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = lr * rate
+        lr = self.lr_at(self.share)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         return lr
 
     def _status(
@@ -223,18 +232,27 @@ class Trainer:
             self._images_per_second(),
             left,
             val,
+            self.metric,
+            "images" if isinstance(self.images.train, Images) else "samples",
         )
+
+    @property
+    def metric(self) -> dict[str, Any] | None:
+        """Return the metric as plain data; None for accuracy."""
+        return None if self.goal.metric == ACCURACY else self.goal.metric.to_dict()
 
     def _images_per_second(self) -> float:
         return self.steps * self.run.batch / max(self.seconds, 1e-9)
 
     def _evaluate(self, samples: Samples) -> dict[str, Any]:
-        return evaluate(self.run, self.method, self.step, self.images, samples, self.goal)
+        with evaluation_weights(self.optimizer):
+            return evaluate(self.run, self.method, self.step, self.images, samples, self.goal)
 
     def _monitored(self) -> dict[str, Any]:
         """Return what the run's monitors measure after an epoch; training is unchanged by it."""
         test = self._evaluate(self.images.test) if self.run.watch.test else {}
-        return {f"test_{k}": v for k, v in test.items()} | self.monitor.measure(self.epoch, self.share >= 1)
+        with evaluation_weights(self.optimizer):
+            return {f"test_{k}": v for k, v in test.items()} | self.monitor.measure(self.epoch, self.share >= 1)
 
     # -- record, save, resume ----------------------------------------------------------------------------
 
@@ -288,7 +306,7 @@ class Trainer:
             "peak_memory_mb": hardware.peak_memory_mb(),
             "parameters": sum(p.numel() for p in self.step.runtime.params),
             "environment": hardware.environment(),
-        }
+        } | ({"metric": self.metric} if self.metric else {})
 
 
 _SAVED = ("epoch", "seconds", "skipped", "skipped_in_a_row", "best", "val")

@@ -3,6 +3,7 @@
 import base64
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
@@ -10,7 +11,8 @@ from steppe.records import Comparison, load, write_text
 from steppe.report import _html, plotting
 from steppe.report.comparison import curves, deployables, equal_budget, pareto, tables
 from steppe.report.comparison._template_context import context
-from steppe.report.comparison.summary import ResultRow, groups, rows
+from steppe.report.comparison.summary import ResultRow, decimals, groups, metric_of, metric_of_all, rows
+from steppe.report.metric_text import MetricText
 from steppe.report.style import styles
 
 DIAGNOSIS = "diagnosis.html"
@@ -19,7 +21,7 @@ _DOWNLOADS = (
     ("table.csv", "CSV", "text/csv"),
     ("table.md", "Markdown", "text/markdown"),
     ("table.tex", "LaTeX", "application/x-tex"),
-    ("budgets.csv", "accuracies at equal budgets, as CSV", "text/csv"),
+    ("budgets.csv", "{} at equal budgets, as CSV", "text/csv"),
     ("outputs.csv", "everything that can be deployed, as CSV", "text/csv"),
 )
 
@@ -74,7 +76,7 @@ def html(comparison: Comparison, table: list[ResultRow], version: str = "") -> s
     style_list = list(styles(comparison).values())
     match = comparison.study.get("match")
     data = {
-        "metrics": curves.METRICS,
+        "metrics": [about_curves(comparison, group) for group in series],
         "axes": curves.AXES,
         "axis": match if match in curves.AXES else "epochs",
         "styles": [{"width": s.width, "dash": s.dash, "mark": s.outline} for s in style_list],
@@ -90,8 +92,7 @@ def html(comparison: Comparison, table: list[ResultRow], version: str = "") -> s
         data,
         **content,
         diagnosis=DIAGNOSIS if (comparison.folder / DIAGNOSIS).exists() else "",
-        downloads=_downloads(files(comparison, table)),
-        metrics=[(name, title.split(" (")[0].lower()) for name, title in curves.METRICS.items()],
+        downloads=_downloads(files(comparison, table), metric_of_all(comparison)),
         styles=style_list,
         order=order,
         deployables=deployables,
@@ -101,10 +102,27 @@ def html(comparison: Comparison, table: list[ResultRow], version: str = "") -> s
     )
 
 
-def _downloads(content: dict[str, str]) -> list[tuple[str, str, str]]:
+def about_curves(comparison: Comparison, group: tuple[str, str]) -> dict[str, dict[str, Any]]:
+    """Return title, axis, unit and decimals of each curve of a data set and network, by its name."""
+    text, places = metric_of(comparison, group[0]), decimals(comparison, group)
+    loss = {"unit": "", "places": 3}
+    metric = {"unit": text.after, "places": 1 if text.metric.percent else places}
+    return {
+        name: {"axis": title if name.endswith("loss") else text.caption(title)}
+        | (loss if name.endswith("loss") else metric)
+        for name, title in curves.titles(comparison, group).items()
+    }
+
+
+def _downloads(content: dict[str, str], text: MetricText) -> list[tuple[str, str, str]]:
     """Return name, label and address of each file; the address contains the file itself."""
+    values = "accuracies" if text.is_accuracy else "metrics" if text.several else text.name
     return [
-        (name, label, f"data:{kind};charset=utf-8;base64,{base64.b64encode(content[name].encode()).decode()}")
+        (
+            name,
+            label.format(values),
+            f"data:{kind};charset=utf-8;base64,{base64.b64encode(content[name].encode()).decode()}",
+        )
         for name, label, kind in _DOWNLOADS
         if name in content
     ]
