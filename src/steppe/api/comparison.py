@@ -81,6 +81,7 @@ class ComparisonResult:
     folder: Path
     errors: dict[str, str] = field(default_factory=dict)
     _temporary: Any = None  # removed with the result
+    _objects: Mapping[tuple[str, str], Any] = field(default_factory=dict)  # what the user passed, for diagnose
 
     @functools.cached_property
     def _records(self) -> records.Comparison:
@@ -323,7 +324,7 @@ def compare(
                 errors = run_here(grid, live.update, functools.cache(_data_of))
             else:
                 errors = experiments.run(grid, jobs or _cores(study), live.update, cluster)
-    return ComparisonResult(folder, {job.name: text for job, text in errors.items()}, temporary)
+    return ComparisonResult(folder, {job.name: text for job, text in errors.items()}, temporary, arguments.objects)
 
 
 def _data_of(run: Any) -> DataSet:
