@@ -1,8 +1,8 @@
 """Functions and classes of the user: imported only if the user names them, found again by their names.
 
-A configuration names code of the user's by text, ``package.module:name`` or ``path/to/file.py:name``. A name becomes
-an object only if this process's user gave it, on the command line (`allow`) or as an object (`register`). A name
-that comes from a record or a settings file alone is refused by `get`, so that reading these imports nothing.
+A configuration names code of the user's by text, ``package.module:name`` or ``path/to/file.py:name``. A name
+becomes an object only if this process's user gave it, on the command line (`allow`) or as an object (`register`).
+A name that comes from a record or a settings file alone is refused by `get`: reading these imports nothing.
 """
 
 from __future__ import annotations
@@ -156,7 +156,11 @@ def fingerprint(value: Any) -> str:
 def fingerprints(names: dict[str, str]) -> dict[str, dict[str, str]]:
     """Return name and source fingerprint of those of ``names``, by kind, that are code of the user's."""
     return {
-        kind: {"name": name, "source": fingerprint(get(kind.partition(" ")[0], name))}
+        kind: {
+            "name": name,
+            "object": reference_of(get(kind.partition(" ")[0], name)),
+            "source": fingerprint(get(kind.partition(" ")[0], name)),
+        }
         for kind, name in names.items()
         if is_registered(kind.partition(" ")[0], name)
     }

@@ -26,7 +26,8 @@ def parse_dataset(dataset: str) -> tuple[str, str, dict[str, str]]:
     name, _, path = dataset.partition(":")
     if name not in _OPTIONS:
         return name, path, {}
-    match = re.fullmatch(r"(|.*?:)(\w+=.*)", path, re.DOTALL)
+    has_path = name != "pydoc-text"
+    match = re.fullmatch(r"(.+?:)(\w+=.*)" if has_path else r"()(\w+=.*)", path, re.DOTALL)
     if match is None:
         return name, path, {}
     options: dict[str, str] = {}

@@ -129,10 +129,18 @@ def apply(name: str, source: Source, options: Data) -> DataSet:
     """
     if options.split_seed < 0:
         raise InputError(f"data.split_seed is {options.split_seed}; give 0 or a positive whole number")
+    mixing = [step for step in options.augment if step in ("mixup", "cutmix")]
+    if mixing and isinstance(source.train, Images) and source.task in ("regression", "ordinal"):
+        raise InputError(
+            f"data.augment is {mixing[0]}, which mixes classes, and {name} is a {source.task}; "
+            "give --data.augment flip crop, or none"
+        )
     rng = np.random.default_rng([options.split_seed, 1])
     y = strata(source.train)
     kind = "images" if isinstance(source.train, Images) else "samples"
-    train = options.train if options.train is None or options.train >= 1 else max(1, round(options.train * len(y)))
+    train = options.train
+    if train is not None and train < 1:
+        train = max(1, round(train * len(y)))
     base = train if train is not None else len(y)
     val = (
         0 if source.val is not None else max(1, round(options.val * base)) if options.val < 1 else int(options.val)

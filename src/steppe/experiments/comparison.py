@@ -17,6 +17,7 @@ from steppe.data.dataset import DataSet
 from steppe.distributed import collectives
 from steppe.errors import InputError
 from steppe.experiments.launchers.cluster import Cluster, launch_on_cluster
+from steppe.experiments.launchers.in_process import launch_here
 from steppe.experiments.launchers.local import launch
 from steppe.experiments.launchers.torchrun import run_in_torchrun
 from steppe.experiments.run_lock import ComparisonRun, Progress, file_lock
@@ -126,6 +127,15 @@ def run(
         if cluster is not None:
             return launch_on_cluster(grid.open, workers, cluster, progress)
         return launch(grid.open, workers, progress)
+
+
+def run_here(grid: ComparisonPlan, progress: Progress, load: Callable[[Run], DataSet]) -> dict[ComparisonRun, str]:
+    """Train the unfinished runs in this process, one after another, and return the errors by job.
+
+    ``load`` returns a run's data. Raises RunError if another process works on the same comparison.
+    """
+    with _lock(grid.out):
+        return launch_here(grid.open, progress, load)
 
 
 def _finished_description(jobs: list[ComparisonRun], out: Path) -> dict[str, dict[str, Any]] | None:

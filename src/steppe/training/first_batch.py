@@ -86,8 +86,8 @@ def _check_same(run: Run, net: nn.Module, again: nn.Module) -> None:
     if different or first.keys() != second.keys():
         name = next(iter(different), "its parameters")
         raise InputError(
-            f"model {run.model} is another each time under seed {run.seed} ({name} differs); draw all weights from "
-            "torch's generator, which is seeded, or from the seed"
+            f"model {run.model} is another each time under seed {run.seed} ({name} differs); draw all weights "
+            "from torch's generator, which is seeded, or from the seed"
         )
 
 

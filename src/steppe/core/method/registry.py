@@ -83,8 +83,8 @@ def parse(spec: str) -> Method:
         name, settings = split_name(one)
         if ":" in name and _entry(name) is None:
             raise InputError(
-                f"unknown method {name!r}; name your class on the command line (--methods {name}, or --code {name} of "
-                "diagnose and export), or enter it in steppe.methods.METHODS, see docs/how-to/method.md"
+                f"unknown method {name!r}; name your class on the command line (--methods {name}, or --code "
+                f"{name} of diagnose and export), or enter it in steppe.methods.METHODS, see docs/how-to/method.md"
             )
         parts.append(make(name, **settings))
     method = parts[-1]

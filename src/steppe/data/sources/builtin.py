@@ -27,10 +27,8 @@ def digits(options: Data) -> Source:
 
     A fixed fifth of every class is the test set, because the data set has none.
     """
-    spec = find_spec("sklearn")  # importing scikit-learn would take a second
-    assert spec is not None
     try:
-        table = np.loadtxt(Path(str(spec.origin)).parent / "datasets/data/digits.csv.gz", delimiter=",")
+        table = _scikit_learn_file("digits.csv.gz", ",")
     except OSError:  # this version keeps the file elsewhere
         from sklearn.datasets import load_digits
 
@@ -43,6 +41,13 @@ def digits(options: Data) -> Source:
     return Source(train, test, tuple("0123456789"), note=note)
 
 
+def _scikit_learn_file(name: str, delimiter: str | None = None) -> np.ndarray:
+    """Return a file of numbers that comes with scikit-learn, whose import would take a second."""
+    spec = find_spec("sklearn")
+    assert spec is not None
+    return np.loadtxt(Path(str(spec.origin)).parent / "datasets/data" / name, delimiter=delimiter)
+
+
 def table(name: str) -> Source:
     """Return one of scikit-learn's tables; a fixed fifth of the rows, of every class, is the test set.
 
@@ -50,19 +55,26 @@ def table(name: str) -> Source:
     the disease after one year (25 to 346). ``breast-cancer``: 569 tumours, 30 features, 2 classes. ``wine``: 178
     wines, 13 features, 3 classes.
     """
-    from sklearn import datasets
-
-    load = {"diabetes": datasets.load_diabetes, "breast-cancer": datasets.load_breast_cancer}
-    bunch: Any = load.get(name, datasets.load_wine)(**({"scaled": False} if name == "diabetes" else {}))
-    features = [Feature(str(f), bunch.data[:, i].astype(float)) for i, f in enumerate(bunch.feature_names)]
-    rows = np.arange(len(bunch.target))
     if name == "diabetes":
-        y = bunch.target.astype(np.float32)[:, None]
-        target = Target("regression", y, rows, outputs=1, unit="points of disease progression")
+        try:
+            x, y = (_scikit_learn_file(f"diabetes_{part}.csv.gz") for part in ("data_raw", "target"))
+        except OSError:
+            from sklearn.datasets import load_diabetes
+
+            x, y = load_diabetes(return_X_y=True, scaled=False)
+        titles: tuple[str, ...] = ("age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6")
+        target = Target("regression", y.astype(np.float32)[:, None], np.arange(len(y)), (), 1, "points")
     else:
-        target = Target("classification", bunch.target.astype(np.int64), rows, tuple(map(str, bunch.target_names)))
+        from sklearn import datasets
+
+        load = {"breast-cancer": datasets.load_breast_cancer, "wine": datasets.load_wine}[name]
+        bunch: Any = load()
+        x, y, titles = bunch.data, bunch.target, tuple(map(str, bunch.feature_names))
+        classes = tuple(map(str, bunch.target_names))
+        target = Target("classification", y.astype(np.int64), np.arange(len(y)), classes)
+    features = [Feature(title, x[:, i].astype(float)) for i, title in enumerate(titles)]
     title = "disease progression" if name == "diabetes" else "class"
-    return table_source(features, target, np.full(len(rows), "train"), [title], [])
+    return table_source(features, target, np.full(len(y), "train"), [title], [])
 
 
 def pydoc_text(options: Mapping[str, str]) -> Source:

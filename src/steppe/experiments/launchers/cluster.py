@@ -100,8 +100,8 @@ def launch_on_cluster(
     code = Code()
     if not cluster.sends_objects and code.unnamed:
         raise InputError(
-            f"{', '.join(code.unnamed)} cannot be imported by another process, as Slurm's jobs must; put it in a module "
-            "(module:name), or use launcher local or ray"
+            f"{', '.join(code.unnamed)} cannot be imported by another process, as Slurm's jobs must; put it in a "
+            "module (module:name), or use launcher local or ray"
         )
     waiting = list(jobs)
     attempts = dict.fromkeys(waiting, WORKERS)

@@ -9,11 +9,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from steppe import hardware, records
+from steppe.experiments.tuning.result import result_as_dict
 from steppe.experiments.tuning.search import BASELINE, Candidate, TuningResult
 from steppe.experiments.tuning.space import Range
 from steppe.records import Comparison
 from steppe.report.metric_text import MetricText
-from steppe.report.plotting import label, style_axes
+from steppe.report.plotting import label, save, style_axes
 from steppe.report.style import Style, styles
 
 
@@ -76,3 +78,13 @@ def _logarithmic(panel: Axes) -> None:
     panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.xaxis.set_minor_formatter(NullFormatter())
+
+
+def write(result: TuningResult, out: Path, command: str) -> dict[str, Any]:
+    """Write ``tune.json`` and the curve as SVG and PNG into a folder; return the content of the former."""
+    content = result_as_dict(result) | {"command": command, "environment": hardware.environment()}
+    records.write_json(out / "tune.json", content)
+    figure = curve(result)
+    for suffix in ("svg", "png"):
+        save(figure, out / f"tune.{suffix}")
+    return content

@@ -96,7 +96,8 @@ def table_source(
         inputs = inputs_of(features, data.train.x)
         data = standardise_targets(data.with_parts(lambda part: Tensors(encode(part.x, inputs), part.y)))
         about = {"columns": names, "mean": list(data.target_mean), "std": list(data.target_std), "unit": data.unit}
-        return replace(data, preparation={"inputs": inputs, "target": about})
+        public = [{key: value for key, value in one.items() if key != "codes"} for one in inputs]
+        return replace(data, preparation={"inputs": public, "target": about})
 
     return Source(
         train, test, target.classes, note="; ".join(notes), val=val if len(val) else None, fingerprint=mark,
@@ -151,7 +152,7 @@ def _feature(column: Column, is_category: bool, where: str) -> Feature | str | N
     values = column.values
     if not values:
         return f"column {column.name!r}, which is empty"
-    if len(values) > MOST_CATEGORIES or (len(values) == count > 2):
+    if not is_category and (len(values) > MOST_CATEGORIES or len(values) == count > 2):
         return f"column {column.name!r} (text, {len(values)} different values)"
     index = {value: float(i) for i, value in enumerate(values)}
     return Feature(
