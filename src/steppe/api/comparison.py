@@ -92,10 +92,10 @@ class ComparisonResult:
         return summary.rows(self._records)
 
     def __str__(self) -> str:
-        shown = [tables.terminal(self._rows), *deployables.terminal(deployables.parts(self._records))]
+        parts = [tables.terminal(self._rows), *deployables.terminal(deployables.parts(self._records))]
         texts = [conclusions.sentence(self._rows), *conclusions.remarks(self._rows)]
         failed = [f"{name}: {message}" for name, message in self.errors.items()]
-        return "\n\n".join([rendered(*shown), *texts, *failed])
+        return "\n\n".join([rendered(*parts), *texts, *failed])
 
     __repr__ = __str__
 
@@ -115,13 +115,13 @@ class ComparisonResult:
         if part not in ("test", "val"):
             raise InputError(f"part is {part!r}; give 'test' or 'val'")
         text = self._text(group)
-        found = {}
+        values = {}
         for record in summary.runs_of(self._records, group, method):
             if record.status == "ok" and record.result is not None:
                 value = summary.value_of(record.result[part]["last"], text)
                 if value is not None:
-                    found[record.seed] = value
-        return found
+                    values[record.seed] = value
+        return values
 
     def difference(self, a: str, b: str, *, dataset: str = "", model: str = "") -> PairedDifference:
         """Return the test metric of method ``a`` minus that of ``b``, over the seeds that both finished.
