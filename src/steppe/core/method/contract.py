@@ -34,6 +34,7 @@ from steppe.core.method.hyperparameters import (
 )
 from steppe.core.model_call import call_for_logits
 from steppe.core.numerics.vector import Vec
+from steppe.core.optimizers.joint import joined
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import Schedule
 from steppe.core.step import Step
@@ -252,7 +253,7 @@ class Method(Generic[State]):
     def bind(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         *,
         loss: LossFunction | str = F.cross_entropy,
         clip: float | None = None,
@@ -275,9 +276,9 @@ class Method(Generic[State]):
             model: The network; called as ``model(x)``, or ``model(**x)`` where a batch is a mapping, it returns
                 logits (B, classes) or something with ``.logits``. It may be compiled, wrapped in DDP or
                 sharded by ``fully_shard``.
-            optimizer: Your own optimizer over the model's parameters; it is neither wrapped nor copied, so
-                its schedulers and checkpoints work as before. A parameter group may have its own ``rho``, unless
-                the optimizer itself has a setting of that name, as Adadelta.
+            optimizer: Your own optimizer over the model's parameters, or a list of several that hold some each;
+                they are not copied, so their schedulers and checkpoints work as before. A parameter group may
+                have its own ``rho``, unless its optimizer has a setting of that name, as Adadelta.
             loss: ``loss(logits, y)``, the mean over the batch; 'model' if the model, given the targets, returns
                 its own loss; or `steppe.ModelLoss` of a function that calls the model itself. The buffers of a
                 module count each batch once, as the model's do.
@@ -306,11 +307,7 @@ class Method(Generic[State]):
         """
         if not isinstance(model, nn.Module):
             raise InputError(f"model is of type {type(model).__name__}; give a torch.nn.Module")
-        if not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "step")):
-            raise InputError(
-                f"optimizer is of type {type(optimizer).__name__}; give a torch.optim.Optimizer of the model's "
-                "parameters"
-            )
+        optimizer = joined(optimizer)
         for name in scheduled(self):
             param_groups.check_setting(optimizer, name)
         options = BindOptions(
