@@ -21,6 +21,7 @@ from steppe.experiments.comparison import run_here
 from steppe.report.comparison import conclusions, deployables, page, summary, tables
 from steppe.report.metric_text import MetricText
 from steppe.report.statistics import paired_difference
+from steppe.training.export import Which, export
 from steppe.training.run import load_data
 
 METHODS = ("plain", "repeat-step", "sam", "ema")
@@ -199,6 +200,27 @@ class ComparisonResult:
         frame: Any = pandas.DataFrame(rows)
         constant = [k for k in ("dataset", "model") if frame[k].nunique() < 2]
         return frame.drop(columns=constant).set_index("method")
+
+    def export(
+        self, method: str, path: str | Path, *, seed: int | None = None, which: Which = "best",
+        network: int | None = None, dataset: str = "", model: str = "",
+    ) -> Path:  # fmt: skip
+        """Write the deployed network of one run to the folder ``path``, as ``steppe export``, and return it.
+
+        ``seed`` is the first that finished if not given; ``which`` is 'best' or 'last'; ``network`` one of the
+        networks of a method that trains several.
+
+        Raises InputError if there is no such run, or the network is code of another session: give it again, with
+        ``steppe export --code``.
+        """
+        group = self._group(dataset, model)
+        runs = [r for r in summary.runs_of(self._records, group, method) if r.status == "ok"]
+        run = next((r for r in runs if seed in (None, r.seed)), None)
+        if run is None:
+            raise InputError(f"no run of {method} with seed {seed} has finished; finish the comparison first")
+        with user_code.registered(dict(self._objects)):
+            export(self.folder / "runs" / run.digest, Path(path), which=which, network=network)
+        return Path(path)
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write the page of the comparison, one HTML file, to its folder or to ``path``; return where it is."""
