@@ -77,7 +77,7 @@ def names_in(spec: str) -> list[str]:
 def parse(spec: str) -> Method:
     """Make a method from text: ``sam``, ``sam:rho=0.1``, or ``sam:rho=0.1+gc`` for a combination.
 
-    ``module:Class``, with settings after a further colon, is a class that the user gave (`steppe.config.user_code`).
+    ``module:Class``, with settings after a further colon, is a class that the user gave.
 
     Raises InputError as `make` does, and for a pair that cannot be combined.
     """
