@@ -22,9 +22,9 @@ from steppe.data.dataset import DataSet, Images
 from steppe.data.normalize import Normalizer
 from steppe.distributed import collectives
 from steppe.errors import InputError
+from steppe.training._first_batch import check_first_batch, check_step
 from steppe.training.checkpoint.save_and_resume import CHECKPOINT
 from steppe.training.factories import make_loader, make_model, make_objective, make_optimizer
-from steppe.training.first_batch import check_first_batch, check_step
 from steppe.training.optimizers import learning_rate
 from steppe.training.trainer import ProgressCallback, Trainer, TrainingFailed, TrainingStatus
 
