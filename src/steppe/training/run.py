@@ -106,6 +106,7 @@ def _images_record(run: Run, images: DataSet) -> dict[str, dict[str, Any]]:
         content |= {"mean": list(normalize.mean), "std": list(normalize.std)}
     else:
         content |= {"task": images.task, "outputs": images.outputs, "inputs": _inputs(images.train.x)}
+    content |= {"preparation": dict(images.preparation)} if images.preparation else {}
     return {"images": {"fingerprint": images.fingerprint, **location, **content}}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +94,10 @@ def table_source(
     def prepare(data: DataSet) -> DataSet:
         assert isinstance(data.train.x, Tensor)
         inputs = inputs_of(features, data.train.x)
-        data = standardise_targets(data.with_parts(lambda part: Tensors(encode(part.x, inputs), part.y)))
-        about = {"columns": names, "mean": list(data.target_mean), "std": list(data.target_std), "unit": data.unit}
         public = [{key: value for key, value in one.items() if key != "codes"} for one in inputs]
-        return replace(data, preparation={"inputs": public, "target": about})
+        about = {"inputs": public, "predicts": names}
+        encoded = data.with_parts(lambda part: Tensors(encode(part.x, inputs), part.y), preparation=about)
+        return standardise_targets(encoded)
 
     return Source(
         train, test, target.classes, note="; ".join(notes), val=val if len(val) else None, fingerprint=mark,

@@ -185,6 +185,8 @@ def standardise_targets(data: DataSet) -> DataSet:
         y = ((part.y.double() - mean) / std).float()
         return replace(part, y=y) if isinstance(part, Images) else Tensors(part.x, y)
 
+    about = {"mean": mean.tolist(), "std": std.tolist(), "unit": data.unit}
+    data = data.with_parts(scaled, preparation={**data.preparation, "target": about})
     if y.shape[1] > 1 and not data.unit:
-        return data.with_parts(scaled, unit="standard deviations")
-    return data.with_parts(scaled, target_mean=tuple(mean.tolist()), target_std=tuple(std.tolist()))
+        return replace(data, unit="standard deviations")
+    return replace(data, target_mean=tuple(about["mean"]), target_std=tuple(about["std"]))
