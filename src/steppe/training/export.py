@@ -165,8 +165,8 @@ def _input(folder: Path, run: Run) -> tuple[DataSet, Normalizer | None]:
         rows = torch.arange(stored["train"]) % IMAGES
         train, few = Images(pixels, torch.zeros_like(rows), rows), Images(pixels, torch.zeros(IMAGES).long())
         mean, std = (tuple(map(float, stored[name])) for name in ("mean", "std"))
-        classes, about = tuple(map(str, stored["classes"])), stored.get("preparation", {})
-        images_ = DataSet(run.dataset, train, few, few, classes, preparation=about)
+        about = {key: stored[key] for key in ("task", "outputs", "preparation") if key in stored}
+        images_ = DataSet(run.dataset, train, few, few, tuple(map(str, stored["classes"])), **about)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder / CONFIG} is damaged (images: {error}); give another run") from None
     return images_, Normalizer(mean, std)
