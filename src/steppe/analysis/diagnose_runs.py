@@ -138,7 +138,7 @@ def _existing_diagnosis(home: Path, request: Request, settings: SuiteSettings | 
         content: dict[str, Any] = json.loads(path.read_text())
     except ValueError:
         return None
-    request = request.as_dict()
-    if "error" in content or {key: content.get(key) for key in request} != request:
+    depends = request.as_dict()
+    if "error" in content or {key: content.get(key) for key in depends} != depends:
         return None
     return content if settings is None or content.get("settings") == vars(settings) else None

@@ -150,7 +150,9 @@ class CorruptedImages:
             if self.published is None:
                 clean, versions = images, {(c, s): corrupt(images, c, s, seed) for c, s in cells}
             else:
-                clean = subset(trained.images.test, len(images))
+                test = trained.images.test
+                assert isinstance(test, Images)
+                clean = subset(test, len(images))
                 kind = (trained.images.classes, size, trained.images.channels, len(clean))
                 versions = {(c, s): read_published(self.published, c, s, *kind) for c, s in cells}
             self._cache = {key: (clean, versions)}  # the images of one data set are enough

@@ -87,9 +87,9 @@ class Arguments:
         elif inspect.isclass(method):
             return self.name("method", method)
         elif isinstance(method, Method):
-            for one in _parts(method):
-                if type(one) not in listed and not type(one).__module__.startswith("steppe."):
-                    self.name("method", type(one))
+            for part in _parts(method):
+                if type(part) not in listed and not type(part).__module__.startswith("steppe."):
+                    self.name("method", type(part))
         return method
 
     def metric(self, metric: Any) -> str:

@@ -35,13 +35,15 @@ class Live:
         self.notebook = show and in_notebook()
         self.terminal = show and not self.notebook and sys.stderr.isatty()
         self._display: Any = None
-        self._shown = 0.0
+        self._updated = 0.0
 
     def __enter__(self) -> Self:
         if self.notebook and self.total:
             from IPython.display import HTML, display
 
-            self._display = display(HTML(f"<p>0 of {self.total} runs</p>"), display_id=True)
+            show: Any = display
+            page: Any = HTML
+            self._display = show(page(f"<p>0 of {self.total} runs</p>"), display_id=True)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -54,9 +56,9 @@ class Live:
         """Show a run's status, result or error."""
         ended = not isinstance(news, TrainingStatus)
         self.done += ended
-        if time.monotonic() - self._shown < _PAUSE:
+        if time.monotonic() - self._updated < _PAUSE:
             return
-        self._shown = time.monotonic()
+        self._updated = time.monotonic()
         if self.terminal:
             epoch = f", epoch {news.epoch}" if isinstance(news, TrainingStatus) else ""
             print(
@@ -68,9 +70,10 @@ class Live:
     def _refresh(self) -> None:
         from IPython.display import HTML
 
+        page: Any = HTML
         with contextlib.suppress(InputError):  # a record that a worker is writing
             rows = summary.rows(records.load(self.folder))
-            self._display.update(HTML(html(rows, [f"{self.done} of {self.total} runs"])))
+            self._display.update(page(html(rows, [f"{self.done} of {self.total} runs"])))
 
 
 def html(rows: Sequence[summary.ResultRow], notes: Sequence[str]) -> str:

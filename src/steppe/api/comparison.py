@@ -21,6 +21,7 @@ from steppe.experiments.comparison import run_here
 from steppe.report.comparison import conclusions, deployables, page, summary, tables
 from steppe.report.metric_text import MetricText
 from steppe.report.statistics import paired_difference
+from steppe.training.export import Which, export
 from steppe.training.run import load_data
 
 METHODS = ("plain", "repeat-step", "sam", "ema")
@@ -92,10 +93,10 @@ class ComparisonResult:
         return summary.rows(self._records)
 
     def __str__(self) -> str:
-        shown = [tables.terminal(self._rows), *deployables.terminal(deployables.parts(self._records))]
+        parts = [tables.terminal(self._rows), *deployables.terminal(deployables.parts(self._records))]
         texts = [conclusions.sentence(self._rows), *conclusions.remarks(self._rows)]
         failed = [f"{name}: {message}" for name, message in self.errors.items()]
-        return "\n\n".join([rendered(*shown), *texts, *failed])
+        return "\n\n".join([rendered(*parts), *texts, *failed])
 
     __repr__ = __str__
 
@@ -115,13 +116,13 @@ class ComparisonResult:
         if part not in ("test", "val"):
             raise InputError(f"part is {part!r}; give 'test' or 'val'")
         text = self._text(group)
-        found = {}
+        values = {}
         for record in summary.runs_of(self._records, group, method):
             if record.status == "ok" and record.result is not None:
                 value = summary.value_of(record.result[part]["last"], text)
                 if value is not None:
-                    found[record.seed] = value
-        return found
+                    values[record.seed] = value
+        return values
 
     def difference(self, a: str, b: str, *, dataset: str = "", model: str = "") -> PairedDifference:
         """Return the test metric of method ``a`` minus that of ``b``, over the seeds that both finished.
@@ -199,6 +200,27 @@ class ComparisonResult:
         frame: Any = pandas.DataFrame(rows)
         constant = [k for k in ("dataset", "model") if frame[k].nunique() < 2]
         return frame.drop(columns=constant).set_index("method")
+
+    def export(
+        self, method: str, path: str | Path, *, seed: int | None = None, which: Which = "best",
+        network: int | None = None, dataset: str = "", model: str = "",
+    ) -> Path:  # fmt: skip
+        """Write the deployed network of one run to the folder ``path``, as ``steppe export``, and return it.
+
+        ``seed`` is the first that finished if not given; ``which`` is 'best' or 'last'; ``network`` one of the
+        networks of a method that trains several.
+
+        Raises InputError if there is no such run, or the network is code of another session: give it again, with
+        ``steppe export --code``.
+        """
+        group = self._group(dataset, model)
+        runs = [r for r in summary.runs_of(self._records, group, method) if r.status == "ok"]
+        run = next((r for r in runs if seed in (None, r.seed)), None)
+        if run is None:
+            raise InputError(f"no run of {method} with seed {seed} has finished; finish the comparison first")
+        with user_code.registered(dict(self._objects)):
+            export(self.folder / "runs" / run.digest, Path(path), which=which, network=network)
+        return Path(path)
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write the page of the comparison, one HTML file, to its folder or to ``path``; return where it is."""

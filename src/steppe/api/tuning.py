@@ -88,8 +88,8 @@ def tune(
         new_model, data, loss, metric, task, optimizer, lr, optim, epochs, batch, collate, split, name: As in
             `steppe.compare`.
         method: A method, or its name with settings.
-        settings: Settings to search: names such as 'rho', 'rho=0.01..0.5', several in a list, or a mapping of names
-            to (low, high). By default the method's main one.
+        settings: Settings to search: names such as 'rho', 'rho=0.01..0.5', several in a list, or a mapping of
+            names to (low, high). By default the method's main one.
         trials: Number of values to try.
         seconds: Time limit for everything; no limit if not given.
         seeds: Runs per trial, each with another seed.

@@ -152,8 +152,8 @@ def add_config(parser: ArgumentParser, cls: type, out: str, folder: str) -> None
 
 _CODE = {
     "models": "model", "model": "model", "datasets": "dataset", "dataset": "dataset", "methods": "method",
-    "method": "method", "loss": "loss", "metric": "metric", "optim.name": "optimizer", "optim.schedule": "schedule",
-    "code": "",
+    "method": "method", "loss": "loss", "metric": "metric", "optim.name": "optimizer", "code": "",
+    "optim.schedule": "schedule",
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -147,7 +147,7 @@ class Fetched:
     """
 
     dataset: Any
-    collate: Callable[[Sequence[Any]], Any]
+    collate: Callable[[Any], Any]
     rows: np.ndarray | None = None
     sampler: Any = None
 

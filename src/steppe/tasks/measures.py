@@ -156,7 +156,7 @@ _MEANS: dict[str, tuple[Metric, Any, Callable[[float], float]]] = {
     "perplexity": (Metric("perplexity", higher=False, percent=False), _nats, _exp),
 }
 # of torchmetrics: for classes, and for labels
-_CLASSES = {
+_CLASSES: dict[str, tuple[Metric, str, dict[str, Any]]] = {
     "macro-f1": (Metric("macro F1"), "F1Score", {"average": "macro"}),
     "balanced-accuracy": (Metric("balanced accuracy"), "Accuracy", {"average": "macro"}),
     "auroc": (Metric("AUROC", percent=False), "AUROC", {}),
@@ -164,7 +164,7 @@ _CLASSES = {
     "mean-iou": (Metric("mean IoU"), "JaccardIndex", {"average": "macro"}),
     "kappa": (Metric("quadratic kappa", percent=False), "CohenKappa", {"weights": "quadratic"}),
 }
-_NUMBERS = {
+_NUMBERS: dict[str, tuple[Metric, str, dict[str, Any]]] = {
     "r2": (Metric("R2", percent=False), "R2Score", {}),
     "spearman": (Metric("Spearman correlation", percent=False), "SpearmanCorrCoef", {}),
     "pearson": (Metric("Pearson correlation", percent=False), "PearsonCorrCoef", {}),

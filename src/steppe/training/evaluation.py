@@ -29,11 +29,12 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return metric and mean loss of the deployed model over ``samples``, a part of ``data``.
 
-    The metric's key is 'accuracy' (a fraction), or 'metric' for any other. The loss is the cross-entropy of classes
-    without label smoothing, else that of training. A method with several outputs adds ``outputs``: the same for
-    each of its networks, branches and ensembles by name, and for classes ``diversity``, the mean L2 distance
-    between the probabilities of two of its networks or branches. With ``data.imbalance`` it adds ``groups``: the
-    accuracy over classes with many, a medium number of and few training samples (see `shot_groups`).
+    The metric's key is 'accuracy' (a fraction), or 'metric' for any other. The loss is the cross-entropy of
+    classes without label smoothing, else that of training. A method with several outputs adds ``outputs``: the
+    same for each of its networks, branches and ensembles by name, and for classes ``diversity``, the mean L2
+    distance between the probabilities of two of its networks or branches. With ``data.imbalance`` it adds
+    ``groups``: the accuracy over classes with many, a medium number of and few training samples (see
+    `shot_groups`).
 
     All processes call it together and get the same numbers.
     """

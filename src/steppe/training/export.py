@@ -46,14 +46,14 @@ def export(
 ) -> dict[str, Any]:
     """Write a run's deployed network to the folder ``out`` and return the content of ``model.json``.
 
-    ``which`` chooses the weights of the best validation epoch or the last ones; ``network``, counted from 1, one of
-    the networks of a method that trains several. A network of the user's that torch.export cannot take is written
-    as weights alone, which ``model.json`` says.
+    ``which`` chooses the weights of the best validation epoch or the last ones; ``network``, counted from 1, one
+    of the networks of a method that trains several. A network of the user's that torch.export cannot take is
+    written as weights alone, which ``model.json`` says.
 
     Raises:
         InputError: The folder is not a run's or has no checkpoint, the method deploys several networks, the run's
-            network is code that the user did not name, or onnx is True and not installed. Of an older run also that
-            its images are missing or have changed.
+            network is code that the user did not name, or onnx is True and not installed. Of an older run also
+            that its images are missing or have changed.
         RunError: ``out`` cannot be written.
     """
     if onnx and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):

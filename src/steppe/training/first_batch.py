@@ -41,16 +41,16 @@ def check_first_batch(run: Run, data: DataSet) -> None:
     """Raise InputError unless the network is the same under a seed and takes a batch, forward and backward."""
     goal = make_objective(run, data)
     with seeded(run.seed), torch.random.fork_rng():
-        net = _made(run, data)
+        net = _new_network(run, data)
         if is_user_model(run):
-            _check_same(run, net, _made(run, data))
+            _check_same(run, net, _new_network(run, data))
         net = net.to(hardware.device())
         batch = _first_batch(run, data, net)
         with _one_line(f"model {run.model} on a batch of {run.dataset}"):
             loss, output = _forward(net, batch, goal)
             if not math.isfinite(value := float(loss.detach())):
                 raise InputError(f"the loss of the first batch is {value}; repair the data or the loss")
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             if all(p.grad is None for p in net.parameters() if p.requires_grad):
                 raise InputError("no parameter has a gradient of the loss; compute it from the network's output")
         if goal.new_measure is not None and output.numel():
@@ -74,7 +74,7 @@ def check_step(run: Run, data: DataSet) -> None:
             step(_first_batch(run, data, net))
 
 
-def _made(run: Run, data: DataSet) -> nn.Module:
+def _new_network(run: Run, data: DataSet) -> nn.Module:
     torch.manual_seed(derive(run.seed, "init"))
     net = make_model(run, data)
     return net.double() if run.precision == "fp64" else net

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -26,7 +26,7 @@ _MOST = 2 * 2**30  # bytes of a data set that is collected into memory
 _PROBES = 16  # samples that are fetched twice, to see whether the data set draws random numbers
 
 
-def user_source(value: Any, task: str = "", collate: Callable[[Sequence[Any]], Any] | None = None) -> Source:
+def user_source(value: Any, task: str = "", collate: Any = None) -> Source:
     """Return the source of a user's data.
 
     Args:
@@ -57,7 +57,7 @@ def user_source(value: Any, task: str = "", collate: Callable[[Sequence[Any]], A
     shared = {"fingerprint": _fingerprint(parts), "task": kind, "outputs": outputs}
     notes = []
     if "test" not in parts:
-        parts["train"], parts["test"] = split_off_fifth(parts["train"])  # type: ignore[type-var]
+        parts["train"], parts["test"] = split_off_fifth(parts["train"])
         stratum = " of every class" if kind == "classification" and isinstance(train, Images | Tensors) else ""
         notes.append(f"test samples: a fixed fifth{stratum}, as the data come without a test set")
     return Source(
@@ -66,7 +66,7 @@ def user_source(value: Any, task: str = "", collate: Callable[[Sequence[Any]], A
         names,
         val=parts.get("val"),
         note="; ".join(notes),
-        **shared,  # type: ignore[arg-type]
+        **shared,
     )
 
 
@@ -87,7 +87,7 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, Tensor | np.ndarray) or hasattr(value, "to_numpy")
 
 
-def _part(value: Any, collate: Callable[[Sequence[Any]], Any] | None) -> Samples:
+def _part(value: Any, collate: Any) -> Samples:
     """Return one part as samples."""
     if inspect.isroutine(value):
         value = value()
@@ -121,8 +121,8 @@ def _part(value: Any, collate: Callable[[Sequence[Any]], Any] | None) -> Samples
     if isinstance(value, Iterable):
         return _collected(value)
     raise InputError(
-        f"data is {type(value).__name__}; give inputs and targets, a torch Dataset, a DataLoader, or a Hugging Face "
-        "data set"
+        f"data is {type(value).__name__}; give inputs and targets, a torch Dataset, a DataLoader, or a Hugging "
+        "Face data set"
     )
 
 
@@ -214,7 +214,7 @@ def _outputs(task: str, parts: Mapping[str, Samples]) -> tuple[Sequence[Any], in
     values = values[values != IGNORED]
     least, most = (int(values.min()), int(values.max())) if len(values) else (0, 1)
     if least < 0 and task == "classification":
-        classes = values.unique().tolist()
+        classes = sorted(set(values.tolist()))
         return classes, len(classes)
     return range(most + 1), most + 1
 
@@ -306,7 +306,7 @@ def _in_memory(samples: Fetched) -> Samples:
     )
     if not plain or size * len(samples) > _MOST:
         return samples
-    rows = torch.arange(len(samples)).split(256)
+    rows = [torch.arange(i, min(i + 256, len(samples))) for i in range(0, len(samples), 256)]
     with seeded(0):
         try:
             return _joined([samples.batch(index) for index in rows])
@@ -344,5 +344,6 @@ def _fingerprint(parts: Mapping[str, Samples]) -> str:
         for tensor in content:
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
             flat = tensor.contiguous().reshape(-1)
-            digest.update(memoryview(flat.view(torch.uint8).numpy() if flat.numel() else b""))
+            if flat.numel():
+                digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

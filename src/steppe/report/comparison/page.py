@@ -32,8 +32,8 @@ def write(folder: Path) -> Path:
 
     Also written are ``table.csv``, ``table.md``, ``table.tex``, ``curves.svg`` and ``curves.png``; once a run has
     finished ``budgets.csv`` and ``cost.svg``; ``outputs.csv`` where a method can deploy more than one thing, and
-    ``classes.csv`` where the records have accuracies of classes. A comparison whose runs have not all finished can be
-    reported too.
+    ``classes.csv`` where the records have accuracies of classes. A comparison whose runs have not all finished can
+    be reported too.
 
     Raises:
         steppe.errors.InputError: The folder is not that of a comparison, or is damaged.
