@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_the_data_sets_of_the_page_load(command: list[str]) -> None:
     name, size = command[command.index("--datasets") + 1], 32 if "--data.size" in command else None
-    values = {a.removeprefix("--data."): b for a, b in zip(command, command[1:], strict=False)}
+    values = {a.removeprefix("--data."): b for a, b in pairwise(command)}
     options = {k: float(values[k]) for k in ("train", "imbalance", "label_noise") if k in values}
     loaded = data.load(name, Data(size=size, augment=("flip",), **options))
     tasks = {"unit=": "regression", "=labels": "multi-label", "text": "language modelling"}
