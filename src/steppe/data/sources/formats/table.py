@@ -68,9 +68,10 @@ def load(path: Path, options: Mapping[str, str]) -> Source:
         raise InputError(f"table {path} has no columns to predict {options['target']} from; give other columns")
     notes += [target.note] if target.note else []
     notes += [f"left out: {', '.join(left_out)}"] if left_out else []
-    content = [[f.name, f.categories, f.raw.tolist()] for f in features]
-    mark = fingerprint(content, target.task, target.y.tolist(), target.classes, [parts[i] for i in target.rows])
-    return table_source(features, target, np.array(parts)[target.rows], names, notes, mark)
+    inputs = [part for f in features for part in ([f.name, *f.categories], f.raw)]
+    places = np.array(parts)[target.rows]
+    mark = fingerprint(*inputs, [target.task, *target.classes], target.y, places.tolist())
+    return table_source(features, target, places, names, notes, mark)
 
 
 def table_source(

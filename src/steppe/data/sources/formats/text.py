@@ -20,6 +20,7 @@ from steppe.errors import InputError
 
 LENGTH = 128
 _JOIN = "\n\n"
+_CODES = 0x110000  # of Unicode
 
 
 def load(path: Path, options: Mapping[str, str]) -> Source:
@@ -98,16 +99,15 @@ def _numbered(data: DataSet) -> DataSet:
     """Return code points as indices into the training part's characters; any other is the index after the last."""
     assert isinstance(data.train.x, Tensor)
     assert data.train.y is not None
-    codes = torch.unique(torch.cat([data.train.x, data.train.y]))
-
-    def index(values: Tensor) -> Tensor:
-        at = torch.searchsorted(codes, values.contiguous()).clamp(max=len(codes) - 1)
-        return torch.where(codes[at] == values, at, len(codes))
+    counts = sum(torch.bincount(t.reshape(-1), minlength=_CODES) for t in (data.train.x, data.train.y))
+    codes = torch.as_tensor(counts).nonzero()[:, 0]
+    numbers = torch.full((_CODES,), len(codes))
+    numbers[codes] = torch.arange(len(codes))
 
     def renumbered(part: Samples) -> Tensors:
         assert isinstance(part.x, Tensor)
         assert part.y is not None
-        return Tensors(index(part.x), index(part.y))
+        return Tensors(numbers[part.x], numbers[part.y])
 
     note = f"{len(codes)} different characters in training"
     about = {"characters": "".join(map(chr, codes.tolist())), "other": len(codes)}
