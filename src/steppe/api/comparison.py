@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from steppe import experiments, records, user_code
+from steppe import experiments, records
 from steppe.api import _arguments, _live
 from steppe.api._arguments import Arguments
 from steppe.api._text import rendered
-from steppe.config import Monitoring, Study, from_dict
+from steppe.config import Monitoring, Study, from_dict, user_code
 from steppe.data.dataset import DataSet
 from steppe.errors import InputError, unknown
 from steppe.experiments.comparison import run_here
@@ -81,7 +82,6 @@ class ComparisonResult:
 
     folder: Path
     errors: dict[str, str] = field(default_factory=dict)
-    _temporary: Any = None  # removed with the result
     _objects: Mapping[tuple[str, str], Any] = field(default_factory=dict)  # what the user passed, for diagnose
 
     @functools.cached_property
@@ -331,14 +331,13 @@ def compare(
     for key in options:
         if key not in Study.__dataclass_fields__:
             raise unknown("option", key, Study.__dataclass_fields__)
-    temporary = tempfile.TemporaryDirectory(prefix="steppe-") if out is None else None
-    folder = Path(temporary.name if temporary else cast(Any, out))
+    folder = Path(tempfile.mkdtemp(prefix="steppe-") if out is None else out)
     if isinstance(values.get("watch"), Mapping):
         values["watch"] = from_dict(Monitoring, values["watch"])
-    study = Study(**values)
     if jobs < 0:
         raise InputError(f"jobs is {jobs}; give 0 (as many as fit) or more")
     with user_code.registered(arguments.objects):
+        study = Study(**values)
         cluster = experiments.Launcher.parse(launcher).cluster(folder)
         grid = experiments.prepare(study, folder, f"steppe.compare(..., out={str(folder)!r})", retry=retry)
         with _live.Live(grid.out, len(grid.open), progress) as live:
@@ -346,7 +345,11 @@ def compare(
                 errors = run_here(grid, live.update, functools.cache(_data_of))
             else:
                 errors = experiments.run(grid, jobs or _cores(study), live.update, cluster)
-    return ComparisonResult(folder, {job.name: text for job, text in errors.items()}, temporary, arguments.objects)
+    messages = {job.name: text for job, text in errors.items()}
+    result = ComparisonResult(folder, messages, arguments.objects)
+    if out is None:
+        weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)
+    return result
 
 
 def _data_of(run: Any) -> DataSet:

@@ -34,7 +34,7 @@ from steppe.training.checkpoint.file import REMEDY, TRAIN_AGAIN
 from steppe.training.checkpoint.save_and_resume import CheckpointStore
 from steppe.training.evaluation import network_input
 from steppe.training.factories import evaluated_batches, is_user_model, make_model, make_network, make_optimizer
-from steppe.training.run import CONFIG, digest, load_images, read_run, stored_images
+from steppe.training.run import CONFIG, digest, load_images, read_run, require_code, stored_images
 
 Which = Literal["best", "last"]
 CLOSE = 1e-4  # largest difference, as a share of the largest logit
@@ -58,6 +58,7 @@ def export(
     """
     if onnx and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
         raise InputError("onnx is not installed; pip install 'steppe[onnx]', or leave --onnx out")
+    require_code(folder, "model", "method")
     run = read_run(folder)
     data, normalize = _input(folder, run)
     method = run.method

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from steppe import hardware, models, user_code
-from steppe.config import Run
+from steppe import hardware, models
+from steppe.config import Run, user_code
 from steppe.core.batch import Batch
 from steppe.core.method import Method
 from steppe.core.optimizers.joint import joined, switch

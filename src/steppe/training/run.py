@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from steppe import data, hardware, records, tracking, user_code
-from steppe.config import Run, essential, field_types, from_dict, parse_dataset, with_path
+from steppe import data, hardware, records, tracking
+from steppe.config import Run, essential, field_types, from_dict, parse_dataset, user_code, with_path
 from steppe.core.composition import ActiveWindow, parts
 from steppe.core.method import Method
 from steppe.core.method.registry import names_in
@@ -51,6 +51,7 @@ def load_images(folder: Path) -> DataSet:
 
     Raises InputError for a folder that is not a run's, and for images other than those it was trained on.
     """
+    require_code(folder)
     run, stored = read_run(folder), stored_images(folder)
     path = stored.get("path")
     located = path is not None and Path(path).exists()
@@ -58,6 +59,14 @@ def load_images(folder: Path) -> DataSet:
     images = replace(data.load(name, run.data, task=run.task), name=run.dataset)
     check_images(folder, images)
     return images
+
+
+def require_code(folder: Path, *kinds: str) -> None:
+    """Raise InputError if a run's record names code, of these kinds or of any, that the user did not give."""
+    code = (records.read_json_if_exists(folder / CONFIG) or {}).get("code")
+    for kind, entry in code.items() if isinstance(code, dict) else ():
+        if kind.partition(" ")[0] in (kinds or ("model", "dataset", "loss", "metric", "method")):
+            user_code.get(kind.partition(" ")[0], str(entry.get("name")) if isinstance(entry, dict) else "")
 
 
 def check_images(folder: Path, images: DataSet) -> None:

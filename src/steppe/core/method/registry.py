@@ -8,8 +8,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
-from steppe import user_code
-from steppe.config import parse_spec
+from steppe.config import parse_spec, user_code
 from steppe.config.docstrings import docstring
 from steppe.config.method_spec import SPEC, format_spec
 from steppe.core import schedules
@@ -60,21 +59,25 @@ def _entry(name: str) -> Callable[..., Method] | None:
 
 def split_name(spec: str) -> tuple[str, dict[str, Any]]:
     """Split the text of one method into its name, which may be ``module:Class``, and its settings."""
+    name = _own_name(spec)
+    return parse_spec(spec) if name is None else (name, parse_spec(f"method{spec[len(name) :]}")[1])
+
+
+def _own_name(spec: str) -> str | None:
+    """Return the ``module:Class`` that the text of one method starts with, if it does."""
     reference = user_code.reference_in(spec)
-    if reference is None or reference.partition(":")[0] in METHODS:
-        return parse_spec(spec)
-    return reference, parse_spec(f"method{spec[len(reference) :]}")[1]
+    return None if reference is None or reference.partition(":")[0] in METHODS else reference
 
 
 def names_in(spec: str) -> list[str]:
     """Return the names of the methods that a text combines, without their settings."""
-    return [split_name(one)[0] for one in spec.split("+")]
+    return [_own_name(one) or one.partition(":")[0] for one in spec.split("+")]
 
 
 def parse(spec: str) -> Method:
     """Make a method from text: ``sam``, ``sam:rho=0.1``, or ``sam:rho=0.1+gc`` for a combination.
 
-    ``module:Class``, with settings after a further colon, is a class that the user gave (`steppe.user_code`).
+    ``module:Class``, with settings after a further colon, is a class that the user gave (`steppe.config.user_code`).
 
     Raises InputError as `make` does, and for a pair that cannot be combined.
     """
