@@ -113,8 +113,11 @@ def _images_record(run: Run, images: DataSet) -> dict[str, dict[str, Any]]:
         normalize = Normalizer.of(run.data.normalize, images.train)
         content |= {"channels": images.channels, "size": images.size}
         content |= {"mean": list(normalize.mean), "std": list(normalize.std)}
+        if images.task != "classification":
+            content |= {"task": images.task, "outputs": images.outputs}
     else:
         content |= {"task": images.task, "outputs": images.outputs, "inputs": _inputs(images.train.x)}
+    content |= {"preparation": dict(images.preparation)} if images.preparation else {}
     return {"images": {"fingerprint": images.fingerprint, **location, **content}}
 
 
