@@ -9,11 +9,13 @@ from steppe.core.method import hyper as hyper
 from steppe.core.method.registry import make as make
 from steppe.core.method.registry import names as names
 from steppe.core.method.registry import parse as parse
+from steppe.core.optimizers.splits import split_for_muon as split_for_muon
 from steppe.core.runtime import Passes as Passes
 from steppe.core.runtime import Runtime as Runtime
 from steppe.core.runtime import StepOutput as StepOutput
 from steppe.core.schedules import Cosine as Cosine
 from steppe.core.schedules import Linear as Linear
+from steppe.core.schedules import Ramp as Ramp
 from steppe.core.schedules import Schedule as Schedule
 from steppe.core.schedules import WithLR as WithLR
 from steppe.core.step import Step as Step

@@ -182,7 +182,7 @@ def _check_starts(run: Run, method: Method, per_epoch: int) -> None:
     last = TrainingProgress(total - 1, (total - 1) / total, 0.0)
     for part in parts(method):
         if isinstance(part, ActiveWindow):
-            active = bool(part.active_steps(total, lambda share: math.nan))
+            active = bool(part.active_steps(total, lambda share: math.nan, run.optim.decay_start))
         else:
             start: float = getattr(part, "start", 0.0) if "start" in part.amounts else 0.0
             active = last.reached(start, "start")
