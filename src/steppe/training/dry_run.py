@@ -93,7 +93,9 @@ def _scheduled(
 
             def at(t: int, value: Schedule = value) -> float:
                 now = TrainingProgress(t, t / total, lr_at(t / total), decay_start)
-                return value_at(value, replace(now, window=part.done(now)) if part is not method else now)
+                return value_at(
+                    value, replace(now, window=part.done(now)) if isinstance(part, ActiveWindow) else now
+                )
 
             yield f.name, f"{format_schedule(value)}: {_values(at, phase.first - 1, phase.last)}"
 

@@ -113,6 +113,7 @@ def check_run(run: Run, images: DataSet) -> None:
     method = run.method
     with torch.random.fork_rng():
         net = method.build(lambda: make_model(run, images))
+        method.init(net)
     make_optimizer(run, net)
     per_epoch = len(make_loader(run, images, method))
     learning_rate(run, run.epochs * per_epoch)

@@ -18,12 +18,12 @@ Start    rho 0.05 (CIFAR-10), 0.1 (CIFAR-100) with SGD; 0.001 for transformers w
 
 from dataclasses import dataclass
 
-from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method import Batch, Cost, Perturbing, Runtime, ScheduleValue, StepOutput, hyper
 from steppe.core.method.numerics import Offset, ball_perturbation, with_decay
 
 
 @dataclass(frozen=True)
-class SAM(Method):
+class SAM(Perturbing):
     """Minimise the loss at the first-order worst point of a ball of radius ``rho``."""
 
     controls = ("two-step",)
@@ -39,8 +39,8 @@ class SAM(Method):
 
     def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """Gradient at w, perturb to w + e, gradient there, restore w, update."""
-        rho = rt.setting("rho", self.rho)
-        out, g = with_decay(rt.grad(batch), rt.params, self.decay)
+        rho = self.radius(rt)
+        out, g = with_decay(rt.grad(batch, where=self.perturbed(rt) if rho else None), rt.params, self.decay)
         e: Offset | None = None if self.ascents == 1 else [None] * len(g)
         for _ in range(self.ascents if rho else 0):
             e = ball_perturbation(rt.shared(g), rho, self.norm, rt.member, e)
