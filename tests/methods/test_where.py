@@ -10,7 +10,7 @@ from steppe.core.method import Perturbing
 from steppe.core.numerics._selection import select
 from steppe.core.param_groups import owners
 
-PERTURBING = [name for name in BARE if isinstance(steppe.make(name), Perturbing)]
+PERTURBING = [n for n in BARE if isinstance(m := steppe.make(n), Perturbing) and m.where == "all"]
 SIZES = {"lpf-sgd": "gamma", "rwp": "gamma", "arwp": "gamma"}
 
 

@@ -51,6 +51,7 @@ from steppe.methods.sharpness.random_sam import RandomSAM as RandomSAM
 from steppe.methods.sharpness.sam import SAM as SAM
 from steppe.methods.sharpness.wsam import WSAM as WSAM
 from steppe.methods.weight_noise.arwp import ARWP as ARWP
+from steppe.methods.weight_noise.flat_lora import FlatLoRA as FlatLoRA
 from steppe.methods.weight_noise.lpf_sgd import LPFSGD as LPFSGD
 from steppe.methods.weight_noise.rwp import RWP as RWP
 

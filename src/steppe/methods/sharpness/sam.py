@@ -2,8 +2,9 @@
 
     w <- U(w, grad L(w + e)),   e = rho g / |g|,   g = grad L(w)
     several ascents:  e <- P(e + rho g_e / |g_e|),   g_e = grad L(w + e),   P the projection onto |e| <= rho
+    where = norm (SAM-ON):  g that of the norm parameters alone, e = 0 elsewhere
 
-Paper    Foret et al., ICLR 2021, arXiv:2010.01412, Algorithm 1
+Paper    Foret et al., ICLR 2021, arXiv:2010.01412, Algorithm 1; SAM-ON: Mueller et al., NeurIPS 2023, 2306.04226
 Code     google-research/sam @ dae9904 (the authors', JAX); davda54/sam @ 3c3afdb (widely used, PyTorch)
 Cost     2 forward, 2 backward, 1 update
 Limits   rho = 0 is Plain
@@ -13,7 +14,9 @@ Differs  1. weight decay is the optimizer's, at w; the authors put it into the l
          3. running statistics come from the clean pass only, as the authors' do; davda54's counts both.
          4. a zero gradient gives e = 0; the authors' code has no guard and gives NaN.
          5. the reported loss is the clean pass's; the authors log the perturbed one.
-Start    rho 0.05 (CIFAR-10), 0.1 (CIFAR-100) with SGD; 0.001 for transformers with Adam (RWP v1, tables 1, 9)
+         6. where = norm saves the other weights' backward pass in the first pass (no compiled or sharded model).
+Start    rho 0.05 (CIFAR-10), 0.1 (CIFAR-100) with SGD; 0.001 for transformers with Adam (RWP v1, tables 1, 9);
+         SAM-ON: search far larger radii, as few weights are perturbed (authors' ASAM-ON: 10)
 """
 
 from dataclasses import dataclass
