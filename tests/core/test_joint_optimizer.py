@@ -200,3 +200,17 @@ def test_layers_are_counted_from_the_head_and_norms_have_no_decay():
         assert all((p.ndim <= 1) == ("weight_decay" in group) for p in group["params"])
     assert sorted(id(p) for g in groups for p in g["params"]) == sorted(map(id, params))
     assert grouped(model, params, decay_matrices_only=False, layer_decay=1) == params
+
+
+def test_a_momentum_of_sgd_continues_in_muon():
+    """What the decision on one optimizer per run says of a hand-over by hand."""
+    weights = [nn.Parameter(torch.ones(3, 4, dtype=torch.float64)) for _ in range(2)]
+    first = torch.optim.SGD(weights[:1], 0.0, momentum=0.95)
+    muons = [torch.optim.Muon([w], lr=0.1, momentum=0.95, weight_decay=0.0) for w in weights]
+    for k in range(5):
+        for w in weights:
+            w.grad = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(k))
+        first.step()
+        muons[1].step()
+    carried = 0.05 * first.state[weights[0]]["momentum_buffer"]
+    assert torch.allclose(carried, muons[1].state[weights[1]]["momentum_buffer"], rtol=1e-9)

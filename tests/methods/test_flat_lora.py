@@ -49,7 +49,7 @@ def parts(net: nn.Module) -> tuple[Tensor, Tensor, Tensor, float]:
     return layer.base_layer.weight, layer.lora_A["default"].weight, layer.lora_B["default"].weight, 1.5
 
 
-@pytest.mark.parametrize("make", [by_hand, by_peft])
+@pytest.mark.parametrize("make", [by_hand, pytest.param(by_peft, marks=pytest.mark.slow)])
 def test_the_noise_is_on_the_frozen_weight_in_the_size_of_the_full_one(make):
     torch.manual_seed(0)
     net = make().double()
