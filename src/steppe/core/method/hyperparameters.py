@@ -112,6 +112,11 @@ def hyper(default: Any = MISSING, help: str = "", *, kw_only: bool = False, **li
     return field(default=default, kw_only=kw_only, metadata=metadata)
 
 
+def own_first(method: Any) -> list[Field[Any]]:
+    """Return the fields of a method, those that are set by name alone (of a base class) last."""
+    return sorted(fields(method), key=lambda f: f.kw_only is True)
+
+
 def constraint_of(f: Field[Any]) -> Constraint:
     """Return what a field may be; anything of its type if it was declared without `hyper`."""
     return f.metadata.get("hyper") or Constraint()

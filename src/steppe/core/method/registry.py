@@ -14,7 +14,7 @@ from steppe.config.method_spec import SPEC, format_spec
 from steppe.core import schedules
 from steppe.core.composition import ActiveWindow, On
 from steppe.core.method.contract import Method, make_checked
-from steppe.core.method.hyperparameters import as_data, constraint_of, types_of
+from steppe.core.method.hyperparameters import as_data, constraint_of, own_first, types_of
 from steppe.core.state.param_state import ParamState
 from steppe.core.state.weight_average import WeightAverage
 from steppe.errors import InputError, unknown
@@ -149,7 +149,7 @@ def settings(name: str) -> list[tuple[str, str, str]]:
     entries.append((ActiveWindow, {f.name: f.default for f in fields(ActiveWindow)}))
     rows: dict[str, tuple[str, str, str]] = {}
     for cls, values in entries:
-        for f in fields(cls):
+        for f in own_first(cls):
             kinds, constraint = types_of(cls)[f.name], constraint_of(f)
             if f.name in rows or "hyper" not in f.metadata:
                 continue
