@@ -8,6 +8,7 @@ from support.small import same, sgd
 from torch import nn
 
 import steppe
+from steppe import models
 from steppe.core.optimizers.splits import grouped, layer_numbers, split_for_muon
 
 X = torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -193,6 +194,12 @@ def test_layers_are_counted_from_the_head_and_norms_have_no_decay():
     )
     plain = net()
     assert [layer_numbers(plain)[id(p)] for p in plain.parameters()] == [1, 1, 0, 0]
+    branched = steppe.make("one").build(lambda: models.build("simple-cnn", classes=3, channels=1, size=18))
+    numbers = layer_numbers(branched)
+    members = {id(p) for p in branched.members.parameters()}
+    assert {numbers[id(p)] for p in branched.members.parameters()} | {0} == set(
+        range(max(numbers.values()) + 1)
+    ) - {numbers[id(p)] for p in branched.parameters() if id(p) not in members}
     params = list(model.parameters())
     groups = grouped(model, params, decay_matrices_only=True, layer_decay=0.5)
     assert [g["lr_scale"] for g in groups] == [1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]

@@ -72,8 +72,10 @@ def test_a_tail_and_its_ramp():
     for options, message in (({"steps": 10}, "no decay phase of its own"), ({}, "no decay phase of its own")):
         with pytest.raises(steppe.InputError, match=message):
             steppe.make("sam", tail="decay").bind(net, optimizer, **options)
-    with pytest.raises(steppe.InputError, match="a share of the training, and its length is unknown"):
+    with pytest.raises(steppe.InputError, match="tail is 0.3, a share of the training, and its length is unknown"):
         steppe.make("sam", tail=0.3).bind(net, optimizer)
+    with pytest.raises(steppe.InputError, match="EMA makes plain steps, so that a window has no effect"):
+        steppe.make("ema", tail=0.3)
     for settings in ({"tail": 1.5}, {"tail": "end"}, {"tail": 0.3, "start": 2}, {"spread": 0.5, "every": 2}):
         with pytest.raises(steppe.InputError, match="tail is|spread is"):
             steppe.make("sam", **settings)

@@ -83,8 +83,10 @@ def check_length(method: Any, now: TrainingProgress) -> None:
     for name, value in values.items():
         if isinstance(value, Linear | Cosine):
             value.at(now)
-        elif name == "tail" and value is not None:
-            now.reached(0.5, "tail")
+        elif name == "tail" and value is not None and now.share is None:
+            raise InputError(
+                f"tail is {value}, a share of the training, and its length is unknown; bind with steps=..."
+            )
         elif name in method.amounts and value is not None:
             now.reached(value, name)
         elif hasattr(value, "limits"):  # a method
