@@ -73,8 +73,9 @@ class Optim:
     schedule_settings: tuple[str, ...] = added(())
 
     def __post_init__(self) -> None:
-        if isinstance(self.name, type):
-            object.__setattr__(self, "name", f"{self.name.__module__}:{self.name.__qualname__}")
+        name: Any = self.name
+        if isinstance(name, type):
+            object.__setattr__(self, "name", f"{name.__module__}:{name.__qualname__}")
         check_choices(self, "optim.")
         for name in ("settings", "schedule_settings"):
             object.__setattr__(self, name, _as_texts(name, getattr(self, name)))

@@ -43,7 +43,7 @@ def bind(
             f"gradient_accumulation_steps is {accelerator.gradient_accumulation_steps}; leave it at 1 and give "
             "the step a list of micro-batches, which it replays in every pass"
         )
-    several = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
+    several: Any = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
     inner: list[torch.optim.Optimizer] = [getattr(one, "optimizer", one) for one in several]
     scaler = accelerator.scaler if precision == "fp16" else None
     return ready(method).bind(model, inner, precision=precision, scaler=scaler, **options)

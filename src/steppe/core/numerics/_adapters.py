@@ -71,6 +71,7 @@ def _adapted(layer: Any, positions: dict[int, int]) -> Iterator[FullWeight]:
 
 def _delta(layer: Any, name: str) -> Tensor:
     if name:
-        return layer.get_delta_weight(name)  # type: ignore[no-any-return]
-    product = (layer.lora_B @ layer.lora_A) * layer.scaling
+        delta: Tensor = layer.get_delta_weight(name)
+        return delta
+    product: Tensor = (layer.lora_B @ layer.lora_A) * layer.scaling
     return (product.T if getattr(layer, "fan_in_fan_out", False) else product).reshape(layer.weight.shape)
