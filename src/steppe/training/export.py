@@ -106,6 +106,7 @@ def export(
         "parameters": sum(p.numel() for p in fresh.parameters()),
         "classes": list(data.classes),
         "input": _input_description(data, normalize, x),
+        **({"preparation": dict(data.preparation)} if data.preparation else {}),
         "output": "logits" if (run.task or data.task) not in NUMBERS else "values",
         "method": run.label,
         "dataset": run.dataset,
@@ -165,7 +166,8 @@ def _input(folder: Path, run: Run) -> tuple[DataSet, Normalizer | None]:
         rows = torch.arange(stored["train"]) % IMAGES
         train, few = Images(pixels, torch.zeros_like(rows), rows), Images(pixels, torch.zeros(IMAGES).long())
         mean, std = (tuple(map(float, stored[name])) for name in ("mean", "std"))
-        images_ = DataSet(run.dataset, train, few, few, tuple(map(str, stored["classes"])))
+        about = {key: stored[key] for key in ("task", "outputs", "preparation") if key in stored}
+        images_ = DataSet(run.dataset, train, few, few, tuple(map(str, stored["classes"])), **about)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder / CONFIG} is damaged (images: {error}); give another run") from None
     return images_, Normalizer(mean, std)
@@ -186,7 +188,12 @@ def _random_samples(folder: Path, run: Run, stored: dict[str, Any]) -> DataSet:
         few = Tensors(tensor(stored["inputs"]))
         train = few.take(np.arange(int(stored["train"])) % IMAGES)
         classes = tuple(map(str, stored["classes"]))
-        return DataSet(run.dataset, train, few, few, classes, task=stored["task"], outputs=stored["outputs"])
+        shared = {
+            "task": stored["task"],
+            "outputs": stored["outputs"],
+            "preparation": stored.get("preparation", {}),
+        }
+        return DataSet(run.dataset, train, few, few, classes, **shared)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise InputError(f"{folder / CONFIG} is damaged (images: {error}); give another run") from None
 
