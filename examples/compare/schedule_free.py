@@ -22,8 +22,8 @@ def main():
     x, y = torch.tensor(x * 21, dtype=torch.float32), torch.tensor(y - y.mean(), dtype=torch.float32)
     with tempfile.TemporaryDirectory() as folder:
         result = steppe.compare(
-            make, ((x[:350], y[:350]), (x[350:], y[350:])), ["plain", "sam"], seeds=SEEDS, epochs=EPOCHS, out=folder,
-            optimizer="schedulefree-adamw", lr=0.02, optim={"schedule": "constant"},
+            make, ((x[:350], y[:350]), (x[350:], y[350:])), ["plain", "sam"], seeds=SEEDS, epochs=EPOCHS,
+            out=folder, optimizer="schedulefree-adamw", lr=0.02, optim={"schedule": "constant"},
         )  # fmt: skip
         print(result)
         weights = load_file(

@@ -209,7 +209,7 @@ def test_a_plan_says_when_each_part_is_active_and_trains_nothing(capsys, tmp_pat
     assert images.startswith("digits: 200 training, 20 validation and 60 test images of 10 classes (0, 1,")
     assert lines == [
         "steps          16 steps, 4 an epoch",
-        "learning rate  0.0001",
+        "learning rate  constant: 0.0001",
         "sam            steps 5-15, every 2nd (epochs 2-4), 6 in all; the others are plain",
         "  rho          linear(0,0.2,0.5): 0.1 at first, 0.2 halfway, 0.2 at last",
         "gc             steps 1-4 (epoch 1), 4 in all; the others are plain",

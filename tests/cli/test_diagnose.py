@@ -241,7 +241,7 @@ def test_a_budget_that_the_fewest_images_exceed_is_reported(homes, caplog):
     trained = load_run.load(homes["dml"])
     least = suite.fit_to_budget(trained, trained.images.val, 1e-3).samples
     (message,) = caplog.messages
-    assert message.startswith("seconds is 0.001, less than the ") and f"on {least} images, the fewest" in message
+    assert message.startswith("seconds is 0.001, less than the ") and f"on {least} samples, the fewest" in message
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Losses and metrics against formulas written here, scikit-learn, and the same data in parts."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,7 @@ def measured(text, task, outputs, output, y, cuts=()):
     _, make = meters.make(text, task, outputs, "")
     states, edges = [], [0, *cuts, len(output)]
     last = None
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in pairwise(edges):
         last = make()
         for i in range(a, b, 4):
             last.update(output[i : min(i + 4, b)], y[i : min(i + 4, b)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -212,7 +213,10 @@ def make(text: str, task: str, outputs: int, unit: str) -> tuple[Metric, Callabl
         metric, name, options = _NUMBERS[text]
         import torchmetrics
 
-        one = getattr(torchmetrics, name)(**options)
+        with warnings.catch_warnings():
+            # that it keeps all outputs, which a meter of one part of the data may
+            warnings.simplefilter("ignore", UserWarning)
+            one = getattr(torchmetrics, name)(**options)
         return metric, lambda: TorchMeter(one, _shape_of(task))
     return _of_user(text, task, unit)
 
@@ -269,7 +273,9 @@ def _of_torchmetrics(name: str, options: dict[str, Any], task: str, outputs: int
     if cls is None:
         raise InputError(f"metric {name} is not defined for {task}; choose another, or module:name")
     ignored = {} if kind == "Multilabel" else {"ignore_index": IGNORED}
-    return cls(**counts, **options, **ignored, validate_args=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return cls(**counts, **options, **ignored, validate_args=False)
 
 
 def _shape_of(task: str) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -22,9 +22,9 @@ from steppe.data.dataset import DataSet, Images
 from steppe.data.normalize import Normalizer
 from steppe.distributed import collectives
 from steppe.errors import InputError
+from steppe.training._first_batch import check_first_batch, check_step
 from steppe.training.checkpoint.save_and_resume import CHECKPOINT
 from steppe.training.factories import make_loader, make_model, make_objective, make_optimizer
-from steppe.training.first_batch import check_first_batch, check_step
 from steppe.training.optimizers import learning_rate
 from steppe.training.trainer import ProgressCallback, Trainer, TrainingFailed, TrainingStatus
 
@@ -154,6 +154,7 @@ def check_run(run: Run, images: DataSet, *, first: bool = True) -> None:
     method = run.method
     with torch.random.fork_rng():
         net = method.build(lambda: make_model(run, images))
+        method.init(net)
     make_optimizer(run, net)
     per_epoch = len(make_loader(run, images, method))
     learning_rate(run, run.epochs * per_epoch)
@@ -228,7 +229,7 @@ def _check_starts(run: Run, method: Method, per_epoch: int) -> None:
     last = TrainingProgress(total - 1, (total - 1) / total, 0.0)
     for part in parts(method):
         if isinstance(part, ActiveWindow):
-            active = bool(part.active_steps(total, lambda share: math.nan))
+            active = bool(part.active_steps(total, lambda share: math.nan, run.optim.decay_start))
         else:
             start: float = getattr(part, "start", 0.0) if "start" in part.amounts else 0.0
             active = last.reached(start, "start")

@@ -48,6 +48,7 @@ def print_report(folder: Path, terminal: Console) -> None:
     outputs = deployables.terminal(deployables.parts(comparison))
     for table in (tables.terminal(rows), *outputs, *classes.terminal(classes.tables(comparison))):
         terminal.print(table)
-    for text in (conclusions.sentence(rows), *conclusions.remarks(rows)):
+    hint = conclusions.missing_controls(comparison)
+    for text in filter(None, (conclusions.sentence(rows), *conclusions.remarks(rows), hint)):
         terminal.print(f"\n{text}", highlight=False, markup=False)
     print_text(terminal, f"\nreport: {path}")

@@ -14,12 +14,13 @@ from steppe.config.method_spec import SPEC, format_spec
 from steppe.core import schedules
 from steppe.core.composition import ActiveWindow, On
 from steppe.core.method.contract import Method, make_checked
-from steppe.core.method.hyperparameters import as_data, constraint_of, types_of
+from steppe.core.method.hyperparameters import as_data, constraint_of, own_first, types_of
 from steppe.core.state.param_state import ParamState
 from steppe.core.state.weight_average import WeightAverage
 from steppe.errors import InputError, unknown
 
 METHODS: dict[str, Callable[..., Method]] = {}
+WINDOW = ("start", "stop", "every", "tail", "spread")
 TRIED: set[str] = set()  # those of which docs/results has a trial
 
 
@@ -31,8 +32,8 @@ def names() -> list[str]:
 def make(name: str, **settings: object) -> Method:
     """Make a method by name: ``make("sam", rho=0.1)``.
 
-    ``start``, ``stop`` and ``every`` limit it to some steps (see `ActiveWindow`). A schedule may be text,
-    ``rho="linear(0,0.1,0.5)"``.
+    ``start``, ``stop``, ``tail``, ``every`` and ``spread`` limit it to some steps (see `ActiveWindow`). A schedule
+    may be text, ``rho="linear(0,0.1,0.5)"``.
 
     Raises InputError for an unknown name or setting, with the nearest ones.
     """
@@ -42,7 +43,7 @@ def make(name: str, **settings: object) -> Method:
         raise unknown("method", name, METHODS)
     own = inspect.signature(entry).parameters
     read = {k: (isinstance(v, str) and schedules.parse_schedule(v)) or v for k, v in settings.items()}
-    window = {k: v for k, v in read.items() if k in ("start", "stop", "every") and k not in own}
+    window = {k: v for k, v in read.items() if k in WINDOW and k not in own}
     method = make_checked(entry, name, {k: v for k, v in read.items() if k not in window})
     return make_checked(partial(ActiveWindow, method), name, window) if window else method
 
@@ -77,7 +78,7 @@ def names_in(spec: str) -> list[str]:
 def parse(spec: str) -> Method:
     """Make a method from text: ``sam``, ``sam:rho=0.1``, or ``sam:rho=0.1+gc`` for a combination.
 
-    ``module:Class``, with settings after a further colon, is a class that the user gave (`steppe.config.user_code`).
+    ``module:Class``, with settings after a further colon, is a class that the user gave.
 
     Raises InputError as `make` does, and for a pair that cannot be combined.
     """
@@ -178,7 +179,7 @@ def settings(name: str) -> list[tuple[str, str, str]]:
     entries.append((ActiveWindow, {f.name: f.default for f in fields(ActiveWindow)}))
     rows: dict[str, tuple[str, str, str]] = {}
     for cls, values in entries:
-        for f in fields(cls):
+        for f in own_first(cls):
             kinds, constraint = types_of(cls)[f.name], constraint_of(f)
             if f.name in rows or "hyper" not in f.metadata:
                 continue

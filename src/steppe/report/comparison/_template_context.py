@@ -7,7 +7,15 @@ from typing import Any, get_args
 from steppe.records import Comparison
 from steppe.report import formatting
 from steppe.report.comparison import _config_diff, classes, deployables, pareto
-from steppe.report.comparison.conclusions import CONTROLS, adjusted, on_front, ranking, remarks, sentences
+from steppe.report.comparison.conclusions import (
+    CONTROLS,
+    adjusted,
+    missing_controls,
+    on_front,
+    ranking,
+    remarks,
+    sentences,
+)
 from steppe.report.comparison.curves import Series, titles
 from steppe.report.comparison.equal_budget import BudgetRow, budgets
 from steppe.report.comparison.summary import (
@@ -60,6 +68,7 @@ def context(
         "metric": metric_of_all(comparison),
         "samples": samples_of_all(comparison),
         "ranking": minus(ranking(rows)),
+        "hint": missing_controls(comparison),
         "costs": _best_corner(metric_of_all(comparison)),
         "modes": [(mode, name) for mode, name in MODES.items() if mode in modes],
         "titles": MODES,
@@ -129,7 +138,7 @@ def _small(title: str) -> str:
 
 def _as_run(rows: list[ResultRow]) -> dict[str, Any]:
     text = rows[0].text
-    test = text.with_unit("Test")
+    test = text.with_unit("Test" if text.is_accuracy else f"Test {text.name}")
     heads = [("last", f"{test}\nlast epoch"), ("best", f"{test} at best\nvalidation epoch")]
     if any(r.best_of_all for r in rows):
         best = f"test{text.after}" if text.metric.percent else text.with_unit("test")
@@ -140,6 +149,7 @@ def _as_run(rows: list[ResultRow]) -> dict[str, Any]:
 
 def _at_budgets(comparison: Comparison, group: tuple[str, str], rows: list[ResultRow]) -> Iterator[dict[str, Any]]:
     places, text = decimals(comparison, group, "val"), metric_of(comparison, group[0])
+    head = text.with_unit("Validation" if text.is_accuracy else f"Validation {text.name}")
     for budget in budgets(comparison, group):
         amount = _amount(budget.axis, budget.amount)
         by_method = {row.method: row for row in budget.rows}
@@ -152,7 +162,7 @@ def _at_budgets(comparison: Comparison, group: tuple[str, str], rows: list[Resul
             "amount": budget.amount,
             "budget": amount,
             "command": _COMMANDS[budget.axis],
-            "heads": [("val", f"{text.with_unit('Validation')} at\n{amount}"), ("epochs", "Epochs\nby then")],
+            "heads": [("val", f"{head} at\n{amount}"), ("epochs", "Epochs\nby then")],
             **_rows(rows, own, cells, places, text),
         }
 

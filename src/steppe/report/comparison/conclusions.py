@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from steppe.records import Comparison
 from steppe.report import formatting
 from steppe.report.comparison.summary import BASELINE, ResultRow
 from steppe.report.formatting import count, listed, plain_text
@@ -123,6 +124,19 @@ def ranking(rows: list[ResultRow]) -> str:
         "The data sets have different metrics, so their values have no common mean. Mean rank of each method over "
         f"the {len(tables)} tables, 1 is best: {', '.join(texts)}. Ranks do not show how large differences are."
     )
+
+
+def missing_controls(comparison: Comparison) -> str:
+    """Return which methods have controls that the comparison has not, and how to add these; "" if none has."""
+    missing = {
+        method: [c for c in dict.fromkeys(map(str, about.get("controls") or [])) if c not in comparison.methods]
+        for method, about in comparison.methods.items()
+    }
+    texts = [f"{plain_text(m)} ({listed([*map(plain_text, names)])})" for m, names in missing.items() if names]
+    names = " ".join(dict.fromkeys(plain_text(name) for names in missing.values() for name in names))
+    if not texts:
+        return ""
+    return f"Without a control of equal cost: {listed(texts)}. Add to --methods: {names}."
 
 
 def on_front(methods: list[str], total: int, cost: str, text: MetricText = ACCURACY_TEXT) -> str:

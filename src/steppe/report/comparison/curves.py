@@ -48,8 +48,8 @@ def titles(comparison: Comparison, group: tuple[str, str]) -> dict[str, str]:
         text.key("train"): train,
         "train_loss": "Training loss",
     }
-    lines = (line for r in comparison.records if (r.dataset, r.model) == group for line in r.metrics)
-    if not text.is_accuracy and all(line.get(text.key("train")) is None for line in lines):
+    lines = [line for r in comparison.records if (r.dataset, r.model) == group for line in r.metrics]
+    if lines and all(line.get(text.key("train")) is None for line in lines):
         del curves[text.key("train")]
     return curves
 
@@ -69,8 +69,8 @@ def figure(comparison: Comparison, points: int = 200) -> Figure:
         lines = series(comparison, group, points)
         methods.update(line.method for line in lines)
         text, names = metric_of(comparison, group[0]), titles(comparison, group)
-        shown = ("train_loss", text.key("train"), "val_loss", text.key("val"))
-        for panel, metric in zip(panels[4 * i : 4 * i + 4], shown, strict=True):
+        panel_names = ("train_loss", text.key("train"), "val_loss", text.key("val"))
+        for panel, metric in zip(panels[4 * i : 4 * i + 4], panel_names, strict=True):
             panel.set_visible(metric in names)
             if metric not in names:
                 continue
