@@ -144,6 +144,12 @@ def test_numbers_have_no_classes_to_unbalance() -> None:
         load("diabetes", Data(label_noise=0.1))
 
 
+@pytest.mark.parametrize("options", [{"noise": 1.0}, {"views": ("plain",)}])
+def test_options_of_images_are_refused_for_tables(options: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="and diabetes has no images of whole numbers; leave it out"):
+        load("diabetes", Data(**options))
+
+
 def test_options_of_later_versions_are_no_part_of_an_older_run_s_name() -> None:
     """The digests of version 0.1, of runs without these options."""
     assert "imbalance" not in Run().as_dict()["data"] and "label_noise" not in Run().as_dict()["data"]
