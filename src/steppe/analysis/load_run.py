@@ -53,7 +53,9 @@ class TrainedRun:
         """Return batches of these images as network inputs."""
         like = real_view(next(self.model.parameters()))
         normalize = Normalizer.of(self.run.data.normalize, self.images.train, self.run.data.noise)
-        return [to_model_format(batch, like) for batch in evaluation_batches(images, BATCH, normalize)]
+        return [
+            to_model_format(batch, like) for batch in evaluation_batches(images, BATCH, normalize, like.device)
+        ]
 
 
 def load(folder: Path, which: Which = "last", images: DataSet | None = None) -> TrainedRun:

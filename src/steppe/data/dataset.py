@@ -66,8 +66,15 @@ class Images:
         std = ((share * (value - mean[:, None]) ** 2).sum(1)).sqrt().clamp(min=1e-6)
         return tuple(mean.tolist()), tuple(std.tolist())
 
+    @cached_property
+    def copies(self) -> dict[torch.device, Images | None]:
+        """Copies on GPUs, None where they do not fit; see `steppe.data.device_memory.resident`."""
+        return {}
+
     def part(self, rows: slice) -> Images:
         """Return consecutive images without a copy."""
+        if rows.indices(len(self)) == (0, len(self), 1):
+            return self
         if self.rows is None:
             return Images(self.pixels[rows], self.y[rows])
         return Images(self.pixels, self.y[rows], self.rows[rows], self.file)

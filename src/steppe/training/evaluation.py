@@ -36,7 +36,7 @@ def evaluate(method: Method, step: Step, images: Images, normalize: Normalizer) 
     net.eval()
     sums: dict[str, float] = {}
     with torch.no_grad():
-        for batch in evaluation_batches(local, BATCH, normalize):
+        for batch in evaluation_batches(local, BATCH, normalize, like.device):
             batch = to_model_format(batch, like)
             for name, value in _sums(method.outputs(net, step.state, batch.x), batch.y, members).items():
                 sums[name] = sums.get(name, 0.0) + value

@@ -78,7 +78,9 @@ class Monitor:
         model = self.method.deployed_model(net, state, self._new_model)
         like = real_view(next(model.parameters()))
         images = subset(self.images.train, SAMPLES)
-        batches = [to_model_format(b, like) for b in evaluation_batches(images, BATCH, self.normalize)]
+        batches = [
+            to_model_format(b, like) for b in evaluation_batches(images, BATCH, self.normalize, like.device)
+        ]
         return worst_case_sharpness(LossSurface(model, batches), RHO)
 
     def _save_weights(self, epoch: int, net: nn.Module, state: nn.Module) -> None:
