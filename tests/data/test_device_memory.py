@@ -11,7 +11,7 @@ from data.test_prefetch import AUGMENT, VIEWS, assert_same
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from steppe.data import device_memory
+from steppe.data import _device_memory as device_memory
 from steppe.data import loader as loader_module
 from steppe.data.dataset import Images
 from steppe.data.loader import Loader, evaluation_batches

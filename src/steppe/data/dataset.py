@@ -68,7 +68,7 @@ class Images:
 
     @cached_property
     def copies(self) -> dict[torch.device, Images | None]:
-        """Copies on GPUs, None where they do not fit; see `steppe.data.device_memory.resident`."""
+        """Copies on GPUs, None where they do not fit; see `steppe.data._device_memory.resident`."""
         return {}
 
     def part(self, rows: slice) -> Images:

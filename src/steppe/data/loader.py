@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steppe.core.batch import Batch
 from steppe.data.dataset import Images
-from steppe.data.device_memory import CopyStream, ahead, resident, sent
+from steppe.data._device_memory import CopyStream, ahead, resident, sent
 from steppe.data.normalize import Normalizer
 from steppe.data.transforms.basic import Sample, Transform, crop
 from steppe.data.transforms.draws import Plan, RowDraws, map_arrays
@@ -29,7 +29,7 @@ class Loader:
     ``views`` are compositions of steps that replace ``augment``: the first gives x, the others extra["view 2"] and
     so on. Without them, ``crops`` further views are random crops of the augmented image, whose labels they share.
     On a GPU as ``device`` batches are made there: the images stay there as bytes, or are sent batch by batch if
-    they do not fit (see `steppe.data.device_memory`), and what a whole epoch draws is sent at once.
+    they do not fit (see `steppe.data._device_memory`), and what a whole epoch draws is sent at once.
 
     With several processes, each has a Loader with its ``rank`` of ``size`` and yields its rows of the same
     batches. The last batch is left out if a process would get a single image of it, because BatchNorm needs two.
