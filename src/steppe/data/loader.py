@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from steppe.core.batch import Batch
-from steppe.data.dataset import Images
 from steppe.data._device_memory import CopyStream, ahead, resident, sent
+from steppe.data.dataset import Images
 from steppe.data.normalize import Normalizer
 from steppe.data.transforms.basic import Sample, Transform, crop
 from steppe.data.transforms.draws import Plan, RowDraws, map_arrays
