@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from steppe.data.sources.pixels import RESIZE
 from steppe.errors import InputError
 
 _CHUNK = 4096  # images that are read at a time to compute the mean
@@ -159,9 +160,6 @@ def check_labels(y: np.ndarray, classes: int, where: str) -> None:
     wrong = y[(y < 0) | (y >= classes)]
     if len(wrong):
         raise InputError(f"{where} has label {int(wrong[0])}; labels go from 0 to {classes - 1}")
-
-
-RESIZE = Image.Resampling.BILINEAR  # antialiased by Pillow
 
 
 def resized(x: np.ndarray, size: int | None) -> np.ndarray:

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from steppe.config import Run
 from steppe.core.method import Method
 from steppe.core.numerics.complex_params import real_view, with_type_of
-from steppe.data.dataset import RESIZE, DataSet, Images
+from steppe.data.dataset import DataSet, Images
 from steppe.data.loader import evaluation_batches
 from steppe.data.normalize import Normalizer
+from steppe.data.sources.pixels import RESIZE
 from steppe.errors import InputError
 from steppe.records import make_folder, write_json, write_text
 from steppe.training.checkpoint.file import REMEDY, TRAIN_AGAIN
