@@ -95,9 +95,10 @@ class Images:
 
     def __reduce__(self) -> Any:
         # another process maps the file instead of receiving a copy
+        state = {name: vars(self)[name] for name in ("statistics",) if name in vars(self)}
         if self.file is not None:
-            return Images.mapped, (self.file, self.y, self.rows)
-        return Images, (self.pixels, self.y, self.rows)
+            return Images.mapped, (self.file, self.y, self.rows), state
+        return Images, (self.pixels, self.y, self.rows), state
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ _log = logging.getLogger(__name__)
 class ComparisonPlan:
     """A comparison before it runs: its jobs and its folder.
 
-    ``memory`` has the bytes that each method stores per run, ``images`` the description of each data set.
+    ``memory`` has the bytes that each method stores per run, ``images`` the description of each data set, ``sets``
+    the data sets themselves unless all runs are finished.
     """
 
     study: Study
@@ -39,6 +40,7 @@ class ComparisonPlan:
     jobs: list[ComparisonRun]
     memory: dict[str, int]
     images: dict[str, dict[str, Any]]
+    sets: dict[str, DataSet] = field(default_factory=dict, repr=False)
 
     @property
     def open(self) -> list[ComparisonRun]:
@@ -83,7 +85,8 @@ def prepare(
         world.on_main_process(lambda: records.write_json(out / COMPARISON, _description(grid, command)))
         return grid
     memory = {run.label: memory_bytes(run, sets[run.dataset]) for run in runs}
-    grid = ComparisonPlan(study, out, jobs, memory, {name: images.description() for name, images in sets.items()})
+    images = {name: data.description() for name, data in sets.items()}
+    grid = ComparisonPlan(study, out, jobs, memory, images, sets)
 
     def write() -> None:
         for job in jobs:
@@ -99,6 +102,8 @@ def run(
     grid: ComparisonPlan, workers: int, progress: Progress, cluster: Cluster | None = None
 ) -> dict[ComparisonRun, str]:
     """Train the unfinished runs, ``workers`` at a time, and return the errors by job.
+
+    With 0 workers their number on this machine grows as long as they train on more images per second together.
 
     They train on this machine, or on a ``cluster`` (see `steppe.experiments.launchers`). If a worker is killed,
     another one resumes its run. The processes of a torchrun job call this together, and all of them train one run
@@ -119,7 +124,7 @@ def run(
     with _lock(grid.out):
         if cluster is not None:
             return launch_on_cluster(grid.open, workers, cluster, progress)
-        return launch(grid.open, workers, progress)
+        return launch(grid.open, workers, progress, grid.sets)
 
 
 def _finished_description(jobs: list[ComparisonRun], out: Path) -> dict[str, dict[str, Any]] | None:

@@ -44,7 +44,7 @@ _INTERVAL = 0.25  # seconds between two progress reports
 
 @dataclass(frozen=True)
 class TrainingStatus:
-    """Progress of a run; ``share`` is the part of its budget that is spent, 0 to 1."""
+    """Progress of a run: ``share`` is the part of its budget that is spent, 0 to 1; ``images`` were trained on."""
 
     epoch: int
     share: float
@@ -53,6 +53,7 @@ class TrainingStatus:
     images_per_second: float
     seconds_left: float
     val_accuracy: float | None = None
+    images: int = 0
 
 
 ProgressCallback = Callable[[TrainingStatus], None]
@@ -198,8 +199,9 @@ class Trainer:
     ) -> TrainingStatus:
         share = min(self.share, 1)
         left = (time.perf_counter() - started) * (1 - share) / max(self.share - share_at_start, 1e-9)
+        rate, images = self._images_per_second(), self.steps * self.run.batch
         return TrainingStatus(
-            self.epoch, share, means["train_loss"], means["train_accuracy"], self._images_per_second(), left, val
+            self.epoch, share, means["train_loss"], means["train_accuracy"], rate, left, val, images
         )
 
     def _images_per_second(self) -> float:
