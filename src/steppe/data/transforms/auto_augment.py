@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from steppe.data.transforms import pil_ops
-from steppe.data.transforms.basic import Sample, Transform, boxes, crop, flip
+from steppe.data.transforms.basic import Sample, Transform, boxes, crop, edges, flip
 from steppe.data.transforms.draws import Draws, Plan
 from steppe.data.transforms.pil_ops import to_float, to_uint8, where
 from steppe.errors import InputError, unknown
@@ -39,13 +39,13 @@ def _rotate(sample: Sample, partner: Sample, plan: Plan) -> Sample:
 
 
 def _draw_black_square(rng: Draws, shape: Sequence[int]) -> Plan:
-    return {"row": rng.integers(0, shape[2], shape[0]), "column": rng.integers(0, shape[3], shape[0])}
+    count, _, h, w = shape
+    return edges(rng.integers(0, h, count), rng.integers(0, w, count), h // 2, h, w)
 
 
 def _black_square(sample: Sample, partner: Sample, plan: Plan) -> Sample:
     """Black out a square of half the side around a uniform pixel, clipped at the borders, in every image."""
-    h, w = sample.x.shape[2:]
-    square = boxes(plan["row"], plan["column"], h // 2, h, w)
+    square = boxes(plan, *sample.x.shape[2:])
     return Sample(where(square[:, None], sample.x.new_zeros(1), sample.x), sample.y)
 
 

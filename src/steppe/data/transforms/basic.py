@@ -135,8 +135,9 @@ def _jitter(sample: Sample, partner: Sample, plan: Plan) -> Sample:
 
 def _draw_cutout(rng: Draws, shape: Sequence[int], blank: tuple[float, ...] | None = None) -> Plan:
     count, _, h, w = shape
-    plan = {"row": rng.integers(0, h, count), "column": rng.integers(0, w, count), "cut": rng.random(count) < 0.5}
-    return plan | ({} if blank is None else {"blank": np.array(blank, np.float32)})
+    plan = edges(rng.integers(0, h, count), rng.integers(0, w, count), h // 2, h, w)
+    plan["cut"] = (rng.random(count) < 0.5)[:, None]
+    return plan | ({} if blank is None else {"blank": np.array(blank, np.float32)[:, None, None]})
 
 
 def _cutout(sample: Sample, partner: Sample, plan: Plan) -> Sample:
@@ -144,10 +145,9 @@ def _cutout(sample: Sample, partner: Sample, plan: Plan) -> Sample:
 
     DeVries and Taylor, arXiv:1708.04552, with the size and probability of the RWP paper (16 of 32 pixels).
     """
-    h, w = sample.x.shape[2:]
-    mask = boxes(plan["row"], plan["column"], h // 2, h, w) & plan["cut"][:, None, None]
+    mask = boxes(plan, *sample.x.shape[2:])
     x = to_float(sample.x) if "blank" in plan else sample.x
-    fill = plan["blank"][:, None, None] if "blank" in plan else x.new_zeros(1)
+    fill = plan["blank"] if "blank" in plan else x.new_zeros(1)
     return Sample(where(mask[:, None], fill, x), sample.y)
 
 
@@ -178,13 +178,24 @@ def _grid_coordinates(start: Tensor, length: Tensor, size: int) -> Tensor:
     return ((2 * inside + 1) / size - 1).float()
 
 
-def boxes(row: Tensor, column: Tensor, side: Tensor | int, h: int, w: int, least: int = 0) -> Tensor:
-    """Return masks (B, h, w) of squares around their centres, clipped, at least ``least`` pixels wide."""
+def edges(row: np.ndarray, column: np.ndarray, side: np.ndarray | int, h: int, w: int, least: int = 0) -> Plan:
+    """Return the edges of squares around their centres, clipped, at least ``least`` pixels wide."""
+    plan = {}
+    for axis, centre, length in (("rows", row, h), ("columns", column, w)):
+        start = np.clip(centre - side // 2, 0, length)
+        end = np.maximum(np.clip(centre + side // 2, 0, length), start + least)
+        plan[axis] = np.stack([start, end])[:, :, None]
+    return plan
 
-    def band(centre: Tensor, length: int) -> Tensor:
-        start = (centre - side // 2).clamp(0, length)
-        end = (centre + side // 2).clamp(0, length).maximum(start + least)
-        pixels = torch.arange(length, device=centre.device)
-        return (pixels >= start[:, None]) & (pixels < end[:, None])
 
-    return band(row, h)[:, :, None] & band(column, w)[:, None, :]
+def boxes(plan: Plan, h: int, w: int) -> Tensor:
+    """Return the masks (B, h, w) of the squares with these `edges`, of images that are ``cut`` (B, 1) if given."""
+
+    def band(bounds: Tensor, length: int) -> Tensor:
+        pixels = torch.arange(length, device=bounds.device)
+        return (pixels >= bounds[0]) & (pixels < bounds[1])
+
+    rows, columns = band(plan["rows"], h), band(plan["columns"], w)
+    rows = rows & plan["cut"] if "cut" in plan else rows
+    # of bytes, because for bools the operation is not vectorised on a CPU
+    return (rows.view(torch.uint8)[:, :, None] & columns.view(torch.uint8)[:, None, :]).view(torch.bool)

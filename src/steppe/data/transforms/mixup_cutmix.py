@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from steppe.data.transforms.basic import Sample, Transform, boxes
+from steppe.data.transforms.basic import Sample, Transform, boxes, edges
 from steppe.data.transforms.draws import Draws, Plan
 from steppe.data.transforms.pil_ops import to_float, where
 
@@ -27,7 +27,7 @@ def _mixup(sample: Sample, partner: Sample, plan: Plan) -> Sample:
 def _draw_cutmix(rng: Draws, shape: Sequence[int]) -> Plan:
     count, _, h, w = shape
     side = np.floor(h * np.sqrt(1 - rng.beta(0.25, 0.25, count))).astype(int)
-    return {"side": side, "row": rng.integers(0, h, count), "column": rng.integers(0, w, count)}
+    return edges(rng.integers(0, h, count), rng.integers(0, w, count), side, h, w, least=1)
 
 
 def _cutmix(sample: Sample, partner: Sample, plan: Plan) -> Sample:
@@ -37,8 +37,7 @@ def _cutmix(sample: Sample, partner: Sample, plan: Plan) -> Sample:
     centre - side // 2 to centre + side // 2 clipped to the image, an empty side counted as 1.
     Yun et al., ICCV 2019, arXiv:1905.04899; there the partner is another image of the batch.
     """
-    h, w = sample.x.shape[2:]
-    inside = boxes(plan["row"], plan["column"], plan["side"], h, w, least=1)
+    inside = boxes(plan, *sample.x.shape[2:])
     share = 1 - inside.float().mean(dim=(1, 2))[:, None]
     pasted, x = partner.x, sample.x
     if pasted.dtype != x.dtype:
