@@ -28,8 +28,7 @@ def resident(images: Images, device: torch.device) -> Images | None:
 
     They are copied by the first call.
     """
-    if _is_gpu(device) and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
+    device = torch.empty(0, device=device).device  # "cuda" may be "cuda:0"
     if device not in images.copies:
         fits = len(images) * images.pixels[:1].nbytes <= SHARE * _free_bytes(device)
         images.copies[device] = _copied(images, device) if fits else None
