@@ -70,9 +70,7 @@ def _parser() -> ArgumentParser:
         "python -m benchmarks", description=__doc__, formatter_class=RawDescriptionHelpFormatter
     )
     parser.add_argument("kind", choices=list(_KINDS), metavar="KIND", help=", ".join(_KINDS))
-    parser.add_argument(
-        "names", nargs="*", help="methods, augmentation, networks, settings, forms, axes or a path"
-    )
+    parser.add_argument("names", nargs="*", help="methods, steps, networks, settings, forms, axes or a path")
     parser.add_argument("--model", help="network (default: simple-cnn; params: resnet110)")
     parser.add_argument("--batch", type=int, default=64, help="images per step")
     parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
