@@ -43,7 +43,7 @@ def decoding_cost(
     """Return what loading an archive of images costs, by default one of ``count`` JPEG files of 32x32."""
     at_least_one(repeats=repeats)
     with tempfile.TemporaryDirectory() as folder:
-        path = archive or _made(Path(folder) / "images.tar", count)
+        path = archive or _archive_of(Path(folder) / "images.tar", count)
         ways = {
             THREADS: partial(_seconds, path, Path(folder), in_threads=2**62, cached=False),
             PROCESSES: partial(_seconds, path, Path(folder), in_threads=_image_files._IN_THREADS, cached=False),
@@ -70,7 +70,7 @@ def _cache_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def _made(path: Path, count: int) -> Path:
+def _archive_of(path: Path, count: int) -> Path:
     rng = np.random.default_rng(0)
     with tarfile.open(path, "w") as archive:
         for i in range(count):
