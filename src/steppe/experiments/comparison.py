@@ -211,6 +211,7 @@ def _description(grid: ComparisonPlan, command: str) -> dict[str, Any]:
 
 
 def method_description(method: Method) -> dict[str, Any]:
+    """Return what ``compare.json`` has of a method: summary, hyper-parameters and controls."""
     names = methods.names_in(methods.spec_of(method))
     return {
         "summary": " ".join(methods.summary(name) for name in names),

@@ -1,8 +1,8 @@
 """The runs of a suite: tuning, choice of each row's setting, and the comparison in two views, task by task.
 
 The folder of a suite has ``suite.json``, and for each task a folder with ``runs/``, ``tuning.json``, and a
-comparison per view: ``compare.json`` at equal compute, so that the other commands take the folder of a task as that
-of a comparison, and ``epochs.json`` at equal epochs. Runs are named by their digest, so that equal runs of tuning,
+comparison per view: ``compare.json`` at equal compute, so that other commands take a task's folder as that of a
+comparison, and ``epochs.json`` at equal epochs. Runs are named by their digest, so that equal runs of tuning,
 comparison and views are trained once, and a command that is started again trains only what is missing.
 """
 
@@ -46,7 +46,10 @@ class Choice:
 
 @dataclass
 class SuiteTask:
-    """One task of a suite with the folder of its runs; ``rows`` are trained, ``suite.rows`` described."""
+    """One task of a suite with the folder of its runs.
+
+    ``rows`` are trained on the seeds ``final``; those of earlier commands are described too.
+    """
 
     suite: Suite
     task: Task
@@ -55,6 +58,9 @@ class SuiteTask:
     out: Path
     images: DataSet | None = None
     _jobs: dict[tuple[Setting, int, Match], ComparisonRun] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.rows = [row for row in self.rows if row.name not in self.task.without]
 
     def tuning(self, row: Row) -> list[list[ComparisonRun]]:
         """Return the tuning runs of a row by setting, at equal compute."""
@@ -84,7 +90,7 @@ class SuiteTask:
         return Choice(values, chosen, one_gradient)
 
     def comparison(self, row: Row, choice: Choice, view: str) -> list[ComparisonRun]:
-        """Return the runs of a row's chosen setting in a view, in the order of the seeds; none without a choice."""
+        """Return the runs of a row's chosen setting in a view, in the order of the seeds; none without one."""
         if choice.chosen is None:
             return []
         match = "gradients" if choice.one_gradient else _MATCH[view]
@@ -114,7 +120,8 @@ class SuiteTask:
             for job in jobs:
                 check_saved(job, self.images, retry)
         records.make_folder(self.out)
-        return ComparisonPlan(self._study(), self.out, jobs, {}, {})
+        sets = {} if self.images is None else {jobs[0].run.dataset: self.images}
+        return ComparisonPlan(self._study(), self.out, jobs, {}, {}, sets)
 
     def check(self, progress: Callable[[int, int], None] | None, retry: bool = False) -> None:
         """Load the task's data and check every setting of every row on them; nothing if all runs are finished."""
@@ -135,7 +142,7 @@ class SuiteTask:
 
     def write(self, command: str) -> None:
         """Write ``tuning.json`` and the comparisons of all rows that are tuned, those of earlier commands too."""
-        choices = {row: choice for row in self.suite.rows if (choice := self.choice(row))}
+        choices = {row: choice for row in self._every_row() if (choice := self.choice(row))}
         if not choices:
             return
         settings = {
@@ -168,6 +175,9 @@ class SuiteTask:
             }
             records.write_json(self.out / file, content)
 
+    def _every_row(self) -> list[Row]:
+        return [row for row in self.suite.rows if row.name not in self.task.without]
+
     def failed(self) -> bool:
         """Return whether a run of the task has failed."""
         jobs = dict.fromkeys(self._all_tuning() + self._all_comparisons())
@@ -185,11 +195,10 @@ class SuiteTask:
         return {run.dataset: self.images.description() | {"metric": metric}}
 
     def _study(self) -> Study:
-        run = self.task.run(self.suite.rows[0].settings[0], 0, "gradients")
         plain = self.task.run(Setting("plain"), 0, "gradients")
-        common = {name: getattr(plain, name) for name in RunOptions.__dataclass_fields__}
-        names = {"models": (run.model,), "datasets": (run.dataset,), "seeds": tuple(self.final)}
-        return Study(methods=("plain",), **names, **common)
+        options: dict[str, Any] = {name: getattr(plain, name) for name in RunOptions.__dataclass_fields__}
+        options |= {"models": (plain.model,), "datasets": (plain.dataset,), "seeds": tuple(self.final)}
+        return Study(methods=("plain",), **options)
 
     def _job(self, row: Row, setting: Setting, seed: int, match: Match) -> ComparisonRun:
         key = (setting, seed, match)

@@ -18,7 +18,7 @@ class SuiteRecords:
     """What a suite has on disk.
 
     Attributes:
-        views: Per view, ``compute`` and ``epochs``, all tasks as one comparison: a task is a data set, of its name.
+        views: Per view, ``compute`` and ``epochs``, all tasks as one comparison, each a data set of its name.
         controls: Rows that are controls.
         tasks: Per task one sentence about it; ``missing``: why a task is left out.
         tuning: Per task and row the ``settings``, their validation ``values`` by seed, and the number ``chosen``.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -50,7 +49,8 @@ def run_suite(options: Namespace, explicit: dict[str, Any], jobs: int, deadline:
     cluster = launcher.cluster(out)
     final = tuple(explicit.get("seeds", suite.final))
     if {*final} & {*suite.tune}:
-        raise InputError(f"seeds is {min({*final} & {*suite.tune})}, a seed of suite {suite.name}'s tuning; give others")
+        taken = min({*final} & {*suite.tune})
+        raise InputError(f"seeds is {taken}, a seed of suite {suite.name}'s tuning; give others")
     for task, why in missing.items():
         print_text(terminal, f"task {task} is left out: {why}")
     if not tasks:
@@ -62,7 +62,8 @@ def run_suite(options: Namespace, explicit: dict[str, Any], jobs: int, deadline:
         for dataset, about in work.description().items():
             print_images(terminal, f"{work.task.name}: {dataset}", about)
     write_suite(suite, tasks, missing, out, command)
-    workers = jobs or (1 if hardware.device().type == "cuda" else hardware.cores())
+    on_processor = cluster is None and hardware.device().type != "cuda"
+    workers = jobs or (hardware.cores() if on_processor else 0)
     errors: dict[ComparisonRun, str] = {}
     print_text(terminal, _left(works, workers))
     try:
@@ -97,11 +98,13 @@ def _refuse_others(name: str, explicit: dict[str, Any], scale: float) -> None:
     for key, value in explicit.items():
         if key.partition(".")[0] in own:
             raise InputError(
-                f"{key} is {value!r:.60} and suite {name} has settings for each task; leave it out, or copy the suite "
-                "and give recipe=FILE.yaml"
+                f"{key} is {value!r:.60} and suite {name} has settings for each task; leave it out, or copy "
+                "the suite and give recipe=FILE.yaml"
             )
     if scale != 1:
-        raise InputError(f"scale is {scale:g} and a suite is not scaled; choose with --tasks, --methods and --seeds")
+        raise InputError(
+            f"scale is {scale:g} and a suite is not scaled; choose with --tasks, --methods and --seeds"
+        )
 
 
 def _left(works: Sequence[SuiteTask], workers: int) -> str:
@@ -112,6 +115,7 @@ def _left(works: Sequence[SuiteTask], workers: int) -> str:
     missing, seconds = sum(n for n, _ in parts), [s for _, own in parts for s in own]
     if not missing:
         return "no run is left"
-    rest = sum(n * fmean(own or seconds) for n, own in parts) / workers if seconds else None
-    about = f", about {duration(rest)} with {count(workers, 'run')} at a time" if rest is not None else ""
+    rest = sum(n * fmean(own or seconds) for n, own in parts) if seconds else None
+    about = "" if rest is None else f", about {duration(rest / max(workers, 1))}"
+    about += f" with {count(workers, 'run')} at a time" if about and workers else ""
     return f"at most {count(missing, 'run')} left{about}"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
-from steppe.cli.console import console, print_error, print_images, print_memory, print_text
 from steppe.cli.commands._suite import explicit_settings, run_suite
+from steppe.cli.console import console, print_error, print_images, print_memory, print_text
 from steppe.cli.options import add_config, configuration
 from steppe.config import Study, suites
 from steppe.errors import InputError
@@ -48,14 +48,16 @@ def run(options: Namespace, command: str) -> int:
     from steppe.distributed import collectives
     from steppe.report.formatting import count
 
+    world = collectives.current_world()
+    if world.size > 1 and options.within is not None:
+        raise InputError(f"within is {options.within:g} and there are {world.size} processes; leave it out")
     study: Study = configuration(add_arguments, Study, options, command)
     launcher = experiments.Launcher.parse(options.launcher)
     cluster = launcher.cluster(Path(options.out))
     terminal = console()
     with Decoding(terminal) as progress:
         grid = experiments.prepare(study, Path(options.out), command, retry=options.retry, progress=progress)
-    todo, world = grid.open, collectives.current_world()
-    jobs = options.jobs
+    todo, jobs = grid.open, options.jobs
     if not jobs and launcher.name == "local" and hardware.device().type != "cuda":
         jobs = max(1, hardware.cores() // study.threads)
     if world.size > 1:
@@ -72,8 +74,6 @@ def run(options: Namespace, command: str) -> int:
     print_text(terminal, f"{count(len(todo), 'run')}, {at_once} at a time{rest}")
     for method, size in grid.memory.items():
         print_memory(terminal, method, size)
-    if world.size > 1 and options.within is not None:
-        raise InputError(f"within is {options.within:g} and there are {world.size} processes; leave it out")
     errors: dict[experiments.ComparisonRun, str] = {}
 
     def show(job: experiments.ComparisonRun, news: experiments.News) -> None:
@@ -87,5 +87,5 @@ def run(options: Namespace, command: str) -> int:
     world.on_main_process(lambda: print_report(grid.out, terminal))
     for job, message in errors.items():
         print_error(f"{job.name}: {message}")
-    failed = world.on_main_process(lambda: any(r.status != "ok" for r in records.load(grid.out).records))
-    return int(failed)
+    statuses = world.on_main_process(lambda: [r.status for r in records.load(grid.out).records])
+    return int(bool(errors) or "failed" in statuses)

@@ -6,8 +6,8 @@ One YAML file per suite:
     about           one sentence on what it is for
     seeds           tune: seeds of the tuning; final: seeds of the comparison, none of them a tuning seed
     settings        fields of `steppe.config.Run` that all tasks share, nested ones with a dot
-    tasks           name: about (a sentence), files (a kind of data set whose path the user gives), and fields of
-                    `steppe.config.Run`
+    tasks           name: about (a sentence), files (a kind of data set whose path the user gives), without (rows
+                    that do not apply), and fields of `steppe.config.Run`
     rows            name: settings, the list that is tuned; all rows have equally many. ``control: true`` marks a
                     row that is ranked with no method. ``about`` is one sentence, if the method's own is not right
 

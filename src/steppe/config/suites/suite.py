@@ -1,6 +1,7 @@
 """A suite read from its YAML file, and the run of a task, a row and a setting."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -13,7 +14,7 @@ from steppe.config.fields import from_dict
 from steppe.config.run import Match, Run
 from steppe.errors import InputError, unknown
 
-_FACTORS = ("lr", "weight_decay", "epochs")
+_FOLDER = re.compile(r"[A-Za-z0-9][\w-]*")
 _ENDINGS = (".yaml", ".yml")
 
 
@@ -30,8 +31,9 @@ class Setting:
     def text(self) -> str:
         """Return the method and the factors that are not 1: ``sam:rho=0.1, lr x 3``."""
         names = {"lr": "lr", "weight_decay": "weight decay", "epochs": "epochs"}
-        factors = [f"{names[k]} \N{MULTIPLICATION SIGN} {getattr(self, k):g}" for k in _FACTORS]
-        return ", ".join([self.method, *(t for k, t in zip(_FACTORS, factors, strict=True) if getattr(self, k) != 1)])
+        values = {k: getattr(self, k) for k in names}
+        factors = [f"{names[k]} \N{MULTIPLICATION SIGN} {v:g}" for k, v in values.items() if v != 1]
+        return ", ".join([self.method, *factors])
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Task:
-    """Data, network and training of one task; ``values`` are fields of `Run`, nested ones with a dot."""
+    """Data, network and training of one task; ``values`` are fields of `Run`, nested ones with a dot.
+
+    ``files`` is the kind of data set whose path the user gives, ``without`` the rows that do not apply.
+    """
 
     name: str
     values: Mapping[str, Any]
     about: str = ""
     files: str = ""
+    without: tuple[str, ...] = ()
 
     def run(self, setting: Setting, seed: int, match: Match) -> Run:
         """Return one run of the task; raises InputError for impossible values."""
@@ -67,9 +73,7 @@ class Task:
             weight_decay=_rounded(base.optim.weight_decay * setting.weight_decay),
         )
         epochs = max(1, round(base.epochs * setting.epochs))
-        return dataclasses.replace(
-            base, method=setting.method, seed=seed, match=match, optim=optim, epochs=epochs
-        )
+        return dataclasses.replace(base, method=setting.method, seed=seed, match=match, optim=optim, epochs=epochs)
 
 
 @dataclass(frozen=True)
@@ -86,18 +90,25 @@ class Suite:
 
     def __post_init__(self) -> None:
         where = f"suite {self.name}"
-        if {*self.tune} & {*self.final}:
-            raise InputError(f"{where} tunes and compares on seed {min({*self.tune} & {*self.final})}; give others")
+        if both := {*self.tune} & {*self.final}:
+            raise InputError(f"{where} tunes and compares on seed {min(both)}; give others")
         for kind in ("tune", "final"):
             seeds = getattr(self, kind)
             if not seeds or len({*seeds}) < len(seeds) or not all(type(s) is int for s in seeds):
-                raise InputError(f"{where}: seeds.{kind} is {list(seeds)}; give one or more different whole numbers")
+                raise InputError(
+                    f"{where}: seeds.{kind} is {list(seeds)}; give one or more different whole numbers"
+                )
         if not self.tasks or not self.rows:
             raise InputError(f"{where} has no {'rows' if self.tasks else 'tasks'}; name at least one")
         counts = {row.name: len(row.settings) for row in self.rows}
         if len({*counts.values()}) > 1 or not all(counts.values()):
             text = ", ".join(f"{count} for {name}" for name, count in counts.items())
             raise InputError(f"{where} has unequal numbers of settings ({text}); give each row as many")
+        for task in self.tasks:
+            if not _FOLDER.fullmatch(task.name):
+                raise InputError(f"{where}: task is {task.name!r}; give a name of letters, digits and hyphens")
+            for name in {*task.without} - {*counts}:
+                raise unknown(f"row of {where} in without", name, counts)
         if "plain" not in counts:
             raise InputError(f"{where} has no row plain, with which the others are compared; add it")
 
@@ -161,7 +172,9 @@ def load(name: str) -> Suite:
             text = Path(name).expanduser().read_text("utf-8")
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is not text"
-            raise InputError(f"recipe is {name!r}, and it cannot be read ({reason}); give a suite's file") from None
+            raise InputError(
+                f"recipe is {name!r}, and it cannot be read ({reason}); give a suite's file"
+            ) from None
     else:
         text = resources.files("steppe.config.suites").joinpath(f"{name}.yaml").read_text("utf-8")
     try:
@@ -179,7 +192,8 @@ def _parse(name: str, content: Any) -> Suite:
     for task, fields in content["tasks"].items():
         own = dict(fields)
         about, files = str(own.pop("about", "")), str(own.pop("files", ""))
-        tasks.append(Task(str(task), shared | own, about, files))
+        without = tuple(own.pop("without", ()))
+        tasks.append(Task(str(task), shared | own, about, files, without))
     rows = [_row(str(row), fields) for row, fields in content["rows"].items()]
     seeds = content["seeds"]
     title, about = str(content["title"]), str(content.get("about", ""))

@@ -96,20 +96,24 @@ def lede(all_: Sequence[Standing]) -> list[str]:
     top = min(s.rank for s in methods if s.rank is not None)
     best = [s for s in methods if s.rank is not None and s.rank <= top + 1e-12]
     names = listed([plain_text(s.row) for s in best])
-    verb = "has" if len(best) == 1 else "have"
-    texts = [f"{names} {verb} the best mean rank, {top:.1f} among {len(methods)} methods over {count(tasks, 'task')}."]
+    over = f"among {len(methods)} methods over {count(tasks, 'task')}"
+    texts = [f"{names} {'has' if len(best) == 1 else 'have'} the best mean rank, {top:.1f} {over}."]
     better = sorted((s for s in methods if s.won > s.lost), key=lambda s: s.lost - s.won)
     wins = [f"{plain_text(s.row)} on {s.won}{f' (worse on {s.lost})' if s.lost else ''}" for s in better]
     if wins:
         texts.append(f"Significantly better than plain on more tasks than worse: {listed(wins)}.")
     else:
         texts.append("No method is significantly better than plain on more tasks than it is worse.")
-    pairs = sum(len(s.cells) for s in methods if s.row != BASELINE)
-    texts.append(
+    return texts
+
+
+def chance(all_: Sequence[Standing]) -> str:
+    """Return how many differences of methods to plain would be significant if there were no effect."""
+    pairs = sum(len(s.cells) for s in all_ if not s.control and s.row != BASELINE)
+    return (
         f"The intervals are not adjusted: of {count(pairs, 'difference')} without any effect, about "
         f"{0.025 * pairs:.1f} would be counted as better and as many as worse."
     )
-    return texts
 
 
 def cell(result: ResultRow) -> str:
@@ -128,10 +132,8 @@ def _standing(
     by_task: dict[str, dict[str, ResultRow]],
     ranks: dict[str, dict[str, float]],
 ) -> Standing:
-    gains = [
-        r.text.gain(r.difference.mean) for r in own.values() if r.difference is not None and r.difference.significant
-    ]
-    excess = {}
+    gains = [r.text.gain(r.difference.mean) for r in own.values() if r.difference and r.difference.significant]
+    excess: dict[str, float] = {}
     for task, result in own.items():
         peers = [mean for other in by_task[task].values() if (mean := _mean(other)) is not None]
         value = excess_over(_mean(result) or 0.0, result.text.best(peers), result.text) if peers else None

@@ -14,7 +14,7 @@ from steppe.report.comparison.summary import metric_of
 from steppe.report.style import styles
 from steppe.report.suite import tables
 from steppe.report.suite.figures import profile
-from steppe.report.suite.league import VIEWS, WITHIN, Standing, lede, standings
+from steppe.report.suite.league import VIEWS, WITHIN, Standing, chance, lede, standings
 
 _KINDS = {"league.csv": ("CSV", "text/csv"), "league.md": ("Markdown", "text/markdown")}
 
@@ -54,7 +54,8 @@ def html(suite: SuiteRecords, leagues: dict[str, list[Standing]]) -> str:
     order = {method: i for i, method in enumerate(comparison.methods)}
     style_list = list(styles(comparison).values())
     wide, narrow = profile(suite, leagues), profile(suite, leagues, narrow=True)
-    data: dict[str, Any] = {"metrics": [], "axes": AXES, "axis": "epochs", "styles": [], "budgets": [], "groups": []}
+    data: dict[str, Any] = {"axes": AXES, "axis": "epochs"}
+    data |= {part: [] for part in ("metrics", "styles", "budgets", "groups")}
     return _html.render(
         "suite.html.j2",
         comparison,
@@ -79,7 +80,8 @@ def html(suite: SuiteRecords, leagues: dict[str, list[Standing]]) -> str:
 def _view(view: str, own: Sequence[Standing], suite: SuiteRecords) -> dict[str, Any]:
     tasks = [task for task in suite.tasks if any(task in s.cells for s in own)]
     texts = {task: next(s.cells[task].text for s in own if task in s.cells) for task in tasks}
-    return {"name": view, "title": VIEWS[view], "standings": own, "lede": lede(own), "tasks": tasks, "texts": texts}
+    content = {"name": view, "title": VIEWS[view], "standings": own, "tasks": tasks, "texts": texts}
+    return content | {"lede": lede(own), "chance": chance(own)}
 
 
 def _files(suite: SuiteRecords, leagues: dict[str, list[Standing]]) -> dict[str, str]:
@@ -88,4 +90,3 @@ def _files(suite: SuiteRecords, leagues: dict[str, list[Standing]]) -> dict[str,
 
 def _encoded(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
-

@@ -11,7 +11,8 @@ from steppe.report import formatting
 from steppe.report.formatting import markdown_cell, number, plain_text
 from steppe.report.suite.league import VIEWS, WITHIN, Standing, cell
 
-_HEADS = ("method", "mean rank", "best on", "better", "worse", *(f"within {x:.0%}" for x in WITHIN), "passes", "time")
+_WITHIN = [f"within {x:.0%}" for x in WITHIN]
+_HEADS = ["method", "mean rank", "best on", "better", "worse", *_WITHIN, "passes", "time"]
 
 
 def cells(standing: Standing) -> list[str]:
@@ -46,7 +47,7 @@ def markdown(suite: SuiteRecords, leagues: Mapping[str, Sequence[Standing]]) -> 
     lines = [f"# {markdown_cell(plain_text(suite.title))}", ""]
     for view, standings in leagues.items():
         tasks = [task for task in suite.tasks if any(task in s.cells for s in standings)]
-        lines += [f"## {VIEWS[view]}", "", *_table(list(_HEADS), [_named(s, cells(s)) for s in standings])]
+        lines += [f"## {VIEWS[view]}", "", *_table(_HEADS, [_named(s, cells(s)) for s in standings])]
         heads = ["method", *(f"{task}, {_unit(task, standings)}" for task in tasks)]
         rows = [
             _named(s, [s.row, *(cell(s.cells[t]) if t in s.cells else formatting.NONE for t in tasks)])
@@ -62,14 +63,26 @@ def markdown(suite: SuiteRecords, leagues: Mapping[str, Sequence[Standing]]) -> 
 
 def csv(leagues: Mapping[str, Sequence[Standing]]) -> str:
     """Return a line per view, row and task with unrounded numbers, in percent where the metric is a share."""
-    heads = ["view", "method", "control", "task", "metric", "better", "n", "mean", "std", "minus_plain", "low", "high"]
-    heads += ["excess", "mean_rank", "forward", "backward", "updates", "seconds", "time_ratio"]
+    heads = ["view", "method", "control", "task", "metric", "better", "n", "mean", "std"]
+    heads += [
+        "minus_plain",
+        "low",
+        "high",
+        "excess",
+        "mean_rank",
+        "forward",
+        "backward",
+        "updates",
+        "seconds",
+        "time_ratio",
+    ]
     lines: list[list[object]] = [[*heads]]
     for view, standings in leagues.items():
         for s in standings:
             for task, r in s.cells.items():
                 better = "higher" if r.text.metric.higher else "lower"
-                own = [view, formatting.inert(s.row), int(s.control), formatting.inert(task), r.text.name, better, r.ok]
+                own: list[object] = [view, formatting.inert(s.row), int(s.control), formatting.inert(task)]
+                own += [r.text.name, better, r.ok]
                 d, last = r.difference, r.last
                 own += [last.mean, last.std] if last else [None, None]
                 own += [d.mean, d.low, d.high] if d else [None] * 3
@@ -89,10 +102,10 @@ def chosen(suite: SuiteRecords, task: str, row: str) -> str:
 def notes(suite: SuiteRecords) -> list[str]:
     """Return notes on what the numbers are, and on the tasks that are left out."""
     seeds = {record.seed for comparison in suite.views.values() for record in comparison.records}
-    tuned = formatting.count(len(suite.seeds["tune"]), "seed")
+    tuned, compared = (formatting.count(len(n), "seed") for n in (suite.seeds["tune"], seeds))
     return [
-        f"Mean ± sample standard deviation over up to {formatting.count(len(seeds), 'seed')}; after it the difference to plain, paired "
-        f"by seed, with Student's 95 % interval. {formatting.MARK}: the interval excludes 0.",
+        f"Mean ± sample standard deviation over up to {compared}; after it the difference to plain, "
+        f"paired by seed, with Student's 95 % interval. {formatting.MARK}: the interval excludes 0.",
         f"Each row's setting is chosen on the validation data over {tuned} that the comparison does not use. "
         "Controls are ranked with no method.",
         *(f"Task {plain_text(task)} is left out: {why}." for task, why in suite.missing.items()),
