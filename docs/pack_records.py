@@ -2,7 +2,7 @@
 
 The file has the command, and for each run its accuracies and counted passes. `make_ledger.py` reads it. Paths are
 left out, and so are times, because other work ran on the machine. MORE are folders of the same comparison with
-other seeds. The folder of a suite is packed as a whole, finished or not; pack it again under the same name as it grows.
+other seeds. A suite is packed as a whole, finished or not; pack it again under the same name as it grows.
 """
 
 import json

@@ -23,7 +23,9 @@ seeds: {tune: [90], final: [0, 1, 2, 3, 4, 5]}
 settings: {data.augment: [], data.normalize: standard, batch: 50, epochs: 3, optim.name: sgd, optim.lr: 0.001}
 tasks:
   table: {dataset: diabetes, model: mlp-16x1, data.val: 60}
-  digits: {dataset: digits, model: mlp-16x1, data.train: 300, data.size: 8, optim.lr: 0.01, data.val: 60}
+  digits:
+    {dataset: digits, model: mlp-16x1, data.train: 200, data.size: 8, optim.lr: 0.01, data.val: 60,
+     data.classes: [6, 7, 8, 9], start: {data.classes: [0, 1, 2, 3, 4, 5], epochs: 1}}
   photos: {files: cifar10, model: mlp-16x1}
 rows:
   plain: [plain, {weight_decay: 2}]

@@ -9,13 +9,13 @@ comparison and views are trained once, and a command that is started again train
 import contextlib
 import datetime
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from steppe import hardware, methods, records
-from steppe.config import Study
+from steppe.config import Run, Study
 from steppe.config.run import Match, RunOptions
 from steppe.config.suites import Row, Setting, Suite, Task
 from steppe.data.dataset import DataSet
@@ -99,7 +99,19 @@ class SuiteTask:
 
     def phases(self) -> list[tuple[str, Callable[[], list[ComparisonRun]]]]:
         """Return what is trained one after another: tuning first, because the others depend on its result."""
-        return [("tuning", self._all_tuning), ("comparison", self._all_comparisons)]
+        later = [("tuning", self._all_tuning), ("comparison", self._all_comparisons)]
+        return [("start", self._starts), *later] if self.task.start else later
+
+    def _starts(self) -> list[ComparisonRun]:
+        """Return the runs whose weights the others start with, one per seed."""
+        if not self.task.start:
+            return []
+        seeds = [row.seeds_from + seed for row in self.rows for seed in (*self.suite.tune, *self.final)]
+        return [self._start(seed) for seed in dict.fromkeys(seeds)]
+
+    def _start(self, seed: int) -> ComparisonRun:
+        run = self.task.start_run(seed)
+        return ComparisonRun(run, self.out / "runs" / run.digest(), f"{self.task.name}, start: plain seed {seed}")
 
     def _all_tuning(self) -> list[ComparisonRun]:
         by_row = [[job for setting in self.tuning(row) for job in setting] for row in self.rows]
@@ -120,7 +132,9 @@ class SuiteTask:
             for job in jobs:
                 check_saved(job, self.images, retry)
         records.make_folder(self.out)
-        sets = {} if self.images is None else {jobs[0].run.dataset: self.images}
+        # the start may have other classes of the data set
+        own = self.images is not None and jobs[0].run.data == self._plain().data
+        sets = {jobs[0].run.dataset: self.images} if own and self.images is not None else {}
         return ComparisonPlan(self._study(), self.out, jobs, {}, {}, sets)
 
     def check(self, progress: Callable[[int, int], None] | None, retry: bool = False) -> None:
@@ -128,12 +142,14 @@ class SuiteTask:
         jobs = self._all_tuning()
         if not self.left()[0] and not retry:
             return
-        sets = load_and_check([job.run for job in jobs], progress)
+        # the start is not trained yet
+        sets = load_and_check([replace(job.run, init="") for job in jobs], progress)
+        load_and_check([job.run for job in self._starts()[:1]], progress)
         self.images = next(iter(sets.values()))
 
     def left(self) -> tuple[int, list[float]]:
         """Return the number of runs that are missing, at most, and the seconds of each finished one."""
-        jobs, unknown = self._all_tuning() + self._all_comparisons(), 0
+        jobs, unknown = self._starts() + self._all_tuning() + self._all_comparisons(), 0
         for row in self.rows:
             unknown += 0 if self.choice(row) else len(VIEWS) * len(self.final)
         finished = [job for job in dict.fromkeys(jobs) if job.finished]
@@ -180,7 +196,7 @@ class SuiteTask:
 
     def failed(self) -> bool:
         """Return whether a run of the task has failed."""
-        jobs = dict.fromkeys(self._all_tuning() + self._all_comparisons())
+        jobs = dict.fromkeys(self._starts() + self._all_tuning() + self._all_comparisons())
         results = (records.read_result(job.folder / RESULT) for job in jobs if job.finished)
         return any(result is not None and result["status"] != "ok" for result in results)
 
@@ -194,8 +210,11 @@ class SuiteTask:
         metric = make_objective(run, self.images).metric.to_dict()
         return {run.dataset: self.images.description() | {"metric": metric}}
 
+    def _plain(self) -> Run:
+        return self.task.run(Setting("plain"), 0, "gradients")
+
     def _study(self) -> Study:
-        plain = self.task.run(Setting("plain"), 0, "gradients")
+        plain = self._plain()
         options: dict[str, Any] = {name: getattr(plain, name) for name in RunOptions.__dataclass_fields__}
         options |= {"models": (plain.model,), "datasets": (plain.dataset,), "seeds": tuple(self.final)}
         return Study(methods=("plain",), **options)
@@ -203,7 +222,8 @@ class SuiteTask:
     def _job(self, row: Row, setting: Setting, seed: int, match: Match) -> ComparisonRun:
         key = (setting, seed, match)
         if key not in self._jobs:
-            run = self.task.run(setting, seed, match)
+            init = str(self._start(seed).folder) if self.task.start else ""
+            run = self.task.run(setting, seed, match, init)
             name = f"{self.task.name}, {row.name}: {setting.text} seed {seed}"
             name += "" if match == "gradients" else ", equal epochs"
             self._jobs[key] = ComparisonRun(run, self.out / "runs" / run.digest(), name)

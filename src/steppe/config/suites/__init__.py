@@ -7,7 +7,8 @@ One YAML file per suite:
     seeds           tune: seeds of the tuning; final: seeds of the comparison, none of them a tuning seed
     settings        fields of `steppe.config.Run` that all tasks share, nested ones with a dot
     tasks           name: about (a sentence), files (a kind of data set whose path the user gives), without (rows
-                    that do not apply), and fields of `steppe.config.Run`
+                    that do not apply), start (fields of another training, whose weights the task starts with), and
+                    fields of `steppe.config.Run`
     rows            name: settings, the list that is tuned; all rows have equally many. ``control: true`` marks a
                     row that is ranked with no method. ``about`` is one sentence, if the method's own is not right
 

@@ -51,7 +51,8 @@ class Row:
 class Task:
     """Data, network and training of one task; ``values`` are fields of `Run`, nested ones with a dot.
 
-    ``files`` is the kind of data set whose path the user gives, ``without`` the rows that do not apply.
+    ``files`` is the kind of data set whose path the user gives, ``without`` the rows that do not apply. ``start``
+    are the fields in which plain training differs whose weights each run of the same seed starts with.
     """
 
     name: str
@@ -59,10 +60,16 @@ class Task:
     about: str = ""
     files: str = ""
     without: tuple[str, ...] = ()
+    start: Mapping[str, Any] = field(default_factory=dict)
 
-    def run(self, setting: Setting, seed: int, match: Match) -> Run:
-        """Return one run of the task; raises InputError for impossible values."""
-        values: dict[str, Any] = {}
+    def start_run(self, seed: int) -> Run:
+        """Return the run whose weights the task's runs with this seed start with."""
+        task = dataclasses.replace(self, values={**self.values, **self.start})
+        return task.run(Setting("plain"), seed, "epochs")
+
+    def run(self, setting: Setting, seed: int, match: Match, init: str = "") -> Run:
+        """Return one run of the task, from the weights in ``init``; raises InputError for impossible values."""
+        values: dict[str, Any] = {"init": init}
         for key, value in self.values.items():
             part, _, name = key.rpartition(".")
             (values.setdefault(part, {}) if part else values)[name] = value
@@ -192,8 +199,8 @@ def _parse(name: str, content: Any) -> Suite:
     for task, fields in content["tasks"].items():
         own = dict(fields)
         about, files = str(own.pop("about", "")), str(own.pop("files", ""))
-        without = tuple(own.pop("without", ()))
-        tasks.append(Task(str(task), shared | own, about, files, without))
+        without, start = tuple(own.pop("without", ())), dict(own.pop("start", {}))
+        tasks.append(Task(str(task), shared | own, about, files, without, start))
     rows = [_row(str(row), fields) for row, fields in content["rows"].items()]
     seeds = content["seeds"]
     title, about = str(content["title"]), str(content.get("about", ""))
