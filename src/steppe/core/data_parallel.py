@@ -102,6 +102,7 @@ class DataParallel(SingleProcess):
             if used:
                 raise InputError(f"DDP has {name}, but a step averages the gradients itself; leave it out")
         self.wrapper = wrapper
+        self._heads: dict[Any, Tensor] = {}
         self.group = wrapper.process_group
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
         together = 1 if sync in (None, "local") else self.size if sync == "global" else sync
@@ -143,7 +144,10 @@ class DataParallel(SingleProcess):
     def _mean(self, params: Params, grads: Vec, weight: float, bad: Tensor, group: Any) -> tuple[Vec, Tensor]:
         """Sum weighted gradients, weights, flags, and which gradients exist, in one message per precision."""
         device = params[0].device
-        head = torch.tensor([weight, 0.0, *(float(g is not None) for g in grads)], device=device)
+        key = (weight, tuple(g is not None for g in grads))
+        if key not in self._heads:  # to send it to a GPU is to wait for it
+            self._heads[key] = torch.tensor([weight, 0.0, *map(float, key[1])], device=device)
+        head = self._heads[key].clone()
         head[1] = bad
         pieces: dict[torch.dtype, list[Tensor]] = {torch.float32: [head]}
         for p, g in zip(params, grads, strict=True):
@@ -156,7 +160,9 @@ class DataParallel(SingleProcess):
             dist.all_reduce(flat, group=group)
             sums[dtype] = list(torch.split(flat, [len(v) for v in values]))
         head = sums[torch.float32].pop(0)
-        total, any_bad, present = head[0], head[1] > 0, head[2:].tolist()
+        total, any_bad = head[0], (head[1] > 0).to(bad.dtype)
+        # a gradient that this process has exists; to learn of the others is to wait for a GPU
+        present = [1.0] * len(grads) if all(g is not None for g in grads) else head[2:].tolist()
         means: Vec = []
         for p, count in zip(params, present, strict=True):
             value = sums[torch.float64 if p.dtype == torch.float64 else torch.float32].pop(0)

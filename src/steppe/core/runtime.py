@@ -7,8 +7,7 @@ without a loss scale; passes are counted; a non-finite value stops the step befo
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from contextlib import AbstractContextManager
 from operator import is_
 from typing import Any, TypeVar
 
@@ -16,26 +15,25 @@ import torch
 from torch import Tensor, nn
 
 from steppe.core import param_groups, user_loss
+from steppe.core._passes import Mask, Objective, make_pass, make_passes
 from steppe.core.amp import MixedPrecision, upcast_to_float32
-from steppe.core.batch import Batch, join_logits, micro_batches
+from steppe.core.batch import Batch, micro_batches
 from steppe.core.data_parallel import Sharded, SingleProcess, parallelism_of
+from steppe.core.device_checks import DeviceChecks, skips_by_itself
 from steppe.core.model_call import call_model, extract_logits, extract_loss, unwrap_model
 from steppe.core.multi_network import member_of
 from steppe.core.numerics import complex_params, vector
 from steppe.core.numerics.vector import ScaledVector, Vec
 from steppe.core.schedules import ScheduleValue, TrainingProgress, value_at
 from steppe.core.state import rng
+from steppe.core.state.pass_rng import PassRNG
 from steppe.core.state.snapshot import Buffers, Elsewhere, SnapshotPool, of_training
 from steppe.core.step_state import BindOptions, LossFunction, NonFinite, Passes, StepOutput, StepState
 from steppe.errors import InputError
 
 __all__ = ["BindOptions", "LossFunction", "Objective", "Passes", "Runtime", "StepOutput"]
 T = TypeVar("T")
-Objective = Callable[[Batch], StepOutput]
-Mask = Sequence[bool] | None
-_NOTHING = nullcontext()
 _WIDE = (torch.float32, torch.float64)
-_backward = torch.autograd.Variable._execution_engine.run_backward
 
 
 class Runtime:
@@ -84,8 +82,10 @@ class Runtime:
         self._weight_snapshots, self._update_snapshots = SnapshotPool(), SnapshotPool()
         self.step_state = StepState(self.good)
         self._in_grad: Vec | None = None  # the tensors that the last pass left in ``.grad``
-        self._global_rngs = rng.global_generators(self.device)
-        self._clean_rng = [g.get_state() for g in self._global_rngs]
+        self.pass_rng = PassRNG(self.device)
+        self.checks = DeviceChecks(self.device)
+        # to read a value from a GPU is to wait for it
+        self.on_device = self.device.type == "cuda" and not isinstance(self.parallel, Sharded)
 
     def grad(
         self, batch: Batch, objective: Objective | None = None, *, work: float = 1.0, where: Mask = None
@@ -101,14 +101,16 @@ class Runtime:
         """
         step = self.step_state
         if not self.untracked:
-            self._clean_rng = [g.get_state() for g in self._global_rngs]
+            self.pass_rng.begin_clean()
+        if self.on_device:
+            self.checks.settle(step.bad)
         self.clear()
         parts, whole, objective = self.micro_batches(batch), self.weight(batch), objective or self.objective
         if where is None and len(parts) == 1 and whole and self.alone:
-            out = self._pass(parts[0], objective, 1.0)
+            out = make_pass(self, parts[0], objective, 1.0)
             logits = [out.logits]
         else:
-            out, logits = self._passes(parts, objective, whole, where)
+            out, logits = make_passes(self, parts, objective, whole, where)
         # they stay in .grad until the next pass: an update with them need not assign them again
         grads = [p.grad for p in self.leaves]
         self._in_grad = grads = grads if self.leaves is self.params else list(map(complex_params.real_view, grads))
@@ -123,52 +125,20 @@ class Runtime:
         grads = vector.Measured(grads if where is None else vector.only(grads, where))
         size = step.size if batch is step.batch else len(batch)
         self.count(forward=work * size, backward=work * size)
-        self.check_finite(grads.norm(self._measure) if self.alone else vector.finite_check(grads), out.loss)
-        return out, grads
-
-    def _passes(
-        self, parts: Sequence[Batch], objective: Objective, whole: float, where: Mask
-    ) -> tuple[StepOutput, list[Tensor]]:
-        """Make the passes of several parts, of several processes, or of some parameters only."""
-        # a backward pass written in Python may use parameters unseen, so the first graph is whole and is inspected
-        may = where is not None and self.callable_in_parts and not self._memo.get("graph", True)
-        off = [p for p, w in zip(self.leaves, where or (), strict=True) if not w] if may else []
-        losses, logits = [], []
-        for part in parts:
-            weight = self.options.weigh(part) / whole if whole else 0.0
-            with self.parallel.no_sync(), param_groups.switched_off(off):
-                out = self._pass(part, objective, weight, inspect=where is not None)
-            losses.append(out.loss if weight == 1 else out.loss * weight)
-            logits.append(out.logits)
-        mean = losses[0] if len(parts) == 1 else torch.stack(losses).sum()
-        return StepOutput(mean, join_logits(logits)), logits
-
-    def _pass(self, part: Batch, objective: Objective, weight: float, inspect: bool = False) -> StepOutput:
-        """Make a forward and a backward pass, whose loss counts ``weight``; return its output without graph."""
-        with self.precision.autocast() if self.precision.reduced else _NOTHING:
-            out = objective(part)
-        loss, logits = out.loss, out.logits
-        if not loss.requires_grad:
-            user_loss.require_graph(loss)
-        if inspect:
-            self.once("graph", partial(param_groups.has_custom_backward, loss))
-        if not weight and logits.requires_grad:
-            # a part that does not count, such as one without labels, whose mean is NaN
-            loss = 0.0 * logits.sum()
-        factor = weight if self.alone else weight * self.parallel.loss_weight()
-        scaled = loss if factor == 1 else loss * factor
-        if self.precision.scaler is not None:
-            scaled = self.precision.scaled(scaled)
-        if type(scaled) is Tensor and not scaled.dim():
-            # what Tensor.backward() calls after checks that take a tenth of a small network's pass
-            _backward((scaled,), (torch.ones_like(scaled),), False, False, (), True, True)
+        if self.on_device:
+            self.checks.add_grads(grads)
+            self.check_finite(out.loss)
         else:
-            scaled.backward()  # type: ignore[no-untyped-call]
-        # logits that are a view of a weight would change with it at the next update
-        return StepOutput(loss.detach(), logits.detach().clone() if logits._is_view() else logits.detach())
+            self.check_finite(grads.norm(self._measure) if self.alone else vector.finite_check(grads), out.loss)
+        return out, grads
 
     def check_finite(self, *numbers: Tensor) -> None:
         """Stop a step of numbers that are not finite: at once where a process may decide, else when it updates."""
+        if self.on_device:
+            self.checks.add(*numbers)
+            if not self.alone:  # the flag travels with the next gradient
+                self.checks.flush(self.step_state.bad)
+            return
         if self.alone and self.parallel.checks_every_pass:
             if not all(map(math.isfinite, numbers)):
                 raise NonFinite(self.step_state.output)
@@ -228,22 +198,22 @@ class Runtime:
         return self._elsewhere(moved, move, mask_seed)
 
     def _elsewhere(self, moved: Sequence[Tensor], move: Callable[[], None], mask_seed: int | None) -> Elsewhere:
-        outer = False
+        outer, entered = False, False
 
         def change() -> None:
-            nonlocal outer
+            nonlocal outer, entered
             outer, self.untracked = self.untracked, True
-            for generator, state in zip(self._global_rngs, self._clean_rng, strict=True):
-                # torch.manual_seed also formats a traceback for each backend
-                generator.set_state(state) if mask_seed is None else generator.manual_seed(mask_seed)
+            self.pass_rng.enter(mask_seed)
+            entered = True
             move()
 
         def leave() -> None:
-            self.untracked = outer
+            if entered:  # else the snapshot could not be made
+                self.untracked = outer
+                self.pass_rng.leave()
             self._reshard()
 
-        pool, rngs = self._weight_snapshots, self._global_rngs
-        return Elsewhere(moved, change, buffers=self.buffers, generators=rngs, leave=leave, pool=pool)
+        return Elsewhere(moved, change, buffers=self.buffers, leave=leave, pool=self._weight_snapshots)
 
     def _reshard(self) -> None:
         if not self.alone:
@@ -276,15 +246,20 @@ class Runtime:
             grads, step.bad = self.parallel.mean(self.params, grads, counts, step.bad)
             if decoupled is not None:
                 decoupled, _ = self.parallel.mean(self.params, decoupled, counts, step.bad)
-        checked = self.alone and self.parallel.checks_every_pass
-        if not checked and self.parallel.should_skip_update(step.bad, more):
+        # what the host knows needs no choice on the device
+        step.known = not self.on_device or self.checks.must_read(self.optimizer, grads)
+        if self.on_device:
+            self.checks.flush(step.bad)
+        if step.known and (bool(step.bad) if self.on_device else self._skips(more)):
             raise NonFinite(step.output)
         averaged = grads
         for transform in options.transforms:
             grads = transform(grads, self)
         if options.clip is not None:
             grads = vector.clip(grads, options.clip, self.member if options.clip_each else None)
-        if more and not step.updates_undone:
+        more_than_one = more or step.updates_undone or decoupled is not None
+        by_flag = not step.known and not more_than_one and skips_by_itself(self.optimizer)
+        if (more or not (step.known or by_flag)) and not step.updates_undone:
             step.updates_undone = True
             step.snapshots.append(of_training(self.params, self.optimizer, self._update_snapshots))
         self._reshard()
@@ -297,12 +272,20 @@ class Runtime:
                 for p, g in zip(self.leaves, fresh, strict=True):
                     p.grad = g
                 self._in_grad = None
-            self.optimizer.step()
+            if self.on_device:
+                self.checks.update(self.optimizer, grads, step.bad if by_flag else None, first=step.known)
+            else:
+                self.optimizer.step()
             self.passes.updates += 1
         if decoupled is not None:
             param_groups.add_decoupled(self.optimizer, self.params, decoupled)
         if more:  # else the step ends, which clears them
             self.clear()
+
+    def _skips(self, more: bool) -> bool:
+        """Return whether the host knows that the update must not take place."""
+        checked = self.alone and self.parallel.checks_every_pass
+        return not checked and self.parallel.should_skip_update(self.step_state.bad, more)
 
     def outputs(self, batch: Batch) -> list[Tensor]:
         """Return the logits of each micro-batch at the weights, without a graph; raises `NonFinite` as `grad`."""
@@ -368,13 +351,19 @@ class Runtime:
         done, length = max(self.passes.steps - 1, 0), self.options.steps
         return TrainingProgress(done, length() if callable(length) else done / length if length else None, lr)
 
+    @property
+    def host_rng(self) -> torch.Generator:
+        """A generator for choices that the host makes: ``rng`` itself, if that is on the host."""
+        return self.rng if self.rng.device.type == "cpu" else self.generators["masks"]
+
     def draw_mask_seed(self) -> int:
         """Return a seed for fresh dropout masks, from the step's own generator."""
-        return int(torch.randint(2**62, (), generator=self.generators["masks"]))
+        seed: int = self.pass_rng.draw_seed(self.generators["masks"])
+        return seed
 
     def rng_restored(self) -> AbstractContextManager[None]:
         """Restore the RNG on leaving, so that what follows sees the same masks."""
-        return Elsewhere((), generators=self._global_rngs)
+        return self.pass_rng.restored()
 
     @property
     def member(self) -> list[int]:
@@ -383,7 +372,7 @@ class Runtime:
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what ``make`` returned the first time: for facts about the network that do not change."""
-        value: T = self._memo[key] if key in self._memo else self._memo.setdefault(key, make())
+        value: T = self.memo[key] if key in self.memo else self.memo.setdefault(key, make())
         return value
 
     def micro_batches(self, batch: Batch) -> Sequence[Batch]:
@@ -410,7 +399,7 @@ class Runtime:
         if stale or not param_groups.same(leaves, self.leaves):
             self.leaves, self.params = leaves, complex_params.real_views(leaves)
             self.owners = param_groups.owners(self.net, leaves)
-            self._measure, self._memo = vector.measure_of(self.params), dict[Hashable, Any]()
+            self._measure, self.memo = vector.measure_of(self.params), dict[Hashable, Any]()
             self.buffers = Buffers(*self.with_state)
 
     def clear(self) -> None:

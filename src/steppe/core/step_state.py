@@ -28,13 +28,20 @@ class StepOutput:
 
     A method that cuts the batch (RWP with two batches) returns those of its first samples.
 
-    ``skipped`` is True if a non-finite loss or gradient, on any process, undid the step. For micro-batches
-    whose logits differ in shape ``logits`` is a list, and it is empty for a model that returns only its loss.
+    ``skipped`` is True if a non-finite loss or gradient, on any process, undid the step. On a GPU to ask for it is
+    to wait for the step; ``skip_flag`` is then a tensor there, 1 if it was skipped. For micro-batches whose logits
+    differ in shape ``logits`` is a list, and it is empty for a model that returns only its loss.
     """
 
     loss: Tensor
     logits: Any
-    skipped: bool = False
+    skip_flag: bool | Tensor = False
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the step was undone."""
+        self.skip_flag = bool(self.skip_flag)
+        return self.skip_flag
 
 
 @dataclass
@@ -135,7 +142,8 @@ class StepState:
     """The state of one step.
 
     ``batch`` goes through in ``micro_batches``; it has ``size`` samples and counts ``weight`` in means. ``bad`` is
-    True, on the device, if a value of this process was not finite. ``snapshots`` undo the step. ``first`` is the
+    True, on the device, if a value of this process was not finite. ``snapshots`` undo the step; they need not where it is ``known`` on the host that
+    the last update was of finite values. ``first`` is the
     output of the first pass. ``group`` collects gradients while groups of samples have perturbations of their own.
     """
 
@@ -146,6 +154,7 @@ class StepState:
     size: int = 0
     snapshots: list[Snapshot] = field(default_factory=list)
     updates_undone: bool = False
+    known: bool = False
     first: StepOutput | None = None
     group: "GradientAccumulator | None" = None
 

@@ -54,6 +54,11 @@ class Measured(list[Tensor | None]):
             self._state = self[:], writes
         return self._norm
 
+    def measured(self) -> Tensor | None:
+        """Return the norm if it was measured and still holds."""
+        same = self._state is not None and self._state[1] == sum(map(_WRITES, present(self)))
+        return self._norm if same and all(map(operator.is_, self, self._state[0])) else None  # type: ignore[index]
+
 
 def measure_of(like: Sequence[Tensor]) -> Callable[[list[Tensor]], Tensor]:
     """Return the function that measures vectors of tensors like these: faster where all are small."""

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from steppe.core.runtime import Runtime
 
 
+_COMPARED = 10  # training passes, where to compare what they change takes long
+
+
 class WeightAverage(TensorCopies):
     """The average of a network's weights, and the buffers that belong to it.
 
@@ -43,6 +46,7 @@ class WeightAverage(TensorCopies):
         self._own: list[bool] = []  # which of them a training pass changes; empty if that is unknown
         self._modes: list[bool] = []  # which modules with buffers were in training mode when it became known
         self._snapshots = SnapshotPool()
+        self.on_device, self._passes = False, 0  # to compare buffers on a GPU is to wait for it
 
     def warm_up(self, decay: float) -> float:
         """Return the next network's weight, 1 - d with d = min(decay, (1 + count) / (10 + count))."""
@@ -115,8 +119,10 @@ class WeightAverage(TensorCopies):
             yield
             after = list(_buffers(net).values())
             own = self._own if len(self._own) == len(after) else [False] * len(after)
-            # a layer that a pass leaves out at random is in another
-            self._own = [o or not torch.equal(a, b) for o, a, b in zip(own, after, statistics, strict=True)]
+            self._passes += 1
+            if not self.on_device or self._passes <= _COMPARED:
+                # a layer that a pass leaves out at random is in another
+                self._own = [o or not torch.equal(a, b) for o, a, b in zip(own, after, statistics, strict=True)]
             with _no_inference_mode():
                 copy_into(statistics, after)
 

@@ -68,7 +68,7 @@ class SAF(Method[LogitBank]):
 
     def after(self, batch: Batch, out: StepOutput, state: LogitBank, rt: Runtime) -> None:
         """Store the outputs of all processes."""
-        if self.lam:
+        if self.lam and not out.skipped:
             # the clean pass of a combined method may have the first samples only
             state.write(*rt.parallel.gather(_index(batch)[: len(out.logits)], out.logits))
 

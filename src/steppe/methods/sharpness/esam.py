@@ -58,10 +58,12 @@ class ESAM(Method):
         """Return which tensors are perturbed, None for all."""
         if self.beta == 1 or self.mask == "element":
             return None
-        uniform = torch.rand(len(rt.params), generator=rt.rng, device=rt.rng.device)
-        chosen = uniform < self.beta
-        chosen[uniform.argmin()] = True
-        return [bool(c) for c in chosen.tolist()]
+        rng = rt.host_rng
+        uniform = torch.rand(len(rt.params), generator=rng, device=rng.device)
+        chosen: list[bool] = (uniform < self.beta).tolist()
+        numbers = uniform.tolist()
+        chosen[numbers.index(min(numbers))] = True
+        return chosen
 
     def _perturbation(self, g: Vec, rt: Runtime) -> Offset:
         rho = rt.setting("rho", self.rho)
