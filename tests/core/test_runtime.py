@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from steppe.core import user_loss
-from steppe.core.state import weight_average
-from steppe.core.state.weight_average import WeightAverage
 from steppe.core.batch import Batch
 from steppe.core.method import Method, ScheduleValue, hyper
 from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.state import weight_average
+from steppe.core.state.weight_average import WeightAverage
 from steppe.core.step import Step
 from steppe.core.step_state import BindOptions
 from steppe.errors import InputError

@@ -68,7 +68,7 @@ class MixedPrecision:
         return vector.scale(grads, self.scaler.scale(self._one).reciprocal())
 
     def record(self, skipped: bool | Tensor) -> None:
-        """End a step: the scale is reduced if it was skipped (a tensor: if that is 1), and grows after many others."""
+        """End a step: the scale is reduced if it was skipped, and grows after many others; a tensor is 1 or 0."""
         if self.scaler is None or not self.scaler.is_enabled():
             return
         if isinstance(skipped, Tensor):

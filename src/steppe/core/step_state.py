@@ -142,8 +142,8 @@ class StepState:
     """The state of one step.
 
     ``batch`` goes through in ``micro_batches``; it has ``size`` samples and counts ``weight`` in means. ``bad`` is
-    True, on the device, if a value of this process was not finite. ``snapshots`` undo the step; they need not where it is ``known`` on the host that
-    the last update was of finite values. ``first`` is the
+    True (or 1), on the device, if a value of this process was not finite. ``snapshots`` undo the step, on the device
+    unless the host knows (``known``) that the last update was of finite values. ``first`` is the
     output of the first pass. ``group`` collects gradients while groups of samples have perturbations of their own.
     """
 
