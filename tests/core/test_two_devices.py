@@ -40,11 +40,11 @@ def check(tensors, flag, one):
 torch._amp_foreach_non_finite_check_and_unscale_ = check
 
 
-def to(module, device, *_):
+def to(module, *_):
     for m in module.modules():
         for name, t in m._buffers.items():
             if t is not None:
-                m._buffers[name] = torch.zeros(t.shape, dtype=t.dtype, device=device)
+                m._buffers[name] = torch.zeros(t.shape, dtype=t.dtype, device="npy")
     return module
 
 
@@ -57,7 +57,7 @@ def on_device(net):
         for name, p in m._parameters.items():
             if p is not None:
                 m._parameters[name] = moved.setdefault(id(p), nn.Parameter(p.detach().to("npy")))
-    return to(net, "npy")
+    return to(net)
 
 
 def network():
