@@ -1,7 +1,7 @@
 """No method combines tensors of two devices: every step runs on fake tensors of a device that is not there.
 
-The device is a stand-in for a GPU: fake tensors of a GPU need a PyTorch that was built for one. It is registered for
-a whole process, so that the steps run in another.
+The device is a stand-in for a GPU: fake tensors of a GPU need a PyTorch that was built for one. It is registered
+for a whole process, so that the steps run in another.
 """
 
 import subprocess

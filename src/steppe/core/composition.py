@@ -51,6 +51,7 @@ class On(Method):
     local: ClassVar[Any] = _OfParts()
     whole: ClassVar[Any] = _OfParts()
     single: ClassVar[Any] = _OfParts()
+    on_host: ClassVar[Any] = _OfParts()
     mixes: ClassVar[Any] = _OfParts()
     moves: ClassVar[Any] = _OfParts()
 
@@ -199,6 +200,7 @@ class ActiveWindow(Method):
     local: ClassVar[Any] = _OfParts()
     whole: ClassVar[Any] = _OfParts()
     single: ClassVar[Any] = _OfParts()
+    on_host: ClassVar[Any] = _OfParts()
     mixes: ClassVar[Any] = _OfParts()
     moves: ClassVar[Any] = _OfParts()
 
@@ -246,13 +248,21 @@ class ActiveWindow(Method):
         return state
 
     def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        return self.method.objective_or_plain(batch, state, rt) if self.active(rt.now) else rt.supervised(batch)
+        return (
+            self.method.objective_or_plain(batch, state, rt)
+            if rt.decide(lambda: self.active(rt.now))
+            else rt.supervised(batch)
+        )
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        return self.method.step_or_plain(batch, state, rt) if self.active(rt.now) else plain_step(batch, rt)
+        return (
+            self.method.step_or_plain(batch, state, rt)
+            if rt.decide(lambda: self.active(rt.now))
+            else plain_step(batch, rt)
+        )
 
     def transform(self, grads: Vec, rt: Runtime) -> Vec:
-        return self.method.transform(grads, rt) if self.active(rt.now) else grads
+        return self.method.transform(grads, rt) if rt.decide(lambda: self.active(rt.now)) else grads
 
     def before(self, batch: Batch, state: nn.Module, rt: Runtime) -> None:
         self.method.before(batch, state, rt)

@@ -8,18 +8,18 @@ without a loss scale; passes are counted; a non-finite value stops the step befo
 import math
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
-from operator import is_
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from steppe.core import param_groups, user_loss
-from steppe.core._passes import Mask, Objective, make_pass, make_passes
 from steppe.core.amp import MixedPrecision, upcast_to_float32
 from steppe.core.batch import Batch, micro_batches
 from steppe.core.data_parallel import Sharded, SingleProcess, parallelism_of
-from steppe.core.device_checks import DeviceChecks, skips_by_itself
+from steppe.core.execution._device_checks import DeviceChecks
+from steppe.core.execution._passes import Mask, Objective, make_pass, make_passes
+from steppe.core.execution._update import make_update
 from steppe.core.model_call import call_model, extract_logits, extract_loss, unwrap_model
 from steppe.core.multi_network import member_of
 from steppe.core.numerics import complex_params, vector
@@ -27,7 +27,7 @@ from steppe.core.numerics.vector import ScaledVector, Vec
 from steppe.core.schedules import ScheduleValue, TrainingProgress, value_at
 from steppe.core.state import rng
 from steppe.core.state.pass_rng import PassRNG
-from steppe.core.state.snapshot import Buffers, Elsewhere, SnapshotPool, of_training
+from steppe.core.state.snapshot import Buffers, Elsewhere, SnapshotPool
 from steppe.core.step_state import BindOptions, LossFunction, NonFinite, Passes, StepOutput, StepState
 from steppe.errors import InputError
 
@@ -79,10 +79,11 @@ class Runtime:
         self.untracked, self.relative_cost = False, 1.0  # of a pass of the model, in passes of one network
         self.objective: Objective = self.supervised  # until the step sets its method's
         self.good = torch.zeros((), dtype=torch.bool, device=self.device)
-        self._weight_snapshots, self._update_snapshots = SnapshotPool(), SnapshotPool()
+        self._weight_snapshots, self.update_snapshots = SnapshotPool(), SnapshotPool()
         self.step_state = StepState(self.good)
-        self._in_grad: Vec | None = None  # the tensors that the last pass left in ``.grad``
-        self.pass_rng = PassRNG(self.device)
+        self.in_grad: Vec | None = None  # the tensors that the last pass left in ``.grad``
+        self.pass_rng: Any = PassRNG(self.device)
+        self.recorder: Any = None  # while a step is made that is, or becomes, a graph
         self.checks = DeviceChecks(self.device)
         # to read a value from a GPU is to wait for it
         self.on_device = self.device.type == "cuda" and not isinstance(self.parallel, Sharded)
@@ -113,7 +114,7 @@ class Runtime:
             out, logits = make_passes(self, parts, objective, whole, where)
         # they stay in .grad until the next pass: an update with them need not assign them again
         grads = [p.grad for p in self.leaves]
-        self._in_grad = grads = grads if self.leaves is self.params else list(map(complex_params.real_view, grads))
+        self.in_grad = grads = grads if self.leaves is self.params else list(map(complex_params.real_view, grads))
         if step.first is None:
             step.first = out
             if self.passes.steps <= user_loss.CHECKED_STEPS:
@@ -190,11 +191,11 @@ class Runtime:
             moved = [p for p, o in zip(self.params, direction, strict=True) if o is not None]
 
         def move() -> None:
-            self._reshard()
+            self.reshard()
             vector.move(moved, by, times)
 
         if clean:
-            return Elsewhere(moved, move, leave=self._reshard, pool=self._weight_snapshots)
+            return Elsewhere(moved, move, leave=self.reshard, pool=self._weight_snapshots)
         return self._elsewhere(moved, move, mask_seed)
 
     def _elsewhere(self, moved: Sequence[Tensor], move: Callable[[], None], mask_seed: int | None) -> Elsewhere:
@@ -211,11 +212,12 @@ class Runtime:
             if entered:  # else the snapshot could not be made
                 self.untracked = outer
                 self.pass_rng.leave()
-            self._reshard()
+            self.reshard()
 
         return Elsewhere(moved, change, buffers=self.buffers, leave=leave, pool=self._weight_snapshots)
 
-    def _reshard(self) -> None:
+    def reshard(self) -> None:
+        """Drop gathered copies of a sharded model's weights."""
         if not self.alone:
             self.parallel.reshard()
 
@@ -237,7 +239,7 @@ class Runtime:
 
         Raises `NonFinite` if any process met a non-finite value in this step.
         """
-        step, options = self.step_state, self.options
+        step = self.step_state
         if step.group is not None:
             step.group.collect(grads, decoupled, one=times == 1 and not more)
             return
@@ -246,46 +248,7 @@ class Runtime:
             grads, step.bad = self.parallel.mean(self.params, grads, counts, step.bad)
             if decoupled is not None:
                 decoupled, _ = self.parallel.mean(self.params, decoupled, counts, step.bad)
-        # what the host knows needs no choice on the device
-        step.known = not self.on_device or self.checks.must_read(self.optimizer, grads)
-        if self.on_device:
-            self.checks.flush(step.bad)
-        if step.known and (bool(step.bad) if self.on_device else self._skips(more)):
-            raise NonFinite(step.output)
-        averaged = grads
-        for transform in options.transforms:
-            grads = transform(grads, self)
-        if options.clip is not None:
-            grads = vector.clip(grads, options.clip, self.member if options.clip_each else None)
-        more_than_one = more or step.updates_undone or decoupled is not None
-        by_flag = not step.known and not more_than_one and skips_by_itself(self.optimizer)
-        if (more or not (step.known or by_flag)) and not step.updates_undone:
-            step.updates_undone = True
-            step.snapshots.append(of_training(self.params, self.optimizer, self._update_snapshots))
-        self._reshard()
-        for remaining in reversed(range(times)):
-            # some optimizers write into the gradients that they get
-            fresh = vector.clone(grads) if remaining or (more and any(map(is_, grads, averaged))) else grads
-            if self._in_grad is None or not all(map(is_, fresh, self._in_grad)):
-                if self.leaves is not self.params:
-                    fresh = complex_params.like_leaves(fresh, self.params)
-                for p, g in zip(self.leaves, fresh, strict=True):
-                    p.grad = g
-                self._in_grad = None
-            if self.on_device:
-                self.checks.update(self.optimizer, grads, step.bad if by_flag else None, first=step.known)
-            else:
-                self.optimizer.step()
-            self.passes.updates += 1
-        if decoupled is not None:
-            param_groups.add_decoupled(self.optimizer, self.params, decoupled)
-        if more:  # else the step ends, which clears them
-            self.clear()
-
-    def _skips(self, more: bool) -> bool:
-        """Return whether the host knows that the update must not take place."""
-        checked = self.alone and self.parallel.checks_every_pass
-        return not checked and self.parallel.should_skip_update(self.step_state.bad, more)
+        make_update(self, grads, times, more, decoupled)
 
     def outputs(self, batch: Batch) -> list[Tensor]:
         """Return the logits of each micro-batch at the weights, without a graph; raises `NonFinite` as `grad`."""
@@ -326,7 +289,7 @@ class Runtime:
         with torch.no_grad(), self.preserve_state():
             return torch.cat([user_loss.of_samples(self.options.loss, z, part) for z, part in pairs])
 
-    def setting(self, name: str, value: ScheduleValue) -> float | list[float]:
+    def setting(self, name: str, value: ScheduleValue) -> Any:
         """Return a hyper-parameter's value in this step: one number, or one per parameter.
 
         It may follow a schedule, and an optimizer's parameter group may have its own under the same name, unless
@@ -335,7 +298,27 @@ class Runtime:
         own = any(name in group for group in self.optimizer.param_groups)
         if not own and isinstance(value, float) and 0 <= value < math.inf:
             return value
-        return param_groups.setting(self.optimizer, self.params, name, value_at(value, self.now))
+
+        def present() -> Any:
+            return param_groups.setting(self.optimizer, self.params, name, value_at(value, self.now))
+
+        if self.recorder is None or own or isinstance(value, float) or self.decide(lambda: present() == 0):
+            return present() if self.recorder is None else self.recorder.answer(present)
+        return self.number(present)
+
+    def decide(self, question: Callable[[], bool]) -> bool:
+        """Return the answer to a question that the host can answer before the step: of ``now``, of its own counts.
+
+        A method decides so what it does in a step. A step that is a graph (``graph=True``) has one per answer.
+        """
+        return question() if self.recorder is None else self.recorder.decide(question)
+
+    def number(self, make: Callable[[], float]) -> Any:
+        """Return a number that the host computes of ``now`` and its own counts, anew in each step.
+
+        It is a tensor while a step becomes a graph.
+        """
+        return make() if self.recorder is None else self.recorder.number(make)
 
     def momentum(self) -> Vec:
         """Return the optimizer's momentum (SGD's buffer, Adam's first moment), None for parameters without one.
@@ -346,8 +329,16 @@ class Runtime:
 
     @property
     def now(self) -> TrainingProgress:
-        """Where training is."""
-        lr = param_groups.learning_rate(self.optimizer)
+        """Where training is.
+
+        Raises InputError in a step that may become a graph, outside of `decide` and `number`.
+        """
+        if self.recorder is not None and not self.recorder.on_host:
+            raise InputError(
+                "graph is True, and the method asks where training is, which a graph would not; ask it within "
+                "rt.decide(lambda: ...) or rt.number(lambda: ...), or leave graph out"
+            )
+        lr = param_groups.learning_rate(self.optimizer) if self.recorder is None else self.recorder.lr
         done, length = max(self.passes.steps - 1, 0), self.options.steps
         return TrainingProgress(done, length() if callable(length) else done / length if length else None, lr)
 
@@ -363,7 +354,8 @@ class Runtime:
 
     def rng_restored(self) -> AbstractContextManager[None]:
         """Restore the RNG on leaving, so that what follows sees the same masks."""
-        return self.pass_rng.restored()
+        context: AbstractContextManager[None] = self.pass_rng.restored()
+        return context
 
     @property
     def member(self) -> list[int]:
@@ -406,4 +398,4 @@ class Runtime:
         """Set every gradient to None, those of the last pass included."""
         for p in self.leaves:
             p.grad = None
-        self._in_grad = None
+        self.in_grad = None

@@ -29,6 +29,8 @@ class _Method(Protocol):
     def whole(self) -> str: ...
     @property
     def single(self) -> str: ...
+    @property
+    def on_host(self) -> str: ...
     def init(self, net: nn.Module) -> nn.Module: ...
     def scheduled_limits(self) -> tuple[str, ...]: ...
     def may_be_at_limit(self) -> bool: ...
@@ -73,12 +75,19 @@ class Step:
             if isinstance(part, ParamState):
                 part.trained = lambda: (runtime.params, runtime.net)
             if isinstance(part, WeightAverage):
-                part.on_device = runtime.on_device
                 runtime.with_state.append(part.statistics)
         runtime.buffers = Buffers(*runtime.with_state)
         self._memory = Buffers(*(m for m in self.state.modules() if isinstance(m, ParamState)))
         if _overridden(method, "objective"):
             runtime.objective = lambda batch: method.objective_or_plain(batch, self.state, runtime)
+        self._graphed: Any = None
+        if options.graph:
+            from steppe.core.execution._graph import GraphedStep
+
+            self._graphed = GraphedStep(self)
+        for part in self.state.modules():
+            if isinstance(part, WeightAverage):
+                part.on_device = runtime.on_device
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise InputError(
@@ -105,6 +114,10 @@ class Step:
         Raises InputError for what is no batch.
         """
         batch = as_batch(x, y)
+        return self.run(batch) if self._graphed is None else self._graphed(batch)
+
+    def run(self, batch: Batch) -> StepOutput:
+        """Make one step on a batch, operation by operation."""
         rt, skipped = self.runtime, False
         self._begin(batch)
         try:
@@ -169,8 +182,8 @@ class Step:
             flag = step.bad
             if rt.checks.pending:  # of passes without an update
                 rt.checks.flush(step.bad)
-                step.known = False
-            for snapshot in () if step.known else reversed(step.snapshots):
+                step.decided = False
+            for snapshot in () if step.decided else reversed(step.snapshots):
                 snapshot.restore_where(flag > 0)
         for snapshot in step.snapshots:
             snapshot.release()

@@ -81,6 +81,7 @@ class BindOptions:
     weigh: Callable[[Batch], float] = len
     steps: int | Callable[[], float] | None = None
     epoch: int | None = None
+    graph: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -142,8 +143,8 @@ class StepState:
     """The state of one step.
 
     ``batch`` goes through in ``micro_batches``; it has ``size`` samples and counts ``weight`` in means. ``bad`` is
-    True (or 1), on the device, if a value of this process was not finite. ``snapshots`` undo the step, on the device
-    unless the host knows (``known``) that the last update was of finite values. ``first`` is the
+    True (or 1), on the device, if a value of this process was not finite. ``snapshots`` undo the step, on the
+    device unless the host found (``decided``) that the last update was of finite values. ``first`` is the
     output of the first pass. ``group`` collects gradients while groups of samples have perturbations of their own.
     """
 
@@ -154,7 +155,7 @@ class StepState:
     size: int = 0
     snapshots: list[Snapshot] = field(default_factory=list)
     updates_undone: bool = False
-    known: bool = False
+    decided: bool = False
     first: StepOutput | None = None
     group: "GradientAccumulator | None" = None
 

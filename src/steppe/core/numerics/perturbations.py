@@ -11,7 +11,7 @@ from steppe.core.numerics.filters import is_weight
 from steppe.core.numerics.vector import ScaledVector, Vec
 
 T = TypeVar("T")
-Radius = float | Sequence[float]
+Radius = float | Tensor | Sequence[float]
 Offset = Vec | ScaledVector
 _TINY = 1e-12
 
@@ -26,7 +26,7 @@ def sam_perturbation(grads: Vec, rho: Radius, eps: float = _TINY) -> Vec:
     if isinstance(rho, Sequence):
         perturbed = vector.only(grads, [r > 0 for r in rho])
         return vector.scale(vector.scale(perturbed, rho), 1 / (vector.norm(perturbed) + eps))
-    return vector.scale(grads, rho / (vector.norm(grads) + eps))
+    return vector.scale(grads, vector.over(rho, vector.norm(grads) + eps))
 
 
 def scaled_perturbation(grads: Vec, rho: Radius, scale: Vec | None = None) -> Offset:
@@ -39,7 +39,7 @@ def scaled_perturbation(grads: Vec, rho: Radius, scale: Vec | None = None) -> Of
         offset = sam_perturbation(scaled, rho)
         return offset if scale is None else vector.times(offset, scale)
     direction = scaled if scale is None else vector.times(scaled, scale)
-    return ScaledVector(direction, rho / (vector.norm(scaled) + _TINY))
+    return ScaledVector(direction, vector.over(rho, vector.norm(scaled) + _TINY))
 
 
 def ball_perturbation(
@@ -78,9 +78,9 @@ def ball_perturbation(
     return project(offset, rho, norm)
 
 
-def _factors(grads: Vec, rho: float) -> Vec:
+def _factors(grads: Vec, rho: float | Tensor) -> Vec:
     """Return the factor of a perturbation for each tensor."""
-    times = rho / (vector.norm(grads) + _TINY)
+    times = vector.over(rho, vector.norm(grads) + _TINY)
     return [None if t is None else times for t in grads]
 
 
@@ -92,11 +92,11 @@ def project(offset: Vec, rho: Radius, norm: str) -> Vec:
     if norm == "tensor" or isinstance(rho, Sequence):
         radii = rho if isinstance(rho, Sequence) else [rho] * len(offset)
         return [_shortened(o, r) for o, r in zip(offset, radii, strict=True)]
-    return vector.scale(offset, (rho / (vector.norm(offset) + _TINY)).clamp(max=1.0))
+    return vector.scale(offset, vector.over(rho, vector.norm(offset) + _TINY).clamp(max=1.0))
 
 
-def _shortened(offset: Tensor | None, rho: float) -> Tensor | None:
-    return None if offset is None else offset * (rho / (vector.norm([offset]) + _TINY)).clamp(max=1.0)
+def _shortened(offset: Tensor | None, rho: float | Tensor) -> Tensor | None:
+    return None if offset is None else offset * vector.over(rho, vector.norm([offset]) + _TINY).clamp(max=1.0)
 
 
 def adaptive_perturbation(grads: Vec, rho: Radius, weights: Sequence[Tensor], adaptive: str) -> Offset:
@@ -119,7 +119,7 @@ def layerwise_perturbation(grads: Vec, rho: Radius, weights: Sequence[Tensor], c
     radii = rho if isinstance(rho, Sequence) else [rho] * len(grads)
     offset: Vec = []
     for g, w, radius in zip(grads, weights, radii, strict=True):
-        if g is None or radius == 0:
+        if g is None or not vector.nonzero(radius):
             offset.append(None)
             continue
         length = vector.norm([g])

@@ -249,6 +249,30 @@ def lerp(a: Vec, b: Vec, weight: float) -> Vec:
     return add(a, add(b, a, by=-1.0), by=weight)
 
 
+def approach(a: Sequence[Tensor], b: Sequence[Tensor], weight: float | Tensor) -> None:
+    """Set each tensor of ``a`` to ``(1 - weight) a + weight b``."""
+    if isinstance(weight, Tensor):
+        torch._foreach_lerp_(list(a), list(b), [like(weight, t) for t in a])
+    else:
+        torch._foreach_lerp_(list(a), list(b), weight)
+
+
+def like(number: float | Tensor, t: Tensor) -> Any:
+    """Return a number in the precision of a tensor."""
+    return number.to(t.dtype) if isinstance(number, Tensor) else number
+
+
+def nonzero(number: Any) -> bool:
+    """Return whether a number is not 0; one that is a tensor is not, see `steppe.core.runtime.Runtime.setting`."""
+    return isinstance(number, Tensor) or bool(number)
+
+
+def over(number: Any, t: Tensor) -> Tensor:
+    """Return ``number / t``, as PyTorch computes it for a number that is no tensor."""
+    quotient: Tensor = t.reciprocal() * number
+    return quotient
+
+
 def each_unit(a: Vec, eps: float = 1e-12) -> Vec:
     """Return each tensor at length 1, zero where it is zero."""
     return map_each(lambda t: t / (norm([t]) + eps), a)

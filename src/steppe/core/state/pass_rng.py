@@ -15,6 +15,7 @@ class MaskSeed:
 
     def __init__(self, generator: torch.Generator):
         self._generator = generator
+        self.fresh = False
         self.draw()
 
     def draw(self) -> None:

@@ -70,8 +70,8 @@ class Snapshot:
             for live, before in self.entries:
                 for name, old in before.items():
                     new = live.get(name)
-                    if isinstance(old, Tensor) and new is not old and _alike(new, old):
-                        new.copy_(torch.where(flag, old, new))  # type: ignore[union-attr]
+                    if isinstance(old, Tensor) and isinstance(new, Tensor) and new is not old and _alike(new, old):
+                        new.copy_(torch.where(flag, old, new))
 
     def release(self) -> None:
         """Let the next snapshot of the pool have the storage."""

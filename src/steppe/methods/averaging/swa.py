@@ -37,13 +37,16 @@ class SWA(Method[WeightAverage]):
     every: int = hyper(1, "steps of a period", minimum=1, remedy="at least 1")
 
     def before(self, batch: Batch, state: WeightAverage, rt: Runtime) -> None:
-        if state.count:  # the first network's own statistics fit the mean
-            state.measure(rt, batch, 1 / (state.count + 1))
+        if rt.decide(lambda: state.count > 0):  # the first network's own statistics fit the mean
+            state.measure(rt, batch, rt.number(lambda: 1 / (state.count + 1)))
 
     def after(self, batch: Batch, out: StepOutput, state: WeightAverage, rt: Runtime) -> None:
+        if rt.decide(lambda: self._due(rt)):
+            state.update(rt.net, rt.number(lambda: 1 / (state.count + 1)))
+
+    def _due(self, rt: Runtime) -> bool:
         first = math.ceil(self.start) if self.start >= 1 else 0
-        if rt.now.reached(self.start, "start") and (rt.now.step + 1 - first) % self.every == 0:
-            state.update(rt.net, 1 / (state.count + 1))
+        return rt.now.reached(self.start, "start") and (rt.now.step + 1 - first) % self.every == 0
 
     def deployed_weights(self, net: nn.Module, state: WeightAverage) -> AbstractContextManager[None]:
         return state.swapped_in(net) if state.count else nullcontext()

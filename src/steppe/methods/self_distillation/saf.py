@@ -43,6 +43,8 @@ class SAF(Method[LogitBank]):
     )
     mixed: str = hyper("accept", "batches of mixed images", choices=("accept", "skip"))
 
+    on_host = "its logit bank is in the host's memory"
+
     def init(self, net: nn.Module) -> LogitBank:
         return LogitBank(self.past, self.store, self.T)
 

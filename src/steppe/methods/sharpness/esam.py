@@ -46,6 +46,11 @@ class ESAM(Method):
     def cost(self) -> Cost:
         return Cost(1 + (self.gamma != 1) + self.gamma, 1 + self.gamma, 1)
 
+    @property
+    def on_host(self) -> str:
+        tensors = self.beta != 1 and self.mask == "tensor"
+        return "it chooses tensors (mask='element' or beta=1 needs no host)" if tensors else ""
+
     def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """Perturb a part of w, choose the sharpest samples, take their gradient, restore w, update."""
         out, g = rt.grad(batch, where=self._tensors(rt))

@@ -38,7 +38,7 @@ class RSAM(Method):
             n = filters.filter_noise(rt.params, rt.owners, self.gamma, rt.rng).vector()
         with rt.at(n, clean=True):
             out, g = rt.grad(batch)
-        if rho:
+        if vector.nonzero(rho):
             g = rt.shared(g)
             e = vector.add(n, sam_perturbation(g, rho)) if self.gamma else scaled_perturbation(g, rho)
             with rt.at(e):

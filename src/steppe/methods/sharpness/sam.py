@@ -19,7 +19,7 @@ Start    rho 0.05 (CIFAR-10), 0.1 (CIFAR-100) with SGD; 0.001 for transformers w
 from dataclasses import dataclass
 
 from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper
-from steppe.core.method.numerics import Offset, ball_perturbation, with_decay
+from steppe.core.method.numerics import Offset, ball_perturbation, vector, with_decay
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SAM(Method):
         rho = rt.setting("rho", self.rho)
         out, g = with_decay(rt.grad(batch), rt.params, self.decay)
         e: Offset | None = None if self.ascents == 1 else [None] * len(g)
-        for _ in range(self.ascents if rho else 0):
+        for _ in range(self.ascents if vector.nonzero(rho) else 0):
             e = ball_perturbation(rt.shared(g), rho, self.norm, rt.member, e)
             with rt.at(e):
                 _, g = with_decay(rt.grad(batch), rt.params, self.decay)

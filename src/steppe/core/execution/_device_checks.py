@@ -13,6 +13,7 @@ from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Measured, Vec
 
 _BLOCK = 64
+_NO_KIND = ("params", "lr", "initial_lr", "capturable")  # settings that create no state
 _CHECKED = frozenset((torch.float16, torch.float32, torch.float64))
 
 
@@ -25,6 +26,7 @@ class DeviceChecks:
 
     def __init__(self, device: torch.device):
         self._one = torch.ones((), device=device)
+        self.recording = False  # whether the step becomes a graph, which sets its flag itself
         self._flags: list[Tensor] = []
         self._numbers: list[Tensor] = []
         self._grads: Measured | None = None
@@ -33,6 +35,8 @@ class DeviceChecks:
 
     def new_flag(self) -> Tensor:
         """Return 0 in storage of its own, which is allocated for many steps at once."""
+        if self.recording:
+            return torch.zeros((), device=self._one.device)
         if not self._flags:
             self._flags = list(torch.zeros(_BLOCK, device=self._one.device).unbind())
         return self._flags.pop()
@@ -117,7 +121,7 @@ class DeviceChecks:
             bool(v)
             for group in optimizer.param_groups
             for k, v in group.items()
-            if k != "params" and isinstance(v, bool | int | float)
+            if k not in _NO_KIND and isinstance(v, bool | int | float)
         )
         entries = sum(map(len, optimizer.state.values()))
         return (entries, tuple(settings), tuple(g is None for g in grads))
