@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from steppe.core import user_loss
+from steppe.core import runtime, user_loss
 from steppe.core.batch import Batch
 from steppe.core.method import Method, ScheduleValue, hyper
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.state import weight_average
+from steppe.core.state.snapshot import Buffers
 from steppe.core.state.weight_average import WeightAverage
 from steppe.core.step import Step
 from steppe.core.step_state import BindOptions
@@ -189,6 +190,43 @@ def test_the_host_waits_for_no_step_on_a_gpu(name: str, monkeypatch) -> None:
         _, step = bound(name, on_device=True, fused=fused)
         reads(step, 0, 2)
         assert reads(step, 2, 6) == [MORE.get(name, 0)] * 6
+
+
+class CountLaunches(TorchDispatchMode):
+    """Count operations other than views and copies, outside of the passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self.copies, self.within = 0, 0, False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not self.within and func.name().startswith("aten") and not func.is_view:
+            self.copies += "copy" in func.name()
+            self.count += "copy" not in func.name()
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "most"), [("plain", 2), ("sam", 10)])
+def test_a_step_launches_few_operations_besides_its_passes(name: str, most: int, monkeypatch) -> None:
+    _, step = bound(name, on_device=True)
+    batches, mode, make_pass = list(map(fixtures.batch, range(13))), CountLaunches(), runtime.make_pass
+    for batch in batches[:12]:
+        step(batch)
+    buffers = step.runtime.buffers
+    step.runtime.buffers = Buffers()  # running statistics are copied and restored in operations of their own
+
+    def counted(*args, **kwargs):
+        mode.within = True
+        out = make_pass(*args, **kwargs)
+        mode.within = False
+        return out
+
+    monkeypatch.setattr(runtime, "make_pass", counted)
+    with mode:
+        step(batches[12])
+    assert buffers
+    assert mode.count <= most
+    assert mode.copies <= 2  # the weights are copied and restored
 
 
 # the loss and the gradient's norm of each pass; MESA's teacher has logits only

@@ -148,10 +148,13 @@ def at_length_of(grads: Vec, a: Vec, norm: str = "global") -> Vec:
 
 def asam_scale(params: Sequence[nn.Parameter], owners: Sequence[nn.Module], eta: float | None) -> Vec:
     """Return T of ASAM for each parameter: |w| + eta for weights, 1 for others; without ``eta`` |w| for all."""
-    return [
-        p.detach().abs() if eta is None else p.detach().abs() + eta if is_weight(p, owner) else torch.ones_like(p)
-        for p, owner in zip(params, owners, strict=True)
-    ]
+    weights = [p.detach() for p in params]
+    sizes = [w.abs() for w in weights] if vector.any_sharded(weights) else torch._foreach_abs(weights)
+    if eta is None:
+        return list(sizes)
+    scaled = [is_weight(p, owner) for p, owner in zip(params, owners, strict=True)]
+    larger = iter(vector.add_number([s for s, w in zip(sizes, scaled, strict=True) if w], eta))
+    return [next(larger) if w else torch.ones_like(s) for s, w in zip(sizes, scaled, strict=True)]
 
 
 def with_decay(result: tuple[T, Vec], params: Sequence[nn.Parameter], decay: float) -> tuple[T, Vec]:

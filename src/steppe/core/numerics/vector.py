@@ -165,6 +165,9 @@ def dot(a: Vec, b: Vec) -> Tensor:
     s, t = _pairs(a, b)
     if not s:
         return torch.zeros(())
+    if s[0].device.type != "cpu" and not any_sharded(s) and not any_sharded(t):
+        # a GPU takes longer to launch the sum of each than to join them
+        return torch.cat([p.reshape(-1) for p in torch._foreach_mul(s, t)]).sum()
     groups = _by_layout([p * q for p, q in zip(s, t, strict=True)])
     sums = [_over_shards(torch.stack([p.sum() for p in group]).sum(), k) for k, group in groups.items()]
     return torch.stack(sums).sum()
@@ -242,6 +245,13 @@ def move(tensors: Sequence[Tensor], by: Sequence[Tensor], times: Any = None) -> 
         torch._foreach_addcmul_(list(tensors), list(by), each)
     else:
         torch._foreach_add_(list(tensors), list(by) if times is None else torch._foreach_mul(list(by), times))
+
+
+def add_number(a: list[Tensor], number: float) -> list[Tensor]:
+    """Return each tensor plus a number."""
+    if any_sharded(a) or not a:
+        return [t + number for t in a]
+    return list(torch._foreach_add(a, number))
 
 
 def lerp(a: Vec, b: Vec, weight: float) -> Vec:
