@@ -1,7 +1,7 @@
 """Operations that a step launches on a GPU besides its passes, counted where there is none.
 
-The steps run on fake tensors of a stand-in for a GPU, which have shapes and no values. An operation on two devices, and
-a value that the host reads, raise an error there. The stand-in is registered for the whole process.
+The steps run on fake tensors of a stand-in for a GPU, which have shapes and no values. An operation on two
+devices, and a value that the host reads, raise an error there. The stand-in is registered for the whole process.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -51,7 +51,7 @@ def launches(specs: Sequence[str], *, progress: Callable[[str], None] = lambda _
 
 
 def _network() -> nn.Sequential:
-    """Return a network of two convolutions and two linear layers; a copy of running statistics would add to all."""
+    """Return two convolutions and two linear layers; copies of running statistics would add to all methods."""
     return nn.Sequential(
         *(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8), nn.ReLU()),
         *(nn.Flatten(), nn.Dropout(0.5), nn.Linear(128, 16), nn.ReLU(), nn.Linear(16, 10)),
@@ -115,7 +115,7 @@ def _launches(spec: str) -> Launches:
 
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
-        mock.patch.multiple(torch, **foreach),
+        mock.patch.multiple(torch, **foreach),  # type: ignore[call-overload]
         mock.patch.object(torch, "_fused_sgd_", counter.launched),
         mock.patch.object(torch, "_amp_foreach_non_finite_check_and_unscale_", counter.launched),
         mock.patch.object(_passes, "make_pass", make_pass),
@@ -125,7 +125,7 @@ def _launches(spec: str) -> Launches:
         optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
         for group in optimizer.param_groups:
             group["fused"] = True  # which is refused for a device that PyTorch does not know
-        optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
+        optimizer._step_supports_amp_scaling = True
         step = method.bind(net, optimizer, steps=100, epoch=50)
         rt = step.runtime
         rt.on_device, rt.checks.must_read = True, lambda *_: False  # type: ignore[method-assign]
@@ -183,8 +183,8 @@ def _stand_in() -> Iterator[None]:
         mock.patch.object(vector, "PLAIN", plain),
         mock.patch.object(snapshot, "PLAIN", plain),
         mock.patch.object(rng, "generator", on_cpu),
-        mock.patch.object(rng, "global_generators", lambda _: [torch.default_generator]),
-        mock.patch.object(pass_rng, "drawn_seed", lambda _: 7),
+        mock.patch.object(rng, "global_generators", return_value=[torch.default_generator]),
+        mock.patch.object(pass_rng, "drawn_seed", return_value=7),
         mock.patch.object(user_loss, "CHECKED_STEPS", 0),
         mock.patch.object(ESAM, "_tensors", tensors),
         mock.patch.object(nn.Module, "to", _with_buffers),

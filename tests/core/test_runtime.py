@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from steppe.core import runtime, user_loss
 from steppe.core.batch import Batch
 from steppe.core.method import Method, ScheduleValue, hyper
+from steppe.core.model_call import reuses_outputs
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.state import weight_average
 from steppe.core.state.snapshot import Buffers
@@ -190,6 +191,49 @@ def test_the_host_waits_for_no_step_on_a_gpu(name: str, monkeypatch) -> None:
         _, step = bound(name, on_device=True, fused=fused)
         reads(step, 0, 2)
         assert reads(step, 2, 6) == [MORE.get(name, 0)] * 6
+
+
+class _Copied(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, storage):
+        return storage[: len(z)].copy_(z).detach()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
+class Overwrites(nn.Module):
+    """Return outputs in storage that the next call overwrites, as torch.compile does with CUDA graphs."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.storage = net, torch.zeros(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Copied.apply(self.net(x), self.storage)
+
+
+@pytest.mark.parametrize("name", ["sam", "esam", "sadt-v1", "gsam"])
+def test_outputs_that_the_next_call_overwrites_are_copied(name: str) -> None:
+    ends = []
+    for wrap in (nn.Sequential, Overwrites):
+        torch.manual_seed(0)
+        net = wrap(fixtures.small())
+        step = make(name).bind(net, torch.optim.SGD(net.parameters(), 0.1))
+        step.runtime.outputs_reused = wrap is Overwrites
+        torch.manual_seed(1)
+        outs = [step(fixtures.batch(k)).logits for k in range(3)]
+        ends.append([*outs, *net.parameters()])
+    assert all(map(torch.equal, *ends))
+
+
+def test_a_model_compiled_with_cuda_graphs_is_recognised() -> None:
+    net = nn.Linear(2, 2)
+    assert not reuses_outputs(net)
+    assert not reuses_outputs(torch.compile(net))
+    assert reuses_outputs(torch.compile(net, mode="reduce-overhead"))
+    assert reuses_outputs(torch.compile(net, mode="max-autotune"))
 
 
 class CountLaunches(TorchDispatchMode):

@@ -18,9 +18,9 @@ from steppe.core.amp import MixedPrecision, upcast_to_float32
 from steppe.core.batch import Batch, micro_batches
 from steppe.core.data_parallel import Sharded, SingleProcess, parallelism_of
 from steppe.core.execution._device_checks import DeviceChecks
-from steppe.core.execution._passes import Mask, Objective, make_pass, make_passes
+from steppe.core.execution._passes import Mask, Objective, lasting, make_pass, make_passes
 from steppe.core.execution._update import make_update
-from steppe.core.model_call import call_model, extract_logits, extract_loss, unwrap_model
+from steppe.core.model_call import call_model, extract_logits, extract_loss, reuses_outputs, unwrap_model
 from steppe.core.multi_network import member_of
 from steppe.core.numerics import complex_params, vector
 from steppe.core.numerics.vector import ScaledVector, Vec
@@ -85,6 +85,7 @@ class Runtime:
         self.pass_rng: Any = PassRNG(self.device)
         self.recorder: Any = None  # while a step is made that is, or becomes, a graph
         self.checks = DeviceChecks(self.device)
+        self.outputs_reused = self.device.type == "cuda" and reuses_outputs(model)
         # to read a value from a GPU is to wait for it
         self.on_device = self.device.type == "cuda" and not isinstance(self.parallel, Sharded)
 
@@ -123,6 +124,8 @@ class Runtime:
                     user_loss.require_additive(self, batch, parts, logits)
         if self.precision.scaler is not None:
             grads = self.precision.unscaled(grads)
+        if self.outputs_reused:  # the next pass would overwrite them
+            grads = vector.clone(grads)
         grads = vector.Measured(grads if where is None else vector.only(grads, where))
         size = step.size if batch is step.batch else len(batch)
         self.count(forward=work * size, backward=work * size)
@@ -253,7 +256,7 @@ class Runtime:
     def outputs(self, batch: Batch) -> list[Tensor]:
         """Return the logits of each micro-batch at the weights, without a graph; raises `NonFinite` as `grad`."""
         with torch.no_grad(), self.precision.autocast():
-            logits = [self.forward(part.x) for part in self.micro_batches(batch)]
+            logits = [lasting(self, self.forward(part.x)) for part in self.micro_batches(batch)]
         self.count(forward=len(batch))
         self.check_finite(vector.finite_check([*logits]))
         return logits

@@ -45,6 +45,8 @@ def make_passes(
 
 def make_pass(rt: Runtime, part: Batch, objective: Objective, weight: float, inspect: bool = False) -> StepOutput:
     """Make a forward and a backward pass, whose loss counts ``weight``; return its output without graph."""
+    if rt.outputs_reused:
+        torch.compiler.cudagraph_mark_step_begin()
     with rt.precision.autocast() if rt.precision.reduced else _NOTHING:
         out = objective(part)
     loss, logits = out.loss, out.logits
@@ -64,4 +66,11 @@ def make_pass(rt: Runtime, part: Batch, objective: Objective, weight: float, ins
     else:
         scaled.backward()  # type: ignore[no-untyped-call]
     # logits that are a view of a weight would change with it at the next update
-    return StepOutput(loss.detach(), logits.detach().clone() if logits._is_view() else logits.detach())
+    return StepOutput(
+        loss.detach(), logits.detach().clone() if logits._is_view() else lasting(rt, logits.detach())
+    )
+
+
+def lasting(rt: Runtime, output: Tensor) -> Tensor:
+    """Return an output that the model's next call does not overwrite."""
+    return output.clone() if rt.outputs_reused else output
