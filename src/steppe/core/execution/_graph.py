@@ -23,6 +23,7 @@ from steppe.core import param_groups
 from steppe.core.batch import Batch
 from steppe.core.data_parallel import SingleProcess
 from steppe.core.execution._graph_backends import Backend, CudaGraph, Tape
+from steppe.core.model_call import reuses_outputs
 from steppe.core.numerics.vector import sharded
 from steppe.core.state.weight_average import WeightAverage
 from steppe.core.step_state import StepOutput
@@ -278,6 +279,7 @@ def _require_recordable(step: Step) -> None:
         (type(rt.parallel) is SingleProcess, "several processes train the model; leave graph out"),
         (not any(map(sharded, rt.params)), "the model is sharded; leave graph out"),
         (not step.method.on_host, f"{name} needs the host in each step: {step.method.on_host}; leave graph out"),
+        (not reuses_outputs(rt.model), "the model is compiled with CUDA graphs of its own; compile it without"),
         (options.weigh is len, "weigh is a function of the batch, which a graph would not call; leave one out"),
         (not hooks, f"{type(optimizer).__name__} has step hooks, which a graph would not call; remove them"),
         (

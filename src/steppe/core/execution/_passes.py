@@ -46,7 +46,7 @@ def make_passes(
 def make_pass(rt: Runtime, part: Batch, objective: Objective, weight: float, inspect: bool = False) -> StepOutput:
     """Make a forward and a backward pass, whose loss counts ``weight``; return its output without graph."""
     if rt.outputs_reused:
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
     with rt.precision.autocast() if rt.precision.reduced else _NOTHING:
         out = objective(part)
     loss, logits = out.loss, out.logits
