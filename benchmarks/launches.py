@@ -107,11 +107,11 @@ class _Counter(TorchDispatchMode):
 def _launches(spec: str) -> Launches:
     counter = _Counter()
     foreach = {name: counter.foreach(name) for name in dir(torch) if name.startswith("_foreach_")}
-    made, method = _passes.make_pass, parse(spec)
+    original, method = _passes.make_pass, parse(spec)
 
     def make_pass(*args: Any, **kwargs: Any) -> Any:
         with counter.passes():
-            return made(*args, **kwargs)
+            return original(*args, **kwargs)
 
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
