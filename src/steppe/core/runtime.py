@@ -90,7 +90,13 @@ class Runtime:
         self.on_device = self.device.type == "cuda" and not isinstance(self.parallel, Sharded)
 
     def grad(
-        self, batch: Batch, objective: Objective | None = None, *, work: float = 1.0, where: Mask = None
+        self,
+        batch: Batch,
+        objective: Objective | None = None,
+        *,
+        work: float = 1.0,
+        where: Mask = None,
+        last: bool = False,
     ) -> tuple[StepOutput, Vec]:
         """Return the output and the mean gradient of ``objective`` (the method's) over ``batch`` at the weights.
 
@@ -98,6 +104,8 @@ class Runtime:
         `shared`). The gradients are the caller's own. ``work`` is the cost in passes, for objectives that
         run part of the network more than once. ``where`` restricts the gradient to some parameters, which saves
         the others' backward pass where that is possible (no compiled or sharded model); it is counted as whole.
+        ``last`` if `apply` makes its update with this very gradient: DDP on a GPU then averages it during the
+        backward pass, so that it is the mean over all processes.
 
         Raises `NonFinite` if the loss or a gradient is not finite, where that can be known at once.
         """
@@ -112,7 +120,7 @@ class Runtime:
             out = make_pass(self, parts[0], objective, 1.0)
             logits = [out.logits]
         else:
-            out, logits = make_passes(self, parts, objective, whole, where)
+            out, logits = make_passes(self, parts, objective, whole, where, last)
         # they stay in .grad until the next pass: an update with them need not assign them again
         grads = [p.grad for p in self.leaves]
         self.in_grad = grads = grads if self.leaves is self.params else list(map(complex_params.real_view, grads))
@@ -127,6 +135,7 @@ class Runtime:
         if self.outputs_reused:  # the next pass would overwrite them
             grads = vector.clone(grads)
         grads = vector.Measured(grads if where is None else vector.only(grads, where))
+        step.averaged = grads if step.averages else None
         size = step.size if batch is step.batch else len(batch)
         self.count(forward=work * size, backward=work * size)
         if self.on_device:
@@ -246,7 +255,9 @@ class Runtime:
         if step.group is not None:
             step.group.collect(grads, decoupled, one=times == 1 and not more)
             return
-        if not self.alone:
+        if grads is step.averaged and grads is not None and weight is None and decoupled is None:
+            step.bad = self.parallel.any_bad(step.bad)
+        elif not self.alone:
             counts = step.weight if weight is None else weight
             grads, step.bad = self.parallel.mean(self.params, grads, counts, step.bad)
             if decoupled is not None:

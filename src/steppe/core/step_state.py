@@ -145,7 +145,8 @@ class StepState:
     ``batch`` goes through in ``micro_batches``; it has ``size`` samples and counts ``weight`` in means. ``bad`` is
     True (or 1), on the device, if a value of this process was not finite. ``snapshots`` undo the step, on the
     device unless the host found (``decided``) that the last update was of finite values. ``first`` is the
-    output of the first pass. ``group`` collects gradients while groups of samples have perturbations of their own.
+    output of the first pass. ``averaged`` is the gradient of the last pass if that ``averages`` it over the
+    processes already. ``group`` collects gradients while groups of samples have perturbations of their own.
     """
 
     bad: Tensor
@@ -157,6 +158,8 @@ class StepState:
     updates_undone: bool = False
     decided: bool = False
     first: StepOutput | None = None
+    averages: bool = False
+    averaged: Vec | None = None
     group: "GradientAccumulator | None" = None
 
     @property

@@ -26,25 +26,40 @@ _backward: Any = getattr(_engine, "run_backward", None)
 
 
 def make_passes(
-    rt: Runtime, parts: Sequence[Batch], objective: Objective, whole: float, where: Mask
+    rt: Runtime, parts: Sequence[Batch], objective: Objective, whole: float, where: Mask, last: bool
 ) -> tuple[StepOutput, list[Tensor]]:
     """Make the passes of several parts, of several processes, or of some parameters only."""
     # a backward pass written in Python may use parameters unseen, so the first graph is whole and is inspected
     may = where is not None and rt.callable_in_parts and not rt.memo.get("graph", True)
     off = [p for p, w in zip(rt.leaves, where or (), strict=True) if not w] if may else []
+    # an objective of a method may call networks past the wrapper that averages
+    simple = last and where is None and objective == rt.supervised
+    share = rt.parallel.share_of_mean(rt) if simple and rt.memo.get("graph") is False else None
+    rt.step_state.averages = share is not None
     losses, logits = [], []
-    for part in parts:
+    for number, part in enumerate(parts, 1):
         weight = rt.options.weigh(part) / whole if whole else 0.0
-        with rt.parallel.no_sync(), param_groups.switched_off(off):
-            out = make_pass(rt, part, objective, weight, inspect=where is not None)
+        sync = _NOTHING if share is not None and number == len(parts) else rt.parallel.no_sync()
+        with sync, param_groups.switched_off(off):
+            out = make_pass(rt, part, objective, weight, share, inspect=where is not None or simple)
         losses.append(out.loss if weight == 1 else out.loss * weight)
         logits.append(out.logits)
     mean = losses[0] if len(parts) == 1 else torch.stack(losses).sum()
     return StepOutput(mean, join_logits(logits)), logits
 
 
-def make_pass(rt: Runtime, part: Batch, objective: Objective, weight: float, inspect: bool = False) -> StepOutput:
-    """Make a forward and a backward pass, whose loss counts ``weight``; return its output without graph."""
+def make_pass(
+    rt: Runtime,
+    part: Batch,
+    objective: Objective,
+    weight: float,
+    share: Tensor | None = None,
+    inspect: bool = False,
+) -> StepOutput:
+    """Make a forward and a backward pass, whose loss counts ``weight``; return its output without graph.
+
+    ``share`` () is a further factor of the gradient, for processes that average it in the pass.
+    """
     if rt.outputs_reused:
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
     with rt.precision.autocast() if rt.precision.reduced else _NOTHING:
@@ -59,6 +74,8 @@ def make_pass(rt: Runtime, part: Batch, objective: Objective, weight: float, ins
         loss = 0.0 * logits.sum()
     factor = weight if rt.alone else weight * rt.parallel.loss_weight()
     scaled = loss if factor == 1 else loss * factor
+    if share is not None:
+        scaled = scaled * share
     if rt.precision.scaler is not None:
         scaled = rt.precision.scaled(scaled)
     if _backward is not None and type(scaled) is Tensor and not scaled.dim():

@@ -370,7 +370,7 @@ def with_weights(plain: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
 
 def plain_step(batch: Batch, rt: Runtime) -> StepOutput:
     """Make one plain update: w <- U(w, grad L(w))."""
-    out, g = rt.grad(batch)
+    out, g = rt.grad(batch, last=True)
     rt.apply(g)
     return out
 

@@ -36,6 +36,6 @@ class ASAM(Method):
         out, g = rt.grad(batch)
         t = asam_scale(rt.params, rt.owners, None if self.scaling == "all" else self.eta)
         with rt.at(scaled_perturbation(rt.shared(g), rt.setting("rho", self.rho), t)):
-            _, g = rt.grad(batch)
+            _, g = rt.grad(batch, last=True)
         rt.apply(g)
         return out

@@ -42,6 +42,6 @@ class RSAM(Method):
             g = rt.shared(g)
             e = vector.add(n, sam_perturbation(g, rho)) if self.gamma else scaled_perturbation(g, rho)
             with rt.at(e):
-                _, g = rt.grad(batch)
+                _, g = rt.grad(batch, last=True)
         rt.apply(g)
         return out

@@ -42,9 +42,10 @@ class SAM(Method):
         rho = rt.setting("rho", self.rho)
         out, g = with_decay(rt.grad(batch), rt.params, self.decay)
         e: Offset | None = None if self.ascents == 1 else [None] * len(g)
-        for _ in range(self.ascents if vector.nonzero(rho) else 0):
+        ascents = self.ascents if vector.nonzero(rho) else 0
+        for left in reversed(range(ascents)):
             e = ball_perturbation(rt.shared(g), rho, self.norm, rt.member, e)
             with rt.at(e):
-                _, g = with_decay(rt.grad(batch), rt.params, self.decay)
+                _, g = with_decay(rt.grad(batch, last=not left), rt.params, self.decay)
         rt.apply(g)
         return out
