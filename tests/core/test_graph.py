@@ -150,3 +150,8 @@ def test_what_the_host_decides_is_refused() -> None:
         step(x, y)
     with pytest.raises(InputError, match="host reads a value"):
         step(x, y)
+
+
+def test_a_ramp_over_a_window_and_chosen_parameters_enter_as_numbers() -> None:
+    sam = steppe.SAM(rho=steppe.parse("sam:rho=ramp(0.01,0.2)").rho, where="kernels")  # type: ignore[attr-defined]
+    assert_same(steppe.ActiveWindow(sam, start=0.1, stop=0.9), SGD)

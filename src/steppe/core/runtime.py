@@ -19,12 +19,14 @@ from steppe.core.batch import Batch, micro_batches
 from steppe.core.data_parallel import Sharded, SingleProcess, parallelism_of
 from steppe.core.execution._device_checks import DeviceChecks
 from steppe.core.execution._passes import Mask, Objective, lasting, make_pass, make_passes
+from steppe.core.execution._progress import progress, setting
 from steppe.core.execution._update import make_update
 from steppe.core.model_call import call_model, extract_logits, extract_loss, reuses_outputs, unwrap_model
 from steppe.core.multi_network import member_of
 from steppe.core.numerics import complex_params, vector
+from steppe.core.numerics.outputs import Outputs, outputs_of
 from steppe.core.numerics.vector import ScaledVector, Vec
-from steppe.core.schedules import ScheduleValue, TrainingProgress, value_at
+from steppe.core.schedules import ScheduleValue, TrainingProgress
 from steppe.core.state import rng
 from steppe.core.state.pass_rng import PassRNG
 from steppe.core.state.snapshot import Buffers, Elsewhere, SnapshotPool
@@ -41,7 +43,8 @@ class Runtime:
 
     Passes:
         ``grad``, ``outputs`` (logits without a graph), ``forward``, ``supervised``, ``loss``, ``losses``;
-        ``objective``, the method's own; ``at`` and ``preserve_state``, the contexts of passes after the clean one.
+        ``divergence`` of outputs; ``objective``, the method's own; ``at`` and ``preserve_state``, the contexts of
+        passes after the clean one.
     Gradients:
         ``shared`` and ``all_reduce_mean`` over processes; ``apply``, the update.
     Numbers:
@@ -76,6 +79,8 @@ class Runtime:
         masks = rng.generator(options.seed, "masks", self.parallel.rank, torch.device("cpu"))
         self.generators = {"noise": self.rng, "masks": masks}
         self.passes = Passes()
+        # returns the fraction that is done of the window of the active method
+        self.window: Callable[[TrainingProgress], float] | None = None
         self.untracked, self.relative_cost = False, 1.0  # of a pass of the model, in passes of one network
         self.objective: Objective = self.supervised  # until the step sets its method's
         self.good = torch.zeros((), dtype=torch.bool, device=self.device)
@@ -190,17 +195,16 @@ class Runtime:
         return self._elsewhere((), lambda: None, mask_seed)
 
     def at(
-        self, offset: Vec | ScaledVector, *, mask_seed: int | None = None, clean: bool = False
+        self, offset: Vec | ScaledVector, *, mask_seed: int | None = None, clean: bool = False, of: Any = None
     ) -> AbstractContextManager[None]:
         """Be at ``w + offset``; on leaving, also by an exception, the weights are restored bit for bit.
 
         Buffers and RNG are restored too (see `preserve_state`), unless it is ``clean``: the only pass of its step,
-        whose running statistics and random draws count.
+        whose running statistics and random draws count. ``of`` are the tensors w, by default the parameters.
         """
-        direction, by, times = vector.factors(offset)
-        moved = self.params
+        (direction, by, times), moved = vector.factors(offset), self.params if of is None else of
         if len(by) < len(direction):
-            moved = [p for p, o in zip(self.params, direction, strict=True) if o is not None]
+            moved = [p for p, o in zip(moved, direction, strict=True) if o is not None]
 
         def move() -> None:
             self.reshard()
@@ -265,7 +269,7 @@ class Runtime:
         make_update(self, grads, times, more, decoupled)
 
     def outputs(self, batch: Batch) -> list[Tensor]:
-        """Return the logits of each micro-batch at the weights, without a graph; raises `NonFinite` as `grad`."""
+        """Return each micro-batch's logits at the weights, without a graph; raises `NonFinite` as `grad`."""
         with torch.no_grad(), self.precision.autocast():
             logits = [lasting(self, self.forward(part.x)) for part in self.micro_batches(batch)]
         self.count(forward=len(batch))
@@ -279,10 +283,12 @@ class Runtime:
 
     def supervised(self, batch: Batch) -> StepOutput:
         """Return the user's loss on a batch, with its graph."""
-        if self.options.loss == "model":
-            return StepOutput(*extract_loss(call_model(self.model, batch.x, batch.y)))
+        if user_loss.calls_model(self.options.loss):
+            return StepOutput(*extract_loss(user_loss.own_loss(self.options.loss, self.model, batch.x, batch.y)))
         if batch.y is None:
-            raise InputError("the batch has no targets; give y, 'labels', or loss='model' if the model has one")
+            raise InputError(
+                "the batch has no targets; give y, 'labels', or loss='model' if the model has one, or a ModelLoss"
+            )
         return StepOutput(self.loss(logits := self.forward(batch.x), batch.y), logits)
 
     def loss(self, logits: Tensor, y: Any) -> Tensor:
@@ -303,22 +309,26 @@ class Runtime:
         with torch.no_grad(), self.preserve_state():
             return torch.cat([user_loss.of_samples(self.options.loss, z, part) for z, part in pairs])
 
+    def divergence(self, reference: Tensor, logits: Tensor, batch: Batch, T: float = 1.0) -> Tensor:
+        """Return the mean divergence () of ``logits`` from ``reference``, by what they are; see `Outputs`."""
+        return self.form_of(logits, batch).divergence(reference, logits, batch.y, T)
+
+    def form_of(self, logits: Tensor, batch: Batch) -> Outputs:
+        """Return what the outputs are: ``outputs`` of `bind`, or what the loss and the first targets say."""
+
+        def decide() -> Outputs:
+            with self.rng_restored(), torch.no_grad():
+                return outputs_of(self.options.loss, logits, batch.y, self.options.outputs)
+
+        return self.once("outputs", decide)
+
     def setting(self, name: str, value: ScheduleValue) -> Any:
         """Return a hyper-parameter's value in this step: one number, or one per parameter.
 
         It may follow a schedule, and an optimizer's parameter group may have its own under the same name, unless
         the optimizer itself has a setting of that name. Raises InputError unless it is finite and at least 0.
         """
-        own = any(name in group for group in self.optimizer.param_groups)
-        if not own and isinstance(value, float) and 0 <= value < math.inf:
-            return value
-
-        def present() -> Any:
-            return param_groups.setting(self.optimizer, self.params, name, value_at(value, self.now))
-
-        if self.recorder is None or own or isinstance(value, float) or self.decide(lambda: present() == 0):
-            return present() if self.recorder is None else self.recorder.answer(present)
-        return self.number(present)
+        return setting(self, name, value)
 
     def decide(self, question: Callable[[], bool]) -> bool:
         """Return the answer to a question that the host can answer before the step: of ``now``, of its own counts.
@@ -347,14 +357,7 @@ class Runtime:
 
         Raises InputError in a step that may become a graph, outside of `decide` and `number`.
         """
-        if self.recorder is not None and not self.recorder.on_host:
-            raise InputError(
-                "graph is True, and the method asks where training is, which a graph would not; ask it within "
-                "rt.decide(lambda: ...) or rt.number(lambda: ...), or leave graph out"
-            )
-        lr = param_groups.learning_rate(self.optimizer) if self.recorder is None else self.recorder.lr
-        done, length = max(self.passes.steps - 1, 0), self.options.steps
-        return TrainingProgress(done, length() if callable(length) else done / length if length else None, lr)
+        return progress(self)
 
     @property
     def host_rng(self) -> torch.Generator:
@@ -394,7 +397,7 @@ class Runtime:
         return float(sum(map(self.options.weigh, self.micro_batches(batch))))
 
     def count(self, *, forward: float = 0.0, backward: float = 0.0) -> None:
-        """Count samples that went through the model; kept in passes of one network over the step's batch."""
+        """Count samples that went through the model, in passes of one network over the step's batch."""
         unit = (self.step_state.size or 1) / self.relative_cost
         self.passes.forward += forward / unit
         self.passes.backward += backward / unit

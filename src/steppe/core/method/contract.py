@@ -34,6 +34,7 @@ from steppe.core.method.hyperparameters import (
 )
 from steppe.core.model_call import call_for_logits
 from steppe.core.numerics.vector import Vec
+from steppe.core.optimizers.joint import joined
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import Schedule
 from steppe.core.step import Step
@@ -146,8 +147,9 @@ class Method(Generic[State]):
 
         Presets are resolved, schedules are text, methods in fields are dictionaries.
         """
-        chosen = {f.name for f in fields(self) if constraint_of(f).preset}
-        settings = {k: as_data(v) for k, v in vars(self.resolved).items() if k not in chosen}
+        out = {f.name for f in fields(self) if constraint_of(f).preset}
+        out |= {f.name for f in fields(self) if constraint_of(f).added and getattr(self, f.name) == f.default}
+        settings = {k: as_data(v) for k, v in vars(self.resolved).items() if k not in out}
         return {"class": type(self).__name__, **settings}
 
     def __str__(self) -> str:
@@ -257,11 +259,12 @@ class Method(Generic[State]):
     def bind(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         *,
         loss: LossFunction | str = F.cross_entropy,
         clip: float | None = None,
         clip_each: bool = False,
+        outputs: str | None = None,
         precision: str = "fp32",
         scaler: GradScaler | None = None,
         transforms: Sequence[Method] = (),
@@ -272,6 +275,7 @@ class Method(Generic[State]):
         steps: int | Callable[[], float] | None = None,
         epoch: int | None = None,
         graph: bool = False,
+        decay_start: float | None = None,
         seed: int = 0,
     ) -> Step:
         """Bind the method to a model and its optimizer; the result is called once per batch.
@@ -280,11 +284,14 @@ class Method(Generic[State]):
             model: The network; called as ``model(x)``, or ``model(**x)`` where a batch is a mapping, it returns
                 logits (B, classes) or something with ``.logits``. It may be compiled, wrapped in DDP or
                 sharded by ``fully_shard``.
-            optimizer: Your own optimizer over the model's parameters; it is neither wrapped nor copied, so
-                its schedulers and checkpoints work as before. A parameter group may have its own ``rho``, unless
-                the optimizer itself has a setting of that name, as Adadelta.
-            loss: ``loss(logits, y)``, the mean over the batch; or 'model' if the model, given the targets,
-                returns its own loss. The buffers of a module count each batch once, as the model's do.
+            optimizer: Your own optimizer over the model's parameters, or a list of several that hold some each;
+                they are not copied, so their schedulers and checkpoints work as before. A parameter group may
+                have its own ``rho``, unless its optimizer has a setting of that name, as Adadelta.
+            loss: ``loss(logits, y)``, the mean over the batch; 'model' if the model, given the targets, returns
+                its own loss; or `steppe.ModelLoss` of a function that calls the model itself. The buffers of a
+                module count each batch once, as the model's do.
+            outputs: What the network's outputs are, for methods that compare them: 'classes', 'labels' (each yes
+                or no) or 'numbers' (regression). By default the loss and the first targets say it.
             clip: Largest global L2 norm of the gradient given to the optimizer.
             clip_each: Clip the gradient of each network or branch by its own norm, as if it had an optimizer of
                 its own; parameters that several share are clipped together.
@@ -306,6 +313,8 @@ class Method(Generic[State]):
                 optimizer has ``fused=True`` or ``capturable=True``. Learning rates and schedules may change in
                 each step; the model must not decide by values, nor draw numbers on the host. On a processor
                 operations are repeated one by one, which is no faster.
+            decay_start: The share of the training at which the learning rate begins to decay, for methods that
+                are active in the decay alone (``tail="decay"``).
             seed: Seed of the method's own noise.
 
         A step that is resumed from checkpoints of model, optimizer, `Step.state_dict` and the global RNG makes the
@@ -319,11 +328,7 @@ class Method(Generic[State]):
         """
         if not isinstance(model, nn.Module):
             raise InputError(f"model is of type {type(model).__name__}; give a torch.nn.Module")
-        if not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "step")):
-            raise InputError(
-                f"optimizer is of type {type(optimizer).__name__}; give a torch.optim.Optimizer of the model's "
-                "parameters"
-            )
+        optimizer = joined(optimizer)
         for name in scheduled(self):
             param_groups.check_setting(optimizer, name)
         options = BindOptions(
@@ -331,6 +336,7 @@ class Method(Generic[State]):
             transforms=[m.transform for m in (self, *_transforms(transforms)) if overrides(m, "transform")],
             clip=clip,
             clip_each=clip_each,
+            outputs=outputs,
             precision=precision,
             scaler=scaler,
             microbatch=microbatch,
@@ -340,6 +346,7 @@ class Method(Generic[State]):
             steps=steps,
             epoch=epoch,
             graph=graph,
+            decay_start=decay_start,
             seed=seed,
         )
         return Step(self, model, optimizer, options)

@@ -24,7 +24,7 @@ def sam_perturbation(grads: Vec, rho: Radius, eps: float = _TINY) -> Vec:
     the norm.
     """
     if isinstance(rho, Sequence):
-        perturbed = vector.only(grads, [r > 0 for r in rho])
+        perturbed = vector.only(grads, [vector.nonzero(r) for r in rho])
         return vector.scale(vector.scale(perturbed, rho), 1 / (vector.norm(perturbed) + eps))
     return vector.scale(grads, vector.over(rho, vector.norm(grads) + eps))
 
