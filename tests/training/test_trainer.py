@@ -86,4 +86,5 @@ def test_every_option_of_bind_that_a_configuration_has_is_passed_on():
     assert options.keys() == names & {f.name for part in (Run, Optim) for f in fields(part)}
     assert options == {
         "clip": 1.0, "clip_each": True, "precision": "bf16", "microbatch": 4, "m": 8, "sync": "local", "seed": 3,
+        "graph": False,
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -38,9 +39,9 @@ class Perturbing(Method[State]):
             self._choose(net, params, owners(net, params))
         return super().init(net)
 
-    def perturbed(self, rt: Runtime) -> list[bool] | None:
-        """Return for each parameter whether it is perturbed, None if all are."""
-        if self.where == "all":
+    def perturbed(self, rt: Runtime, size: Any = 1.0) -> list[bool] | None:
+        """Return for each parameter whether it is perturbed, None if all are, or none by a ``size`` of 0."""
+        if self.where == "all" or not nonzero(size):
             return None
         mask = rt.once(("where", self.where), lambda: self._choose(rt.net, rt.params, rt.owners))
         return None if all(mask) else mask

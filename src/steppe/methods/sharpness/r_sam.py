@@ -37,7 +37,7 @@ class RSAM(Perturbing):
         if self.gamma:
             n = filters.filter_noise(rt.params, rt.owners, self.only_perturbed(rt, self.gamma), rt.rng).vector()
         with rt.at(n, clean=True):
-            out, g = rt.grad(batch, where=self.perturbed(rt) if vector.nonzero(rho) else None)
+            out, g = rt.grad(batch, where=self.perturbed(rt, rho))
         if vector.nonzero(rho):
             g = rt.shared(g)
             e = vector.add(n, sam_perturbation(g, rho)) if self.gamma else scaled_perturbation(g, rho)

@@ -43,12 +43,9 @@ class SAM(Perturbing):
     def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """Gradient at w, perturb to w + e, gradient there, restore w, update."""
         rho = self.radius(rt)
-        out, g = with_decay(
-            rt.grad(batch, where=self.perturbed(rt) if vector.nonzero(rho) else None), rt.params, self.decay
-        )
+        out, g = with_decay(rt.grad(batch, where=self.perturbed(rt, rho)), rt.params, self.decay)
         e: Offset | None = None if self.ascents == 1 else [None] * len(g)
-        ascents = self.ascents if vector.nonzero(rho) else 0
-        for left in reversed(range(ascents)):
+        for left in reversed(range(self.ascents if vector.nonzero(rho) else 0)):
             e = ball_perturbation(rt.shared(g), rho, self.norm, rt.member, e)
             with rt.at(e):
                 _, g = with_decay(rt.grad(batch, last=not left), rt.params, self.decay)
