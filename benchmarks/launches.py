@@ -22,13 +22,13 @@ from steppe.core.method import Method
 from steppe.core.numerics import vector
 from steppe.core.state import pass_rng, rng, snapshot
 from steppe.core.state.weight_average import WeightAverage
-from steppe.methods import METHODS, parse
+from steppe.methods import METHODS, make, parse
 from steppe.methods.sharpness.esam import ESAM
 
 _DEVICE = "stand_in"
 _STEPS = 5  # LookSAM's period
-ON_HOST = ("saf",)  # their state is in the host's memory, and takes values
-SPECS = tuple(name for name in METHODS if name not in ON_HOST)
+# what the host decides takes values; ESAM's choice of tensors is replaced
+SPECS = tuple(name for name in METHODS if name == "esam" or not make(name).on_host)
 
 
 @dataclass(frozen=True)

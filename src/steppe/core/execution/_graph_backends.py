@@ -69,7 +69,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.name() in _READS:
-            raise InputError(f"the host reads a value in the step ({func.name()})")
+            raise InputError(f"graph is True, and the host reads a value ({func.name()}); leave graph out")
         options = kwargs or {}
         results = func(*args, **options)
         before = {t.untyped_storage()._cdata for t in tree_leaves((args, options)) if isinstance(t, Tensor)}
