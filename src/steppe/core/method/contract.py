@@ -311,8 +311,8 @@ class Method(Generic[State]):
             graph: Make the step a CUDA graph: after some steps of each kind (shape of the batch, setting of the
                 optimizer, decision of the method) it is recorded, and from then on replayed without Python. The
                 optimizer has ``fused=True`` or ``capturable=True``. Learning rates and schedules may change in
-                each step; the model must not decide by values, nor draw numbers on the host. On a processor
-                operations are repeated one by one, which is no faster.
+                each step; the model must not read values, nor draw numbers on the host. A processor repeats the
+                operations one by one, which is no faster.
             decay_start: The share of the training at which the learning rate begins to decay, for methods that
                 are active in the decay alone (``tail="decay"``).
             seed: Seed of the method's own noise.
@@ -320,8 +320,7 @@ class Method(Generic[State]):
         A step that is resumed from checkpoints of model, optimizer, `Step.state_dict` and the global RNG makes the
         bits of an undisturbed one: on a processor always, on a GPU only with deterministic kernels. These need
         ``torch.use_deterministic_algorithms(True)``, ``torch.backends.cudnn.benchmark = False`` and
-        ``CUBLAS_WORKSPACE_CONFIG=:4096:8`` in the environment. Without them kernels add in an order that differs
-        from run to run, and a resumed training drifts away in the last digits.
+        ``CUBLAS_WORKSPACE_CONFIG=:4096:8`` in the environment. Without them a resumed training drifts away.
 
         Raises:
             InputError: An argument is not usable.
