@@ -144,6 +144,8 @@ REFUSED = {
     "is a SGD of one network's parameters": {"optimizer": torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)},
     "unknown option 'epoch'; did you mean 'epochs'": {"epoch": 3},
     "the loss of the first batch is nan": {"data": (X * np.nan, Y)},
+    "method 'mesa' compares predictions as probabilities of classes, and the task is reg": {"methods": ["mesa"]},
+    "method 'gc.dml' compares predictions": {"methods": ["gc+dml"]},
     "budget is 'soon'": {"budget": "soon", "epochs": None},
 }
 

@@ -112,6 +112,11 @@ class Method(Generic[State]):
         return ""
 
     @property
+    def distils(self) -> bool:
+        """Whether it compares predictions as probabilities of classes: defined on logits (B, classes) alone."""
+        return False
+
+    @property
     def mixes(self) -> str:
         """What a step changes in running statistics other than by its clean pass; empty if nothing."""
         return ""

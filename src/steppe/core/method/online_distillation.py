@@ -50,6 +50,10 @@ class OnlineDistillation(Method[State], Generic[State]):
         raise NotImplementedError
 
     @property
+    def distils(self) -> bool:
+        return getattr(self, "lam", 1.0) != 0
+
+    @property
     def cost(self) -> Cost:
         return Cost(self.size, self.size, 1)
 

@@ -34,6 +34,10 @@ class MESA(Method[WeightAverage]):
     start: float = hyper(0, "when the divergence begins", amount=True)
     squared: bool = hyper(True, "multiply the divergence by T^2")
 
+    @property
+    def distils(self) -> bool:
+        return self.lam != 0
+
     def objective(self, batch: Batch, state: WeightAverage, rt: Runtime) -> StepOutput:
         """The loss plus the divergence from the mean."""
         if not rt.now.reached(self.start, "start"):

@@ -43,6 +43,10 @@ class SAF(Method[LogitBank]):
     )
     mixed: str = hyper("accept", "batches of mixed images", choices=("accept", "skip"))
 
+    @property
+    def distils(self) -> bool:
+        return self.lam != 0
+
     def init(self, net: nn.Module) -> LogitBank:
         return LogitBank(self.past, self.store, self.T)
 
