@@ -86,6 +86,7 @@ def test_called_again_it_trains_only_what_is_missing(result, caplog):
         steppe.compare(make, (X + 1, Y), ["plain", "sam"], seeds=3, out=result.folder, **FAST)
 
 
+@pytest.mark.slow
 def test_two_calls_are_the_same_bits_in_this_process_and_in_workers_without_importable_code():
     def call(**options):
         return steppe.compare(
@@ -202,3 +203,20 @@ def test_tune_goes_on_and_prefers_lower_errors(tmp_path):
     assert [t["values"] for t in trials[:2]] == [t["values"] for t in first.to_dict()["trials"]]
     assert again.values == min(trials, key=lambda t: t["mean"])["values"]
     assert "RMSE" in str(again) and (tmp_path / "tune.svg").exists()
+
+
+def test_different_networks_learn_from_each_other_and_each_is_exported(tmp_path):
+    from safetensors.torch import load_file
+
+    y = (Y > 3).astype(int)
+    result = steppe.compare("mlp-8x1+mlp-16x2", (X, y), ["plain", "dml"], seeds=1, **FAST)
+    shapes = []
+    for network in (1, 2):
+        path = result.export("dml", tmp_path / str(network), network=network)
+        assert json.loads((path / "model.json").read_text())["model"] == ("mlp-8x1", "mlp-16x2")[network - 1]
+        shapes.append({tuple(t.shape) for t in load_file(path / "model.safetensors").values()})
+    assert (8, 4) in shapes[0] and (16, 4) in shapes[1] and (16, 16) in shapes[1]
+    with pytest.raises(InputError, match="network is 3 and dml trains 2"):
+        result.export("dml", tmp_path / "3", network=3)
+    with pytest.raises(InputError, match="network is 1 and plain trains one network"):
+        result.export("plain", tmp_path / "4", network=1)

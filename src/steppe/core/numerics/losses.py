@@ -23,8 +23,8 @@ KDCL_TARGETS = _kdcl_targets.TARGETS
 def _log_probabilities(logits: Tensor, T: float) -> Tensor:
     if logits.ndim < 2 or logits.shape[1] < 2:  # the probability of a single class is 1, and all divergences 0
         raise InputError(
-            f"outputs {tuple(logits.shape)} are no logits of two classes or more, which a divergence compares; use "
-            "a method without distillation"
+            f"outputs {tuple(logits.shape)} are no logits of two classes or more, which a divergence compares; "
+            "use a method without distillation"
         )
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return F.log_softmax(wide if T == 1 else wide / T, dim=1)

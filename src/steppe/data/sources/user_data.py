@@ -50,6 +50,11 @@ def user_source(value: Any, task: str = "", collate: Any = None) -> Source:
         return Source(value.train, value.test, value.classes, val=value.val, **shared)
     parts = {name: _part(part, collate) for name, part in _parts(value).items()}
     train = parts["train"]
+    if isinstance(train, Fetched) and train.sampler is not None and not {"val", "test"} <= parts.keys():
+        raise InputError(
+            "the loader has a sampler of all its samples, from which none can be split off; give validation and "
+            "test data too, as (train, val, test)"
+        )
     kind = task or _task(train)
     classes, outputs = _outputs(kind, parts)
     parts = {name: _as_task(part, kind, classes) for name, part in parts.items()}
