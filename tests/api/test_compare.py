@@ -1,6 +1,7 @@
 """`steppe.compare`, `steppe.tune` and `steppe.diagnose` on a network, data, loss and metric of the caller's."""
 
 import json
+import pickle
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,9 @@ from scipy import stats
 from torch import nn
 
 import steppe
+from steppe.config import Run, user_code
 from steppe.errors import InputError
+from steppe.experiments.launchers.cluster import Task, launch_on_cluster
 
 DRAW = np.random.default_rng(0)
 X = DRAW.normal(size=(60, 4)).astype(np.float32)
@@ -176,6 +179,21 @@ def test_a_record_runs_no_code_unless_it_is_passed_again(tmp_path):
     config = json.loads(next(tmp_path.glob("runs/*/config.json")).read_text())
     assert config["code"]["model"]["object"].endswith("test_compare:make")
     assert config["code"]["model"]["source"] and not config["code"]["dataset"]["source"]
+
+
+def test_a_task_brings_its_code_to_another_process_and_slurm_refuses_what_it_cannot_import(tmp_path):
+    class Jobs:
+        pause, sends_objects = 0.0, False
+
+    with user_code.registered({("model", "here:make"): lambda: nn.Linear(4, 1), ("method", "here:Up"): Uphill}):
+        with pytest.raises(InputError, match="here:make, here:Up|here:make cannot be imported by another process"):
+            launch_on_cluster([], 1, Jobs(), print)
+        content = pickle.dumps(Task(Run(model="here:make", method="here:Up"), tmp_path))
+    with user_code.registered({}):
+        assert not user_code.is_registered("model", "here:make")
+        task = pickle.loads(content)
+        assert isinstance(task.run.method, steppe.Method) and type(task.run.method).__name__ == "Uphill"
+        assert isinstance(user_code.get("model", "here:make")(), nn.Linear)
 
 
 def test_a_changed_source_is_named(tmp_path, caplog):
