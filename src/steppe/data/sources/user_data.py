@@ -140,7 +140,8 @@ def _tensor(value: Any, what: str) -> Tensor:
     array = np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
     if array.dtype.kind not in "biufc":
         raise InputError(f"{what} has values of {array.dtype}; give numbers (encode texts and categories first)")
-    return torch.from_numpy(np.ascontiguousarray(array))
+    array = np.ascontiguousarray(array)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _tensors(x: Any, y: Any) -> Tensors:
