@@ -103,7 +103,7 @@ def load_members(folder: Path, which: Which, data: DataSet) -> dict[str, dict[st
     method, net, state = _build(run, data)
     _read_and_fill(net, state, folder, which)
     with torch.random.fork_rng():
-        members = networks(method, net, state, lambda: make_model(run, data))
+        members = networks(method, net, state, lambda number=0: make_model(run, data, number))
     return {name: member.state_dict() for name, member in members.items() if name != DEPLOYED}
 
 

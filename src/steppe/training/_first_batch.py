@@ -68,7 +68,8 @@ def check_step(run: Run, data: DataSet) -> None:
         net = make_network(run, method, data)
         with _one_line(f"method {run.label} on {run.dataset}"):
             optimizer: Any = make_optimizer(run, net)
-            options = bind_options(run) | {"loss": goal.loss, "weigh": goal.weigh, "steps": 100, "epoch": 10}
+            of_task = {"loss": goal.loss, "weigh": goal.weigh, "outputs": goal.outputs}
+            options = bind_options(run) | of_task | {"steps": 100, "epoch": 10}
             step = method.bind(net, optimizer, **options)
             method.allocate(step.state, len(data.train), data.outputs)
             step(_first_batch(run, data, net))

@@ -34,7 +34,15 @@ from steppe.tasks.losses import NUMBERS
 from steppe.training.checkpoint.file import REMEDY, TRAIN_AGAIN
 from steppe.training.checkpoint.save_and_resume import CheckpointStore
 from steppe.training.evaluation import network_input
-from steppe.training.factories import evaluated_batches, is_user_model, make_model, make_network, make_optimizer
+from steppe.training.factories import (
+    evaluated_batches,
+    is_user_model,
+    make_model,
+    make_network,
+    make_optimizer,
+    model_names,
+)
+from steppe.training.monitor import number_of
 from steppe.training.run import CONFIG, digest, load_images, read_run, require_code, stored_images
 
 Which = Literal["best", "last"]
@@ -71,9 +79,9 @@ def export(
             model = method.deployed_model(net, state, lambda: make_model(run, data))
         else:
             assert isinstance(net, MultiNetwork)
-            model = net.extract(chosen, lambda: make_model(run, data))
+            model = net.extract(chosen, lambda: make_model(run, data, number_of(chosen)))
         model = with_type_of(model, net).eval()
-        fresh = with_type_of(make_model(run, data), net).eval()
+        fresh = with_type_of(make_model(run, data, number_of(chosen or "")), net).eval()
     net.eval()
     samples = data.test.part(slice(0, IMAGES))
     x = network_input(run, next(evaluated_batches(run, data, samples)), like).x
@@ -103,7 +111,7 @@ def export(
         written["onnx"] = "model.onnx"
         _write_onnx(fresh, x[:2], expected[:2], out / written["onnx"], run.label)
     content = {
-        "model": run.model,
+        "model": model_names(run)[number_of(chosen or "") % len(model_names(run))],
         "parameters": sum(p.numel() for p in fresh.parameters()),
         "classes": list(data.classes),
         "input": _input_description(data, normalize, x),

@@ -24,7 +24,7 @@ from steppe.distributed import collectives
 from steppe.errors import InputError
 from steppe.training._first_batch import check_first_batch, check_step
 from steppe.training.checkpoint.save_and_resume import CHECKPOINT
-from steppe.training.factories import make_loader, make_model, make_objective, make_optimizer
+from steppe.training.factories import make_loader, make_model, make_objective, make_optimizer, model_names
 from steppe.training.optimizers import learning_rate
 from steppe.training.trainer import ProgressCallback, Trainer, TrainingFailed, TrainingStatus
 
@@ -134,12 +134,12 @@ def _inputs(x: Any) -> Any:
 def user_code_of(run: Run) -> dict[str, dict[str, str]]:
     """Return name and source fingerprint of what the run takes from the user's code, by kind."""
     names = {
-        "model": run.model,
         "dataset": run.dataset,
         "loss": run.loss,
         "metric": run.metric.removesuffix(":lower").removesuffix(":higher"),
         "optimizer": run.optim.name,
     }
+    names |= {f"model {i}" if i else "model": name for i, name in enumerate(model_names(run))}
     methods_ = {f"method {i}": name for i, name in enumerate(names_in(run.label)) if ":" in name}
     return user_code.fingerprints(names | methods_)
 
