@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from steppe.distributed import collectives
+from steppe.errors import InputError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -36,6 +37,40 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def deterministic(enabled: bool) -> Iterator[None]:
+    """Within the context let torch use only algorithms whose results are equal in every run, if ``enabled``.
+
+    On a GPU several of its default algorithms add in the order in which threads happen to finish. cuBLAS reads its
+    setting when the process first multiplies on the GPU, so the context is entered before.
+
+    Raises InputError for an operation that has no such algorithm on a GPU.
+    """
+    if not enabled:
+        yield
+        return
+    cudnn, filling = torch.backends.cudnn, torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    flags = cudnn.deterministic, cudnn.benchmark, filling.fill_uninitialized_memory
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        torch.use_deterministic_algorithms(True)
+        # filling memory that is written next takes time and changes no result
+        cudnn.deterministic, cudnn.benchmark, filling.fill_uninitialized_memory = True, False, False
+        yield
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        operation = str(error).split(" does not", 1)[0]
+        raise InputError(
+            f"deterministic is True and {operation} has no deterministic algorithm on a GPU; leave --deterministic "
+            "out, or train a network without it"
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        cudnn.deterministic, cudnn.benchmark, filling.fill_uninitialized_memory = flags
 
 
 def keep_freed_memory() -> bool:

@@ -77,6 +77,8 @@ class RunOptions:
         track: Trackers that show the records too: any of tensorboard, wandb, mlflow.
         workers: Processes per run that prepare batches ahead of time; with 0 the training process does it.
         keep: Keep the optimizer's state in the checkpoint of a finished run, which no command needs.
+        deterministic: Use only algorithms that give the same bits in every run. On a GPU a run that was stopped
+            then resumes bitwise, in more time; without it, its last digits differ. On a processor nothing differs.
     """
 
     data: Data = field(default_factory=Data)
@@ -96,6 +98,7 @@ class RunOptions:
     track: tuple[str, ...] = ()
     workers: int = 0
     keep: bool = False
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch", "epochs", "threads", "seconds", "microbatch", "m"):
@@ -233,6 +236,8 @@ def _shortest(text: str) -> float:
 
 # Options that change no number of a run's records.
 _NOT_ESSENTIAL = ("parallel", "track", "workers", "keep")
+# Options that older runs do not have: at their default they are no part of a run's name.
+_LATER = {"deterministic": False}
 
 
 def essential(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,4 +245,4 @@ def essential(config: Mapping[str, Any]) -> dict[str, Any]:
 
     The number of processes and how they share the network are not part of it: a run may resume with others.
     """
-    return {k: v for k, v in config.items() if k not in _NOT_ESSENTIAL}
+    return {k: v for k, v in config.items() if k not in _NOT_ESSENTIAL and v != _LATER.get(k, _LATER)}

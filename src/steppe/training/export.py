@@ -5,7 +5,8 @@
 writes ``flat/model.safetensors`` (the weights under the network's own names), ``flat/model.json`` (network,
 classes, normalisation, origin) and ``flat/model.pt2`` (a torch.export program for any batch size), with ``--onnx``
 also ``flat/model.onnx``. Each file is read back and must predict what the method itself predicts on random pixels:
-the run's record has what is needed of its images.
+the run's record has what is needed of its images. All of this is done on the processor, wherever the run trained,
+so that the files can be read on any machine.
 """
 
 import importlib.util
@@ -120,7 +121,7 @@ def _restored(
     folder: Path, run: Run, method: Method, images: DataSet, which: Which
 ) -> tuple[nn.Module, nn.Module, int]:
     """Return a run's network, the state of its method, and their epoch."""
-    net = make_network(run, method, images)
+    net = make_network(run, method, images, torch.device("cpu"))
     optimizer = make_optimizer(run, net)
     step = method.bind(net, optimizer, precision=run.precision, steps=lambda: 1.0)
     method.allocate(step.state, len(images.train), len(images.classes))

@@ -63,10 +63,13 @@ def make_loader(run: Run, images: DataSet, method: Method | None = None) -> Load
     )
 
 
-def make_network(run: Run, method: Method, images: DataSet) -> nn.Module:
-    """Return the network, on its device and in its precision, before it is wrapped for several processes."""
+def make_network(run: Run, method: Method, images: DataSet, device: torch.device | None = None) -> nn.Module:
+    """Return the network in its precision, before it is wrapped for several processes.
+
+    It is on ``device``, by default the one that trains.
+    """
     torch.manual_seed(derive(run.seed, "init"))
-    net = method.build(lambda: make_model(run, images)).to(hardware.device())
+    net = method.build(lambda: make_model(run, images)).to(device or hardware.device())
     if run.precision == "fp64":
         net = net.double()
     # FSDP2 refuses weights in channels_last

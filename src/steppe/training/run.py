@@ -150,7 +150,8 @@ def train_run(
         finished = world.on_main_process(lambda: _claim_folder(folder, run, images))
         if finished is not None:
             return finished
-        with torch.random.fork_rng(), hardware.threads(run.threads), _trackers(run, folder) as trackers:
+        exact = hardware.deterministic(run.deterministic)
+        with torch.random.fork_rng(), hardware.threads(run.threads), exact, _trackers(run, folder) as trackers:
             trainer = Trainer(run, folder, images)
             trainer.resume()
 
