@@ -65,8 +65,8 @@ def deterministic(enabled: bool) -> Iterator[None]:
             raise
         operation = str(error).split(" does not", 1)[0]
         raise InputError(
-            f"deterministic is True and {operation} has no deterministic algorithm on a GPU; leave --deterministic "
-            "out, or train a network without it"
+            f"deterministic is True and {operation} has no deterministic algorithm on a GPU; leave "
+            "--deterministic out, or train a network without it"
         ) from error
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -306,7 +306,7 @@ def test_a_process_that_nobody_meets_gives_up_with_a_line(
 
 
 def test_ranks_that_share_a_gpu_are_counted_by_machine():
-    """Each rank may see one GPU of its own as number 0 (Slurm); two ranks on one are refused before NCCL starts."""
+    """Each rank may see one GPU of its own as number 0 (Slurm); two ranks on one GPU are refused."""
     process_group._require_own_gpus([("a", "1"), ("a", "2"), ("b", "1")], "a")
     crowded = [("a", "1"), ("b", "1"), ("b", "2"), ("b", "1")]
     for machine in ("a", "b"):

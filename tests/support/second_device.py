@@ -148,8 +148,8 @@ def second_device() -> Iterator[SecondDevice]:
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, before[0])
         stack.callback(torch._C._set_only_lift_cpu_tensors, before[1])
         fused = "torch.optim.optimizer._get_fused_kernels_supported_devices"
-        stack.enter_context(mock.patch(fused, lambda: supported))
-        stack.enter_context(mock.patch.object(hardware, "device", lambda: DEVICE))
+        stack.enter_context(mock.patch(fused, return_value=supported))
+        stack.enter_context(mock.patch.object(hardware, "device", return_value=DEVICE))
         stack.enter_context(mock.patch.object(torch, "Generator", DeviceGenerator))
         # torch takes tensors of this device for empty ones
         stack.enter_context(warnings.catch_warnings())

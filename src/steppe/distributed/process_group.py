@@ -61,14 +61,14 @@ def process_group() -> Iterator[None]:
 
 
 def _require_own_gpus(places: Sequence[tuple[str, str]], machine: str) -> None:
-    """Raise InputError if two ranks use one GPU, which NCCL refuses; ``places`` has each rank's machine and GPU."""
+    """Raise InputError if two ranks use one GPU; ``places`` has the machine and the GPU of each rank."""
     if len(set(places)) == len(places):
         return
     crowded = machine if _doubles(places, machine) else next(m for m, _ in places if _doubles(places, m))
     ranks, gpus = (sum(m == crowded for m, _ in group) for group in (places, set(places)))
     raise InputError(
-        f"torchrun starts {ranks} ranks on {crowded}, which has {gpus} GPU{'s' if gpus > 1 else ''} for them; give "
-        f"--nproc-per-node {gpus}, or set CUDA_VISIBLE_DEVICES= to train on the processor"
+        f"torchrun starts {ranks} ranks on {crowded}, which has {gpus} GPU{'s' if gpus > 1 else ''} for them; "
+        f"give --nproc-per-node {gpus}, or set CUDA_VISIBLE_DEVICES= to train on the processor"
     )
 
 

@@ -62,9 +62,9 @@ def run(
 ) -> list[CheckResult]:
     """Check every subject and return the results, subject by subject.
 
-    ``device`` is used for half precision, overflow and compilation; the rest runs on the processor. ``timeout``
-    limits one job of two processes, in seconds. ``progress`` is called as each check begins, with None, and as it
-    ends.
+    All checks run on ``device``, 'cpu' or 'cuda'; those of two processes only if there is a GPU for each, else on
+    the processor. ``timeout`` limits one job of two processes, in seconds. ``progress`` is called as each check
+    begins, with None, and as it ends.
 
     Raises InputError for an unknown check.
     """
