@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from steppe import hardware
+from steppe.core.numerics import vector
+from steppe.core.state import snapshot
 
 DEVICE = torch.device("meta")
 _aten = torch.ops.aten
@@ -66,12 +68,16 @@ class DeviceTensor(Tensor):
         return memo[id(self)]
 
 
+_Generator = torch.Generator
+_DEVICES: dict[int, torch.device] = {}  # of generators, which an operation gets without their class
+
+
 class DeviceGenerator(torch.Generator):
     """A generator of either device."""
 
     def __new__(cls, device: object = "cpu") -> DeviceGenerator:
         generator = super().__new__(cls, "cpu")
-        generator.of = torch.device(device)
+        _DEVICES[generator._cdata] = generator.of = torch.device(device)
         return generator
 
     @property
@@ -111,9 +117,10 @@ def _run(func, args, kwargs):
             raise RuntimeError(
                 f"{name}: tensors on two devices, {[tuple(t.shape) for t in wrong]} on the processor"
             )
-    for generator in (v for v in leaves if isinstance(v, torch.Generator)):
-        if generator.device.type != target.type:
-            raise RuntimeError(f"{name}: expected a generator of {target}, got one of {generator.device}")
+    for generator in (v for v in leaves if isinstance(v, _Generator)):
+        own = _DEVICES.get(generator._cdata, target)
+        if own.type != target.type:
+            raise RuntimeError(f"{name}: expected a generator of {target}, got one of {own}")
     if name == "aten::copy_" or name == "aten::_foreach_copy_":
         target = DEVICE if ours else target
     wrappers = {id(t.raw): t for t in ours}
@@ -137,6 +144,17 @@ def _run(func, args, kwargs):
     return tree_map(wrapped, out)
 
 
+_real_autocast = torch.autocast
+
+
+def _autocast(device_type: str, **options: object) -> contextlib.AbstractContextManager:
+    """Return autocast, which this device has not: it only leaves it off."""
+    if device_type != DEVICE.type:
+        return _real_autocast(device_type, **options)
+    assert not options.get("enabled", True), "this device has no autocast"
+    return contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def second_device() -> Iterator[SecondDevice]:
     """Make `steppe.hardware.device` the second device within the context."""
@@ -151,6 +169,10 @@ def second_device() -> Iterator[SecondDevice]:
         stack.enter_context(mock.patch(fused, return_value=supported))
         stack.enter_context(mock.patch.object(hardware, "device", return_value=DEVICE))
         stack.enter_context(mock.patch.object(torch, "Generator", DeviceGenerator))
+        stack.enter_context(mock.patch.object(torch, "autocast", _autocast))
+        # like a GPU's, these tensors are neither sharded nor copied one by one
+        for module in (vector, snapshot):
+            stack.enter_context(mock.patch.object(module, "PLAIN", vector.PLAIN | {DeviceTensor}))
         # torch takes tensors of this device for empty ones
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", ".*no-op", UserWarning)

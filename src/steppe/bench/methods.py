@@ -93,7 +93,7 @@ def methods_cost(
     names = [PLAIN, *(s for s in dict.fromkeys(specs) if s != PLAIN)]
 
     with hardware.threads(1):
-        return _measure(names, lambda name: _contestant(name, model, batch, size), steps, repeats, progress)
+        return _measure(names, lambda name: contestant(name, model, batch, size), steps, repeats, progress)
 
 
 def _measure(
@@ -212,7 +212,9 @@ class _OtherOptimizer(_Contestant):
         return passes, passes, 1.0
 
 
-def _contestant(spec: str, *setup: Any) -> _Contestant:
+def contestant(spec: str, model: str, batch: int, size: int) -> _Contestant:
+    """Return a method of ours, or an optimizer of another package, with a network and random images."""
+    setup = model, batch, size
     (subject,) = subjects_of([spec])
     if isinstance(subject, OurMethod):
         return _BoundMethod(subject.method, *setup)
