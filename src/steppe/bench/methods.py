@@ -146,7 +146,8 @@ class _Contestant:
         self.net: nn.Module = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         x = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
         views = {f"view {i}": x for i in range(2, method.views + 1)}
-        self.batch = Batch(x, torch.arange(batch, device=device) % 10, torch.arange(batch), views)
+        index = torch.arange(batch, device=device)
+        self.batch = Batch(x, index % 10, index, views)
 
     def step(self) -> None:
         """Make a step."""
