@@ -126,7 +126,7 @@ def sadt_by_hand(net: nn.Module, x: Tensor, y: Tensor, make: MakeOptimizer = sgd
     return step
 
 
-BY_HAND = {
+BY_HAND: dict[str, dict[str, Callable[..., Callable[[], None]]]] = {
     "plain": {"a plain step": plain_by_hand},
     "sam": {"SAM in foreach": sam_by_hand},
     "sadt-v1": {"two plain steps": two_plain_by_hand, "SADT in foreach": sadt_by_hand},
