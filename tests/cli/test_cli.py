@@ -31,6 +31,7 @@ from steppe.distributed.forkserver import forkserver_context
 from steppe.experiments.run_lock import locked_run
 from steppe.methods import METHODS
 from steppe.training.run import digest
+from steppe.training.trainer import TrainingStatus
 
 SMALL = ["--data.train", "200", "--data.test", "60", "--data.size", "18", "--epochs", "2", "--batch", "50"]
 
@@ -332,6 +333,17 @@ def test_the_end_of_a_run_counts_its_epochs(epochs, text, capsys):
             "sam", {"status": "ok", "test": {"last": {"accuracy": 0.5}}, "epochs": epochs, "seconds": 1.0}
         )
     assert text in capsys.readouterr().out
+
+
+def test_progress_speaks_the_metric_of_the_run(capsys):
+    metric = {"name": "RMSE", "unit": "mm", "higher": False, "percent": False}
+    with Display(1, console.console()) as display:
+        display.update("sam", TrainingStatus(1, 0.5, 0.25, None, 1234.0, 3.0, 2.34567, metric, "samples"))
+        test = {"last": {"metric": 2.0}}
+        display.update("sam", {"status": "ok", "test": test, "epochs": 2, "seconds": 1.0, "metric": metric})
+    first, second = capsys.readouterr().out.splitlines()
+    assert "loss 0.250  val RMSE 2.346 mm  1,234 samples/s" in first
+    assert "sam: test RMSE 2 mm after 2 epochs" in second
 
 
 def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,3 +50,37 @@ def test_synthetic_images_are_the_same_noise_every_time() -> None:
     assert a.train.x.shape == (50, 3, 32, 32)
     assert torch.equal(a.train.x, b.train.x)
     assert "accuracies mean nothing" in a.note
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "task", "outputs", "features"),
+    [
+        ("diabetes", (319, 35, 88), "regression", 1, 10),
+        ("breast-cancer", (409, 46, 114), "classification", 2, 30),
+        ("wine", (128, 14, 36), "classification", 3, 13),
+    ],
+)
+def test_tables_are_scikit_learn_s(
+    name: str, sizes: tuple[int, ...], task: str, outputs: int, features: int
+) -> None:
+    from sklearn import datasets
+
+    loaded = data.load(name, Data())
+    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == sizes
+    assert (loaded.task, loaded.outputs, loaded.inputs) == (task, outputs, {"features": features})
+    bunch = getattr(datasets, f"load_{name.replace('-', '_')}")(
+        **({"scaled": False} if name == "diabetes" else {})
+    )
+    inputs = loaded.preparation["inputs"]
+    assert [c["column"] for c in inputs] == list(bunch.feature_names)
+    mean, std = (torch.tensor([c[k] for c in inputs], dtype=torch.float64) for k in ("mean", "std"))
+    assert torch.allclose(loaded.train.x.mean(0), torch.zeros(features), atol=1e-5)
+    assert torch.allclose(loaded.train.x.std(0, correction=0), torch.ones(features), atol=1e-5)
+    # every row is scikit-learn's, with its target
+    for part in (loaded.train, loaded.val, loaded.test):
+        raw = part.x.double() * std + mean
+        distance = torch.cdist(raw / std, torch.from_numpy(bunch.data) / std)
+        rows = distance.argmin(1)
+        assert float(distance.min(1).values.max()) < 1e-3
+        expected = torch.from_numpy(bunch.target)[rows]
+        assert torch.allclose(loaded.in_unit(part.y).reshape(-1).double(), expected.double(), atol=1e-3)

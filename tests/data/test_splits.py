@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steppe import InputError
-from steppe.config import Data
+from steppe.config import Data, Run
+from steppe.data import load
 from steppe.data.dataset import Images, Source
-from steppe.data.splits import apply, stratified
+from steppe.data.splits import apply, noisy_labels, shot_groups, stratified
 
 
 def source(per_class: list[int], test: int = 10) -> Source:
@@ -74,3 +75,77 @@ def test_impossible_splits_are_one_line(options: Data, message: str) -> None:
     options = options if options.train != 1 else Data(train=1, val=5)
     with pytest.raises(InputError, match=message):
         apply("x", source([50, 50]), options)
+
+
+@given(st.lists(st.integers(30, 90), min_size=2, max_size=6), st.floats(1, 30), st.integers(0, 3))
+def test_a_long_tail_falls_exponentially_from_the_first_class_to_the_last(sizes, ratio, seed) -> None:
+    plain = apply("x", source(sizes), Data(val=2, split_seed=seed))
+    tailed = apply("x", source(sizes), Data(val=2, split_seed=seed, imbalance=ratio))
+    n = min(plain.class_counts)
+    exact = [n * ratio ** (-c / (len(sizes) - 1)) for c in range(len(sizes))]
+    assert all(abs(a - b) < 1 + 1e-6 and a <= b + 1e-6 for a, b in zip(tailed.class_counts, exact, strict=True))
+    assert tailed.class_counts[0] == n
+    assert numbers(tailed.train) <= numbers(plain.train) and numbers(tailed.val) == numbers(plain.val)
+    again = apply("x", source(sizes), Data(val=2, split_seed=seed, imbalance=ratio))
+    assert torch.equal(again.train.x, tailed.train.x)
+
+
+@given(st.floats(0.01, 1), st.integers(0, 3), st.integers(2, 6))
+def test_label_noise_replaces_an_exact_share_of_the_training_labels_alone(share, seed, classes) -> None:
+    clean = apply("x", source([40] * classes), Data(split_seed=seed))
+    noisy = apply("x", source([40] * classes), Data(split_seed=seed, label_noise=share))
+    assert torch.equal(noisy.train.x, clean.train.x)
+    assert int((noisy.train.y != clean.train.y).sum()) == round(share * len(clean.train))
+    assert set(noisy.train.y.tolist()) <= set(range(classes))
+    assert torch.equal(noisy.val.y, clean.val.y) and torch.equal(noisy.test.y, clean.test.y)
+
+
+def test_noise_is_symmetric() -> None:
+    y = np.repeat(np.arange(5), 20_000)
+    noisy = noisy_labels(y, 0.4, 5, np.random.default_rng(0))
+    table = np.array([[((y == a) & (noisy == b)).mean() * 5 for b in range(5)] for a in range(5)])
+    assert np.allclose(table, np.where(np.eye(5) > 0, 0.6, 0.1), atol=0.01)
+
+
+def test_classes_are_grouped_by_their_training_samples_or_in_thirds() -> None:
+    assert shot_groups([500, 101, 100, 20, 19, 1]) == {"many": [0, 1], "medium": [2, 3], "few": [4, 5]}
+    assert shot_groups([9, 1, 5]) == {"many": [0], "medium": [2], "few": [1]}
+    assert shot_groups([300, 19]) == {"many": [0], "few": [1]}
+
+
+def test_a_share_of_the_images_is_a_count_of_them() -> None:
+    tenth, count = (apply("x", source([100, 100]), Data(train=t)) for t in (0.1, 20))
+    assert len(tenth.train) == 20 and torch.equal(tenth.train.x, count.train.x)
+    assert Data(train=20.0) == Data(train=20)
+    with pytest.raises(InputError, match="data.train is 20.5; give a share below 1 or a whole number"):
+        Data(train=20.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"imbalance": 0.5}, "data.imbalance is 0.5; give largest over smallest class|above"),
+        (
+            {"imbalance": 100},
+            "data.imbalance is 100 and the smallest class has 45 training samples; give at most 45",
+        ),
+        ({"label_noise": 1.5}, "data.label_noise is 1.5; give a share from 0 to 1"),
+    ],
+)
+def test_impossible_tails_and_noise_are_one_line(options: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        apply("x", source([50, 50]), Data(**options))
+
+
+def test_numbers_have_no_classes_to_unbalance() -> None:
+    with pytest.raises(
+        InputError, match="data.label_noise is 0.1 and diabetes has no classes in memory; leave it"
+    ):
+        load("diabetes", Data(label_noise=0.1))
+
+
+def test_options_of_later_versions_are_no_part_of_an_older_run_s_name() -> None:
+    """The digests of version 0.1, of runs without these options."""
+    assert "imbalance" not in Run().as_dict()["data"] and "label_noise" not in Run().as_dict()["data"]
+    names = {Run(data=data).digest() for data in (Data(), Data(imbalance=2), Data(label_noise=0.1))}
+    assert len(names) == 3

@@ -30,7 +30,8 @@ optuna = pytest.importorskip("optuna")
 from steppe.experiments.tuning import Range, TuningBudget, TuningResult, search, space, with_values  # noqa: E402
 from steppe.experiments.tuning.plot import curve  # noqa: E402
 from steppe.experiments.tuning.result import result_as_dict, table, verdict  # noqa: E402
-from steppe.experiments.tuning.search import Candidate  # noqa: E402
+from steppe.experiments.tuning.search import Candidate, _rank  # noqa: E402
+from steppe.tasks.metric import Metric  # noqa: E402
 
 RUN = Run(
     method="sam",
@@ -290,6 +291,37 @@ def test_a_gain_is_claimed_only_if_it_is_significant():
         if len(pairs) > 1:
             half = student.ppf(0.975, len(pairs) - 1) * stdev(pairs) / math.sqrt(len(pairs))
             assert confirmation["points"]["low"] == pytest.approx(fmean(pairs) - half)
+
+
+def test_where_lower_is_better_the_smallest_is_best_and_every_text_has_name_and_unit():
+    rmse = Metric("RMSE", "mm", higher=False, percent=False)
+
+    def candidate(state: str, values: list[float], **settings: float) -> Candidate:
+        return Candidate(settings, "sam", state, values, 1.0, ["0"])
+
+    trials = [candidate("complete", [v], rho=rho) for v, rho in ((0.031, 0.1), (0.029, 0.2), (0.034, 0.3))]
+    trials.append(candidate("failed", [math.inf], rho=0.9))
+    best = max(trials[:3], key=lambda t: _rank(t, rmse))
+    assert best.values == {"rho": 0.2}
+    tuned, plain = [0.029, 0.0301, 0.0289], [0.031, 0.0325, 0.0309]
+    ranges = [Range("rho", 0.01, 1.0, True, 0.05)]
+    result = TuningResult(RUN, ranges, trials, candidate("", plain[:1]), best, tuned, plain, [1, 2, 3], rmse)
+    pairs = [a - b for a, b in zip(tuned, plain, strict=True)]
+    half = student.ppf(0.975, 2) * stdev(pairs) / math.sqrt(3)
+    amount = f"{fmean(pairs):.5f} mm [{fmean(pairs) - half:.5f}, {fmean(pairs) + half:.5f}]"
+    assert verdict(result) == [f"sam beats plain: {amount} of validation RMSE (lower is better) on 3 fresh seeds."]
+    rows = table(result)
+    assert str(rows.columns[1].header) == "validation RMSE, mm (lower is better)"
+    assert [*rows.columns[2].cells] == ["best", "complete", "complete", "failed", "baseline"]
+    assert [float(v) for v in [*rows.columns[1].cells][:3]] == [0.029, 0.031, 0.034]
+    content = json.loads(json.dumps(result_as_dict(result), allow_nan=False))
+    assert content["confirmation"]["difference"]["mean"] == pytest.approx(fmean(pairs))
+    assert content["confirmation"]["beats_plain"] and content["metric"] == rmse.to_dict()
+    figure = curve(result)
+    assert (
+        figure.axes[0].get_title(loc="left") == "sam: validation RMSE after the last epoch, mm (lower is better)"
+    )
+    assert not re.search("accura|%|points", json.dumps(content["trials"]) + verdict(result)[0])
 
 
 def test_a_best_value_at_the_end_of_its_range_is_reported():

@@ -363,7 +363,7 @@ def test_parameters_in_no_group_are_named_and_a_loss_may_have_its_own():
 
 def test_sparse_gradients_are_refused_before_an_update():
     net = nn.Sequential(nn.EmbeddingBag(9, 4, sparse=True), nn.Linear(4, 3))
-    with pytest.raises(steppe.InputError, match="a gradient is sparse; make its layer with sparse=False"):
+    with pytest.raises(steppe.InputError, match="EmbeddingBag has sparse gradients; make it with sparse=False"):
         steppe.Plain().bind(net, torch.optim.SGD(net.parameters(), 0.1))(
             torch.ones(4, 2).long(), torch.zeros(4).long()
         )

@@ -3,9 +3,10 @@
 from typing import Any
 
 import pytest
+from support.recorded import html
 
 from steppe.records import load
-from steppe.report.comparison.conclusions import on_front, remarks, sentence
+from steppe.report.comparison.conclusions import missing_controls, on_front, remarks, sentence
 from steppe.report.comparison.summary import rows
 
 
@@ -118,3 +119,15 @@ def test_the_front_in_words() -> None:
     assert "accuracy and gradient evaluations: plain and sam. The other 2 methods are dominated" in text
     assert on_front(["plain"], 1, "seconds") == "Pareto front of mean test accuracy and seconds: plain."
     assert "dominated" not in on_front(["plain", "sam"], 2, "seconds")
+
+
+def test_a_control_that_was_not_named_is_named_once(folder: Any) -> None:
+    values = {"plain": [90, 91], "two-step": [93, 95], "a": [97, 98], "b": [98, 97]}
+    folder.simple(values, {"a": ["repeat-step", "two-step"], "b": ["two-step"], "two-step": ["plain"]})
+    hint = "Without a control of equal cost: a (repeat-step). Add to --methods: repeat-step."
+    assert missing_controls(load(folder.path)) == hint
+    assert f'<p class="data">{hint}</p>' in html(folder.path, "version")
+    folder.compare["methods"]["b"]["controls"] = ["repeat-step", "<b>"]
+    assert missing_controls(load(folder.write())).endswith("Add to --methods: repeat-step <b>.")
+    folder.compare["methods"]["a"]["controls"] = folder.compare["methods"]["b"]["controls"] = []
+    assert missing_controls(load(folder.write())) == ""

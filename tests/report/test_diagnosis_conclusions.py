@@ -12,7 +12,7 @@ from steppe.report.diagnosis.conclusions import (
     differences,
     sentences,
 )
-from steppe.report.diagnosis.summary import ACCURACY, CORRUPTED, SHARPNESS, DiagnosedRun, DiagnosisRow
+from steppe.report.diagnosis.summary import CORRUPTED, METRIC, SHARPNESS, DiagnosedRun, DiagnosisRow
 
 SETTINGS = {"rho": 0.05, "steps": 5, "gamma": 0.02}
 
@@ -31,7 +31,7 @@ def row(method: str, sharp: list[float], accuracy: float) -> DiagnosisRow:
         runs.append(DiagnosedRun(Record("d", method, "net", "data", seed, [], [], None), content))
     mean = sum(sharp) / len(sharp)
     values: dict[str, Spread | None] = {m.name: Spread(mean, None, 3) for m in SHARPNESS}
-    return DiagnosisRow(method, runs, {**values, ACCURACY.name: Spread(accuracy, None, 3)})
+    return DiagnosisRow(method, runs, {**values, METRIC.name: Spread(accuracy, None, 3)})
 
 
 def test_methods_differ_from_plain_only_where_the_interval_excludes_0():

@@ -60,10 +60,10 @@ def test_budgets_worked_out_by_hand(folder: Any) -> None:
     by = {b.axis: b for b in budgets(two(folder), GROUP)}
     assert {axis: b.amount for axis, b in by.items()} == {"epochs": 2, "gradients": 20, "seconds": 2}
     plain, control, sam = by["gradients"].rows
-    assert (plain.accuracy.mean, plain.epochs, plain.difference) == (pytest.approx(71), 2, None)
+    assert (plain.value.mean, plain.epochs, plain.difference) == (pytest.approx(71), 2, None)
     # a sixth of the way from 15 to 45 gradients: from 60 % to 90, 93 and 96 %
-    assert sam.accuracy.mean == pytest.approx((65 + 65.5 + 66) / 3)
-    assert sam.accuracy.std == pytest.approx(0.5)
+    assert sam.value.mean == pytest.approx((65 + 65.5 + 66) / 3)
+    assert sam.value.std == pytest.approx(0.5)
     assert sam.epochs == pytest.approx(1 + 1 / 6)
     assert sam.difference.mean == pytest.approx((65 - 70 + 65.5 - 71 + 66 - 72) / 3)
     assert sam.difference.n == 3
@@ -74,10 +74,10 @@ def test_budgets_worked_out_by_hand(folder: Any) -> None:
 def test_a_budget_that_not_one_epoch_fits_has_no_accuracy(folder: Any) -> None:
     by = {b.axis: b for b in budgets(two(folder), GROUP)}
     plain, control, sam = by["seconds"].rows
-    assert sam.accuracy is sam.epochs is sam.difference is None
-    assert control.accuracy.mean == pytest.approx(60 + 20 * 1 / 1.2)
+    assert sam.value is sam.epochs is sam.difference is None
+    assert control.value.mean == pytest.approx(60 + 20 * 1 / 1.2)
     assert control.difference.n == 3
-    assert plain.accuracy.n == 3
+    assert plain.value.n == 3
 
 
 def test_runs_that_did_not_end_well_set_no_budget(folder: Any) -> None:

@@ -33,7 +33,7 @@ def test_the_front_is_drawn_in_steps(full: Any) -> None:
     points = [point("plain", 1, 90), point("sam", 2, 92), point("gc", 1, 89), point("slow", 3, 91)]
     assert stairs(front(points)) == [(1, 90), (2, 90), (2, 92)]
     layout: Any = place(load(full.path), GROUP, "gradients")
-    assert max(layout.points, key=lambda p: p.accuracy.mean) in layout.front
+    assert max(layout.points, key=lambda p: p.value.mean) in layout.front
 
 
 def test_labels_do_not_overlap(full: Any) -> None:
@@ -53,7 +53,7 @@ def test_the_figure_has_a_panel_per_cost_with_every_method_where_it_is(full: Any
         assert {t.get_text().strip() for t in panel.texts} == set(full.compare["methods"])
     layout: Any = place(load(full.path), GROUP, "gradients")
     heights = {line.get_ydata()[0] for line in panels[0].lines if len(line.get_ydata()) == 1}
-    assert heights == {p.accuracy.mean for p in layout.points}
+    assert heights == {p.value.mean for p in layout.points}
 
 
 def test_without_a_finished_run_there_is_no_figure(folder: Any) -> None:

@@ -29,11 +29,15 @@ ENVIRONMENT = {
 
 
 class Folder:
-    """A comparison's folder under construction; ``accuracy`` remembers what was written."""
+    """A comparison's folder under construction; ``accuracy`` remembers what was written.
+
+    ``about`` has the descriptions of data sets that are not images of 10 classes, their metrics included.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.accuracy: dict[tuple[str, str], dict[int, float]] = {}
+        self.about: dict[str, dict[str, Any]] = {}
         self.compare: dict[str, Any] = {
             "format": 1,
             "created": "2026-03-01T12:00:00+00:00",
@@ -66,14 +70,19 @@ class Folder:
         outputs: tuple[str, ...] = (),
         watch: bool = False,
     ) -> Path:
-        """Write a run; ``outputs`` can be deployed too, ``watch`` evaluates the test images after each epoch."""
+        """Write a run; ``outputs`` can be deployed too, ``watch`` evaluates the test images after each epoch.
+
+        On a data set with a metric of its own ``accuracy`` is the value of that metric.
+        """
+        digits = {"train": 1294, "val": 143, "test": 360, "classes": 10, "note": "8x8 scans"}
+        about = self.about.get(dataset, digits)
+        metric = about.get("metric")
+        key = "metric" if metric else "accuracy"
         draw = random.Random(f"{label} {seed} {dataset}")
         digest = f"{len(self.compare['runs']):012x}"
         run = {"digest": digest, "method": label, "model": "simple-cnn", "dataset": dataset, "seed": seed}
         self.compare["runs"].append(run)
-        self.compare["data"].setdefault(
-            dataset, {"train": 1294, "val": 143, "test": 360, "classes": 10, "note": "8x8 scans"}
-        )
+        self.compare["data"].setdefault(dataset, about)
         home = self.path / "runs" / digest
         home.mkdir(parents=True)
         (home / "config.json").write_text(json.dumps(run))
@@ -82,15 +91,18 @@ class Folder:
         lines, times = [], []
         for epoch in range(1, epochs + 1):
             risen = end - 0.75 * 0.72**epoch + draw.gauss(0, 0.006)
+            if metric:
+                risen = end * (1 + (-0.75 if metric["higher"] else 2) * 0.72**epoch + draw.gauss(0, 0.006))
             line = {
                 "epoch": epoch, "progress": epoch / epochs, "lr": 1e-3, "steps": 21, "skipped": 0,
-                "train_loss": 2.3 * 0.86**epoch + 0.35 + draw.gauss(0, 0.01), "train_accuracy": risen - 0.2,
-                "val_loss": 2.2 * 0.78**epoch + 1.2 * (1 - end) + draw.gauss(0, 0.01), "val_accuracy": risen,
+                "train_loss": 2.3 * 0.86**epoch + 0.35 + draw.gauss(0, 0.01),
+                f"train_{key}": risen - (0.0 if metric else 0.2),
+                "val_loss": 2.2 * 0.78**epoch + 1.2 * (1 - end) + draw.gauss(0, 0.01), f"val_{key}": risen,
                 "gradients": 21.0 * backward * epoch,
             }  # fmt: skip
             if watch:
-                line["test_accuracy"] = risen - 0.01
-                line |= {"test_outputs": self.several(outputs, risen)} if outputs else {}
+                line[f"test_{key}"] = risen - 0.01
+                line |= {"test_outputs": self.several(outputs, risen, key)} if outputs else {}
             lines.append(line)
             times.append({"epoch": epoch, "seconds": 0.9 * forward * epoch + draw.random() * 0.05})
         (home / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
@@ -101,11 +113,12 @@ class Folder:
         if status == "ok" and accuracy is not None:
             self.accuracy.setdefault((dataset, label), {})[seed] = accuracy
             test = {
-                "last": {"accuracy": accuracy, "loss": 0.2},
-                "best": {"epoch": 9, "accuracy": accuracy + 0.002, "loss": 0.2},
+                "last": {key: accuracy, "loss": 0.2},
+                "best": {"epoch": 9, key: accuracy + 0.002, "loss": 0.2},
             }
             for i, tested in enumerate(test.values() if outputs else ()):
-                tested |= {"outputs": self.several(outputs, accuracy + 0.001 * i), "diversity": 0.1 + 0.01 * seed}
+                tested |= {"outputs": self.several(outputs, accuracy + 0.001 * i, key)}
+                tested |= {"diversity": 0.1 + 0.01 * seed}
         result = {
             "format": 1, "status": status, "message": message, "epochs": epochs, "steps": 21 * epochs,
             "test": test, "val": {}, "passes": {"forward": forward, "backward": backward, "updates": updates},
@@ -116,9 +129,9 @@ class Folder:
         return home
 
     @staticmethod
-    def several(names: tuple[str, ...], accuracy: float) -> dict[str, Any]:
+    def several(names: tuple[str, ...], accuracy: float, key: str = "accuracy") -> dict[str, Any]:
         """Return outputs, each half a point above the one before it."""
-        return {name: {"accuracy": accuracy + 0.005 * i, "loss": 0.2} for i, name in enumerate(names)}
+        return {name: {key: accuracy + 0.005 * i, "loss": 0.2} for i, name in enumerate(names)}
 
     def simple(self, accuracies: Any, controls: Any = None) -> list[ResultRow]:
         """Write methods with these test accuracies (percent), one per seed, and return their rows."""

@@ -15,6 +15,7 @@ from support.interrupted import lines as lines_of
 from steppe import InputError, records, tracking
 from steppe.config import Data, Run, Study
 from steppe.data.dataset import DataSet
+from steppe.tasks.metric import Metric
 from steppe.training import trainer
 from steppe.training.run import check_run, digest, load_data, train_run
 
@@ -96,6 +97,18 @@ def test_every_epoch_is_logged_once_and_training_is_unchanged(tmp_path, images, 
     assert (tmp_path / "a" / trainer.METRICS).read_bytes() == (tmp_path / "alone" / trainer.METRICS).read_bytes()
     assert fake["info"].name == "sam seed 0"
     assert fake["info"].settings()["data.size"] == "12"
+
+
+def test_trackers_name_the_metric():
+    info = tracking.RunInfo("sam", "0", {}, Metric("macro F1", "", True, True), "samples")
+    names = ("val_metric", "test_last/metric", "test_outputs/network 1/metric", "metric", "val_loss")
+    assert [info.name_of(name) for name in names] == [
+        "val_macro_F1", "test_last/macro_F1", "test_outputs/network 1/macro_F1", "macro_F1", "val_loss"
+    ]  # fmt: skip
+    assert info.name_of("images_per_second") == "samples_per_second"
+    assert info.settings()["metric"] == "macro F1, share, higher is better"
+    plain = tracking.RunInfo("sam", "0", {})
+    assert plain.name_of("images_per_second") == "images_per_second" and "metric" not in plain.settings()
 
 
 def test_trackers_are_not_part_of_a_run_s_name(tmp_path, images, fake):

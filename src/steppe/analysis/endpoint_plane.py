@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from steppe.analysis.load_run import TrainedRun
-from steppe.data.dataset import Images
+from steppe.data.dataset import Samples
 from steppe.data.splits import subset
 from steppe.diagnostics.landscape import barrier, evaluate_between, evaluate_on_plane, grid, segment
 from steppe.diagnostics.landscape_directions import Plane, State, principal_plane
@@ -47,7 +47,7 @@ class Resolution:
 
 def endpoint_plane(
     runs: Mapping[str, TrainedRun],
-    images: Images,
+    images: Samples,
     resolution: Resolution,
     progress: Progress,
     points: Path | None = None,

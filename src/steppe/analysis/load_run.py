@@ -1,26 +1,28 @@
 """Loading of finished runs: the deployed network, the images and the initial weights."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steppe.config import Run
 from steppe.core.batch import Batch
 from steppe.core.method import Method
 from steppe.core.numerics.complex_params import real_view, with_type_of
-from steppe.data.dataset import DataSet, Images
-from steppe.data.loader import evaluation_batches
-from steppe.data.normalize import Normalizer
+from steppe.data.dataset import DataSet, Images, Samples
+from steppe.data.samples import batch_of
 from steppe.diagnostics.loss_surface import LossSurface
 from steppe.errors import InputError
+from steppe.tasks.objective import Objective
 from steppe.training import run as engine
 from steppe.training.checkpoint import sharded
 from steppe.training.checkpoint.file import REMEDY, TRAIN_AGAIN, Checkpoint, fill
-from steppe.training.evaluation import BATCH, to_model_format
-from steppe.training.factories import make_model, make_network
+from steppe.training.evaluation import network_input
+from steppe.training.factories import evaluated_batches, make_model, make_network, make_objective
 from steppe.training.monitor import DEPLOYED, networks
 
 Which = Literal["last", "best"]
@@ -45,15 +47,33 @@ class TrainedRun:
     epoch: int
     start: dict[str, Tensor]
 
-    def surface(self, images: Images) -> LossSurface:
-        """Return the cross-entropy surface over these images, normalised as in training and not augmented."""
-        return LossSurface(self.model, self.batches(images))
+    def surface(self, images: Samples) -> LossSurface:
+        """Return the loss surface over these samples, normalised as in training and not augmented.
 
-    def batches(self, images: Images) -> list[Batch]:
-        """Return batches of these images as network inputs."""
+        The loss is cross-entropy for classes of images, else the training loss.
+        """
+        return LossSurface(
+            self.model, self.batches(images), F.cross_entropy if self.classifies else self.goal.loss
+        )
+
+    @cached_property
+    def goal(self) -> Objective:
+        """The loss and the metric of the run."""
+        return make_objective(self.run, self.images)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the run learns classes, by cross-entropy and accuracy."""
+        return self.goal.counts_hits
+
+    def batches(self, images: Samples) -> list[Batch]:
+        """Return batches of these samples as network inputs."""
         like = real_view(next(self.model.parameters()))
-        normalize = Normalizer.of(self.run.data.normalize, self.images.train, self.run.data.noise)
-        return [to_model_format(batch, like) for batch in evaluation_batches(images, BATCH, normalize)]
+        batches = evaluated_batches(self.run, self.images, images)
+        if self.goal.weigh is not len and not isinstance(images, Images):
+            # a mean over tokens is not the mean of its parts' means
+            batches = iter([batch_of(images, torch.arange(len(images)))])
+        return [network_input(self.run, batch, like) for batch in batches]
 
 
 def load(folder: Path, which: Which = "last", images: DataSet | None = None) -> TrainedRun:

@@ -9,7 +9,7 @@ from typing import Any
 from steppe import records
 from steppe.analysis.endpoint_plane import Progress, Resolution
 from steppe.analysis.load_run import TrainedRun, Which, load, load_members
-from steppe.data.dataset import Images
+from steppe.data.dataset import Samples
 from steppe.data.splits import subset
 from steppe.diagnostics.landscape import barrier, evaluate_between, segment, simplex
 from steppe.diagnostics.landscape_directions import State
@@ -56,7 +56,7 @@ def write(folders: Sequence[Path], which: Which, part: str, samples: int, out: P
 
 
 def losses_between(
-    states: Mapping[str, State], first: TrainedRun, images: Images, resolution: Resolution, progress: Progress
+    states: Mapping[str, State], first: TrainedRun, images: Samples, resolution: Resolution, progress: Progress
 ) -> dict[str, Any]:
     """Return the loss along the segment between each two networks and, for three, on their triangle.
 

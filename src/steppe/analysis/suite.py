@@ -17,7 +17,7 @@ from steppe.analysis.load_run import TrainedRun
 from steppe.core.numerics import vector
 from steppe.core.numerics.complex_params import real_view
 from steppe.core.numerics.vector import Vec
-from steppe.data.dataset import Images
+from steppe.data.dataset import Images, Samples
 from steppe.data.splits import subset
 from steppe.diagnostics import hessian, sharpness
 from steppe.diagnostics.calibration import calibration, margins
@@ -96,7 +96,7 @@ class SuiteSettings:
         return forward, 1.3 * self.products + self.top + self.probes + self.lanczos
 
 
-def fit_to_budget(trained: TrainedRun, images: Images, seconds: float, *, bounds: bool = False) -> SuiteSettings:
+def fit_to_budget(trained: TrainedRun, images: Samples, seconds: float, *, bounds: bool = False) -> SuiteSettings:
     """Return settings with as many samples as can be measured in about ``seconds``, but at least 32.
 
     A forward pass and a Hessian-vector product are timed on a few images. A budget too small for them is logged.
@@ -154,7 +154,9 @@ class CorruptedImages:
             if self.published is None:
                 clean, versions = images, {(c, s): corrupt(images, c, s, seed) for c, s in cells}
             else:
-                clean = subset(trained.images.test, len(images))
+                test = trained.images.test
+                assert isinstance(test, Images)
+                clean = subset(test, len(images))
                 kind = (trained.images.classes, size, trained.images.channels, len(clean))
                 versions = {(c, s): read_published(self.published, c, s, *kind) for c, s in cells}
             self._cache = {key: (clean, versions)}  # the images of one data set are enough
@@ -162,7 +164,7 @@ class CorruptedImages:
 
 
 def run_suite(
-    trained: TrainedRun, images: Images, settings: SuiteSettings, corrupted: CorruptedImages, progress: Progress
+    trained: TrainedRun, images: Samples, settings: SuiteSettings, corrupted: CorruptedImages, progress: Progress
 ) -> dict[str, Any]:
     """Return every measure of a network on ``images``, as plain data.
 
@@ -178,7 +180,8 @@ def run_suite(
     result["sharpness"] = {
         "sam": sharpness.worst_case_sharpness(surface, s.rho),
         "steps": sharpness.worst_case_sharpness(surface, s.rho, steps=s.steps),
-        "m": sharpness.worst_case_sharpness(surface, s.rho, m=s.m),
+        # groups of padded samples have means over unequal numbers of tokens
+        "m": sharpness.worst_case_sharpness(surface, s.rho, m=s.m) if trained.goal.weigh is len else None,
         "adaptive": sharpness.worst_case_sharpness(surface, 10 * s.rho, ball="adaptive"),
         "isotropic": asdict(sharpness.average_sharpness(surface, s.sigma, pairs=s.pairs, seed=s.seed)),
         "filter": asdict(filter_noise),
@@ -210,14 +213,20 @@ def run_suite(
         "quantiles": np.quantile(filters.norms, np.linspace(0, 1, 401)).tolist(),
         "variation": filters.variation,
     }
-    logits, y = surface.outputs(), chosen.y
-    result["calibration"] = asdict(calibration(logits, y))
-    result["margins"] = np.quantile(margins(logits, y, of="probabilities"), [0.1, 0.25, 0.5, 0.75, 0.9]).tolist()
-    result["complexity"] = _complexity(trained, s, progress)
-    progress("corruptions")
-    clean, versions = corrupted.of(trained, chosen, s.seed)
-    cells = {cell: _accuracy(trained, version) for cell, version in versions.items()}
-    result["robustness"] = _robustness(Robustness(corrupted.origin, _accuracy(trained, clean), cells))
+    # these are defined for classes alone, corruptions for classes of images
+    result |= dict.fromkeys(("calibration", "margins", "complexity", "robustness"))
+    if trained.classifies:
+        logits, y = surface.outputs(), chosen.y
+        assert y is not None
+        result["calibration"] = asdict(calibration(logits, y))
+        quantiles = np.quantile(margins(logits, y, of="probabilities"), [0.1, 0.25, 0.5, 0.75, 0.9])
+        result["margins"] = quantiles.tolist()
+        result["complexity"] = _complexity(trained, s, progress)
+    if trained.classifies and isinstance(chosen, Images):
+        progress("corruptions")
+        clean, versions = corrupted.of(trained, chosen, s.seed)
+        cells = {cell: _accuracy(trained, version) for cell, version in versions.items()}
+        result["robustness"] = _robustness(Robustness(corrupted.origin, _accuracy(trained, clean), cells))
     result["took"] = time.perf_counter() - began
     return result
 

@@ -13,7 +13,7 @@ import torch
 from steppe.analysis.endpoint_plane import NotComparable, Progress, Resolution, evaluate_plane
 from steppe.analysis.load_run import TrainedRun
 from steppe.core.numerics.complex_params import real_view
-from steppe.data.dataset import Images
+from steppe.data.dataset import Samples
 from steppe.data.splits import subset
 from steppe.diagnostics.landscape_directions import State, parameter_names
 from steppe.diagnostics.loss_surface import LossSurface
@@ -29,7 +29,7 @@ def saved_epochs(folder: Path) -> list[int]:
 def trajectories(
     folders: Mapping[str, Path],
     first: TrainedRun,
-    images: Images,
+    images: Samples,
     resolution: Resolution,
     progress: Progress,
     points: Path | None = None,

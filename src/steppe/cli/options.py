@@ -12,6 +12,7 @@ import docstring_parser
 import yaml
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, Namespace
 
+from steppe import user_code
 from steppe.cli import console
 from steppe.config import Run, field_types, from_dict
 from steppe.config.docstrings import docstring
@@ -149,6 +150,45 @@ def add_config(parser: ArgumentParser, cls: type, out: str, folder: str) -> None
     add_fields(parser, cls)
 
 
+_CODE = {
+    "models": "model", "model": "model", "datasets": "dataset", "dataset": "dataset", "methods": "method",
+    "method": "method", "loss": "loss", "metric": "metric", "optim.name": "optimizer", "code": "",
+    "optim.schedule": "schedule",
+}  # fmt: skip
+
+
+def name_code(options: Any, argv: Sequence[str]) -> None:
+    """Import the code of the user's, ``module:name``, that the command line itself names.
+
+    What only a settings file names is not imported.
+
+    Raises InputError for a name that cannot be imported.
+    """
+    for option, value in vars(options).items():
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if option not in _CODE or not isinstance(text, str):
+                continue
+            for part in text.split("+") if _CODE[option] in ("method", "optimizer") else [text]:
+                reference = user_code.reference_in(part)
+                named = reference is not None and any(reference in argument for argument in argv)
+                if reference is not None and named and not _is_built_in(_CODE[option], reference):
+                    user_code.register(_CODE[option], reference, user_code.load(reference))
+
+
+def _is_built_in(kind: str, reference: str) -> bool:
+    """Return whether what looks like ``module:name`` is a name of ours with its settings."""
+    prefix = reference.partition(":")[0]
+    if kind == "dataset":
+        from steppe import data
+
+        return prefix in {name.partition(":")[0] for name in data.names()}
+    if kind == "method":
+        from steppe import methods
+
+        return prefix in methods.METHODS
+    return kind in ("optimizer", "schedule") and prefix.split(".")[0] in ("torch", "schedulefree")
+
+
 def configuration(
     add_arguments: Callable[[ArgumentParser], None], cls: type, options: Namespace, command: str
 ) -> Any:
@@ -159,6 +199,7 @@ def configuration(
 
     Raises InputError for a scale without a recipe, and whatever the recipe or the configuration refuses.
     """
+    name_code(options.as_flat(), shlex.split(command)[2:])
     if options.recipe is None:
         if options.scale != 1:
             raise InputError(f"scale is {options.scale:g} and there is no recipe to scale; add --recipe NAME")

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TaskProgressColumn, TextColumn
 
 from steppe.report.formatting import count
+from steppe.report.metric_text import MetricText
+from steppe.tasks.metric import Metric
 from steppe.training.run import TrainingStatus
 
 
@@ -51,9 +53,13 @@ class Display(_Bars):
             self._show_end(name, news)
 
     def _show_status(self, name: str, status: TrainingStatus) -> None:
+        value = "" if status.accuracy is None else f"acc {status.accuracy:.1%}  "
+        if status.metric is not None and status.val_accuracy is not None:
+            metric = MetricText(Metric.from_dict(status.metric))
+            value = f"val {metric.name} {metric.value(status.val_accuracy)}  "
         text = (
-            f"epoch {status.epoch}  loss {status.loss:.3f}  acc {status.accuracy:.1%}  "
-            f"{status.images_per_second:,.0f} images/s  {duration(status.seconds_left)} left"
+            f"epoch {status.epoch}  loss {status.loss:.3f}  {value}"
+            f"{status.images_per_second:,.0f} {status.samples}/s  {duration(status.seconds_left)} left"
         )
         if self.console.is_terminal:
             if name not in self._tasks:
@@ -72,8 +78,10 @@ class Display(_Bars):
         if isinstance(news, str):
             text = f"stopped: {news}"
         elif news["status"] == "ok":
-            test = news["test"]["last"]["accuracy"]
-            text = f"test accuracy {test:.2%} after {count(news['epochs'], 'epoch')}, {duration(news['seconds'])}"
+            metric = MetricText(Metric.from_dict(news.get("metric")))
+            test = metric.value(news["test"]["last"][metric.key()])
+            after = f"after {count(news['epochs'], 'epoch')}, {duration(news['seconds'])}"
+            text = f"test {metric.name} {test} {after}"
         else:
             text = f"failed: {news['message']}"
         self.console.print(

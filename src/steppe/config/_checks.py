@@ -14,9 +14,9 @@ def check_positive(name: str, value: float | None, least: float = 0.0, strict: b
         raise InputError(f"{name} is {value}; give a number {'above' if strict else 'of at least'} {least:g}")
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, choices: tuple[str, ...], *others: str) -> None:
     if value not in choices:
-        raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+        raise InputError(f"{name} is {value!r}; choose one of {', or '.join((', '.join(choices), *others))}")
 
 
 def check_choices(config: Any, prefix: str = "") -> None:

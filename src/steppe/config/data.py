@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from steppe.config._checks import check_choices, check_positive
+from steppe.config.fields import added
 from steppe.errors import InputError
 
 Normalize = Literal["unit", "standard"]
@@ -14,7 +15,7 @@ class Data:
     """How the images of a data set are chosen, split, sized and augmented.
 
     Attributes:
-        train: Number of training images, sampled per class; all if not given.
+        train: Number of training images, or their share below 1, sampled per class; all if not given.
         val: Training images held out for validation: a fraction below 1, or a count; not used if the data set has
             validation images of its own.
         test: Number of test images, sampled per class; all if not given.
@@ -29,13 +30,17 @@ class Data:
             training images, fixed per image for validation and test; 1 is usual.
         legacy_share: Share of each class to train on, sampled with repetitions as in OKDPH's published lists (0.1
             and 0.01 there); train samples without repetitions.
+        imbalance: Ratio of the largest to the smallest class of a long-tailed training part: class c of C keeps
+            n imbalance^(-c / (C - 1)) of its n images, n those of the smallest class before; 10 to 200 are usual.
+        label_noise: Share of the training labels that are replaced by another class, at random (symmetric noise);
+            validation and test labels stay.
         normalize: 'unit' gives values in [0, 1]; 'standard' subtracts the training images' mean per channel
             and divides by their standard deviation.
         split_seed: Seed of the split and of the subsets; the same for all runs of a comparison.
         skip_corrupt: Leave unreadable images out instead of stopping before training.
     """
 
-    train: int | None = None
+    train: int | float | None = None
     val: float = 0.1
     test: int | None = None
     size: int | None = None
@@ -46,12 +51,22 @@ class Data:
     views: tuple[str, ...] = ()
     noise: float = 0.0
     legacy_share: float | None = None
+    imbalance: float | None = added(None)
+    label_noise: float = added(0.0)
 
     def __post_init__(self) -> None:
         if tuple(self.augment) == ("none",):
             object.__setattr__(self, "augment", ())
         for name in ("train", "val", "test", "legacy_share"):
             check_positive(f"data.{name}", getattr(self, name))
+        if self.train is not None and self.train >= 1:
+            if self.train != int(self.train):
+                raise InputError(f"data.train is {self.train}; give a share below 1 or a whole number of images")
+            object.__setattr__(self, "train", int(self.train))
+        if self.imbalance is not None and self.imbalance < 1:
+            raise InputError(f"data.imbalance is {self.imbalance}; give largest over smallest class, at least 1")
+        if not 0 <= self.label_noise <= 1:
+            raise InputError(f"data.label_noise is {self.label_noise}; give a share from 0 to 1")
         check_positive("data.size", self.size, 8, strict=False)
         check_choices(self, "data.")
         if self.val >= 1 and self.val != int(self.val):

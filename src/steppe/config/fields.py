@@ -2,10 +2,24 @@
 
 import typing
 from collections.abc import Mapping
-from dataclasses import is_dataclass
+from dataclasses import field, fields, is_dataclass
 from typing import Any
 
 _AS_TEXT: dict[Any, Any] = {Any: str, tuple[Any, ...]: tuple[str, ...]}  # methods
+
+
+def added(default: Any) -> Any:
+    """Return a field that is stored only where it differs from its default: older runs keep their names."""
+    return field(default=default, metadata={"added": True})
+
+
+def stored(config: Any) -> dict[str, Any]:
+    """Return the values of a configuration by field, without fields that were `added` at their default."""
+    return {
+        f.name: getattr(config, f.name)
+        for f in fields(config)
+        if not (f.metadata.get("added") and getattr(config, f.name) == f.default)
+    }
 
 
 def field_types(cls: Any) -> dict[str, Any]:

@@ -7,13 +7,14 @@ Every field is checked on construction, so an impossible configuration never rea
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Literal
 
 from steppe.config._checks import check_choice, check_choices, check_positive
-from steppe.config._dataset_name import dataset_name
 from steppe.config.data import Data
+from steppe.config.dataset_name import dataset_name
+from steppe.config.fields import added, stored
 from steppe.config.method_spec import SPEC, as_method
 from steppe.config.optim import Optim
 from steppe.errors import InputError
@@ -22,6 +23,10 @@ Match = Literal["epochs", "gradients", "seconds"]
 PrecisionName = Literal["fp32", "bf16", "fp16", "fp64"]
 SyncName = Literal["local", "global"]
 Parallel = Literal["ddp", "fsdp"]
+TaskName = Literal[
+    "", "classification", "multi-label", "ordinal", "regression", "segmentation", "language modelling",
+    "token classification",
+]  # fmt: skip
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 DEFAULT_METHODS = ("plain", "repeat-step", "two-step", "gc", "agc", "sam", "sadt-v1", "sadt-v2", "sadt-v3")
@@ -77,6 +82,13 @@ class RunOptions:
         track: Trackers that show the records too: any of tensorboard, wandb, mlflow.
         workers: Processes per run that prepare batches ahead of time; with 0 the training process does it.
         keep: Keep the optimizer's state in the checkpoint of a finished run, which no command needs.
+        task: What is learned: classification, multi-label, ordinal, regression, segmentation, 'language modelling'
+            or 'token classification'; that of the data if not given.
+        loss: Training loss: cross-entropy, bce, mse, mae or huber, with :weight=balanced for rare classes; 'model'
+            if the network returns its own; or module:function of output and target. The task's if not given.
+        metric: What is reported and chooses the best epoch: its name, or module:name of a torchmetrics class or of
+            a function of output and target, with :lower or :higher for its better direction. The task's if not
+            given.
         deterministic: Use only algorithms that give the same bits in every run. On a GPU a run that was stopped
             then resumes bitwise, in more time; without it, its last digits differ. On a processor nothing differs.
     """
@@ -98,7 +110,10 @@ class RunOptions:
     track: tuple[str, ...] = ()
     workers: int = 0
     keep: bool = False
-    deterministic: bool = False
+    task: TaskName = added("")
+    loss: str = added("")
+    metric: str = added("")
+    deterministic: bool = added(False)
 
     def __post_init__(self) -> None:
         for name in ("batch", "epochs", "threads", "seconds", "microbatch", "m"):
@@ -121,7 +136,7 @@ class RunOptions:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the configuration as plain data, a method as its text."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        return {name: _plain(value) for name, value in stored(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +147,10 @@ class Run(RunOptions):
 
     Attributes:
         method: Name with optional settings: sam, sam:rho=0.1, sadt-v1:sigma=0, sam+gc.
-        model: Name of the network.
-        dataset: Name of the data set, or name:PATH if it is read from files (folder:PATH, cifar10:PATH). However
-            it is written, a path below the working folder is stored relative to it, any other without links.
+        model: Name of the network, or module:function of one that makes yours from a seed.
+        dataset: Name of the data set, or name:PATH if it is read from files (folder:PATH, cifar10:PATH), or
+            module:function of one that returns yours. However it is written, a path below the working folder is
+            stored relative to it, any other without links.
         seed: Seed of initial weights, order of samples, augmentation, dropout and the method's noise.
     """
 
@@ -182,8 +198,8 @@ class Study(RunOptions):
 
     Attributes:
         methods: Methods to compare, each a name with optional settings (sam:rho=0.1).
-        models: Networks.
-        datasets: Data sets, each a name or name:PATH.
+        models: Networks, each a name or module:function.
+        datasets: Data sets, each a name, name:PATH or module:function.
         seeds: Seeds; every method is trained once per seed, and methods are paired by seed.
     """
 
@@ -221,7 +237,7 @@ class Study(RunOptions):
 def _plain(value: Any) -> Any:
     """Return a field's value as plain data."""
     if isinstance(value, Data | Optim | Monitoring):
-        return {name: _plain(v) for name, v in vars(value).items()}
+        return {name: _plain(v) for name, v in stored(value).items()}
     if isinstance(value, list | tuple):
         return tuple(map(_plain, value))
     number = isinstance(value, Real) and hasattr(value, "item")  # NumPy's, as seeds from a range of its
@@ -236,8 +252,6 @@ def _shortest(text: str) -> float:
 
 # Options that change no number of a run's records.
 _NOT_ESSENTIAL = ("parallel", "track", "workers", "keep")
-# Options that older runs do not have: at their default they are no part of a run's name.
-_LATER = {"deterministic": False}
 
 
 def essential(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,4 +259,4 @@ def essential(config: Mapping[str, Any]) -> dict[str, Any]:
 
     The number of processes and how they share the network are not part of it: a run may resume with others.
     """
-    return {k: v for k, v in config.items() if k not in _NOT_ESSENTIAL and v != _LATER.get(k, _LATER)}
+    return {k: v for k, v in config.items() if k not in _NOT_ESSENTIAL}

@@ -17,7 +17,9 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from steppe.core.numerics import vector
 from steppe.core.numerics.complex_params import leaf, real_view
+from steppe.core.numerics.filters import EMBEDDINGS
 from steppe.core.numerics.vector import Vec
+from steppe.core.optimizers.joint import names_of, parts_of, with_inner
 from steppe.core.schedules import finite
 from steppe.errors import InputError
 
@@ -37,19 +39,25 @@ def require_trainable(
     """Raise InputError if the optimizer cannot train these modules in a step of several passes."""
     if any(map(is_lazy, chain.from_iterable((*m.parameters(), *m.buffers()) for m in modules))):
         raise InputError("the model has lazy tensors without a shape; call model(x) once before the optimizer")
-    name, own = type(optimizer).__name__, {id(p): p for m in modules for p in m.parameters()}
-    if own and not any(id(p) in own for p in params):
-        raise InputError(f"{name} has no parameter of the model; make it anew from model.parameters()")
+    own = {id(p): p for m in modules for p in m.parameters()}
+    for one in parts_of(optimizer):
+        name = type(one).__name__
+        if own and not any(id(p) in own for group in one.param_groups for p in group["params"]):
+            raise InputError(f"{name} has no parameter of the model; make it anew from model.parameters()")
+        closure = inspect.signature(one.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise InputError(f"{name} needs a closure and makes passes of its own; use an optimizer without one")
     refuse_accumulation_hooks(params)
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise InputError(f"{name} needs a closure and makes passes of its own; use an optimizer without one")
+    for module in chain.from_iterable(m.modules() for m in modules):
+        if isinstance(module, EMBEDDINGS) and module.sparse and module.weight.requires_grad:
+            raise InputError(f"{type(module).__name__} has sparse gradients; make it with sparse=False")
     chosen = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    left = sum(p.requires_grad and key not in chosen for key, p in own.items())
+    left = [p for key, p in own.items() if p.requires_grad and key not in chosen]
     if left:
         warnings.warn(
-            f"{left} trainable parameters of the model are in no group of the optimizer: this step does not train "
-            "them; freeze them with requires_grad_(False) if that is meant",
+            f"{len(left)} trainable parameters of the model are in no group of the optimizer "
+            f"({names_of(modules[0], left)}): this step does not train them; freeze them with "
+            "requires_grad_(False) if that is meant",
             stacklevel=5,
         )
 
@@ -96,29 +104,42 @@ def setting(
     Raises InputError for a value that is not a finite number of at least 0.
     """
     _check_value(name, common)
-    return per_group(optimizer, params, name, common) if check_setting(optimizer, name) else common
+    if not check_setting(optimizer, name):
+        return common
+    return per_parameter(_groups_for(optimizer, name), params, name, common)
 
 
 def check_setting(optimizer: torch.optim.Optimizer, name: str) -> bool:
     """Return whether parameter groups set a method's hyper-parameter ``name``.
 
-    A key that the optimizer has itself (in ``optimizer.defaults``: Adadelta's rho, say) is the optimizer's; of one
-    without defaults, such as a wrapper that shares its groups, the keys are those of the optimizer in it.
+    A key that the optimizer has itself (an argument of its class, or in ``optimizer.defaults``: Adadelta's rho,
+    say) is the optimizer's; of one that wraps another and shares its groups, also those of the inner one.
 
     Raises InputError for a group's value that is not a finite number of at least 0.
     """
-    if any(name in getattr(o, "defaults", ()) for o in _with_inner(optimizer)):
-        return False
-    values = [group[name] for group in optimizer.param_groups if group.get(name) is not None]
+    values = [group[name] for group in _groups_for(optimizer, name) if group.get(name) is not None]
     for value in values:
         _check_value(name, value, " in a parameter group")
     return bool(values)
 
 
+def _groups_for(optimizer: torch.optim.Optimizer, name: str) -> list[dict[str, Any]]:
+    """Return the groups in which ``name`` is a method's setting, not their optimizer's."""
+    parts = [one for one in parts_of(optimizer) if not any(_has_own(o, name) for o in with_inner(one))]
+    return [group for one in parts for group in one.param_groups]
+
+
+def _has_own(optimizer: torch.optim.Optimizer, name: str) -> bool:
+    if name in getattr(optimizer, "defaults", ()):
+        return True
+    # what an optimizer keeps in its groups need not be in its defaults
+    return name in inspect.signature(type(optimizer)).parameters
+
+
 def add_decoupled(optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter], values: Vec) -> None:
     """Add values times their learning rate to the parameters, past the optimizer."""
     own = [p for p, v in zip(params, values, strict=True) if v is not None]
-    rates = per_group(optimizer, params, "lr", 0.0)
+    rates = per_parameter(optimizer.param_groups, params, "lr", 0.0)
     with torch.no_grad():
         vector.move(own, vector.present(vector.scale(values, rates)))
 
@@ -128,7 +149,7 @@ def momentum(optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter], e
 
     Raises InputError if it is ``expected`` and there is none at all.
     """
-    states = [o.state for o in _with_inner(optimizer) if hasattr(o, "state")]
+    states = [o.state for o in with_inner(optimizer) if hasattr(o, "state")]
 
     def of(p: nn.Parameter) -> Tensor | None:
         entries = [state[leaf(p)] for state in states if leaf(p) in state]
@@ -145,24 +166,18 @@ def momentum(optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter], e
 _MOMENTUM = ("momentum_buffer", "exp_avg")  # of SGD and RMSprop; of Adam's family
 
 
-def _with_inner(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
-    """Return an optimizer, and those that it wraps."""
-    attributes = getattr(optimizer, "__dict__", {}).values()
-    return [optimizer, *(o for o in attributes if isinstance(o, torch.optim.Optimizer))]
-
-
 def _check_value(name: str, value: Any, where: str = "") -> None:
     number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     if not finite(number) or number < 0:
         raise InputError(f"{name} is {number!r}{where}; give a finite number of at least 0")
 
 
-def per_group(
-    optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter], name: str, common: float
+def per_parameter(
+    groups: Iterable[dict[str, Any]], params: Sequence[nn.Parameter], name: str, common: float
 ) -> float | list[float]:
     """Return what the parameters' groups set under ``name``: one number if all agree, else one per parameter."""
     own: dict[int, Any] = {}
-    for group in optimizer.param_groups:
+    for group in groups:
         if group.get(name) is not None:
             own |= {id(p): group[name] for p in group["params"]}
     if not own:

@@ -1,7 +1,7 @@
 """A method bound to a model and an optimizer, called once per batch."""
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from operator import is_
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from steppe.core import param_groups
 from steppe.core.batch import Batch, as_batch, join_logits, micro_batches
 from steppe.core.data_parallel import NO_LOCAL_GRADIENT, Sharded
 from steppe.core.multi_network import MultiNetwork
+from steppe.core.optimizers.joint import evaluation_weights
 from steppe.core.runtime import Runtime
 from steppe.core.schedules import check_length, check_start
 from steppe.core.state.param_state import ParamState
@@ -188,16 +189,20 @@ class Step:
 
     def predict(self, x: Any) -> Tensor:
         """Return the logits of what the method deploys, in evaluation mode; modes and buffers are restored."""
-        with evaluation_mode(self.runtime.net):
+        with evaluation_mode(self.runtime.net), evaluation_weights(self.runtime.optimizer):
             return self.method.predict(self.runtime.net, self.state, x)
 
-    def deployed_weights(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def deployed_weights(self) -> Iterator[None]:
         """Return the context in which the model itself has the weights that the method deploys.
 
         For `EMA` and `SWA` these are the mean, and the model is in evaluation mode; for most methods they are the
-        trained weights. On leaving, the model is bit for bit what it was.
+        trained weights, or those that a schedule-free optimizer evaluates. On leaving, the model is bit for bit
+        what it was.
         """
-        return self.method.deployed_weights(self.runtime.net, self.state)
+        weights = self.method.deployed_weights(self.runtime.net, self.state)
+        with evaluation_weights(self.runtime.optimizer), weights:
+            yield
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resume needs in addition to the model's and the optimizer's own state.

@@ -1,26 +1,34 @@
-"""Labelled images, in memory or mapped from a file, and the three parts of a data set."""
+"""Labelled images or other tensors, in memory or mapped from a file, and the three parts of a data set."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from steppe.core.batch import Batch, as_batch
 from steppe.errors import InputError
+
+Task = Literal[
+    "classification", "multi-label", "ordinal", "regression", "segmentation", "language modelling",
+    "token classification",
+]  # fmt: skip
 
 _CHUNK = 4096  # images that are read at a time to compute the mean
 
 
 @dataclass(frozen=True)
 class Images:
-    """N images and their classes ``y`` (N,) int64; images are ``pixels`` (M, C, H, W) uint8, or ``rows`` of them.
+    """N images and their classes ``y`` (N,) int64, or other targets (N, ...).
 
+    Images are ``pixels`` (M, C, H, W) uint8, or ``rows`` of them.
     ``file`` is the file that the pixels are mapped from, if any: all processes share them, they are read when
     needed, and a selection of images is only a list of rows.
 
@@ -34,9 +42,9 @@ class Images:
 
     def __post_init__(self) -> None:
         count = len(self.pixels) if self.rows is None else len(self.rows)
-        if self.pixels.ndim != 4 or self.pixels.dtype != torch.uint8 or self.y.shape != (count,):
+        if self.pixels.ndim != 4 or self.pixels.dtype != torch.uint8 or len(self.y) != count:
             raise InputError(
-                f"images are {tuple(self.pixels.shape)} {self.pixels.dtype}; give (N, C, H, W) uint8 and (N,)"
+                f"images are {tuple(self.pixels.shape)} {self.pixels.dtype}; give (N, C, H, W) uint8 and N targets"
             )
 
     def __len__(self) -> int:
@@ -93,58 +101,208 @@ class Images:
 
 
 @dataclass(frozen=True)
-class DataSet:
-    """The training, validation and test images of a run.
+class Tensors:
+    """N samples of any kind: inputs ``x`` (N, ...), or several by name, and targets ``y`` (N, ...), or None.
 
-    ``skipped`` names unreadable images that were left out; ``note`` says where the test images come from, what was
-    changed in decoding, and what else was left out. ``fingerprint`` is a hash of the images as they are decoded,
-    empty for data sets without files.
+    Targets may have any dtype; without them a model returns its own loss.
+
+    Raises InputError if the tensors have other lengths.
+    """
+
+    x: Tensor | Mapping[str, Tensor]
+    y: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        named = {"x": self.x} if isinstance(self.x, Tensor) else dict(self.x)
+        lengths = {k: len(v) if v.ndim else 0 for k, v in named.items()}
+        lengths |= {"y": len(self.y) if self.y.ndim else 0} if self.y is not None else {}
+        if len(set(lengths.values())) != 1:
+            text = ", ".join(f"{k} {n}" for k, n in lengths.items()) or "none"
+            raise InputError(f"samples are {text}; give tensors of equal length")
+
+    def __len__(self) -> int:
+        return len(self.x if isinstance(self.x, Tensor) else next(iter(self.x.values())))
+
+    def at(self, index: Tensor | slice) -> Tensor | dict[str, Tensor]:
+        """Return the inputs at these positions (B, ...), by name if there are several."""
+        if isinstance(self.x, Tensor):
+            return self.x[index]
+        return {name: value[index] for name, value in self.x.items()}
+
+    def part(self, rows: slice) -> Tensors:
+        """Return consecutive samples without a copy."""
+        return Tensors(self.at(rows), None if self.y is None else self.y[rows])
+
+    def take(self, rows: np.ndarray) -> Tensors:
+        """Return copies of the samples of these rows."""
+        index = torch.from_numpy(np.ascontiguousarray(rows))
+        return Tensors(self.at(index), None if self.y is None else self.y[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Fetched:
+    """Samples of a map-style data set, fetched by index and joined by ``collate`` when they are needed.
+
+    ``sampler`` orders the indices of an epoch, if it does not shuffle them evenly.
+    """
+
+    dataset: Any
+    collate: Callable[[Any], Any]
+    rows: np.ndarray | None = None
+    sampler: Any = None
+
+    def __len__(self) -> int:
+        return len(self.dataset) if self.rows is None else len(self.rows)
+
+    def batch(self, index: Tensor) -> Batch:
+        """Return the samples at these positions."""
+        rows = index.tolist() if self.rows is None else self.rows[index.numpy()].tolist()
+        content = as_batch(self.collate([self.dataset[i] for i in rows]))
+        return Batch(content.x, content.y, index)
+
+    @cached_property
+    def y(self) -> Tensor | None:
+        """The targets of the first samples, which show their kind."""
+        y = self.batch(torch.arange(min(8, len(self)))).y
+        if y is not None and not isinstance(y, Tensor):
+            raise InputError(f"the targets are a {type(y).__name__}; give a tensor")
+        return y
+
+    @property
+    def x(self) -> Any:
+        """The inputs of the first samples, which show their kind."""
+        return self.batch(torch.arange(min(8, len(self)))).x
+
+    def part(self, rows: slice) -> Fetched:
+        """Return consecutive samples."""
+        return self.take(np.arange(len(self))[rows])
+
+    def take(self, rows: np.ndarray) -> Fetched:
+        """Return the samples of these rows; they are no longer ordered by a sampler."""
+        return Fetched(self.dataset, self.collate, rows if self.rows is None else self.rows[rows])
+
+
+Samples = Images | Tensors | Fetched
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The training, validation and test samples of a run.
+
+    ``skipped`` names unreadable images that were left out; ``note`` says where the test samples come from, what
+    was changed in decoding, and what else was left out. ``fingerprint`` is a hash of the samples as they are
+    decoded, empty for data sets without files. ``outputs`` is the number of outputs that a network should have:
+    the classes, if there are any. ``unit`` is that of the target. Targets of a regression are standardised with
+    the training part's ``target_mean`` and ``target_std`` (K,), both empty for targets in their unit.
+    ``preparation`` says as plain data how the inputs and targets are made from a table or a text.
     """
 
     name: str
-    train: Images
-    val: Images
-    test: Images
+    train: Samples
+    val: Samples
+    test: Samples
     classes: tuple[str, ...]
     skipped: tuple[str, ...] = ()
     note: str = ""
     fingerprint: str = ""
+    task: Task = "classification"
+    outputs: int = 0
+    unit: str = ""
+    target_mean: tuple[float, ...] = ()
+    target_std: tuple[float, ...] = ()
+    preparation: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "outputs", self.outputs or len(self.classes) or 1)
+
+    @property
+    def inputs(self) -> dict[str, int]:
+        """What a network must know of its inputs, as `steppe.models.build` takes it.
+
+        channels and size of images; features of a table (N, F); vocabulary and length of indices (N, T) of tokens.
+        """
+        if isinstance(self.train, Images):
+            return {"channels": self.channels, "size": self.size}
+        x = self.train.x
+        if not isinstance(x, Tensor) or x.ndim != 2:
+            return {}
+        if x.dtype.is_floating_point:
+            return {"features": x.shape[1]}
+        return {"vocabulary": self.outputs, "length": x.shape[1]}
 
     @property
     def channels(self) -> int:
-        """Channels of every image: 1 or 3."""
+        """Channels of every image: 1 or 3; defined for images only."""
+        assert isinstance(self.train, Images)
         return int(self.train.pixels.shape[1])
 
     @property
     def size(self) -> int:
-        """Side of every image in pixels."""
+        """Side of every image in pixels; defined for images only."""
+        assert isinstance(self.train, Images)
         return int(self.train.pixels.shape[2])
 
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """Training samples of each class; empty for other targets, and for samples that are not in memory."""
+        y = None if isinstance(self.train, Fetched) else self.train.y
+        if self.task != "classification" or y is None or y.ndim != 1 or y.is_floating_point():
+            return ()
+        return tuple(torch.bincount(y, minlength=len(self.classes)).tolist())
+
+    def with_parts(self, change: Callable[[Samples], Samples], **fields: Any) -> DataSet:
+        """Return the data set with each part changed, and other ``fields``."""
+        train, val, test = map(change, (self.train, self.val, self.test))
+        return replace(self, train=train, val=val, test=test, **fields)
+
+    def in_unit(self, values: Any) -> Any:
+        """Return targets or outputs (B, K) of a regression in the target's unit: target_mean + target_std z."""
+        if not self.target_std or not isinstance(values, Tensor):
+            return values
+        # filled on the device: a copy to a GPU would wait for it
+        mean, std = (
+            torch.cat([values.new_full((1,), v) for v in stored]) for stored in (self.target_mean, self.target_std)
+        )
+        return mean + std * values
+
     def description(self) -> dict[str, Any]:
-        """Return the counts of images and classes, the names and the notes as plain data."""
+        """Return the counts of samples and classes, the names and the notes as plain data."""
+        counts = self.class_counts
         return {
             **{part: len(getattr(self, part)) for part in ("train", "val", "test")},
             "classes": len(self.classes),
             "names": list(self.classes),
-            "channels": self.channels,
-            "size": self.size,
+            **self.inputs,
+            "task": self.task,
+            **({"per_class": list(counts)} if counts and max(counts) >= 2 * min(counts) else {}),
             "note": self.note,
             "skipped": list(self.skipped),
             "fingerprint": self.fingerprint,
+            **({"preparation": dict(self.preparation)} if self.preparation else {}),
         }
 
 
 @dataclass(frozen=True)
 class Source:
-    """The content of a data set's files before the split: all training and test images, and ``val`` if apart."""
+    """The content of a data set before the split: all training and test samples, and ``val`` if apart.
 
-    train: Images
-    test: Images
+    Samples that are ``contiguous`` follow each other, as windows of a text do: the last training samples are held
+    out for validation, none in between. ``prepare`` makes the data set of the parts, with what only the training
+    part may decide: means, deviations, categories, the vocabulary. The other fields are those of `DataSet`.
+    """
+
+    train: Samples
+    test: Samples
     classes: tuple[str, ...]
     skipped: tuple[str, ...] = ()
     note: str = ""
-    val: Images | None = None
+    val: Samples | None = None
     fingerprint: str = ""
+    task: Task = "classification"
+    outputs: int = 0
+    unit: str = ""
+    contiguous: bool = False
+    prepare: Callable[[DataSet], DataSet] | None = None
 
 
 def check_labels(y: np.ndarray, classes: int, where: str) -> None:

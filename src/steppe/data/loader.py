@@ -145,7 +145,7 @@ class Loader:
 
     def _sample(self, index: Tensor) -> Sample:
         x, y = (t.to(self.device, non_blocking=True) for t in (self.images.at(index), self.images.y[index]))
-        return Sample(x, F.one_hot(y, self.classes).float())
+        return Sample(x, y if y.is_floating_point() else F.one_hot(y, self.classes).float())
 
 
 def evaluation_batches(images: Images, batch: int, normalize: Normalizer) -> Iterator[Batch]:

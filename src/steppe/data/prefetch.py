@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from steppe.core.batch import Batch
 from steppe.data.loader import Loader
+from steppe.data.samples import SampleLoader
 from steppe.distributed.forkserver import forkserver_context
 from steppe.errors import RunError
 
@@ -28,7 +29,7 @@ class PrefetchLoader:
     set may be larger than memory. With a GPU, batches are in pinned memory.
     """
 
-    def __init__(self, loader: Loader, workers: int):
+    def __init__(self, loader: Loader | SampleLoader, workers: int):
         self.workers = workers
         with self._shared_memory():
             self.number = torch.zeros((), dtype=torch.long).share_memory_()  # type: ignore[no-untyped-call]
@@ -91,7 +92,7 @@ def _end_with_parent(worker: int) -> None:
 class _WorkerBatches(IterableDataset[Batch]):
     """The batches that one worker makes."""
 
-    def __init__(self, loader: Loader, number: Tensor):
+    def __init__(self, loader: Loader | SampleLoader, number: Tensor):
         self.loader, self.number = loader, number
 
     def __iter__(self) -> Iterator[Batch]:

@@ -1,9 +1,14 @@
-"""Training, validation and test images: drawn class by class, equal for equal seeds."""
+"""Training, validation and test samples: drawn class by class, equal for equal seeds."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar, cast
 
 import numpy as np
+import torch
 
 from steppe.config import Data
-from steppe.data.dataset import DataSet, Images, Source
+from steppe.data.dataset import DataSet, Fetched, Images, Samples, Source, Tensors
 from steppe.errors import InputError
 
 
@@ -21,11 +26,22 @@ def stratified(y: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarra
     return np.sort(np.concatenate(picks)) if picks else np.empty(0, int)
 
 
-def split_off_fifth(images: Images) -> tuple[Images, Images]:
-    """Return training and test images; the latter are a fixed fifth of every class."""
-    y = images.y.numpy()
+def strata(samples: Samples) -> np.ndarray:
+    """Return what is kept in proportion: the classes (N,), or zeros for targets that are no classes."""
+    y = None if isinstance(samples, Fetched) else samples.y
+    if y is None or y.ndim != 1 or y.is_floating_point() or y.is_complex():
+        return np.zeros(len(samples), np.int64)
+    return y.numpy()
+
+
+S = TypeVar("S", bound=Samples)
+
+
+def split_off_fifth(samples: S) -> tuple[S, S]:
+    """Return training and test samples; the latter are a fixed fifth, of every class if there are classes."""
+    y = strata(samples)
     rows = stratified(y, round(0.2 * len(y)), np.random.default_rng(0))
-    return images.take(np.setdiff1d(np.arange(len(y)), rows)), images.take(rows)
+    return cast(S, samples.take(np.setdiff1d(np.arange(len(y)), rows))), cast(S, samples.take(rows))
 
 
 def legacy_choice(y: np.ndarray, share: float) -> np.ndarray:
@@ -41,32 +57,98 @@ def legacy_choice(y: np.ndarray, share: float) -> np.ndarray:
     return np.concatenate([rng.choice(rows, round(len(rows) * share)) for rows in members])
 
 
-def subset(images: Images, count: int) -> Images:
-    """Return ``count`` images with the classes in proportion, always the same ones; all if there are no more."""
-    if count >= len(images):
-        return images
-    return images.take(stratified(images.y.numpy(), count, np.random.default_rng(0)))
+def subset(samples: S, count: int) -> S:
+    """Return ``count`` samples with the classes in proportion, always the same ones; all if there are no more."""
+    if count >= len(samples):
+        return samples
+    return cast(S, samples.take(stratified(strata(samples), count, np.random.default_rng(0))))
+
+
+def long_tailed(y: np.ndarray, ratio: float, rng: np.random.Generator) -> np.ndarray:
+    """Return sorted positions of random samples of classes whose sizes fall exponentially.
+
+    Class c of C has floor(n ratio^(-c / (C - 1))) samples, n those of the smallest class of ``y`` (N,): the first
+    has ``ratio`` times as many as the last (Cui et al., CVPR 2019, arXiv:1901.05555, section 5.1).
+
+    Raises InputError if the last class would have none.
+    """
+    labels, sizes = np.unique(y, return_counts=True)
+    # a share of an exact whole number may be a last digit below it
+    shares = sizes.min() * ratio ** (-np.arange(len(labels)) / max(1, len(labels) - 1))
+    counts = np.floor(shares + 1e-9).astype(int)
+    if counts[-1] < 1:
+        raise InputError(
+            f"data.imbalance is {ratio:g} and the smallest class has {sizes.min()} training samples; give at most "
+            f"{sizes.min()}"
+        )
+    picks = [rng.permutation(np.flatnonzero(y == label))[:n] for label, n in zip(labels, counts, strict=True)]
+    return np.sort(np.concatenate(picks))
+
+
+def noisy_labels(y: np.ndarray, share: float, classes: int, rng: np.random.Generator) -> np.ndarray:
+    """Return labels of which ``share``, at random, are another class, each equally likely (symmetric noise)."""
+    rows = rng.permutation(len(y))[: round(share * len(y))]
+    noisy = y.copy()
+    noisy[rows] = (noisy[rows] + rng.integers(1, classes, len(rows))) % classes
+    return noisy
+
+
+def shot_groups(counts: Sequence[int]) -> dict[str, list[int]]:
+    """Return the classes with many, a medium number of and few training samples.
+
+    Many are more than 100, few fewer than 20 (Liu et al., CVPR 2019, arXiv:1904.05160); if no class has more than
+    100 or none fewer than 20, thirds of the classes by their counts. Groups without a class are left out.
+    """
+    many, few = max(counts) > 100, min(counts) < 20
+    if many and few:
+        names = ["many" if n > 100 else "few" if n < 20 else "medium" for n in counts]
+    else:
+        order = sorted(range(len(counts)), key=lambda c: -counts[c])
+        third = {c: ("many", "medium", "few")[3 * i // len(counts)] for i, c in enumerate(order)}
+        names = [third[c] for c in range(len(counts))]
+    groups = {name: [c for c, n in enumerate(names) if n == name] for name in ("many", "medium", "few")}
+    return {name: classes for name, classes in groups.items() if classes}
+
+
+def _check_classes(name: str, source: Source, options: Data) -> None:
+    """Raise InputError if the training samples have no classes that could be unbalanced or replaced."""
+    y = None if isinstance(source.train, Fetched) else source.train.y
+    if source.task != "classification" or y is None or y.ndim != 1 or y.is_floating_point():
+        option = "imbalance" if options.imbalance is not None else "label_noise"
+        raise InputError(
+            f"data.{option} is {getattr(options, option)} and {name} has no classes in memory; leave it out"
+        )
 
 
 def apply(name: str, source: Source, options: Data) -> DataSet:
-    """Split a source: validation images first, then training images from the rest, then test images.
+    """Split a source: validation samples first, then training samples from the rest, then test samples.
 
-    A source with validation images of its own keeps them all, and ``data.val`` is not used.
+    A source with validation samples of its own keeps them all, and ``data.val`` is not used.
 
-    Raises InputError if there are fewer images than requested, or a class has no training image.
+    Raises InputError if there are fewer samples than requested, or a class has no training image.
     """
     if options.split_seed < 0:
         raise InputError(f"data.split_seed is {options.split_seed}; give 0 or a positive whole number")
+    mixing = [step for step in options.augment if step in ("mixup", "cutmix")]
+    if mixing and isinstance(source.train, Images) and source.task in ("regression", "ordinal"):
+        raise InputError(
+            f"data.augment is {mixing[0]}, which mixes classes, and {name} is a {source.task}; "
+            "give --data.augment flip crop, or none"
+        )
     rng = np.random.default_rng([options.split_seed, 1])
-    y = source.train.y.numpy()
-    base = options.train if options.train is not None else len(y)
+    y = strata(source.train)
+    kind = "images" if isinstance(source.train, Images) else "samples"
+    train = options.train
+    if train is not None and train < 1:
+        train = max(1, round(train * len(y)))
+    base = train if train is not None else len(y)
     val = (
         0 if source.val is not None else max(1, round(options.val * base)) if options.val < 1 else int(options.val)
     )
-    if val + (options.train if options.train is not None else 1) > len(y):
+    if val + (train if train is not None else 1) > len(y):
         train_part = f"data.train {options.train} and " if options.train is not None else ""
         raise InputError(
-            f"{train_part}data.val {options.val:g} ({val} images) need more than the {len(y)} training images of "
+            f"{train_part}data.val {options.val:g} ({val} {kind}) need more than the {len(y)} training {kind} of "
             f"{name}, at least one of which is trained on; give fewer"
         )
     if options.legacy_share is not None:
@@ -74,22 +156,40 @@ def apply(name: str, source: Source, options: Data) -> DataSet:
         rest = np.setdiff1d(np.arange(len(y)), train_rows)
         val_rows = rest[stratified(y[rest], min(val, len(rest)), rng)]
     else:
-        val_rows = stratified(y, val, rng)
+        val_rows = np.arange(len(y) - val, len(y)) if source.contiguous else stratified(y, val, rng)
         rest = np.setdiff1d(np.arange(len(y)), val_rows)
-        train_rows = rest if options.train is None else rest[stratified(y[rest], options.train, rng)]
-    missing = sorted(set(range(len(source.classes))) - set(y[train_rows].tolist()))
+        train_rows = rest if train is None else rest[stratified(y[rest], int(train), rng)]
+    notes = [source.note] if source.note else []
+    if options.imbalance is not None or options.label_noise:
+        _check_classes(name, source, options)
+    if options.imbalance is not None:
+        rng = np.random.default_rng([options.split_seed, 3])
+        train_rows = train_rows[long_tailed(y[train_rows], options.imbalance, rng)]
+        sizes = np.bincount(y[train_rows])
+        notes.append(f"long-tailed: classes of {sizes.max()} to {sizes.min()} training {kind}")
+    classes = source.classes
+    present = set(range(len(classes))) if isinstance(source.train, Images) else set(y.tolist())
+    missing = sorted(present - set(y[train_rows].tolist())) if source.task == "classification" else []
     if missing:
         raise InputError(
-            f"class {source.classes[missing[0]]!r} of {name} has no training image; "
+            f"class {classes[missing[0]]!r} of {name} has no training {kind[:-1]}; "
             "raise data.train or lower data.val"
         )
     test = source.test
     test_rows = np.arange(len(test))
     if options.test is not None:
         if options.test > len(test):
-            raise InputError(f"data.test is {options.test}; {name} has {len(test)} test images, give at most that")
+            raise InputError(f"data.test is {options.test}; {name} has {len(test)} test {kind}, give at most that")
         rng = np.random.default_rng([options.split_seed, 2])
-        test_rows = stratified(test.y.numpy(), options.test, rng)
+        test_rows = stratified(strata(test), options.test, rng)
     held_out = source.train.take(val_rows) if source.val is None else source.val
-    parts = (source.train.take(train_rows), held_out, test.take(test_rows))
-    return DataSet(name, *parts, source.classes, source.skipped, source.note, source.fingerprint)
+    trained = source.train.take(train_rows)
+    if options.label_noise:
+        rng = np.random.default_rng([options.split_seed, 4])
+        noisy = noisy_labels(y[train_rows], options.label_noise, len(source.classes), rng)
+        notes.append(f"{(noisy != y[train_rows]).sum()} of {len(noisy)} training labels replaced by another class")
+        trained = replace(cast(Images | Tensors, trained), y=torch.from_numpy(noisy))
+    shared = {k: getattr(source, k) for k in ("skipped", "fingerprint", "task", "outputs", "unit")}
+    parts = (trained, held_out, test.take(test_rows))
+    data = DataSet(name, *parts, source.classes, note="; ".join(notes), **shared)
+    return source.prepare(data) if source.prepare is not None else data

@@ -17,10 +17,12 @@ from steppe.data.dataset import DataSet
 from steppe.distributed import collectives
 from steppe.errors import InputError
 from steppe.experiments.launchers.cluster import Cluster, launch_on_cluster
+from steppe.experiments.launchers.in_process import launch_here
 from steppe.experiments.launchers.local import launch
 from steppe.experiments.launchers.torchrun import run_in_torchrun
 from steppe.experiments.run_lock import ComparisonRun, Progress, file_lock
 from steppe.training.checkpoint import save_and_resume
+from steppe.training.factories import make_objective
 from steppe.training.run import CHECKPOINT, RESULT, check_images, check_run, load_data, memory_bytes
 
 COMPARISON = "compare.json"
@@ -83,7 +85,12 @@ def prepare(
         world.on_main_process(lambda: records.write_json(out / COMPARISON, _description(grid, command)))
         return grid
     memory = {run.label: memory_bytes(run, sets[run.dataset]) for run in runs}
-    grid = ComparisonPlan(study, out, jobs, memory, {name: images.description() for name, images in sets.items()})
+    first = {run.dataset: run for run in reversed(runs)}
+    described = {
+        name: images.description() | {"metric": make_objective(first[name], images).metric.to_dict()}
+        for name, images in sets.items()
+    }
+    grid = ComparisonPlan(study, out, jobs, memory, described)
 
     def write() -> None:
         for job in jobs:
@@ -122,6 +129,15 @@ def run(
         return launch(grid.open, workers, progress)
 
 
+def run_here(grid: ComparisonPlan, progress: Progress, load: Callable[[Run], DataSet]) -> dict[ComparisonRun, str]:
+    """Train the unfinished runs in this process, one after another, and return the errors by job.
+
+    ``load`` returns a run's data. Raises RunError if another process works on the same comparison.
+    """
+    with _lock(grid.out):
+        return launch_here(grid.open, progress, load)
+
+
 def _finished_description(jobs: list[ComparisonRun], out: Path) -> dict[str, dict[str, Any]] | None:
     """Return the descriptions of the data sets in ``compare.json`` if every run is finished on them, else None."""
     if not all(job.finished for job in jobs):
@@ -152,8 +168,9 @@ def _load_and_check(runs: list[Run], progress: Callable[[int, int], None] | None
             sets[run.dataset] = load_data(run, progress)
         key = (run.dataset, run.model, run.label)
         if key not in checked:
+            first = not any(other[:2] == key[:2] for other in checked)
             checked.add(key)
-            check_run(run, sets[run.dataset])
+            check_run(run, sets[run.dataset], first=first)
     return sets
 
 
@@ -190,7 +207,7 @@ def _description(grid: ComparisonPlan, command: str) -> dict[str, Any]:
 
 
 def _method_description(method: Method) -> dict[str, Any]:
-    names = [part.partition(":")[0] for part in methods.spec_of(method).split("+")]
+    names = methods.names_in(methods.spec_of(method))
     return {
         "summary": " ".join(methods.summary(name) for name in names),
         "resolved": str(method),

@@ -110,7 +110,9 @@ def _at_scale(
 
     images, classes = collectives.current_world().main_process_first(sizes)
     small = scaled(full, images, scale, least=2 * classes, fixed=overrides)
-    left = small.data.train or round(images * (small.data.legacy_share or 1) / (full.data.legacy_share or 1))
+    left = round(images * (small.data.legacy_share or 1) / (full.data.legacy_share or 1))
+    if small.data.train is not None and small.data.train >= 1:
+        left = int(small.data.train)
     text = (
         f"scale {scale:g}: {left} of {images} training images, "
         f"{small.epochs} of {full.epochs} epochs, batches of {small.batch}"

@@ -2,11 +2,13 @@
 
 import contextlib
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from steppe import hardware
 from steppe.config import Run
+from steppe.data.dataset import DataSet
 from steppe.errors import InputError, RunError
 from steppe.experiments.run_lock import locked_run
 from steppe.training.run import ProgressCallback, load_data, train_run
@@ -14,16 +16,23 @@ from steppe.training.run import ProgressCallback, load_data, train_run
 WORKERS = 3  # workers that a run is given if they are killed
 
 
-def train_job(run: Run, folder: Path, progress: ProgressCallback, patience: float) -> dict[str, Any] | str:
+def train_job(
+    run: Run,
+    folder: Path,
+    progress: ProgressCallback,
+    patience: float,
+    load: Callable[[Run], DataSet] = load_data,
+) -> dict[str, Any] | str:
     """Train one run and return its result, or the error message.
 
     The result of a finished run is returned without training, so a run may be given to two workers: one trains,
     and the other waits for ``patience`` seconds.
     """
     hardware.keep_freed_memory()
+    hardware.forget_peak_memory()
     try:
         with locked_run(folder, patience):
-            return train_run(run, folder, load_data(run), progress)
+            return train_run(run, folder, load(run), progress)
     except (InputError, RunError) as error:
         return str(error)
     except Exception as error:

@@ -1,6 +1,19 @@
 """The methods, by family, and their registry."""
 
-from steppe.core.method.registry import MethodFacts, card, label, make, names, parse, row, spec_of, summary
+from steppe.core.method.registry import (
+    MethodFacts,
+    card,
+    label,
+    make,
+    names,
+    names_in,
+    parse,
+    row,
+    spec_of,
+    summary,
+)
 from steppe.methods.registry import METHODS
 
-__all__ = ["METHODS", "MethodFacts", "card", "label", "make", "names", "parse", "row", "spec_of", "summary"]
+__all__ = [
+    "METHODS", "MethodFacts", "card", "label", "make", "names", "names_in", "parse", "row", "spec_of", "summary",
+]  # fmt: skip

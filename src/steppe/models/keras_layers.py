@@ -12,11 +12,9 @@ _TRUNCATED_STD = 0.87962566103423978
 
 
 def check_images(model: str, classes: int, channels: int, size: int, min_size: int) -> None:
-    """Raise InputError if ``size`` is below ``min_size``, ``classes`` below 2, or ``channels`` not 1 or 3."""
-    if classes < 2:
-        raise InputError(
-            f"{model} needs at least 2 classes, there are {classes}; give images of 2 or more classes"
-        )
+    """Raise InputError if ``size`` is below ``min_size``, ``classes`` below 1, or ``channels`` not 1 or 3."""
+    if classes < 1:
+        raise InputError(f"{model} needs at least 1 output, there are {classes}; give images with targets")
     if channels not in (1, 3):
         raise InputError(
             f"{model} needs images of 1 or 3 channels, these have {channels}; convert them to grey or RGB"

@@ -146,7 +146,7 @@ def vgg16_okdph(classes: int, channels: int, size: int) -> nn.Sequential:
 
     Source: tianlizhang/OKDPH @ a562089.
 
-    Raises InputError if ``size`` is below 32, ``classes`` below 2, or ``channels`` is not 1 or 3.
+    Raises InputError if ``size`` is below 32, ``classes`` below 1, or ``channels`` is not 1 or 3.
     """
     check_images("vgg16-okdph", classes, channels, size, 32)
     parts: OrderedDict[str, nn.Module] = OrderedDict()

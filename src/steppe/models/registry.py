@@ -1,12 +1,15 @@
-"""Networks by name: those of the SADT, RWP and OKDPH papers, and any of torchvision or timm."""
+"""Networks by name: those of the papers, of tables and text, and any of torchvision or timm."""
 
+import re
 from collections.abc import Callable
 
 from torch import nn
 
-from steppe.errors import unknown
+from steppe.errors import InputError, unknown
 from steppe.models.cifar10_fast import cifar10_fast
+from steppe.models.gpt import gpt
 from steppe.models.inception_resnet_sadt import inception_resnet_sadt
+from steppe.models.mlp import DEPTH, WIDTH, mlp
 from steppe.models.okdph import (
     densenet40_12,
     resnet32,
@@ -19,6 +22,7 @@ from steppe.models.okdph import (
 from steppe.models.resnet_cifar import resnet18, resnet_thin
 from steppe.models.simple_cnn import simple_cnn, simple_cnn_3fc
 from steppe.models.torchvision_timm import from_timm, from_torchvision
+from steppe.models.unet import unet_small
 from steppe.models.vgg_cifar import vgg16_bn
 from steppe.models.vgg_sadt import vgg16_sadt
 from steppe.models.vit_cifar import vit_cifar
@@ -48,32 +52,72 @@ MODELS: dict[str, Callable[[int, int, int], nn.Module]] = {
 }
 
 
-def build(name: str, *, classes: int, channels: int, size: int) -> nn.Module:
+# networks of other inputs or outputs, by the form of their names
+FAMILIES = ("mlp", "gpt-tiny", "gpt-1m", "unet-small")
+_GPT_SIZES = {"gpt-tiny": (64, 2), "gpt-1m": (128, 5)}
+_SIZED = re.compile(r"(mlp|gpt)-([1-9]\d{0,4})x([1-9]\d{0,2})")
+
+
+def build(name: str, *, classes: int, **inputs: int) -> nn.Module:
     """Build the network ``name`` with fresh weights, drawn from torch's global generator, in training mode.
 
     Args:
-        name: One of ``names()``, or ``torchvision/NAME`` or ``timm/NAME`` for a network of those packages.
-        classes: Number of classes, 2 or more.
-        channels: Channels of the images, 1 or 3.
-        size: Height and width of the images in pixels.
+        name: One of ``names()``, ``mlp-WxD`` or ``gpt-WxD`` with width and depth, or ``torchvision/NAME`` or
+            ``timm/NAME`` for a network of those packages.
+        classes: Number of outputs: the classes, the targets of a regression, or the tokens of the vocabulary.
+        inputs: What `steppe.data.DataSet.inputs` has of the inputs. For images ``channels``, 1 or 3, and ``size``,
+            height and width in pixels; ``features`` of a table; ``vocabulary`` and ``length`` of a text.
 
     Returns:
-        A module that maps (B, channels, size, size) to logits (B, classes).
+        A module that maps images (B, channels, size, size) to (B, classes), `unet_small` to
+        (B, classes, size, size); features (B, features) to (B, classes); tokens (B, T) to (B, T, vocabulary).
 
     Raises:
-        InputError: The name is unknown, its package is missing, or the network cannot take these images: ``size``
-            is below its module's MIN_SIZE, ``channels`` is not 1 or 3, or ``classes`` is below 2.
+        InputError: The name is unknown, its package is missing, or the network cannot take these inputs: they
+            are of another kind, ``size`` is below its module's MIN_SIZE, or ``channels`` is not 1 or 3.
     """
+    package, _, rest = name.partition("/")
+    family, width, depth = _family(name)
+    if name not in MODELS and family is None and package not in ("torchvision", "timm"):
+        raise unknown("model", name, names(), hint="or mlp-WxD, gpt-WxD, torchvision/NAME, timm/NAME")
+    takes = {"mlp": ("features", "images"), "gpt": ("text",)}.get(family or "", ("images",))
+    kind = "images" if "size" in inputs else next((k for k in ("features", "vocabulary") if k in inputs), "other")
+    kind = {"vocabulary": "text", "features": "features"}.get(kind, kind)
+    if kind not in takes:
+        of = {"images": "images", "features": "a table", "text": "text", "other": "of another form"}
+        raise InputError(
+            f"network {name} takes {' or '.join(of[k] for k in takes)}, and the data are {of[kind]}; choose "
+            + {"images": "simple-cnn", "features": "mlp", "text": "gpt-tiny"}.get(kind, "a network of your own")
+        )
+    if family == "mlp":
+        features = inputs["features"] if kind == "features" else inputs["channels"] * inputs["size"] ** 2
+        return mlp(classes, features, width, depth)
+    if family == "gpt":
+        if classes != inputs["vocabulary"]:
+            raise InputError(
+                f"network {name} predicts the next of {inputs['vocabulary']} tokens, and the data have {classes} "
+                "classes; give a network of your own"
+            )
+        return gpt(classes, inputs["length"], width, depth)
+    channels, size = inputs["channels"], inputs["size"]
+    if family == "unet-small":
+        return unet_small(classes, channels, size)
     if name in MODELS:
         return MODELS[name](classes, channels, size)
-    package, _, rest = name.partition("/")
     if package == "torchvision":
         return from_torchvision(rest, classes=classes, channels=channels, size=size)
-    if package == "timm":
-        return from_timm(rest, classes=classes, channels=channels, size=size)
-    raise unknown("model", name, MODELS, hint="or torchvision/NAME, timm/NAME")
+    return from_timm(rest, classes=classes, channels=channels, size=size)
+
+
+def _family(name: str) -> tuple[str | None, int, int]:
+    """Return the family of a network's name, None if it is of none, with its width and depth."""
+    if name in _GPT_SIZES:
+        return "gpt", *_GPT_SIZES[name]
+    if sized := _SIZED.fullmatch(name):
+        return sized[1], int(sized[2]), int(sized[3])
+    return {"mlp": ("mlp", WIDTH, DEPTH), "unet-small": ("unet-small", 0, 0)}.get(name, (None, 0, 0))
 
 
 def names() -> list[str]:
     """Return the names of the networks that come with the library, sorted."""
-    return sorted(MODELS)
+    return sorted([*MODELS, *FAMILIES])

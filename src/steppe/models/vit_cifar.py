@@ -92,7 +92,7 @@ def vit_cifar(classes: int, channels: int, size: int) -> nn.Sequential:
     (arXiv:2211.13489v1, appendix D), and the rest, which it does not state, of the same authors' follow-up
     (nblt/mARWP @ 580bef3, utils.py).
 
-    Raises InputError if ``size`` is below 8 or no multiple of 4, ``classes`` below 2, or ``channels`` not 1 or 3.
+    Raises InputError if ``size`` is below 8 or no multiple of 4, ``classes`` below 1, or ``channels`` not 1 or 3.
     """
     check_images("vit-cifar", classes, channels, size, MIN_SIZE)
     if size % PATCH:

@@ -1,14 +1,18 @@
 """Numbers as text, rounded alike in every table."""
 
+from __future__ import annotations
+
 import csv
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from steppe.report.comparison.summary import ResultRow, Spread
-from steppe.report.statistics import Difference
+if TYPE_CHECKING:
+    from steppe.report.comparison.summary import ResultRow, Spread
+    from steppe.report.metric_text import MetricText
+    from steppe.report.statistics import Difference
 
 _Row = TypeVar("_Row")
 
@@ -16,11 +20,16 @@ MARK = "*"
 NONE = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 _PARTS = {"train": "training", "val": "validation", "test": "test"}
+_CLASSES = {"multi-label": "labels", "ordinal": "ordered classes"}
 BEST_OF_ALL = "best of all"
-ABOUT_BEST_OF_ALL = (
-    "The largest test accuracy of any network, branch or ensemble at any epoch, as several papers report. "
-    "It needs the test images, so nothing here is chosen by it."
-)
+
+
+def about_best_of_all(text: MetricText, samples: str) -> str:
+    """Return a sentence on the column of the best value at any epoch; ``samples`` are images, rows, ..."""
+    return (
+        f"The {text.largest} test {text.name} of any network, branch or ensemble at any epoch, as several papers "
+        f"report. It needs the test {samples}, so nothing here is chosen by it."
+    )
 
 
 def by_group(rows: Iterable[_Row]) -> list[tuple[str, list[_Row]]]:
@@ -44,19 +53,39 @@ def units(rows: Sequence[ResultRow], mark: str) -> list[str]:
     deviation = ", mean ± sample standard deviation over n seeds" if has_spread(rows) else ""
     interval = ", with their 95 % interval" if has_interval(rows) else ""
     notes = [
-        f"Accuracies are in percent{deviation}; differences are in percentage points, paired by seed, after the "
-        f"last epoch{interval}."
+        f"{_unit_of_values(text)}{deviation}; differences are {text.differences}, paired by seed, after the last "
+        f"epoch{interval}."
+        for text in dict.fromkeys(row.text for row in rows)
     ]
     return notes + ([f"{mark} Intervals are not adjusted for several comparisons."] if interval else [])
 
 
+def _unit_of_values(text: MetricText) -> str:
+    if text.is_accuracy:
+        return "Accuracies are in percent"
+    unit = "in percent, " if text.metric.percent else f"in {text.unit}, " if text.unit else ""
+    return f"{text.title} is {unit}{text.direction}" if unit else f"{text.title}: {text.direction}"
+
+
+def samples_name(about: Mapping[str, Any]) -> str:
+    """Return what a data set's samples are, from what the record has: images, rows, sequences or samples."""
+    if "task" not in about or "channels" in about:
+        return "images"
+    return "rows" if "features" in about else "sequences" if "vocabulary" in about else "samples"
+
+
 def images_summary(name: str, about: Mapping[str, Any]) -> str:
-    """Return a sentence on the images of a data set, from what the record has: parts, classes, images left out."""
+    """Return a sentence on the samples of a data set, from what the record has: parts, classes, left out."""
     parts = [f"{about[part]:,} {title}" for part, title in _PARTS.items() if isinstance(about.get(part), int)]
-    images = f"{listed(parts)} images" if parts else "images of unknown number"
+    samples = samples_name(about)
+    images = f"{listed(parts)} {samples}" if parts else f"{samples} of unknown number"
+    images += f" of {about['length']} tokens" if about.get("length") else ""
     names = [str(name) for name in about.get("names") or ()]
     listing = f" ({', '.join(names[:10])}{', ...' if len(names) > 10 else ''})" if names else ""
-    classes = f" of {about['classes']} classes{listing}" if about.get("classes") else ""
+    kind = _CLASSES.get(str(about.get("task")), "classes")
+    classes = f" of {about['classes']} {kind}{listing}" if about.get("classes") else ""
+    if about.get("task") == "language modelling":
+        classes = f", vocabulary of {about.get('vocabulary') or about.get('classes') or 'unknown size'}"
     skipped = about.get("skipped") or []
     notes = [str(about["note"])] if about.get("note") else []
     notes += [left_out(skipped)] if isinstance(skipped, list) and skipped else []

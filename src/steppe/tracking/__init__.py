@@ -60,8 +60,8 @@ class TrackedRun:
             self._guarded(name, partial(self._send, name, lines))
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Send the run's result: accuracies and losses on the test images, and its status."""
-        values = flat({f"test_{which}": part for which, part in (result.get("test") or {}).items()})
+        """Send the run's result: metric and loss on the test data, and its status."""
+        values = self._named({f"test_{which}": part for which, part in (result.get("test") or {}).items()})
         for name, tracker in list(self._open.items()):
             self._guarded(name, partial(tracker.finish, values, str(result["status"])))
 
@@ -82,9 +82,12 @@ class TrackedRun:
     def _send(self, name: str, lines: list[dict[str, Any]]) -> None:
         sent = self._sent[name]
         for line in lines[sent["lines"] :]:
-            self._open[name].log(int(line["epoch"]), flat({k: v for k, v in line.items() if k != "epoch"}))
+            self._open[name].log(int(line["epoch"]), self._named({k: v for k, v in line.items() if k != "epoch"}))
             sent["lines"] += 1
             records.write_json(self.folder / FOLDER / SENT, self._sent)
+
+    def _named(self, content: Mapping[str, Any]) -> dict[str, float]:
+        return {self.info.name_of(key): value for key, value in flat(content).items()}
 
     def _guarded(self, name: str, fn: Callable[[], None]) -> None:
         try:

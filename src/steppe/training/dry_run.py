@@ -10,6 +10,7 @@ from steppe.core.method import Method
 from steppe.core.schedules import Schedule, TrainingProgress, format_schedule, value_at
 from steppe.data.dataset import DataSet
 from steppe.training.factories import make_loader
+from steppe.training.optimizers import learning_rate
 from steppe.training.run import format_bytes, memory_bytes
 
 LearningRate = Callable[[float], float]  # of the share of the budget that is spent
@@ -40,7 +41,7 @@ def plan(run: Run, images: DataSet) -> list[tuple[str, str]]:
     steps = f"{total} steps, {per_epoch} an epoch"
     if run.match != "epochs":
         steps += f" (an example: the number that {run.match} allow is known at the end; shares refer to it)"
-    lines = [("steps", steps), *describe(run.method, total, per_epoch, run.optim.lr_at)]
+    lines = [("steps", steps), *describe(run.method, total, per_epoch, learning_rate(run, total))]
     count = memory_bytes(run, images)
     return [*lines, ("memory", f"{format_bytes(count)} of past outputs")] if count else lines
 

@@ -1,54 +1,135 @@
-"""Accuracy and loss over held-out images, split over the processes of a run."""
+"""Metric and loss over held-out samples, split over the processes of a run."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, softmax
 
+from steppe.config import Run
 from steppe.core.amp import upcast_to_float32
 from steppe.core.batch import Batch
 from steppe.core.method import Method
+from steppe.core.model_call import call_model, extract_loss
 from steppe.core.multi_network import MultiNetwork
 from steppe.core.numerics.losses import diversity
 from steppe.core.step import Step
-from steppe.data.dataset import Images
-from steppe.data.loader import evaluation_batches
-from steppe.data.normalize import Normalizer
+from steppe.data.dataset import DataSet, Samples
+from steppe.data.splits import shot_groups
 from steppe.distributed import collectives
+from steppe.tasks.measures import Measure
+from steppe.tasks.objective import Objective
+from steppe.training.factories import evaluated_batches, is_user_model
 
-BATCH = 500
 
+def evaluate(
+    run: Run, method: Method, step: Step, data: DataSet, samples: Samples, goal: Objective
+) -> dict[str, Any]:
+    """Return metric and mean loss of the deployed model over ``samples``, a part of ``data``.
 
-def evaluate(method: Method, step: Step, images: Images, normalize: Normalizer) -> dict[str, Any]:
-    """Return accuracy (fraction) and mean cross-entropy of the deployed model over ``images``.
-
-    A method with several outputs adds ``outputs``: the same for each of its networks, branches and ensembles by
-    name, and ``diversity``, the mean L2 distance between the probabilities of two of its networks or branches.
+    The metric's key is 'accuracy' (a fraction), or 'metric' for any other. The loss is the cross-entropy of
+    classes without label smoothing, else that of training. A method with several outputs adds ``outputs``: the
+    same for each of its networks, branches and ensembles by name, and for classes ``diversity``, the mean L2
+    distance between the probabilities of two of its networks or branches. With ``data.imbalance`` it adds
+    ``groups``: the accuracy over classes with many, a medium number of and few training samples (see
+    `shot_groups`).
 
     All processes call it together and get the same numbers.
     """
-    world, net, like = collectives.current_world(), step.runtime.net, step.runtime.params[0]
-    members = net.names if isinstance(net, MultiNetwork) else []
-    local = images.part(world.rows(len(images)))
+    world, net = collectives.current_world(), step.runtime.net
+    local = samples.part(world.rows(len(samples)))
     world.share_buffers(net)
+    groups = shot_groups(data.class_counts) if run.data.imbalance is not None and data.class_counts else {}
+    add = _Hits(method, step, groups) if goal.counts_hits else _Totals(method, step, goal, data)
     net.eval()
-    sums: dict[str, float] = {}
     with torch.no_grad():
-        for batch in evaluation_batches(local, BATCH, normalize):
-            batch = to_model_format(batch, like)
-            for name, value in _sums(method.outputs(net, step.state, batch.x), batch.y, members).items():
-                sums[name] = sums.get(name, 0.0) + value
-        # all processes gather a sharded network together, so each makes as many passes as the one with most rows
-        most = math.ceil(math.ceil(len(images) / world.size) / BATCH)
-        for _ in range(most - math.ceil(len(local) / BATCH)):
-            batch = to_model_format(Batch(normalize(images.at(slice(0, 1))), images.y[:1]), like)
-            for name in _sums(method.outputs(net, step.state, batch.x), batch.y, members):
-                sums.setdefault(name, 0.0)
+        count = 0
+        for batch in evaluated_batches(run, data, local):
+            add(network_input(run, batch, step.runtime.params[0]), counted=True)
+            count += 1
+        # all processes gather a sharded network together, so each makes as many passes as the one with most
+        for _ in range(int(max(world.all_gather_object(count))) - count if world.size > 1 else 0):
+            batch = next(iter(evaluated_batches(run, data, samples.part(slice(0, 1)))))
+            add(network_input(run, batch, step.runtime.params[0]), counted=False)
     net.train()
-    means = {k: v / len(images.y) for k, v in zip(sums, world.all_reduce_sum(*sums.values()), strict=True)}
-    return _nested(means)
+    return add.result(world, len(samples))
+
+
+class _Hits:
+    """Hits and summed cross-entropy of classes, of each output of a method; hits of ``groups`` of classes too."""
+
+    def __init__(self, method: Method, step: Step, groups: Mapping[str, Sequence[int]]):
+        self.method, self.step, self.groups = method, step, groups
+        net = step.runtime.net
+        self.members = net.names if isinstance(net, MultiNetwork) else []
+        self.sums: dict[str, float] = {}
+
+    def __call__(self, batch: Batch, counted: bool) -> None:
+        """Add a batch, or only make its passes."""
+        outputs = self.method.outputs(self.step.runtime.net, self.step.state, batch.x)
+        sums = _sums(outputs, batch.y, self.members)
+        hits = outputs["deployed"].argmax(1) == batch.y if self.groups else batch.y
+        for name, classes in self.groups.items():
+            rows = torch.isin(batch.y, torch.tensor(classes, device=batch.y.device))
+            sums |= {f"{name} hits": float((hits & rows).sum()), f"{name} samples": float(rows.sum())}
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + (value if counted else 0.0)
+
+    def result(self, world: collectives.World, count: int) -> dict[str, Any]:
+        """Return the means over all processes."""
+        sums = dict(zip(self.sums, world.all_reduce_sum(*self.sums.values()), strict=True))
+        counts = {name: (sums.pop(f"{name} hits"), sums.pop(f"{name} samples")) for name in self.groups}
+        groups = {name: hits / samples for name, (hits, samples) in counts.items() if samples}
+        means = _nested({name: value / count for name, value in sums.items()})
+        return means | ({"groups": groups} if groups else {})
+
+
+class _Totals:
+    """Weighted loss and metric of any task, of each output of a method."""
+
+    def __init__(self, method: Method, step: Step, goal: Objective, data: DataSet):
+        self.method, self.step, self.goal, self.data = method, step, goal, data
+        self.measures: dict[str, Measure] = {}
+        self.losses: dict[str, float] = {}
+        self.weight = 0.0
+
+    def __call__(self, batch: Batch, counted: bool) -> None:
+        """Add a batch, or only make its passes."""
+        weight = float(self.goal.weigh(batch))
+        for name, (loss, output) in self._outputs(batch).items():
+            self.losses.setdefault(name, 0.0)
+            if self.goal.new_measure is not None and name not in self.measures:
+                self.measures[name] = self.goal.new_measure()
+            if counted:
+                self.losses[name] += loss * weight if weight else 0.0
+                if name in self.measures:
+                    self.measures[name].update(self.data.in_unit(output), self.data.in_unit(batch.y))
+        self.weight += weight if counted else 0.0
+
+    def _outputs(self, batch: Batch) -> dict[str, tuple[float, Tensor]]:
+        """Return loss and outputs, in at least float32, of all that can be evaluated."""
+        net, state, loss = self.step.runtime.net, self.step.state, self.goal.loss
+        if loss == "model":
+            with self.method.deployed_weights(net, state):
+                value, output = extract_loss(call_model(net, batch.x, batch.y))
+            return {"deployed": (float(value), upcast_to_float32(output))}
+        outputs = {k: upcast_to_float32(z) for k, z in self.method.outputs(net, state, batch.x).items()}
+        return {name: (float(loss(z, batch.y)), z) for name, z in outputs.items()}
+
+    def result(self, world: collectives.World, count: int) -> dict[str, Any]:
+        """Return loss and metric over all processes."""
+        weight, *losses = world.all_reduce_sum(self.weight, *self.losses.values())
+        results: dict[str, dict[str, float]] = {}
+        for name, total in zip(self.losses, losses, strict=True):
+            loss = value = total / weight if weight else math.nan
+            if name in self.measures:
+                measure = self.measures[name]
+                value = measure.value(world.all_gather_object(measure.state()))
+            results[name] = {self.goal.key: value, "loss": loss}
+        deployed: dict[str, Any] = results.pop("deployed")
+        return deployed | ({"outputs": results} if results else {})
 
 
 def _sums(outputs: dict[str, Tensor], y: Tensor, names: list[str]) -> dict[str, float]:
@@ -60,7 +141,7 @@ def _sums(outputs: dict[str, Tensor], y: Tensor, names: list[str]) -> dict[str, 
         sums[f"loss {name}"] = float(F.cross_entropy(logits, y, reduction="sum"))
     members = [outputs[name] for name in names if name in outputs]
     if len(members) > 1:
-        sums["diversity"] = float(diversity(members)) * len(y)
+        sums["diversity"] = float(diversity([softmax(upcast_to_float32(z), 1) for z in members])) * len(y)
     return sums
 
 
@@ -77,12 +158,24 @@ def _nested(means: dict[str, float]) -> dict[str, Any]:
     return result | ({"diversity": means["diversity"]} if "diversity" in means else {})
 
 
-def to_model_format(batch: Batch, like: Tensor) -> Batch:
-    """Return the batch on the device and in the dtype of the parameter ``like``, images in channels_last."""
+def network_input(run: Run, batch: Batch, like: Tensor) -> Batch:
+    """Return the batch as a run's network takes it; a network of the user's gets no channels_last."""
+    return to_model_format(batch, like, channels_last=not is_user_model(run))
+
+
+def to_model_format(batch: Batch, like: Tensor, *, channels_last: bool = True) -> Batch:
+    """Return the batch on the device and in the dtype of the parameter ``like``, images in channels_last.
+
+    Whole numbers, such as tokens, keep their type.
+    """
     batch = batch.to(like.device)
 
-    def convert(x: Tensor) -> Tensor:
-        return x.to(like.dtype).contiguous(memory_format=torch.channels_last)
+    def convert(x: Any) -> Any:
+        if isinstance(x, Mapping):
+            return {name: convert(value) for name, value in x.items()}
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        last = channels_last and x.ndim == 4
+        return x.to(like.dtype).contiguous(memory_format=torch.channels_last) if last else x.to(like.dtype)
 
-    y = batch.y.to(like.dtype) if batch.y.is_floating_point() else batch.y
-    return Batch(convert(batch.x), y, batch.index, {name: convert(view) for name, view in batch.extra.items()})
+    return Batch(convert(batch.x), convert(batch.y), batch.index, {k: convert(v) for k, v in batch.extra.items()})

@@ -11,25 +11,30 @@ so that the files can be read on any machine.
 
 import importlib.util
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from steppe.config import Run
 from steppe.core.method import Method
+from steppe.core.model_call import call_for_logits
+from steppe.core.multi_network import MultiNetwork
 from steppe.core.numerics.complex_params import real_view, with_type_of
-from steppe.data.dataset import RESIZE, DataSet, Images
-from steppe.data.loader import evaluation_batches
+from steppe.core.optimizers.joint import evaluation_weights
+from steppe.data.dataset import RESIZE, DataSet, Images, Tensors
 from steppe.data.normalize import Normalizer
 from steppe.errors import InputError
 from steppe.records import make_folder, write_json, write_text
+from steppe.tasks.losses import NUMBERS
 from steppe.training.checkpoint.file import REMEDY, TRAIN_AGAIN
 from steppe.training.checkpoint.save_and_resume import CheckpointStore
-from steppe.training.evaluation import to_model_format
-from steppe.training.factories import make_model, make_network, make_optimizer
+from steppe.training.evaluation import network_input
+from steppe.training.factories import evaluated_batches, is_user_model, make_model, make_network, make_optimizer
 from steppe.training.run import CONFIG, digest, load_images, read_run, stored_images
 
 Which = Literal["best", "last"]
@@ -37,31 +42,43 @@ CLOSE = 1e-4  # largest difference, as a share of the largest logit
 IMAGES = 64  # images on which the files are checked
 
 
-def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False) -> dict[str, Any]:
+def export(
+    folder: Path, out: Path, *, which: Which = "best", onnx: bool = False, network: int | None = None
+) -> dict[str, Any]:
     """Write a run's deployed network to the folder ``out`` and return the content of ``model.json``.
 
-    ``which`` chooses the weights of the best validation epoch or the last ones.
+    ``which`` chooses the weights of the best validation epoch or the last ones; ``network``, counted from 1, one
+    of the networks of a method that trains several. A network of the user's that torch.export cannot take is
+    written as weights alone, which ``model.json`` says.
 
     Raises:
-        InputError: The folder is not a run's or has no checkpoint, the method deploys several networks, or onnx is
-            True and not installed. Of an older run also that its images are missing or have changed.
+        InputError: The folder is not a run's or has no checkpoint, the method deploys several networks, the run's
+            network is code that the user did not name, or onnx is True and not installed. Of an older run also
+            that its images are missing or have changed.
         RunError: ``out`` cannot be written.
     """
     if onnx and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
         raise InputError("onnx is not installed; pip install 'steppe[onnx]', or leave --onnx out")
     run = read_run(folder)
-    images, normalize = _input(folder, run)
+    data, normalize = _input(folder, run)
     method = run.method
     with torch.random.fork_rng():
-        net, state, epoch = _restored(folder, run, method, images, which)
+        net, state, epoch = _restored(folder, run, method, data, which)
         like = real_view(next(net.parameters()))
-        model = with_type_of(method.deployed_model(net, state, lambda: make_model(run, images)), net).eval()
-        fresh = with_type_of(make_model(run, images), net).eval()
+        chosen = _chosen(net, network, run)
+        if chosen is None:
+            model = method.deployed_model(net, state, lambda: make_model(run, data))
+        else:
+            assert isinstance(net, MultiNetwork)
+            model = net.extract(chosen, lambda: make_model(run, data))
+        model = with_type_of(model, net).eval()
+        fresh = with_type_of(make_model(run, data), net).eval()
     net.eval()
-    x = to_model_format(next(evaluation_batches(images.test, IMAGES, normalize)), like).x
+    samples = data.test.part(slice(0, IMAGES))
+    x = network_input(run, next(evaluated_batches(run, data, samples)), like).x
     with torch.no_grad():
-        expected = method.predict(net, state, x)
-        _compare(model(x), expected, "the deployed network", run.label)
+        expected = method.predict(net, state, x) if chosen is None else method.outputs(net, state, x)[chosen]
+        _compare(call_for_logits(model, x), expected, "the deployed network", run.label)
     make_folder(out)
     written = {"safetensors": "model.safetensors", "torch.export": "model.pt2"}
     # not by safetensors, whose files are private
@@ -70,23 +87,26 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
     )
     fresh.load_state_dict(load_file(out / written["safetensors"]))
     with torch.no_grad():
-        _compare(fresh(x), expected, written["safetensors"], run.label)
-    _write_program(fresh, x, expected, out / written["torch.export"], run.label)
+        _compare(call_for_logits(fresh, x), expected, written["safetensors"], run.label)
+    reason = ""
+    try:
+        _write_program(fresh, x, expected, out / written["torch.export"], run.label)
+    except Exception as error:
+        if not is_user_model(run):
+            raise
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
+        written.pop("torch.export")
     if onnx:
+        if not isinstance(x, Tensor):
+            raise InputError("onnx is True and the network takes several inputs; leave --onnx out")
         written["onnx"] = "model.onnx"
         _write_onnx(fresh, x[:2], expected[:2], out / written["onnx"], run.label)
     content = {
         "model": run.model,
         "parameters": sum(p.numel() for p in fresh.parameters()),
-        "classes": list(images.classes),
-        "input": {
-            "shape": [None, images.channels, images.size, images.size],
-            "resize": f"{RESIZE.name.lower()}, antialiased (Pillow), to the shape whatever the aspect ratio",
-            "pixels": "(value / 255 - mean) / std per channel",
-            "mean": list(normalize.mean),
-            "std": list(normalize.std),
-        },
-        "output": "logits",
+        "classes": list(data.classes),
+        "input": _input_description(data, normalize, x),
+        "output": "logits" if (run.task or data.task) not in NUMBERS else "values",
         "method": run.label,
         "dataset": run.dataset,
         "seed": run.seed,
@@ -94,27 +114,81 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
         "weights": which,
         "run": digest(run),
         "files": written,
+        **({"network": network} if network is not None else {}),
+        **({"program": f"not written: torch.export refuses the network ({reason})"} if reason else {}),
     }
     write_json(out / "model.json", content)
     return content
 
 
-def _input(folder: Path, run: Run) -> tuple[DataSet, Normalizer]:
-    """Return random images of the shape of a run's, and its normalisation; older records need its own images."""
+def _chosen(net: nn.Module, network: int | None, run: Run) -> str | None:
+    """Return the name of the chosen network, None for what the method deploys."""
+    if network is None:
+        return None
+    names = net.names if isinstance(net, MultiNetwork) else []
+    if not 1 <= network <= len(names):
+        have = f"trains {len(names)}" if names else "trains one network"
+        raise InputError(f"network is {network} and {run.label} {have}; give a number from 1, or leave it out")
+    return names[network - 1]
+
+
+def _input_description(data: DataSet, normalize: Normalizer | None, x: Any) -> Any:
+    """Return what the network takes: images with their normalisation, or shape and type of each input."""
+    if normalize is not None:
+        return {
+            "shape": [None, data.channels, data.size, data.size],
+            "resize": f"{RESIZE.name.lower()}, antialiased (Pillow), to the shape whatever the aspect ratio",
+            "pixels": "(value / 255 - mean) / std per channel",
+            "mean": list(normalize.mean),
+            "std": list(normalize.std),
+        }
+    if isinstance(x, Mapping):
+        return {name: _input_description(data, None, value) for name, value in x.items()}
+    return {"shape": [None, *x.shape[1:]], "dtype": str(x.dtype).removeprefix("torch.")}
+
+
+def _input(folder: Path, run: Run) -> tuple[DataSet, Normalizer | None]:
+    """Return random samples of the shape of a run's, and of images the normalisation.
+
+    Older records need the run's own images.
+    """
     stored = stored_images(folder)
+    if {"inputs", "classes", "outputs", "task", "train"} <= stored.keys():
+        return _random_samples(folder, run, stored), None
     if not {"classes", "channels", "size", "mean", "std", "train"} <= stored.keys():
-        images = load_images(folder)
-        return images, Normalizer.of(run.data.normalize, images.train)
+        data = load_images(folder)
+        images = isinstance(data.train, Images)
+        return data, Normalizer.of(run.data.normalize, data.train) if images else None  # type: ignore[arg-type]
     try:
         shape = (IMAGES, stored["channels"], stored["size"], stored["size"])
         pixels = torch.randint(256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
         rows = torch.arange(stored["train"]) % IMAGES
         train, few = Images(pixels, torch.zeros_like(rows), rows), Images(pixels, torch.zeros(IMAGES).long())
         mean, std = (tuple(map(float, stored[name])) for name in ("mean", "std"))
-        images = DataSet(run.dataset, train, few, few, tuple(map(str, stored["classes"])))
+        images_ = DataSet(run.dataset, train, few, few, tuple(map(str, stored["classes"])))
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder / CONFIG} is damaged (images: {error}); give another run") from None
-    return images, Normalizer(mean, std)
+    return images_, Normalizer(mean, std)
+
+
+def _random_samples(folder: Path, run: Run, stored: dict[str, Any]) -> DataSet:
+    generator = torch.Generator().manual_seed(0)
+
+    def tensor(about: Any) -> Any:
+        if "shape" not in about or not isinstance(about["shape"], list):
+            return {name: tensor(value) for name, value in about.items()}
+        shape, dtype = (IMAGES, *about["shape"]), getattr(torch, about["dtype"])
+        if dtype.is_floating_point:
+            return torch.randn(shape, generator=generator).to(dtype)
+        return torch.randint(int(about.get("most", 1)) + 1, shape, generator=generator).to(dtype)
+
+    try:
+        few = Tensors(tensor(stored["inputs"]))
+        train = few.take(np.arange(int(stored["train"])) % IMAGES)
+        classes = tuple(map(str, stored["classes"]))
+        return DataSet(run.dataset, train, few, few, classes, task=stored["task"], outputs=stored["outputs"])
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise InputError(f"{folder / CONFIG} is damaged (images: {error}); give another run") from None
 
 
 def _restored(
@@ -122,9 +196,9 @@ def _restored(
 ) -> tuple[nn.Module, nn.Module, int]:
     """Return a run's network, the state of its method, and their epoch."""
     net = make_network(run, method, images, torch.device("cpu"))
-    optimizer = make_optimizer(run, net)
+    optimizer = make_optimizer(run, net, trains=False)
     step = method.bind(net, optimizer, precision=run.precision, steps=lambda: 1.0)
-    method.allocate(step.state, len(images.train), len(images.classes))
+    method.allocate(step.state, len(images.train), images.outputs)
     store = CheckpointStore(folder, net, step, optimizer, run.seed)
     try:
         saved = store.resume()
@@ -135,6 +209,9 @@ def _restored(
             store.load_best(epoch)
     except InputError as error:
         raise InputError(str(error).replace(REMEDY, TRAIN_AGAIN)) from error
+    with evaluation_weights(optimizer):
+        weights = {k: v.clone() for k, v in net.state_dict().items()}
+    net.load_state_dict(weights)
     return net, step.state, epoch
 
 
@@ -147,17 +224,24 @@ def _compare(logits: Tensor, expected: Tensor, what: str, method: str) -> None:
         )
 
 
-def _write_program(model: nn.Module, x: Tensor, expected: Tensor, path: Path, method: str) -> None:
+def _write_program(model: nn.Module, x: Any, expected: Tensor, path: Path, method: str) -> None:
     batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(model, (x[:2],), dynamic_shapes=({0: batch},))
+
+    def first(count: int | None) -> Any:
+        return x[:count] if isinstance(x, Tensor) else {name: value[:count] for name, value in x.items()}
+
+    if isinstance(x, Tensor):
+        program = torch.export.export(model, (first(2),), dynamic_shapes=({0: batch},))
+    else:
+        program = torch.export.export(model, (), first(2), dynamic_shapes={name: {0: batch} for name in x})
     torch.export.save(program, path)
     with warnings.catch_warnings():
         # torch 2.11 warns about its own reading of the file
         warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
         again: Any = torch.export.load(path).module()
     with torch.no_grad():
-        _compare(again(x), expected, path.name, method)
-        _compare(again(x[:1]), expected[:1], path.name, method)
+        _compare(call_for_logits(again, x), expected, path.name, method)
+        _compare(call_for_logits(again, first(1)), expected[:1], path.name, method)
 
 
 def _write_onnx(model: nn.Module, x: Tensor, expected: Tensor, path: Path, method: str) -> None:

@@ -1,65 +1,140 @@
 """Network, data loader, optimizer and loss of a run, made from its configuration."""
 
+import inspect
+import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from steppe import hardware, models
+from steppe import hardware, models, user_code
 from steppe.config import Run
+from steppe.core.batch import Batch
 from steppe.core.method import Method
-from steppe.core.numerics.vector import sharded
-from steppe.core.runtime import LossFunction
+from steppe.core.optimizers.joint import joined, switch
 from steppe.core.step_state import BindOptions
-from steppe.data.dataset import DataSet
-from steppe.data.loader import Loader
+from steppe.data.dataset import DataSet, Images, Samples
+from steppe.data.loader import Loader, evaluation_batches
 from steppe.data.normalize import Normalizer
+from steppe.data.samples import SampleLoader, sample_batches
 from steppe.data.transforms.auto_augment import compositions
 from steppe.distributed import collectives
+from steppe.errors import InputError
+from steppe.tasks import objective
+from steppe.tasks.objective import Objective
 from steppe.training.checkpoint.save_and_resume import derive
+from steppe.training.optimizers import is_installed_code, optimizer_of, placeholder_of
 
+EVALUATED = 500  # images of an evaluated batch
 _WHITENING = 5000  # images from which layers that learn before training do so
 _LARGE = 0.05  # a part with at least this share of the network's parameters is sharded on its own
 
 
-def make_model(run: Run, images: DataSet) -> nn.Module:
+def make_model(run: Run, images: DataSet, number: int = 0) -> nn.Module:
     """Return the run's freshly initialised network; draws from the global generator.
 
-    Layers that learn from images before training are given some of the training images, normalised.
+    Layers that learn from images before training are given some of the training images, normalised. A network of
+    the user's is made by a function of the seed: that of the run, and for each further network, by ``number``, one
+    derived from it. A function without a seed is called with the global generator seeded.
     """
-    net = models.build(run.model, classes=len(images.classes), channels=images.channels, size=images.size)
+    if is_user_model(run):
+        return _user_model(run, number)
+    net = models.build(run.model, classes=images.outputs, **images.inputs)
     if models.learns(net):
-        rows = torch.arange(0, len(images.train), math.ceil(len(images.train) / _WHITENING))
-        models.learn(net, Normalizer.of(run.data.normalize, images.train)(images.train.at(rows)))
+        train = images.train
+        assert isinstance(train, Images)
+        rows = torch.arange(0, len(train), math.ceil(len(train) / _WHITENING))
+        models.learn(net, Normalizer.of(run.data.normalize, train)(train.at(rows)))
     return net
 
 
-def make_loader(run: Run, images: DataSet, method: Method | None = None) -> Loader:
+def is_user_model(run: Run) -> bool:
+    """Return whether the run's network is made by code of the user's."""
+    return user_code.is_registered("model", run.model) or user_code.reference_in(run.model) is not None
+
+
+def _user_model(run: Run, number: int) -> nn.Module:
+    new_model = user_code.get("model", run.model)
+    seed = run.seed if not number else derive(run.seed, f"network {number}") % 2**31
+    try:
+        argument = takes_seed(new_model)
+        net = new_model(seed=seed) if argument == "seed" else new_model(seed) if argument else new_model()
+    except InputError:
+        raise
+    except Exception as error:
+        message = next(iter(str(error).splitlines()), "")[:200]
+        raise InputError(f"model {run.model} cannot be made: {type(error).__name__}: {message}") from error
+    if not isinstance(net, nn.Module):
+        raise InputError(f"model {run.model} returned {type(net).__name__}; return a torch.nn.Module")
+    return net
+
+
+def takes_seed(new_model: Any) -> str:
+    """Return the name of the argument that takes the seed: 'seed', or the only one without a default; or ''."""
+    try:
+        parameters = list(inspect.signature(new_model).parameters.values())
+    except (TypeError, ValueError):
+        return ""
+    if any(p.name == "seed" for p in parameters):
+        return "seed"
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [p for p in parameters if p.default is p.empty and p.kind in kinds]
+    return required[0].name if len(required) == 1 else ""
+
+
+def make_loader(run: Run, images: DataSet, method: Method | None = None) -> Loader | SampleLoader:
     """Return this process's training batches, with as many views of each image as the method takes.
 
     Raises InputError if a batch is too large or too small, or there are too few views.
     """
     world = collectives.current_world()
+    shared: dict[str, Any] = {
+        "batch": run.batch,
+        "seed": derive(run.seed, "data"),
+        "rank": world.rank,
+        "size": world.size,
+    }
+    if not isinstance(images.train, Images):
+        return SampleLoader(images.train, **shared)
     return Loader(
         images.train,
         classes=len(images.classes),
-        batch=run.batch,
         augment=run.data.augment,
         normalize=Normalizer.of(run.data.normalize, images.train, run.data.noise),
-        seed=derive(run.seed, "data"),
-        rank=world.rank,
-        size=world.size,
         views=compositions(run.data.views, 1 if method is None else method.views),
         crops=method.views - 1 if method is not None and method.needs_views and not run.data.views else 0,
         # processes that prepare batches leave the device to the one that trains
         device="cpu" if run.workers else hardware.device(),
+        **shared,
+    )
+
+
+def evaluated_batches(run: Run, images: DataSet, samples: Samples) -> Iterator[Batch]:
+    """Yield samples in order as the network takes them: images normalised, nothing augmented."""
+    if not isinstance(samples, Images):
+        return sample_batches(samples, run.batch)
+    assert isinstance(images.train, Images)
+    normalize = Normalizer.of(run.data.normalize, images.train, run.data.noise)
+    return evaluation_batches(samples, EVALUATED, normalize)
+
+
+def make_objective(run: Run, images: DataSet) -> Objective:
+    """Return the loss, the metric and the weights of a run on its data."""
+    return objective.make(
+        run.task or images.task,
+        run.loss,
+        run.metric,
+        outputs=images.outputs,
+        unit=images.unit,
+        y=images.train.y,
+        smoothing=run.optim.label_smoothing,
     )
 
 
@@ -69,39 +144,66 @@ def make_network(run: Run, method: Method, images: DataSet, device: torch.device
     It is on ``device``, by default the one that trains.
     """
     torch.manual_seed(derive(run.seed, "init"))
-    net = method.build(lambda: make_model(run, images)).to(device or hardware.device())
+    number = itertools.count()
+    net = method.build(lambda: make_model(run, images, next(number))).to(device or hardware.device())
     if run.precision == "fp64":
         net = net.double()
-    # FSDP2 refuses weights in channels_last
-    if run.parallel == "ddp":
+    # FSDP2 refuses weights in channels_last; networks of the user's may use view, which refuses such activations
+    if run.parallel == "ddp" and not is_user_model(run):
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     net.train()
     return net
 
 
-def make_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
-    """Return the run's optimizer over the network's parameters, which may be sharded."""
-    o, params = run.optim, list(net.parameters())
-    if o.name == "sgd":
-        # PyTorch has no fused SGD for DTensor
-        fused = not any(sharded(p) for p in params)
-        return torch.optim.SGD(
-            params, o.lr, momentum=o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov, fused=fused
-        )
-    cls = torch.optim.Adam if o.name == "adam" else torch.optim.AdamW
-    return cls(params, o.lr, eps=o.eps, weight_decay=o.weight_decay, fused=True)
+def make_optimizer(run: Run, net: nn.Module, *, trains: bool = True) -> torch.optim.Optimizer:
+    """Return the run's optimizer over the network's parameters, which may be sharded.
+
+    Without ``trains``, to read a checkpoint, code of the user is not needed: the optimizer makes no steps then.
+    """
+    name = run.optim.name
+    if not trains and not is_installed_code(name):
+        return placeholder_of(run.optim, net)
+    if user_code.is_registered("optimizer", name) and not inspect.isclass(user_code.get("optimizer", name)):
+        return _user_optimizer(run, net)
+    return optimizer_of(run.optim, net)
+
+
+def _user_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer, or several, that the user's code makes from the parameters or from the model.
+
+    ``optim.lr`` is its learning rate, unless a ``functools.partial`` or the function itself sets one.
+
+    Raises InputError if it cannot be made.
+    """
+    new_optimizer, name = user_code.get("optimizer", run.optim.name), run.optim.name
+    params = [p for p in net.parameters() if p.requires_grad]
+    arguments: Mapping[str, Any] = {}
+    with suppress(TypeError, ValueError):
+        arguments = inspect.signature(new_optimizer).parameters
+    lr = {"lr": run.optim.lr} if "lr" in arguments and "lr" not in getattr(new_optimizer, "keywords", {}) else {}
+    by_model = not inspect.isclass(new_optimizer) and next(iter(arguments), "") not in ("params", "parameters")
+    choices = [net, params] if by_model and not isinstance(new_optimizer, partial) else [params, net]
+    try:
+        try:
+            optimizer = joined(new_optimizer(choices[0], **lr))
+        except (TypeError, AttributeError):  # its argument's name does not say what it takes
+            optimizer = joined(new_optimizer(choices[1], **lr))
+    except InputError:
+        raise
+    except Exception as error:
+        message = next(iter(str(error).splitlines()), "")[:200]
+        raise InputError(f"optimizer {name} cannot be made: {type(error).__name__}: {message}") from error
+    for group in optimizer.param_groups:
+        if run.optim.lr and float(group["lr"]) != run.optim.lr:
+            group["lr_scale"] = group.get("lr_scale", 1.0) * float(group["lr"]) / run.optim.lr
+    switch(optimizer, "train")
+    return optimizer
 
 
 def bind_options(run: Run) -> dict[str, Any]:
     """Return the options of `Method.bind` that a run's configuration has, under the same names."""
     names = [f.name for f in fields(BindOptions)]
     return {name: getattr(part, name) for part in (run, run.optim) for name in names if hasattr(part, name)}
-
-
-def make_loss(run: Run) -> LossFunction:
-    """Return the training loss: cross-entropy, with label smoothing if it is set."""
-    smoothing = run.optim.label_smoothing
-    return partial(F.cross_entropy, label_smoothing=smoothing) if smoothing else F.cross_entropy
 
 
 def wrap_parallel(net: nn.Module, parallel: str) -> nn.Module:

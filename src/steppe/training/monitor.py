@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steppe import hardware
@@ -20,16 +21,14 @@ from steppe.core.numerics.complex_params import real_view
 from steppe.core.numerics.vector import sharded
 from steppe.core.step import Step
 from steppe.data.dataset import DataSet
-from steppe.data.loader import evaluation_batches
-from steppe.data.normalize import Normalizer
 from steppe.data.splits import subset
 from steppe.diagnostics.loss_surface import LossSurface
 from steppe.diagnostics.sharpness import worst_case_sharpness
 from steppe.distributed import collectives
 from steppe.training.checkpoint import file
 from steppe.training.checkpoint.file import Checkpoint
-from steppe.training.evaluation import BATCH, to_model_format
-from steppe.training.factories import make_model
+from steppe.training.evaluation import network_input
+from steppe.training.factories import evaluated_batches, make_model, make_objective
 
 RHO, SAMPLES = 0.05, 500
 DEPLOYED = "deployed"
@@ -50,7 +49,6 @@ class Monitor:
     method: Method
     net: nn.Module
     step: Step
-    normalize: Normalizer
 
     def start(self) -> None:
         """Save the initial weights as those of epoch 0, if weights are monitored."""
@@ -77,9 +75,11 @@ class Monitor:
     def _sharpness(self, net: nn.Module, state: nn.Module) -> float:
         model = self.method.deployed_model(net, state, self._new_model)
         like = real_view(next(model.parameters()))
-        images = subset(self.images.train, SAMPLES)
-        batches = [to_model_format(b, like) for b in evaluation_batches(images, BATCH, self.normalize)]
-        return worst_case_sharpness(LossSurface(model, batches), RHO)
+        samples = subset(self.images.train, SAMPLES)
+        batches = [network_input(self.run, b, like) for b in evaluated_batches(self.run, self.images, samples)]
+        goal = make_objective(self.run, self.images)
+        loss = F.cross_entropy if goal.counts_hits else goal.loss
+        return worst_case_sharpness(LossSurface(model, batches, loss), RHO)
 
     def _save_weights(self, epoch: int, net: nn.Module, state: nn.Module) -> None:
         """Write the weights of the deployed model, and of each network or branch if there are several.

@@ -3,7 +3,7 @@
 import json
 import math
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import is_dataclass, replace
 from pathlib import Path
@@ -12,17 +12,20 @@ from typing import Any
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from steppe import data, hardware, records, tracking
-from steppe.config import Run, essential, field_types, from_dict
+from steppe import data, hardware, records, tracking, user_code
+from steppe.config import Run, essential, field_types, from_dict, parse_dataset, with_path
 from steppe.core.composition import ActiveWindow, parts
 from steppe.core.method import Method
+from steppe.core.method.registry import names_in
 from steppe.core.schedules import TrainingProgress
-from steppe.data.dataset import DataSet
+from steppe.data.dataset import DataSet, Images
 from steppe.data.normalize import Normalizer
 from steppe.distributed import collectives
 from steppe.errors import InputError
 from steppe.training.checkpoint.save_and_resume import CHECKPOINT
-from steppe.training.factories import make_loader, make_model
+from steppe.training.factories import make_loader, make_model, make_objective, make_optimizer
+from steppe.training.first_batch import check_first_batch, check_step
+from steppe.training.optimizers import learning_rate
 from steppe.training.trainer import ProgressCallback, Trainer, TrainingFailed, TrainingStatus
 
 __all__ = [
@@ -40,7 +43,7 @@ def digest(run: Run) -> str:
 
 def load_data(run: Run, progress: Callable[[int, int], None] | None = None) -> DataSet:
     """Return the images of a run; ``progress`` as in `steppe.data.load`."""
-    return data.load(run.dataset, run.data, progress=progress)
+    return data.load(run.dataset, run.data, task=run.task, progress=progress)
 
 
 def load_images(folder: Path) -> DataSet:
@@ -51,8 +54,8 @@ def load_images(folder: Path) -> DataSet:
     run, stored = read_run(folder), stored_images(folder)
     path = stored.get("path")
     located = path is not None and Path(path).exists()
-    name = f"{run.dataset.partition(':')[0]}:{path}" if located else run.dataset
-    images = replace(data.load(name, run.data), name=run.dataset)
+    name = with_path(run.dataset, str(path)) if located else run.dataset
+    images = replace(data.load(name, run.data, task=run.task), name=run.dataset)
     check_images(folder, images)
     return images
 
@@ -79,10 +82,11 @@ def finished_result(run: Run, folder: Path) -> dict[str, Any] | None:
 
 
 def stored_images(folder: Path) -> dict[str, Any]:
-    """Return what a run's record has of its images; nothing for built-in data and older records.
+    """Return what a run's record has of its samples; nothing for built-in data and older records.
 
-    ``fingerprint`` and ``path``; of the network's input ``classes``, ``channels``, ``size``, ``mean`` and
-    ``std``; ``train``, the number of training images.
+    ``fingerprint`` and ``path``; ``classes``; ``train``, the number of training samples; of images ``channels``,
+    ``size``, ``mean`` and ``std``; of other samples ``task``, ``outputs`` and ``inputs``, the shape, type and, of
+    whole numbers, the largest value of each input.
     """
     content = (records.read_json_if_exists(folder / CONFIG) or {}).get("images")
     return content if isinstance(content, dict) else {}
@@ -92,34 +96,67 @@ def _images_record(run: Run, images: DataSet) -> dict[str, dict[str, Any]]:
     """Return what `stored_images` reads; nothing for built-in data."""
     if not images.fingerprint:
         return {}
-    path = run.dataset.partition(":")[2]
-    location = {} if path in ("", "download") else {"path": str(Path(path).expanduser().absolute())}
-    normalize = Normalizer.of(run.data.normalize, images.train)
-    content = {
-        "classes": list(images.classes),
-        "channels": images.channels,
-        "size": images.size,
-        "mean": list(normalize.mean),
-        "std": list(normalize.std),
-        "train": len(images.train),
-    }
+    path = parse_dataset(run.dataset)[1]
+    own = user_code.is_registered("dataset", run.dataset)
+    location = {} if own or path in ("", "download") else {"path": str(Path(path).expanduser().absolute())}
+    content: dict[str, Any] = {"classes": list(images.classes), "train": len(images.train)}
+    if isinstance(images.train, Images):
+        normalize = Normalizer.of(run.data.normalize, images.train)
+        content |= {"channels": images.channels, "size": images.size}
+        content |= {"mean": list(normalize.mean), "std": list(normalize.std)}
+    else:
+        content |= {"task": images.task, "outputs": images.outputs, "inputs": _inputs(images.train.x)}
     return {"images": {"fingerprint": images.fingerprint, **location, **content}}
 
 
-def check_run(run: Run, images: DataSet) -> None:
-    """Raise InputError if this run cannot start, for example because its model does not take the images."""
+def _inputs(x: Any) -> Any:
+    """Return shape and type of a sample's inputs, by name if there are several."""
+    if isinstance(x, Mapping):
+        return {name: _inputs(value) for name, value in x.items()}
+    whole = not x.is_floating_point() and x.numel()
+    most = {"most": int(x.max())} if whole and x.dtype != torch.bool else {}
+    return {"shape": list(x.shape[1:]), "dtype": str(x.dtype).removeprefix("torch."), **most}
+
+
+def user_code_of(run: Run) -> dict[str, dict[str, str]]:
+    """Return name and source fingerprint of what the run takes from the user's code, by kind."""
+    names = {
+        "model": run.model,
+        "dataset": run.dataset,
+        "loss": run.loss,
+        "metric": run.metric.removesuffix(":lower").removesuffix(":higher"),
+        "optimizer": run.optim.name,
+    }
+    methods_ = {f"method {i}": name for i, name in enumerate(names_in(run.label)) if ":" in name}
+    return user_code.fingerprints(names | methods_)
+
+
+def check_run(run: Run, images: DataSet, *, first: bool = True) -> None:
+    """Raise InputError if this run cannot start, for example because its model does not take the images.
+
+    Anything else than built-in networks on classes of images is tried on a batch; the ``first`` run of a network
+    and data also checks these themselves.
+    """
     tracking.available(run.track)
     method = run.method
     with torch.random.fork_rng():
         net = method.build(lambda: make_model(run, images))
-    _check_starts(run, method, len(make_loader(run, images, method)))
+    make_optimizer(run, net)
+    per_epoch = len(make_loader(run, images, method))
+    learning_rate(run, run.epochs * per_epoch)
+    _check_starts(run, method, per_epoch)
     if any(isinstance(part, _BatchNorm) for part in net.modules()):
         _check_batch_norm(run, len(images.train))
+    built_in = isinstance(images.train, Images) and not (run.loss or run.metric or user_code_of(run))
+    if not built_in:
+        if first:
+            check_first_batch(run, images)
+        check_step(run, images)
 
 
 def memory_bytes(run: Run, images: DataSet) -> int:
     """Return the bytes that the run's method stores for all training images between steps."""
-    return int(run.method.memory_bytes(len(images.train), len(images.classes)))
+    return int(run.method.memory_bytes(len(images.train), images.outputs))
 
 
 def format_bytes(count: int) -> str:
@@ -150,8 +187,12 @@ def train_run(
         finished = world.on_main_process(lambda: _claim_folder(folder, run, images))
         if finished is not None:
             return finished
-        exact = hardware.deterministic(run.deterministic)
-        with torch.random.fork_rng(), hardware.threads(run.threads), exact, _trackers(run, folder) as trackers:
+        with (
+            torch.random.fork_rng(),
+            hardware.threads(run.threads),
+            hardware.deterministic(run.deterministic),
+            _trackers(run, folder, images) as trackers,
+        ):
             trainer = Trainer(run, folder, images)
             trainer.resume()
 
@@ -179,7 +220,7 @@ def _check_starts(run: Run, method: Method, per_epoch: int) -> None:
     last = TrainingProgress(total - 1, (total - 1) / total, 0.0)
     for part in parts(method):
         if isinstance(part, ActiveWindow):
-            active = bool(part.active_steps(total, run.optim.lr_at))
+            active = bool(part.active_steps(total, lambda share: math.nan))
         else:
             start: float = getattr(part, "start", 0.0) if "start" in part.amounts else 0.0
             active = last.reached(start, "start")
@@ -211,8 +252,12 @@ def _claim_folder(folder: Path, run: Run, images: DataSet) -> dict[str, Any] | N
     if (folder / CONFIG).exists():
         _check_config(folder, run)
         check_images(folder, images)
+        stored = records.read_json(folder / CONFIG).get("code")
+        user_code.report_changes(folder, stored, user_code_of(run))
     else:
-        records.write_json(folder / CONFIG, _content(run) | _images_record(run, images))
+        code = user_code_of(run)
+        record = _content(run) | _images_record(run, images) | ({"code": code} if code else {})
+        records.write_json(folder / CONFIG, record)
     return _read_result(folder) if (folder / RESULT).exists() else None
 
 
@@ -247,12 +292,16 @@ def _read(path: Path, required: Iterable[str], remedy: str) -> dict[str, Any]:
 
 def _comparable(config: dict[str, Any]) -> Any:
     """Return a configuration as JSON has it, without the spelling of the method."""
-    return json.loads(json.dumps({k: v for k, v in essential(config).items() if k not in ("method", "images")}))
+    return json.loads(
+        json.dumps({k: v for k, v in essential(config).items() if k not in ("method", "images", "code")})
+    )
 
 
-def _trackers(run: Run, folder: Path) -> AbstractContextManager[tracking.TrackedRun]:
+def _trackers(run: Run, folder: Path, data: DataSet) -> AbstractContextManager[tracking.TrackedRun]:
     """Return the run's trackers, which the main process alone has."""
-    info = tracking.RunInfo(run.title, folder.name, run.as_dict())
+    samples = "images" if isinstance(data.train, Images) else "samples"
+    metric = make_objective(run, data).metric
+    info = tracking.RunInfo(run.title, folder.name, run.as_dict(), metric, samples)
     return tracking.following(run.track if collectives.current_world().is_main_process else (), folder, info)
 
 
@@ -264,7 +313,7 @@ def read_run(folder: Path) -> Run:
     content = _read(
         path, ("method", "model", "dataset", "seed", "data", "optim"), "give the folder of another run"
     )
-    for key in ("resolved", "images"):
+    for key in ("resolved", "images", "code"):
         content.pop(key, None)
     try:
         _check_types(Run, content, path)

@@ -21,21 +21,23 @@ from torch import nn
 from steppe import hardware, records
 from steppe.config import Run
 from steppe.core.method import Method
-from steppe.data.dataset import DataSet, Images
-from steppe.data.normalize import Normalizer
+from steppe.core.optimizers.joint import evaluation_weights, switch
+from steppe.data.dataset import DataSet, Images, Samples
 from steppe.data.prefetch import PrefetchLoader
 from steppe.distributed import collectives
+from steppe.tasks.metric import ACCURACY
 from steppe.training.checkpoint.save_and_resume import CheckpointStore, derive
-from steppe.training.evaluation import evaluate, to_model_format
+from steppe.training.evaluation import evaluate, network_input
 from steppe.training.factories import (
     bind_options,
     make_loader,
-    make_loss,
     make_network,
+    make_objective,
     make_optimizer,
     wrap_parallel,
 )
 from steppe.training.monitor import Monitor
+from steppe.training.optimizers import learning_rate
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 PATIENCE = 20  # skipped steps in a row after which a run has failed
@@ -44,15 +46,21 @@ _INTERVAL = 0.25  # seconds between two progress reports
 
 @dataclass(frozen=True)
 class TrainingStatus:
-    """Progress of a run; ``share`` is the part of its budget that is spent, 0 to 1."""
+    """Progress of a run, as plain data.
+
+    ``share`` is the part of its budget that is spent, 0 to 1; ``val_accuracy`` is the value of ``metric``, which
+    is None for accuracy; ``samples`` is what is trained on.
+    """
 
     epoch: int
     share: float
     loss: float
-    accuracy: float
+    accuracy: float | None
     images_per_second: float
     seconds_left: float
     val_accuracy: float | None = None
+    metric: dict[str, Any] | None = None
+    samples: str = "images"
 
 
 ProgressCallback = Callable[[TrainingStatus], None]
@@ -79,24 +87,27 @@ class Trainer:
     def __post_init__(self) -> None:
         run = self.run
         self.world = collectives.current_world()
-        self.normalize = Normalizer.of(run.data.normalize, self.images.train, run.data.noise)
+        self.goal = make_objective(run, self.images)
         self.method = cast(Method, run.method)
         self.loader = make_loader(run, self.images, self.method)
         self.batches = PrefetchLoader(self.loader, run.workers) if run.workers else self.loader
         self.net = make_network(run, self.method, self.images)
         model = wrap_parallel(self.net, run.parallel)
-        self.optimizer = make_optimizer(run, self.net)
+        optimizer = make_optimizer(run, self.net)
+        self.lr_at = learning_rate(run, run.epochs * len(self.loader))
         compiled = cast(nn.Module, torch.compile(model)) if run.compile else model
         options = bind_options(run) | {
-            "loss": make_loss(run),
+            "loss": self.goal.loss,
+            "weigh": self.goal.weigh,
             "steps": run.epochs * len(self.loader) if run.match == "epochs" else lambda: self.share,
             "epoch": len(self.loader),
             "seed": derive(run.seed, "method"),
         }
-        self.step = self.method.bind(compiled, self.optimizer, **options)
-        self.method.allocate(self.step.state, len(self.images.train), len(self.images.classes))
+        self.step = self.method.bind(compiled, optimizer, **options)
+        self.optimizer = self.step.runtime.optimizer
+        self.method.allocate(self.step.state, len(self.images.train), self.images.outputs)
         self.store = CheckpointStore(self.folder, self.net, self.step, self.optimizer, run.seed)
-        self.monitor = Monitor(run, self.folder, self.images, self.method, self.net, self.step, self.normalize)
+        self.monitor = Monitor(run, self.folder, self.images, self.method, self.net, self.step)
 
     # -- training ----------------------------------------------------------------------------------------
 
@@ -108,16 +119,18 @@ class Trainer:
         while self.share < 1:
             self.epoch += 1
             train = self._train_epoch(progress, started, share_at_start)
+            if self.share >= 1:
+                switch(self.optimizer, "eval")  # a finished run has the weights that are evaluated
             self.val = self._evaluate(self.images.val)
             if not math.isfinite(self.val["loss"]):
                 raise TrainingFailed(f"validation loss is not finite after step {self.steps} (epoch {self.epoch})")
-            improved = self.best is None or _rank(self.val) > _rank(self.best)
+            improved = self.best is None or self._rank(self.val) > self._rank(self.best)
             if improved:
                 self.best = {"epoch": self.epoch, **self.val}
             monitored = self._monitored()
             self.world.on_main_process(partial(self._record, train, monitored))
             self._save(improved)
-            progress(self._status(train, started, share_at_start, self.val["accuracy"]))
+            progress(self._status(train, started, share_at_start, self.val[self.goal.key]))
 
     def _train_epoch(self, progress: ProgressCallback, started: float, share_at_start: float) -> dict[str, float]:
         """Train on each batch once, or until the budget is spent; return the epoch's means."""
@@ -130,28 +143,41 @@ class Trainer:
         clock = time.perf_counter()
         for batch in self.batches.epoch(self.epoch):
             lr = self._set_lr()
-            batch = to_model_format(batch, self.step.runtime.params[0])
+            batch = network_input(self.run, batch, self.step.runtime.params[0])
             out = self.step(batch)
             self._count_skips(out.skipped)
             if not out.skipped:
-                rows = len(out.logits)  # half of the batch if the method's clean pass is over its first half
-                target = (batch.y.argmax(1) if batch.y.ndim > 1 else batch.y)[:rows]
+                rows = len(batch)
+                if self.goal.counts_hits:
+                    rows = len(out.logits)  # half of the batch if the method's clean pass is over its first half
+                    target = (batch.y.argmax(1) if batch.y.ndim > 1 else batch.y)[:rows]
+                    correct += (out.logits.argmax(1) == target).sum()
                 loss += out.loss.double() * rows
-                correct += (out.logits.argmax(1) == target).sum()
                 count += rows
             now = time.perf_counter()
             self.seconds, clock = self.seconds + now - clock, now
             self._broadcast_budget()
             if now - reported > _INTERVAL:
                 reported = now
-                progress(self._status(_means(float(loss), float(correct), count), started, share_at_start))
+                progress(self._status(self._means(float(loss), float(correct), count), started, share_at_start))
             if self.share >= 1:
                 break
         if self.share >= 1 and self.skipped_in_a_row >= len(self.loader):
             raise self._diverged()
         sums = float(loss), float(correct), count
         self.seconds += time.perf_counter() - clock  # the sums above waited for the GPU
-        return {"lr": lr, **_means(*self.world.all_reduce_sum(*sums))}
+        return {"lr": lr, **self._means(*self.world.all_reduce_sum(*sums))}
+
+    def _means(self, loss: float, correct: float, count: float) -> dict[str, float]:
+        """Return the mean loss, and of classes the accuracy; NaN if every step was skipped."""
+        n = count or math.nan
+        return {"train_loss": loss / n} | ({"train_accuracy": correct / n} if self.goal.counts_hits else {})
+
+    def _rank(self, val: dict[str, Any]) -> tuple[float, float]:
+        """Order validation results: by the metric, ties by the lower loss."""
+        value = val[self.goal.key]
+        value = value if math.isfinite(value) else -math.inf if self.goal.metric.higher else math.inf
+        return value if self.goal.metric.higher else -value, -val["loss"]
 
     def _count_skips(self, skipped: bool) -> None:
         """Count a skipped step, which is how fp16 finds its loss scale; too many in a row are a failure."""
@@ -188,9 +214,9 @@ class Trainer:
         return spent / (self.run.epochs * len(self.loader))
 
     def _set_lr(self) -> float:
-        lr = self.run.optim.lr_at(self.share)
+        lr = self.lr_at(self.share)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         return lr
 
     def _status(
@@ -199,19 +225,34 @@ class Trainer:
         share = min(self.share, 1)
         left = (time.perf_counter() - started) * (1 - share) / max(self.share - share_at_start, 1e-9)
         return TrainingStatus(
-            self.epoch, share, means["train_loss"], means["train_accuracy"], self._images_per_second(), left, val
+            self.epoch,
+            share,
+            means["train_loss"],
+            means.get("train_accuracy"),
+            self._images_per_second(),
+            left,
+            val,
+            self.metric,
+            "images" if isinstance(self.images.train, Images) else "samples",
         )
+
+    @property
+    def metric(self) -> dict[str, Any] | None:
+        """Return the metric as plain data; None for accuracy."""
+        return None if self.goal.metric == ACCURACY else self.goal.metric.to_dict()
 
     def _images_per_second(self) -> float:
         return self.steps * self.run.batch / max(self.seconds, 1e-9)
 
-    def _evaluate(self, images: Images) -> dict[str, Any]:
-        return evaluate(self.method, self.step, images, self.normalize)
+    def _evaluate(self, samples: Samples) -> dict[str, Any]:
+        with evaluation_weights(self.optimizer):
+            return evaluate(self.run, self.method, self.step, self.images, samples, self.goal)
 
     def _monitored(self) -> dict[str, Any]:
         """Return what the run's monitors measure after an epoch; training is unchanged by it."""
         test = self._evaluate(self.images.test) if self.run.watch.test else {}
-        return {f"test_{k}": v for k, v in test.items()} | self.monitor.measure(self.epoch, self.share >= 1)
+        with evaluation_weights(self.optimizer):
+            return {f"test_{k}": v for k, v in test.items()} | self.monitor.measure(self.epoch, self.share >= 1)
 
     # -- record, save, resume ----------------------------------------------------------------------------
 
@@ -265,18 +306,7 @@ class Trainer:
             "peak_memory_mb": hardware.peak_memory_mb(),
             "parameters": sum(p.numel() for p in self.step.runtime.params),
             "environment": hardware.environment(),
-        }
+        } | ({"metric": self.metric} if self.metric else {})
 
 
 _SAVED = ("epoch", "seconds", "skipped", "skipped_in_a_row", "best", "val")
-
-
-def _means(loss: float, correct: float, count: float) -> dict[str, float]:
-    """Return mean loss and accuracy; NaN if every step was skipped."""
-    n = count or math.nan
-    return {"train_loss": loss / n, "train_accuracy": correct / n}
-
-
-def _rank(val: dict[str, Any]) -> tuple[float, float]:
-    """Order validation results: by accuracy, ties by the lower loss."""
-    return val["accuracy"], -val["loss"]

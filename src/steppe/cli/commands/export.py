@@ -7,6 +7,7 @@ from typing import Literal
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from steppe.cli.console import console, print_text
+from steppe.cli.options import name_code
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -15,6 +16,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("out", type=str, help="folder that the network is written to")
     parser.add_argument(
         "--weights", type=Literal["best", "last"], default="best", help="best validation epoch or last epoch"
+    )
+    parser.add_argument(
+        "--network", type=int, default=None, help="of a method of several networks, the number of the one to write"
+    )
+    parser.add_argument(
+        "--code", type=str, nargs="*", default=[], help="your code that the run's record names: module:name"
     )
     parser.add_argument("--onnx", action=ActionYesNo, default=False, help="write ONNX too")
     parser.add_argument("--json", action=ActionYesNo, default=False, help="print the description as JSON")
@@ -25,7 +32,8 @@ def run(options: Namespace, command: str) -> int:
     from steppe.training.export import export
 
     out = Path(options.out)
-    content = export(Path(options.run), out, which=options.weights, onnx=options.onnx)
+    name_code(options, options.code)
+    content = export(Path(options.run), out, which=options.weights, onnx=options.onnx, network=options.network)
     if options.json:
         print(json.dumps(content, indent=1))
         return 0

@@ -40,13 +40,15 @@ def run(options: Namespace, command: str) -> int:
 def print_report(folder: Path, terminal: Console) -> None:
     """Write a comparison's report, and print its tables and conclusions."""
     from steppe import records
-    from steppe.report.comparison import conclusions, deployables, page, summary, tables
+    from steppe.report.comparison import classes, conclusions, deployables, page, summary, tables
 
     path = page.write(folder)
     comparison = records.load(folder)
     rows = summary.rows(comparison)
-    for table in (tables.terminal(rows), *deployables.terminal(deployables.parts(comparison))):
+    outputs = deployables.terminal(deployables.parts(comparison))
+    for table in (tables.terminal(rows), *outputs, *classes.terminal(classes.tables(comparison))):
         terminal.print(table)
-    for text in (conclusions.sentence(rows), *conclusions.remarks(rows)):
+    hint = conclusions.missing_controls(comparison)
+    for text in filter(None, (conclusions.sentence(rows), *conclusions.remarks(rows), hint)):
         terminal.print(f"\n{text}", highlight=False, markup=False)
     print_text(terminal, f"\nreport: {path}")

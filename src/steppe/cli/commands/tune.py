@@ -30,11 +30,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace, command: str) -> int:
     """Search; print the answer, and write ``tune.json`` and the curve as SVG and PNG."""
-    from steppe import hardware, records
+    from steppe import hardware
     from steppe.experiments.tuning import search, space
-    from steppe.experiments.tuning.plot import curve
-    from steppe.experiments.tuning.result import result_as_dict, table, verdict
-    from steppe.report.plotting import save
+    from steppe.experiments.tuning.plot import write
+    from steppe.experiments.tuning.result import table, verdict
     from steppe.training.run import load_data
 
     config: Run = configuration(add_arguments, Run, options, command)
@@ -61,11 +60,7 @@ def run(options: Namespace, command: str) -> int:
         result = search(config, ranges, budget, out, images, progress)
     if isinstance(images, InputError):
         print_text(terminal, f"the search is finished and needs no images ({images})")
-    content = result_as_dict(result) | {"command": command, "environment": hardware.environment()}
-    records.write_json(out / "tune.json", content)
-    figure = curve(result)
-    for suffix in ("svg", "png"):
-        save(figure, out / f"tune.{suffix}")
+    content = write(result, out, command)
     if options.json:
         print(json.dumps(content, indent=1))
         return 0

@@ -34,6 +34,7 @@ from steppe.core.method.hyperparameters import (
 )
 from steppe.core.model_call import call_for_logits
 from steppe.core.numerics.vector import Vec
+from steppe.core.optimizers.joint import joined
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import Schedule
 from steppe.core.step import Step
@@ -252,11 +253,12 @@ class Method(Generic[State]):
     def bind(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         *,
         loss: LossFunction | str = F.cross_entropy,
         clip: float | None = None,
         clip_each: bool = False,
+        outputs: str | None = None,
         precision: str = "fp32",
         scaler: GradScaler | None = None,
         transforms: Sequence[Method] = (),
@@ -274,11 +276,14 @@ class Method(Generic[State]):
             model: The network; called as ``model(x)``, or ``model(**x)`` where a batch is a mapping, it returns
                 logits (B, classes) or something with ``.logits``. It may be compiled, wrapped in DDP or
                 sharded by ``fully_shard``.
-            optimizer: Your own optimizer over the model's parameters; it is neither wrapped nor copied, so
-                its schedulers and checkpoints work as before. A parameter group may have its own ``rho``, unless
-                the optimizer itself has a setting of that name, as Adadelta.
-            loss: ``loss(logits, y)``, the mean over the batch; or 'model' if the model, given the targets,
-                returns its own loss. The buffers of a module count each batch once, as the model's do.
+            optimizer: Your own optimizer over the model's parameters, or a list of several that hold some each;
+                they are not copied, so their schedulers and checkpoints work as before. A parameter group may
+                have its own ``rho``, unless its optimizer has a setting of that name, as Adadelta.
+            loss: ``loss(logits, y)``, the mean over the batch; 'model' if the model, given the targets, returns
+                its own loss; or `steppe.ModelLoss` of a function that calls the model itself. The buffers of a
+                module count each batch once, as the model's do.
+            outputs: What the network's outputs are, for methods that compare them: 'classes', 'labels' (each yes
+                or no) or 'numbers' (regression). By default the loss and the first targets say it.
             clip: Largest global L2 norm of the gradient given to the optimizer.
             clip_each: Clip the gradient of each network or branch by its own norm, as if it had an optimizer of
                 its own; parameters that several share are clipped together.
@@ -302,11 +307,7 @@ class Method(Generic[State]):
         """
         if not isinstance(model, nn.Module):
             raise InputError(f"model is of type {type(model).__name__}; give a torch.nn.Module")
-        if not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "step")):
-            raise InputError(
-                f"optimizer is of type {type(optimizer).__name__}; give a torch.optim.Optimizer of the model's "
-                "parameters"
-            )
+        optimizer = joined(optimizer)
         for name in scheduled(self):
             param_groups.check_setting(optimizer, name)
         options = BindOptions(
@@ -314,6 +315,7 @@ class Method(Generic[State]):
             transforms=[m.transform for m in (self, *_transforms(transforms)) if overrides(m, "transform")],
             clip=clip,
             clip_each=clip_each,
+            outputs=outputs,
             precision=precision,
             scaler=scaler,
             microbatch=microbatch,

@@ -3,7 +3,7 @@
 - vectors of parameter space: the types `Vec` and `Offset` (a `Vec` or a `ScaledVector`) and the module `vector`;
 - perturbations: the functions of `steppe.core.numerics.perturbations`;
 - `filters`: output units, filter-wise noise, scopes of parameters;
-- `losses`: divergences, ramps, the targets of distillation.
+- `losses`: ramps, the targets of distillation; of divergences see `Runtime.divergence`.
 """
 
 from steppe.core.numerics import filters, losses, perturbations, vector

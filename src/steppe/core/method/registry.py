@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
+from steppe import user_code
 from steppe.config import parse_spec
 from steppe.config.docstrings import docstring
 from steppe.config.method_spec import SPEC, format_spec
@@ -36,30 +37,55 @@ def make(name: str, **settings: object) -> Method:
 
     Raises InputError for an unknown name or setting, with the nearest ones.
     """
-    if name not in METHODS:
+    if (entry := _entry(name)) is None:
         if set(name) & set(":+"):
             raise InputError(f"unknown method {name!r}; steppe.parse reads settings and combinations, make a name")
         raise unknown("method", name, METHODS)
-    own = inspect.signature(METHODS[name]).parameters
+    own = inspect.signature(entry).parameters
     read = {k: (isinstance(v, str) and schedules.parse_schedule(v)) or v for k, v in settings.items()}
     window = {k: v for k, v in read.items() if k in ("start", "stop", "every") and k not in own}
-    method = make_checked(METHODS[name], name, {k: v for k, v in read.items() if k not in window})
+    method = make_checked(entry, name, {k: v for k, v in read.items() if k not in window})
     return make_checked(partial(ActiveWindow, method), name, window) if window else method
+
+
+def _entry(name: str) -> Callable[..., Method] | None:
+    """Return what makes the methods of this name: an entry of the list, or a class that the user gave."""
+    if name in METHODS or not user_code.is_registered("method", name):
+        return METHODS.get(name)
+    cls = user_code.get("method", name)
+    if not (inspect.isclass(cls) and issubclass(cls, Method)):
+        raise InputError(f"method {name!r} is {cls!r:.60}; name a class that derives from steppe.Method")
+    return cls
+
+
+def split_name(spec: str) -> tuple[str, dict[str, Any]]:
+    """Split the text of one method into its name, which may be ``module:Class``, and its settings."""
+    reference = user_code.reference_in(spec)
+    if reference is None or reference.partition(":")[0] in METHODS:
+        return parse_spec(spec)
+    return reference, parse_spec(f"method{spec[len(reference) :]}")[1]
+
+
+def names_in(spec: str) -> list[str]:
+    """Return the names of the methods that a text combines, without their settings."""
+    return [split_name(one)[0] for one in spec.split("+")]
 
 
 def parse(spec: str) -> Method:
     """Make a method from text: ``sam``, ``sam:rho=0.1``, or ``sam:rho=0.1+gc`` for a combination.
 
+    ``module:Class``, with settings after a further colon, is a class that the user gave (`steppe.user_code`).
+
     Raises InputError as `make` does, and for a pair that cannot be combined.
     """
     parts = []
     for one in spec.split("+"):
-        if re.fullmatch(r"[\w./-]+:[A-Za-z_]\w*", one) and one.partition(":")[0] not in METHODS:
+        name, settings = split_name(one)
+        if ":" in name and _entry(name) is None:
             raise InputError(
-                f"unknown method {one!r}; a script of yours enters its class in steppe.methods.METHODS, "
-                "see docs/how-to/method.md"
+                f"unknown method {name!r}; name your class on the command line (--methods {name}, or --code "
+                f"{name} of diagnose and export), or enter it in steppe.methods.METHODS, see docs/how-to/method.md"
             )
-        name, settings = parse_spec(one)
         parts.append(make(name, **settings))
     method = parts[-1]
     for rule in reversed(parts[:-1]):
@@ -102,10 +128,10 @@ def _text(method: Method, explicit: Collection[str]) -> str:
     window = isinstance(method, ActiveWindow)
     inner = method.method if isinstance(method, ActiveWindow) else method
     name = label(inner)
-    if name not in METHODS:
+    if (listed := _entry(name)) is None:
         raise unknown("method", name, METHODS)
     settings: dict[str, Any] = {}
-    for part, entry in ((inner, METHODS[name]), *([(method, ActiveWindow)] if window else [])):
+    for part, entry in ((inner, listed), *([(method, ActiveWindow)] if window else [])):
         defaults = inspect.signature(entry).parameters
         for f in fields(part):
             value = getattr(part, f.name)
@@ -117,7 +143,7 @@ def _text(method: Method, explicit: Collection[str]) -> str:
 
 def label(method: Method) -> str:
     """Return a method's name in the list, the name of its class if it is not in the list."""
-    label = type(method).__name__
+    label = user_code.name_of("method", type(method)) or type(method).__name__
     for name, entry in METHODS.items():
         fixed = entry.keywords if isinstance(entry, partial) else {}
         cls: object = entry.func if isinstance(entry, partial) else entry
@@ -129,10 +155,11 @@ def label(method: Method) -> str:
 
 def card(name: str) -> str:
     """Return a method's card: equation, paper, code, cost, limits, differences, values to start from."""
-    if name not in METHODS:
+    if (entry := _entry(name)) is None:
         raise unknown("method", name, METHODS)
-    entry = METHODS[name]
     cls = entry.func if isinstance(entry, partial) else entry
+    if name not in METHODS:
+        return docstring(cls)
     return docstring(sys.modules[cls.__module__])
 
 

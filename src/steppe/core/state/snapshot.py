@@ -101,11 +101,13 @@ class Buffers:
 
 def of_training(params: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, pool: SnapshotPool) -> Snapshot:
     """Return a snapshot of weights and of all that the optimizer keeps in its state and its groups."""
-    state: list[Entries] = list(optimizer.state.values())
-    entries = [(live, _copied(live)) for live in (*state, *optimizer.param_groups)]
+    # several that are joined have states of their own
+    states: list[Entries] = getattr(optimizer, "own_states", None) or [optimizer.state]
+    each = [entry for state in states for entry in state.values()]
+    entries = [(live, _copied(live)) for live in (*each, *optimizer.param_groups)]
     tensors = [v for _, before in entries for v in before.values() if isinstance(v, Tensor)]
     snapshot = pool.make([*params, *tensors])
-    snapshot.entries, snapshot.grown = [(optimizer.state, dict(optimizer.state)), *entries], False
+    snapshot.entries, snapshot.grown = [*((state, dict(state)) for state in states), *entries], False
     return snapshot
 
 

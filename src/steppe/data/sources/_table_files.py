@@ -102,7 +102,7 @@ class ImageNames:
 def read_tables(contents: Mapping[str, bytes], images: ImageNames) -> list[Table]:
     """Return the tables with rows, sorted by name; those of CUB-200's kind are joined to one."""
     tables = []
-    texts = {name: _text(content) for name, content in contents.items()}
+    texts = {name: decoded_text(content) for name, content in contents.items()}
     for name in sorted(texts):
         ending = PurePosixPath(name).suffix.lower()
         if ending == ".txt":
@@ -116,7 +116,8 @@ def read_tables(contents: Mapping[str, bytes], images: ImageNames) -> list[Table
     return tables
 
 
-def _text(content: bytes) -> str:
+def decoded_text(content: bytes) -> str:
+    """Return the text of a file: UTF-8, UTF-16 with its mark, else Latin-1."""
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # Excel's "Unicode text"
         return content.decode("utf-16", errors="replace")
     try:

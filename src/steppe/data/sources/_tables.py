@@ -12,7 +12,7 @@ from steppe.errors import InputError
 
 Labels = dict[str, tuple[str | None, str]]  # part, if the table names it, and class of an image
 
-_LABEL_COLUMNS = [
+LABEL_COLUMNS = [
     "label",
     "labels",
     "class",
@@ -209,7 +209,7 @@ def table_rows(
 def _columns(where: str, table: Table, name: int, is_training: bool) -> _Columns:
     """Return the columns of files, classes and parts; raises InputError if several may be the classes."""
     titles = {_title(title): c for c, title in enumerate(table.header) if c != name}
-    titled = _distinct(table.rows, [c for title, c in titles.items() if title in _LABEL_COLUMNS])
+    titled = _distinct(table.rows, [c for title, c in titles.items() if title in LABEL_COLUMNS])
     about_parts = [titles[title] for title in (*_PART_COLUMNS, *_TRAINING_COLUMNS) if title in titles]
     part = next((c for c in about_parts if _is_part(table.header[c], [row[c] for row in table.rows])), None)
     rest = [c for c in range(len(table.header)) if c not in (name, part)]
@@ -239,7 +239,7 @@ def _with_one_hot(table: Table, name: int) -> Table:
         for c, title in enumerate(table.header)
         if c != name and _title(title) not in (*_PART_COLUMNS, *_TRAINING_COLUMNS)
     ]
-    if any(_title(table.header[c]) in _LABEL_COLUMNS for c in columns) or not _is_one_hot(table.rows, columns):
+    if any(_title(table.header[c]) in LABEL_COLUMNS for c in columns) or not _is_one_hot(table.rows, columns):
         return table
     rows = [[*row, next(table.header[c].strip() for c in columns if float(row[c]) == 1)] for row in table.rows]
     return Table(table.name, [*table.header, "label"], rows, table.others, table.is_text)

@@ -18,6 +18,7 @@ from steppe.data.dataset import Images, Source, check_labels
 from steppe.errors import InputError
 
 _FORMAT = 4
+_TARGET = ("task", "outputs", "unit")
 _TEXTS = ("classes", "skipped", "note", "fingerprint")
 _DAMAGES = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
 SMALL = 2**26  # bytes; smaller files are read into memory, larger ones are mapped
@@ -85,7 +86,8 @@ def file_state(state: os.stat_result) -> list[int]:
 
 
 def _parts(source: Source) -> dict[str, Images]:
-    return {"train": source.train, "test": source.test} | ({"val": source.val} if source.val is not None else {})
+    parts = {"train": source.train, "test": source.test, "val": source.val}
+    return {name: part for name, part in parts.items() if isinstance(part, Images)}
 
 
 def _fingerprint(source: Source) -> str:
@@ -108,7 +110,7 @@ def _write(entry: Path, source: Source) -> None:
         for part, images in _parts(source).items():
             np.save(temporary / f"{part}_x.npy", images.x.numpy())
             np.save(temporary / f"{part}_y.npy", images.y.numpy())
-        content = {name: getattr(source, name) for name in _TEXTS}
+        content = {name: getattr(source, name) for name in (*_TEXTS, *_TARGET)}
         sizes = {f.name: f.stat().st_size for f in temporary.iterdir()}
         (temporary / "about.json").write_text(json.dumps(content | {"sizes": sizes}))
         os.replace(temporary, entry)
@@ -127,7 +129,8 @@ def _read(entry: Path) -> Source:
 
     def part(name: str) -> Images:
         y = np.load(entry / f"{name}_y.npy", allow_pickle=False)
-        check_labels(y, len(content["classes"]), f"{name}_y.npy")
+        if y.ndim == 1:
+            check_labels(y, len(content["classes"]), f"{name}_y.npy")
         file = entry / f"{name}_x.npy"
         if file.stat().st_size < SMALL:
             return Images(torch.from_numpy(np.load(file, allow_pickle=False)), torch.from_numpy(y))
@@ -135,4 +138,5 @@ def _read(entry: Path) -> Source:
 
     names, skipped, note, fingerprint = (content[name] for name in _TEXTS)
     val = part("val") if "val_x.npy" in content["sizes"] else None
-    return Source(part("train"), part("test"), tuple(names), tuple(skipped), note, val, fingerprint)
+    target = {name: content[name] for name in _TARGET if name in content}  # entries of older versions have none
+    return Source(part("train"), part("test"), tuple(names), tuple(skipped), note, val, fingerprint, **target)

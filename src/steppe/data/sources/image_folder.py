@@ -37,12 +37,12 @@ def load(path: Path, options: Data, progress: ProgressCallback | None = None) ->
     image (unless skipped), and without ``data.size`` for images that are not square or of different sizes.
     """
     decoders = find_spec("pillow_heif") is not None
-    path, table = _root_of_table(path) if path.is_file() and is_table(path.name) else (path, None)
-    key = ["folder", str(path.resolve()), table, _fingerprint(path), options.size, options.skip_corrupt, decoders]
+    path, table = root_of_table(path) if path.is_file() and is_table(path.name) else (path, None)
+    key = ["folder", str(path.resolve()), table, files_state(path), options.size, options.skip_corrupt, decoders]
     return cached(key, lambda: _decode_all(path, options, table, progress))
 
 
-def _root_of_table(path: Path) -> tuple[Path, str]:
+def root_of_table(path: Path) -> tuple[Path, str]:
     """Return the nearest folder around a table that has images, and the table's name in it."""
     for root in path.absolute().parents[:3]:
         if list_files(root).images:
@@ -50,7 +50,7 @@ def _root_of_table(path: Path) -> tuple[Path, str]:
     raise InputError(f"there are no images beside {path} or in the two folders around it; put it beside them")
 
 
-def _fingerprint(path: Path) -> Any:
+def files_state(path: Path) -> Any:
     """Return plain data that changes whenever the files do."""
     if path.is_dir():
         listing = list_files(path)
@@ -110,7 +110,7 @@ def _decode_all(path: Path, options: Data, table: str | None, progress: Progress
             raise InputError(f"class folder {folder} of {path} has no readable image; fill it or remove it")
     classes = _classes(path, by_label, _left_out(files.listing, layout.notes))
     if options.size is None:
-        _check_sizes(path, readable)
+        check_sizes(path, readable)
     train, val, test = (_images(by_label, part, classes) for part in ("train", "val", "test"))
     notes = [f"test images: {layout.origin.get('test')}"]
     if not len(test):
@@ -159,7 +159,8 @@ def _classes(path: Path, labels: Iterable[Label], left_out: Sequence[str]) -> tu
     return tuple(sorted(train))
 
 
-def _check_sizes(path: Path, images: list[Decoded]) -> None:
+def check_sizes(path: Path, images: Sequence[Decoded]) -> None:
+    """Raise InputError unless all images are square and of one size."""
     sizes = [(d.name, d.pixels.shape[1], d.pixels.shape[0]) for d in images if d.pixels is not None]
     for name, w, h in sizes:
         if w != h:
@@ -174,11 +175,14 @@ def _check_sizes(path: Path, images: list[Decoded]) -> None:
 def _images(by_label: Mapping[Label, list[np.ndarray]], part: str, classes: tuple[str, ...]) -> Images:
     grey = all(pixels.shape[2] == 1 for group in by_label.values() for pixels in group)
     groups = [by_label.get((part, name), []) for name in classes]
-    arrays = [
-        (p if grey or p.shape[2] == 3 else np.repeat(p, 3, axis=2)).transpose(2, 0, 1) for g in groups for p in g
-    ]
     labels = np.repeat(np.arange(len(classes)), [len(g) for g in groups])
+    return Images(stacked([p for g in groups for p in g], grey), torch.from_numpy(labels.astype(np.int64)))
+
+
+def stacked(images: Sequence[np.ndarray], grey: bool) -> torch.Tensor:
+    """Return images (H, W, 1 or 3) as one tensor (N, C, H, W) uint8, of one channel if ``grey``, else three."""
+    arrays = [(p if grey or p.shape[2] == 3 else np.repeat(p, 3, axis=2)).transpose(2, 0, 1) for p in images]
     x = np.empty((len(arrays), *(arrays[0].shape if arrays else (1 if grey else 3, 1, 1))), np.uint8)
     if arrays:
         np.stack(arrays, out=x)  # which would keep the order of the images, channels last
-    return Images(torch.from_numpy(x), torch.from_numpy(labels.astype(np.int64)))
+    return torch.from_numpy(x)

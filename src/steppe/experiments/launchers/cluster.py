@@ -14,10 +14,11 @@ from typing import Any, Protocol
 
 from steppe import records
 from steppe.config import Run
-from steppe.errors import RunError
+from steppe.errors import InputError, RunError
 from steppe.experiments.run_lock import ComparisonRun, Progress
 from steppe.experiments.worker import WORKERS, killed_message, train_job
 from steppe.training.run import TrainingStatus
+from steppe.user_code import Code
 
 PROGRESS = "progress.json"
 _INTERVAL = 1.0  # seconds between two reports of a run
@@ -31,12 +32,19 @@ def _environment() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Task:
-    """One run as it is sent to a worker, with the working directory and environment variables of the sender."""
+    """One run as it is sent to a worker, with the working directory and environment variables of the sender.
+
+    ``code`` has what the user gave as objects; it is unpickled first, because a run's method may be of it.
+    """
 
     run: Run
     folder: Path
     directory: Path = field(default_factory=Path.cwd)
     environment: dict[str, str] = field(default_factory=_environment)
+    code: Code = field(default_factory=Code)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"code": self.code, **vars(self)}
 
     def __call__(self) -> dict[str, Any] | str:
         """Train the run in this process; return its result, or the error message."""
@@ -64,9 +72,13 @@ class TaskResult:
 
 
 class Cluster(Protocol):
-    """Where workers run; ``pause`` is the number of seconds between two polls."""
+    """Where workers run; ``pause`` is the number of seconds between two polls.
+
+    ``sends_objects``: objects that no module has reach its workers in memory.
+    """
 
     pause: float
+    sends_objects: bool
 
     def submit(self, tasks: Sequence[Task]) -> list[Any]:
         """Submit the tasks, and return a handle of each worker."""
@@ -85,6 +97,12 @@ def launch_on_cluster(
 
     ``progress``, killed workers and Ctrl-C as in `steppe.experiments.launchers.local.launch`.
     """
+    code = Code()
+    if not cluster.sends_objects and code.unnamed:
+        raise InputError(
+            f"{', '.join(code.unnamed)} cannot be imported by another process, as Slurm's jobs must; put it in a "
+            "module (module:name), or use launcher local or ray"
+        )
     waiting = list(jobs)
     attempts = dict.fromkeys(waiting, WORKERS)
     active: dict[ComparisonRun, Any] = {}
@@ -95,7 +113,7 @@ def launch_on_cluster(
             room = (at_once or len(jobs)) - len(active)
             batch, waiting = waiting[:room], waiting[room:]
             if batch:
-                tasks = [Task(job.run, job.folder.resolve()) for job in batch]
+                tasks = [Task(job.run, job.folder.resolve(), code=code) for job in batch]
                 active.update(zip(batch, cluster.submit(tasks), strict=True))
                 attempts.update({job: attempts[job] - 1 for job in batch})
             for job, worker in list(active.items()):

@@ -14,6 +14,7 @@ from steppe.config import Run
 from steppe.distributed.forkserver import forkserver_context
 from steppe.experiments.run_lock import PATIENCE, ComparisonRun, News, Progress
 from steppe.experiments.worker import WORKERS, killed_message, train_job
+from steppe.user_code import Code
 
 
 @dataclass
@@ -35,6 +36,7 @@ def launch(jobs: Sequence[ComparisonRun], workers: int, progress: Progress) -> d
     # with the first optimizer. On a GPU that imports Triton too, and a process that has used a GPU must not fork
     more = () if hardware.device().type == "cuda" else ("torch._dynamo",)
     context = forkserver_context(workers, "steppe.training.run", *more)
+    code = Code()
     waiting = list(jobs)
     attempts = dict.fromkeys(waiting, WORKERS)
     active: dict[ComparisonRun, _Worker] = {}
@@ -45,7 +47,8 @@ def launch(jobs: Sequence[ComparisonRun], workers: int, progress: Progress) -> d
                 job = waiting.pop(0)
                 receiver, sender = context.Pipe(duplex=False)
                 # not a daemon: daemons may have no children, which a run with data workers has
-                process = context.Process(target=_work, args=(job.run, job.folder, sender), daemon=False)
+                arguments = (code, job.run, job.folder, sender)  # in this order: a run's method may be of the code
+                process = context.Process(target=_work, args=arguments, daemon=False)
                 process.start()
                 sender.close()
                 active[job] = _Worker(process, receiver)
@@ -84,7 +87,7 @@ def _cause_of_death(worker: _Worker) -> str | None:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-def _work(run: Run, folder: Path, pipe: Connection) -> None:
+def _work(code: Code, run: Run, folder: Path, pipe: Connection) -> None:
     """Train one run in this process and send the parent all news; exit when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

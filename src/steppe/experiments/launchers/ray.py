@@ -14,6 +14,7 @@ class RayCluster:
     several runs share it.
     """
 
+    sends_objects = True
     pause = 0.2
 
     def __init__(self, address: str | None = None, cpus: float | None = None, gpus: float = 0.0):

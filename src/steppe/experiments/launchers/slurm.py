@@ -17,6 +17,7 @@ class SlurmCluster:
     Raises InputError if submitit or Slurm's commands are missing, or submitit does not know an option.
     """
 
+    sends_objects = False
     pause = 2.0
 
     def __init__(self, folder: Path, **settings: Any):

@@ -8,12 +8,13 @@ runs. Needs ``pip install 'steppe[tune]'``.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from steppe import methods, records
 from steppe.config import Run, TuningBudget
@@ -22,7 +23,10 @@ from steppe.data.dataset import DataSet
 from steppe.errors import InputError
 from steppe.experiments.run_lock import locked_run
 from steppe.experiments.tuning.space import Range, with_values
+from steppe.report.metric_text import MetricText
+from steppe.tasks.metric import ACCURACY, Metric
 from steppe.training.checkpoint.save_and_resume import derive
+from steppe.training.factories import make_objective
 from steppe.training.run import TrainingStatus, check_run, finished_result, train_run
 from steppe.training.trainer import METRICS
 
@@ -43,8 +47,8 @@ _RANDOM = 5  # random trials before TPE and the pruner start
 class Candidate:
     """One trial: its values, its state ('complete', 'pruned' or 'failed') and the results of its runs.
 
-    ``accuracies`` are validation accuracies after the last epoch, as fractions, in the order of the seeds; for a
-    pruned trial, the last one before it was pruned.
+    ``accuracies`` are the recorded values of the metric (accuracy: fractions) on the validation data after the
+    last epoch, in the order of the seeds; for a pruned trial, the last one before it was pruned.
     """
 
     values: dict[str, float]
@@ -62,7 +66,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class TuningResult:
-    """Result of a search: every trial, the best one, and the accuracies of best and baseline on fresh seeds."""
+    """Result of a search: every trial, the best one, and the values of best and baseline on fresh seeds."""
 
     run: Run
     ranges: list[Range]
@@ -72,6 +76,7 @@ class TuningResult:
     tuned_again: list[float]
     plain_again: list[float]
     fresh: list[int]
+    metric: Metric = ACCURACY
 
 
 class _Pruned(Exception):  # noqa: N818 - ends a trial from within train_run
@@ -88,8 +93,9 @@ def search(
 ) -> TuningResult:
     """Search settings of ``run.method`` within the budget, resuming an earlier search in ``out``.
 
-    The first trial is the method's default. A trial whose loss is no longer finite counts as accuracy 0. A
-    finished search needs no ``images``: the error of loading them is raised when a run is to be trained.
+    The first trial is the method's default. A trial whose loss is no longer finite counts as accuracy 0, with
+    another metric as infinitely bad. A finished search needs no ``images``: the error of loading them is raised
+    when a run is to be trained.
 
     Raises:
         InputError: The folder holds another search, or a run cannot start.
@@ -101,8 +107,9 @@ def search(
     elif not (out / JOURNAL).exists():
         raise images
     with locked_run(out):
-        runner = _TrialRunner(run, list(ranges), out, images, progress)
-        return _search(_study(run, ranges, budget, out, images), runner, budget)
+        study = _study(run, ranges, budget, out, images)
+        metric = Metric.from_dict(study.user_attrs["settings"].get("metric"))
+        return _search(study, _TrialRunner(run, list(ranges), out, images, progress, metric), budget)
 
 
 def _search(study: optuna.Study, runner: _TrialRunner, budget: TuningBudget) -> TuningResult:
@@ -128,11 +135,11 @@ def _search(study: optuna.Study, runner: _TrialRunner, budget: TuningBudget) -> 
         runner.trial(study, trial, seeds)
         longest = max(longest, time.monotonic() - started - spent)
     trials = [Candidate(**t.user_attrs["candidate"]) for t in study.get_trials(states=_ENDED)]
-    best = max((t for t in trials if t.state == "complete"), key=_rank, default=None)
+    best = max((t for t in trials if t.state == "complete"), key=lambda t: _rank(t, runner.metric), default=None)
     if best is None:
         raise InputError(f"no trial of {run.label} was completed; give other values, --settings NAME=LOW..HIGH")
     again = [runner.train(method, fresh).accuracies for method in (runner.method(best.values), plain)]
-    return TuningResult(run, runner.ranges, trials, baseline, best, again[0], again[1], fresh)
+    return TuningResult(run, runner.ranges, trials, baseline, best, again[0], again[1], fresh, runner.metric)
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,7 @@ class _TrialRunner:
     out: Path
     images: DataSet | InputError
     progress: TuningProgress
+    metric: Metric
     methods: dict[tuple[tuple[str, float], ...], Method] = field(default_factory=dict)
 
     def method(self, values: Mapping[str, float]) -> Method:
@@ -168,7 +176,7 @@ class _TrialRunner:
             # from the records, which also have the epochs of an interrupted trial
             lines = [line for run in runs for line in records.read_epochs(self.folder(run) / METRICS)]
             for line in lines[len(accuracies) :]:
-                accuracies.append(line["val_accuracy"] or 0.0)
+                accuracies.append(self._value(line, "val"))
                 trial.report(accuracies[-1], len(accuracies))
                 if trial.should_prune():
                     raise _Pruned
@@ -179,12 +187,24 @@ class _TrialRunner:
             started = [run for run in runs if self.folder(run).exists()]
             digests = [run.digest() for run in started]
             candidate = Candidate(values, methods.spec_of(method), "pruned", accuracies[-1:], None, digests)
-            self.progress(started[-1], f"pruned at validation accuracy {accuracies[-1]:.2%}")
+            text = MetricText(self.metric)
+            self.progress(started[-1], f"pruned at validation {text.name} {text.value(accuracies[-1])}")
         trial.set_user_attr("candidate", asdict(candidate))
         if candidate.state == "pruned":
             study.tell(trial, state=TrialState.PRUNED)
         else:
             study.tell(trial, candidate.accuracy)
+
+    def _value(self, block: Mapping[str, Any], part: str = "") -> float:
+        """Return the metric's value in a block of a record, the worst one if it is not finite."""
+        value = block[MetricText(self.metric).key(part)]
+        return self._worst if value is None or math.isnan(value) else float(value)
+
+    @property
+    def _worst(self) -> float:
+        if self.metric == ACCURACY:
+            return 0.0
+        return -math.inf if self.metric.higher else math.inf
 
     def folder(self, run: Run) -> Path:
         """Return the folder of a run's records."""
@@ -205,7 +225,7 @@ class _TrialRunner:
             with locked_run(folder):
                 result = train_run(run, folder, self.images, progress)
             report()
-        self.progress(run, _outcome(result))
+        self.progress(run, _outcome(result, MetricText(self.metric)))
         return result
 
     def _candidate(self, values: dict[str, float], runs: list[Run], results: list[dict[str, Any]]) -> Candidate:
@@ -215,7 +235,7 @@ class _TrialRunner:
             values,
             runs[0].label,
             state,
-            [v["accuracy"] for v in last] or [0.0] * len(runs),
+            [self._value(v) for v in last] or [self._worst] * len(runs),
             fmean(v["loss"] for v in last) if last else None,
             [run.digest() for run in runs],
         )
@@ -240,8 +260,10 @@ def _study(
         "none": optuna.pruners.NopPruner(),
     }[budget.pruner]
     storage = JournalStorage(JournalFileBackend(str(out / JOURNAL)))
+    metric = ACCURACY if isinstance(images, InputError) else make_objective(run, images).metric
+    direction: Literal["maximize", "minimize"] = "maximize" if metric.higher else "minimize"
     study = optuna.create_study(
-        storage=storage, study_name="tune", direction="maximize", pruner=pruner, load_if_exists=True
+        storage=storage, study_name="tune", direction=direction, pruner=pruner, load_if_exists=True
     )
     settings = {
         "run": run.as_dict() | {"method": run.method.to_dict()},
@@ -252,6 +274,10 @@ def _study(
     stored = study.user_attrs.get("settings")
     images_of = (stored or {}).get("images") if isinstance(images, InputError) else images.fingerprint
     settings |= {"images": images_of} if images_of else {}
+    if isinstance(images, InputError):
+        settings |= {"metric": stored["metric"]} if stored and "metric" in stored else {}
+    elif metric != ACCURACY:
+        settings |= {"metric": metric.to_dict()}
     settings = json.loads(json.dumps(settings))
     if stored is None:
         study.set_user_attr("settings", settings)
@@ -270,16 +296,17 @@ def _requeue_interrupted(study: optuna.Study) -> None:
             study.enqueue_trial(interrupted.params)
 
 
-def _outcome(result: dict[str, Any]) -> str:
+def _outcome(result: dict[str, Any], text: MetricText) -> str:
     if result["status"] != "ok":
         return f"failed: {result['message']}"
-    return f"validation accuracy {result['val']['last']['accuracy']:.2%}"
+    return f"validation {text.name} {text.value(result['val']['last'][text.key()])}"
 
 
 def _rounded(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def _rank(candidate: Candidate) -> tuple[float, float]:
-    """Order trials: by accuracy, ties by the lower loss."""
-    return candidate.accuracy, -(candidate.loss if candidate.loss is not None else float("inf"))
+def _rank(candidate: Candidate, metric: Metric) -> tuple[float, float]:
+    """Order trials: by the metric, ties by the lower loss."""
+    loss = candidate.loss if candidate.loss is not None else math.inf
+    return MetricText(metric).gain(candidate.accuracy), -loss

@@ -8,23 +8,17 @@ from matplotlib.figure import Figure
 
 from steppe.records import Comparison, Record
 from steppe.report import plotting
-from steppe.report.comparison.summary import groups, runs_of
+from steppe.report.comparison.summary import groups, metric_of, runs_of
+from steppe.report.metric_text import ACCURACY_TEXT, MetricText
 from steppe.report.style import styles
 
-METRICS = {
-    "val_accuracy": "Validation accuracy",
-    "val_loss": "Validation loss",
-    "train_accuracy": "Training accuracy (augmented batches)",
-    "train_loss": "Training loss",
-}
 AXES = {"epochs": "Epochs", "gradients": "Gradient evaluations", "seconds": "Training seconds"}
 Values = list[float | None]
-_PANELS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 
 @dataclass(frozen=True)
 class Band:
-    """Mean, lowest and highest value over seeds, per epoch; accuracies in percent."""
+    """Mean, lowest and highest value over seeds, per epoch; shares in percent."""
 
     mean: Values
     low: Values
@@ -33,7 +27,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Series:
-    """The curves of one method: ``x`` by the names of ``AXES``, ``y`` by those of ``METRICS``."""
+    """The curves of one method: ``x`` by the names of ``AXES``, ``y`` by those of ``titles``."""
 
     method: str
     n: int
@@ -41,12 +35,31 @@ class Series:
     y: dict[str, Band]
 
 
-def figure(comparison: Comparison, points: int = 200) -> Figure:
-    """Return the training curves: loss and accuracy, of training and validation, against epochs.
+def titles(comparison: Comparison, group: tuple[str, str]) -> dict[str, str]:
+    """Return the title of each curve of a data set and network by its name in the records, validation first.
 
-    A line is the mean over seeds, its band the range from the lowest to the highest seed. Accuracies are in
-    percent, losses in nats; training values are over augmented batches. Four panels per data set and network, as
-    in Figure 2 of the SADT paper; at most ``points`` epochs of each line are drawn.
+    Without the metric on training batches, which not every metric has, there is no curve of it.
+    """
+    text = metric_of(comparison, group[0])
+    train = f"Training {text.name}{' (augmented batches)' if text.is_accuracy else ''}"
+    curves = {
+        text.key("val"): f"Validation {text.name}",
+        "val_loss": "Validation loss",
+        text.key("train"): train,
+        "train_loss": "Training loss",
+    }
+    lines = [line for r in comparison.records if (r.dataset, r.model) == group for line in r.metrics]
+    if lines and all(line.get(text.key("train")) is None for line in lines):
+        del curves[text.key("train")]
+    return curves
+
+
+def figure(comparison: Comparison, points: int = 200) -> Figure:
+    """Return the training curves: loss and metric, of training and validation, against epochs.
+
+    A line is the mean over seeds, its band the range from the lowest to the highest seed. Training values are over
+    (augmented) batches. Four panels per data set and network, as in Figure 2 of the SADT paper; at most ``points``
+    epochs of each line are drawn.
     """
     group_names = groups(comparison) or [("", "")]
     drawing, panels = plotting.new_figure(2 * len(group_names), 2, (11, 6.6 * len(group_names)))
@@ -55,13 +68,19 @@ def figure(comparison: Comparison, points: int = 200) -> Figure:
     for i, group in enumerate(group_names):
         lines = series(comparison, group, points)
         methods.update(line.method for line in lines)
-        for panel, metric in zip(panels[4 * i : 4 * i + 4], _PANELS, strict=True):
+        text, names = metric_of(comparison, group[0]), titles(comparison, group)
+        panel_names = ("train_loss", text.key("train"), "val_loss", text.key("val"))
+        for panel, metric in zip(panels[4 * i : 4 * i + 4], panel_names, strict=True):
+            panel.set_visible(metric in names)
+            if metric not in names:
+                continue
             for order, line in enumerate(lines):
                 y = line.y[metric]
                 values = plotting.numbers([y.mean, y.low, y.high])
                 plotting.band(panel, plotting.numbers(line.x["epochs"]), values, style_of[line.method], order)
-            title = METRICS[metric] + (f"\n{', '.join(group)}" if len(group_names) > 1 else "")
-            plotting.style_axes(panel, "Epoch", title + (", %" if metric.endswith("accuracy") else ""))
+            title = names[metric] if metric.endswith("loss") else text.caption(names[metric])
+            title += f"\n{', '.join(group)}" if len(group_names) > 1 else ""
+            plotting.style_axes(panel, "Epoch", title)
     if methods:
         options: dict[str, Any] = {"loc": "outside right upper", "ncols": 1, "fontsize": 10, "labelspacing": 0.8}
         plotting.legend(drawing, style_of, (m for m in comparison.methods if m in methods), **options)
@@ -80,7 +99,7 @@ def series(comparison: Comparison, group: tuple[str, str], points: int = 200) ->
         records = [r for r in records if r.status == "ok"] or [r for r in records if r.status == "unfinished"]
         length = min((len(r.metrics) for r in records), default=0)
         if length:
-            curves.append(_series(method, records, _thinned(length, points)))
+            curves.append(_series(method, records, _thinned(length, points), comparison))
     return curves
 
 
@@ -92,18 +111,21 @@ def spent(record: Record, axis: str) -> Values:
     return [line.get("epoch" if axis == "epochs" else axis) for line in record.metrics]
 
 
-def values(record: Record, metric: str) -> Values:
-    """Return a metric of a run after each of its epochs; accuracies in percent."""
-    scale = 100.0 if metric.endswith("accuracy") else 1.0
+def values(record: Record, metric: str, text: MetricText = ACCURACY_TEXT) -> Values:
+    """Return a loss or the metric of a run after each of its epochs; shares in percent."""
+    scale = 1.0 if metric.endswith("loss") else text.scale
     return [None if (v := line.get(metric)) is None else scale * v for line in record.metrics]
 
 
-def _series(method: str, records: list[Record], epochs: Sequence[int]) -> Series:
+def _series(method: str, records: list[Record], epochs: Sequence[int], comparison: Comparison) -> Series:
+    group = records[0].dataset, records[0].model
+    text = metric_of(comparison, group[0])
+
     def over_seeds(columns: list[Values]) -> list[list[float]]:
         return [[v for column in columns if (v := column[e]) is not None] for e in epochs]
 
     x = {axis: over_seeds([spent(r, axis) for r in records]) for axis in AXES}
-    y = {metric: over_seeds([values(r, metric) for r in records]) for metric in METRICS}
+    y = {m: over_seeds([values(r, m, text) for r in records]) for m in titles(comparison, group)}
     bands = {
         metric: Band(
             [_mean(row) for row in rows],

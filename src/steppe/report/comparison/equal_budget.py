@@ -1,4 +1,4 @@
-"""Validation accuracy at equal epochs, gradient evaluations or seconds, interpolated on the curves of the runs."""
+"""The validation metric at equal epochs, gradient evaluations or seconds, interpolated on the runs' curves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,8 +6,18 @@ from typing import Literal, get_args
 
 from steppe.records import Comparison
 from steppe.report.comparison.curves import spent, values
-from steppe.report.comparison.summary import BASELINE, Spread, controls_of, groups, paired, runs_of, spread
+from steppe.report.comparison.summary import (
+    BASELINE,
+    Spread,
+    controls_of,
+    groups,
+    metric_of,
+    paired,
+    runs_of,
+    spread,
+)
 from steppe.report.formatting import csv_text, inert
+from steppe.report.metric_text import csv_cells, csv_heads
 from steppe.report.statistics import Difference
 
 Axis = Literal["epochs", "gradients", "seconds"]
@@ -19,14 +29,15 @@ class BudgetRow:
 
     Attributes:
         method: Label of the method.
-        accuracy: Validation accuracy in percent, over seeds; None if the budget is less than one epoch.
+        value: Validation value of the metric (accuracy: in percent), over seeds; None if the budget is less than
+            one epoch.
         epochs: Epochs trained by then, the mean over seeds.
-        difference: ``accuracy`` minus plain's, in percentage points, paired by seed.
+        difference: ``value`` minus plain's (accuracy: in percentage points), paired by seed.
         controls: The same difference to each control of the method that this comparison has, plain excepted.
     """
 
     method: str
-    accuracy: Spread | None
+    value: Spread | None
     epochs: float | None
     difference: Difference | None = None
     controls: dict[str, Difference] = field(default_factory=dict)
@@ -44,9 +55,9 @@ class EqualBudget:
 def budgets(comparison: Comparison, group: tuple[str, str]) -> list[EqualBudget]:
     """Return one budget per axis that the records have, for one data set and network.
 
-    The budget B is the smallest total that any finished run used. Accuracy at B is interpolated linearly between
-    two epochs: for costs c and accuracies a, ``a(B) = a_i + (a_j - a_i) (B - c_i) / (c_j - c_i)`` with
-    ``c_i <= B < c_j``. It is validation accuracy, since test images are evaluated only when a run has ended. The
+    The budget B is the smallest total that any finished run used. The metric at B is interpolated linearly
+    between two epochs: for costs c and values a, ``a(B) = a_i + (a_j - a_i) (B - c_i) / (c_j - c_i)`` with
+    ``c_i <= B < c_j``. It is that of validation, since test data are evaluated only when a run has ended. The
     learning-rate schedule of these runs was not planned for B.
     """
     return [b for axis in get_args(Axis) if (b := _budget(comparison, group, axis))]
@@ -55,16 +66,20 @@ def budgets(comparison: Comparison, group: tuple[str, str]) -> list[EqualBudget]
 def csv(comparison: Comparison) -> str:
     """Return one line per budget and method, for all data sets and networks, with unrounded numbers.
 
-    Percent and percentage points; the budget in the unit of its axis.
+    The metric in its unit (accuracy: percent and percentage points), the budget in the unit of its axis. Unless
+    every metric is accuracy, further columns have the metric's name, unit and direction.
     """
-    heads = ["dataset", "model", "equal", "budget", "method", "n", "val_mean", "val_std", "epochs"]
+    texts = [metric_of(comparison, dataset) for dataset, _ in groups(comparison)]
+    heads = ["dataset", "model", *csv_heads(texts), "equal", "budget", "method", "n", "val_mean", "val_std"]
+    heads += ["epochs"]
     heads += [f"minus_plain{part}" for part in ("", "_low", "_high", "_n", "_p")]
     lines: list[list[object]] = [[*heads]]
     for group in groups(comparison):
         for budget in budgets(comparison, group):
             for row in budget.rows:
-                a, d = row.accuracy, row.difference
-                cells = [*map(inert, group), budget.axis, budget.amount, inert(row.method)]
+                a, d = row.value, row.difference
+                about = csv_cells(metric_of(comparison, group[0]), texts)
+                cells = [*map(inert, (*group, *about)), budget.axis, budget.amount, inert(row.method)]
                 cells += [a.n, a.mean, a.std] if a else [0, None, None]
                 lines.append([*cells, row.epochs, *([d.mean, d.low, d.high, d.n, d.p] if d else [None] * 5)])
     return csv_text(lines)
@@ -78,21 +93,22 @@ def _budget(comparison: Comparison, group: tuple[str, str], axis: Axis) -> Equal
     if not numbers:
         return None
     amount = min(numbers)
-    accuracies = {
-        m: {r.seed: interpolate(spent(r, axis), values(r, "val_accuracy"), amount) for r in runs}
+    text = metric_of(comparison, group[0])
+    own_values = {
+        m: {r.seed: interpolate(spent(r, axis), values(r, text.key("val"), text), amount) for r in runs}
         for m, runs in finished.items()
     }
     rows = []
     for method, runs in finished.items():
         trained = spread(interpolate(spent(r, axis), spent(r, "epochs"), amount) for r in runs)
-        own = accuracies[method]
-        differences = {c: paired(own, accuracies.get(c, {})) for c in controls_of(comparison, method)}
+        own = own_values[method]
+        differences = {c: paired(own, own_values.get(c, {})) for c in controls_of(comparison, method)}
         rows.append(
             BudgetRow(
                 method,
                 spread(own.values()),
                 trained.mean if trained else None,
-                None if method == BASELINE else paired(own, accuracies.get(BASELINE, {})),
+                None if method == BASELINE else paired(own, own_values.get(BASELINE, {})),
                 {c: difference for c, difference in differences.items() if difference},
             )
         )

@@ -3,14 +3,16 @@
 import base64
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
 from steppe.records import Comparison, load, write_text
 from steppe.report import _html, plotting
-from steppe.report.comparison import curves, deployables, equal_budget, pareto, tables
+from steppe.report.comparison import classes, curves, deployables, equal_budget, pareto, tables
 from steppe.report.comparison._template_context import context
-from steppe.report.comparison.summary import ResultRow, groups, rows
+from steppe.report.comparison.summary import ResultRow, decimals, groups, metric_of, metric_of_all, rows
+from steppe.report.metric_text import MetricText
 from steppe.report.style import styles
 
 DIAGNOSIS = "diagnosis.html"
@@ -19,8 +21,9 @@ _DOWNLOADS = (
     ("table.csv", "CSV", "text/csv"),
     ("table.md", "Markdown", "text/markdown"),
     ("table.tex", "LaTeX", "application/x-tex"),
-    ("budgets.csv", "accuracies at equal budgets, as CSV", "text/csv"),
+    ("budgets.csv", "{} at equal budgets, as CSV", "text/csv"),
     ("outputs.csv", "everything that can be deployed, as CSV", "text/csv"),
+    ("classes.csv", "accuracies of classes, as CSV", "text/csv"),
 )
 
 
@@ -28,8 +31,9 @@ def write(folder: Path) -> Path:
     """Write ``report.html`` into the comparison's folder and return its path.
 
     Also written are ``table.csv``, ``table.md``, ``table.tex``, ``curves.svg`` and ``curves.png``; once a run has
-    finished ``budgets.csv`` and ``cost.svg``; and ``outputs.csv`` where a method can deploy more than one thing. A
-    comparison whose runs have not all finished can be reported too.
+    finished ``budgets.csv`` and ``cost.svg``; ``outputs.csv`` where a method can deploy more than one thing, and
+    ``classes.csv`` where the records have accuracies of classes. A comparison whose runs have not all finished can
+    be reported too.
 
     Raises:
         steppe.errors.InputError: The folder is not that of a comparison, or is damaged.
@@ -55,7 +59,9 @@ def files(comparison: Comparison, table: list[ResultRow]) -> dict[str, str]:
     markdown = "\n".join(filter(None, [tables.markdown(table), deployables.markdown(parts)]))
     content = {"table.csv": tables.csv(table), "table.md": markdown, "table.tex": tables.latex(table)}
     content |= {"budgets.csv": equal_budget.csv(comparison)} if any(row.ok for row in table) else {}
-    return content | ({"outputs.csv": deployables.csv(parts)} if parts else {})
+    content |= {"outputs.csv": deployables.csv(parts)} if parts else {}
+    of_classes = classes.tables(comparison)
+    return content | ({"classes.csv": classes.csv(of_classes)} if of_classes else {})
 
 
 def html(comparison: Comparison, table: list[ResultRow], version: str = "") -> str:
@@ -74,7 +80,7 @@ def html(comparison: Comparison, table: list[ResultRow], version: str = "") -> s
     style_list = list(styles(comparison).values())
     match = comparison.study.get("match")
     data = {
-        "metrics": curves.METRICS,
+        "metrics": [about_curves(comparison, group) for group in series],
         "axes": curves.AXES,
         "axis": match if match in curves.AXES else "epochs",
         "styles": [{"width": s.width, "dash": s.dash, "mark": s.outline} for s in style_list],
@@ -90,8 +96,7 @@ def html(comparison: Comparison, table: list[ResultRow], version: str = "") -> s
         data,
         **content,
         diagnosis=DIAGNOSIS if (comparison.folder / DIAGNOSIS).exists() else "",
-        downloads=_downloads(files(comparison, table)),
-        metrics=[(name, title.split(" (")[0].lower()) for name, title in curves.METRICS.items()],
+        downloads=_downloads(files(comparison, table), metric_of_all(comparison)),
         styles=style_list,
         order=order,
         deployables=deployables,
@@ -101,10 +106,27 @@ def html(comparison: Comparison, table: list[ResultRow], version: str = "") -> s
     )
 
 
-def _downloads(content: dict[str, str]) -> list[tuple[str, str, str]]:
+def about_curves(comparison: Comparison, group: tuple[str, str]) -> dict[str, dict[str, Any]]:
+    """Return title, axis, unit and decimals of each curve of a data set and network, by its name."""
+    text, places = metric_of(comparison, group[0]), decimals(comparison, group)
+    loss = {"unit": "", "places": 3}
+    metric = {"unit": text.after, "places": 1 if text.metric.percent else places}
+    return {
+        name: {"axis": title if name.endswith("loss") else text.caption(title)}
+        | (loss if name.endswith("loss") else metric)
+        for name, title in curves.titles(comparison, group).items()
+    }
+
+
+def _downloads(content: dict[str, str], text: MetricText) -> list[tuple[str, str, str]]:
     """Return name, label and address of each file; the address contains the file itself."""
+    values = "accuracies" if text.is_accuracy else "metrics" if text.several else text.name
     return [
-        (name, label, f"data:{kind};charset=utf-8;base64,{base64.b64encode(content[name].encode()).decode()}")
+        (
+            name,
+            label.format(values),
+            f"data:{kind};charset=utf-8;base64,{base64.b64encode(content[name].encode()).decode()}",
+        )
         for name, label, kind in _DOWNLOADS
         if name in content
     ]

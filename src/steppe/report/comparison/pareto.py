@@ -1,4 +1,4 @@
-"""Accuracy against cost: the figure, and the Pareto front in it."""
+"""The metric against cost: the figure, and the Pareto front in it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ from matplotlib.ticker import MaxNLocator
 
 from steppe.records import Comparison
 from steppe.report import plotting
-from steppe.report.comparison.summary import ResultRow, Spread, groups, rows, runs_of, spread
+from steppe.report.comparison.summary import ResultRow, Spread, groups, metric_of, rows, runs_of, spread
+from steppe.report.metric_text import ACCURACY_TEXT, MetricText
 from steppe.report.style import Style, styles
 
 CostAxis = Literal["gradients", "seconds"]
@@ -21,11 +22,11 @@ _LINE = 0.18
 
 @dataclass(frozen=True)
 class Point:
-    """One method: its cost, its test accuracy in percent, and where it and its label are drawn."""
+    """One method: its cost, its test value (accuracy: in percent), and where it and its label are drawn."""
 
     method: str
     cost: float
-    accuracy: Spread
+    value: Spread
     x: float
     label_x: float
     label_y: float
@@ -42,7 +43,7 @@ class Layout:
 
 
 def figure(comparison: Comparison, narrow: bool = False) -> Figure | None:
-    """Return test accuracy after the last epoch against the cost of a run; None before a run has finished.
+    """Return the metric on the test data after the last epoch against the cost; None before a run has finished.
 
     One panel per data set, network and cost. The costs are gradient evaluations (backward passes) and training
     seconds, means over seeds. Bars are the sample standard deviation over seeds. Methods of equal cost are drawn
@@ -64,7 +65,8 @@ def figure(comparison: Comparison, narrow: bool = False) -> Figure | None:
     for panel, (group, cost, layout) in zip(panels, layouts, strict=True):
         where = f"\n{', '.join(group)}" if len(groups(comparison)) > 1 else ""
         title = f"{COSTS[cost].capitalize()} of a run"
-        plotting.style_axes(panel, title, f"Test accuracy after the last epoch, %{where}")
+        text = metric_of(comparison, group[0])
+        plotting.style_axes(panel, title, text.caption(f"Test {text.name} after the last epoch") + where)
         _draw(panel, layout, style_of, labelled=not narrow)
     if narrow:
         having = {point.method for _, _, layout in layouts for point in layout.points}
@@ -75,8 +77,8 @@ def figure(comparison: Comparison, narrow: bool = False) -> Figure | None:
 def _draw(panel: Axes, layout: Layout, style_of: dict[str, Style], labelled: bool) -> None:
     panel.plot(*zip(*stairs(layout.front), strict=True), color=plotting.FAINT, linewidth=3, zorder=1)
     for point in layout.points:
-        style, mean = style_of[point.method], point.accuracy.mean
-        bar: dict[str, Any] = {"yerr": point.accuracy.std or 0.0, "elinewidth": 1.3, "markersize": 6}
+        style, mean = style_of[point.method], point.value.mean
+        bar: dict[str, Any] = {"yerr": point.value.std or 0.0, "elinewidth": 1.3, "markersize": 6}
         panel.errorbar(point.x, mean, fmt=style.marker or "o", color=style.light, **bar)
         if not labelled:
             continue
@@ -104,6 +106,7 @@ def place(
     ``step`` of the range of costs apart, and ``room`` of it is left for the last labels.
     """
     table = [r for r in rows(comparison) if (r.dataset, r.model) == group]
+    text = metric_of(comparison, group[0])
     items = [
         (r.method, value, r.last) for r in table if r.last and (value := _cost(comparison, r, cost)) is not None
     ]
@@ -111,35 +114,35 @@ def place(
         return None
     lowest = min(s.mean - (s.std or 0.0) for _, _, s in items)
     highest = max(s.mean + (s.std or 0.0) for _, _, s in items)
-    margin = 0.08 * (highest - lowest) or 1.0
+    margin = 0.08 * (highest - lowest) or (1.0 if text.metric.percent else 0.1 * abs(highest) or 1.0)
     y = (lowest - margin, highest + margin)
     costs = [c for _, c, _ in items]
     span = max(costs) - min(costs) or 0.5 * max(costs) or 1.0
     columns = _columns(items, 0.1 * span)
     points = [point for column in columns for point in _placed(column, y, gap, step * span)]
     x = (min(costs) - 0.08 * span, max(costs) + room * span)
-    return Layout(points, front(points), x, y)
+    return Layout(points, front(points, text), x, y)
 
 
-def front(points: Sequence[Point]) -> list[Point]:
-    """Return the Pareto front of mean accuracy and mean cost: the points that no other dominates, by rising cost.
+def front(points: Sequence[Point], text: MetricText = ACCURACY_TEXT) -> list[Point]:
+    """Return the Pareto front of mean value and mean cost: the points that no other dominates, by rising cost.
 
-    A point is dominated if another costs at most as much and is at least as accurate, and differs from it.
+    A point is dominated if another costs at most as much and is at least as good, and differs from it.
     """
 
     def dominates(a: Point, b: Point) -> bool:
-        (cost, mean), (other_cost, other_mean) = ((p.cost, p.accuracy.mean) for p in (a, b))
+        (cost, mean), (other_cost, other_mean) = ((p.cost, text.gain(p.value.mean)) for p in (a, b))
         return cost <= other_cost and mean >= other_mean and (cost, mean) != (other_cost, other_mean)
 
     return sorted((p for p in points if not any(dominates(q, p) for q in points)), key=lambda p: p.cost)
 
 
 def stairs(on_front: Sequence[Point]) -> list[tuple[float, float]]:
-    """Return the corners of the front's line: flat until a costlier method is more accurate."""
+    """Return the corners of the front's line: flat until a costlier method is better."""
     corners: list[tuple[float, float]] = []
     for point in on_front:
         corners += [(point.x, corners[-1][1])] if corners else []
-        corners += [(point.x, point.accuracy.mean)]
+        corners += [(point.x, point.value.mean)]
     return corners
 
 
@@ -174,8 +177,8 @@ def _placed(
     heights = _spaced([s.mean for _, _, s in column], gap * (y[1] - y[0]), y)
     label_x = max(xs.values()) + 1.5 * step
     return [
-        Point(method, cost, accuracy, xs[method], label_x, height)
-        for (method, cost, accuracy), height in zip(column, heights, strict=True)
+        Point(method, cost, value, xs[method], label_x, height)
+        for (method, cost, value), height in zip(column, heights, strict=True)
     ]
 
 

@@ -5,7 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from steppe.records import Comparison, Record
+from steppe.report import metric_text
+from steppe.report.formatting import samples_name
+from steppe.report.metric_text import ACCURACY_TEXT, MetricText, text_of
 from steppe.report.statistics import Difference, mean_std, paired_difference
+from steppe.tasks.metric import Metric
 
 BASELINE = "plain"
 
@@ -26,15 +30,18 @@ class ResultRow:
     Attributes:
         dataset, model, method, summary: Their names, and one sentence about the method.
         ok, failed, unfinished: Numbers of seeds. All that follows is over those that finished (``ok``).
-        last, best: Test accuracy in percent after the last epoch, and after the best validation epoch.
-        best_of_all: The largest test accuracy of any network, branch or ensemble at any epoch, in percent. It
-            cannot be chosen without the test images. None unless every epoch was tested (``watch.test``).
+        last, best: Value of the metric on the test data (accuracy: in percent) after the last epoch, and after
+            the best validation epoch.
+        best_of_all: The best test value of any network, branch or ensemble at any epoch. It cannot be chosen
+            without the test data. None unless every epoch was tested (``watch.test``).
         forward, backward, updates: Passes and optimizer updates per batch.
         seconds, time_ratio: Training seconds of a run, and over plain's on the seeds that both finished.
         memory: Peak memory in MB.
-        difference: Last-epoch test accuracy minus plain's, in percentage points, paired by seed.
+        difference: Last-epoch test value minus plain's (accuracy: in percentage points), paired by seed.
         controls: The same difference to each control of the method that this comparison has, plain excepted.
         decimals: Decimals worth printing.
+        text: How the metric of the data set is written.
+        samples: What the data set's samples are: images, rows, ...
     """
 
     dataset: str
@@ -56,6 +63,34 @@ class ResultRow:
     difference: Difference | None = None
     controls: dict[str, Difference] = field(default_factory=dict)
     decimals: int = 1
+    text: MetricText = ACCURACY_TEXT
+    samples: str = "images"
+
+
+def metric_of(comparison: Comparison, dataset: str) -> MetricText:
+    """Return how the metric of a data set is written; older records have none, which is accuracy.
+
+    Raises:
+        InputError: The metric of the record is damaged.
+    """
+    return MetricText(Metric.from_dict(comparison.data.get(dataset, {}).get("metric")))
+
+
+def metric_of_all(comparison: Comparison) -> MetricText:
+    """Return how the metrics of all data sets are written together."""
+    return text_of(metric_of(comparison, dataset).metric for dataset, _ in groups(comparison))
+
+
+def samples_of_all(comparison: Comparison) -> str:
+    """Return what the samples of all data sets are: images, rows, ..., or samples where they differ."""
+    names = {samples_name(about) for about in comparison.data.values()}
+    return names.pop() if len(names) == 1 else "samples" if names else "images"
+
+
+def value_of(block: Mapping[str, Any], text: MetricText, part: str = "") -> float | None:
+    """Return the metric's value in a block of a record, as it is printed; None if it has none."""
+    value = block.get(text.key(part))
+    return None if value is None else text.scale * float(value)
 
 
 def controls_of(comparison: Comparison, method: str) -> list[str]:
@@ -83,9 +118,18 @@ def runs_of(comparison: Comparison, group: tuple[str, str], method: str) -> list
     return [r for r in comparison.records if (r.dataset, r.model) == group and r.method == method]
 
 
-def decimals(comparison: Comparison, dataset: str, part: str = "test") -> int:
-    """Return how many decimals of an accuracy are worth printing: 2 from 2,000 images on, else 1."""
-    return 2 if (comparison.data.get(dataset, {}).get(part) or 0) >= 2000 else 1
+def decimals(comparison: Comparison, group: tuple[str, str], part: str = "test") -> int:
+    """Return how many decimals of the metric are worth printing.
+
+    Percent have 2 from 2,000 samples on, else 1. Other metrics show two digits of the spread over seeds.
+    """
+    dataset = group[0]
+    text = metric_of(comparison, dataset)
+    if text.metric.percent:
+        return 2 if (comparison.data.get(dataset, {}).get(part) or 0) >= 2000 else 1
+    finished = (_results(runs_of(comparison, group, method)) for method in comparison.methods)
+    spreads = [s for results in finished if (s := spread(_last(results, text).values()))]
+    return metric_text.decimals([s.mean for s in spreads], [s.std for s in spreads if s.std is not None])
 
 
 def rows(comparison: Comparison) -> list[ResultRow]:
@@ -118,10 +162,11 @@ def _row(comparison: Comparison, group: tuple[str, str], method: str) -> ResultR
     records = runs_of(comparison, group, method)
     statuses = [r.status for r in records]
     results = _results(records)
-    last = _last(results)
+    text = metric_of(comparison, group[0])
+    last = _last(results, text)
     plain = _results(runs_of(comparison, group, BASELINE))
     others = {c: _results(runs_of(comparison, group, c)) for c in controls_of(comparison, method)}
-    controls = {c: paired(last, _last(runs)) for c, runs in others.items()}
+    controls = {c: paired(last, _last(runs, text)) for c, runs in others.items()}
     passes = [r.get("passes") or {} for r in results.values()]
     return ResultRow(
         dataset=group[0],
@@ -132,17 +177,19 @@ def _row(comparison: Comparison, group: tuple[str, str], method: str) -> ResultR
         failed=statuses.count("failed"),
         unfinished=statuses.count("unfinished"),
         last=spread(last.values()),
-        best=spread(_accuracy(r, "best") for r in results.values()),
-        best_of_all=spread(_best_of_all(r) for r in records if r.status == "ok"),
+        best=spread(value_of(r["test"].get("best") or {}, text) for r in results.values()),
+        best_of_all=spread(_best_of_all(r, text) for r in records if r.status == "ok"),
         forward=_mean(p.get("forward") for p in passes),
         backward=_mean(p.get("backward") for p in passes),
         updates=_mean(p.get("updates") for p in passes),
         seconds=_mean(r.get("seconds") for r in results.values()),
         time_ratio=_time_ratio(results, plain),
         memory=_mean(r.get("peak_memory_mb") for r in results.values()),
-        difference=None if method == BASELINE else paired(last, _last(plain)),
+        difference=None if method == BASELINE else paired(last, _last(plain, text)),
         controls={c: difference for c, difference in controls.items() if difference},
-        decimals=decimals(comparison, group[0]),
+        decimals=decimals(comparison, group),
+        text=text,
+        samples=samples_name(comparison.data.get(group[0], {})),
     )
 
 
@@ -150,24 +197,22 @@ def _results(records: list[Record]) -> dict[int, dict[str, Any]]:
     return {r.seed: r.result for r in records if r.status == "ok" and r.result is not None}
 
 
-def _last(results: Mapping[int, Mapping[str, Any]]) -> dict[int, float | None]:
-    return {seed: _accuracy(result, "last") for seed, result in results.items()}
+def _last(results: Mapping[int, Mapping[str, Any]], text: MetricText) -> dict[int, float | None]:
+    return {seed: value_of(result["test"].get("last") or {}, text) for seed, result in results.items()}
 
 
-def _accuracy(result: Mapping[str, Any], which: str) -> float | None:
-    accuracy = (result["test"].get(which) or {}).get("accuracy")
-    return None if accuracy is None else 100 * accuracy
-
-
-def _best_of_all(record: Record) -> float | None:
-    """Return the largest test accuracy of any output at any epoch, in percent; None if no epoch was tested."""
-    accuracies = [
-        float(output["accuracy"])
+def _best_of_all(record: Record, text: MetricText) -> float | None:
+    """Return the best test value of any output at any epoch; None if no epoch was tested."""
+    values = [
+        value
         for line in record.metrics
-        for output in ({"accuracy": line.get("test_accuracy")}, *(line.get("test_outputs") or {}).values())
-        if output.get("accuracy") is not None
+        for value in (
+            value_of(line, text, "test"),
+            *(value_of(output, text) for output in (line.get("test_outputs") or {}).values()),
+        )
+        if value is not None
     ]
-    return 100 * max(accuracies) if accuracies else None
+    return text.best(values) if values else None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -12,10 +12,10 @@ from rich.text import Text
 from steppe.report import formatting
 from steppe.report.comparison.summary import BASELINE, ResultRow
 from steppe.report.formatting import by_group, plain_text
+from steppe.report.metric_text import MetricText, caption, csv_cells, csv_heads, text_of
 from steppe.report.statistics import Difference
 
 _PASSES = "Best val.: at the best validation epoch. Passes: forward / backward / updates per batch."
-_BEST_OF_ALL = f"{formatting.BEST_OF_ALL}, %"
 
 
 class _Column(NamedTuple):
@@ -24,14 +24,19 @@ class _Column(NamedTuple):
     title: str
     cell: Callable[[ResultRow], str]
     priority: int = 0
+    unit: bool = False
+
+    def head(self, text: MetricText) -> str:
+        """Return the title, of a value of the metric with its unit."""
+        return text.with_unit(self.title) if self.unit else self.title
 
 
 _COLUMNS = (
     _Column("method", lambda r: plain_text(r.method)),
     _Column("seeds", formatting.seeds),
-    _Column("last epoch, %", lambda r: formatting.spread(r.last, r.decimals)),
-    _Column("best val., %", lambda r: formatting.spread(r.best, r.decimals), 4),
-    _Column(_BEST_OF_ALL, lambda r: formatting.spread(r.best_of_all, r.decimals), 3),
+    _Column("last epoch", lambda r: formatting.spread(r.last, r.decimals), unit=True),
+    _Column("best val.", lambda r: formatting.spread(r.best, r.decimals), 4, unit=True),
+    _Column(formatting.BEST_OF_ALL, lambda r: formatting.spread(r.best_of_all, r.decimals), 3, unit=True),
     _Column("minus plain", lambda r: _marked(r.difference, r)),
     _Column("passes", formatting.passes, 3),
     _Column("seconds", lambda r: formatting.number(r.seconds, 1), 1),
@@ -61,13 +66,13 @@ def markdown(rows: list[ResultRow]) -> str:
         return "<br>".join(texts) or formatting.NONE
 
     lines: list[str] = []
-    for title, group in by_group(rows):
+    for title, group in _titled(rows):
         columns: dict[str, Callable[[ResultRow], str]] = {}
         for c in _columns(rows):
             if c.title == "minus plain":
                 columns |= {c.title: lambda row: difference(row.difference, row), "minus control": controls}
             else:
-                columns[c.title] = lambda row, c=c: cell(c.cell(row))  # type: ignore[misc]
+                columns[c.head(group[0].text)] = lambda row, c=c: cell(c.cell(row))  # type: ignore[misc]
         lines += [f"### {cell(title)}", "", _line(list(columns)), _line(["---"] + ["---:"] * (len(columns) - 1))]
         lines += [_line([content(row) for content in columns.values()]) for row in group]
         lines.append("")
@@ -76,19 +81,23 @@ def markdown(rows: list[ResultRow]) -> str:
 
 
 def csv(rows: list[ResultRow]) -> str:
-    """Return one line per row with unrounded numbers: percent, percentage points, seconds, MB."""
-    controls = _controls(rows)
-    heads = ["dataset", "model", "method", "n", "failed", "unfinished"]
-    accuracies = ["last", "best_val", *(["best_of_all"] if _best_of_all(rows) else [])]
-    heads += [f"test_{which}_{part}" for which in accuracies for part in ("mean", "std")]
+    """Return one line per row with unrounded numbers: the metric (percent if it is a share), seconds, MB.
+
+    Unless all rows are accuracies, further columns have the metric's name, unit and direction.
+    """
+    controls, texts = _controls(rows), [row.text for row in rows]
+    heads = ["dataset", "model", *csv_heads(texts), "method", "n", "failed", "unfinished"]
+    values = ["last", "best_val", *(["best_of_all"] if _best_of_all(rows) else [])]
+    heads += [f"test_{which}_{part}" for which in values for part in ("mean", "std")]
     heads += ["forward", "backward", "updates", "seconds", "time_ratio", "peak_memory_mb"]
     for name in ["plain", *controls]:
         heads += [f"minus_{formatting.inert(name)}{part}" for part in ("", "_low", "_high", "_n", "_p")]
     lines: list[list[object]] = [[*heads]]
     for row in rows:
-        cells: list[object] = [formatting.inert(c) for c in (row.dataset, row.model, row.method)]
+        about = csv_cells(row.text, texts)
+        cells: list[object] = [formatting.inert(c) for c in (row.dataset, row.model, *about, row.method)]
         cells += [row.ok, row.failed, row.unfinished]
-        for value in (row.last, row.best, row.best_of_all)[: len(accuracies)]:
+        for value in (row.last, row.best, row.best_of_all)[: len(values)]:
             cells += [value.mean, value.std] if value else [None, None]
         cells += [row.forward, row.backward, row.updates, row.seconds, row.time_ratio, row.memory]
         for d in [row.difference, *(row.controls.get(name) for name in controls)]:
@@ -112,9 +121,9 @@ def latex(rows: list[ResultRow]) -> str:
 
     columns = _columns(rows)
     columns = columns[: [c.title for c in columns].index("minus plain")]
-    for title, group in by_group(rows):
+    for title, group in _titled(rows):
         controls = _controls(group)
-        heads = [_tex(c.title.capitalize()) for c in columns] + ["Minus plain"]
+        heads = [_tex(_capital(c.head(group[0].text))) for c in columns] + ["Minus plain"]
         heads += [f"Minus {_tex(plain_text(name))}" for name in controls] + ["Passes", "Time"]
         lines += [f"% {plain_text(title)}", rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule"]
         lines += [" & ".join(heads) + r" \\", r"\midrule"]
@@ -143,13 +152,13 @@ class _Terminal:
 
         left_out: list[str] = []
         every = _columns(self.rows)
-        for title, group in by_group(self.rows):
+        for title, group in _titled(self.rows):
             for least in range(5):
                 columns = [c for c in every if not 0 < c.priority <= least]
                 table = _results(title, group, columns, text)
                 if Measurement.get(console, options.update(width=1000), table).maximum <= options.max_width:
                     break
-            left_out = max(left_out, [c.title for c in every if c not in columns], key=len)
+            left_out = max(left_out, [c.head(group[0].text) for c in every if c not in columns], key=len)
             yield table
             if any(row.controls for row in group):
                 yield _against_controls(group, text)
@@ -165,7 +174,7 @@ def _results(title: str, rows: list[ResultRow], columns: list[_Column], text: Ca
     for column in columns:
         left = column.title in ("method", "seeds", "minus plain")
         options = {"no_wrap": column.title != "method", "overflow": "fold"}
-        table.add_column(Text(column.title), justify="left" if left else "right", **options)  # type: ignore[arg-type]
+        table.add_column(Text(text(column.head(rows[0].text))), justify="left" if left else "right", **options)  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*(Text(text(c.cell(row)), style=_style(c, row)) for c in columns))
     return table
@@ -194,13 +203,27 @@ def _marked(difference: Difference | None, row: ResultRow) -> str:
 
 
 def _columns(rows: list[ResultRow]) -> list[_Column]:
-    return [c for c in _COLUMNS if c.title != _BEST_OF_ALL or _best_of_all(rows)]
+    return [c for c in _COLUMNS if c.title != formatting.BEST_OF_ALL or _best_of_all(rows)]
+
+
+def _titled(rows: list[ResultRow]) -> list[tuple[str, list[ResultRow]]]:
+    """Return the rows of each table under its title, which names a metric other than accuracy."""
+    return [(caption(title, group[0].text), group) for title, group in by_group(rows)]
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _best_of_all(rows: list[ResultRow]) -> list[str]:
     """Return the note on 'best of all', where some row has it."""
-    has_it = any(row.best_of_all is not None for row in rows)
-    return [f"{formatting.BEST_OF_ALL.capitalize()}: {formatting.ABOUT_BEST_OF_ALL}"] if has_it else []
+    having = [row for row in rows if row.best_of_all is not None]
+    if not having:
+        return []
+    text = text_of(row.text.metric for row in having)
+    samples = {row.samples for row in having}
+    about = formatting.about_best_of_all(text, samples.pop() if len(samples) == 1 else "samples")
+    return [f"{formatting.BEST_OF_ALL.capitalize()}: {about}"]
 
 
 def _controls(rows: list[ResultRow]) -> list[str]:

@@ -19,6 +19,7 @@ from steppe.report.diagnosis.summary import (
     rank_correlation,
     with_settings,
 )
+from steppe.report.diagnosis.wording import WORDING, Wording
 from steppe.report.formatting import listed, plain_text
 from steppe.report.statistics import Difference, holm
 
@@ -27,20 +28,19 @@ COMPARED = (*SHARPNESS, CORRUPTED)
 
 
 def sentences(rows: list[DiagnosisRow]) -> str:
-    """Return which methods differ from plain, and which measures of sharpness correlate with test accuracy."""
+    """Return which methods differ from plain, and which measures of sharpness correlate with the test metric."""
     return " ".join(filter(None, (_compared_with_plain(rows), _correlations(rows))))
 
 
 def _compared_with_plain(rows: list[DiagnosisRow]) -> str:
     """Return which methods differ significantly from plain, by every measure of the table of differences."""
-    settings = rows[0].runs[0].diagnosis["settings"]
     measures: dict[tuple[bool, str], list[str]] = {}
     p: list[float] = []
     for measure in COMPARED:
         differences = {m: d for m, d in differences_to_plain(rows, measure).items() if d.p is not None}
         p += [d.p for d in differences.values() if d.p is not None]
         if differences:
-            name = with_settings(measure.name, settings).removesuffix(", %")
+            name = with_settings(measure.name, rows[0]).removesuffix(", %")
             measures.setdefault((measure is CORRUPTED, compared(differences)), []).append(name)
     if not p:
         return ""
@@ -56,40 +56,43 @@ def _compared_with_plain(rows: list[DiagnosisRow]) -> str:
 
 
 def _correlations(rows: list[DiagnosisRow]) -> str:
-    """Return which measures are significantly rank-correlated with test accuracy."""
+    """Return which measures are significantly rank-correlated with the test metric."""
+    text = rows[0].wording.text
     results = [(m, t) for m in SHARPNESS if (t := rank_correlation(rows, m))]
     if not results:
-        return "A rank correlation needs at least three methods of different accuracy."
+        return f"A rank correlation needs at least three methods of different {text.name}."
     methods = results[0][1].n
     significant = [(m, t) for m, t in results if t.p <= 0.05]
     if not significant:
         # Of n methods the smallest p is 2 / n!, which is above 0.05 up to n = 4.
         note = f"{methods} methods are too few to tell" if methods < 5 else f"{methods} methods"
         return (
-            f"None of the {len(results)} sharpness measures is significantly rank-correlated with test accuracy "
+            f"None of the {len(results)} sharpness measures is significantly rank-correlated with test {text.name} "
             f"({note})."
         )
-    settings = rows[0].runs[0].diagnosis["settings"]
+    better = "more accurate" if text.is_accuracy else "better"
     texts = [
-        f"{with_settings(m.name, settings)} ({'flatter' if t.tau < 0 else 'sharper'} is more accurate, "
+        f"{with_settings(m.name, rows[0])} ({'flatter' if text.gain(t.tau) < 0 else 'sharper'} is {better}, "
         f"tau {t.tau:+.2f}, p {t.p:.2g})"
         for m, t in significant
     ]
     are = "is" if len(significant) == 1 else "are"
     return (
         f"Over {methods} methods, {len(significant)} of {len(results)} sharpness measures {are} significantly "
-        f"rank-correlated with test accuracy: {'; '.join(texts)}."
+        f"rank-correlated with test {text.name}: {'; '.join(texts)}."
     )
 
 
 def differences(rows: list[DiagnosisRow]) -> dict[str, Any] | None:
     """Return a table of differences to plain training; None without plain."""
-    by_column = [differences_to_plain(rows, measure) for measure in COMPARED]
+    corrupted = any(CORRUPTED.of(run) is not None for row in rows for run in row.runs)
+    measures = COMPARED if corrupted else SHARPNESS
+    by_column = [differences_to_plain(rows, measure) for measure in measures]
     if not any(by_column):
         return None
-    settings = rows[0].runs[0].diagnosis["settings"]
     return {
-        "heads": [with_settings(m.name, settings) for m in COMPARED],
+        "heads": [with_settings(m.name, rows[0]) for m in measures],
+        "corrupted": corrupted,
         "intervals": any(d.low is not None for column in by_column for d in column.values()),
         "rows": [
             (plain_text(row.method), [_difference(column.get(row.method)) for column in by_column])
@@ -110,7 +113,7 @@ def _difference(value: Difference | None) -> dict[str, Any] | None:
     }
 
 
-def about_trajectories(content: dict[str, Any]) -> str:
+def about_trajectories(content: dict[str, Any], wording: Wording = WORDING) -> str:
     """Return the caption of the trajectories."""
     distances = [r for track in content["tracks"] for r in track["residuals"]]
     lowest = tied(content["tracks"], lambda track: -_finite(track["own"][-1]))
@@ -118,10 +121,10 @@ def about_trajectories(content: dict[str, Any]) -> str:
         f"The weights of seed {content['seed']}'s runs during training, on the plane of the "
         "first two principal components of all saved weights: one dot per saved epoch, the last one large. The "
         "loss is that of the weights on the plane, with BatchNorm statistics estimated anew on "
-        f"{content['extent']['statistics']} training images. The saved weights are {min(distances):.2g} to "
+        f"{content['extent']['statistics']} training {wording.samples}. The saved weights are {min(distances):.2g} to "
         f"{max(distances):.2g} away from the plane, so the shade under a dot is not its loss. With its own "
         f"weights and statistics, {listed([plain_text(track['name']) for track in lowest])} "
-        f"{'ends' if len(lowest) == 1 else 'end'} lowest, at {_finite(lowest[0]['own'][-1]):.3g} nats."
+        f"{'ends' if len(lowest) == 1 else 'end'} lowest, at {_finite(lowest[0]['own'][-1]):.3g}{wording.after}."
     )
     names = [plain_text(t["name"]) for t in content["tracks"] if t["name"] != t["method"]]
     text += (
@@ -133,7 +136,7 @@ def about_trajectories(content: dict[str, Any]) -> str:
     return text + (f" Not drawn, since they have another architecture: {', '.join(others)}." if others else "")
 
 
-def about_endpoints(content: dict[str, Any]) -> str:
+def about_endpoints(content: dict[str, Any], wording: Wording = WORDING) -> str:
     """Return the caption of the runs' endpoints."""
     start, *ends = content["residuals"]
     barriers = {name: _finite(path["barrier"]) for name, path in content["paths"].items()}
@@ -144,8 +147,8 @@ def about_endpoints(content: dict[str, Any]) -> str:
         "their start and ends, and the loss along straight lines from one end to the others. The start is "
         f"{start:.2g} away from the plane and the ends are {min(ends):.2g} to {max(ends):.2g} away, so the shade "
         "under an end is not its loss. BatchNorm statistics are estimated anew at every point on "
-        f"{content['extent']['statistics']} training images; the losses of the table are with each network's own. "
-        f"The highest barrier, {barriers[highest[0]]:.2g} nats, {on} to {listed(list(map(plain_text, highest)))}."
+        f"{content['extent']['statistics']} training {wording.samples}; the losses of the table are with each network's own. "
+        f"The highest barrier, {barriers[highest[0]]:.2g}{wording.after}, {on} to {listed(list(map(plain_text, highest)))}."
     )
 
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from steppe.records import Comparison
 from steppe.report import _html, formatting, plotting
-from steppe.report.diagnosis.summary import ACCURACY, SHARPNESS, DiagnosisRow, with_settings
+from steppe.report.diagnosis.summary import METRIC, SHARPNESS, DiagnosisRow, with_settings
 from steppe.report.plotting import FAINT, INK, NARROW, label, numbers, over_seeds, style_axes
 from steppe.report.style import styles
 
@@ -23,12 +23,15 @@ _DISTANCE = "Distance along one random direction, in filter norms"
 def lines(comparison: Comparison, rows: Sequence[DiagnosisRow], narrow: bool = False) -> Figure:
     """Return loss and accuracy along one random direction: mean over seeds, band from lowest to highest.
 
+    There is no accuracy of targets that are no classes.
+
     The direction's noise is the same for all runs; each network moves at the scale of its own filters (Li et al.,
     NeurIPS 2018; figure 2 of the RWP paper).
     """
-    figure, panels = plotting.new_figure(1, 2, (11, 4.2), narrow=narrow)
+    scales = [("loss", 1.0, rows[0].wording.with_unit("Loss"))]
+    scales += [("accuracy", 100.0, "Accuracy, %")] if has_accuracy(rows) else []
+    figure, panels = plotting.new_figure(1, len(scales), (11, 4.2), narrow=narrow)
     style_of = styles(comparison)
-    scales = (("loss", 1.0, "Loss, nats"), ("accuracy", 100.0, "Accuracy, %"))
     for panel, (key, scale, title) in zip(panels, scales, strict=True):
         for order, row in enumerate(rows):
             at = row.runs[0].diagnosis["line"]["at"]
@@ -41,6 +44,11 @@ def lines(comparison: Comparison, rows: Sequence[DiagnosisRow], narrow: bool = F
         panels[0].set_yscale("log")
     plotting.legend(figure, style_of, (row.method for row in rows))
     return figure
+
+
+def has_accuracy(rows: Sequence[DiagnosisRow]) -> bool:
+    """Return whether the runs have an accuracy along the line."""
+    return all(v is not None for row in rows for run in row.runs for v in run.diagnosis["line"]["accuracy"])
 
 
 def planes(comparison: Comparison, rows: Sequence[DiagnosisRow], narrow: bool = False) -> Figure:
@@ -76,7 +84,8 @@ def planes(comparison: Comparison, rows: Sequence[DiagnosisRow], narrow: bool = 
         panel.grid(visible=False)
     for panel in panels[len(rows) :]:
         panel.set_visible(False)
-    plotting.color_bar(figure, contours, panels, "Loss, nats (one scale for all)", shrink=0.8, pad=0.015)
+    title = f"{rows[0].wording.with_unit('Loss')} (one scale for all)"
+    plotting.color_bar(figure, contours, panels, title, shrink=0.8, pad=0.015)
     return figure
 
 
@@ -85,7 +94,8 @@ def surfaces(rows: Sequence[DiagnosisRow]) -> dict[str, Any]:
     levels = levels_of(rows)
     planes = [row.runs[0].diagnosis["plane"] for row in rows]
     surfaces = [{"at": plane["at"], "loss": _html.rounded(plane["loss"])} for plane in planes]
-    scale = {"low": levels.at[0], "high": levels.at[-1], "log": levels.log}
+    title = rows[0].wording.with_unit("loss")
+    scale = {"title": title, "low": levels.at[0], "high": levels.at[-1], "log": levels.log}
     return {"scale": scale, "surfaces": surfaces}
 
 
@@ -174,7 +184,7 @@ def filters(comparison: Comparison, rows: Sequence[DiagnosisRow], narrow: bool =
 def scatter(
     comparison: Comparison, rows: Sequence[DiagnosisRow], notes: dict[str, str], narrow: bool = False
 ) -> Figure:
-    """Return test accuracy against each measure of sharpness, a point per run; ``notes`` go below the titles."""
+    """Return the test metric against each measure of sharpness, a point per run; ``notes`` go below the titles."""
     columns = 2 if narrow else 4
     count = -(-len(SHARPNESS) // columns)
     figure, panels = plotting.new_figure(count, columns, (NARROW if narrow else 11.5, 2.9 * count + 0.3))
@@ -182,13 +192,17 @@ def scatter(
     for i, (panel, measure) in enumerate(zip(panels, SHARPNESS, strict=False)):
         values: list[float] = []
         for row in rows:
-            points = [(x, y) for run in row.runs if (x := measure.of(run)) is not None and (y := ACCURACY.of(run))]
+            points = [
+                (x, y)
+                for run in row.runs
+                if (x := measure.of(run)) is not None and (y := METRIC.of(run)) is not None
+            ]
             values += [x for x, _ in points]
             style = style_of[row.method]
             mark: dict[str, Any] = {"marker": style.marker or "o", "color": style.light, "markersize": 5}
-            panel.plot(*zip(*points, strict=True), linestyle="", **mark)
-        title = with_settings(measure.name, rows[0].runs[0].diagnosis["settings"])
-        style_axes(panel, measure.axis, f"{title}\n{notes[measure.name]}")
+            panel.plot([x for x, _ in points], [y for _, y in points], linestyle="", **mark)
+        title = with_settings(measure.name, rows[0])
+        style_axes(panel, with_settings(measure.axis, rows[0]), f"{title}\n{notes[measure.name]}")
         if values and min(values) > 0 and max(values) > 50 * min(values):
             panel.set_xscale("log")
             panel.xaxis.set_minor_formatter(NullFormatter())
@@ -197,7 +211,7 @@ def scatter(
             panel.xaxis.set_major_locator(MaxNLocator(3 if narrow else 4, steps=[1, 2, 5, 10]))
         panel.margins(0.08)
         if i % columns == 0:
-            panel.set_ylabel("Test accuracy, %", fontsize=9, color=INK)
+            panel.set_ylabel(with_settings(METRIC.name, rows[0]), fontsize=9, color=INK, parse_math=False)
         else:
             panel.set_yticklabels([])
     used = panels[: len(SHARPNESS)]

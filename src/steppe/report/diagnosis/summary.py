@@ -1,15 +1,18 @@
 """The diagnoses of a comparison's runs: a row per method, differences to plain, rank correlations."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from steppe.errors import InputError
 from steppe.records import Comparison, Record
-from steppe.report.comparison.summary import BASELINE, Spread, paired, runs_of, spread
+from steppe.report.comparison.summary import BASELINE, Spread, paired, runs_of, spread, value_of
+from steppe.report.diagnosis.wording import WORDING, Wording, wording_of
+from steppe.report.metric_text import MetricText
 from steppe.report.statistics import Difference
+from steppe.tasks.metric import Metric
 
 DIAGNOSIS, ENDS, PATHS = "diagnosis.json", "diagnosis-ends.json", "diagnosis-paths.json"
 
@@ -30,7 +33,7 @@ class Measure:
     about: str
     of: Callable[[DiagnosedRun], float | None]
     decimals: int | None = None
-    axis: str = "Rise of the loss, nats"
+    axis: str = "Rise of the loss{nats}"
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,12 @@ class DiagnosisRow:
     method: str
     runs: list[DiagnosedRun]
     values: dict[str, Spread | None]
+    wording: Wording = WORDING
 
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """Kendall's tau-b of a measure with test accuracy, over the means of ``n`` methods, and its exact p-value."""
+    """Kendall's tau-b of a measure with the test metric, over the means of ``n`` methods, and its exact p-value."""
 
     tau: float
     p: float
@@ -63,10 +67,10 @@ def at(*path: str, scale: float = 1.0) -> Callable[[DiagnosedRun], float | None]
     return value
 
 
-def _accuracy(run: DiagnosedRun) -> float | None:
+def _metric(run: DiagnosedRun) -> float | None:
     result = run.record.result or {}
-    value = ((result.get("test") or {}).get(run.diagnosis["which"]) or {}).get("accuracy")
-    return None if value is None else 100 * float(value)
+    block = (result.get("test") or {}).get(run.diagnosis["which"]) or {}
+    return value_of(block, MetricText(Metric.from_dict(result.get("metric"))))
 
 
 def _line_rise(run: DiagnosedRun) -> float | None:
@@ -83,7 +87,7 @@ def _gradients(run: DiagnosedRun) -> float | None:
     return None if value is None else float(value)
 
 
-ACCURACY = Measure("Test accuracy, %", "Of the weights that were measured.", _accuracy, 1)
+METRIC = Measure("Test {metric}", "Of the weights that were measured.", _metric, 1)
 
 SHARPNESS = (
     Measure(
@@ -123,12 +127,14 @@ CORRUPTED = Measure(
     "Corrupted accuracy, %", "Mean over 15 corruptions at 5 severities.", at("robustness", "mean", scale=100), 1
 )
 
+CALIBRATION = Measure("ECE, %", "Expected calibration error.", at("calibration", "ece", scale=100), 1)
+
 MEASURES = (
-    ACCURACY,
-    Measure("Loss", "Cross-entropy on the images measured, in nats.", at("loss")),
+    METRIC,
+    Measure("Loss", "{loss} on the {samples} measured{in_nats}.", at("loss")),
     *SHARPNESS,
     CORRUPTED,
-    Measure("ECE, %", "Expected calibration error.", at("calibration", "ece", scale=100), 1),
+    CALIBRATION,
     Measure("Gradient evaluations", "Backward passes over a batch in the whole run: the cost.", _gradients, 0),
 )
 
@@ -179,13 +185,19 @@ def _read(path: Path) -> dict[str, Any]:
 
 def diagnosis_rows(comparison: Comparison, group: tuple[str, str], runs: list[DiagnosedRun]) -> list[DiagnosisRow]:
     """Return a row per method of one data set and network that has a diagnosed run, in the order of the study."""
-    rows = []
+    rows, wording = [], wording_of(comparison, group[0])
     for method in comparison.methods:
         digests = {r.digest for r in runs_of(comparison, group, method)}
         own = [run for run in runs if run.record.digest in digests]
         if own:
-            rows.append(DiagnosisRow(method, own, {m.name: over_runs(own, m) for m in MEASURES}))
+            rows.append(DiagnosisRow(method, own, {m.name: over_runs(own, m) for m in MEASURES}, wording))
     return rows
+
+
+def present(rows: list[DiagnosisRow], measures: Sequence[Measure] = MEASURES) -> list[Measure]:
+    """Return the measures; those of classes only if a row has them."""
+    absent = [m for m in (CORRUPTED, CALIBRATION) if not any(row.values.get(m.name) for row in rows)]
+    return [m for m in measures if m not in absent]
 
 
 def over_runs(runs: list[DiagnosedRun], measure: Measure) -> Spread | None:
@@ -202,12 +214,12 @@ def differences_to_plain(rows: list[DiagnosisRow], measure: Measure) -> dict[str
 
 
 def rank_correlation(rows: list[DiagnosisRow], measure: Measure) -> RankCorrelation | None:
-    """Return the rank correlation of a measure with test accuracy; None for fewer than 3 methods or a constant.
+    """Return the rank correlation of a measure with the test metric; None for fewer than 3 methods or a constant.
 
     Kendall's tau-b over method means (Kendall, Biometrika 33, 1945), -1 to 1. The p-value is that of "no
     association" with methods as independent draws, exact without ties.
     """
-    pairs = [(a.mean, b.mean) for r in rows if (a := r.values[ACCURACY.name]) and (b := r.values[measure.name])]
+    pairs = [(a.mean, b.mean) for r in rows if (a := r.values[METRIC.name]) and (b := r.values[measure.name])]
     if len(pairs) < 3 or any(len({p[i] for p in pairs}) == 1 for i in (0, 1)):
         return None
     from scipy.stats import kendalltau
@@ -216,6 +228,7 @@ def rank_correlation(rows: list[DiagnosisRow], measure: Measure) -> RankCorrelat
     return RankCorrelation(float(result.statistic), float(result.pvalue), len(pairs))
 
 
-def with_settings(text: str, settings: Mapping[str, Any]) -> str:
-    """Return a measure's name or sentence with the settings in place."""
-    return text.format(**settings, adaptive=10 * settings["rho"])
+def with_settings(text: str, row: DiagnosisRow) -> str:
+    """Return a measure's name or sentence with settings, metric and loss in place."""
+    settings = row.runs[0].diagnosis["settings"]
+    return text.format(**row.wording.settings() | settings, adaptive=10 * settings["rho"])

@@ -12,18 +12,21 @@ from matplotlib.ticker import MaxNLocator
 from steppe.records import Comparison
 from steppe.report import plotting
 from steppe.report.diagnosis.summary import DiagnosisRow
+from steppe.report.diagnosis.wording import WORDING, Wording
 from steppe.report.plotting import INK, label, numbers, over_seeds
 from steppe.report.style import Style, styles
 
 
-def ends(comparison: Comparison, content: dict[str, Any], narrow: bool = False) -> Figure:
+def ends(
+    comparison: Comparison, content: dict[str, Any], wording: Wording = WORDING, narrow: bool = False
+) -> Figure:
     """Return the plane through the start and the ends of one seed's runs, and the loss along straight lines.
 
     The plane is that of the first two principal components (figures 2 to 5 of the OKDPH paper's supplement).
     """
     figure, (plane, lines) = plotting.new_figure(1, 2, (11, 5), narrow=narrow)
     style_of = styles(comparison)
-    _background(figure, plane, content, "Start and ends of one seed")
+    _background(figure, plane, content, "Start and ends of one seed", wording)
     start, *places = content["places"]
     _start(plane, start)
     for method, place in zip(content["methods"], places, strict=True):
@@ -35,19 +38,24 @@ def ends(comparison: Comparison, content: dict[str, Any], narrow: bool = False) 
         along = np.linspace(0, 1, values.shape[1]).tolist()
         plotting.band(lines, along, over_seeds(values), style_of[method], order, every=2)
     first = label(content["methods"][0]).strip()
-    plotting.style_axes(lines, f"From {first} (0) straight to the method (1)", "Loss along the line, nats")
+    plotting.style_axes(
+        lines, f"From {first} (0) straight to the method (1)", wording.with_unit("Loss along the line")
+    )
     plotting.legend(figure, style_of, content["methods"])
     return figure
 
 
-def trajectories(comparison: Comparison, content: dict[str, Any], narrow: bool = False) -> Figure:
+def trajectories(
+    comparison: Comparison, content: dict[str, Any], wording: Wording = WORDING, narrow: bool = False
+) -> Figure:
     """Return the trajectories of one seed's runs, on the plane closest to all of them.
 
     A dot is an epoch whose weights were saved, the large mark the last one. The first run's start is marked.
     """
     figure, (panel,) = plotting.new_figure(1, 1, (11, 6.4), narrow=narrow)
     style_of = styles(comparison)
-    _background(figure, panel, content, "Weights of one seed's runs:\none dot per saved epoch, the last one large")
+    title = "Weights of one seed's runs:\none dot per saved epoch, the last one large"
+    _background(figure, panel, content, title, wording)
     for track in content["tracks"]:
         style = style_of[track["method"]]
         x, y = np.array(track["places"]).T
@@ -75,7 +83,10 @@ def with_sharpness(rows: Sequence[DiagnosisRow]) -> dict[str, dict[int, list[flo
 
 
 def over_epochs(
-    comparison: Comparison, methods: dict[str, dict[int, list[float]]], narrow: bool = False
+    comparison: Comparison,
+    methods: dict[str, dict[int, list[float]]],
+    wording: Wording = WORDING,
+    narrow: bool = False,
 ) -> Figure:
     """Return SAM's sharpness during training: mean over seeds, band from the lowest to the highest.
 
@@ -85,14 +96,14 @@ def over_epochs(
     style_of = styles(comparison)
     for order, (method, values) in enumerate(methods.items()):
         plotting.band(panel, [*values], over_seeds(numbers([*values.values()]).T), style_of[method], order)
-    title = "SAM sharpness on training images:\nrise of the loss, nats"
+    title = f"SAM sharpness on training {wording.samples}:\n{wording.with_unit('rise of the loss')}"
     plotting.style_axes(panel, "Epoch", title)
     panel.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     plotting.legend(figure, style_of, methods)
     return figure
 
 
-def _background(figure: Figure, panel: Axes, content: dict[str, Any], title: str) -> None:
+def _background(figure: Figure, panel: Axes, content: dict[str, Any], title: str, wording: Wording) -> None:
     """Draw the loss on a plane of principal components, in shades, with axes that name their explained variance.
 
     The scale is that of `plotting.levels`; what is above has the strongest shade.
@@ -105,7 +116,7 @@ def _background(figure: Figure, panel: Axes, content: dict[str, Any], title: str
     plotting.style_axes(panel, f"First component, distance in weights\n({first} of the variance)", title)
     panel.set_ylabel(f"Second component ({second} of the variance)", fontsize=9, color=INK)
     panel.grid(visible=False)
-    plotting.color_bar(figure, contours, panel, "Loss on the plane, nats", shrink=0.85, pad=0.02)
+    plotting.color_bar(figure, contours, panel, wording.with_unit("Loss on the plane"), shrink=0.85, pad=0.02)
 
 
 def _start(panel: Axes, place: Sequence[float]) -> None:

@@ -2,7 +2,7 @@
 (() => {
 const all = (where, selector) => [...where.querySelectorAll(selector)];
 const data = JSON.parse(document.getElementById("data").textContent);
-const LEFT = 46, RIGHT = 8, TOP = 28, BOTTOM = 44;
+const RIGHT = 8, TOP = 28, BOTTOM = 44;
 
 // The reader's choices. A live page keeps them in its history entry when it reloads.
 const state = { compare: "run", sort: {}, figures: {}, ...history.state };
@@ -76,7 +76,7 @@ function ticks(low, high, count, whole) {
   const at = [];
   for (let t = Math.ceil(low / step - 1e-9) * step; t <= high + step * 1e-9; t += step) at.push(t);
   const digits = whole ? 0 : Math.max(0, -Math.floor(Math.log10(step) + 1e-9) + (step / power === 2.5 ? 1 : 0));
-  return { at, text: (t) => (Math.abs(t) >= 10000 ? t.toLocaleString("en") : t.toFixed(Math.min(digits, 8))) };
+  return { at, text: (t) => (Math.abs(t) >= 10000 ? t.toLocaleString("en") : t.toFixed(Math.min(digits, 12))) };
 }
 
 // The points of every line, by what is on the axes.
@@ -102,14 +102,17 @@ function scales(points, W, H) {
   if (x1 === x0) { x0 -= 1; x1 += 1; }
   const margin = (y1 - y0) * 0.04 || 1;
   y0 -= margin; y1 += margin;
-  const X = (v) => +(LEFT + ((v - x0) / (x1 - x0)) * (W - LEFT - RIGHT)).toFixed(1);
+  const ys = ticks(y0, y1, 6);
+  // room for the longest number at the left
+  const left = 11 + 7 * Math.max(5, ...ys.at.map((t) => ys.text(t).length));
+  const X = (v) => +(left + ((v - x0) / (x1 - x0)) * (W - left - RIGHT)).toFixed(1);
   const Y = (v) => +(H - BOTTOM - ((v - y0) / (y1 - y0)) * (H - TOP - BOTTOM)).toFixed(1);
-  return { x0, x1, y0, y1, X, Y, W, H };
+  return { x0, x1, y0, y1, X, Y, W, H, left, ys };
 }
 
 function drawAxes(svg, s, titles, whole) {
-  const [left, right, bottom] = [LEFT, s.W - RIGHT, s.H - BOTTOM];
-  const ys = ticks(s.y0, s.y1, 6), xs = ticks(s.x0, s.x1, s.W < 520 ? 5 : 8, whole);
+  const { left, ys } = s, right = s.W - RIGHT, bottom = s.H - BOTTOM;
+  const xs = ticks(s.x0, s.x1, s.W < 520 ? 5 : 8, whole);
   for (const t of ys.at) {
     draw(svg, "line", { class: "grid", x1: left, x2: right, y1: s.Y(t), y2: s.Y(t) });
     draw(svg, "text", { x: left - 9, y: s.Y(t) + 4, "text-anchor": "end" }, ys.text(t));
@@ -159,8 +162,8 @@ function startFigure(figure) {
   for (const input of metrics) input.checked = input.value === own.metric;
 
   const axis = () => (state.compare in data.axes ? state.compare : data.axis);
-  const unit = () => (own.metric.endsWith("accuracy") ? " %" : "");
-  const number = (v) => v.toFixed(unit() ? 1 : 3);
+  const about = () => data.metrics[group][own.metric];
+  const number = (v) => v.toFixed(about().places);
   const nearest = (list, value, of) => list.reduce((a, b) => (Math.abs(of(b) - value) < Math.abs(of(a) - value) ? b : a));
 
   function render() {
@@ -174,7 +177,7 @@ function startFigure(figure) {
     view = points.length ? { ...scales(points, W, H), rows: visible } : null;
     keys.forEach((key, i) => key.setAttribute("aria-pressed", String(!own.hidden.has(i))));
     if (!view) return;
-    drawAxes(svg, view, { x: data.axes[axis()], y: data.metrics[own.metric] + (unit() && ", %") }, axis() !== "seconds");
+    drawAxes(svg, view, { x: data.axes[axis()], y: about().axis }, axis() !== "seconds");
     for (const row of [...visible].reverse()) drawLine(svg, view, row, strong);
     drawBudget(svg, view, data.budgets[group][state.compare]);
     read(own.x, own.method);
@@ -212,7 +215,7 @@ function startFigure(figure) {
     if (!points.has(method)) return;
     const p = points.get(method);
     const seeds = lines[method].n > 1 ? `, seeds ${number(p.lo)} to ${number(p.hi)}, n=${lines[method].n}` : ", one seed";
-    readout.textContent += ` ${keys[method].querySelector(".label").textContent}: ${number(p.m)}${unit()}${seeds}.`;
+    readout.textContent += ` ${keys[method].querySelector(".label").textContent}: ${number(p.m)}${about().unit}${seeds}.`;
   }
 
   const steps = () => [...new Set(view.rows.flatMap((row) => row.points.map((p) => p.x)))].sort((a, b) => a - b);
@@ -221,7 +224,7 @@ function startFigure(figure) {
     if (!view || !view.rows.length) return;
     const box = svg.getBoundingClientRect();
     const [px, py] = [((event.clientX - box.left) / box.width) * view.W, ((event.clientY - box.top) / box.height) * view.H];
-    const value = view.x0 + ((px - LEFT) / (view.W - LEFT - RIGHT)) * (view.x1 - view.x0);
+    const value = view.x0 + ((px - view.left) / (view.W - view.left - RIGHT)) * (view.x1 - view.x0);
     const x = nearest(steps(), value, (v) => v);
     const points = [...pointsAt(x)];
     read(x, points.length ? nearest(points, py, ([, p]) => view.Y(p.m))[0] : null);

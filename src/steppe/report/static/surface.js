@@ -63,7 +63,7 @@
         line([[x - 4, y], [x, y]], soft, 1);
         const loss = low + z * (high - low);
         write(String(Number((scale.log ? Math.exp(loss) : loss).toPrecision(3))), x - 7, y + 4, 1);
-        if (z === 1) write("loss, nats", x - 7, y - 11, 1);
+        if (z === 1) write(scale.title, x - 7, y - 11, 1);
       }
     }
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from steppe import records
 from steppe.core.numerics.vector import sharded
+from steppe.core.optimizers.joint import evaluation_weights
 from steppe.core.step import Step
 from steppe.distributed import collectives
 from steppe.errors import InputError
@@ -85,8 +86,9 @@ class CheckpointStore:
         self.step.runtime.parallel.reshard()
         path, (best, mark) = self.folder / CHECKPOINT, _marks(content)
         if improved:
-            weights = Checkpoint(self._weights(), {"epoch": content["epoch"]})
-            shards.write(self.folder / f"{best}.safetensors", weights, best)
+            with evaluation_weights(self.optimizer):
+                weights = Checkpoint(self._weights(), {"epoch": content["epoch"]})
+                shards.write(self.folder / f"{best}.safetensors", weights, best)
         step = self.step.state_dict()
         tensors = self._weights()
         data = {

@@ -1,0 +1,95 @@
+"""How the parameters of a network divide among optimizers and groups: hidden matrices, weight decay, layers."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from steppe.core.multi_network import MultiNetwork
+from steppe.core.numerics.filters import EMBEDDINGS, last_of
+
+# parts of names of embeddings and output layers, as timm, Hugging Face and others write them
+_OUTER = re.compile(r"(^|[._])(w[tp]e|embed\w*|(\w+_)?embeddings?|pos_emb\w*|tok_emb\w*)([._]|$)")
+_HEAD = re.compile(r"(^|\.)(lm_head|head|heads|head_dist|classifier|fc_out|output_layer|logits|score)(\.|$)")
+
+
+def split_for_muon(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return the trainable parameters that Muon trains, and the rest.
+
+    Muon's are the hidden matrices: tensors of two dimensions that are neither in an embedding nor in an output
+    layer (the last linear layer, and what is named ``head``, ``lm_head``, ``classifier`` and so on). The rest are
+    embeddings, output layers, norms, biases, and the kernels of convolutions, which have more dimensions.
+    """
+    hidden = hidden_matrices(model)
+    both: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for p in filter(lambda p: p.requires_grad, model.parameters()):
+        both[id(p) not in hidden].append(p)
+    return both
+
+
+def hidden_matrices(model: nn.Module) -> set[int]:
+    """Return the ids of the parameters that are hidden matrices (`split_for_muon`)."""
+    outer: set[int] = set()
+    networks: Iterable[nn.Module] = model.members if isinstance(model, MultiNetwork) else (model,)
+    for network in networks:
+        heads = last_of(network, nn.Linear)
+        outer |= {id(p) for p in heads.parameters()} if heads is not None else set()
+    for module in model.modules():
+        if isinstance(module, EMBEDDINGS):
+            outer |= {id(p) for p in module.parameters()}
+    # a parameter that several names share, as a tied output layer, is outer under any of them
+    for name, p in model.named_parameters(remove_duplicate=False):
+        if _OUTER.search(name) or _HEAD.search(name):
+            outer.add(id(p))
+    return {id(p) for p in model.parameters() if p.ndim == 2 and id(p) not in outer}
+
+
+def layer_numbers(model: nn.Module) -> dict[int, int]:
+    """Return for each parameter, by id, how many layers are above it: 0 for the output layer.
+
+    A layer is a numbered block (``blocks.3``, ``layer1.0``); what is before the first is one layer, the stem, and
+    what is after the last is one, the head. Without numbered blocks each direct child is a layer. Each of several
+    networks has layers of its own. Order is that of registration.
+    """
+    numbers: dict[int, int] = {}
+    for network in model.members if isinstance(model, MultiNetwork) else (model,):
+        names = list(dict(network.named_parameters()))
+        blocks = [match[0] if (match := re.match(r"(.*?\.)?\d+(?=\.)", name)) else "" for name in names]
+        numbered = [i for i, block in enumerate(blocks) if block]
+        keys = [name.partition(".")[0] for name in names]
+        if numbered:
+            first, last = numbered[0], numbered[-1]
+            keys = ["stem" if i < first else "head" if i > last else block for i, block in enumerate(blocks)]
+            for i in range(first + 1, last):
+                keys[i] = keys[i] or keys[i - 1]  # what is between two blocks belongs to the one before
+        order = list(dict.fromkeys(keys))
+        for (_, p), key in zip(network.named_parameters(), keys, strict=True):
+            numbers[id(p)] = len(order) - 1 - order.index(key)
+    return numbers
+
+
+def grouped(
+    model: nn.Module, params: Sequence[nn.Parameter], *, decay_matrices_only: bool, layer_decay: float
+) -> list[dict[str, Any]] | list[nn.Parameter]:
+    """Return the parameter groups of an optimizer; the parameters themselves if there is one group.
+
+    With ``decay_matrices_only`` tensors of at most one dimension (norms, biases) have a group with weight_decay 0.
+    With a ``layer_decay`` d a group's rate is lr d^k, k the number of layers above (`layer_numbers`), stored as
+    ``lr_scale``; the layers at the top come first.
+    """
+    if not decay_matrices_only and layer_decay == 1:
+        return list(params)
+    above = layer_numbers(model) if layer_decay != 1 else {}
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for p in params:
+        key = above.get(id(p), 0), decay_matrices_only and _is_vector(p)
+        groups.setdefault(key, []).append(p)
+    return [
+        {"params": own, "lr_scale": layer_decay**k, **({"weight_decay": 0.0} if vectors else {})}
+        for (k, vectors), own in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def _is_vector(p: Tensor) -> bool:
+    return p.ndim <= 1

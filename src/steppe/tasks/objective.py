@@ -1,0 +1,92 @@
+"""What a run minimises and what it reports: its loss, its metric, and what a batch counts in means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from steppe import user_code
+from steppe.config import parse_spec
+from steppe.errors import InputError
+from steppe.tasks import losses, measures
+from steppe.tasks.losses import IGNORED
+from steppe.tasks.measures import Measure
+from steppe.tasks.metric import ACCURACY, Metric
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The objective of a run on its data.
+
+    Attributes:
+        task: What is learned, as in `steppe.data.DataSet`.
+        loss: Training loss of output and target, or 'model' if the network returns its own.
+        metric: What is reported.
+        new_measure: Makes the metric's measure; None if the metric is the loss.
+        weigh: What a batch counts in means: its samples, or its targets that are not ignored.
+        counts_hits: Whether loss and metric are cross-entropy and accuracy of classes, which are only counted.
+    """
+
+    task: str = "classification"
+    loss: Any = F.cross_entropy
+    metric: Metric = ACCURACY
+    new_measure: Callable[[], Measure] | None = None
+    weigh: Callable[[Any], float] = len
+    counts_hits: bool = True
+
+    @property
+    def key(self) -> str:
+        """The metric's key in records: 'accuracy', or 'metric' for any other."""
+        return "accuracy" if self.metric == ACCURACY else "metric"
+
+
+def make(
+    task: str, loss: str, metric: str, *, outputs: int, unit: str, y: Tensor | None, smoothing: float
+) -> Objective:
+    """Return the objective of a run.
+
+    Args:
+        task: The task of the data.
+        loss: Name of the loss, empty for the task's.
+        metric: Name of the metric, empty for the task's; of a loss 'model' without targets, the loss.
+        outputs: Number of outputs.
+        unit: Unit of the target.
+        y: The training targets, None if the data have none.
+        smoothing: Label smoothing.
+
+    Raises InputError for names that are unknown or do not fit the task.
+    """
+    if y is None and loss not in ("", "model"):
+        raise InputError(f"loss is {loss!r} and the data have no targets; give targets, or loss 'model'")
+    loss = loss or ("model" if y is None else losses.default(task))
+    metric = metric or ("loss" if y is None else measures.default(task))
+    chosen, new_measure = measures.make(metric, task, outputs, unit)
+    plain = loss == "cross-entropy" and chosen == ACCURACY and task == "classification"
+    counts_hits = plain and y is not None and y.ndim == 1
+    weigh: Callable[[Any], float] = len
+    if y is not None and not y.is_floating_point() and y.ndim > 1 and bool((y == IGNORED).any()):
+        weigh = count_targets
+    return Objective(task, _loss(loss, task, outputs, y, smoothing), chosen, new_measure, weigh, counts_hits)
+
+
+def _loss(text: str, task: str, outputs: int, y: Tensor | None, smoothing: float) -> Any:
+    if text == "model":
+        return text
+    if user_code.reference_in(text) or user_code.is_registered("loss", text):
+        value = user_code.get("loss", text)
+        if isinstance(value, type):
+            value = value()
+        if not callable(value):
+            raise InputError(f"loss {text} is {type(value).__name__}; give a function of output and target")
+        return value
+    name, settings = parse_spec(text, "loss")
+    return losses.make(name, settings, task, outputs, y, smoothing)
+
+
+def count_targets(batch: Any) -> float:
+    """Return how many targets of a batch are not ignored: the tokens that its mean loss is over."""
+    return float((batch.y != IGNORED).sum())

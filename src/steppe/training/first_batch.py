@@ -1,0 +1,132 @@
+"""One batch before anything trains: whether network, data, loss, metric, optimizer and method fit together."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steppe import hardware
+from steppe.config import Run
+from steppe.core.amp import upcast_to_float32
+from steppe.core.batch import Batch
+from steppe.core.method import Method
+from steppe.core.model_call import call_for_logits, call_model, extract_loss
+from steppe.core.user_loss import loss_value
+from steppe.data.dataset import DataSet
+from steppe.data.samples import seeded
+from steppe.errors import InputError, RunError
+from steppe.tasks.objective import Objective
+from steppe.training.checkpoint.save_and_resume import derive
+from steppe.training.evaluation import network_input
+from steppe.training.factories import (
+    bind_options,
+    is_user_model,
+    make_loader,
+    make_model,
+    make_network,
+    make_objective,
+    make_optimizer,
+)
+
+_SAMPLES = 8
+
+
+def check_first_batch(run: Run, data: DataSet) -> None:
+    """Raise InputError unless the network is the same under a seed and takes a batch, forward and backward."""
+    goal = make_objective(run, data)
+    with seeded(run.seed), torch.random.fork_rng():
+        net = _new_network(run, data)
+        if is_user_model(run):
+            _check_same(run, net, _new_network(run, data))
+        net = net.to(hardware.device())
+        batch = _first_batch(run, data, net)
+        with _one_line(f"model {run.model} on a batch of {run.dataset}"):
+            loss, output = _forward(net, batch, goal)
+            if not math.isfinite(value := float(loss.detach())):
+                raise InputError(f"the loss of the first batch is {value}; repair the data or the loss")
+            loss.backward()  # type: ignore[no-untyped-call]
+            if all(p.grad is None for p in net.parameters() if p.requires_grad):
+                raise InputError("no parameter has a gradient of the loss; compute it from the network's output")
+        if goal.new_measure is not None and output.numel():
+            with _one_line(f"metric {goal.metric.name} on a batch of {run.dataset}"), torch.no_grad():
+                measure = goal.new_measure()
+                measure.update(output.detach(), batch.y)
+                measure.value([measure.state()])
+
+
+def check_step(run: Run, data: DataSet) -> None:
+    """Raise InputError unless the method can make a step on a batch: it may be undefined for these outputs."""
+    method: Method = run.method
+    goal = make_objective(run, data)
+    with seeded(run.seed), torch.random.fork_rng():
+        net = make_network(run, method, data)
+        with _one_line(f"method {run.label} on {run.dataset}"):
+            optimizer: Any = make_optimizer(run, net)
+            options = bind_options(run) | {"loss": goal.loss, "weigh": goal.weigh, "steps": 100, "epoch": 10}
+            step = method.bind(net, optimizer, **options)
+            method.allocate(step.state, len(data.train), data.outputs)
+            step(_first_batch(run, data, net))
+
+
+def _new_network(run: Run, data: DataSet) -> nn.Module:
+    torch.manual_seed(derive(run.seed, "init"))
+    net = make_model(run, data)
+    return net.double() if run.precision == "fp64" else net
+
+
+def _check_same(run: Run, net: nn.Module, again: nn.Module) -> None:
+    first, second = net.state_dict(), again.state_dict()
+    different = [k for k in first if k not in second or not _equal(first[k], second[k])]
+    if different or first.keys() != second.keys():
+        name = next(iter(different), "its parameters")
+        raise InputError(
+            f"model {run.model} is another each time under seed {run.seed} ({name} differs); draw all weights "
+            "from torch's generator, which is seeded, or from the seed"
+        )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if not isinstance(a, Tensor):
+        return True
+    return a.shape == b.shape and torch.equal(a, b)
+
+
+def _first_batch(run: Run, data: DataSet, net: nn.Module) -> Batch:
+    batch = next(make_loader(run, data, run.method).epoch(1))
+    if len(batch) > _SAMPLES:
+        batch = batch.take(slice(0, _SAMPLES))
+    trained = [p for p in net.parameters() if p.requires_grad]
+    if not trained:
+        raise InputError(f"model {run.model} has no trainable parameter; give one that has")
+    return network_input(run, batch, trained[0])
+
+
+def _forward(net: nn.Module, batch: Batch, goal: Objective) -> tuple[Tensor, Tensor]:
+    if goal.loss == "model":
+        return extract_loss(call_model(net, batch.x, batch.y))
+    output = upcast_to_float32(call_for_logits(net, batch.x))
+    if len(output) != len(batch):
+        raise InputError(f"it returned {tuple(output.shape)} for {len(batch)} samples; return one row for each")
+    return loss_value(goal.loss, output, batch.y), output
+
+
+@contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Raise any error of the user's code as one line, and the warning that a loss broadcasts its targets."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Using a target size", UserWarning)
+            yield
+    except (torch.OutOfMemoryError, RunError):
+        raise
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from error
+    except Exception as error:
+        message = " ".join(str(error).split())[:300]
+        raise InputError(f"{what}: {type(error).__name__}: {message}; make sure that they fit") from error
