@@ -7,8 +7,9 @@ line of it with tiny sizes and writes no document.
 
 The machine needs torch 2.11 or newer. Other packages that are missing are taken from a folder of wheels:
 
-    pip download -d wheels rich jsonargparse docstring-parser pytorch_optimizer torchmetrics   # with a network
-    make gpu GPU_WHEELS=wheels                                                                 # without one
+    pip download --no-deps -d wheels rich markdown-it-py mdurl pygments jsonargparse docstring-parser \\
+        torchmetrics lightning-utilities pytorch_optimizer     # with a network
+    make gpu GPU_WHEELS=wheels                                 # without one
 """
 
 import argparse
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     lacking, optional = packages.prepare(ROOT / options.wheels)
     if lacking:
-        fetch = f"with a network: pip download -d wheels {' '.join(lacking + optional)}"
+        fetch = f"with a network: pip download --no-deps -d wheels {' '.join(packages.wheels(lacking + optional))}"
         folder = ROOT / options.wheels
         print(f"error: {' '.join(lacking)} not installed; {fetch}; copy it to {folder}", file=sys.stderr)
         return 2
@@ -112,6 +113,8 @@ def _machine(device: str) -> dict[str, str]:
 def _environment(device: str) -> dict[str, str]:
     paths = [str(ROOT / "src"), str(ROOT), str(ROOT / packages.INSTALLED), os.environ.get("PYTHONPATH", "")]
     names = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
+    # before the first product, for the checks that compare bits
+    names["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     return {**os.environ, **names, **({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})}
 
 

@@ -5,12 +5,23 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 INSTALLED = "out/gpu/packages"  # where wheels are unpacked, so that the machine's own packages stay as they are
 _MODULES = {"typing-extensions": "typing_extensions", "docstring-parser": "docstring_parser", "pyyaml": "yaml"}
 _MODULES |= {"scikit-learn": "sklearn", "pillow": "PIL"}
+# what they need in turn; not torch, which is the machine's own
+_WITH = {
+    "rich": "markdown-it-py mdurl pygments",
+    "torchmetrics": "lightning-utilities packaging",
+    "jinja2": "markupsafe",
+    "scikit-learn": "joblib threadpoolctl",
+    "matplotlib": "contourpy cycler fonttools kiwisolver packaging pyparsing python-dateutil six",
+    "pytest": "iniconfig packaging pluggy pygments",
+    "timm": "huggingface-hub",
+}
 OPTIONAL = {"pytorch_optimizer": "pytorch_optimizer", "torchvision": "torchvision", "timm": "timm"}
 
 
@@ -21,39 +32,38 @@ def required() -> dict[str, str]:
     return {name: _MODULES.get(name, name) for name in [*names, "pytest"]}
 
 
+def wheels(names: list[str]) -> list[str]:
+    """Return the distributions, and what they need in turn, each once."""
+    return list(dict.fromkeys(name for one in names for name in [one, *_WITH.get(one, "").split()]))
+
+
 def missing(modules: dict[str, str]) -> list[str]:
     """Return the distributions whose module cannot be found."""
     return [name for name, module in modules.items() if importlib.util.find_spec(module) is None]
 
 
-def prepare(wheels: Path) -> tuple[list[str], list[str]]:
-    """Install what is missing from ``wheels``, without a network; return what is still missing, and optional.
+def prepare(folder: Path) -> tuple[list[str], list[str]]:
+    """Install what the machine lacks from a folder of wheels; return what is still missing, and optional.
 
     torch is never installed: the machine's own fits its driver.
     """
-    folder = ROOT / INSTALLED
-    sys.path.append(str(folder))
-    absent = [name for name in missing(required() | OPTIONAL) if name != "torch"]
-    if absent and wheels.is_dir():
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", str(wheels)]
-        for name in absent:
-            # one by one, because one that is not there must not stop the others
-            wheel = subprocess.run(
-                [*pip, "--no-deps", "--target", str(folder), name], capture_output=True, text=True
-            )
-            print(
-                f"  {name}: {'from ' + str(wheels) if not wheel.returncode else 'not in ' + str(wheels)}",
-                flush=True,
-            )
-        for name in _further(wheels, absent):
-            subprocess.run([*pip, "--no-deps", "--target", str(folder), name], capture_output=True, text=True)
+    target = ROOT / INSTALLED
+    sys.path.append(str(target))
+    if missing(required() | OPTIONAL):
+        # one by one, because one that does not fit must not stop the others
+        for wheel in sorted(folder.glob("*.whl")):
+            name = wheel.name.split("-")[0]
+            if name != "torch" and not _is_installed(name):
+                pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target"]
+                job = subprocess.run([*pip, str(target), str(wheel)], capture_output=True, text=True)
+                print(f"  {name}: {'installed' if not job.returncode else job.stderr.strip()}", flush=True)
         importlib.invalidate_caches()
     return missing(required()), missing(OPTIONAL)
 
 
-def _further(wheels: Path, installed: list[str]) -> list[str]:
-    """Return the other distributions in the folder that this machine lacks: what the missing ones need."""
-    names = {wheel.name.split("-")[0] for wheel in wheels.glob("*.whl")}
-    done = {name.replace("-", "_").lower() for name in installed}
-    present = importlib.util.find_spec
-    return sorted(name for name in names if name.lower() not in done and name != "torch" and present(name) is None)
+def _is_installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 
+from steppe.config.run import WORKSPACE
 from steppe.distributed import collectives
 from steppe.errors import InputError
 
@@ -44,9 +45,9 @@ def deterministic(enabled: bool) -> Iterator[None]:
     """Within the context let torch use only algorithms whose results are equal in every run, if ``enabled``.
 
     On a GPU several of its default algorithms add in the order in which threads happen to finish. cuBLAS reads its
-    setting when the process first multiplies on the GPU, so the context is entered before.
+    setting, CUBLAS_WORKSPACE_CONFIG, when the process first multiplies on the GPU.
 
-    Raises InputError for an operation that has no such algorithm on a GPU.
+    Raises InputError for an operation that has no such algorithm on a GPU, and if the setting came too late.
     """
     if not enabled:
         yield
@@ -54,13 +55,18 @@ def deterministic(enabled: bool) -> Iterator[None]:
     cudnn, filling = torch.backends.cudnn, cast(Any, torch.utils.deterministic)
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     flags = cudnn.deterministic, cudnn.benchmark, filling.fill_uninitialized_memory
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault(*WORKSPACE)
     try:
         torch.use_deterministic_algorithms(True)
         # filling memory that is written next takes time and changes no result
         cudnn.deterministic, cudnn.benchmark, filling.fill_uninitialized_memory = True, False, False
         yield
     except RuntimeError as error:
+        if "CUBLAS_WORKSPACE_CONFIG" in str(error):
+            raise InputError(
+                "deterministic is True and this process has multiplied on the GPU without it; start it with "
+                f"{'='.join(WORKSPACE)} in the environment"
+            ) from error
         if "does not have a deterministic implementation" not in str(error):
             raise
         operation = str(error).split(" does not", 1)[0]

@@ -1,7 +1,8 @@
 """The devices of these tests, and their limit of time.
 
 Each test runs on the processor, so that it is known to work, and on a GPU if there is one; there with all methods.
-``make gpu`` runs them on the GPU only. With STEPPE_GPU_SECONDS the tests that would begin later are skipped.
+``make gpu`` runs them on the GPU only, in this order: methods, commands, graphs, resuming, the suite. With
+STEPPE_GPU_SECONDS the tests that would begin later are skipped.
 """
 
 import os
@@ -12,7 +13,9 @@ import pytest
 import torch
 
 from steppe import methods
+from steppe.config.run import WORKSPACE
 
+os.environ.setdefault(*WORKSPACE)
 ON_GPU = torch.cuda.is_available()
 DEVICES = ([] if ON_GPU and os.environ.get("STEPPE_GPU_ONLY") else ["cpu"]) + (["cuda"] if ON_GPU else [])
 FEW = ("sam", "esam", "ema", "kdcl")  # on the processor: a perturbation, a choice of samples, a mean, two networks

@@ -34,8 +34,7 @@ def train(run: Run, folder: Path, stop_after: int | None = None) -> tuple[str, d
     return (folder / "metrics.jsonl").read_text(), dict(file.read(folder / "checkpoint.safetensors").tensors)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(("method", "precision"), [(m, "fp32") for m in METHODS] + [("sam", "fp16")])
 def test_a_stopped_run_resumes_bitwise(method: str, precision: str, device: str, tmp_path: Path) -> None:
     if device == "cpu" and (precision == "fp16" or method not in ("sam", "sadt-v1")):
         pytest.skip("on the processor every method resumes in the tests of training")

@@ -6,6 +6,7 @@ Every field is checked on construction, so an impossible configuration never rea
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Real
@@ -27,6 +28,7 @@ TaskName = Literal[
     "", "classification", "multi-label", "ordinal", "regression", "segmentation", "language modelling",
     "token classification",
 ]  # fmt: skip
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"  # with which cuBLAS is deterministic
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 DEFAULT_METHODS = ("plain", "repeat-step", "two-step", "gc", "agc", "sam", "sadt-v1", "sadt-v2", "sadt-v3")
@@ -122,6 +124,9 @@ class RunOptions:
         check_choices(self)
         for tracker in self.track:
             check_choice("track", tracker, TRACKERS)
+        if self.deterministic:
+            # cuBLAS reads it at the first product on a GPU, which may be in a check before the training
+            os.environ.setdefault(*WORKSPACE)
         if self.parallel == "fsdp" and self.sync != "global":
             raise InputError(
                 f"parallel is 'fsdp' and sync is {self.sync!r}; "
