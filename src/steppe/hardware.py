@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
 
@@ -38,6 +38,14 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def fork_rng() -> AbstractContextManager[None]:
+    """Return the context that restores the global RNG on leaving: that of the processor and of the present GPU.
+
+    That of `torch.random.fork_rng` is of all GPUs of the machine, and starts a context on each.
+    """
+    return torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else [])
 
 
 @contextmanager

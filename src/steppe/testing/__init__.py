@@ -11,8 +11,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 
-import torch
-
 from steppe import hardware
 from steppe.core.method import Method
 from steppe.errors import unknown
@@ -70,7 +68,7 @@ def run(
     """
     chosen = [find(name) for name in (CHECKS if checks is None else checks)]
     results = []
-    with hardware.threads(1), torch.random.fork_rng(), CheckContext(device, timeout) as context:
+    with hardware.threads(1), hardware.fork_rng(), CheckContext(device, timeout) as context:
         for subject in subjects:
             for check in chosen:
                 progress(subject, check, None)

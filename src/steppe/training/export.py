@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from steppe import hardware
 from steppe.config import Run
 from steppe.core.method import Method
 from steppe.core.model_call import call_for_logits
@@ -62,7 +63,7 @@ def export(
     run = read_run(folder)
     data, normalize = _input(folder, run)
     method = run.method
-    with torch.random.fork_rng():
+    with hardware.fork_rng():
         net, state, epoch = _restored(folder, run, method, data, which)
         like = real_view(next(net.parameters()))
         chosen = _chosen(net, network, run)

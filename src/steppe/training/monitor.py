@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -97,7 +96,7 @@ class Monitor:
 
     def _new_model(self) -> nn.Module:
         """Return a network whose weights will be replaced; RNG states are unchanged."""
-        with torch.random.fork_rng():
+        with hardware.fork_rng():
             model = make_model(self.run, self.images).to(hardware.device())
         return model.double() if self.run.precision == "fp64" else model
 
@@ -107,7 +106,7 @@ class Monitor:
         if not any(sharded(p) for p in self.net.parameters()):
             return local
         self.step.runtime.parallel.reshard()
-        with torch.random.fork_rng():
+        with hardware.fork_rng():
             net = self.method.build(self._new_model).to(hardware.device())
         state = self.method.init(net)
         for source, target in zip(local, (net, state), strict=True):

@@ -139,7 +139,7 @@ def check_run(run: Run, images: DataSet, *, first: bool = True) -> None:
     """
     tracking.available(run.track)
     method = run.method
-    with torch.random.fork_rng():
+    with hardware.fork_rng():
         net = method.build(lambda: make_model(run, images))
     make_optimizer(run, net)
     per_epoch = len(make_loader(run, images, method))
@@ -188,7 +188,7 @@ def train_run(
         if finished is not None:
             return finished
         with (
-            torch.random.fork_rng(),
+            hardware.fork_rng(),
             hardware.threads(run.threads),
             hardware.deterministic(run.deterministic),
             _trackers(run, folder, images) as trackers,
