@@ -43,7 +43,7 @@ METHODS = (
     "friendly-sam",
 )
 OTHERS = {
-    "sam": "SAM", "gsam": "GSAM", "looksam": "LookSAM", "friendly-sam": "FriendlySAM",
+    "sam": "SAM", "looksam": "LookSAM", "friendly-sam": "FriendlySAM",
 }  # fmt: skip
 BY_HAND = {"plain": small_steps.plain_by_hand, "sam": small_steps.sam_by_hand, "sadt-v1": small_steps.sadt_by_hand}
 

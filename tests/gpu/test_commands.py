@@ -44,7 +44,7 @@ def content_shape(out: Path) -> list[int]:
 
 def test_methods_are_compared_reported_and_diagnosed(device: str, tmp_path: Path) -> None:
     names = ["plain", "swa:start=0.5"]
-    command = ["compare", "--methods", *names, "--seeds", "0", "--epochs", "1", *SMALL, "--out", str(tmp_path)]
+    command = ["compare", "--methods", *names, "--seeds", "0", "--epochs", "2", *SMALL, "--out", str(tmp_path)]
     assert main([*command, "--watch.weights", "1", "--precision", "bf16"]) == 0
     assert main(["report", str(tmp_path)]) == 0 and (tmp_path / "report.html").exists()
     assert main(["diagnose", str(tmp_path), "--seconds", "0.1"]) == 0
