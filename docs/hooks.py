@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 # public modules by purpose; the page of `steppe` itself comes first
 API = {
     "Integrations": "torch_optimizer transformers lightning accelerate timm",
+    "From Python": "api.comparison api.tuning api.diagnosis",
     "Runs and comparisons": "config.run config.data config.optim training.run experiments.comparison tracking",
     "Records and statistics": "records.comparison report.statistics",
     "Data": "data data.dataset data.loader",

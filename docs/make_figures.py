@@ -115,8 +115,9 @@ def pixels(point: Point) -> str:
 
 
 def figure(name: str) -> str | None:
-    """Return a method's picture as SVG; None if it trains several networks, or (SADT V2) needs several layers."""
-    if overrides(methods.make(name), "build") or name == "sadt-v2":
+    """Return a method's picture as SVG; None if it trains several networks, or needs several layers."""
+    method = methods.make(name)
+    if overrides(method, "build") or name == "sadt-v2" or getattr(method, "where", "all") != "all":
         return None
     steps = path(name)
     offsets, dots = [], []

@@ -1,6 +1,5 @@
 """Write a page per method, and their index, from the methods' module docstrings: python docs/make_methods.py"""
 
-import dataclasses
 import re
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import make_figures
 
 from steppe import methods
 from steppe.core import schedules
-from steppe.core.method.hyperparameters import constraint_of, types_of
+from steppe.core.method.hyperparameters import constraint_of, own_first, types_of
 from steppe.methods import MethodFacts
 
 FOLDER, RESULTS = Path(__file__).parent / "methods", Path(__file__).parent / "results"
@@ -52,7 +51,7 @@ def settings(name: str) -> str:
     """Return a table of the method's settings, their defaults and what they are."""
     method = methods.make(name)
     rows = []
-    for f in dataclasses.fields(method):
+    for f in own_first(method):
         value, constraint = getattr(method.resolved, f.name), constraint_of(f)
         text = schedules.format_schedule(value) if isinstance(value, schedules.Schedule) else f"{value}"
         limits = constraint.range(int in types_of(type(method))[f.name])

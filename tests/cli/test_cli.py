@@ -81,9 +81,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             "compare --methods plain gc:start=700+sam --match gradients",
             "is active in none of this run's 656 steps",
         ),
-        ("compare --methods module:Class", "unknown method 'module:Class'; a script of yours enters its class"),
-        ("compare --methods my/file.py:Class", "unknown method 'my/file.py:Class'; a script of yours enters its"),
-        ("show module:Class", "unknown method 'module:Class'; a script of yours enters its class"),
+        ("compare --methods module:Class", "there is no module module here or installed"),
+        ("compare --methods my/file.py:Class", "there is no file my/file.py; give the path of one"),
+        ("show module:Class", "unknown method 'module:Class'; "),
         ("compare --zqxw 1", "unknown setting 'zqxw'; --help lists all\n"),
         ("compare --models zqxw", "unknown model 'zqxw'; "),
         ("train --method sadt-v4", "did you mean 'sadt-v"),
@@ -209,7 +209,7 @@ def test_a_plan_says_when_each_part_is_active_and_trains_nothing(capsys, tmp_pat
     assert images.startswith("digits: 200 training, 20 validation and 60 test images of 10 classes (0, 1,")
     assert lines == [
         "steps          16 steps, 4 an epoch",
-        "learning rate  0.0001",
+        "learning rate  constant: 0.0001",
         "sam            steps 5-15, every 2nd (epochs 2-4), 6 in all; the others are plain",
         "  rho          linear(0,0.2,0.5): 0.1 at first, 0.2 halfway, 0.2 at last",
         "gc             steps 1-4 (epoch 1), 4 in all; the others are plain",

@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from steppe.analysis import cross_run, load_run, suite
+from steppe.analysis import cross_run, diagnose_runs, load_run, suite
 from steppe.analysis.endpoint_plane import Resolution
 from steppe.analysis.suite import SuiteSettings
-from steppe.cli.commands import diagnose
 from steppe.cli.main import main
 from steppe.config import Data, Optim, Study
 from steppe.diagnostics.corruptions import STANDARD
@@ -48,7 +47,7 @@ def quick() -> Iterator[pytest.MonkeyPatch]:
     """Few points, three corruptions, two draws: each part has its own tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            diagnose,
+            diagnose_runs,
             "fit_to_budget",
             lambda trained, images, *_, bounds: SuiteSettings(len(images), **QUICK, bounds=bounds),
         )
@@ -114,9 +113,11 @@ def test_an_interrupted_diagnosis_resumes_with_the_same_settings(output, folder,
     (homes["dml"] / "diagnosis.json").write_text("{")
     measured = []
     monkeypatch.setattr(
-        diagnose, "run_suite", lambda trained, *rest: measured.append(trained) or suite.run_suite(trained, *rest)
+        diagnose_runs,
+        "run_suite",
+        lambda trained, *rest: measured.append(trained) or suite.run_suite(trained, *rest),
     )
-    monkeypatch.setattr(diagnose, "fit_to_budget", lambda *_, **__: pytest.fail("the settings exist"))
+    monkeypatch.setattr(diagnose_runs, "fit_to_budget", lambda *_, **__: pytest.fail("the settings exist"))
     assert main(["diagnose", str(folder), "--bounds", "--json"]) == 0
     assert {Path(home) for home in json.loads(capsys.readouterr().out)} == set(homes.values())
     assert [trained.folder for trained in measured] == [homes["dml"]]
@@ -134,7 +135,7 @@ def test_a_network_that_cannot_be_measured_is_named_and_the_others_are_measured(
     def refuse(*_: Any) -> None:
         raise InputError("the network has no Hessian (cdist)")
 
-    monkeypatch.setattr(diagnose, "run_suite", refuse)
+    monkeypatch.setattr(diagnose_runs, "run_suite", refuse)
     assert main(["diagnose", str(out), "--bounds"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "[1/3] plain seed 0: not measured: the network has no Hessian (cdist)" in printed
@@ -240,7 +241,7 @@ def test_a_budget_that_the_fewest_images_exceed_is_reported(homes, caplog):
     trained = load_run.load(homes["dml"])
     least = suite.fit_to_budget(trained, trained.images.val, 1e-3).samples
     (message,) = caplog.messages
-    assert message.startswith("seconds is 0.001, less than the ") and f"on {least} images, the fewest" in message
+    assert message.startswith("seconds is 0.001, less than the ") and f"on {least} samples, the fewest" in message
 
 
 @pytest.mark.parametrize(

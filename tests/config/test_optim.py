@@ -98,6 +98,7 @@ def test_a_scheduler_by_module_path_gives_its_rate_at_each_step():
     [
         ({"name": "adan"}, "optim.name is 'adan'; choose one of adam,"),
         ({"name": "muon"}, "write muon.adamw"),
+        ({"name": "adamw+muon"}, "write muon.adamw"),
         ({"name": "adam+adamw+sgd"}, "join two different"),
         ({"name": "muon+adamw", "settings": {"betas": (0.9, 0.95)}}, "write muon.betas or adamw.betas"),
         ({"settings": ("betas",)}, "write KEY=VALUE"),
@@ -122,5 +123,6 @@ def test_new_options_at_their_default_leave_a_run_its_name():
         Run(optim=Optim(**o)).digest() for o in ({}, {"decay": "matrices"}, {"settings": {"betas": (0.9, 0.95)}})
     }
     assert len(names) == 3
+    assert Optim(name=torch.optim.NAdam).name == "torch.optim.nadam:NAdam"
     spelled = Optim(settings=("eps=1e-7", "betas=[0.9, 0.95]"))
     assert spelled == Optim(settings={"betas": [0.9, 0.95], "eps": 1e-7})

@@ -192,7 +192,7 @@ def test_flags_and_files_win_over_the_recipe_even_where_they_state_a_default(pla
     file = tmp_path / "mine.yaml"
     file.write_text("epochs: 16\nbatch: 32\noptim:\n  schedule: constant\n")
     plan = planned(capsys, *where, "--config", str(file))
-    assert "64 steps, 4 an epoch" in plan and "learning rate  0.1\n" in plan
+    assert "64 steps, 4 an epoch" in plan and "learning rate  constant: 0.1\n" in plan
 
 
 def test_the_short_form_and_the_options_are_the_same(places, capsys):

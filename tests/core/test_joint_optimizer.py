@@ -8,6 +8,7 @@ from support.small import same, sgd
 from torch import nn
 
 import steppe
+from steppe import models
 from steppe.core.optimizers.splits import grouped, layer_numbers, split_for_muon
 
 X = torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -193,6 +194,12 @@ def test_layers_are_counted_from_the_head_and_norms_have_no_decay():
     )
     plain = net()
     assert [layer_numbers(plain)[id(p)] for p in plain.parameters()] == [1, 1, 0, 0]
+    branched = steppe.make("one").build(lambda: models.build("simple-cnn", classes=3, channels=1, size=18))
+    numbers = layer_numbers(branched)
+    members = {id(p) for p in branched.members.parameters()}
+    assert {numbers[id(p)] for p in branched.members.parameters()} | {0} == set(
+        range(max(numbers.values()) + 1)
+    ) - {numbers[id(p)] for p in branched.parameters() if id(p) not in members}
     params = list(model.parameters())
     groups = grouped(model, params, decay_matrices_only=True, layer_decay=0.5)
     assert [g["lr_scale"] for g in groups] == [1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
@@ -200,3 +207,17 @@ def test_layers_are_counted_from_the_head_and_norms_have_no_decay():
         assert all((p.ndim <= 1) == ("weight_decay" in group) for p in group["params"])
     assert sorted(id(p) for g in groups for p in g["params"]) == sorted(map(id, params))
     assert grouped(model, params, decay_matrices_only=False, layer_decay=1) == params
+
+
+def test_a_momentum_of_sgd_continues_in_muon():
+    """What the decision on one optimizer per run says of a hand-over by hand."""
+    weights = [nn.Parameter(torch.ones(3, 4, dtype=torch.float64)) for _ in range(2)]
+    first = torch.optim.SGD(weights[:1], 0.0, momentum=0.95)
+    muons = [torch.optim.Muon([w], lr=0.1, momentum=0.95, weight_decay=0.0) for w in weights]
+    for k in range(5):
+        for w in weights:
+            w.grad = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(k))
+        first.step()
+        muons[1].step()
+    carried = 0.05 * first.state[weights[0]]["momentum_buffer"]
+    assert torch.allclose(carried, muons[1].state[weights[1]]["momentum_buffer"], rtol=1e-9)

@@ -53,6 +53,36 @@ def radii(method: steppe.Method, steps: int = 6, total: int | None = None, lr: f
     return distances
 
 
+def test_a_tail_and_its_ramp():
+    sam = steppe.SAM(rho=0.1)
+    assert radii(steppe.ActiveWindow(sam, tail=0.4), 10, 10) == [0] * 6 + [0.1] * 4
+    assert radii(steppe.make("sam", rho=0.1, tail=0.1), 10, 10) == [0] * 9 + [0.1]
+    assert radii(steppe.ActiveWindow(sam, spread=0.3), 10, 10) == [0, 0, 0, 0.1, 0, 0, 0.1, 0, 0, 0.1]
+    ramp = steppe.SAM(rho=steppe.Ramp(0.0, 0.4))
+    assert radii(steppe.ActiveWindow(ramp, tail=0.4), 10, 10) == [0] * 6 + [0, 0.1, 0.2, 0.3]
+    assert radii(steppe.ActiveWindow(ramp, start=2, stop=6), 8) == [0, 0, 0, 0.1, 0.2, 0.3, 0, 0]
+    assert radii(steppe.ActiveWindow(ramp, start=2), 10, 10) == [0, 0, 0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35]
+    assert radii(ramp, 4, 4) == [0, 0.1, 0.2, 0.3]
+    net = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    step = steppe.make("sam", tail="decay").bind(net, optimizer, steps=10, decay_start=0.8)
+    for _ in range(10):
+        step(torch.ones(2, 3), torch.tensor([0, 1]))
+    assert step.passes.backward == 12
+    for options, message in (({"steps": 10}, "no decay phase of its own"), ({}, "no decay phase of its own")):
+        with pytest.raises(steppe.InputError, match=message):
+            steppe.make("sam", tail="decay").bind(net, optimizer, **options)
+    with pytest.raises(steppe.InputError, match="tail is 0.3, a share of the training, and its length is unknown"):
+        steppe.make("sam", tail=0.3).bind(net, optimizer)
+    with pytest.raises(steppe.InputError, match="EMA makes plain steps, so that a window has no effect"):
+        steppe.make("ema", tail=0.3)
+    for settings in ({"tail": 1.5}, {"tail": "end"}, {"tail": 0.3, "start": 2}, {"spread": 0.5, "every": 2}):
+        with pytest.raises(steppe.InputError, match="tail is|spread is"):
+            steppe.make("sam", **settings)
+    assert str(steppe.make("sam", start=3)) == str(steppe.ActiveWindow(steppe.SAM(), start=3))
+    assert "tail" not in steppe.make("sam", start=3).to_dict()
+
+
 def test_rho_follows_a_schedule():
     assert radii(steppe.SAM(rho=Linear(0.0, 0.4, 4))) == [0, 0.1, 0.2, 0.3, 0.4, 0.4]
     assert radii(steppe.SAM(rho=Linear(0.4, 0.0, 0.5)), total=8) == [0.4, 0.3, 0.2, 0.1, 0, 0]
@@ -90,7 +120,8 @@ def test_a_window_with_all_steps_is_the_method_bit_for_bit():
         ("sam:rho=linear(0)", r"write linear\(start,end\)"),
         ("sam:rho=linear(0,x,3)", r"write linear\(start,end\)"),
         ("sam:rho=linear(-1,0.1,3)", "rho is Linear.*at least 0"),
-        ("sam:rho=ramp(0,1)", "rho is 'ramp\\(0,1\\)'; give a number or a schedule"),
+        ("sam:rho=slope(0,1)", r"rho is 'slope\(0,1\)'; give a number or a schedule"),
+        ("sam:rho=ramp(0,1,2)", "part is 2; give a part of the window"),
         ("sam:rho=with-lr(1,0)", "lr_max is 0"),
         ("sam:every=0", "every is 0; give at least 1"),
         ("sam:start=-1", "start is -1"),

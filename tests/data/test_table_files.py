@@ -113,7 +113,7 @@ def test_inputs_are_standardised_or_one_hot_by_the_training_rows(houses: Path) -
     assert loaded.target_mean == pytest.approx([prices.mean()]) and loaded.target_std == pytest.approx(
         [prices.std()]
     )
-    assert about["unit"] == "EUR"
+    assert about["unit"] == "EUR" and loaded.preparation["predicts"] == ["price"]
     assert "column 'id' (text, 60 different values)" in loaded.note
 
 

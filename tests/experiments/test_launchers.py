@@ -176,6 +176,7 @@ class Scripted:
 
     ends: list[TaskResult]
     pause: float = 0.0
+    sends_objects: bool = True
     submitted: list[list[str]] = field(default_factory=list)
     cancelled: list[Any] = field(default_factory=list)
     status: TrainingStatus | None = None

@@ -127,9 +127,22 @@ def test_a_u_net_gives_one_output_per_pixel_and_class_for_any_size(size: int) ->
             {"vocabulary": 9, "length": 4},
             "mlp takes a table or images, and the data are text; choose gpt",
         ),
-        ("resnet18", 9, {}, "takes images, and the data are of another form; choose a network of your own"),
+        ("resnet18", 9, {}, "takes images, and the data are neither images, a table of floats nor text; choose a"),
         ("gpt-tiny", 3, {"vocabulary": 9, "length": 4}, "predicts the next of 9 tokens, and the data have 3"),
         ("gpt-40x2", 9, {"vocabulary": 9, "length": 4}, "no multiple of 32; write gpt-32x2"),
+        (
+            "unet-small",
+            3,
+            {"channels": 3, "size": 8, "task": "classification"},
+            "one output for each pixel, and the",
+        ),
+        (
+            "resnet18",
+            3,
+            {"channels": 3, "size": 8, "task": "segmentation"},
+            "for each image, .*; choose unet-small",
+        ),
+        ("resnet18", 3, {"channels": 3}, "takes images, and the data are images that are not square"),
         ("mlp-0x2", 9, {"features": 4}, "unknown model 'mlp-0x2'; did you mean 'mlp'"),
     ],
 )

@@ -153,7 +153,7 @@ PRINTED = {
     "track": "1 ['epoch', 'gradients', 'lr']\n2 ['epoch', 'gradients', 'lr']\nok ['best', 'last']\n",
 }
 APART = {"integrations": "tests/integrations/test_guide.py"}
-LONG = {"compare", "tune"}  # they train for more than three seconds
+LONG = {"compare", "tune", "your-model"}  # they train for more than three seconds
 PAGES = [
     p for p in sorted((ROOT / "docs").rglob("*.md")) if "```python\n" in p.read_text() and p.stem not in APART
 ]

@@ -18,6 +18,7 @@ from steppe.report._html import embedded
 from steppe.report.comparison import classes, conclusions, curves, deployables, equal_budget, page, pareto, tables
 from steppe.report.comparison._template_context import context
 from steppe.report.comparison.summary import ResultRow, rows
+from steppe.report.diagnosis import page as diagnosis
 from steppe.report.metric_text import decimals
 
 RMSE = {"name": "RMSE", "unit": "mm", "higher": False, "percent": False}
@@ -244,3 +245,37 @@ def test_accuracies_of_classes_have_tables_of_their_own(tmp_path: Path) -> None:
     assert "few" in terminal(*classes.terminal([of_groups]))
     assert '<th scope="col">few</th>' in page_html(folder.path, "version")
     assert classes.tables(comparison(tmp_path / "none", "bones")) == []
+
+
+@pytest.mark.slow
+def test_a_diagnosis_of_a_regression_speaks_its_metric_and_loss(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.about = DATA
+    side = [-1.0, 0.0, 1.0]
+    for i, (label, steep) in enumerate((("plain", 3.0), ("sam", 1.0), ("gc", 2.0), ("ema", 2.5), ("swa", 1.5))):
+        folder.method(label)
+        # the flatter, the lower the RMSE
+        home = folder.run(label, 0, 0.02 + 0.001 * steep, dataset="bones")
+        content: dict[str, Any] = {
+            "settings": {"samples": 9, "trained": 9, "rho": 0.05, "steps": 5, "gamma": 0.02, "lanczos": 3},
+            "which": "last", "part": "validation", "loss": 0.1, "accuracy": None,
+            "sharpness": {"sam": steep, "steps": steep, "adaptive": steep, "filter": {"mean": steep}},
+            "hessian": {
+                "values": [steep], "trace": {"mean": steep},
+                "density": {"nodes": [0.0, steep], "weights": [0.9, 0.1]},
+            },
+            "line": {"at": side, "loss": [steep, 0.1, steep], "accuracy": [None] * 3},
+            "plane": {"at": side, "loss": [[steep + i] * 3] * 3},
+            "filters": {"quantiles": [0.5, 0.6], "variation": 0.1},
+        }  # fmt: skip
+        content |= dict.fromkeys(("calibration", "margins", "complexity", "robustness"))
+        (home / "diagnosis.json").write_text(json.dumps(content))
+    text = diagnosis.write(folder.write()).read_text()
+    text = re.sub(r"<(script|style).*?</\1>|(width|style)[=:].*?[\";]", "", text, flags=re.S)
+    match = re.search(r".{,60}(accura|\bnats\b|image|cross-entropy|\bECE\b|corrupt).{,60}", text, re.I)
+    assert match is None, match
+    assert "Sharpness and test RMSE: " in text and "Mean squared error on the rows measured." in text
+    assert "SAM sharpness (flatter is better, tau +1.00" in text
+    assert "the points would rise from lower left to upper right, and tau would be near 1." in text
+    printed = terminal(*diagnosis.terminal(folder.path), width=160)
+    assert "Test RMSE, mm" in printed and "tau with RMSE" in printed and "0.0210" in printed

@@ -2,7 +2,7 @@
 
 from steppe.records import Record
 from steppe.report.diagnosis._noise_tolerance import MEASURES, bound_cell, complexity
-from steppe.report.diagnosis.summary import DiagnosedRun, DiagnosisRow
+from steppe.report.diagnosis.summary import METRIC, DiagnosedRun, DiagnosisRow
 from steppe.report.formatting import NONE
 
 
@@ -17,7 +17,7 @@ def row(method: str, *values: float, sigma: float | None = 0.1) -> DiagnosisRow:
         }
         content = {"complexity": part, "settings": {"trained": 30}}
         runs.append(DiagnosedRun(Record("d", method, "net", "data", seed, [], [], None), content))
-    return DiagnosisRow(method, runs, {"Test accuracy, %": None})
+    return DiagnosisRow(method, runs, {METRIC.name: None})
 
 
 def test_a_bound_of_1_is_vacuous():

@@ -125,6 +125,7 @@ class Folder:
             "seconds": times[-1]["seconds"] if times else 0.0, "peak_memory_mb": 480.0 + 60 * forward,
             "parameters": 635576, "environment": ENVIRONMENT,
         }  # fmt: skip
+        result |= {"metric": metric} if metric else {}
         (home / "result.json").write_text(json.dumps(result))
         return home
 

@@ -6,6 +6,7 @@ from support.small import sgd, small_batch, small_net
 
 import steppe
 from steppe import methods
+from steppe.config import Optim
 from steppe.training.dry_run import describe, phases
 
 
@@ -26,6 +27,20 @@ def test_every_part_and_every_scheduled_value_has_a_line():
     }
     assert lines("sam:start=30")["sam"] == "never: no step of 20 is in its window"
     assert lines("sam:rho=with-lr(1,0.1)")["  rho"] == "with-lr(1,0.1,0,0): 1 at first, 0.55 halfway, 0.05 at last"
+    assert lines("sam:spread=0.3,stop=10")["sam"] == (
+        "steps 4-10, evenly spread (epochs 1-2), 3 in all; the others are plain"
+    )
+    assert lines("sam:tail=0.25,rho=ramp(0,0.4,0.5)") | {"learning rate": ""} == {
+        "learning rate": "",
+        "sam": "steps 16-20 (epoch 4), 5 in all; the others are plain",
+        "  rho": "ramp(0,0.4,0.5): 0 at first, 0.32 halfway, 0.4 at last",
+    }
+    wsd = Optim(lr=0.1, schedule="wsd", decay_share=0.4)
+    assert dict(describe(methods.parse("sam:tail=decay"), 20, 5, wsd.lr_at, wsd)) == {
+        "learning rate": "wsd: 0.1 at first, 0.1 halfway, 0.0125 at last",
+        "  decay": "steps 13-20",
+        "sam": "steps 13-20 (epochs 3-4), 8 in all; the others are plain",
+    }
     assert lines("sam:start=19")["sam"].startswith("step 20 (epoch 4)")
 
 

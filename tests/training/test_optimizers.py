@@ -34,6 +34,7 @@ MUON = {"name": "muon+adamw", "lr": 1e-3, "schedule": "wsd", "decay": "matrices"
 FREE = {"name": "schedulefree-adamw", "lr": 5e-3, "schedule": "constant"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "options"), [("sam", MUON), ("rwp", FREE)], ids=["muon", "schedule-free"])
 def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(tmp_path, images, method, options):
     pytest.importorskip("schedulefree")
@@ -42,7 +43,8 @@ def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(tmp_path, images, meth
     assert_same_run(whole, fit(run(method, **options), tmp_path / "b", images))
 
 
-@pytest.mark.parametrize("which", ["best", pytest.param("last", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["best", "last"])
 def test_exported_weights_of_a_schedule_free_run_evaluate_as_reported(tmp_path, images, which):
     pytest.importorskip("schedulefree")
     config = run("sam", **FREE | {"name": "schedulefree-sgd", "lr": 0.3})
@@ -82,6 +84,7 @@ def test_each_optimizer_has_its_parameters_settings_and_rate(images):
             make_optimizer(run(**options), net)
 
 
+@pytest.mark.slow
 def test_an_export_imports_no_optimizer_of_the_user(tmp_path, images, monkeypatch):
     folder = tmp_path / "code"
     folder.mkdir()

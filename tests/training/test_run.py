@@ -107,9 +107,9 @@ def test_the_test_images_are_read_twice_after_training_and_the_caller_s_rng_is_u
     evaluated = []
     evaluate = trainer.evaluate
 
-    def recorded(method, step, part, normalize):
+    def recorded(run, method, step, data, part, goal):
         evaluated.append("test" if part is images.test else "val")
-        return evaluate(method, step, part, normalize)
+        return evaluate(run, method, step, data, part, goal)
 
     monkeypatch.setattr(trainer, "evaluate", recorded)
     before = torch.get_rng_state()

@@ -78,4 +78,7 @@ def losses_between(
         points = evaluate_between(surface, [*states.values()], simplex(_MOST, _DIVISIONS), statistics=statistics)
         triangle = {"at": [p.at for p in points], "loss": [p.loss for p in points], "barrier": barrier(points)}
     extent, networks = asdict(resolution), list(states)
-    return {"extent": extent, "networks": networks, "segments": segments, "triangle": triangle}
+    unit = "nats" if first.classifies else ""
+    return {
+        "extent": extent, "networks": networks, "segments": segments, "triangle": triangle, "unit": unit
+    }  # fmt: skip

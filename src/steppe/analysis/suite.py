@@ -43,7 +43,7 @@ class SuiteSettings:
     """Settings of all measures; networks are compared only if all settings are equal.
 
     Attributes:
-        samples: Images for everything but `trained`.
+        samples: Samples for everything but `trained`.
         rho: Radius of sharpness; adaptive sharpness has ten times that.
         steps: Gradient steps of the worst-case search that is measured in addition to a single step.
         m: Samples per group of m-sharpness.
@@ -57,7 +57,7 @@ class SuiteSettings:
         products: Approximate number of Hessian-vector products for the eigenvalues.
         probes: Hessian-vector products for the trace.
         lanczos: Hessian-vector products for the spectral density.
-        trained: Training images for noise tolerance, norms and bounds.
+        trained: Training samples for noise tolerance, norms and bounds.
         draws: Networks sampled per scale of the noise tolerance.
         halvings: Bisections in the search for that scale.
         bounds: Whether PAC-Bayes bounds are computed.
@@ -99,7 +99,7 @@ class SuiteSettings:
 def fit_to_budget(trained: TrainedRun, images: Samples, seconds: float, *, bounds: bool = False) -> SuiteSettings:
     """Return settings with as many samples as can be measured in about ``seconds``, but at least 32.
 
-    A forward pass and a Hessian-vector product are timed on a few images. A budget too small for them is logged.
+    A forward pass and a Hessian-vector product are timed on a few samples. A budget too small for them is logged.
 
     Raises InputError if ``seconds`` is not above 0.
     """
@@ -120,7 +120,7 @@ def fit_to_budget(trained: TrainedRun, images: Samples, seconds: float, *, bound
     count = max(_LEAST, int(seconds / per_image))
     samples = min(len(images), count)
     if samples * per_image > seconds:
-        least = "seconds is %g, less than the %.0f seconds or more that the measures take on %d images, the fewest"
+        least = "seconds is %g, less than the %.0f seconds or more that measures take on %d samples, the fewest"
         _log.warning(least, seconds, samples * per_image, samples)
     return SuiteSettings(samples, trained=min(len(trained.images.train), count), bounds=bounds)
 

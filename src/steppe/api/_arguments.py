@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from steppe import user_code
-from steppe.config import Data, Optim, from_dict
+from steppe.config import Data, Optim, from_dict, user_code
 from steppe.core.method import Method
 from steppe.data.dataset import Source
 from steppe.data.sources.user_data import user_source

@@ -5,22 +5,24 @@ from __future__ import annotations
 import functools
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from steppe import experiments, records, user_code
+from steppe import experiments, records
 from steppe.api import _arguments, _live
 from steppe.api._arguments import Arguments
 from steppe.api._text import rendered
-from steppe.config import Monitoring, Study, from_dict
+from steppe.config import Monitoring, Study, from_dict, user_code
 from steppe.data.dataset import DataSet
 from steppe.errors import InputError, unknown
 from steppe.experiments.comparison import run_here
 from steppe.report.comparison import conclusions, deployables, page, summary, tables
 from steppe.report.metric_text import MetricText
 from steppe.report.statistics import paired_difference
+from steppe.training.export import Which, export
 from steppe.training.run import load_data
 
 METHODS = ("plain", "repeat-step", "sam", "ema")
@@ -80,7 +82,6 @@ class ComparisonResult:
 
     folder: Path
     errors: dict[str, str] = field(default_factory=dict)
-    _temporary: Any = None  # removed with the result
     _objects: Mapping[tuple[str, str], Any] = field(default_factory=dict)  # what the user passed, for diagnose
 
     @functools.cached_property
@@ -200,6 +201,27 @@ class ComparisonResult:
         constant = [k for k in ("dataset", "model") if frame[k].nunique() < 2]
         return frame.drop(columns=constant).set_index("method")
 
+    def export(
+        self, method: str, path: str | Path, *, seed: int | None = None, which: Which = "best",
+        network: int | None = None, dataset: str = "", model: str = "",
+    ) -> Path:  # fmt: skip
+        """Write the deployed network of one run to the folder ``path``, as ``steppe export``, and return it.
+
+        ``seed`` is the first that finished if not given; ``which`` is 'best' or 'last'; ``network`` one of the
+        networks of a method that trains several.
+
+        Raises InputError if there is no such run, or the network is code of another session: give it again, with
+        ``steppe export --code``.
+        """
+        group = self._group(dataset, model)
+        runs = [r for r in summary.runs_of(self._records, group, method) if r.status == "ok"]
+        run = next((r for r in runs if seed in (None, r.seed)), None)
+        if run is None:
+            raise InputError(f"no run of {method} with seed {seed} has finished; finish the comparison first")
+        with user_code.registered(dict(self._objects)):
+            export(self.folder / "runs" / run.digest, Path(path), which=which, network=network)
+        return Path(path)
+
     def report(self, path: str | Path | None = None) -> Path:
         """Write the page of the comparison, one HTML file, to its folder or to ``path``; return where it is."""
         written = page.write(self.folder)
@@ -309,14 +331,13 @@ def compare(
     for key in options:
         if key not in Study.__dataclass_fields__:
             raise unknown("option", key, Study.__dataclass_fields__)
-    temporary = tempfile.TemporaryDirectory(prefix="steppe-") if out is None else None
-    folder = Path(temporary.name if temporary else cast(Any, out))
+    folder = Path(tempfile.mkdtemp(prefix="steppe-") if out is None else out)
     if isinstance(values.get("watch"), Mapping):
         values["watch"] = from_dict(Monitoring, values["watch"])
-    study = Study(**values)
     if jobs < 0:
         raise InputError(f"jobs is {jobs}; give 0 (as many as fit) or more")
     with user_code.registered(arguments.objects):
+        study = Study(**values)
         cluster = experiments.Launcher.parse(launcher).cluster(folder)
         grid = experiments.prepare(study, folder, f"steppe.compare(..., out={str(folder)!r})", retry=retry)
         with _live.Live(grid.out, len(grid.open), progress) as live:
@@ -324,7 +345,11 @@ def compare(
                 errors = run_here(grid, live.update, functools.cache(_data_of))
             else:
                 errors = experiments.run(grid, jobs or _cores(study), live.update, cluster)
-    return ComparisonResult(folder, {job.name: text for job, text in errors.items()}, temporary, arguments.objects)
+    messages = {job.name: text for job, text in errors.items()}
+    result = ComparisonResult(folder, messages, arguments.objects)
+    if out is None:
+        weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)
+    return result
 
 
 def _data_of(run: Any) -> DataSet:

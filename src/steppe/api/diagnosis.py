@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from steppe import hardware, user_code
+from steppe import hardware
 from steppe.analysis import cross_run
 from steppe.analysis.diagnose_runs import Request, diagnose_runs, finished_runs
 from steppe.analysis.load_run import Which
 from steppe.api._arguments import Arguments
 from steppe.api._text import rendered
 from steppe.api.comparison import ComparisonResult
-from steppe.config import Run
+from steppe.config import Run, user_code
 from steppe.errors import InputError
 from steppe.report.diagnosis import page
 from steppe.training import run as engine

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from steppe import user_code
 from steppe.api import _arguments
 from steppe.api._arguments import Arguments
 from steppe.api._text import rendered
-from steppe.config import Run, TuningBudget
+from steppe.config import Run, TuningBudget, user_code
 from steppe.errors import InputError, unknown
 from steppe.experiments.tuning import TuningResult, search, space
 from steppe.experiments.tuning.plot import write
@@ -27,8 +28,8 @@ class TunedMethod:
         result: All trials, the baseline and the values on fresh seeds.
     """
 
-    def __init__(self, folder: Path, result: TuningResult, temporary: Any = None):
-        self.folder, self.result, self._temporary = folder, result, temporary
+    def __init__(self, folder: Path, result: TuningResult):
+        self.folder, self.result = folder, result
 
     def best(self) -> str:
         """Return the method with the best settings, as text that `steppe.compare` takes."""
@@ -127,8 +128,7 @@ def tune(
         **({} if batch is None else {"batch": batch}),
         **options,
     }
-    temporary = tempfile.TemporaryDirectory(prefix="steppe-") if out is None else None
-    folder = Path(temporary.name if temporary else cast(Any, out))
+    folder = Path(tempfile.mkdtemp(prefix="steppe-") if out is None else out)
 
     def report(run: Run, news: Any) -> None:
         if progress is not None and isinstance(news, str):
@@ -139,4 +139,7 @@ def tune(
         budget = TuningBudget(trials, seconds, seeds, confirm, cast(Any, pruner))
         result = search(run, space(run.method, list(ranges)), budget, folder, load_data(run), report)
         write(result, folder, f"steppe.tune(..., out={str(folder)!r})")
-    return TunedMethod(folder, result, temporary)
+    tuned = TunedMethod(folder, result)
+    if out is None:
+        weakref.finalize(tuned, shutil.rmtree, folder, ignore_errors=True)
+    return tuned

@@ -12,9 +12,8 @@ import docstring_parser
 import yaml
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, Namespace
 
-from steppe import user_code
 from steppe.cli import console
-from steppe.config import Run, field_types, from_dict
+from steppe.config import Run, field_types, from_dict, user_code
 from steppe.config.docstrings import docstring
 from steppe.errors import InputError
 

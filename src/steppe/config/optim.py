@@ -73,6 +73,9 @@ class Optim:
     schedule_settings: tuple[str, ...] = added(())
 
     def __post_init__(self) -> None:
+        name: Any = self.name
+        if isinstance(name, type):
+            object.__setattr__(self, "name", f"{name.__module__}:{name.__qualname__}")
         check_choices(self, "optim.")
         for name in ("settings", "schedule_settings"):
             object.__setattr__(self, name, _as_texts(name, getattr(self, name)))
@@ -120,8 +123,8 @@ class Optim:
                 check_choice("optim.name", name, OPTIMIZERS, "a class as module:Class", "two as muon+adamw")
         if len(names) > 2 or len(set(names)) != len(names):
             raise InputError(f"optim.name is {self.name!r}; join two different optimizers, as muon+adamw")
-        if names == ("muon",):
-            raise InputError("optim.name is 'muon', which trains matrices only; write muon+adamw")
+        if names[-1] == "muon":
+            raise InputError(f"optim.name is {self.name!r}, and muon trains matrices only; write muon+adamw")
         free = [name for name in names if name.startswith("schedulefree-")]
         if free and self.schedule in ("cosine", "cosine-restarts", "one-cycle"):
             raise InputError(

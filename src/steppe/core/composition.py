@@ -1,5 +1,6 @@
 """Methods composed of methods: one's step on another's objective, and one that is active for a time only."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from steppe.core.method import (
 )
 from steppe.core.method.contract import parts_of
 from steppe.core.numerics.vector import Vec
-from steppe.core.schedules import TrainingProgress
+from steppe.core.schedules import DECAY, Ramp, TrainingProgress, no_decay
 from steppe.errors import InputError
 
 
@@ -190,7 +191,9 @@ class ActiveWindow(Method):
 
     Steps count from 0 and ``stop`` is the first one without the method. ``start`` and ``stop`` below 1 are
     shares of the training, whose length `bind` then needs (``steps``). ``every`` counts from ``start``, or from
-    step 0 if that is a share. State and deployment of the method are not affected.
+    step 0 if that is a share; ``spread`` instead is the share of the steps that are the method's, evenly spread.
+    ``tail`` is the last share of the training, in the place of ``start``, or 'decay': from where the learning rate
+    begins to decay (``decay_start`` of `bind`). State and deployment of the method are not affected.
 
     Raises InputError if the window is empty or ``every`` below 1.
     """
@@ -206,29 +209,79 @@ class ActiveWindow(Method):
     start: float = hyper(0, "the first step of the method", amount=True)
     stop: float | None = hyper(None, "the first step without it", above=0, amount=True)
     every: int = hyper(1, "one step in so many is the method's", minimum=1, remedy="at least 1")
+    tail: float | str | None = hyper(
+        None,
+        "the last share of the training, or that in which the learning rate decays",
+        valid=lambda tail: tail == DECAY or (not isinstance(tail, str) and 0 < tail < 1),
+        remedy="a share above 0 and below 1, or 'decay'",
+        added=True,
+    )
+    spread: float | None = hyper(None, "share of the steps, spread evenly", above=0, maximum=1, added=True)
 
     def check(self) -> None:
         """Refuse windows without a step, and methods that are not one network's."""
+        alone = self.start == 0 and self.stop is None
+        require(self, "tail", self.tail is None or alone, "it without start and stop, or leave it out")
+        require(self, "spread", self.spread is None or self.every == 1, "it without every, or leave it out")
         if self.stop is not None:
             same_unit = (self.stop < 1) == (self.start < 1)
             require(self, "stop", not same_unit or self.stop > self.start, f"more than start, {self.start:g}")
         if overrides(self.method, "build"):
             raise InputError(
                 f"{name_of(self.method)} builds what it trains and cannot be active for a time only; "
-                "leave start, stop and every out"
+                "leave start, stop, tail, every and spread out"
+            )
+        changes = any(overrides(self.method, part) for part in ("step", "objective", "transform"))
+        if overrides(self.method, "after") and not changes:
+            raise InputError(
+                f"{name_of(self.method)} makes plain steps, so that a window has no effect; "
+                "leave start, stop, tail, every and spread out"
             )
 
     def active(self, now: TrainingProgress) -> bool:
         """Return whether this step is the method's."""
         over = self.stop is not None and now.reached(self.stop, "stop")
-        if over or not now.reached(self.start, "start"):
+        start = self.first(now)
+        if over or not now.reached(start, "start" if self.tail is None else "tail"):
             return False
-        first = int(self.start) if self.start >= 1 else 0
-        return (now.step - first) % self.every == 0
+        count = now.step - (int(start) if start >= 1 else 0)
+        if self.spread is not None:
+            before, after = (math.floor(n * self.spread + 1e-9) for n in (count, count + 1))
+            return after > before
+        return count % self.every == 0
 
-    def active_steps(self, total: int, lr_at: Callable[[float], float]) -> list[int]:
+    def first(self, now: TrainingProgress) -> float:
+        """Return the amount of training at which the window begins."""
+        if self.tail != DECAY:
+            # 1 - 0.9 has a last digit of its own
+            return self.start if self.tail is None else round(1 - float(self.tail), 12)
+        if now.decay_start is None:
+            raise no_decay()
+        return now.decay_start
+
+    def done(self, now: TrainingProgress) -> float:
+        """Return the fraction of the window that is done."""
+        return now.part_between(self.first(now), self.stop, "ramp")
+
+    @contextmanager
+    def _inside(self, rt: Runtime) -> Iterator[None]:
+        """Have schedules know the window."""
+        outer, rt.window = rt.window, self.done(rt.now) if self._ramps else None
+        try:
+            yield
+        finally:
+            rt.window = outer
+
+    @property
+    def _ramps(self) -> bool:
+        return any(isinstance(value, Ramp) for part in parts(self.method) for value in vars(part).values())
+
+    def active_steps(
+        self, total: int, lr_at: Callable[[float], float], decay_start: float | None = None
+    ) -> list[int]:
         """Return the steps of the method in a training of ``total`` steps; ``lr_at`` is the rate at a share."""
-        return [t for t in range(total) if self.active(TrainingProgress(t, t / total, lr_at(t / total)))]
+        now = (TrainingProgress(t, t / total, lr_at(t / total), decay_start) for t in range(total))
+        return [point.step for point in now if self.active(point)]
 
     @property
     def views(self) -> int:
@@ -246,13 +299,22 @@ class ActiveWindow(Method):
         return state
 
     def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        return self.method.objective_or_plain(batch, state, rt) if self.active(rt.now) else rt.supervised(batch)
+        if not self.active(rt.now):
+            return rt.supervised(batch)
+        with self._inside(rt):
+            return self.method.objective_or_plain(batch, state, rt)
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        return self.method.step_or_plain(batch, state, rt) if self.active(rt.now) else plain_step(batch, rt)
+        if not self.active(rt.now):
+            return plain_step(batch, rt)
+        with self._inside(rt):
+            return self.method.step_or_plain(batch, state, rt)
 
     def transform(self, grads: Vec, rt: Runtime) -> Vec:
-        return self.method.transform(grads, rt) if self.active(rt.now) else grads
+        if not self.active(rt.now):
+            return grads
+        with self._inside(rt):
+            return self.method.transform(grads, rt)
 
     def before(self, batch: Batch, state: nn.Module, rt: Runtime) -> None:
         self.method.before(batch, state, rt)

@@ -80,6 +80,7 @@ class Runtime:
         masks = rng.generator(options.seed, "masks", self.parallel.rank, torch.device("cpu"))
         self.generators = {"noise": self.rng, "masks": masks}
         self.passes = Passes()
+        self.window: float | None = None  # the fraction that is done of the window of the active method
         self.untracked, self.relative_cost = False, 1.0  # of a pass of the model, in passes of one network
         self.objective: Objective = self.supervised  # until the step sets its method's
         self.good = torch.zeros((), dtype=torch.bool, device=self.device)
@@ -209,17 +210,16 @@ class Runtime:
         return self._elsewhere((), lambda: None, mask_seed)
 
     def at(
-        self, offset: Vec | ScaledVector, *, mask_seed: int | None = None, clean: bool = False
+        self, offset: Vec | ScaledVector, *, mask_seed: int | None = None, clean: bool = False, of: Any = None
     ) -> AbstractContextManager[None]:
         """Be at ``w + offset``; on leaving, also by an exception, the weights are restored bit for bit.
 
         Buffers and RNG are restored too (see `preserve_state`), unless it is ``clean``: the only pass of its step,
-        whose running statistics and random draws count.
+        whose running statistics and random draws count. ``of`` are the tensors w, by default the parameters.
         """
-        direction, by, times = vector.factors(offset)
-        moved = self.params
+        (direction, by, times), moved = vector.factors(offset), self.params if of is None else of
         if len(by) < len(direction):
-            moved = [p for p, o in zip(self.params, direction, strict=True) if o is not None]
+            moved = [p for p, o in zip(moved, direction, strict=True) if o is not None]
 
         def move() -> None:
             self._reshard()
@@ -307,7 +307,7 @@ class Runtime:
             self.clear()
 
     def outputs(self, batch: Batch) -> list[Tensor]:
-        """Return the logits of each micro-batch at the weights, without a graph; raises `NonFinite` as `grad`."""
+        """Return each micro-batch's logits at the weights, without a graph; raises `NonFinite` as `grad`."""
         with torch.no_grad(), self.precision.autocast():
             logits = [self.forward(part.x) for part in self.micro_batches(batch)]
         self.count(forward=len(batch))
@@ -383,7 +383,8 @@ class Runtime:
         """Where training is."""
         lr = param_groups.learning_rate(self.optimizer)
         done, length = max(self.passes.steps - 1, 0), self.options.steps
-        return TrainingProgress(done, length() if callable(length) else done / length if length else None, lr)
+        share = length() if callable(length) else done / length if length else None
+        return TrainingProgress(done, share, lr, self.options.decay_start, self.window)
 
     def draw_mask_seed(self) -> int:
         """Return a seed for fresh dropout masks, from the step's own generator."""
@@ -400,8 +401,7 @@ class Runtime:
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what ``make`` returned the first time: for facts about the network that do not change."""
-        value: T = self._memo[key] if key in self._memo else self._memo.setdefault(key, make())
-        return value
+        return self._memo[key] if key in self._memo else self._memo.setdefault(key, make())  # type: ignore[no-any-return]
 
     def micro_batches(self, batch: Batch) -> Sequence[Batch]:
         """Return the parts in which a batch goes through the model."""
@@ -416,7 +416,7 @@ class Runtime:
         return float(sum(map(self.options.weigh, self.micro_batches(batch))))
 
     def count(self, *, forward: float = 0.0, backward: float = 0.0) -> None:
-        """Count samples that went through the model; kept in passes of one network over the step's batch."""
+        """Count samples that went through the model, in passes of one network over the step's batch."""
         unit = (self.step_state.size or 1) / self.relative_cost
         self.passes.forward += forward / unit
         self.passes.backward += backward / unit

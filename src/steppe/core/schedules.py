@@ -18,12 +18,16 @@ class TrainingProgress:
     """Where training is: the ``step``, from 0; the ``share`` that is done, None if unknown; the learning rate,
     NaN if unknown.
 
+    ``decay_start`` is the share at which the learning rate's schedule begins to decay, None if it has no such
+    phase, and ``window`` the fraction that is done of the window in which a method is active, None outside of one.
     Amounts of training are whole numbers of steps or, below 1, shares of the whole.
     """
 
     step: int
     share: float | None
     lr: float
+    decay_start: float | None = None
+    window: float | None = None
 
     def reached(self, amount: float, field: str) -> bool:
         """Return whether this much of the training is done; raises InputError for an unknown share."""
@@ -35,6 +39,15 @@ class TrainingProgress:
             return min(self._share(1.0, field), 1.0)
         done = self.step if _in_steps(amount) else self._share(amount, field)
         return 1.0 if done >= amount else done / amount
+
+    def part_between(self, first: float, end: float | None, field: str) -> float:
+        """Return the fraction that is done of what is between two amounts; without ``end`` up to the whole."""
+        if end is not None and _in_steps(first) and _in_steps(end):
+            return (self.step - first) / (end - first)
+        share = self._share(first, field)
+        per_step = share / self.step if self.step else 0.0
+        a, b = (1.0 if t is None else t * per_step if _in_steps(t) else t for t in (first, end))
+        return (share - a) / (b - a) if b > a else 1.0
 
     def _share(self, amount: float, field: str) -> float:
         if self.share is None:
@@ -70,10 +83,35 @@ def check_length(method: Any, now: TrainingProgress) -> None:
     for name, value in values.items():
         if isinstance(value, Linear | Cosine):
             value.at(now)
+        elif name == "tail" and value is not None and now.share is None:
+            raise InputError(
+                f"tail is {value}, a share of the training, and its length is unknown; bind with steps=..."
+            )
         elif name in method.amounts and value is not None:
             now.reached(value, name)
         elif hasattr(value, "limits"):  # a method
             check_length(value, now)
+
+
+def check_decay(method: Any) -> None:
+    """Raise InputError if a method, or one that it is composed of, is active while a schedule decays."""
+    values = {f.name: getattr(method, f.name) for f in fields(method)}
+    if values.get("tail") == DECAY:
+        raise no_decay()
+    for value in values.values():
+        if hasattr(value, "limits"):  # a method
+            check_decay(value)
+
+
+DECAY = "decay"  # the tail that is the decay phase of the schedule
+
+
+def no_decay() -> InputError:
+    """Return the error for a tail that follows a schedule without a decay phase."""
+    return InputError(
+        "tail is 'decay' and the schedule has no decay phase of its own; use optim.schedule wsd (in your own loop "
+        "bind with decay_start=0.8), or give a share as tail=0.3"
+    )
 
 
 def check_start(method: Any, steps: float) -> None:
@@ -182,6 +220,29 @@ class Cosine(Schedule):
 
 
 @dataclass(frozen=True)
+class Ramp(Schedule):
+    """From ``start`` to ``end`` in a straight line over ``part`` of the method's window, then ``end``.
+
+    The window is that of `ActiveWindow` (``start``, ``stop``, ``tail``), without one the whole training.
+    """
+
+    start: float
+    end: float
+    part: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.part <= 1:
+            raise InputError(f"part is {self.part:g}; give a part of the window, above 0 and at most 1")
+
+    def at(self, now: TrainingProgress) -> float:
+        """Return start + (end - start) min(u / part, 1), u the fraction of the window that is done."""
+        window = now.part_of(None, "ramp") if now.window is None else now.window
+        done = min(window / self.part, 1.0)
+        return self.end if done == 1 else self.start + (self.end - self.start) * done
+
+
+@dataclass(frozen=True)
 class WithLR(Schedule):
     """Tied to the learning rate of the optimizer's first group: ``low`` at ``lr_min``, ``high`` at ``lr_max``.
 
@@ -222,7 +283,7 @@ class FunctionSchedule(Schedule):
 
 
 ScheduleValue = float | Schedule
-NAMED: dict[str, Callable[..., Schedule]] = {"linear": Linear, "cosine": Cosine, "with-lr": WithLR}
+NAMED: dict[str, Callable[..., Schedule]] = {"linear": Linear, "cosine": Cosine, "with-lr": WithLR, "ramp": Ramp}
 
 
 def value_at(value: ScheduleValue, now: TrainingProgress) -> float:
@@ -232,7 +293,7 @@ def value_at(value: ScheduleValue, now: TrainingProgress) -> float:
 
 def lowest(value: ScheduleValue) -> float:
     """Return the least value that it can have, infinity if unknown."""
-    if isinstance(value, Linear | Cosine):
+    if isinstance(value, Linear | Cosine | Ramp):
         return min(value.start, value.end)
     if isinstance(value, WithLR):
         return min(value.low, value.high)
@@ -274,5 +335,6 @@ def _exact(number: float) -> str:
 _USAGE = {
     "linear": "linear(start,end) or linear(start,end,steps), steps below 1 a share of training",
     "cosine": "cosine(start,end) or cosine(start,end,steps), steps below 1 a share of training",
+    "ramp": "ramp(start,end) or ramp(start,end,part), part of the method's window",
     "with-lr": "with-lr(high,lr_max) or with-lr(high,lr_max,low,lr_min)",
 }

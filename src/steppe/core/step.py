@@ -14,7 +14,7 @@ from steppe.core.data_parallel import NO_LOCAL_GRADIENT, Sharded
 from steppe.core.multi_network import MultiNetwork
 from steppe.core.optimizers.joint import evaluation_weights
 from steppe.core.runtime import Runtime
-from steppe.core.schedules import check_length, check_start
+from steppe.core.schedules import check_decay, check_length, check_start
 from steppe.core.state.param_state import ParamState
 from steppe.core.state.snapshot import Buffers, evaluation_mode
 from steppe.core.state.weight_average import WeightAverage
@@ -65,6 +65,8 @@ class Step:
         self._limits, self._limited = method.scheduled_limits(), method.may_be_at_limit()
         self._before, self._after = _overridden(method, "before"), _overridden(method, "after")
         self.state = method.init(runtime.net)
+        if options.decay_start is None:
+            check_decay(method)
         if options.steps is None:
             check_length(method, runtime.now)
         elif not callable(options.steps):

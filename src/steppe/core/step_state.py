@@ -75,6 +75,7 @@ class BindOptions:
     weigh: Callable[[Batch], float] = len
     steps: int | Callable[[], float] | None = None
     epoch: int | None = None
+    decay_start: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -101,6 +102,11 @@ class BindOptions:
                 "the number of steps of the training, a function that returns its share",
             ),
             ("epoch", self.epoch is None or is_count(self.epoch), "the number of steps of an epoch, or None"),
+            (
+                "decay_start",
+                self.decay_start is None or (is_number(self.decay_start) and 0 <= self.decay_start < 1),
+                "a share of the training, from 0 to below 1, or None",
+            ),
             ("seed", is_whole(self.seed), "a whole number"),
         ):
             if not holds:

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-from steppe import user_code
-from steppe.config import Data, parse_dataset
+from steppe.config import Data, parse_dataset, user_code
 from steppe.data import splits
 from steppe.data.dataset import DataSet, Images, Samples, Source, Tensors
 from steppe.data.loader import Loader, evaluation_batches

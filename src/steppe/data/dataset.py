@@ -219,16 +219,21 @@ class DataSet:
     def inputs(self) -> dict[str, int]:
         """What a network must know of its inputs, as `steppe.models.build` takes it.
 
-        channels and size of images; features of a table (N, F); vocabulary and length of indices (N, T) of tokens.
+        channels and, if they are square, size of images; features of a table (N, F) of floats; vocabulary and
+        length of indices (N, T) of tokens.
         """
         if isinstance(self.train, Images):
             return {"channels": self.channels, "size": self.size}
         x = self.train.x
-        if not isinstance(x, Tensor) or x.ndim != 2:
+        if not isinstance(x, Tensor):
             return {}
-        if x.dtype.is_floating_point:
+        if x.ndim == 4 and x.dtype.is_floating_point:
+            return {"channels": x.shape[1]} | ({"size": x.shape[2]} if x.shape[2] == x.shape[3] else {})
+        if x.ndim == 2 and x.dtype.is_floating_point:
             return {"features": x.shape[1]}
-        return {"vocabulary": self.outputs, "length": x.shape[1]}
+        if x.ndim == 2 and self.task in ("language modelling", "token classification"):
+            return {"vocabulary": max(self.outputs, int(x.max()) + 1), "length": x.shape[1]}
+        return {}
 
     @property
     def channels(self) -> int:

@@ -10,6 +10,7 @@ The loop does not call the accelerator's ``accumulate``, ``backward`` and ``clip
 them. Needs ``pip install accelerate``.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,9 +23,13 @@ from steppe.integrations import check_accelerator, ready
 
 
 def bind(
-    method: Method | str, accelerator: Any, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any
+    method: Method | str,
+    accelerator: Any,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+    **options: Any,
 ) -> Step:
-    """Bind a method, or its text, to a model and an optimizer of ``accelerator.prepare``.
+    """Bind a method, or its text, to a model and an optimizer, or a list of several, of ``accelerator.prepare``.
 
     ``options`` are those of `Method.bind`. Raises InputError for fp8, DeepSpeed, FSDP1, and
     ``gradient_accumulation_steps`` other than 1.
@@ -38,6 +43,7 @@ def bind(
             f"gradient_accumulation_steps is {accelerator.gradient_accumulation_steps}; leave it at 1 and give "
             "the step a list of micro-batches, which it replays in every pass"
         )
-    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    several: Any = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
+    inner: list[torch.optim.Optimizer] = [getattr(one, "optimizer", one) for one in several]
     scaler = accelerator.scaler if precision == "fp16" else None
     return ready(method).bind(model, inner, precision=precision, scaler=scaler, **options)

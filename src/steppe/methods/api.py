@@ -9,11 +9,13 @@ from steppe.core.method import hyper as hyper
 from steppe.core.method.registry import make as make
 from steppe.core.method.registry import names as names
 from steppe.core.method.registry import parse as parse
+from steppe.core.optimizers.splits import split_for_muon as split_for_muon
 from steppe.core.runtime import Passes as Passes
 from steppe.core.runtime import Runtime as Runtime
 from steppe.core.runtime import StepOutput as StepOutput
 from steppe.core.schedules import Cosine as Cosine
 from steppe.core.schedules import Linear as Linear
+from steppe.core.schedules import Ramp as Ramp
 from steppe.core.schedules import Schedule as Schedule
 from steppe.core.schedules import WithLR as WithLR
 from steppe.core.step import Step as Step
@@ -50,6 +52,7 @@ from steppe.methods.sharpness.random_sam import RandomSAM as RandomSAM
 from steppe.methods.sharpness.sam import SAM as SAM
 from steppe.methods.sharpness.wsam import WSAM as WSAM
 from steppe.methods.weight_noise.arwp import ARWP as ARWP
+from steppe.methods.weight_noise.flat_lora import FlatLoRA as FlatLoRA
 from steppe.methods.weight_noise.lpf_sgd import LPFSGD as LPFSGD
 from steppe.methods.weight_noise.rwp import RWP as RWP
 

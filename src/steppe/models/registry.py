@@ -1,7 +1,7 @@
 """Networks by name: those of the papers, of tables and text, and any of torchvision or timm."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
@@ -58,39 +58,33 @@ _GPT_SIZES = {"gpt-tiny": (64, 2), "gpt-1m": (128, 5)}
 _SIZED = re.compile(r"(mlp|gpt)-([1-9]\d{0,4})x([1-9]\d{0,2})")
 
 
-def build(name: str, *, classes: int, **inputs: int) -> nn.Module:
+def build(name: str, *, classes: int, task: str = "", **inputs: int) -> nn.Module:
     """Build the network ``name`` with fresh weights, drawn from torch's global generator, in training mode.
 
     Args:
         name: One of ``names()``, ``mlp-WxD`` or ``gpt-WxD`` with width and depth, or ``torchvision/NAME`` or
             ``timm/NAME`` for a network of those packages.
         classes: Number of outputs: the classes, the targets of a regression, or the tokens of the vocabulary.
+        task: The task, if it is to be checked that the network's outputs are of its form.
         inputs: What `steppe.data.DataSet.inputs` has of the inputs. For images ``channels``, 1 or 3, and ``size``,
             height and width in pixels; ``features`` of a table; ``vocabulary`` and ``length`` of a text.
 
     Returns:
-        A module that maps images (B, channels, size, size) to (B, classes), `unet_small` to
-        (B, classes, size, size); features (B, features) to (B, classes); tokens (B, T) to (B, T, vocabulary).
+        A module that maps images (B, channels, size, size) to (B, classes), `unet_small` images of any size to
+        (B, classes, H, W); features (B, features) to (B, classes); tokens (B, T) to (B, T, vocabulary).
 
     Raises:
         InputError: The name is unknown, its package is missing, or the network cannot take these inputs: they
-            are of another kind, ``size`` is below its module's MIN_SIZE, or ``channels`` is not 1 or 3.
+            are of another kind, ``size`` is below its module's MIN_SIZE, or ``channels`` is not 1 or 3. Also if
+            its outputs are not those of the task.
     """
     package, _, rest = name.partition("/")
     family, width, depth = _family(name)
     if name not in MODELS and family is None and package not in ("torchvision", "timm"):
         raise unknown("model", name, names(), hint="or mlp-WxD, gpt-WxD, torchvision/NAME, timm/NAME")
-    takes = {"mlp": ("features", "images"), "gpt": ("text",)}.get(family or "", ("images",))
-    kind = "images" if "size" in inputs else next((k for k in ("features", "vocabulary") if k in inputs), "other")
-    kind = {"vocabulary": "text", "features": "features"}.get(kind, kind)
-    if kind not in takes:
-        of = {"images": "images", "features": "a table", "text": "text", "other": "of another form"}
-        raise InputError(
-            f"network {name} takes {' or '.join(of[k] for k in takes)}, and the data are {of[kind]}; choose "
-            + {"images": "simple-cnn", "features": "mlp", "text": "gpt-tiny"}.get(kind, "a network of your own")
-        )
+    kind = _check_fits(name, family, task, inputs)
     if family == "mlp":
-        features = inputs["features"] if kind == "features" else inputs["channels"] * inputs["size"] ** 2
+        features = inputs["features"] if kind == "a table" else inputs["channels"] * inputs["size"] ** 2
         return mlp(classes, features, width, depth)
     if family == "gpt":
         if classes != inputs["vocabulary"]:
@@ -99,14 +93,41 @@ def build(name: str, *, classes: int, **inputs: int) -> nn.Module:
                 "classes; give a network of your own"
             )
         return gpt(classes, inputs["length"], width, depth)
-    channels, size = inputs["channels"], inputs["size"]
     if family == "unet-small":
-        return unet_small(classes, channels, size)
+        return unet_small(classes, inputs["channels"])
+    channels, size = inputs["channels"], inputs["size"]
     if name in MODELS:
         return MODELS[name](classes, channels, size)
     if package == "torchvision":
         return from_torchvision(rest, classes=classes, channels=channels, size=size)
     return from_timm(rest, classes=classes, channels=channels, size=size)
+
+
+_KINDS = {"size": "images", "channels": "images that are not square", "features": "a table", "vocabulary": "text"}
+_TAKES: dict[str | None, tuple[str, ...]] = {
+    "mlp": ("a table", "images"),
+    "gpt": ("text",),
+    "unet-small": ("images", "images that are not square"),
+    None: ("images",),
+}
+_INSTEAD = {"images": "simple-cnn", "a table": "mlp", "text": "gpt-tiny"}
+
+
+def _check_fits(name: str, family: str | None, task: str, inputs: Mapping[str, int]) -> str:
+    """Return the kind of inputs; raises InputError if the network takes others, or has outputs of another task."""
+    kind = next((kind for key, kind in _KINDS.items() if key in inputs), "")
+    if kind not in _TAKES[family]:
+        data = kind or "neither images, a table of floats nor text"
+        raise InputError(
+            f"network {name} takes {' or '.join(_TAKES[family][:2])}, and the data are {data}; choose "
+            f"{_INSTEAD.get(kind, 'a network of your own')}"
+        )
+    dense, is_dense = task == "segmentation", family == "unet-small"
+    if task and dense != is_dense:
+        outputs = "one output for each pixel" if is_dense else "one output for each image"
+        remedy = "unet-small, or a network of your own" if dense else _INSTEAD["images"]
+        raise InputError(f"network {name} has {outputs}, and the task is {task}; choose {remedy}")
+    return kind
 
 
 def _family(name: str) -> tuple[str | None, int, int]:

@@ -42,8 +42,8 @@ class UNet(nn.Module):
         return logits
 
 
-def unet_small(outputs: int, channels: int, size: int) -> UNet:
-    """Build a U-Net of three resolutions with 16, 32 and 64 channels, for any ``size``.
+def unet_small(outputs: int, channels: int) -> UNet:
+    """Build a U-Net of three resolutions with 16, 32 and 64 channels, for images of any size.
 
     At each resolution are two 3x3 convolutions with padding, BatchNorm and ReLU; max-pooling halves the
     resolution, and nearest-neighbour interpolation restores it, where the features before pooling are joined. For

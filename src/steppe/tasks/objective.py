@@ -9,12 +9,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from steppe import user_code
-from steppe.config import parse_spec
+from steppe.config import parse_spec, user_code
 from steppe.errors import InputError
-from steppe.tasks import losses, measures
+from steppe.tasks import losses, meters
 from steppe.tasks.losses import IGNORED
-from steppe.tasks.measures import Measure
+from steppe.tasks.meters import Meter
 from steppe.tasks.metric import ACCURACY, Metric
 
 
@@ -26,7 +25,7 @@ class Objective:
         task: What is learned, as in `steppe.data.DataSet`.
         loss: Training loss of output and target, or 'model' if the network returns its own.
         metric: What is reported.
-        new_measure: Makes the metric's measure; None if the metric is the loss.
+        new_meter: Makes the metric's meter; None if the metric is the loss.
         weigh: What a batch counts in means: its samples, or its targets that are not ignored.
         counts_hits: Whether loss and metric are cross-entropy and accuracy of classes, which are only counted.
     """
@@ -34,7 +33,7 @@ class Objective:
     task: str = "classification"
     loss: Any = F.cross_entropy
     metric: Metric = ACCURACY
-    new_measure: Callable[[], Measure] | None = None
+    new_meter: Callable[[], Meter] | None = None
     weigh: Callable[[Any], float] = len
     counts_hits: bool = True
 
@@ -63,14 +62,14 @@ def make(
     if y is None and loss not in ("", "model"):
         raise InputError(f"loss is {loss!r} and the data have no targets; give targets, or loss 'model'")
     loss = loss or ("model" if y is None else losses.default(task))
-    metric = metric or ("loss" if y is None else measures.default(task))
-    chosen, new_measure = measures.make(metric, task, outputs, unit)
+    metric = metric or ("loss" if y is None else meters.default(task))
+    chosen, new_meter = meters.make(metric, task, outputs, unit)
     plain = loss == "cross-entropy" and chosen == ACCURACY and task == "classification"
     counts_hits = plain and y is not None and y.ndim == 1
     weigh: Callable[[Any], float] = len
     if y is not None and not y.is_floating_point() and y.ndim > 1 and bool((y == IGNORED).any()):
         weigh = count_targets
-    return Objective(task, _loss(loss, task, outputs, y, smoothing), chosen, new_measure, weigh, counts_hits)
+    return Objective(task, _loss(loss, task, outputs, y, smoothing), chosen, new_meter, weigh, counts_hits)
 
 
 def _loss(text: str, task: str, outputs: int, y: Tensor | None, smoothing: float) -> Any:

@@ -19,7 +19,7 @@ from steppe.core.step import Step
 from steppe.data.dataset import DataSet, Samples
 from steppe.data.splits import shot_groups
 from steppe.distributed import collectives
-from steppe.tasks.measures import Measure
+from steppe.tasks.meters import Meter
 from steppe.tasks.objective import Objective
 from steppe.training.factories import evaluated_batches, is_user_model
 
@@ -91,7 +91,7 @@ class _Totals:
 
     def __init__(self, method: Method, step: Step, goal: Objective, data: DataSet):
         self.method, self.step, self.goal, self.data = method, step, goal, data
-        self.measures: dict[str, Measure] = {}
+        self.meters: dict[str, Meter] = {}
         self.losses: dict[str, float] = {}
         self.weight = 0.0
 
@@ -100,12 +100,12 @@ class _Totals:
         weight = float(self.goal.weigh(batch))
         for name, (loss, output) in self._outputs(batch).items():
             self.losses.setdefault(name, 0.0)
-            if self.goal.new_measure is not None and name not in self.measures:
-                self.measures[name] = self.goal.new_measure()
+            if self.goal.new_meter is not None and name not in self.meters:
+                self.meters[name] = self.goal.new_meter()
             if counted:
                 self.losses[name] += loss * weight if weight else 0.0
-                if name in self.measures:
-                    self.measures[name].update(self.data.in_unit(output), self.data.in_unit(batch.y))
+                if name in self.meters:
+                    self.meters[name].update(self.data.in_unit(output), self.data.in_unit(batch.y))
         self.weight += weight if counted else 0.0
 
     def _outputs(self, batch: Batch) -> dict[str, tuple[float, Tensor]]:
@@ -124,9 +124,9 @@ class _Totals:
         results: dict[str, dict[str, float]] = {}
         for name, total in zip(self.losses, losses, strict=True):
             loss = value = total / weight if weight else math.nan
-            if name in self.measures:
-                measure = self.measures[name]
-                value = measure.value(world.all_gather_object(measure.state()))
+            if name in self.meters:
+                meter = self.meters[name]
+                value = meter.value(world.all_gather_object(meter.state()))
             results[name] = {self.goal.key: value, "loss": loss}
         deployed: dict[str, Any] = results.pop("deployed")
         return deployed | ({"outputs": results} if results else {})

@@ -36,7 +36,7 @@ from steppe.training.checkpoint.file import REMEDY, TRAIN_AGAIN
 from steppe.training.checkpoint.save_and_resume import CheckpointStore
 from steppe.training.evaluation import network_input
 from steppe.training.factories import evaluated_batches, is_user_model, make_model, make_network, make_optimizer
-from steppe.training.run import CONFIG, digest, load_images, read_run, stored_images
+from steppe.training.run import CONFIG, digest, load_images, read_run, require_code, stored_images
 
 Which = Literal["best", "last"]
 CLOSE = 1e-4  # largest difference, as a share of the largest logit
@@ -60,6 +60,7 @@ def export(
     """
     if onnx and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
         raise InputError("onnx is not installed; pip install 'steppe[onnx]', or leave --onnx out")
+    require_code(folder, "model", "method")
     run = read_run(folder)
     data, normalize = _input(folder, run)
     method = run.method
@@ -107,6 +108,7 @@ def export(
         "parameters": sum(p.numel() for p in fresh.parameters()),
         "classes": list(data.classes),
         "input": _input_description(data, normalize, x),
+        **({"preparation": dict(data.preparation)} if data.preparation else {}),
         "output": "logits" if (run.task or data.task) not in NUMBERS else "values",
         "method": run.label,
         "dataset": run.dataset,
@@ -166,7 +168,8 @@ def _input(folder: Path, run: Run) -> tuple[DataSet, Normalizer | None]:
         rows = torch.arange(stored["train"]) % IMAGES
         train, few = Images(pixels, torch.zeros_like(rows), rows), Images(pixels, torch.zeros(IMAGES).long())
         mean, std = (tuple(map(float, stored[name])) for name in ("mean", "std"))
-        images_ = DataSet(run.dataset, train, few, few, tuple(map(str, stored["classes"])))
+        about = {key: stored[key] for key in ("task", "outputs", "preparation") if key in stored}
+        images_ = DataSet(run.dataset, train, few, few, tuple(map(str, stored["classes"])), **about)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder / CONFIG} is damaged (images: {error}); give another run") from None
     return images_, Normalizer(mean, std)
@@ -187,7 +190,12 @@ def _random_samples(folder: Path, run: Run, stored: dict[str, Any]) -> DataSet:
         few = Tensors(tensor(stored["inputs"]))
         train = few.take(np.arange(int(stored["train"])) % IMAGES)
         classes = tuple(map(str, stored["classes"]))
-        return DataSet(run.dataset, train, few, few, classes, task=stored["task"], outputs=stored["outputs"])
+        shared = {
+            "task": stored["task"],
+            "outputs": stored["outputs"],
+            "preparation": stored.get("preparation", {}),
+        }
+        return DataSet(run.dataset, train, few, few, classes, **shared)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise InputError(f"{folder / CONFIG} is damaged (images: {error}); give another run") from None
 

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from steppe import hardware, models, user_code
-from steppe.config import Run
+from steppe import hardware, models
+from steppe.config import Run, user_code
 from steppe.core.batch import Batch
 from steppe.core.method import Method
 from steppe.core.optimizers.joint import joined, switch
@@ -46,7 +46,7 @@ def make_model(run: Run, images: DataSet, number: int = 0) -> nn.Module:
     """
     if is_user_model(run):
         return _user_model(run, number)
-    net = models.build(run.model, classes=images.outputs, **images.inputs)
+    net = models.build(run.model, classes=images.outputs, task=run.task or images.task, **images.inputs)
     if models.learns(net):
         train = images.train
         assert isinstance(train, Images)

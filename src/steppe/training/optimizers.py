@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from steppe import user_code
-from steppe.config import Run
+from steppe.config import Run, user_code
 from steppe.config.optim import Optim
 from steppe.core.numerics.vector import any_sharded
 from steppe.core.optimizers.joint import joined, switch

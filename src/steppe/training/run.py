@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from steppe import data, hardware, records, tracking, user_code
-from steppe.config import Run, essential, field_types, from_dict, parse_dataset, with_path
+from steppe import data, hardware, records, tracking
+from steppe.config import Run, essential, field_types, from_dict, parse_dataset, user_code, with_path
 from steppe.core.composition import ActiveWindow, parts
 from steppe.core.method import Method
 from steppe.core.method.registry import names_in
@@ -22,9 +22,9 @@ from steppe.data.dataset import DataSet, Images
 from steppe.data.normalize import Normalizer
 from steppe.distributed import collectives
 from steppe.errors import InputError
+from steppe.training._first_batch import check_first_batch, check_step
 from steppe.training.checkpoint.save_and_resume import CHECKPOINT
 from steppe.training.factories import make_loader, make_model, make_objective, make_optimizer
-from steppe.training.first_batch import check_first_batch, check_step
 from steppe.training.optimizers import learning_rate
 from steppe.training.trainer import ProgressCallback, Trainer, TrainingFailed, TrainingStatus
 
@@ -51,6 +51,7 @@ def load_images(folder: Path) -> DataSet:
 
     Raises InputError for a folder that is not a run's, and for images other than those it was trained on.
     """
+    require_code(folder)
     run, stored = read_run(folder), stored_images(folder)
     path = stored.get("path")
     located = path is not None and Path(path).exists()
@@ -60,13 +61,22 @@ def load_images(folder: Path) -> DataSet:
     return images
 
 
+def require_code(folder: Path, *kinds: str) -> None:
+    """Raise InputError if a run's record names code, of these kinds or of any, that the user did not give."""
+    code = (records.read_json_if_exists(folder / CONFIG) or {}).get("code")
+    for kind, entry in code.items() if isinstance(code, dict) else ():
+        if kind.partition(" ")[0] in (kinds or ("model", "dataset", "loss", "metric", "method")):
+            user_code.get(kind.partition(" ")[0], str(entry.get("name")) if isinstance(entry, dict) else "")
+
+
 def check_images(folder: Path, images: DataSet) -> None:
     """Raise InputError if there is a run in ``folder`` that was trained on other images than these."""
     fingerprint = stored_images(folder).get("fingerprint", images.fingerprint)
     if fingerprint != images.fingerprint:
+        kind = "images" if isinstance(images.train, Images) else "data"
         raise InputError(
-            f"{folder} was trained on other images than {images.name} has now; choose another --out, or restore "
-            "the images"
+            f"{folder} was trained on other {kind} than {images.name} has now; choose another --out, or restore "
+            f"the {kind}"
         )
 
 
@@ -104,8 +114,11 @@ def _images_record(run: Run, images: DataSet) -> dict[str, dict[str, Any]]:
         normalize = Normalizer.of(run.data.normalize, images.train)
         content |= {"channels": images.channels, "size": images.size}
         content |= {"mean": list(normalize.mean), "std": list(normalize.std)}
+        if images.task != "classification":
+            content |= {"task": images.task, "outputs": images.outputs}
     else:
         content |= {"task": images.task, "outputs": images.outputs, "inputs": _inputs(images.train.x)}
+    content |= {"preparation": dict(images.preparation)} if images.preparation else {}
     return {"images": {"fingerprint": images.fingerprint, **location, **content}}
 
 
@@ -141,6 +154,7 @@ def check_run(run: Run, images: DataSet, *, first: bool = True) -> None:
     method = run.method
     with hardware.fork_rng():
         net = method.build(lambda: make_model(run, images))
+        method.init(net)
     make_optimizer(run, net)
     per_epoch = len(make_loader(run, images, method))
     learning_rate(run, run.epochs * per_epoch)
@@ -220,7 +234,7 @@ def _check_starts(run: Run, method: Method, per_epoch: int) -> None:
     last = TrainingProgress(total - 1, (total - 1) / total, 0.0)
     for part in parts(method):
         if isinstance(part, ActiveWindow):
-            active = bool(part.active_steps(total, lambda share: math.nan))
+            active = bool(part.active_steps(total, lambda share: math.nan, run.optim.decay_start))
         else:
             start: float = getattr(part, "start", 0.0) if "start" in part.amounts else 0.0
             active = last.reached(start, "start")

@@ -29,10 +29,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--seconds",
         type=float,
         default=8.0,
-        help="time for each run; it sets how many images. All measures on the fewest, 32, may take longer",
+        help="time for each run; it sets how many samples. All measures on the fewest, 32, may take longer",
     )
     parser.add_argument("--which", type=Literal["last", "best"], default="last", help="last or best epoch")
-    parser.add_argument("--on", type=Literal["val", "train"], default="val", help="images: validation or training")
+    parser.add_argument("--on", type=Literal["val", "train"], default="val", help="data: validation or training")
     parser.add_argument(
         "--corruptions", type=str, default=None, help="folder of CIFAR-10-C, -100-C or ImageNet-C; else made here"
     )
@@ -94,7 +94,7 @@ def run(options: Namespace, command: str) -> int:
 
 
 def _between(homes: list[Path], options: Namespace, console: Console) -> int:
-    """Write the loss between networks, on as many images as there is time for, and print the barriers."""
+    """Write the loss between networks, on as many samples as there is time for, and print the barriers."""
     out = Path(options.between)
     with console.status("starting") as status, hardware.threads(engine.read_run(homes[0]).threads):
         first = load(homes[0], options.which)
@@ -104,9 +104,10 @@ def _between(homes: list[Path], options: Namespace, console: Console) -> int:
     if options.json:
         print(json.dumps(result, indent=1))
         return 0
-    lines = [f"{path['from']} to {path['to']}: barrier {path['barrier']:.3g} nats" for path in result["segments"]]
+    unit = result["unit"] and f" {result['unit']}"
+    lines = [f"{path['from']} to {path['to']}: barrier {path['barrier']:.3g}{unit}" for path in result["segments"]]
     if result["triangle"]:
-        lines.append(f"between all three: barrier {result['triangle']['barrier']:.3g} nats")
+        lines.append(f"between all three: barrier {result['triangle']['barrier']:.3g}{unit}")
     for line in (*lines, str(figure)):
         terminal.print_text(console, line)
     return 0
@@ -115,7 +116,7 @@ def _between(homes: list[Path], options: Namespace, console: Console) -> int:
 def _print_bounds(results: dict[Path, dict[str, Any]], console: Console) -> None:
     for home, result in results.items():
         config = engine.read_run(home)
-        for values in result["complexity"].get("bounds", ()):
+        for values in (result["complexity"] or {}).get("bounds", ()):
             bound = Bound(**{k: v for k, v in values.items() if k != "vacuous"})
             terminal.print_text(console, f"{config.title}, {bound}")
 

@@ -1,6 +1,7 @@
 """What a method is, and what it may use besides the functions of `steppe.core.numerics`.
 
 - the contract: `Method` and its `hyper`-parameters, `Cost`, `Batch`, `StepOutput`, `Runtime`, `ScheduleValue`;
+- `Perturbing`, the base class of methods that perturb the weights, all or some (``where``);
 - `OnlineDistillation`, the base class of methods of several networks;
 - what it keeps between steps: `ParamState`, a vector of parameter space; `WeightAverage`; `LogitBank`
   (and `logit_bank`, its sizes and forms);
@@ -24,6 +25,7 @@ from steppe.core.method.contract import (
 )
 from steppe.core.method.hyperparameters import hyper
 from steppe.core.method.online_distillation import OnlineDistillation
+from steppe.core.method.perturbing import Perturbing
 from steppe.core.model_call import call_for_logits, call_model, extract_logits
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, due
@@ -41,6 +43,7 @@ __all__ = [
     "Method",
     "OnlineDistillation",
     "ParamState",
+    "Perturbing",
     "Runtime",
     "ScheduleValue",
     "State",

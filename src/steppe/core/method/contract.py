@@ -142,8 +142,9 @@ class Method(Generic[State]):
 
         Presets are resolved, schedules are text, methods in fields are dictionaries.
         """
-        chosen = {f.name for f in fields(self) if constraint_of(f).preset}
-        settings = {k: as_data(v) for k, v in vars(self.resolved).items() if k not in chosen}
+        out = {f.name for f in fields(self) if constraint_of(f).preset}
+        out |= {f.name for f in fields(self) if constraint_of(f).added and getattr(self, f.name) == f.default}
+        settings = {k: as_data(v) for k, v in vars(self.resolved).items() if k not in out}
         return {"class": type(self).__name__, **settings}
 
     def __str__(self) -> str:
@@ -268,6 +269,7 @@ class Method(Generic[State]):
         weigh: Callable[[Batch], float] = len,
         steps: int | Callable[[], float] | None = None,
         epoch: int | None = None,
+        decay_start: float | None = None,
         seed: int = 0,
     ) -> Step:
         """Bind the method to a model and its optimizer; the result is called once per batch.
@@ -300,6 +302,8 @@ class Method(Generic[State]):
             steps: The number of steps of the training, or a function that returns the share of it that is done;
                 for schedules in shares of the training.
             epoch: The number of steps of an epoch, for methods that do something every so many epochs.
+            decay_start: The share of the training at which the learning rate begins to decay, for methods that
+                are active in the decay alone (``tail="decay"``).
             seed: Seed of the method's own noise.
 
         Raises:
@@ -324,6 +328,7 @@ class Method(Generic[State]):
             weigh=weigh,
             steps=steps,
             epoch=epoch,
+            decay_start=decay_start,
             seed=seed,
         )
         return Step(self, model, optimizer, options)

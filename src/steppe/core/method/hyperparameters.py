@@ -37,6 +37,8 @@ class Constraint:
         amount: It is an amount of training: a whole number of steps or, below 1, a share of the whole.
         preset: It chooses the values of other fields, which `Method.to_dict` has in its place.
         plain_at: The value at which the method is plain training (or one of several such fields is).
+        added: The method had no such field at first: at its default it is left out of `Method.to_dict`, so that
+            older runs keep their names.
         plain_only_at: The value without which the method is not plain training, whatever those are.
     """
 
@@ -51,6 +53,7 @@ class Constraint:
     usual: str = ""
     amount: bool = False
     preset: bool = False
+    added: bool = False
     plain_at: Any = _NEVER
     plain_only_at: Any = _NEVER
 
@@ -98,14 +101,20 @@ class Constraint:
         return f"{text} ({usual})" if usual else f"{text}, or leave it out" if default is None else text
 
 
-def hyper(default: Any = MISSING, help: str = "", **limits: Any) -> Any:
+def hyper(default: Any = MISSING, help: str = "", *, kw_only: bool = False, **limits: Any) -> Any:
     """Return the field of a hyper-parameter: ``rho: ScheduleValue = hyper(0.05, "the radius", minimum=0)``.
 
     Its type is that of the annotation. A value outside of its `Constraint`, whose other fields are ``limits``,
     raises InputError when the method is made. The default None is the preset's value (`Method.preset_values`), or
-    leaves it out.
+    leaves it out. With ``kw_only`` it is set by name alone, after all others.
     """
-    return field(default=default, metadata={"hyper": Constraint(help, **limits)})
+    metadata = {"hyper": Constraint(help, **limits)}
+    return field(default=default, kw_only=kw_only, metadata=metadata)
+
+
+def own_first(method: Any) -> list[Field[Any]]:
+    """Return the fields of a method, those that are set by name alone (of a base class) last."""
+    return sorted(fields(method), key=lambda f: f.kw_only is True)
 
 
 def constraint_of(f: Field[Any]) -> Constraint:

@@ -2,11 +2,13 @@
 
 - vectors of parameter space: the types `Vec` and `Offset` (a `Vec` or a `ScaledVector`) and the module `vector`;
 - perturbations: the functions of `steppe.core.numerics.perturbations`;
+- `full_weights`: those below low-rank adapters;
 - `filters`: output units, filter-wise noise, scopes of parameters;
 - `losses`: ramps, the targets of distillation; of divergences see `Runtime.divergence`.
 """
 
 from steppe.core.numerics import filters, losses, perturbations, vector
+from steppe.core.numerics._adapters import full_weights
 from steppe.core.numerics.complex_params import leaf
 from steppe.core.numerics.perturbations import (
     Offset,
@@ -32,6 +34,7 @@ __all__ = [
     "at_length_of",
     "ball_perturbation",
     "filters",
+    "full_weights",
     "layerwise_perturbation",
     "leaf",
     "losses",

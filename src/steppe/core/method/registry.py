@@ -8,19 +8,19 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
-from steppe import user_code
-from steppe.config import parse_spec
+from steppe.config import parse_spec, user_code
 from steppe.config.docstrings import docstring
 from steppe.config.method_spec import SPEC, format_spec
 from steppe.core import schedules
 from steppe.core.composition import ActiveWindow, On
 from steppe.core.method.contract import Method, make_checked
-from steppe.core.method.hyperparameters import as_data, constraint_of, types_of
+from steppe.core.method.hyperparameters import as_data, constraint_of, own_first, types_of
 from steppe.core.state.param_state import ParamState
 from steppe.core.state.weight_average import WeightAverage
 from steppe.errors import InputError, unknown
 
 METHODS: dict[str, Callable[..., Method]] = {}
+WINDOW = ("start", "stop", "every", "tail", "spread")
 TRIED: set[str] = set()  # those of which docs/results has a trial
 
 
@@ -32,8 +32,8 @@ def names() -> list[str]:
 def make(name: str, **settings: object) -> Method:
     """Make a method by name: ``make("sam", rho=0.1)``.
 
-    ``start``, ``stop`` and ``every`` limit it to some steps (see `ActiveWindow`). A schedule may be text,
-    ``rho="linear(0,0.1,0.5)"``.
+    ``start``, ``stop``, ``tail``, ``every`` and ``spread`` limit it to some steps (see `ActiveWindow`). A schedule
+    may be text, ``rho="linear(0,0.1,0.5)"``.
 
     Raises InputError for an unknown name or setting, with the nearest ones.
     """
@@ -43,7 +43,7 @@ def make(name: str, **settings: object) -> Method:
         raise unknown("method", name, METHODS)
     own = inspect.signature(entry).parameters
     read = {k: (isinstance(v, str) and schedules.parse_schedule(v)) or v for k, v in settings.items()}
-    window = {k: v for k, v in read.items() if k in ("start", "stop", "every") and k not in own}
+    window = {k: v for k, v in read.items() if k in WINDOW and k not in own}
     method = make_checked(entry, name, {k: v for k, v in read.items() if k not in window})
     return make_checked(partial(ActiveWindow, method), name, window) if window else method
 
@@ -60,21 +60,25 @@ def _entry(name: str) -> Callable[..., Method] | None:
 
 def split_name(spec: str) -> tuple[str, dict[str, Any]]:
     """Split the text of one method into its name, which may be ``module:Class``, and its settings."""
+    name = _own_name(spec)
+    return parse_spec(spec) if name is None else (name, parse_spec(f"method{spec[len(name) :]}")[1])
+
+
+def _own_name(spec: str) -> str | None:
+    """Return the ``module:Class`` that the text of one method starts with, if it does."""
     reference = user_code.reference_in(spec)
-    if reference is None or reference.partition(":")[0] in METHODS:
-        return parse_spec(spec)
-    return reference, parse_spec(f"method{spec[len(reference) :]}")[1]
+    return None if reference is None or reference.partition(":")[0] in METHODS else reference
 
 
 def names_in(spec: str) -> list[str]:
     """Return the names of the methods that a text combines, without their settings."""
-    return [split_name(one)[0] for one in spec.split("+")]
+    return [_own_name(one) or one.partition(":")[0] for one in spec.split("+")]
 
 
 def parse(spec: str) -> Method:
     """Make a method from text: ``sam``, ``sam:rho=0.1``, or ``sam:rho=0.1+gc`` for a combination.
 
-    ``module:Class``, with settings after a further colon, is a class that the user gave (`steppe.user_code`).
+    ``module:Class``, with settings after a further colon, is a class that the user gave.
 
     Raises InputError as `make` does, and for a pair that cannot be combined.
     """
@@ -175,7 +179,7 @@ def settings(name: str) -> list[tuple[str, str, str]]:
     entries.append((ActiveWindow, {f.name: f.default for f in fields(ActiveWindow)}))
     rows: dict[str, tuple[str, str, str]] = {}
     for cls, values in entries:
-        for f in fields(cls):
+        for f in own_first(cls):
             kinds, constraint = types_of(cls)[f.name], constraint_of(f)
             if f.name in rows or "hyper" not in f.metadata:
                 continue

@@ -142,17 +142,17 @@ def parts_of(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
 
 def with_inner(optimizer: Any) -> list[torch.optim.Optimizer]:
     """Return an optimizer and those that it wraps, at any depth."""
-    seen: dict[int, Any] = {}
+    optimizers: dict[int, Any] = {}
     stack = [optimizer]
     while stack:
         one = stack.pop()
-        if id(one) in seen:
+        if id(one) in optimizers:
             continue
-        seen[id(one)] = one
+        optimizers[id(one)] = one
         for value in getattr(one, "__dict__", {}).values():
             values = value if isinstance(value, list | tuple) else (value,)
             stack += [v for v in values if isinstance(v, torch.optim.Optimizer)]
-    return list(seen.values())
+    return list(optimizers.values())
 
 
 def switch(optimizer: Any, mode: str) -> None:

@@ -52,21 +52,28 @@ def layer_numbers(model: nn.Module) -> dict[int, int]:
     what is after the last is one, the head. Without numbered blocks each direct child is a layer. Each of several
     networks has layers of its own. Order is that of registration.
     """
+    networks = model.members if isinstance(model, MultiNetwork) else (model,)
     numbers: dict[int, int] = {}
-    for network in model.members if isinstance(model, MultiNetwork) else (model,):
-        names = list(dict(network.named_parameters()))
-        blocks = [match[0] if (match := re.match(r"(.*?\.)?\d+(?=\.)", name)) else "" for name in names]
-        numbered = [i for i, block in enumerate(blocks) if block]
-        keys = [name.partition(".")[0] for name in names]
-        if numbered:
-            first, last = numbered[0], numbered[-1]
-            keys = ["stem" if i < first else "head" if i > last else block for i, block in enumerate(blocks)]
-            for i in range(first + 1, last):
-                keys[i] = keys[i] or keys[i - 1]  # what is between two blocks belongs to the one before
-        order = list(dict.fromkeys(keys))
-        for (_, p), key in zip(network.named_parameters(), keys, strict=True):
-            numbers[id(p)] = len(order) - 1 - order.index(key)
-    return numbers
+    for network in networks:
+        numbers |= _from_the_top(list(network.named_parameters()))
+    # what branches share is below all of them
+    rest = [(name, p) for name, p in model.named_parameters() if id(p) not in numbers]
+    depth = max(numbers.values(), default=-1) + 1
+    return numbers | {key: depth + number for key, number in _from_the_top(rest).items()}
+
+
+def _from_the_top(named: list[tuple[str, nn.Parameter]]) -> dict[int, int]:
+    """Return for each parameter, by id, how many layers of these names are above it."""
+    blocks = [match[0] if (match := re.match(r"(.*?\.)?\d+(?=\.)", name)) else "" for name, _ in named]
+    numbered = [i for i, block in enumerate(blocks) if block]
+    keys = [name.partition(".")[0] for name, _ in named]
+    if numbered:
+        first, last = numbered[0], numbered[-1]
+        keys = ["stem" if i < first else "head" if i > last else block for i, block in enumerate(blocks)]
+        for i in range(first + 1, last):
+            keys[i] = keys[i] or keys[i - 1]  # what is between two blocks belongs to the one before
+    order = list(dict.fromkeys(keys))
+    return {id(p): len(order) - 1 - order.index(key) for (_, p), key in zip(named, keys, strict=True)}
 
 
 def grouped(

@@ -97,7 +97,9 @@ def pydoc_text(options: Mapping[str, str]) -> Source:
     tokens = np.where(codes == 10, 0, np.where((codes >= 32) & (codes < 127), codes - 31, 96))
     mark = hashlib.sha256(content.encode()).hexdigest()[:16]
     length = text.window_length(options)
-    return text.windows_source({"train": torch.from_numpy(tokens)}, length, "pydoc-text", [], mark, vocabulary=97)
+    characters = "\n" + "".join(map(chr, range(32, 127)))
+    numbered = 97, {"characters": characters, "other": 96}
+    return text.windows_source({"train": torch.from_numpy(tokens)}, length, "pydoc-text", [], mark, numbered)
 
 
 def synthetic(options: Data) -> Source:

@@ -78,6 +78,8 @@ def _parts(value: Any) -> dict[str, Any]:
             raise InputError(f"data has {', '.join(map(str, value))} and no 'train'; name the training part so")
         return parts
     several = isinstance(value, tuple | list) and not any(map(_is_array, value[:1]))
+    if isinstance(value, list) and all(isinstance(v, tuple | list | Mapping) for v in value):
+        several = False  # batches
     if several and len(value) in (2, 3) and not isinstance(value[0], Mapping):
         return dict(zip(("train", "test") if len(value) == 2 else ("train", "val", "test"), value, strict=True))
     return {"train": value}

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 from steppe import records
 from steppe.config import Run
+from steppe.config.user_code import Code
 from steppe.errors import InputError, RunError
 from steppe.experiments.run_lock import ComparisonRun, Progress
 from steppe.experiments.worker import WORKERS, killed_message, train_job
 from steppe.training.run import TrainingStatus
-from steppe.user_code import Code
 
 PROGRESS = "progress.json"
 _INTERVAL = 1.0  # seconds between two reports of a run

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from steppe import hardware
 from steppe.config import Run
+from steppe.config.user_code import Code
 from steppe.distributed.forkserver import forkserver_context
 from steppe.experiments.run_lock import PATIENCE, ComparisonRun, News, Progress
 from steppe.experiments.worker import WORKERS, killed_message, train_job
-from steppe.user_code import Code
 
 
 @dataclass

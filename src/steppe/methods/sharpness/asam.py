@@ -16,12 +16,12 @@ Start    rho 0.5 (CIFAR-10) or 1.0 (CIFAR-100 and ImageNet), eta 0.01 (authors' 
 
 from dataclasses import dataclass
 
-from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method import Batch, Cost, Perturbing, Runtime, ScheduleValue, StepOutput, hyper
 from steppe.core.method.numerics import asam_scale, scaled_perturbation
 
 
 @dataclass(frozen=True)
-class ASAM(Method):
+class ASAM(Perturbing):
     """Minimise the loss at the worst point of a ball whose radius ``rho`` is relative to each weight."""
 
     controls = ("two-step",)
@@ -33,9 +33,9 @@ class ASAM(Method):
 
     def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """Gradient at w, perturb in the scaled space, gradient there, restore w, update."""
-        out, g = rt.grad(batch)
+        out, g = rt.grad(batch, where=self.perturbed(rt))
         t = asam_scale(rt.params, rt.owners, None if self.scaling == "all" else self.eta)
-        with rt.at(scaled_perturbation(rt.shared(g), rt.setting("rho", self.rho), t)):
+        with rt.at(scaled_perturbation(rt.shared(g), self.radius(rt), t)):
             _, g = rt.grad(batch)
         rt.apply(g)
         return out

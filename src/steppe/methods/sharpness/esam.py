@@ -25,12 +25,12 @@ from dataclasses import dataclass
 
 import torch
 
-from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method import Batch, Cost, Perturbing, Runtime, ScheduleValue, StepOutput, hyper
 from steppe.core.method.numerics import Offset, Vec, sam_perturbation, scaled_perturbation, vector
 
 
 @dataclass(frozen=True)
-class ESAM(Method):
+class ESAM(Perturbing):
     """SAM at distance ``rho`` in a share ``beta`` of the weights, on a share ``gamma`` of the samples."""
 
     controls = ("plain", "two-step")
@@ -56,15 +56,18 @@ class ESAM(Method):
 
     def _tensors(self, rt: Runtime) -> list[bool] | None:
         """Return which tensors are perturbed, None for all."""
+        where = self.perturbed(rt)
         if self.beta == 1 or self.mask == "element":
-            return None
+            return where
         uniform = torch.rand(len(rt.params), generator=rt.rng, device=rt.rng.device)
+        if where is not None:
+            uniform = uniform.masked_fill(~torch.tensor(where, device=uniform.device), 2.0)
         chosen = uniform < self.beta
         chosen[uniform.argmin()] = True
         return [bool(c) for c in chosen.tolist()]
 
     def _perturbation(self, g: Vec, rt: Runtime) -> Offset:
-        rho = rt.setting("rho", self.rho)
+        rho = self.radius(rt)
         if self.beta == 1:
             return scaled_perturbation(g, rho)
         e = vector.scale(sam_perturbation(g, rho), 1 / self.beta)

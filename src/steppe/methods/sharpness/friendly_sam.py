@@ -15,7 +15,7 @@ Start    rho 0.2, sigma 1, lam 0.6 (CIFAR-100, ResNet-18, authors' script; their
 
 from dataclasses import dataclass
 
-from steppe.core.method import Batch, Cost, Method, ParamState, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method import Batch, Cost, ParamState, Perturbing, Runtime, ScheduleValue, StepOutput, hyper
 from steppe.core.method.numerics import scaled_perturbation, vector
 
 
@@ -26,7 +26,7 @@ class GradientMean(ParamState):
 
 
 @dataclass(frozen=True)
-class FriendlySAM(Method[GradientMean]):
+class FriendlySAM(Perturbing[GradientMean]):
     """SAM at distance ``rho`` along the gradient less ``sigma`` times its running mean."""
 
     controls = ("two-step",)
@@ -42,7 +42,7 @@ class FriendlySAM(Method[GradientMean]):
         common = rt.all_reduce_mean(g)
         d = vector.add(rt.shared(g), state.mean, by=-self.sigma) if self.sigma else rt.shared(g)
         d = vector.only(d, [t is not None for t in g])
-        with rt.at(scaled_perturbation(d, rt.setting("rho", self.rho))):
+        with rt.at(scaled_perturbation(d, self.radius(rt))):
             _, g = rt.grad(batch)
         rt.apply(g)
         state.approach(common, 1 - self.lam if state.writes else 1.0)

@@ -17,12 +17,12 @@ Start    ResNet-50: rho 0.04 to 0.02, alpha 0.01; ViT-B/32: rho 0.6 to 0.1, alph
 
 from dataclasses import dataclass
 
-from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method import Batch, Cost, Perturbing, Runtime, ScheduleValue, StepOutput, hyper
 from steppe.core.method.numerics import adaptive_perturbation, vector
 
 
 @dataclass(frozen=True)
-class GSAM(Method):
+class GSAM(Perturbing):
     """SAM at distance ``rho``, minus ``alpha`` times the clean gradient's part orthogonal to the perturbed one."""
 
     controls = ("two-step",)
@@ -37,7 +37,7 @@ class GSAM(Method):
         """Gradient g at w, gradient g_p at w + e, restore w, update with g_p less the orthogonal part of g."""
         out, g = rt.grad(batch)
         g = rt.shared(g)
-        with rt.at(adaptive_perturbation(g, rt.setting("rho", self.rho), rt.params, self.adaptive)):
+        with rt.at(adaptive_perturbation(g, self.radius(rt), rt.params, self.adaptive)):
             _, g_p = rt.grad(batch)
         g_p = rt.shared(g_p)
         if self.alpha == 0:

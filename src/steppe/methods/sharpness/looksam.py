@@ -18,7 +18,7 @@ Start    k 5, alpha 0.7, rho 0.1; layerwise for batches of 4,096 and more (paper
 
 from dataclasses import dataclass
 
-from steppe.core.method import Batch, Cost, Method, ParamState, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method import Batch, Cost, ParamState, Perturbing, Runtime, ScheduleValue, StepOutput, hyper
 from steppe.core.method.numerics import at_length_of, orthogonal_part, perturbations, vector
 
 
@@ -29,7 +29,7 @@ class PerturbedPart(ParamState):
 
 
 @dataclass(frozen=True)
-class LookSAM(Method[PerturbedPart]):
+class LookSAM(Perturbing[PerturbedPart]):
     """SAM at distance ``rho`` on every ``k``-th step, its direction with weight ``alpha`` on the others."""
 
     controls = ("plain",)
@@ -44,7 +44,7 @@ class LookSAM(Method[PerturbedPart]):
 
     def step(self, batch: Batch, state: PerturbedPart, rt: Runtime) -> StepOutput:
         """A step of SAM that stores v, or an update with the gradient plus the stored v."""
-        rho = rt.setting("rho", self.rho)
+        rho = self.radius(rt)
         out, g = rt.grad(batch)
         if rt.now.step % self.k == 0:
             s = rt.shared(g)

@@ -15,12 +15,12 @@ Start    rho 3 (authors' README: CIFAR-100 and ImageNet, SGD and AdamW)
 
 from dataclasses import dataclass
 
-from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method import Batch, Cost, Perturbing, Runtime, ScheduleValue, StepOutput, hyper
 from steppe.core.method.numerics import scaled_perturbation, vector
 
 
 @dataclass(frozen=True)
-class MSAM(Method):
+class MSAM(Perturbing):
     """Minimise the loss at distance ``rho`` along the optimizer's momentum."""
 
     controls = ("plain",)
@@ -31,7 +31,7 @@ class MSAM(Method):
     def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """Perturb along the momentum, gradient there, restore w, update."""
         v = rt.momentum()
-        with rt.at(scaled_perturbation(vector.scale(v, -1.0), rt.setting("rho", self.rho)), clean=True):
+        with rt.at(scaled_perturbation(vector.scale(v, -1.0), self.radius(rt)), clean=True):
             out, g = rt.grad(batch)
         rt.apply(g)
         return out

@@ -16,12 +16,12 @@ Start    rho as SAM, gamma 0.01 as RWP; for ViT-B/16 on ImageNet gamma rises fro
 
 from dataclasses import dataclass
 
-from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method import Batch, Cost, Perturbing, Runtime, ScheduleValue, StepOutput, hyper
 from steppe.core.method.numerics import Vec, filters, sam_perturbation, scaled_perturbation, vector
 
 
 @dataclass(frozen=True)
-class RSAM(Method):
+class RSAM(Perturbing):
     """SAM at distance ``rho`` from a point at filter-wise noise of size ``gamma``."""
 
     controls = ("sam", "two-step")
@@ -32,12 +32,12 @@ class RSAM(Method):
 
     def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """Gradient at w + n, gradient at w + n + e, restore w, update."""
-        rho = rt.setting("rho", self.rho)
+        rho = self.radius(rt)
         n: Vec = [None] * len(rt.params)
         if self.gamma:
-            n = filters.filter_noise(rt.params, rt.owners, self.gamma, rt.rng).vector()
+            n = filters.filter_noise(rt.params, rt.owners, self.only_perturbed(rt, self.gamma), rt.rng).vector()
         with rt.at(n, clean=True):
-            out, g = rt.grad(batch)
+            out, g = rt.grad(batch, where=self.perturbed(rt) if rho else None)
         if rho:
             g = rt.shared(g)
             e = vector.add(n, sam_perturbation(g, rho)) if self.gamma else scaled_perturbation(g, rho)

@@ -12,12 +12,12 @@ Start    rho 0.05, as SAM
 
 from dataclasses import dataclass
 
-from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method import Batch, Cost, Perturbing, Runtime, ScheduleValue, StepOutput, hyper
 from steppe.core.method.numerics import scaled_perturbation, vector
 
 
 @dataclass(frozen=True)
-class RandomSAM(Method):
+class RandomSAM(Perturbing):
     """Minimise the loss at a random point at distance ``rho``."""
 
     cost = Cost(1, 1, 1)
@@ -27,7 +27,7 @@ class RandomSAM(Method):
     def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """Perturb in a random direction, gradient there, restore w, update."""
         u = vector.gaussian(rt.params, rt.rng)
-        with rt.at(scaled_perturbation(u, rt.setting("rho", self.rho)), clean=True):
+        with rt.at(scaled_perturbation(u, self.radius(rt)), clean=True):
             out, g = rt.grad(batch)
         rt.apply(g)
         return out

@@ -2,8 +2,9 @@
 
     w <- U(w, grad L(w + e)),   e = rho g / |g|,   g = grad L(w)
     several ascents:  e <- P(e + rho g_e / |g_e|),   g_e = grad L(w + e),   P the projection onto |e| <= rho
+    where = norm (SAM-ON):  g that of the norm parameters alone, e = 0 elsewhere
 
-Paper    Foret et al., ICLR 2021, arXiv:2010.01412, Algorithm 1
+Paper    Foret et al., ICLR 2021, arXiv:2010.01412, Algorithm 1; SAM-ON: Mueller et al., NeurIPS 2023, 2306.04226
 Code     google-research/sam @ dae9904 (the authors', JAX); davda54/sam @ 3c3afdb (widely used, PyTorch)
 Cost     2 forward, 2 backward, 1 update
 Limits   rho = 0 is Plain
@@ -13,17 +14,19 @@ Differs  1. weight decay is the optimizer's, at w; the authors put it into the l
          3. running statistics come from the clean pass only, as the authors' do; davda54's counts both.
          4. a zero gradient gives e = 0; the authors' code has no guard and gives NaN.
          5. the reported loss is the clean pass's; the authors log the perturbed one.
-Start    rho 0.05 (CIFAR-10), 0.1 (CIFAR-100) with SGD; 0.001 for transformers with Adam (RWP v1, tables 1, 9)
+         6. where = norm saves the other weights' backward pass in the first pass (no compiled or sharded model).
+Start    rho 0.05 (CIFAR-10), 0.1 (CIFAR-100) with SGD; 0.001 for transformers with Adam (RWP v1, tables 1, 9);
+         SAM-ON: search far larger radii, as few weights are perturbed (authors' ASAM-ON: 10)
 """
 
 from dataclasses import dataclass
 
-from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method import Batch, Cost, Perturbing, Runtime, ScheduleValue, StepOutput, hyper
 from steppe.core.method.numerics import Offset, ball_perturbation, with_decay
 
 
 @dataclass(frozen=True)
-class SAM(Method):
+class SAM(Perturbing):
     """Minimise the loss at the first-order worst point of a ball of radius ``rho``."""
 
     controls = ("two-step",)
@@ -39,8 +42,8 @@ class SAM(Method):
 
     def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """Gradient at w, perturb to w + e, gradient there, restore w, update."""
-        rho = rt.setting("rho", self.rho)
-        out, g = with_decay(rt.grad(batch), rt.params, self.decay)
+        rho = self.radius(rt)
+        out, g = with_decay(rt.grad(batch, where=self.perturbed(rt) if rho else None), rt.params, self.decay)
         e: Offset | None = None if self.ascents == 1 else [None] * len(g)
         for _ in range(self.ascents if rho else 0):
             e = ball_perturbation(rt.shared(g), rho, self.norm, rt.member, e)

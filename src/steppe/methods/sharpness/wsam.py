@@ -14,12 +14,12 @@ Start    rho 0.05, gamma 0.9 (authors' README), decoupled
 
 from dataclasses import dataclass
 
-from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method import Batch, Cost, Perturbing, Runtime, ScheduleValue, StepOutput, hyper
 from steppe.core.method.numerics import scaled_perturbation, vector
 
 
 @dataclass(frozen=True)
-class WSAM(Method):
+class WSAM(Perturbing):
     """Minimise L + gamma / (1 - gamma) (L_p - L)."""
 
     controls = ("two-step",)
@@ -32,7 +32,7 @@ class WSAM(Method):
     def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """Gradient g at w, gradient g_p at w + e, restore w, update with g and a weighted g_p - g."""
         out, g = rt.grad(batch)
-        with rt.at(scaled_perturbation(rt.shared(g), rt.setting("rho", self.rho))):
+        with rt.at(scaled_perturbation(rt.shared(g), self.radius(rt))):
             _, g_p = rt.grad(batch)
         a = self.gamma / (1 - self.gamma)
         if self.decoupled:

@@ -17,7 +17,7 @@ Start    gamma 0.015, alpha 0.5, eta 0.1, beta 0.99 (CIFAR, authors' script)
 
 from dataclasses import dataclass
 
-from steppe.core.method import Batch, Cost, Method, ParamState, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method import Batch, Cost, ParamState, Perturbing, Runtime, ScheduleValue, StepOutput, hyper
 from steppe.core.method.numerics import filters, vector
 
 
@@ -28,7 +28,7 @@ class SquaredGradients(ParamState):
 
 
 @dataclass(frozen=True)
-class ARWP(Method[SquaredGradients]):
+class ARWP(Perturbing[SquaredGradients]):
     """RWP with filter-wise noise ``gamma`` that past squared gradients damp."""
 
     controls = ("rwp", "two-step")
@@ -45,7 +45,7 @@ class ARWP(Method[SquaredGradients]):
         if self.eta:
             sums = filters.unit_sums(past, rt.params, rt.owners)
             damping = vector.map_each(lambda f: (1 + self.eta * f).rsqrt(), sums)
-        n = filters.filter_noise(rt.params, rt.owners, rt.setting("gamma", self.gamma), rt.rng, damping)
+        n = filters.filter_noise(rt.params, rt.owners, self.radius(rt, "gamma"), rt.rng, damping)
         out, g = rt.grad(batch)
         with rt.at(n):
             _, g_n = rt.grad(batch)

@@ -17,12 +17,12 @@ from itertools import pairwise
 
 import torch
 
-from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper, join_logits
+from steppe.core.method import Batch, Cost, Perturbing, Runtime, ScheduleValue, StepOutput, hyper, join_logits
 from steppe.core.method.numerics import ScaledVector, Vec, filters, vector
 
 
 @dataclass(frozen=True)
-class LPFSGD(Method):
+class LPFSGD(Perturbing):
     """Update with the mean gradient of ``M`` parts of the batch, each at its own filter-wise noise ``gamma``."""
 
     controls = ("plain",)
@@ -36,7 +36,7 @@ class LPFSGD(Method):
         """Gradient of each part at its own noise, restore w, update with their mean."""
         total: Vec = [None] * len(rt.params)
         outs = []
-        deviation = filters.filter_deviation(rt.params, rt.owners, rt.setting("gamma", self.gamma))
+        deviation = filters.filter_deviation(rt.params, rt.owners, self.radius(rt, "gamma"))
         count = max(1, min(self.M, len(batch) // 2))  # BatchNorm refuses a part of a single sample
         for a, b in pairwise(i * len(batch) // count for i in range(count + 1)):
             part = batch.take(slice(a, b))

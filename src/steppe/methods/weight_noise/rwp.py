@@ -21,12 +21,22 @@ Start    gamma 0.01, alpha 0.5 (CIFAR), gamma 0.005 (ImageNet), 0.001 (ViT) (pap
 
 from dataclasses import dataclass
 
-from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper, plain_step, require
+from steppe.core.method import (
+    Batch,
+    Cost,
+    Perturbing,
+    Runtime,
+    ScheduleValue,
+    StepOutput,
+    hyper,
+    plain_step,
+    require,
+)
 from steppe.core.method.numerics import ScaledVector, filters, vector
 
 
 @dataclass(frozen=True)
-class RWP(Method):
+class RWP(Perturbing):
     """Weigh the clean gradient by ``alpha`` and that at filter-wise noise of size ``gamma`` by the rest."""
 
     controls = ("plain", "two-step")
@@ -83,4 +93,4 @@ class RWP(Method):
         return out
 
     def _noise(self, rt: Runtime) -> ScaledVector:
-        return filters.filter_noise(rt.params, rt.owners, rt.setting("gamma", self.gamma), rt.rng)
+        return filters.filter_noise(rt.params, rt.owners, self.radius(rt, "gamma"), rt.rng)

@@ -67,8 +67,8 @@ def _correlations(rows: list[DiagnosisRow]) -> str:
         # Of n methods the smallest p is 2 / n!, which is above 0.05 up to n = 4.
         note = f"{methods} methods are too few to tell" if methods < 5 else f"{methods} methods"
         return (
-            f"None of the {len(results)} sharpness measures is significantly rank-correlated with test {text.name} "
-            f"({note})."
+            f"None of the {len(results)} sharpness measures is significantly rank-correlated with test "
+            f"{text.name} ({note})."
         )
     better = "more accurate" if text.is_accuracy else "better"
     texts = [
@@ -121,9 +121,9 @@ def about_trajectories(content: dict[str, Any], wording: Wording = WORDING) -> s
         f"The weights of seed {content['seed']}'s runs during training, on the plane of the "
         "first two principal components of all saved weights: one dot per saved epoch, the last one large. The "
         "loss is that of the weights on the plane, with BatchNorm statistics estimated anew on "
-        f"{content['extent']['statistics']} training {wording.samples}. The saved weights are {min(distances):.2g} to "
-        f"{max(distances):.2g} away from the plane, so the shade under a dot is not its loss. With its own "
-        f"weights and statistics, {listed([plain_text(track['name']) for track in lowest])} "
+        f"{content['extent']['statistics']} training {wording.samples}. The saved weights are "
+        f"{min(distances):.2g} to {max(distances):.2g} away from the plane, so the shade under a dot is not its "
+        f"loss. With its own weights and statistics, {listed([plain_text(track['name']) for track in lowest])} "
         f"{'ends' if len(lowest) == 1 else 'end'} lowest, at {_finite(lowest[0]['own'][-1]):.3g}{wording.after}."
     )
     names = [plain_text(t["name"]) for t in content["tracks"] if t["name"] != t["method"]]
@@ -147,8 +147,9 @@ def about_endpoints(content: dict[str, Any], wording: Wording = WORDING) -> str:
         "their start and ends, and the loss along straight lines from one end to the others. The start is "
         f"{start:.2g} away from the plane and the ends are {min(ends):.2g} to {max(ends):.2g} away, so the shade "
         "under an end is not its loss. BatchNorm statistics are estimated anew at every point on "
-        f"{content['extent']['statistics']} training {wording.samples}; the losses of the table are with each network's own. "
-        f"The highest barrier, {barriers[highest[0]]:.2g}{wording.after}, {on} to {listed(list(map(plain_text, highest)))}."
+        f"{content['extent']['statistics']} training {wording.samples}; the losses of the table are with each "
+        f"network's own. The highest barrier, {barriers[highest[0]]:.2g}{wording.after}, {on} to "
+        f"{listed(list(map(plain_text, highest)))}."
     )
 
 

@@ -192,11 +192,8 @@ def scatter(
     for i, (panel, measure) in enumerate(zip(panels, SHARPNESS, strict=False)):
         values: list[float] = []
         for row in rows:
-            points = [
-                (x, y)
-                for run in row.runs
-                if (x := measure.of(run)) is not None and (y := METRIC.of(run)) is not None
-            ]
+            pairs = [(measure.of(run), METRIC.of(run)) for run in row.runs]
+            points = [(x, y) for x, y in pairs if x is not None and y is not None]
             values += [x for x, _ in points]
             style = style_of[row.method]
             mark: dict[str, Any] = {"marker": style.marker or "o", "color": style.light, "markersize": 5}

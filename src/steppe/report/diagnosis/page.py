@@ -1,4 +1,4 @@
-"""The page of a diagnosis: one HTML file about sharpness and the test metric, with its figures as further files."""
+"""The page of a diagnosis: one HTML file about sharpness and the metric, with its figures as further files."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from steppe.records import Comparison, load, write_text
 from steppe.report import _html, plotting
-from steppe.report.comparison.summary import groups, metric_of_all, samples_of_all
+from steppe.report.comparison.summary import groups, metric_of_all
 from steppe.report.diagnosis import conclusions, figures, summary, trajectories
 from steppe.report.diagnosis._noise_tolerance import complexity
 from steppe.report.diagnosis.conclusions import cell
@@ -49,11 +49,10 @@ def write(folder: Path) -> Path:
         sections.append(_section(group, rows, drawings) | {"number": len(sections)})
     page = comparison.folder / "diagnosis.html"
     left_out = [plain_text(f"{name}: {reason}") for name, reason in summary.not_measured(comparison)]
-    metric, samples = metric_of_all(comparison), samples_of_all(comparison)
+    metric = metric_of_all(comparison)
     content = {
         "sections": sections,
         "metric": metric,
-        "samples": samples,
         "several": len(sections) > 1,
         "left_out": left_out,
     }
@@ -143,12 +142,11 @@ def _figures(comparison: Comparison, group: tuple[str, str], rows: list[Diagnosi
     def drawing(name: str, about: str, draw: Callable[..., Figure], *arguments: Any) -> Drawing:
         return name, draw(comparison, *arguments), draw(comparison, *arguments, narrow=True), about
 
-    wording = rows[0].wording
+    wording, corrupted = rows[0].wording, rows[0].runs[0].diagnosis["robustness"]
     drawings = [drawing("line", "", figures.lines, rows), drawing("plane", "", figures.planes, rows)]
     if ends := summary.load_cross_run(comparison, group, summary.ENDS):
-        drawings.append(
-            drawing("ends", conclusions.about_endpoints(ends, wording), trajectories.ends, ends, wording)
-        )
+        about = conclusions.about_endpoints(ends, wording)
+        drawings.append(drawing("ends", about, trajectories.ends, ends, wording))
     if paths := summary.load_cross_run(comparison, group, summary.PATHS):
         about = conclusions.about_trajectories(paths, wording)
         drawings.append(drawing("paths", about, trajectories.trajectories, paths, wording))
@@ -158,11 +156,7 @@ def _figures(comparison: Comparison, group: tuple[str, str], rows: list[Diagnosi
     return [
         *drawings,
         drawing("scatter", "", figures.scatter, rows, notes),
-        *(
-            [drawing("robustness", "", figures.corruptions, rows)]
-            if rows[0].runs[0].diagnosis["robustness"]
-            else []
-        ),
+        *([drawing("robustness", "", figures.corruptions, rows)] if corrupted else []),
         drawing("spectrum", "", figures.spectra, rows),
         drawing("filters", "", figures.filters, rows),
     ]

@@ -48,7 +48,7 @@ class DiagnosisRow:
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """Kendall's tau-b of a measure with the test metric, over the means of ``n`` methods, and its exact p-value."""
+    """Kendall's tau-b of a measure with the metric, over the means of ``n`` methods, and its exact p-value."""
 
     tau: float
     p: float
@@ -131,7 +131,7 @@ CALIBRATION = Measure("ECE, %", "Expected calibration error.", at("calibration",
 
 MEASURES = (
     METRIC,
-    Measure("Loss", "{loss} on the {samples} measured{in_nats}.", at("loss")),
+    Measure("Loss", "{loss} on the {kind} measured{in_nats}.", at("loss")),
     *SHARPNESS,
     CORRUPTED,
     CALIBRATION,

@@ -41,7 +41,7 @@ class Wording:
         return {
             "metric": self.text.with_unit(self.text.name),
             "loss": self.loss,
-            "samples": self.samples,
+            "kind": self.samples,
             "nats": self.unit and f", {self.unit}",
             "in_nats": self.unit and f", in {self.unit}",
         }

@@ -49,9 +49,25 @@ def sam(r: Reference, x: Tensor, y: Tensor) -> None:
     r.update(r.gradient(plus(r.w, times(g, r.settings["rho"] / length(g))), x, y))
 
 
+def sam_on(r: Reference, x: Tensor, y: Tensor) -> None:
+    norms = ("1.weight", "1.bias", "5.weight", "5.bias")
+    g = {k: t if k in norms else 0 * t for k, t in r.gradient(r.w, x, y).items()}
+    r.update(r.gradient(plus(r.w, times(g, r.settings["rho"] / length(g))), x, y))
+
+
 def random_sam(r: Reference, x: Tensor, y: Tensor) -> None:
     u = r.draw(1.0)
     r.update(r.gradient(plus(r.w, times(u, r.settings["rho"] / length(u))), x, y))
+
+
+def flat_lora(r: Reference, x: Tensor, y: Tensor) -> None:
+    noisy = dict(r.w)
+    noise = r.draw(r.settings["rho"], KERNELS)
+    for k in KERNELS:
+        n, rows = noise[k], r.w[k].flatten(1)
+        size = (rows.square().sum(1) / rows.shape[1]).sqrt()
+        noisy[k] = r.w[k] + n * size.reshape(-1, *[1] * (n.ndim - 1))
+    r.update(r.gradient(noisy, x, y))
 
 
 def sadt(teachers: Callable[[Reference, Weights], list[Weights]], reverse: bool = False) -> ReferenceStep:
@@ -90,7 +106,9 @@ _REFERENCES = [
     restated("gc", gc),
     restated("agc", agc, "clipping eps"),
     restated("sam", sam, "rho"),
+    restated("sam-on", sam_on, "rho"),
     restated("random-sam", random_sam, "rho"),
+    restated("flat-lora", flat_lora, "rho"),
     restated("sadt-v1", sadt(lambda r, g: [_noisy(r)]), "sigma"),
     restated("sadt-v2", sadt(lambda r, g: [_noisy(r, CONV), _noisy(r, DENSE)]), "sigma"),
     restated("sadt-v3", sadt(lambda r, g: [_ascended(r, g)]), "sigma ascent"),

@@ -210,6 +210,13 @@ def parts_of(columns: dict[str, Column], named: str | None, where: str) -> tuple
     return None, ["train"] * len(next(iter(columns.values())).cells)
 
 
-def fingerprint(*content: object) -> str:
-    """Return a hash of plain data."""
-    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]
+def fingerprint(*content: np.ndarray | Sequence[str]) -> str:
+    """Return a hash of arrays and texts."""
+    digest = hashlib.sha256()
+    for part in content:
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype} {part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).tobytes())
+        else:
+            digest.update(json.dumps(list(part)).encode())
+    return digest.hexdigest()[:16]

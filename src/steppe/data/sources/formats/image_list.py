@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -63,11 +63,15 @@ def _decode(
     split, parts = parts_of(columns, settings.get("split"), str(path))
     folder = path.absolute().parent.relative_to(root).as_posix()
     image, files = _files(path, columns, names, "" if folder == "." else f"{folder}/", settings)
-    rows = {file: [i for i, other in enumerate(files) if other == file] for file in dict.fromkeys(files) if file}
+    rows: dict[str, list[int]] = defaultdict(list)
+    for i, file in enumerate(files):
+        if file:
+            rows[file].append(i)
+    named = list(rows)
     labels = _label_columns(path, [c for n, c in columns.items() if n not in (image, split)], settings)
     labels = [_joined(column, list(rows.values()), settings, path) for column in labels]
     target = make_target(labels, settings, str(path))
-    listed = [list(rows)[i] for i in target.rows]
+    listed = [named[i] for i in target.rows]
     corrupt = [name for name in listed if decoded[name].pixels is None]
     if corrupt and not options.skip_corrupt:
         raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,10 @@ def load(path: Path, options: Mapping[str, str]) -> Source:
         raise InputError(f"table {path} has no columns to predict {options['target']} from; give other columns")
     notes += [target.note] if target.note else []
     notes += [f"left out: {', '.join(left_out)}"] if left_out else []
-    content = [[f.name, f.categories, f.raw.tolist()] for f in features]
-    mark = fingerprint(content, target.task, target.y.tolist(), target.classes, [parts[i] for i in target.rows])
-    return table_source(features, target, np.array(parts)[target.rows], names, notes, mark)
+    inputs = [part for f in features for part in ([f.name, *f.categories], f.raw)]
+    places = np.array(parts)[target.rows]
+    mark = fingerprint(*inputs, [target.task, *target.classes], target.y, places.tolist())
+    return table_source(features, target, places, names, notes, mark)
 
 
 def table_source(
@@ -94,10 +95,10 @@ def table_source(
     def prepare(data: DataSet) -> DataSet:
         assert isinstance(data.train.x, Tensor)
         inputs = inputs_of(features, data.train.x)
-        data = standardise_targets(data.with_parts(lambda part: Tensors(encode(part.x, inputs), part.y)))
-        about = {"columns": names, "mean": list(data.target_mean), "std": list(data.target_std), "unit": data.unit}
         public = [{key: value for key, value in one.items() if key != "codes"} for one in inputs]
-        return replace(data, preparation={"inputs": public, "target": about})
+        about = {"inputs": public, "predicts": names}
+        encoded = data.with_parts(lambda part: Tensors(encode(part.x, inputs), part.y), preparation=about)
+        return standardise_targets(encoded)
 
     return Source(
         train, test, target.classes, note="; ".join(notes), val=val if len(val) else None, fingerprint=mark,

@@ -40,11 +40,11 @@ def make_target(columns: Sequence[Column], options: Mapping[str, str], where: st
     One column of texts has classes, or several labels per cell with a separator between them. One of numbers is a
     regression, or has classes if it has at most 20 whole numbers, each in 3 rows or more. Several columns are
     labels if all cells are 0 or 1 (classes, if each row has a single 1) or if they have texts, else targets of one
-    regression. ``task`` decides otherwise.
+    regression. What has a ``unit`` is a regression. ``task`` decides otherwise.
 
     Raises InputError for columns that are not of the task, and for fewer than two classes.
     """
-    task = options.get("task") or _task(columns, options)
+    task = options.get("task") or ("regression" if "unit" in options else _task(columns, options))
     if task not in _TASKS:
         raise unknown(f"task of {where}", task, _TASKS)
     if task == "classification":
@@ -185,6 +185,8 @@ def standardise_targets(data: DataSet) -> DataSet:
         y = ((part.y.double() - mean) / std).float()
         return replace(part, y=y) if isinstance(part, Images) else Tensors(part.x, y)
 
+    about = {"mean": mean.tolist(), "std": std.tolist(), "unit": data.unit}
+    data = data.with_parts(scaled, preparation={**data.preparation, "target": about})
     if y.shape[1] > 1 and not data.unit:
-        return data.with_parts(scaled, unit="standard deviations")
-    return data.with_parts(scaled, target_mean=tuple(mean.tolist()), target_std=tuple(std.tolist()))
+        return replace(data, unit="standard deviations")
+    return replace(data, target_mean=tuple(about["mean"]), target_std=tuple(about["std"]))

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from steppe.errors import InputError
 
 LENGTH = 128
 _JOIN = "\n\n"
+_CODES = 0x110000  # of Unicode
 
 
 def load(path: Path, options: Mapping[str, str]) -> Source:
@@ -37,7 +39,8 @@ def load(path: Path, options: Mapping[str, str]) -> Source:
     texts, notes = _read(path)
     mark = hashlib.sha256("\0".join([by, *(f"{k}\0{v}" for k, v in sorted(texts.items()))]).encode()).hexdigest()
     tokens = {part: _codes(text, by) for part, text in texts.items()}
-    return windows_source(tokens, window_length(options), str(path), notes, mark[:16], 256 if by == "bytes" else 0)
+    numbered = (256, {"tokens": "bytes of UTF-8"}) if by == "bytes" else None
+    return windows_source(tokens, window_length(options), str(path), notes, mark[:16], numbered)
 
 
 def window_length(options: Mapping[str, str]) -> int:
@@ -59,11 +62,17 @@ def windows(tokens: Tensor, length: int) -> Tensors:
 
 
 def windows_source(
-    tokens: Mapping[str, Tensor], length: int, where: str, notes: list[str], mark: str, vocabulary: int = 0
+    tokens: Mapping[str, Tensor],
+    length: int,
+    where: str,
+    notes: list[str],
+    mark: str,
+    numbered: tuple[int, Mapping[str, Any]] | None = None,
 ) -> Source:
-    """Return the source of code points by part (``train`` alone, or with ``test`` and perhaps ``val``).
+    """Return the source of tokens by part (``train`` alone, or with ``test`` and perhaps ``val``).
 
-    With a ``vocabulary`` the codes are the tokens; else those of the training part are numbered.
+    ``numbered`` has the size of the vocabulary and what the tokens are; without it the tokens are code points, and
+    those of the training part are numbered.
     """
     parts = {part: windows(codes, length) for part, codes in tokens.items()}
     if "test" not in parts:
@@ -78,7 +87,7 @@ def windows_source(
         )
 
     def prepare(data: DataSet) -> DataSet:
-        return _numbered(data) if not vocabulary else replace(data, outputs=vocabulary)
+        return replace(data, outputs=numbered[0], preparation=numbered[1]) if numbered else _numbered(data)
 
     return Source(
         parts["train"], parts["test"], (), note="; ".join(notes), val=parts.get("val"), fingerprint=mark,
@@ -90,21 +99,20 @@ def _numbered(data: DataSet) -> DataSet:
     """Return code points as indices into the training part's characters; any other is the index after the last."""
     assert isinstance(data.train.x, Tensor)
     assert data.train.y is not None
-    codes = torch.unique(torch.cat([data.train.x, data.train.y]))
+    counts = sum(torch.bincount(t.reshape(-1), minlength=_CODES) for t in (data.train.x, data.train.y))
+    codes = torch.as_tensor(counts).nonzero()[:, 0]
+    numbers = torch.full((_CODES,), len(codes))
+    numbers[codes] = torch.arange(len(codes))
 
-    def index(values: Tensor) -> Tensor:
-        at = torch.searchsorted(codes, values.contiguous()).clamp(max=len(codes) - 1)
-        return torch.where(codes[at] == values, at, len(codes))
-
-    def numbered(part: Samples) -> Tensors:
+    def renumbered(part: Samples) -> Tensors:
         assert isinstance(part.x, Tensor)
         assert part.y is not None
-        return Tensors(index(part.x), index(part.y))
+        return Tensors(numbers[part.x], numbers[part.y])
 
     note = f"{len(codes)} different characters in training"
-    about = {"characters": "".join(map(chr, codes.tolist()))}
+    about = {"characters": "".join(map(chr, codes.tolist())), "other": len(codes)}
     note = "; ".join(filter(None, (data.note, note)))
-    return data.with_parts(numbered, outputs=len(codes) + 1, preparation=about, note=note)
+    return data.with_parts(renumbered, outputs=len(codes) + 1, preparation=about, note=note)
 
 
 def _codes(text: str, by: str) -> Tensor:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from steppe import user_code
+from steppe.config import user_code
 from steppe.errors import InputError, unknown
 from steppe.tasks.losses import IGNORED, NUMBERS, classes_second, like_target
 from steppe.tasks.metric import ACCURACY, Metric
@@ -19,7 +20,7 @@ from steppe.tasks.metric import ACCURACY, Metric
 State = dict[str, Any]
 
 
-class Measure(Protocol):
+class Meter(Protocol):
     """A metric while it is computed; ``state`` of several processes is merged by ``value``."""
 
     def update(self, output: Tensor, y: Any) -> None:
@@ -32,7 +33,7 @@ class Measure(Protocol):
         """Return the metric over all that these states have."""
 
 
-class MeanMeasure:
+class MeanMeter:
     """A function of the mean of terms, of which each batch has a sum and a count."""
 
     def __init__(self, terms: Callable[[Tensor, Tensor], tuple[Tensor, Any]], final: Callable[[float], float]):
@@ -55,7 +56,7 @@ class MeanMeasure:
         return self.final(sum(s["total"] for s in states) / count if count else float("nan"))
 
 
-class TorchMeasure:
+class TorchMeter:
     """A torchmetrics object; the states of processes are merged as torchmetrics itself merges them."""
 
     def __init__(self, metric: Any, shape: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]):
@@ -97,7 +98,7 @@ class TorchMeasure:
         return float(result)
 
 
-class FunctionMeasure:
+class FunctionMeter:
     """A function of all outputs and targets of a part of the data."""
 
     def __init__(self, function: Callable[[Any, Any], Any]):
@@ -187,8 +188,8 @@ def default(task: str) -> str:
     return _DEFAULT.get(task, "accuracy")
 
 
-def make(text: str, task: str, outputs: int, unit: str) -> tuple[Metric, Callable[[], Measure] | None]:
-    """Return a metric and what makes its measure; None for the measure if the metric is the loss itself.
+def make(text: str, task: str, outputs: int, unit: str) -> tuple[Metric, Callable[[], Meter] | None]:
+    """Return a metric and what makes its meter; None for the meter if the metric is the loss itself.
 
     Args:
         text: A name of `NAMES`, or ``module:name`` of code that the user gave, with ``:lower`` or ``:higher``.
@@ -201,23 +202,26 @@ def make(text: str, task: str, outputs: int, unit: str) -> tuple[Metric, Callabl
     if text in _MEANS:
         metric, terms, final = _MEANS[text]
         metric = _with_unit(metric, unit) if text in ("rmse", "mae") else metric
-        return metric, lambda: MeanMeasure(terms, final)
+        return metric, lambda: MeanMeter(terms, final)
     if text == "loss":
         return _LOSS, None
     if text in _CLASSES:
         metric, name, options = _CLASSES[text]
         one = _of_torchmetrics(name, options, task, outputs)
-        return metric, lambda: TorchMeasure(one, _shape_of(task))
+        return metric, lambda: TorchMeter(one, _shape_of(task))
     if text in _NUMBERS:
         metric, name, options = _NUMBERS[text]
         import torchmetrics
 
-        one = getattr(torchmetrics, name)(**options)
-        return metric, lambda: TorchMeasure(one, _shape_of(task))
+        with warnings.catch_warnings():
+            # that it keeps all outputs, which a meter of one part of the data may
+            warnings.simplefilter("ignore", UserWarning)
+            one = getattr(torchmetrics, name)(**options)
+        return metric, lambda: TorchMeter(one, _shape_of(task))
     return _of_user(text, task, unit)
 
 
-def _of_user(text: str, task: str, unit: str) -> tuple[Metric, Callable[[], Measure]]:
+def _of_user(text: str, task: str, unit: str) -> tuple[Metric, Callable[[], Meter]]:
     name, _, direction = text.rpartition(":")
     if direction not in _DIRECTIONS:
         name, direction = text, ""
@@ -233,7 +237,7 @@ def _of_user(text: str, task: str, unit: str) -> tuple[Metric, Callable[[], Meas
         title = str(getattr(value, "label", "")) or name.rpartition(":")[2].replace("_", " ")
         percent = bool(getattr(value, "percent", False))
         metric = Metric(title, str(getattr(value, "unit", "")), bool(higher), percent)
-        return metric, lambda: FunctionMeasure(value)
+        return metric, lambda: FunctionMeter(value)
     if inspect.isclass(value):
         try:
             value = value()
@@ -247,7 +251,7 @@ def _of_user(text: str, task: str, unit: str) -> tuple[Metric, Callable[[], Meas
     distance = (
         type(value).__name__ in ("MeanAbsoluteError", "MeanSquaredError") and getattr(value, "squared", 0) != 1
     )
-    return _with_unit(metric, unit) if distance else metric, lambda: TorchMeasure(value, _shape_of(task))
+    return _with_unit(metric, unit) if distance else metric, lambda: TorchMeter(value, _shape_of(task))
 
 
 def _with_unit(metric: Metric, unit: str) -> Metric:
@@ -269,7 +273,9 @@ def _of_torchmetrics(name: str, options: dict[str, Any], task: str, outputs: int
     if cls is None:
         raise InputError(f"metric {name} is not defined for {task}; choose another, or module:name")
     ignored = {} if kind == "Multilabel" else {"ignore_index": IGNORED}
-    return cls(**counts, **options, **ignored, validate_args=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return cls(**counts, **options, **ignored, validate_args=False)
 
 
 def _shape_of(task: str) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:

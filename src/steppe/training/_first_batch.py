@@ -53,11 +53,11 @@ def check_first_batch(run: Run, data: DataSet) -> None:
             loss.backward()  # type: ignore[no-untyped-call]
             if all(p.grad is None for p in net.parameters() if p.requires_grad):
                 raise InputError("no parameter has a gradient of the loss; compute it from the network's output")
-        if goal.new_measure is not None and output.numel():
+        if goal.new_meter is not None and output.numel():
             with _one_line(f"metric {goal.metric.name} on a batch of {run.dataset}"), torch.no_grad():
-                measure = goal.new_measure()
-                measure.update(output.detach(), batch.y)
-                measure.value([measure.state()])
+                meter = goal.new_meter()
+                meter.update(output.detach(), batch.y)
+                meter.value([meter.state()])
 
 
 def check_step(run: Run, data: DataSet) -> None:

@@ -1,0 +1,202 @@
+"""`steppe.compare`, `steppe.tune` and `steppe.diagnose` on a network, data, loss and metric of the caller's."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+import steppe
+from steppe.errors import InputError
+
+DRAW = np.random.default_rng(0)
+X = DRAW.normal(size=(60, 4)).astype(np.float32)
+Y = (X @ np.array([1.0, -2.0, 0.5, 0.0]) + 3).astype(np.float32)
+FAST = {"epochs": 2, "batch": 12, "lr": 0.05, "progress": False}
+
+
+def make(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+
+
+def worst(output, y):
+    return (output.squeeze(1) - y).abs().max()
+
+
+class Uphill(steppe.Method):
+    """Plain training in the other direction."""
+
+    def transform(self, grads, rt):
+        return [None if g is None else -g for g in grads]
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    out = tmp_path_factory.mktemp("comparison")
+    return steppe.compare(make, (X, Y), ["plain", "sam"], seeds=3, out=out, **FAST)
+
+
+def test_the_difference_is_that_of_the_records_paired_by_seed(result):
+    values = {}
+    for file in result.folder.glob("runs/*/config.json"):
+        config = json.loads(file.read_text())
+        value = json.loads((file.parent / "result.json").read_text())["test"]["last"]["metric"]
+        values.setdefault(config["method"], {})[config["seed"]] = value
+    pairs = np.array([values["sam"][s] - values["plain"][s] for s in range(3)])
+    d = result.difference("sam", "plain")
+    low, high = stats.t.interval(0.95, 2, pairs.mean(), stats.sem(pairs))
+    assert (d.mean, d.low, d.high, d.n) == (
+        pytest.approx(pairs.mean()),
+        pytest.approx(low),
+        pytest.approx(high),
+        3,
+    )
+    assert not d.higher and d.metric == "RMSE"
+    assert d.better == (None if low <= 0 <= high else "plain" if low > 0 else "sam")
+    assert result.values("sam") == values["sam"]
+    text = str(result)
+    assert "RMSE" in text and "lower is better" in text and "accuracy" not in text
+    frame = result.to_frame()
+    assert frame.loc["sam", "mean"] == pytest.approx(np.mean([*values["sam"].values()]))
+    means = {m: np.mean([*result.values(m, part="val").values()]) for m in ("plain", "sam")}
+    assert result.best() == min(means, key=means.get)
+
+
+def test_the_reported_error_is_that_of_the_weights_on_the_test_samples(result, tmp_path):
+    from safetensors.torch import load_file
+
+    net = make(0)
+    net.load_state_dict(load_file(result.export("sam", tmp_path, seed=1, which="last") / "model.safetensors"))
+    test = steppe.data.sources.user_data.user_source((X, Y)).test
+    with torch.no_grad():
+        error = float((net(test.x).squeeze(1) - test.y).square().mean().sqrt())
+    assert result.values("sam")[1] == pytest.approx(error, rel=1e-5)
+
+
+def test_called_again_it_trains_only_what_is_missing(result, caplog):
+    results = {f: f.stat().st_mtime_ns for f in result.folder.glob("runs/*/result.json")}
+    again = steppe.compare(make, (X, Y), ["plain", "sam"], seeds=4, out=result.folder, **FAST)
+    assert len(again.values("sam")) == 4
+    assert all(f.stat().st_mtime_ns == time for f, time in results.items())
+    with pytest.raises(InputError, match="trained on other data than data has now"):
+        steppe.compare(make, (X + 1, Y), ["plain", "sam"], seeds=3, out=result.folder, **FAST)
+
+
+def test_two_calls_are_the_same_bits_in_this_process_and_in_workers_without_importable_code():
+    def call(**options):
+        return steppe.compare(
+            lambda: nn.Linear(4, 1), (X, Y), ["plain", Uphill], seeds=2, loss=lambda o, y: nn.functional.mse_loss(
+                o.squeeze(1), y), metric=(lambda o, y: worst(o, y), "lower"), **FAST, **options
+        )  # fmt: skip
+
+    here, workers = call(), call(jobs=2)
+    name = list(here.to_dict()["groups"][0]["methods"])[1]
+    assert name.endswith(":Uphill")
+    for method in ("plain", name):
+        assert here.values(method) == workers.values(method)
+    assert here.values("plain") != here.values(name)
+
+
+def test_an_optimizer_keeps_its_rate_and_several_train_one_network():
+    def bits(**options):
+        one = steppe.compare(make, (X, Y), ["plain"], seeds=1, **{**FAST, "lr": None} | options)
+        return one.values("plain")[0]
+
+    adamw = partial(torch.optim.AdamW, lr=0.05, weight_decay=0.0)
+    assert bits(optimizer=adamw) == bits(optimizer="torch.optim:AdamW", lr=0.05, optim={"weight_decay": 0.0})
+    assert bits(optimizer=adamw) != bits(optimizer=partial(adamw, lr=0.01))
+
+    def two(model):
+        return [adamw(model[0].parameters()), adamw(model[2].parameters())]
+
+    assert bits(optimizer=two) == bits(optimizer=adamw)
+    assert bits(optimizer=lambda p: adamw(p)) == bits(optimizer=adamw)
+
+
+def test_a_model_with_its_own_loss_and_data_without_targets():
+    class Coder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return (self.layer(x) - x).square().mean()
+
+    result = steppe.compare(Coder, X, ["plain", "sam"], loss="model", seeds=2, **FAST)
+    metric = result.to_dict()["groups"][0]["metric"]
+    assert metric["name"] == "loss" and not metric["higher"]
+    assert all(v > 0 for v in result.values("sam").values())
+
+
+REFUSED = {
+    "is another each time under seed 0": {"new_model": lambda: nn.Linear(4, int(DRAW.integers(1, 9)))},
+    "mat1 and mat2 shapes cannot be multiplied": {"new_model": lambda: nn.Linear(5, 1)},
+    "return one number for each": {"new_model": lambda: nn.Linear(4, 2)},
+    "give a function that makes the network": {"new_model": nn.Linear(4, 1)},
+    "returned int; return a torch.nn.Module": {"new_model": lambda: 3},
+    "the loss has no gradient": {"loss": lambda o, y: (o.detach().squeeze(1) - y).square().mean()},
+    "Using a target size": {"loss": nn.functional.mse_loss},
+    "has no direction": {"metric": worst},
+    "is a SGD of one network's parameters": {"optimizer": torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)},
+    "unknown option 'epoch'; did you mean 'epochs'": {"epoch": 3},
+    "the loss of the first batch is nan": {"data": (X * np.nan, Y)},
+    "budget is 'soon'": {"budget": "soon", "epochs": None},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_does_not_fit_is_one_line_before_anything_trains(message, tmp_path):
+    arguments = {
+        "new_model": make,
+        "data": (X, Y),
+        "methods": ["plain"],
+        "seeds": 1,
+        "out": tmp_path / "out",
+        **FAST,
+    }
+    with pytest.raises(InputError, match=message) as error:
+        steppe.compare(**arguments | REFUSED[message])
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("out/runs/*/metrics.jsonl"))
+
+
+def test_a_record_runs_no_code_unless_it_is_passed_again(tmp_path):
+    steppe.compare(make, (X, Y), ["plain"], seeds=1, out=tmp_path, **FAST)
+    with pytest.raises(InputError, match="is code that only a file names"):
+        steppe.diagnose(tmp_path, seconds=0.01)
+    with pytest.raises(InputError, match="is code that only a file names"):
+        steppe.training.export.export(next(tmp_path.glob("runs/*")), tmp_path / "flat")
+    config = json.loads(next(tmp_path.glob("runs/*/config.json")).read_text())
+    assert config["code"]["model"]["object"].endswith("test_compare:make")
+    assert config["code"]["model"]["source"] and not config["code"]["dataset"]["source"]
+
+
+def test_a_changed_source_is_named(tmp_path, caplog):
+    class First(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 1)
+
+    def second():
+        return First()
+
+    options = {"methods": ["plain"], "out": tmp_path, **FAST}
+    steppe.compare({"net": First}, (X, Y), seeds=1, **options)
+    result = next(tmp_path.glob("runs/*/result.json"))
+    result.unlink()
+    steppe.compare({"net": second}, (X, Y), seeds=1, **options)
+    assert "the source of model net has changed" in caplog.text
+
+
+def test_tune_goes_on_and_prefers_lower_errors(tmp_path):
+    pytest.importorskip("optuna")
+    options = {"confirm": 2, "out": tmp_path, "epochs": 1, "batch": 12, "lr": 0.05, "pruner": "none"}
+    first = steppe.tune(make, (X, Y), "sam", {"rho": (0.01, 0.5)}, trials=2, **options)
+    again = steppe.tune(make, (X, Y), "sam", {"rho": (0.01, 0.5)}, trials=3, **options)
+    trials = again.to_dict()["trials"]
+    assert [t["values"] for t in trials[:2]] == [t["values"] for t in first.to_dict()["trials"]]
+    assert again.values == min(trials, key=lambda t: t["mean"])["values"]
+    assert "RMSE" in str(again) and (tmp_path / "tune.svg").exists()
