@@ -26,7 +26,7 @@ def render(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
     others = [r for r in rows if "unit" in r]
     if others:
         lines += ["", "| what | value | |", "|---|--:|---|"]
-        lines += [f"| {r['row']} | {r['value']:,.4g} {r['unit']} | {r.get('note', '')} |" for r in others]
+        lines += [f"| {r['row']} | {_number(r['value'])} {r['unit']} | {r.get('note', '')} |" for r in others]
     failed = [r for r in rows if "error" in r]
     if failed:
         lines += ["", "Not measured:", ""]
@@ -40,7 +40,7 @@ def line(row: Row) -> str:
     if "error" in row:
         return f"{name}: {row['error']}"
     unit = row.get("unit", _COLUMNS.get(row.get("column", ""), ""))
-    return f"{name}: {row['value']:,.4g} {unit}"
+    return f"{name}: {_number(row['value'])} {unit}"
 
 
 def write(path: Path, section: str) -> None:
@@ -50,6 +50,10 @@ def write(path: Path, section: str) -> None:
         raise ValueError(f"{path} has no {BEGIN} and {END}; add both lines where the table is to be")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     path.write_text(f"{before}{BEGIN}\n\n{section}\n\n{END}{after}")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _machine(about: Mapping[str, Any]) -> str:
@@ -68,7 +72,7 @@ def _steps(steps: Sequence[Row]) -> list[str]:
     head = [*columns[:where], "over", *columns[where:]] if where else columns
     lines = [f"| step | {' | '.join(head)} |", f"|---|{'--:|' * len(head)}"]
     for name, row in values.items():
-        cells = [f"{row[c]:.4g}" if c in row else "" for c in columns]
+        cells = [_number(row[c]) if c in row else "" for c in columns]
         if where:
             both = "ours" in row and "by hand" in row
             cells.insert(where, f"{row['ours'] / row['by hand']:.2f}" if both else "")
