@@ -51,6 +51,8 @@ def test_groups_of_a_long_tail_have_the_accuracies_of_their_classes(tmp_path: Pa
         hits = trainer.net(loaded.val.x.float() / 255).argmax(1) == loaded.val.y
     groups = shot_groups(loaded.class_counts)
     assert list(groups) == ["many", "medium", "few"]
+    for c, accuracy in enumerate(trainer.val["per_class"]):
+        assert accuracy == pytest.approx(float(hits[loaded.val.y == c].float().mean()))
     for name, classes in groups.items():
         rows = torch.tensor([int(y) in classes for y in loaded.val.y])
         assert trainer.val["groups"][name] == pytest.approx(float(hits[rows].float().mean()))
