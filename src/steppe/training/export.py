@@ -5,7 +5,8 @@
 writes ``flat/model.safetensors`` (the weights under the network's own names), ``flat/model.json`` (network,
 classes, normalisation, origin) and ``flat/model.pt2`` (a torch.export program for any batch size), with ``--onnx``
 also ``flat/model.onnx``. Each file is read back and must predict what the method itself predicts on random pixels:
-the run's record has what is needed of its images.
+the run's record has what is needed of its images. All of this is done on the processor, wherever the run trained,
+so that the files can be read on any machine.
 """
 
 import importlib.util
@@ -19,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from steppe import hardware
 from steppe.config import Run
 from steppe.core.method import Method
 from steppe.core.model_call import call_for_logits
@@ -71,7 +73,7 @@ def export(
     run = read_run(folder)
     data, normalize = _input(folder, run)
     method = run.method
-    with torch.random.fork_rng():
+    with hardware.fork_rng():
         net, state, epoch = _restored(folder, run, method, data, which)
         like = real_view(next(net.parameters()))
         chosen = _chosen(net, network, run)
@@ -211,7 +213,7 @@ def _restored(
     folder: Path, run: Run, method: Method, images: DataSet, which: Which
 ) -> tuple[nn.Module, nn.Module, int]:
     """Return a run's network, the state of its method, and their epoch."""
-    net = make_network(run, method, images)
+    net = make_network(run, method, images, torch.device("cpu"))
     optimizer = make_optimizer(run, net, trains=False)
     step = method.bind(net, optimizer, precision=run.precision, steps=lambda: 1.0)
     method.allocate(step.state, len(images.train), images.outputs)

@@ -151,11 +151,14 @@ def make_objective(run: Run, images: DataSet) -> Objective:
     )
 
 
-def make_network(run: Run, method: Method, images: DataSet) -> nn.Module:
-    """Return the network, on its device and in its precision, before it is wrapped for several processes."""
+def make_network(run: Run, method: Method, images: DataSet, device: torch.device | None = None) -> nn.Module:
+    """Return the network in its precision, before it is wrapped for several processes.
+
+    It is on ``device``, by default the one that trains.
+    """
     torch.manual_seed(derive(run.seed, "init"))
     number = itertools.count()
-    net = method.build(lambda: make_model(run, images, next(number))).to(hardware.device())
+    net = method.build(lambda: make_model(run, images, next(number))).to(device or hardware.device())
     if run.precision == "fp64":
         net = net.double()
     # FSDP2 refuses weights in channels_last; networks of the user's may use view, which refuses such activations

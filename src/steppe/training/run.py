@@ -152,7 +152,7 @@ def check_run(run: Run, images: DataSet, *, first: bool = True) -> None:
     """
     tracking.available(run.track)
     method = run.method
-    with torch.random.fork_rng():
+    with hardware.fork_rng():
         net = method.build(lambda: make_model(run, images))
         method.init(net)
     make_optimizer(run, net)
@@ -201,7 +201,12 @@ def train_run(
         finished = world.on_main_process(lambda: _claim_folder(folder, run, images))
         if finished is not None:
             return finished
-        with torch.random.fork_rng(), hardware.threads(run.threads), _trackers(run, folder, images) as trackers:
+        with (
+            hardware.fork_rng(),
+            hardware.threads(run.threads),
+            hardware.deterministic(run.deterministic),
+            _trackers(run, folder, images) as trackers,
+        ):
             trainer = Trainer(run, folder, images)
             trainer.resume()
 
