@@ -29,8 +29,9 @@ class Arguments:
     def name(self, kind: str, value: Any, name: str = "") -> str:
         """Return the text that stands for an object; a text stands for itself."""
         if isinstance(value, str):
-            if reference := user_code.reference_in(value):
-                self._import(kind, reference)
+            for part in value.split("+"):
+                if reference := user_code.reference_in(part):
+                    self._import(kind, reference)
             return value
         name = name or user_code.reference_of(value)
         taken = self.objects.setdefault((kind, name), value)

@@ -6,6 +6,7 @@ Every field is checked on construction, so an impossible configuration never rea
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Real
@@ -27,6 +28,7 @@ TaskName = Literal[
     "", "classification", "multi-label", "ordinal", "regression", "segmentation", "language modelling",
     "token classification",
 ]  # fmt: skip
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"  # with which cuBLAS is deterministic
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 DEFAULT_METHODS = ("plain", "repeat-step", "two-step", "gc", "agc", "sam", "sadt-v1", "sadt-v2", "sadt-v3")
@@ -90,6 +92,8 @@ class RunOptions:
         metric: What is reported and chooses the best epoch: its name, or module:name of a torchmetrics class or of
             a function of output and target, with :lower or :higher for its better direction. The task's if not
             given.
+        deterministic: Use only algorithms that give the same bits in every run. On a GPU a run that was stopped
+            then resumes bitwise, in more time; without it, its last digits differ. On a processor nothing differs.
     """
 
     data: Data = field(default_factory=Data)
@@ -113,6 +117,7 @@ class RunOptions:
     task: TaskName = added("")
     loss: str = added("")
     metric: str = added("")
+    deterministic: bool = added(False)
 
     def __post_init__(self) -> None:
         for name in ("batch", "epochs", "threads", "seconds", "microbatch", "m"):
@@ -121,6 +126,9 @@ class RunOptions:
         check_choices(self)
         for tracker in self.track:
             check_choice("track", tracker, TRACKERS)
+        if self.deterministic:
+            # cuBLAS reads it at the first product on a GPU, which may be in a check before the training
+            os.environ.setdefault(*WORKSPACE)
         if self.parallel == "fsdp" and self.sync != "global":
             raise InputError(
                 f"parallel is 'fsdp' and sync is {self.sync!r}; "
@@ -146,7 +154,8 @@ class Run(RunOptions):
 
     Attributes:
         method: Name with optional settings: sam, sam:rho=0.1, sadt-v1:sigma=0, sam+gc.
-        model: Name of the network, or module:function of one that makes yours from a seed.
+        model: Name of the network, or module:function of one that makes yours from a seed; a+b for a method that
+            trains several: the first is an a, the second a b.
         dataset: Name of the data set, or name:PATH if it is read from files (folder:PATH,
             table:PATH:target=COLUMN), or module:function of one that returns yours. However it is written, a path
             below the working folder is stored relative to it, any other without links.

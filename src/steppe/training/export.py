@@ -5,7 +5,8 @@
 writes ``flat/model.safetensors`` (the weights under the network's own names), ``flat/model.json`` (network,
 classes, normalisation, origin) and ``flat/model.pt2`` (a torch.export program for any batch size), with ``--onnx``
 also ``flat/model.onnx``. Each file is read back and must predict what the method itself predicts on random pixels:
-the run's record has what is needed of its images.
+the run's record has what is needed of its images. All of this is done on the processor, wherever the run trained,
+so that the files can be read on any machine.
 """
 
 import importlib.util
@@ -19,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from steppe import hardware
 from steppe.config import Run
 from steppe.core.method import Method
 from steppe.core.model_call import call_for_logits
@@ -34,7 +36,15 @@ from steppe.tasks.losses import NUMBERS
 from steppe.training.checkpoint.file import REMEDY, TRAIN_AGAIN
 from steppe.training.checkpoint.save_and_resume import CheckpointStore
 from steppe.training.evaluation import network_input
-from steppe.training.factories import evaluated_batches, is_user_model, make_model, make_network, make_optimizer
+from steppe.training.factories import (
+    evaluated_batches,
+    is_user_model,
+    make_model,
+    make_network,
+    make_optimizer,
+    model_names,
+)
+from steppe.training.monitor import number_of
 from steppe.training.run import CONFIG, digest, load_images, read_run, require_code, stored_images
 
 Which = Literal["best", "last"]
@@ -63,7 +73,7 @@ def export(
     run = read_run(folder)
     data, normalize = _input(folder, run)
     method = run.method
-    with torch.random.fork_rng():
+    with hardware.fork_rng():
         net, state, epoch = _restored(folder, run, method, data, which)
         like = real_view(next(net.parameters()))
         chosen = _chosen(net, network, run)
@@ -71,9 +81,9 @@ def export(
             model = method.deployed_model(net, state, lambda: make_model(run, data))
         else:
             assert isinstance(net, MultiNetwork)
-            model = net.extract(chosen, lambda: make_model(run, data))
+            model = net.extract(chosen, lambda: make_model(run, data, number_of(chosen)))
         model = with_type_of(model, net).eval()
-        fresh = with_type_of(make_model(run, data), net).eval()
+        fresh = with_type_of(make_model(run, data, number_of(chosen or "")), net).eval()
     net.eval()
     samples = data.test.part(slice(0, IMAGES))
     x = network_input(run, next(evaluated_batches(run, data, samples)), like).x
@@ -103,7 +113,7 @@ def export(
         written["onnx"] = "model.onnx"
         _write_onnx(fresh, x[:2], expected[:2], out / written["onnx"], run.label)
     content = {
-        "model": run.model,
+        "model": model_names(run)[number_of(chosen or "") % len(model_names(run))],
         "parameters": sum(p.numel() for p in fresh.parameters()),
         "classes": list(data.classes),
         "input": _input_description(data, normalize, x),
@@ -203,7 +213,7 @@ def _restored(
     folder: Path, run: Run, method: Method, images: DataSet, which: Which
 ) -> tuple[nn.Module, nn.Module, int]:
     """Return a run's network, the state of its method, and their epoch."""
-    net = make_network(run, method, images)
+    net = make_network(run, method, images, torch.device("cpu"))
     optimizer = make_optimizer(run, net, trains=False)
     step = method.bind(net, optimizer, precision=run.precision, steps=lambda: 1.0)
     method.allocate(step.state, len(images.train), images.outputs)

@@ -101,6 +101,7 @@ class Trainer:
         options = bind_options(run) | {
             "loss": self.goal.loss,
             "weigh": self.goal.weigh,
+            "outputs": self.goal.outputs,
             "steps": run.epochs * len(self.loader) if run.match == "epochs" else lambda: self.share,
             "epoch": len(self.loader),
             "seed": derive(run.seed, "method"),
