@@ -1,11 +1,12 @@
 """Relations between methods: limits at which one is another, distances, saved work, and SADT's shared trunk."""
 
+import math
 import re
 from functools import partial
 
 import pytest
 import torch
-from support.many import halved, together
+from support.many import asynchronous, halved, together
 from support.small import BARE, bound, close, indexed, same, sgd, small_batch, small_net, trained
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -354,3 +355,56 @@ def test_sadt_v2_counts_the_work_that_it_does():
         step(indexed(0))
     passes = step.passes.backward / step.passes.steps
     assert counter.get_total_flops() / flops(steppe.Plain()) == pytest.approx(passes, rel=0.05)
+
+
+def test_ae_sam_perturbs_the_steps_with_unusually_long_gradients_only():
+    """The decisions of the paper's algorithm 1, written out over the lengths of the gradients that it met."""
+    gradients: list[float] = []
+    _, step = bound(steppe.make("ae-sam", lam1=1.0, lam2=1.0), small_net(dropout=0.0))
+    grad, forward = step.runtime.grad, [0.0]
+
+    def recorded(*args, **options):
+        out, g = grad(*args, **options)
+        gradients.append(float(torch.cat([t.flatten() for t in g]).norm()))
+        return out, g
+
+    step.runtime.grad = recorded
+    mean, variance, expected, counted = 0.0, math.exp(-10), [], []
+    for k in range(12):
+        gradients.clear()
+        step(indexed(k))
+        square = gradients[0] ** 2
+        mean = 0.9 * mean + 0.1 * square
+        variance = 0.9 * variance + 0.1 * (square - mean) ** 2
+        expected.append(2 if square >= mean + variance**0.5 else 1)
+        counted.append(step.passes.forward - forward[-1])
+        forward.append(step.passes.forward)
+    assert counted == expected and set(counted) == {1, 2}
+    with pytest.raises(steppe.InputError, match="its length is unknown"):
+        bound(steppe.make("ae-sam"))[1](indexed(0))
+
+
+def test_le_sam_s_perturbation_raises_the_loss_by_sigma_to_first_order_and_is_at_most_rho_long():
+    net = small_net(dropout=0.0)
+    loss = nn.functional.cross_entropy(net(indexed(0).x), indexed(0).y)
+    g = torch.cat([t.flatten() for t in torch.autograd.grad(loss, list(net.parameters()))])
+    for sigma, rho in ((1e-3, 10.0), (10.0, 0.02)):
+        e, _ = perturbation(steppe.make("le-sam", sigma=sigma, rho=rho))
+        assert float(e.norm()) == pytest.approx(min(sigma / float(g.norm()), rho), rel=2e-3)
+
+
+@pytest.mark.slow
+def test_asynchronous_sam_by_halves_updates_on_the_even_and_looks_ahead_on_the_odd_processes():
+    processes = together(3, asynchronous)
+    for process in processes[1:]:
+        assert all(map(torch.equal, processes[0]["values"], process["values"]))
+    # weights by samples: 4 and 6 on the even processes, 5 on the odd one
+    first, second = ([p["gradients"][k] for p in processes] for k in (0, 1))
+    for i, moved in enumerate(processes[0]["moved"]):
+        mean = (4 * second[0][i] + 6 * second[2][i]) / 10
+        assert torch.allclose(moved, mean, atol=1e-6)
+    h = torch.cat([t.flatten() for t in first[1]])
+    for p, length in zip(processes, (0.3, 0.0, 0.3), strict=True):
+        e = torch.cat([t.flatten() for t in p["offset"]])
+        assert float(e.norm()) == pytest.approx(length, rel=1e-4)
+        assert not length or float(e @ h / h.norm()) == pytest.approx(length, rel=1e-4)

@@ -16,7 +16,7 @@ TREES = {path: ast.parse(path.read_text()) for path in sorted(SOURCE.rglob("*.py
 LONGEST = 420
 NOT_FOR_METHODS = ("torch.distributed", "torch.amp", "torch.optim")
 FOR_METHODS = ("steppe.core.method", "steppe.config.presets", "steppe.models.multi")
-MOST_LINES_OF_METHODS = 2000
+MOST_LINES_OF_METHODS = 2900
 VARIANTS = {
     "steppe.methods.online_distillation.dml_alternating": "steppe.methods.online_distillation.dml"
 }  # extends it

@@ -4,7 +4,8 @@
 - `OnlineDistillation`, the base class of methods of several networks;
 - what it keeps between steps: `ParamState`, a vector of parameter space; `WeightAverage`; `LogitBank`
   (and `logit_bank`, its sizes and forms);
-- `require` and `InputError`, for what relates several fields; `plain_step`; `with_weights`;
+- `require` and `InputError`, for what relates several fields; `plain_step`; `with_weights`; `value_at`, a
+  schedule's value now;
 - `call_model`, `call_for_logits`, `extract_logits` and `join_logits`, for passes made by hand;
   `upcast_to_float32` and `autocast_disabled`, for mixed precision.
 """
@@ -26,7 +27,7 @@ from steppe.core.method.hyperparameters import hyper
 from steppe.core.method.online_distillation import OnlineDistillation
 from steppe.core.model_call import call_for_logits, call_model, extract_logits
 from steppe.core.runtime import Runtime, StepOutput
-from steppe.core.schedules import ScheduleValue, due
+from steppe.core.schedules import ScheduleValue, due, value_at
 from steppe.core.state import logit_bank
 from steppe.core.state.logit_bank import LogitBank
 from steppe.core.state.param_state import ParamState
@@ -61,5 +62,6 @@ __all__ = [
     "require",
     "unknown",
     "upcast_to_float32",
+    "value_at",
     "with_weights",
 ]

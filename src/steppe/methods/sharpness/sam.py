@@ -2,6 +2,7 @@
 
     w <- U(w, grad L(w + e)),   e = rho g / |g|,   g = grad L(w)
     several ascents:  e <- P(e + rho g_e / |g_e|),   g_e = grad L(w + e),   P the projection onto |e| <= rho
+    norm = none (unnormalised SAM):  e <- e + rho g_e, from e = 0
 
 Paper    Foret et al., ICLR 2021, arXiv:2010.01412, Algorithm 1
 Code     google-research/sam @ dae9904 (the authors', JAX); davda54/sam @ 3c3afdb (widely used, PyTorch)
@@ -13,13 +14,17 @@ Differs  1. weight decay is the optimizer's, at w; the authors put it into the l
          3. running statistics come from the clean pass only, as the authors' do; davda54's counts both.
          4. a zero gradient gives e = 0; the authors' code has no guard and gives NaN.
          5. the reported loss is the clean pass's; the authors log the perturbed one.
-Start    rho 0.05 (CIFAR-10), 0.1 (CIFAR-100) with SGD; 0.001 for transformers with Adam (RWP v1, tables 1, 9)
+         6. norm = 'none' is Andriushchenko and Flammarion's (ICML 2022, arXiv:2206.06232): its rho is another
+            quantity, the step of an ascent.
+Start    rho 0.05 (CIFAR-10), 0.1 (CIFAR-100) with SGD; 0.001 for transformers with Adam (RWP v1, tables 1, 9).
+         Not for language-model pretraining: there plain SAM is worse than AdamW, also at twice its compute (Singh
+         et al., ICML 2025, arXiv:2502.02407, 24M to 1.2B parameters); see functional-sam
 """
 
 from dataclasses import dataclass
 
 from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper
-from steppe.core.method.numerics import Offset, ball_perturbation, with_decay
+from steppe.core.method.numerics import NORMS, Offset, ball_perturbation, with_decay
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class SAM(Method):
 
     rho: ScheduleValue = hyper(0.05, "radius of the ball", minimum=0, plain_at=0)
     ascents: int = hyper(1, "ascent steps", minimum=1)
-    norm: str = hyper("global", "one ball, or one per tensor or network", choices=("global", "network", "tensor"))
+    norm: str = hyper("global", "one ball, one per network or tensor, or no ball", choices=NORMS)
     decay: float = hyper(0.0, "adds decay/2 |w|^2 to the loss of every pass", minimum=0, plain_only_at=0)
 
     @property

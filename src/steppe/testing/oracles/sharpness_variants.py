@@ -1,0 +1,71 @@
+"""The newer relatives of SAM in float64, one function each from the papers' equations."""
+
+import math
+
+from torch import Tensor
+
+from steppe.testing.oracles.harness import Reference, length, plus, restated, times
+from steppe.testing.oracles.online_distillation import STEPS
+from steppe.testing.oracles.sharpness import sam_gradient
+
+
+def unnormalised_sam(r: Reference, x: Tensor, y: Tensor) -> None:
+    """Andriushchenko and Flammarion, ICML 2022: e = rho g."""
+    w = r.w
+    for _ in range(r.settings["ascents"]):
+        w = plus(w, times(r.gradient(w, x, y), r.settings["rho"]))
+    r.update(r.gradient(w, x, y))
+
+
+def ssam(r: Reference, x: Tensor, y: Tensor) -> None:
+    """Tan et al., algorithm 1."""
+    g = r.gradient(r.w, x, y)
+    g_p = sam_gradient(r, g, x, y)
+    r.update(times(g_p, length(g) / length(g_p)))
+
+
+def vasso(r: Reference, x: Tensor, y: Tensor) -> None:
+    """Li and Giannakis, algorithm 1; the mean begins with the first gradient."""
+    g, theta = r.gradient(r.w, x, y), r.settings["theta"]
+    d = plus(times(r.memory["d"], 1 - theta), times(g, theta)) if "d" in r.memory else g
+    r.memory["d"] = d
+    r.update(sam_gradient(r, d, x, y))
+
+
+def le_sam(r: Reference, x: Tensor, y: Tensor) -> None:
+    """Wang et al.: the radius from a budget of the loss."""
+    g = r.gradient(r.w, x, y)
+    radius = min(r.settings["sigma"] / length(g), r.settings["rho"])
+    r.update(r.gradient(plus(r.w, times(g, radius / length(g))), x, y))
+
+
+def async_sam(r: Reference, x: Tensor, y: Tensor) -> None:
+    """Jo, Lim and Lee, on one process."""
+    g = sam_gradient(r, r.memory["h"], x, y) if "h" in r.memory else r.gradient(r.w, x, y)
+    r.memory["h"] = g
+    r.update(g)
+
+
+def ae_sam(r: Reference, x: Tensor, y: Tensor) -> None:
+    """Jiang et al., algorithm 1."""
+    t, mean, variance = r.memory.get("moments", (0, 0.0, math.exp(-10)))
+    delta, done = r.settings["delta"], t / STEPS
+    g = r.gradient(r.w, x, y)
+    square = length(g) ** 2
+    mean = delta * mean + (1 - delta) * square
+    variance = delta * variance + (1 - delta) * (square - mean) ** 2
+    r.memory["moments"] = t + 1, mean, variance
+    threshold = r.settings["lam1"] * done + r.settings["lam2"] * (1 - done)
+    r.update(sam_gradient(r, g, x, y) if square >= mean + threshold * variance**0.5 else g)
+
+
+VARIANTS = [
+    restated("sam unnormalised", unnormalised_sam, "rho", norm="none"),
+    restated("sam unnormalised twice", unnormalised_sam, "rho", norm="none", ascents=2),
+    restated("ssam", ssam, "rho"),
+    restated("vasso", vasso, "rho theta"),
+    restated("le-sam", le_sam, "sigma rho"),
+    restated("le-sam capped", le_sam, "sigma rho", rho=0.01),
+    restated("async-sam", async_sam, "rho"),
+    restated("ae-sam", ae_sam, "rho delta lam1 lam2", lam1=0.6, lam2=0.6),
+]
