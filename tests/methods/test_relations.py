@@ -408,3 +408,37 @@ def test_asynchronous_sam_by_halves_updates_on_the_even_and_looks_ahead_on_the_o
         e = torch.cat([t.flatten() for t in p["offset"]])
         assert float(e.norm()) == pytest.approx(length, rel=1e-4)
         assert not length or float(e @ h / h.norm()) == pytest.approx(length, rel=1e-4)
+
+
+@pytest.mark.parametrize("targets", ["classes", "shares", "ignored", "weighed"])
+def test_methods_for_imbalance_take_the_sizes_of_the_data_and_every_form_of_targets(targets):
+    """Where all classes are small, ImbSAM is SAM; where none is, Plain; Focal-SAM of gamma 0 and lam 1 is SAM."""
+
+    def ends(method: steppe.Method, sizes: list[int] | None) -> nn.Module:
+        net = small_net(dropout=0.0)
+        loss = nn.CrossEntropyLoss(weight=torch.arange(1.0, 6.0) if targets == "weighed" else None)
+        step = method.bind(net, sgd(net), loss=loss)
+        if sizes:
+            y = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+            step.method.observe_targets(step.state, y)
+        for k in range(3):
+            x, y = small_batch(k)
+            if targets == "shares":
+                y = 0.7 * nn.functional.one_hot(y, 5).float() + 0.06
+            y[:3] = -100 if targets == "ignored" else y[:3]
+            step(x, y)
+        return net
+
+    sam = ends(steppe.SAM(rho=0.1), None)
+    assert close(ends(steppe.make("imbsam", rho=0.1, tail=9), [5, 4, 3, 2, 1]), sam, rtol=1e-4, atol=1e-6)
+    assert close(ends(steppe.make("focal-sam", rho=0.1, gamma=0, lam=1), None), sam, rtol=1e-4, atol=1e-6)
+    plain, even = ends(steppe.Plain(), None), [4, 4, 4, 4, 4]
+    assert close(ends(steppe.make("imbsam", rho=0.1), even), plain, rtol=1e-4, atol=1e-6)
+    assert not close(ends(steppe.make("imbsam", rho=0.1), [9, 1, 9, 9, 9]), plain, rtol=1e-4, atol=1e-6)
+
+
+def test_methods_for_imbalance_need_a_class_per_sample():
+    net = nn.Conv2d(2, 5, 1)
+    step = steppe.ImbSAM().bind(net, sgd(net))
+    with pytest.raises(steppe.InputError, match="a class per sample is needed"):
+        step(small_batch()[0], torch.zeros(12, 6, 6, dtype=torch.long))

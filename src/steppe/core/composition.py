@@ -138,6 +138,11 @@ class On(Method):
             part, own = self._part(role, state)
             part.allocate(own, samples, classes)
 
+    def observe_targets(self, state: nn.Module, y: Any) -> None:
+        for role in ("rule", "base"):
+            part, own = self._part(role, state)
+            part.observe_targets(own, y)
+
     def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
         """Return the context of the part that defines one."""
         part, own = self._part(self._holder("deployed_weights"), state)
@@ -265,6 +270,9 @@ class ActiveWindow(Method):
 
     def allocate(self, state: nn.Module, samples: int, classes: int) -> None:
         self.method.allocate(state, samples, classes)
+
+    def observe_targets(self, state: nn.Module, y: Any) -> None:
+        self.method.observe_targets(state, y)
 
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         return self.method.predict(net, state, x)

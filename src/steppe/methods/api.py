@@ -31,6 +31,8 @@ from steppe.methods.cheaper_sharpness.looksam import LookSAM as LookSAM
 from steppe.methods.cheaper_sharpness.msam import MSAM as MSAM
 from steppe.methods.gradients.agc import AGC as AGC
 from steppe.methods.gradients.gc import GC as GC
+from steppe.methods.imbalance.focal_sam import FocalSAM as FocalSAM
+from steppe.methods.imbalance.imbsam import ImbSAM as ImbSAM
 from steppe.methods.online_distillation.dml import DML as DML
 from steppe.methods.online_distillation.dml_alternating import AlternatingDML as AlternatingDML
 from steppe.methods.online_distillation.ffl import FFL as FFL

@@ -29,6 +29,8 @@ METHODS |= {
     "friendly-sam": api.FriendlySAM,
     "wsam": api.WSAM,
     "r-sam": api.RSAM,
+    "imbsam": api.ImbSAM,
+    "focal-sam": api.FocalSAM,
     "rwp": api.RWP,
     "arwp": api.ARWP,
     "lpf-sgd": api.LPFSGD,

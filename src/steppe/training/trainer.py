@@ -95,6 +95,7 @@ class Trainer:
         }
         self.step = self.method.bind(compiled, self.optimizer, **options)
         self.method.allocate(self.step.state, len(self.images.train), len(self.images.classes))
+        self.method.observe_targets(self.step.state, self.images.train.y)
         self.store = CheckpointStore(self.folder, self.net, self.step, self.optimizer, run.seed)
         self.monitor = Monitor(run, self.folder, self.images, self.method, self.net, self.step, self.normalize)
 

@@ -228,6 +228,9 @@ class Method(Generic[State]):
     def allocate(self, state: State, samples: int, classes: int) -> None:
         """Allocate the memory of `memory_bytes` before training starts; optional."""
 
+    def observe_targets(self, state: State, y: Any) -> None:
+        """Learn the targets of all training samples, (N,) classes say, before training starts; optional."""
+
     def predict(self, net: nn.Module, state: State, x: Any) -> Tensor:
         """Return the logits of the deployed model."""
         with self.deployed_weights(net, state):

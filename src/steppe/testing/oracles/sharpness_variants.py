@@ -2,9 +2,11 @@
 
 import math
 
+import torch
 from torch import Tensor
+from torch.func import grad
 
-from steppe.testing.oracles.harness import Reference, length, plus, restated, times
+from steppe.testing.oracles.harness import Reference, Weights, cross_entropy, length, plus, restated, times
 from steppe.testing.oracles.online_distillation import STEPS
 from steppe.testing.oracles.sharpness import sam_gradient
 
@@ -59,6 +61,39 @@ def ae_sam(r: Reference, x: Tensor, y: Tensor) -> None:
     r.update(sam_gradient(r, g, x, y) if square >= mean + threshold * variance**0.5 else g)
 
 
+def class_weighted(r: Reference, x: Tensor, y: Tensor, a: Tensor) -> None:
+    """Zhou et al. and Li et al.: the gradients of the parts of the loss, written out."""
+
+    def gradient(w: Weights, each: Tensor) -> Weights:
+        g: Weights = grad(lambda v: (cross_entropy(r.logits(v, x), y) * each[y]).mean())(w)
+        return g
+
+    g_a = gradient(r.w, a)
+    at = plus(r.w, times(g_a, r.settings["rho"] / length(g_a))) if length(g_a) else r.w
+    r.update(plus(gradient(r.w, 1 - a), gradient(at, a)))
+    r.memory["counts"] = class_counts(r) + torch.bincount(y, minlength=CLASSES)
+
+
+def class_counts(r: Reference) -> Tensor:
+    """Return how many samples of each class were in the batches before."""
+    counts: Tensor = r.memory.get("counts", torch.zeros(CLASSES, dtype=torch.int64))
+    return counts
+
+
+def imbsam(r: Reference, x: Tensor, y: Tensor) -> None:
+    """Zhou et al.: a is 1 in small classes."""
+    n = class_counts(r)
+    class_weighted(r, x, y, (n * CLASSES < r.settings["tail"] * n.sum()).double())
+
+
+def focal_sam(r: Reference, x: Tensor, y: Tensor) -> None:
+    """Li et al.: a falls with the share of the class."""
+    n = class_counts(r)
+    share = n.double() / max(int(n.sum()), 1)
+    class_weighted(r, x, y, r.settings["lam"] * (1 - share) ** r.settings["gamma"])
+
+
+CLASSES = 5  # of the small network
 VARIANTS = [
     restated("sam unnormalised", unnormalised_sam, "rho", norm="none"),
     restated("sam unnormalised twice", unnormalised_sam, "rho", norm="none", ascents=2),
@@ -68,4 +103,6 @@ VARIANTS = [
     restated("le-sam capped", le_sam, "sigma rho", rho=0.01),
     restated("async-sam", async_sam, "rho"),
     restated("ae-sam", ae_sam, "rho delta lam1 lam2", lam1=0.6, lam2=0.6),
+    restated("imbsam", imbsam, "rho tail"),
+    restated("focal-sam", focal_sam, "rho gamma lam"),
 ]
