@@ -382,11 +382,20 @@ def saf_store(rank: int) -> dict[str, int]:
 
 
 def asynchronous(rank: int) -> dict[str, Any]:
-    """Take two steps of AsyncSAM by halves; return what the second one moved, where it was, and its gradients."""
+    """Take two steps of AsyncSAM by halves; see `_second_step`."""
+    return _second_step(rank, steppe.AsyncSAM(rho=0.3, halves=True))
+
+
+def sampa_by_halves(rank: int) -> dict[str, Any]:
+    """Take two steps of SAMPa by halves; see `_second_step`."""
+    return _second_step(rank, steppe.SAMPa(rho=0.2, lam=0.3, halves=True))
+
+
+def _second_step(rank: int, method: steppe.Method) -> dict[str, Any]:
+    """Take two steps; return what the second one moved, where its gradient was taken, and both gradients."""
     net = smooth_net()
     gradients, weights = list[list[Tensor]](), list[list[Tensor]]()
-    optimizer = torch.optim.SGD(net.parameters(), 1.0)
-    step = steppe.AsyncSAM(rho=0.3, halves=True).bind(distributed(net, "ddp"), optimizer)
+    step = method.bind(distributed(net, "ddp"), torch.optim.SGD(net.parameters(), 1.0))
     grad = step.runtime.grad
 
     def recorded(*args: Any, **options: Any) -> Any:

@@ -29,6 +29,7 @@ from steppe.methods.cheaper_sharpness.async_sam import AsyncSAM as AsyncSAM
 from steppe.methods.cheaper_sharpness.esam import ESAM as ESAM
 from steppe.methods.cheaper_sharpness.looksam import LookSAM as LookSAM
 from steppe.methods.cheaper_sharpness.msam import MSAM as MSAM
+from steppe.methods.cheaper_sharpness.sampa import SAMPa as SAMPa
 from steppe.methods.gradients.agc import AGC as AGC
 from steppe.methods.gradients.gc import GC as GC
 from steppe.methods.imbalance.focal_sam import FocalSAM as FocalSAM
@@ -46,6 +47,7 @@ from steppe.methods.self_distillation.sadt import SADT as SADT
 from steppe.methods.self_distillation.saf import SAF as SAF
 from steppe.methods.sharpness.asam import ASAM as ASAM
 from steppe.methods.sharpness.friendly_sam import FriendlySAM as FriendlySAM
+from steppe.methods.sharpness.functional_sam import FunctionalSAM as FunctionalSAM
 from steppe.methods.sharpness.gsam import GSAM as GSAM
 from steppe.methods.sharpness.le_sam import LESAM as LESAM
 from steppe.methods.sharpness.mixed_sam import MixedSAM as MixedSAM

@@ -6,6 +6,7 @@
   (and `logit_bank`, its sizes and forms);
 - `require` and `InputError`, for what relates several fields; `plain_step`; `with_weights`; `value_at`, a
   schedule's value now;
+- `look_ahead` and `preconditioned`, from the optimizer's rule and moments;
 - `call_model`, `call_for_logits`, `extract_logits` and `join_logits`, for passes made by hand;
   `upcast_to_float32` and `autocast_disabled`, for mixed precision.
 """
@@ -25,6 +26,7 @@ from steppe.core.method.contract import (
 )
 from steppe.core.method.hyperparameters import hyper
 from steppe.core.method.online_distillation import OnlineDistillation
+from steppe.core.method.optimizer_state import look_ahead, preconditioned
 from steppe.core.model_call import call_for_logits, call_model, extract_logits
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, due, value_at
@@ -55,10 +57,12 @@ __all__ = [
     "hyper",
     "join_logits",
     "logit_bank",
+    "look_ahead",
     "make_checked",
     "name_of",
     "overrides",
     "plain_step",
+    "preconditioned",
     "require",
     "unknown",
     "upcast_to_float32",

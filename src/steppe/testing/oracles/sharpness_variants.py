@@ -6,7 +6,18 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from steppe.testing.oracles.harness import Reference, Weights, cross_entropy, length, plus, restated, times
+from steppe.testing.oracles.harness import (
+    DECAY,
+    LR,
+    MOMENTUM,
+    Reference,
+    Weights,
+    cross_entropy,
+    length,
+    plus,
+    restated,
+    times,
+)
 from steppe.testing.oracles.online_distillation import STEPS
 from steppe.testing.oracles.sharpness import sam_gradient
 
@@ -93,6 +104,25 @@ def focal_sam(r: Reference, x: Tensor, y: Tensor) -> None:
     class_weighted(r, x, y, r.settings["lam"] * (1 - share) ** r.settings["gamma"])
 
 
+def functional_sam(r: Reference, x: Tensor, y: Tensor) -> None:
+    """Singh et al.: the softmax minus the target at w, times the Jacobian at w + e."""
+    g = r.gradient(r.w, x, y)
+    c = (torch.softmax(r.logits(r.w, x), 1) - torch.eye(CLASSES, dtype=x.dtype)[y]) / len(y)
+    at = plus(r.w, times(g, r.settings["rho"] / length(g)))
+    r.update(grad(lambda w: (c * r.logits(w, x)).sum())(at))
+
+
+def sampa(r: Reference, x: Tensor, y: Tensor) -> None:
+    """Xie et al., algorithm 1, with SGD's momentum and decay in the point that is looked ahead to."""
+    h, at, ahead = r.memory.get("h"), r.w, r.w
+    if h is not None:
+        at = plus(r.w, times(h, r.settings["rho"] / length(h)))
+        ahead = plus(r.w, times(plus(h, times(r.w, DECAY), times(r.velocity, MOMENTUM)), -LR))
+    r.memory["h"] = r.gradient(ahead, x, y)
+    lam = r.settings["lam"]
+    r.update(plus(times(r.gradient(at, x, y), 1 - lam), times(r.memory["h"], lam)))
+
+
 CLASSES = 5  # of the small network
 VARIANTS = [
     restated("sam unnormalised", unnormalised_sam, "rho", norm="none"),
@@ -103,6 +133,8 @@ VARIANTS = [
     restated("le-sam capped", le_sam, "sigma rho", rho=0.01),
     restated("async-sam", async_sam, "rho"),
     restated("ae-sam", ae_sam, "rho delta lam1 lam2", lam1=0.6, lam2=0.6),
+    restated("functional-sam", functional_sam, "rho"),
+    restated("sampa", sampa, "rho lam"),
     restated("imbsam", imbsam, "rho tail"),
     restated("focal-sam", focal_sam, "rho gamma lam"),
 ]
