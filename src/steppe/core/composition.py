@@ -1,6 +1,6 @@
 """Methods composed of methods: one's step on another's objective, and one that is active for a time only."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -157,6 +157,10 @@ class On(Method):
         with self._deployed(net, state) as (part, own):
             return part.outputs(net, own, x)
 
+    def choose(self, state: nn.Module, ranks: Mapping[str, Any]) -> str | None:
+        names = [part.choose(own, ranks) for part, own in (self._part(role, state) for role in ("rule", "base"))]
+        return next(filter(None, names), None)
+
     def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         with self._deployed(net, state) as (part, own):
             return part.deployed_model(net, own, new_model)
@@ -282,6 +286,9 @@ class ActiveWindow(Method):
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
         return self.method.outputs(net, state, x)
+
+    def choose(self, state: nn.Module, ranks: Mapping[str, Any]) -> str | None:
+        return self.method.choose(state, ranks)
 
     def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         return self.method.deployed_model(net, state, new_model)

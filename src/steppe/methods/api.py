@@ -19,7 +19,9 @@ from steppe.core.schedules import WithLR as WithLR
 from steppe.core.step import Step as Step
 from steppe.errors import InputError as InputError
 from steppe.errors import RunError as RunError
+from steppe.methods.averaging.averages import Averages as Averages
 from steppe.methods.averaging.ema import EMA as EMA
+from steppe.methods.averaging.lawa import LAWA as LAWA
 from steppe.methods.averaging.swa import SWA as SWA
 from steppe.methods.baselines.plain import Plain as Plain
 from steppe.methods.baselines.repeat_step import RepeatStep as RepeatStep

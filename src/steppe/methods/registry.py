@@ -40,6 +40,8 @@ METHODS |= {
     "mesa": api.MESA,
     "swa": api.SWA,
     "ema": api.EMA,
+    "lawa": api.LAWA,
+    "averages": api.Averages,
     "dml": api.DML,
     "dml-alternating": api.AlternatingDML,
     "kdcl": api.KDCL,

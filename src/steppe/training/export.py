@@ -36,10 +36,13 @@ CLOSE = 1e-4  # largest difference, as a share of the largest logit
 IMAGES = 64  # images on which the files are checked
 
 
-def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False) -> dict[str, Any]:
+def export(
+    folder: Path, out: Path, *, which: Which = "best", output: str | None = None, onnx: bool = False
+) -> dict[str, Any]:
     """Write a run's deployed network to the folder ``out`` and return the content of ``model.json``.
 
-    ``which`` chooses the weights of the best validation epoch or the last ones.
+    ``which`` chooses the weights of the best validation epoch or the last ones, ``output`` one of several averages
+    by its name, instead of the one with the best validation.
 
     Raises:
         InputError: The folder is not a run's or has no checkpoint, the method deploys several networks, or onnx is
@@ -54,6 +57,8 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
     with torch.random.fork_rng():
         net, state, epoch = _restored(folder, run, method, images, which)
         like = real_view(next(net.parameters()))
+        if output is not None and method.choose(state, {output: 0}) is None:
+            raise InputError(f"{run.label} has no average {output!r} to choose; its record lists its outputs")
         model = with_type_of(method.deployed_model(net, state, lambda: make_model(run, images)), net).eval()
         fresh = with_type_of(make_model(run, images), net).eval()
     net.eval()
@@ -91,6 +96,7 @@ def export(folder: Path, out: Path, *, which: Which = "best", onnx: bool = False
         "seed": run.seed,
         "epoch": epoch,
         "weights": which,
+        **({} if output is None else {"output": output}),
         "run": digest(run),
         "files": written,
     }

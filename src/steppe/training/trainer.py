@@ -109,7 +109,7 @@ class Trainer:
         while self.share < 1:
             self.epoch += 1
             train = self._train_epoch(progress, started, share_at_start)
-            self.val = self._evaluate(self.images.val)
+            self.val = self._chosen(self._evaluate(self.images.val))
             if not math.isfinite(self.val["loss"]):
                 raise TrainingFailed(f"validation loss is not finite after step {self.steps} (epoch {self.epoch})")
             improved = self.best is None or _rank(self.val) > _rank(self.best)
@@ -119,6 +119,12 @@ class Trainer:
             self.world.on_main_process(partial(self._record, train, monitored))
             self._save(improved)
             progress(self._status(train, started, share_at_start, self.val["accuracy"]))
+
+    def _chosen(self, val: dict[str, Any]) -> dict[str, Any]:
+        """Let the method choose what it deploys by the validation of its outputs."""
+        outputs = val.get("outputs", {})
+        name = self.method.choose(self.step.state, {k: _rank(v) for k, v in outputs.items()}) if outputs else None
+        return val if name is None else val | outputs[name]
 
     def _train_epoch(self, progress: ProgressCallback, started: float, share_at_start: float) -> dict[str, float]:
         """Train on each batch once, or until the budget is spent; return the epoch's means."""

@@ -16,6 +16,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--weights", type=Literal["best", "last"], default="best", help="best validation epoch or last epoch"
     )
+    parser.add_argument(
+        "--output", type=str | None, default=None, help="one of several averages, by its name in the record"
+    )
     parser.add_argument("--onnx", action=ActionYesNo, default=False, help="write ONNX too")
     parser.add_argument("--json", action=ActionYesNo, default=False, help="print the description as JSON")
 
@@ -25,7 +28,7 @@ def run(options: Namespace, command: str) -> int:
     from steppe.training.export import export
 
     out = Path(options.out)
-    content = export(Path(options.run), out, which=options.weights, onnx=options.onnx)
+    content = export(Path(options.run), out, which=options.weights, output=options.output, onnx=options.onnx)
     if options.json:
         print(json.dumps(content, indent=1))
         return 0

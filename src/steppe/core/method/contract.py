@@ -247,6 +247,13 @@ class Method(Generic[State]):
         """
         return {"deployed": self.predict(net, state, x)}
 
+    def choose(self, state: State, ranks: Mapping[str, Any]) -> str | None:
+        """Deploy the output of the highest rank, given those on the validation data by name, and return its name.
+
+        Called after each validation. By default nothing is chosen, and None returned.
+        """
+        return None
+
     def deployed_model(self, net: nn.Module, state: State, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Return the deployed model as one plain network: made by ``new_model``, with the deployed weights."""
         with self.deployed_weights(net, state):

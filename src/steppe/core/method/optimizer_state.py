@@ -61,15 +61,16 @@ def _count(state: Entries) -> Any:
 
 
 def _denominator(state: Entries, group: Entries) -> Tensor | None:
-    square = _moment(state, "exp_avg_sq", "square_avg")
+    square: Any = _moment(state, "exp_avg_sq", "square_avg")
     if square is None:
         return None
     if "betas" in group and "step" in state:
         square = square / (1 - group["betas"][1] ** _count(state))
-    return square.sqrt() + group.get("eps", 1e-8)
+    denominator: Tensor = square.sqrt() + group.get("eps", 1e-8)
+    return denominator
 
 
-def _update(p: Tensor, g: Tensor, state: Entries, group: Entries) -> Tensor:
+def _update(p: Tensor, g: Tensor, state: Entries, group: Entries) -> Any:
     lr, decay = group["lr"], group.get("weight_decay", 0.0)
     if "betas" not in group or "eps" not in group:
         d, momentum = g + decay * p, group.get("momentum", 0.0)

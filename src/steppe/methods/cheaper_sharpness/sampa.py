@@ -10,9 +10,9 @@ Cost     2 forward, 2 backward, 1 update; halves: half of the processes each: 1 
 Limits   rho = 0 with lam = 0 is Plain; the first step is Plain's, there is no h yet
 Differs  1. both gradients are of the step's batch; the authors take that at w + e on the batch before, the one
             of h: their script holds two batches.
-         2. halves = True: even processes take the gradient at w + e, odd ones that at y, each on its own batch, for
-            any number of processes above one; the authors' script runs on two. h is that of the odd processes, or
-            of all without halves: one message more per step.
+         2. halves = True: even processes take the gradient at w + e, odd ones that at y, each on its own batch,
+            for any number of processes above one; the authors' script runs on two. h is that of the odd processes,
+            or of all without halves: one message more per step.
          3. U(w, h) is SGD's or Adam's rule with momentum and weight decay; the authors' knows SGD's momentum.
          4. running statistics and the loss come from the pass at y, or from the first process.
 Start    rho 0.1, lam 0.2 (authors' script: CIFAR, SGD)

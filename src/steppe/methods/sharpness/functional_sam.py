@@ -76,8 +76,8 @@ def _recorded(objective: Callable[[Batch], StepOutput], parts: list[Tensor], bat
         parts.append(upcast_to_float32(c) / scale[0] if scale else upcast_to_float32(c))
 
     if out.logits.requires_grad and out.loss.requires_grad:
-        out.loss.register_hook(scale.append)
-        out.logits.register_hook(append)
+        for tensor, hook in ((out.loss, scale.append), (out.logits, append)):
+            tensor.register_hook(hook)
     return out
 
 

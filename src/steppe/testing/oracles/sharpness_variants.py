@@ -19,7 +19,7 @@ from steppe.testing.oracles.harness import (
     times,
 )
 from steppe.testing.oracles.online_distillation import STEPS
-from steppe.testing.oracles.sharpness import sam_gradient
+from steppe.testing.oracles.sharpness import plain, sam_gradient
 
 
 def unnormalised_sam(r: Reference, x: Tensor, y: Tensor) -> None:
@@ -135,6 +135,8 @@ VARIANTS = [
     restated("ae-sam", ae_sam, "rho delta lam1 lam2", lam1=0.6, lam2=0.6),
     restated("functional-sam", functional_sam, "rho"),
     restated("sampa", sampa, "rho lam"),
+    restated("lawa", plain, "k every"),
+    restated("averages", plain, "decays k start every update", start=0),
     restated("imbsam", imbsam, "rho tail"),
     restated("focal-sam", focal_sam, "rho gamma lam"),
 ]
