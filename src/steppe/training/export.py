@@ -10,6 +10,7 @@ the run's record has what is needed of its images.
 
 import importlib.util
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,12 +38,19 @@ IMAGES = 64  # images on which the files are checked
 
 
 def export(
-    folder: Path, out: Path, *, which: Which = "best", output: str | None = None, onnx: bool = False
+    folder: Path,
+    out: Path,
+    *,
+    which: Which = "best",
+    output: str | None = None,
+    onnx: bool = False,
+    soup: tuple[Mapping[str, Tensor], Any] | None = None,
 ) -> dict[str, Any]:
     """Write a run's deployed network to the folder ``out`` and return the content of ``model.json``.
 
     ``which`` chooses the weights of the best validation epoch or the last ones, ``output`` one of several averages
-    by its name, instead of the one with the best validation.
+    by its name, instead of the one with the best validation. ``soup`` are other weights of the run's network, and
+    what ``model.json`` says of them.
 
     Raises:
         InputError: The folder is not a run's or has no checkpoint, the method deploys several networks, or onnx is
@@ -61,10 +69,12 @@ def export(
             raise InputError(f"{run.label} has no average {output!r} to choose; its record lists its outputs")
         model = with_type_of(method.deployed_model(net, state, lambda: make_model(run, images)), net).eval()
         fresh = with_type_of(make_model(run, images), net).eval()
+    if soup is not None:
+        model.load_state_dict(soup[0])
     net.eval()
     x = to_model_format(next(evaluation_batches(images.test, IMAGES, normalize)), like).x
     with torch.no_grad():
-        expected = method.predict(net, state, x)
+        expected = method.predict(net, state, x) if soup is None else model(x)
         _compare(model(x), expected, "the deployed network", run.label)
     make_folder(out)
     written = {"safetensors": "model.safetensors", "torch.export": "model.pt2"}
@@ -97,6 +107,7 @@ def export(
         "epoch": epoch,
         "weights": which,
         **({} if output is None else {"output": output}),
+        **({} if soup is None else {"soup": soup[1]}),
         "run": digest(run),
         "files": written,
     }
