@@ -23,6 +23,7 @@ VARIANTS = {
 ONE_IMPORTER = {  # public modules that only one module of the package imports, and why they stay public
     "analysis.cross_run": "the files that a comparison shares",
     "analysis.mode_connectivity": "a measure of several runs",
+    "analysis.soup": "a function of several runs",
     "analysis.suite": "all measures of one run",
     "analysis.trajectories": "a measure of several runs",
     "bench.memory": "one measurement",
