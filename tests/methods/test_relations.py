@@ -442,3 +442,8 @@ def test_methods_for_imbalance_need_a_class_per_sample():
     step = steppe.ImbSAM().bind(net, sgd(net))
     with pytest.raises(steppe.InputError, match="a class per sample is needed"):
         step(small_batch()[0], torch.zeros(12, 6, 6, dtype=torch.long))
+    line = nn.Linear(2, 1)
+    at_limit = steppe.ImbSAM(rho=0).bind(line, sgd(line), loss=nn.functional.mse_loss)
+    assert not at_limit(torch.randn(4, 2), torch.randn(4, 1)).skipped
+    one = steppe.ImbSAM().bind(line, sgd(line), loss=nn.functional.mse_loss)
+    assert not one(torch.randn(4, 2), torch.randn(4, 1)).skipped  # shares of one class

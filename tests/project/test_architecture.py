@@ -57,7 +57,6 @@ ONE_IMPORTER = {  # public modules that only one module of the package imports, 
     "testing.torch_compile": "checks by topic",
     "testing.summary_table": "the table of the checks",
     "training.dry_run": "the plan of a run",
-    "training.export": "the export of a run",
 }
 
 

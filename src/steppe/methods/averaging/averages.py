@@ -8,8 +8,8 @@
 Paper    Morales-Brotons et al., TMLR 2024, arXiv:2411.18704 (decays); Izmailov et al., UAI 2018, arXiv:1803.05407;
          Kaddour, 2022, arXiv:2209.14981
 Code     none
-Cost     one forward pass more for each average in every tenth step, for its running statistics, none without
-         BatchNorm; 1 backward, 1 update; memory: a copy of the weights for each average, k more for LAWA
+Cost     6 forward, 1 backward, 1 update at most: in every tenth step a forward pass for each average, for its
+         running statistics, none without BatchNorm; memory: a copy of the weights for each, k more for LAWA
 Limits   training itself is always Plain's
 Differs  1. after each validation the output with the best one is chosen; steppe train records all by name, and
             steppe export --output NAME exports one. In a loop of your own: method.choose(step.state, ranks).

@@ -30,7 +30,7 @@ class ClassCounts(nn.Module):
     def __init__(self, net: nn.Module):
         super().__init__()
         self.exact = False
-        self.register_buffer("counts", torch.zeros(0, dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(0))
 
     def of(self, classes: int, like: Tensor) -> Tensor:
         """Return the counts (classes,) as ``like``, zero for classes without a sample."""
@@ -44,7 +44,7 @@ class ClassCounts(nn.Module):
         if y.is_floating_point():
             total += y.to(total).sum(0)
         else:
-            total.scatter_add_(0, y.clamp(min=0), (y >= 0).to(total))
+            total.scatter_add_(0, y.clamp(min=0).long(), (y >= 0).to(total))
 
     def get_extra_state(self) -> Tensor:
         """Return whether the counts are exact, for checkpoints."""
@@ -97,16 +97,24 @@ class ClassWeightedSAM(Method[ClassCounts]):
         logits, y = rt.forward(batch.x), batch.y
         z = upcast_to_float32(logits)
         whole = rt.loss(z, y).detach()
-        if y.shape not in (z.shape[:1], z.shape):
-            raise InputError(f"y has shape {tuple(y.shape)}, and a class per sample is needed; give (B,) classes")
+        if not _has_classes(y, z):
+            shape = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"type {type(y).__name__}"
+            raise InputError(f"y is of {shape}, and a class per sample is needed; give (B,) whole numbers")
         each = losses.per_sample(rt.options.loss, z, y)  # type: ignore[arg-type] # 'model' is refused above
-        weights = y.to(a) @ a if y.is_floating_point() else a[y.clamp(min=0)]
+        weights = y.to(a) @ a if y.is_floating_point() else a[y.clamp(min=0).long()]
         total = each.detach().sum()
         # a mean that is weighed, or that leaves samples out, divides by other than their number
         return StepOutput((each * weights).sum() * torch.where(total == 0, 0.0, whole / total), logits)
 
     def after(self, batch: Batch, out: StepOutput, state: ClassCounts, rt: Runtime) -> None:
         """Count the classes of the batch over all processes, if those of the data are unknown."""
-        if not state.exact:
+        if not state.exact and _has_classes(batch.y, out.logits):
             (y,) = rt.parallel.gather(batch.y)
             state.add(y, out.logits.shape[1])
+
+
+def _has_classes(y: Any, logits: Tensor) -> bool:
+    """Return whether targets are a class (B,), or shares of classes (B, classes), of each sample."""
+    if not isinstance(y, Tensor) or logits.ndim != 2:
+        return False
+    return y.shape == (logits.shape if y.is_floating_point() else logits.shape[:1])
