@@ -292,6 +292,8 @@ def test_rwp_by_halves_of_the_processes_is_the_mean_of_clean_and_noisy():
         ("swa:every=0", "every is 0"),
         ("sam+esam", "both define the step"),
         ("saf+mesa", "both define the objective"),
+        ("averages+dml", "cannot train the several networks of DML: each average is evaluated as one network"),
+        ("averages:decays=1", "decays is 1"),
     ],
 )
 def test_impossible_settings_are_refused(spec, message):

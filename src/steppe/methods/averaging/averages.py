@@ -72,6 +72,7 @@ class Averages(Method[Family]):
     """Keep running means of several ``decays``, SWA's mean from ``start`` on, that of the last ``k`` periods."""
 
     limit: ClassVar = {}
+    single = "each average is evaluated as one network"
 
     decays: float | str = hyper(
         "0.99 0.999 0.9999", "of the running means", valid=_are_decays, remedy="numbers below 1, as '0.99 0.999'"
