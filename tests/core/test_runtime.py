@@ -85,8 +85,8 @@ def test_the_update_uses_the_gradient_of_apply_and_leaves_none_in_grad() -> None
 
 READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2"}
 # in addition to the one check whether the step was finite: ESAM's number of sharp samples, SAF's logit bank in the
-# host's memory, KDCL's weights of the networks, seeds of fresh dropout masks
-MORE = {"esam": 1, "saf": 1, "kdcl": 2, "two-step": 1, "sadt-v1": 1, "sadt-v2": 1, "sadt-v3": 1}
+# host's memory, KDCL's weights of the networks, AE-SAM's decision, seeds of fresh dropout masks
+MORE = {"esam": 1, "saf": 1, "kdcl": 2, "ae-sam": 1, "two-step": 1, "sadt-v1": 1, "sadt-v2": 1, "sadt-v3": 1}
 REPRESENTATIVE = ["plain", "sam", "two-step", "sadt-v1", "esam", "looksam", "mesa", "dml-alternating"]
 
 
