@@ -80,6 +80,7 @@ class RunOptions:
         sync: Which processes share a perturbation: 'local' (each has its own) or 'global' (all have one).
         parallel: How several processes share the network: 'ddp' (a replica each) or 'fsdp' (a shard each).
         compile: Compile the network with torch.compile.
+        graph: Make each step a CUDA graph (needs a GPU, and an optimizer with fused=True or capturable=True).
         watch: Measurements during training.
         track: Trackers that show the records too: any of tensorboard, wandb, mlflow.
         workers: Processes per run that prepare batches ahead of time; with 0 the training process does it.
@@ -108,6 +109,7 @@ class RunOptions:
     sync: SyncName = "local"
     parallel: Parallel = "ddp"
     compile: bool = False
+    graph: bool = False
     watch: Monitoring = field(default_factory=Monitoring)
     track: tuple[str, ...] = ()
     workers: int = 0
@@ -258,6 +260,8 @@ def _shortest(text: str) -> float:
 
 # Options that change no number of a run's records.
 _NOT_ESSENTIAL = ("parallel", "track", "workers", "keep")
+# Options that a digest has only if they are not these values, which runs had before there was an option.
+_BEFORE = {"graph": False}
 
 
 def essential(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,4 +269,4 @@ def essential(config: Mapping[str, Any]) -> dict[str, Any]:
 
     The number of processes and how they share the network are not part of it: a run may resume with others.
     """
-    return {k: v for k, v in config.items() if k not in _NOT_ESSENTIAL}
+    return {k: v for k, v in config.items() if k not in _NOT_ESSENTIAL and not (k in _BEFORE and v == _BEFORE[k])}

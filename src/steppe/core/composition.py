@@ -53,6 +53,7 @@ class On(Method):
     local: ClassVar[Any] = _OfParts()
     whole: ClassVar[Any] = _OfParts()
     single: ClassVar[Any] = _OfParts()
+    on_host: ClassVar[Any] = _OfParts()
     mixes: ClassVar[Any] = _OfParts()
     moves: ClassVar[Any] = _OfParts()
 
@@ -212,6 +213,7 @@ class ActiveWindow(Method):
     local: ClassVar[Any] = _OfParts()
     whole: ClassVar[Any] = _OfParts()
     single: ClassVar[Any] = _OfParts()
+    on_host: ClassVar[Any] = _OfParts()
     mixes: ClassVar[Any] = _OfParts()
     moves: ClassVar[Any] = _OfParts()
 
@@ -276,7 +278,7 @@ class ActiveWindow(Method):
     @contextmanager
     def _inside(self, rt: Runtime) -> Iterator[None]:
         """Have schedules know the window."""
-        outer, rt.window = rt.window, self.done(rt.now) if self._ramps else None
+        outer, rt.window = rt.window, self.done if self._ramps else None
         try:
             yield
         finally:
@@ -309,19 +311,19 @@ class ActiveWindow(Method):
         return state
 
     def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        if not self.active(rt.now):
+        if not rt.decide(lambda: self.active(rt.now)):
             return rt.supervised(batch)
         with self._inside(rt):
             return self.method.objective_or_plain(batch, state, rt)
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        if not self.active(rt.now):
+        if not rt.decide(lambda: self.active(rt.now)):
             return plain_step(batch, rt)
         with self._inside(rt):
             return self.method.step_or_plain(batch, state, rt)
 
     def transform(self, grads: Vec, rt: Runtime) -> Vec:
-        if not self.active(rt.now):
+        if not rt.decide(lambda: self.active(rt.now)):
             return grads
         with self._inside(rt):
             return self.method.transform(grads, rt)

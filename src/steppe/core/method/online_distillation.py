@@ -83,7 +83,7 @@ class OnlineDistillation(Method[State], Generic[State]):
         if self.size == 1:
             return
         length = rt.options.epoch or 100
-        if VIEW.format(2) not in batch.extra and rt.now.step + 1 in (length, 2 * length):
+        if VIEW.format(2) not in batch.extra and rt.decide(lambda: rt.now.step + 1 in (length, 2 * length)):
             self._warn_if_identical(batch, rt)
         self.finish(batch, state, rt)
 

@@ -112,12 +112,12 @@ class ParamState(nn.Module):
         copy_into([s for s, _ in pairs if s is not None], [v for _, v in pairs])
         self.writes += 1
 
-    def approach(self, values: Vec, weight: float) -> None:
+    def approach(self, values: Vec, weight: float | Tensor) -> None:
         """Store ``(1 - weight) stored + weight values``; a parameter without a value counts as zero."""
         stored = vector.present(self.read())
         ends = [torch.zeros_like(s) if v is None else v for s, v in zip(stored, values, strict=True)]
         with torch.no_grad():
-            torch._foreach_lerp_(stored, ends, weight)
+            vector.approach(stored, ends, weight)
         self.writes += 1
 
     def get_extra_state(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from steppe.core.runtime import Runtime
 
 
+_COMPARED = 10  # training passes, where to compare what they change takes long
+
+
 class WeightAverage(TensorCopies):
     """The average of a network's weights, and the buffers that belong to it.
 
@@ -45,6 +48,11 @@ class WeightAverage(TensorCopies):
         self._own: list[bool] = []  # which of them a training pass changes; empty if that is unknown
         self._modes: list[bool] = []  # which modules with buffers were in training mode when it became known
         self._snapshots = SnapshotPool()
+        self.comparing, self.on_device, self._passes = (
+            True,
+            False,
+            0,
+        )  # to compare buffers on a GPU is to wait for it
 
     def warm_up(self, decay: float) -> float:
         """Return the next network's weight, 1 - d with d = min(decay, (1 + count) / (10 + count))."""
@@ -54,15 +62,15 @@ class WeightAverage(TensorCopies):
         """Return the next network's weight in a mean from zero that is divided by 1 - d^t: the first counts 1."""
         return (1 - decay) / (1 - decay ** (self.count + 1))
 
-    def measure_if_due(self, rt: Runtime, batch: Batch, weight: float) -> None:
+    def measure_if_due(self, rt: Runtime, batch: Batch, weight: Callable[[], float]) -> None:
         """Measure statistics after each hundredth of the average is replaced, at most once a step.
 
         BatchNorm's window of ten passes is then short for the average.
         """
-        if self.count % max(1, round(0.01 / weight)) == 0:
-            self.measure(rt, batch, weight)
+        if rt.decide(lambda: self.count % max(1, round(0.01 / weight())) == 0):
+            self.measure(rt, batch, rt.number(weight))
 
-    def measure(self, rt: Runtime, batch: Batch, weight: float) -> None:
+    def measure(self, rt: Runtime, batch: Batch, weight: float | Tensor) -> None:
         """Make a training pass on ``batch`` at ``(1 - weight) average + weight net``, for its statistics only.
 
         None is made on a network in evaluation mode, or without buffers that it would change.
@@ -84,7 +92,7 @@ class WeightAverage(TensorCopies):
             rt.parallel.share_buffers(rt.net)
         rt.count(forward=len(batch))
 
-    def update(self, net: nn.Module, weight: float) -> None:
+    def update(self, net: nn.Module, weight: float | Tensor) -> None:
         """Move the weights to ``(1 - weight) average + weight net``, and take the last pass's statistics."""
         buffers = _buffers(net)
         copies, present = self.match(_tensors(net)), list(_parameters(net).values())
@@ -93,7 +101,7 @@ class WeightAverage(TensorCopies):
                 present = [p.to(self.device) for p in present]
             weights = list(zip(copies, present, strict=False))
             if numbers := [(a, p) for a, p in weights if _has_mean(a)]:
-                torch._foreach_lerp_([a for a, _ in numbers], [p for _, p in numbers], weight)
+                vector.approach([a for a, _ in numbers], [p for _, p in numbers], weight)
             copy_into(*_columns([(a, p) for a, p in weights if not _has_mean(a)]))
             statistics = self.statistics.match(buffers)
             own = self._own if len(self._own) == len(buffers) else [False] * len(buffers)
@@ -116,26 +124,28 @@ class WeightAverage(TensorCopies):
                     module.training = True
 
     @contextmanager
-    def training_pass(self, net: nn.Module, weight: float = 0.0) -> Iterator[None]:
+    def training_pass(self, net: nn.Module, weight: float | Tensor = 0.0) -> Iterator[None]:
         """Give the network ``(1 - weight) average + weight net``, for passes that change `statistics` only."""
         buffers, params = _buffers(net), list(_parameters(net).values())
         self._changes(net)
         weights, statistics = self.match(_tensors(net))[: len(params)], self.statistics.match(buffers)
-        if weight:
+        if vector.nonzero(weight):
             weights = self._next(weights, params, weight)
         with self._exchanged(net, [*weights, *statistics]):
             yield
             after = list(_buffers(net).values())
             own = self._own if len(self._own) == len(after) else [False] * len(after)
-            # a layer that a pass leaves out at random is in another
-            self._own = [o or not torch.equal(a, b) for o, a, b in zip(own, after, statistics, strict=True)]
+            self._passes += 1
+            if self.comparing and (not self.on_device or self._passes <= _COMPARED):
+                # a layer that a pass leaves out at random is in another
+                self._own = [o or not torch.equal(a, b) for o, a, b in zip(own, after, statistics, strict=True)]
             with _no_inference_mode():
                 copy_into(statistics, after)
 
-    def _next(self, means: Sequence[Tensor], params: Sequence[Tensor], weight: float) -> list[Tensor]:
+    def _next(self, means: Sequence[Tensor], params: Sequence[Tensor], weight: float | Tensor) -> list[Tensor]:
         """Return the average that the network would give."""
         pairs = [(a.to(p.device), p) for a, p in zip(means, params, strict=True)]
-        return [a.lerp(p, weight) if _has_mean(a) else p for a, p in pairs]
+        return [a.lerp(p, vector.like(weight, a)) if _has_mean(a) else p for a, p in pairs]
 
     def _changes(self, net: nn.Module) -> bool:
         """Return whether a training pass changes buffers; unknown again after layers are frozen or released."""
@@ -187,7 +197,7 @@ class WindowAverage(WeightAverage):
         super().__init__(net, device)
         self.past = nn.ModuleList(TensorCopies(_parameters(net), device) for _ in range(size))
 
-    def _next(self, means: Sequence[Tensor], params: Sequence[Tensor], weight: float) -> list[Tensor]:
+    def _next(self, means: Sequence[Tensor], params: Sequence[Tensor], weight: float | Tensor) -> list[Tensor]:
         if self.count < len(self.past):
             return super()._next(means, params, 1 / (self.count + 1))
         oldest = list(self.past[self.count % len(self.past)].buffers())

@@ -38,13 +38,16 @@ class SWA(Method[WeightAverage]):
     every: int | str = hyper(1, "a period, in steps or epochs", valid=is_period, remedy=PERIODS)
 
     def before(self, batch: Batch, state: WeightAverage, rt: Runtime) -> None:
-        if state.count:  # the first network's own statistics fit the mean
-            state.measure(rt, batch, 1 / (state.count + 1))
+        if rt.decide(lambda: state.count > 0):  # the first network's own statistics fit the mean
+            state.measure(rt, batch, rt.number(lambda: 1 / (state.count + 1)))
 
     def after(self, batch: Batch, out: StepOutput, state: WeightAverage, rt: Runtime) -> None:
+        if rt.decide(lambda: self._due(rt)):
+            state.update(rt.net, rt.number(lambda: 1 / (state.count + 1)))
+
+    def _due(self, rt: Runtime) -> bool:
         first = math.ceil(self.start) if self.start >= 1 else 0
-        if rt.now.reached(self.start, "start") and period_ends(self.every, rt, first):
-            state.update(rt.net, 1 / (state.count + 1))
+        return rt.now.reached(self.start, "start") and period_ends(self.every, rt, first)
 
     def deployed_weights(self, net: nn.Module, state: WeightAverage) -> AbstractContextManager[None]:
         return state.swapped_in(net) if state.count else nullcontext()

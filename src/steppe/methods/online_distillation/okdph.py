@@ -96,6 +96,10 @@ class OKDPH(OnlineDistillation[HybridWeights]):
         return presets.OKDPH[self.preset]
 
     @property
+    def on_host(self) -> str:
+        return "" if self.mixing == "mean" else "it draws the students' shares in the hybrid"
+
+    @property
     def deployed(self) -> str:
         return "hybrid" if self.deploy == "hybrid" else "network 1"
 
@@ -132,7 +136,9 @@ class OKDPH(OnlineDistillation[HybridWeights]):
         """With fuse = 'before' make the hybrid as the code does, before the step's first pass; store it if due."""
         if self.networks == 1:
             return
-        due = self.due(rt.now.step, rt.options.epoch)  # an unknown epoch is refused before the first update
+        due = rt.decide(
+            lambda: self.due(rt.now.step, rt.options.epoch)
+        )  # an unknown epoch is refused before the first update
         if self.fuse == "before":
             net, r = cast(HybridEnsemble, rt.net), self.shares(rt)
             net.mix_statistics(r)
@@ -155,13 +161,14 @@ class OKDPH(OnlineDistillation[HybridWeights]):
 
     def finish(self, batch: Batch, state: HybridWeights, rt: Runtime) -> None:
         """Fuse the students, if it is due."""
-        if self.resolved.gamma and self.due(rt.now.step, rt.options.epoch):
+        if self.resolved.gamma and rt.decide(lambda: self.due(rt.now.step, rt.options.epoch)):
             cast(HybridEnsemble, rt.net).fuse(self.resolved.gamma, self.shares(rt), state.weights)
             state.weights = None
 
     def shares(self, rt: Runtime) -> Tensor:
         """Return this step's r (N,): a function of seed and step, so that all passes have the same."""
-        return mixing_shares(self.networks, self.mixing, rt.options.seed, rt.now.step)
+        step = 0 if self.mixing == "mean" else rt.now.step
+        return mixing_shares(self.networks, self.mixing, rt.options.seed, step)
 
     def due(self, step: int, epoch: int | None) -> bool:
         """Return whether fusion follows this step (from 0)."""

@@ -27,7 +27,7 @@ Start    rho 0.05 (CIFAR-10), 0.1 (CIFAR-100) with SGD; 0.001 for transformers w
 from dataclasses import dataclass
 
 from steppe.core.method import Batch, Cost, Perturbing, Runtime, ScheduleValue, StepOutput, hyper
-from steppe.core.method.numerics import NORMS, Offset, ball_perturbation, with_decay
+from steppe.core.method.numerics import NORMS, Offset, ball_perturbation, vector, with_decay
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class SAM(Perturbing):
     def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """Gradient at w, perturb to w + e, gradient there, restore w, update."""
         rho = self.radius(rt)
-        out, g = with_decay(rt.grad(batch, where=self.perturbed(rt) if rho else None), rt.params, self.decay)
+        out, g = with_decay(rt.grad(batch, where=self.perturbed(rt, rho)), rt.params, self.decay)
         e: Offset | None = None if self.ascents == 1 else [None] * len(g)
-        for _ in range(self.ascents if rho else 0):
+        for left in reversed(range(self.ascents if vector.nonzero(rho) else 0)):
             e = ball_perturbation(rt.shared(g), rho, self.norm, rt.member, e)
             with rt.at(e):
-                _, g = with_decay(rt.grad(batch), rt.params, self.decay)
+                _, g = with_decay(rt.grad(batch, last=not left), rt.params, self.decay)
         rt.apply(g)
         return out
