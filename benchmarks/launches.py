@@ -11,7 +11,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from steppe.methods.cheaper_sharpness.esam import ESAM
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,6 +23,7 @@ from steppe.core.numerics import vector
 from steppe.core.state import pass_rng, rng, snapshot
 from steppe.core.state.weight_average import WeightAverage
 from steppe.methods import METHODS, make, parse
+from steppe.methods.cheaper_sharpness.esam import ESAM
 
 _DEVICE = "stand_in"
 _STEPS = 5  # LookSAM's period
