@@ -23,7 +23,7 @@ from steppe.core.numerics import vector
 from steppe.core.state import pass_rng, rng, snapshot
 from steppe.core.state.weight_average import WeightAverage
 from steppe.methods import METHODS, make, parse
-from steppe.methods.sharpness.esam import ESAM
+from steppe.methods.cheaper_sharpness.esam import ESAM
 
 _DEVICE = "stand_in"
 _STEPS = 5  # LookSAM's period

@@ -89,8 +89,9 @@ def test_the_update_uses_the_gradient_of_apply_and_leaves_none_in_grad() -> None
 
 READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2"}
 READS |= {"aten::is_nonzero", "aten::item", "aten::_unique", "aten::unique_dim", "aten::unique_consecutive"}
-# SAF's logit bank is in the host's memory: whether samples are old, and whether the step was skipped
-MORE = {"saf": 2}
+# SAF's logit bank is in the host's memory: whether samples are old, and whether the step was skipped; AE-SAM:
+# whether a pass is worth it
+MORE = {"saf": 2, "ae-sam": 1}
 REPRESENTATIVE = ["plain", "sam", "two-step", "sadt-v1", "esam", "looksam", "mesa", "dml-alternating"]
 
 

@@ -408,3 +408,36 @@ def saf_store(rank: int) -> dict[str, int]:
             wrong += int(store.get_buffer("visits")[i] != epoch + 1)
             count += 1
     return {"wrong": wrong, "seen": count}
+
+
+def asynchronous(rank: int) -> dict[str, Any]:
+    """Take two steps of AsyncSAM by halves; see `_second_step`."""
+    return _second_step(rank, steppe.AsyncSAM(rho=0.3, halves=True))
+
+
+def sampa_by_halves(rank: int) -> dict[str, Any]:
+    """Take two steps of SAMPa by halves; see `_second_step`."""
+    return _second_step(rank, steppe.SAMPa(rho=0.2, lam=0.3, halves=True))
+
+
+def _second_step(rank: int, method: steppe.Method) -> dict[str, Any]:
+    """Take two steps; return what the second one moved, where its gradient was taken, and both gradients."""
+    net = smooth_net()
+    gradients, weights = list[list[Tensor]](), list[list[Tensor]]()
+    step = method.bind(distributed(net, "ddp"), torch.optim.SGD(net.parameters(), 1.0))
+    grad = step.runtime.grad
+
+    def recorded(*args: Any, **options: Any) -> Any:
+        out, g = grad(*args, **options)
+        gradients.append([t.clone() for t in g])
+        weights.append(values(net))
+        return out, g
+
+    step.runtime.grad = recorded  # type: ignore[method-assign]
+    x, y = batch(rank, 4 + rank)
+    step(x, y)
+    before = values(net)
+    step(x, y)
+    moved = [a - b for a, b in zip(before, values(net), strict=True)]
+    offset = [b - a for a, b in zip(before, weights[1], strict=True)]
+    return {"values": values(net), "moved": moved, "offset": offset, "gradients": gradients}

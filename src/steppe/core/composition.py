@@ -1,7 +1,7 @@
 """Methods composed of methods: one's step on another's objective, and one that is active for a time only."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -141,6 +141,11 @@ class On(Method):
             part, own = self._part(role, state)
             part.allocate(own, samples, classes)
 
+    def observe_targets(self, state: nn.Module, y: Any) -> None:
+        for role in ("rule", "base"):
+            part, own = self._part(role, state)
+            part.observe_targets(own, y)
+
     def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
         """Return the context of the part that defines one."""
         part, own = self._part(self._holder("deployed_weights"), state)
@@ -154,6 +159,10 @@ class On(Method):
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
         with self._deployed(net, state) as (part, own):
             return part.outputs(net, own, x)
+
+    def choose(self, state: nn.Module, ranks: Mapping[str, Any]) -> str | None:
+        names = [part.choose(own, ranks) for part, own in (self._part(role, state) for role in ("rule", "base"))]
+        return next(filter(None, names), None)
 
     def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         with self._deployed(net, state) as (part, own):
@@ -331,6 +340,9 @@ class ActiveWindow(Method):
     def allocate(self, state: nn.Module, samples: int, classes: int) -> None:
         self.method.allocate(state, samples, classes)
 
+    def observe_targets(self, state: nn.Module, y: Any) -> None:
+        self.method.observe_targets(state, y)
+
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         return self.method.predict(net, state, x)
 
@@ -339,6 +351,9 @@ class ActiveWindow(Method):
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
         return self.method.outputs(net, state, x)
+
+    def choose(self, state: nn.Module, ranks: Mapping[str, Any]) -> str | None:
+        return self.method.choose(state, ranks)
 
     def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         return self.method.deployed_model(net, state, new_model)

@@ -138,6 +138,11 @@ def _is_plain(method: Any, values: dict[str, Any]) -> bool:
     return any(limit and limit.items() <= values.items() for limit in (method.limit, *method.limits))
 
 
+def is_moment(every: Any) -> bool:
+    """Return whether this is text that `due` takes: '5b' or '1e'."""
+    return isinstance(every, str) and re.fullmatch(r"[1-9]\d*[be]", every) is not None
+
+
 def due(every: str, step: int, epoch: int | None) -> bool:
     """Return whether something that happens every '5b' or '1e' happens in this step (from 0).
 

@@ -53,13 +53,22 @@ IMAGES = 64  # images on which the files are checked
 
 
 def export(
-    folder: Path, out: Path, *, which: Which = "best", onnx: bool = False, network: int | None = None
+    folder: Path,
+    out: Path,
+    *,
+    which: Which = "best",
+    output: str | None = None,
+    onnx: bool = False,
+    network: int | None = None,
+    soup: tuple[Mapping[str, Tensor], Any] | None = None,
 ) -> dict[str, Any]:
     """Write a run's deployed network to the folder ``out`` and return the content of ``model.json``.
 
-    ``which`` chooses the weights of the best validation epoch or the last ones; ``network``, counted from 1, one
-    of the networks of a method that trains several. A network of the user's that torch.export cannot take is
-    written as weights alone, which ``model.json`` says.
+    ``which`` chooses the weights of the best validation epoch or the last ones; ``output`` one of several averages
+    by its name, instead of the one with the best validation; ``network``, counted from 1, one of the networks of a
+    method that trains several. ``soup`` are other weights of the run's network, and what ``model.json`` says of
+    them. A network of the user's that torch.export cannot take is written as weights alone, which ``model.json``
+    says.
 
     Raises:
         InputError: The folder is not a run's or has no checkpoint, the method deploys several networks, the run's
@@ -76,6 +85,8 @@ def export(
     with hardware.fork_rng():
         net, state, epoch = _restored(folder, run, method, data, which)
         like = real_view(next(net.parameters()))
+        if output is not None and method.choose(state, {output: 0}) is None:
+            raise InputError(f"{run.label} has no average {output!r} to choose; its record lists its outputs")
         chosen = _chosen(net, network, run)
         if chosen is None:
             model = method.deployed_model(net, state, lambda: make_model(run, data))
@@ -84,11 +95,16 @@ def export(
             model = net.extract(chosen, lambda: make_model(run, data, number_of(chosen)))
         model = with_type_of(model, net).eval()
         fresh = with_type_of(make_model(run, data, number_of(chosen or "")), net).eval()
+    if soup is not None:
+        model.load_state_dict(soup[0])
     net.eval()
     samples = data.test.part(slice(0, IMAGES))
     x = network_input(run, next(evaluated_batches(run, data, samples)), like).x
     with torch.no_grad():
-        expected = method.predict(net, state, x) if chosen is None else method.outputs(net, state, x)[chosen]
+        if soup is not None:
+            expected = call_for_logits(model, x)
+        else:
+            expected = method.predict(net, state, x) if chosen is None else method.outputs(net, state, x)[chosen]
         _compare(call_for_logits(model, x), expected, "the deployed network", run.label)
     make_folder(out)
     written = {"safetensors": "model.safetensors", "torch.export": "model.pt2"}
@@ -124,6 +140,8 @@ def export(
         "seed": run.seed,
         "epoch": epoch,
         "weights": which,
+        **({} if output is None else {"output": output}),
+        **({} if soup is None else {"soup": soup[1]}),
         "run": digest(run),
         "files": written,
         **({"network": network} if network is not None else {}),

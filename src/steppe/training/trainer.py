@@ -109,6 +109,7 @@ class Trainer:
         self.step = self.method.bind(compiled, optimizer, **options)
         self.optimizer = self.step.runtime.optimizer
         self.method.allocate(self.step.state, len(self.images.train), self.images.outputs)
+        self.method.observe_targets(self.step.state, self.images.train.y)
         self.store = CheckpointStore(self.folder, self.net, self.step, self.optimizer, run.seed)
         self.monitor = Monitor(run, self.folder, self.images, self.method, self.net, self.step)
 
@@ -124,7 +125,7 @@ class Trainer:
             train = self._train_epoch(progress, started, share_at_start)
             if self.share >= 1:
                 switch(self.optimizer, "eval")  # a finished run has the weights that are evaluated
-            self.val = self._evaluate(self.images.val)
+            self.val = self._chosen(self._evaluate(self.images.val))
             if not math.isfinite(self.val["loss"]):
                 raise TrainingFailed(f"validation loss is not finite after step {self.steps} (epoch {self.epoch})")
             improved = self.best is None or self._rank(self.val) > self._rank(self.best)
@@ -134,6 +135,16 @@ class Trainer:
             self.world.on_main_process(partial(self._record, train, monitored))
             self._save(improved)
             progress(self._status(train, started, share_at_start, self.val[self.goal.key]))
+
+    def _chosen(self, val: dict[str, Any]) -> dict[str, Any]:
+        """Let the method choose what it deploys by the validation of its outputs."""
+        outputs = val.get("outputs", {})
+        name = (
+            self.method.choose(self.step.state, {k: self._rank(v) for k, v in outputs.items()})
+            if outputs
+            else None
+        )
+        return val if name is None else val | outputs[name]
 
     def _train_epoch(self, progress: ProgressCallback, started: float, share_at_start: float) -> dict[str, float]:
         """Train on each batch once, or until the budget is spent; return the epoch's means."""

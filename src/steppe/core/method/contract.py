@@ -235,6 +235,9 @@ class Method(Generic[State]):
     def allocate(self, state: State, samples: int, classes: int) -> None:
         """Allocate the memory of `memory_bytes` before training starts; optional."""
 
+    def observe_targets(self, state: State, y: Any) -> None:
+        """Learn the targets of all training samples, (N,) classes say, before training starts; optional."""
+
     def predict(self, net: nn.Module, state: State, x: Any) -> Tensor:
         """Return the logits of the deployed model."""
         with self.deployed_weights(net, state):
@@ -250,6 +253,13 @@ class Method(Generic[State]):
         Members of an ensemble are named 'network 1', 'network 2', ...; branches of one network 'branch 1', ...
         """
         return {"deployed": self.predict(net, state, x)}
+
+    def choose(self, state: State, ranks: Mapping[str, Any]) -> str | None:
+        """Deploy the output of the highest rank, given those on the validation data by name, and return its name.
+
+        Called after each validation. By default nothing is chosen, and None returned.
+        """
+        return None
 
     def deployed_model(self, net: nn.Module, state: State, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Return the deployed model as one plain network: made by ``new_model``, with the deployed weights."""

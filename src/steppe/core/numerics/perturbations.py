@@ -14,6 +14,7 @@ T = TypeVar("T")
 Radius = float | Tensor | Sequence[float]
 Offset = Vec | ScaledVector
 _TINY = 1e-12
+NORMS = ("global", "network", "tensor", "none")  # of `ball_perturbation`
 
 
 def sam_perturbation(grads: Vec, rho: Radius, eps: float = _TINY) -> Vec:
@@ -54,11 +55,15 @@ def ball_perturbation(
     Args:
         grads: The gradient g.
         rho: The radius of a ball, or one for each tensor.
-        norm: 'global', one ball; 'tensor', one for each tensor; 'network', one for the tensors of each network.
+        norm: 'global', one ball; 'tensor', one for each tensor; 'network', one for the tensors of each network;
+            'none', no ball: e + rho g, whatever its length.
         member: The number of each tensor's network.
         start: The offset e of an ascent step before; the result is then :math:`P(e + \rho g / |g|)`, P the
             projection onto the ball (see `project`).
     """
+    if norm == "none":
+        offset = vector.scale(grads, rho)
+        return offset if start is None else vector.add(_multiplied_out(start), offset)
     if start is None:
         if norm == "global":
             return scaled_perturbation(grads, rho)
@@ -72,10 +77,14 @@ def ball_perturbation(
         offset = sam_perturbation(grads, rho)
     if start is None:
         return offset
-    offset = vector.add(start.vector() if isinstance(start, ScaledVector) else start, offset)
+    offset = vector.add(_multiplied_out(start), offset)
     if norm == "network":
         return vector.map_groups(lambda part: project(part, rho, "global"), offset, member)
     return project(offset, rho, norm)
+
+
+def _multiplied_out(offset: Offset) -> Vec:
+    return offset.vector() if isinstance(offset, ScaledVector) else offset
 
 
 def _factors(grads: Vec, rho: float | Tensor) -> Vec:

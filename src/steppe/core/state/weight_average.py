@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,11 +37,12 @@ class WeightAverage(TensorCopies):
 
     ``count`` is the number of networks in it. It is not a network itself: to be evaluated, its tensors are copied
     into the network for a while (`swapped_in`), so that it also works where a network cannot be copied, in shards.
-    A parameter that is added or exchanged between two steps enters with its own value.
+    A parameter that is added or exchanged between two steps enters with its own value. With ``device`` its tensors
+    are kept there, on the host say, and copied to the network's device where they are used.
     """
 
-    def __init__(self, net: nn.Module):
-        super().__init__(_tensors(net))
+    def __init__(self, net: nn.Module, device: torch.device | None = None):
+        super().__init__(_tensors(net), device)
         self.count = 0
         self.statistics = TensorCopies(_buffers(net))  # as the last training pass at the average left them
         self._own: list[bool] = []  # which of them a training pass changes; empty if that is unknown
@@ -56,6 +57,10 @@ class WeightAverage(TensorCopies):
     def warm_up(self, decay: float) -> float:
         """Return the next network's weight, 1 - d with d = min(decay, (1 + count) / (10 + count))."""
         return 1 - min(decay, (1 + self.count) / (10 + self.count))
+
+    def debiased(self, decay: float) -> float:
+        """Return the next network's weight in a mean from zero that is divided by 1 - d^t: the first counts 1."""
+        return (1 - decay) / (1 - decay ** (self.count + 1))
 
     def measure_if_due(self, rt: Runtime, batch: Batch, weight: Callable[[], float]) -> None:
         """Measure statistics after each hundredth of the average is replaced, at most once a step.
@@ -92,6 +97,8 @@ class WeightAverage(TensorCopies):
         buffers = _buffers(net)
         copies, present = self.match(_tensors(net)), list(_parameters(net).values())
         with torch.no_grad():
+            if self.device is not None:
+                present = [p.to(self.device) for p in present]
             weights = list(zip(copies, present, strict=False))
             if numbers := [(a, p) for a, p in weights if _has_mean(a)]:
                 vector.approach([a for a, _ in numbers], [p for _, p in numbers], weight)
@@ -123,8 +130,7 @@ class WeightAverage(TensorCopies):
         self._changes(net)
         weights, statistics = self.match(_tensors(net))[: len(params)], self.statistics.match(buffers)
         if vector.nonzero(weight):
-            pairs = zip(weights, params, strict=True)
-            weights = [a.lerp(p, vector.like(weight, a)) if _has_mean(a) else p for a, p in pairs]
+            weights = self._next(weights, params, weight)
         with self._exchanged(net, [*weights, *statistics]):
             yield
             after = list(_buffers(net).values())
@@ -135,6 +141,11 @@ class WeightAverage(TensorCopies):
                 self._own = [o or not torch.equal(a, b) for o, a, b in zip(own, after, statistics, strict=True)]
             with _no_inference_mode():
                 copy_into(statistics, after)
+
+    def _next(self, means: Sequence[Tensor], params: Sequence[Tensor], weight: float | Tensor) -> list[Tensor]:
+        """Return the average that the network would give."""
+        pairs = [(a.to(p.device), p) for a, p in zip(means, params, strict=True)]
+        return [a.lerp(p, vector.like(weight, a)) if _has_mean(a) else p for a, p in pairs]
 
     def _changes(self, net: nn.Module) -> bool:
         """Return whether a training pass changes buffers; unknown again after layers are frozen or released."""
@@ -177,6 +188,35 @@ class WeightAverage(TensorCopies):
         """Load the count and which buffers are the average's own."""
         self.count, *own = map(int, state.reshape(-1).tolist())
         self._own = list(map(bool, own))
+
+
+class WindowAverage(WeightAverage):
+    """The mean of the last ``size`` networks that were stored, of which it keeps copies."""
+
+    def __init__(self, net: nn.Module, size: int, device: torch.device | None = None):
+        super().__init__(net, device)
+        self.past = nn.ModuleList(TensorCopies(_parameters(net), device) for _ in range(size))
+
+    def _next(self, means: Sequence[Tensor], params: Sequence[Tensor], weight: float | Tensor) -> list[Tensor]:
+        if self.count < len(self.past):
+            return super()._next(means, params, 1 / (self.count + 1))
+        oldest = list(self.past[self.count % len(self.past)].buffers())
+        trios = [(a.to(p.device), p, o.to(p.device)) for a, p, o in zip(means, params, oldest, strict=True)]
+        return [a + (p - o) / len(self.past) if _has_mean(a) else p for a, p, o in trios]
+
+    def store(self, net: nn.Module) -> None:
+        """Put a network in the place of the oldest one."""
+        params = _parameters(net)
+        past = [cast(TensorCopies, one).match(params) for one in self.past]
+        copy_into(past[self.count % len(past)], list(params.values()))
+        self.update(net, 1.0)
+        networks = past[: self.count]
+        means = self.match(_tensors(net))[: len(params)]
+        rows = [(mean, each) for mean, *each in zip(means, *networks, strict=True) if _has_mean(mean)]
+        total = [each[0] for _, each in rows]
+        for k in range(1, len(networks)):
+            total = list(torch._foreach_add(total, [each[k] for _, each in rows]))
+        copy_into([mean for mean, _ in rows], torch._foreach_div(total, float(len(networks))))
 
 
 @contextmanager

@@ -29,7 +29,6 @@ Start    omega 0.8, beta 0.8, gamma 0.5, T 4 (code), every '5b' (table 6); prese
 """
 
 import copy
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -37,7 +36,18 @@ from typing import cast
 from torch import Tensor, nn
 
 from steppe.config import presets
-from steppe.core.method import Batch, Cost, OnlineDistillation, Runtime, StepOutput, due, hyper, require, unknown
+from steppe.core.method import (
+    Batch,
+    Cost,
+    OnlineDistillation,
+    Runtime,
+    StepOutput,
+    due,
+    hyper,
+    is_moment,
+    require,
+    unknown,
+)
 from steppe.core.method.numerics import losses
 from steppe.models.multi.hybrid import Gradient, HybridEnsemble, HybridWeights, mixing_shares
 from steppe.models.multi.inputs import fresh_networks
@@ -63,7 +73,7 @@ class OKDPH(OnlineDistillation[HybridWeights]):
     every: str | None = hyper(
         None,
         "how often students are fused; None: the preset's",
-        valid=lambda text: re.fullmatch(r"[1-9]\d*[be]", text) is not None,
+        valid=is_moment,
         remedy="'5b', '1e' or the like",
     )
     T: float = hyper(4.0, "temperature", above=0)
