@@ -87,3 +87,13 @@ def extract_loss(output: Any) -> tuple[Tensor, Tensor]:
             "Give the labels with the batch, or a loss function to bind"
         )
     return loss.reshape(()), logits if isinstance(logits, Tensor) else loss.detach().new_empty(0)
+
+
+def with_weights(plain: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Load weights and buffers into a network and return it; raises InputError if they do not fit."""
+    try:
+        plain.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"the deployed weights are not those of a {type(plain).__name__} ({reason})") from None
+    return plain

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 from steppe.config import Data, parse_dataset, user_code
-from steppe.data import splits
+from steppe.data import splits, user_data
 from steppe.data.dataset import DataSet, Images, Samples, Source, Tensors
 from steppe.data.loader import Loader, evaluation_batches
 from steppe.data.normalize import Normalizer
-from steppe.data.sources import builtin, cache, cifar, image_folder, user_data
+from steppe.data.sources import builtin, cache, cifar, image_folder
 from steppe.data.sources.formats import image_list, table, text
 from steppe.errors import InputError, unknown
 

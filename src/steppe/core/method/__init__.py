@@ -23,13 +23,12 @@ from steppe.core.method.contract import (
     overrides,
     plain_step,
     require,
-    with_weights,
 )
 from steppe.core.method.hyperparameters import hyper
 from steppe.core.method.online_distillation import OnlineDistillation
 from steppe.core.method.optimizer_state import look_ahead, preconditioned
 from steppe.core.method.perturbing import Perturbing
-from steppe.core.model_call import call_for_logits, call_model, extract_logits
+from steppe.core.model_call import call_for_logits, call_model, extract_logits, with_weights
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, due, is_moment, value_at
 from steppe.core.state import logit_bank

@@ -32,7 +32,7 @@ from steppe.core.method.hyperparameters import (
     plain_fields,
     types_of,
 )
-from steppe.core.model_call import call_for_logits
+from steppe.core.model_call import call_for_logits, with_weights
 from steppe.core.numerics.vector import Vec
 from steppe.core.optimizers.joint import joined
 from steppe.core.runtime import Runtime, StepOutput
@@ -372,16 +372,6 @@ def _transforms(methods: Any) -> Sequence[Method]:
             if overrides(method, part):
                 raise InputError(f"transforms has {method!r}, whose {part} would be left out; use On")
     return methods
-
-
-def with_weights(plain: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """Load weights and buffers into a network and return it; raises InputError if they do not fit."""
-    try:
-        plain.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"the deployed weights are not those of a {type(plain).__name__} ({reason})") from None
-    return plain
 
 
 def plain_step(batch: Batch, rt: Runtime) -> StepOutput:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from steppe.core.batch import Batch
-from steppe.core.method.contract import Cost, Method, State, name_of, with_weights
-from steppe.core.model_call import call_model, extract_logits
+from steppe.core.method.contract import Cost, Method, State, name_of
+from steppe.core.model_call import call_model, extract_logits, with_weights
 from steppe.core.multi_network import VIEW, MultiNetwork, PeerOutputs, expect_members
 from steppe.core.numerics import losses
 from steppe.core.runtime import Runtime, StepOutput
