@@ -2,6 +2,7 @@
 
 python -m benchmarks params sam rwp              work on parameters alone, next to the usual loops
 python -m benchmarks data crop+flip cutmix       augmentation, over batches without any
+python -m benchmarks decode PATH                 an archive decoded in threads, by processes, and from the cache
 python -m benchmarks models simple-cnn resnet32  a plain step of each network
 python -m benchmarks end-to-end --model resnet18 from images to weights, next to PyTorch's loop
 python -m benchmarks settings --batch 512        our settings on a CPU, next to PyTorch's
@@ -18,12 +19,14 @@ import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from benchmarks import (
     _tables,
     augmentation,
     cpu_settings,
+    decoding,
     logit_bank,
     models,
     own_loop,
@@ -67,7 +70,7 @@ def _parser() -> ArgumentParser:
         "python -m benchmarks", description=__doc__, formatter_class=RawDescriptionHelpFormatter
     )
     parser.add_argument("kind", choices=list(_KINDS), metavar="KIND", help=", ".join(_KINDS))
-    parser.add_argument("names", nargs="*", help="methods, augmentation, networks, settings, forms or axes")
+    parser.add_argument("names", nargs="*", help="methods, steps, networks, settings, forms, axes or a path")
     parser.add_argument("--model", help="network (default: simple-cnn; params: resnet110)")
     parser.add_argument("--batch", type=int, default=64, help="images per step")
     parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
@@ -109,6 +112,14 @@ def _data(options: Namespace, progress: Progress) -> Results:
     chains = options.names or augmentation.DEFAULT_CHAINS
     costs = augmentation.data_cost(chains, **_images(options), **_timing(options, progress))
     return costs, _tables.data(costs)
+
+
+def _decode(options: Namespace, progress: Progress) -> Results:
+    archive = Path(options.names[0]) if options.names else None
+    timing = _timing(options, progress)
+    del timing["steps"]
+    costs = decoding.decoding_cost(archive, **timing)
+    return costs, _tables.decode(costs)
 
 
 def _models(options: Namespace, progress: Progress) -> Results:
@@ -164,6 +175,7 @@ def _scaling(options: Namespace, progress: Progress) -> Results:
 _KINDS: dict[str, Callable[[Namespace, Progress], Results]] = {
     "params": _params,
     "data": _data,
+    "decode": _decode,
     "models": _models,
     "end-to-end": _end_to_end,
     "settings": _settings,

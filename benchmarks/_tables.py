@@ -6,6 +6,7 @@ import torch
 
 from benchmarks.augmentation import DataCost
 from benchmarks.cpu_settings import SettingCost
+from benchmarks.decoding import DecodingCost
 from benchmarks.logit_bank import StoreCost
 from benchmarks.models import ModelCost
 from benchmarks.own_loop import OwnLoopCost
@@ -35,6 +36,13 @@ def data(costs: Sequence[DataCost]) -> str:
     lines = [("steps", "of none", "quartiles", "ms")]
     lines += [(c.steps, *_cells(c.of_none), f"{c.milliseconds:.2f}") for c in costs]
     return f"{aligned(lines)}\n\ntime to make a batch, as a multiple of one that is only read and normalised"
+
+
+def decode(costs: Sequence[DecodingCost]) -> str:
+    """Return a line per way of loading."""
+    lines = [("images from", "of threads", "quartiles", "seconds")]
+    lines += [(c.way, *_cells(c.of_threads), f"{c.seconds:.2f}") for c in costs]
+    return f"{aligned(lines)}\n\nprocessor time of the command until the images of an archive are at hand"
 
 
 def models(costs: Sequence[ModelCost]) -> str:

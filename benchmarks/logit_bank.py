@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from steppe.bench.timing import at_least_one
+from steppe.core.numerics.outputs import Outputs
 from steppe.core.state.logit_bank import FORMS, LogitBank, StoredLogits, size_in_bytes, top_k
 from steppe.errors import InputError
 
@@ -111,7 +112,7 @@ def store_cost(
 def _divergence(reference: StoredLogits, logits: Tensor) -> tuple[float, Tensor]:
     """Return the mean KL of the logits from the reference, and its gradient of each sample."""
     z = logits.clone().requires_grad_()
-    per_sample = reference.divergence(z)
+    per_sample = reference.divergence(z, Outputs("classes"))
     return float(per_sample.detach().mean()), torch.autograd.grad(per_sample.sum(), z)[0]
 
 

@@ -20,6 +20,7 @@ TITLES = {
     "Code": "Public code",
     "Cost": "Cost per step",
     "Limits": "Special cases",
+    "Outputs": "Outputs that it compares",
     "Differs": "Differences from the paper and its code",
     "Start": "Where to start",
 }

@@ -15,6 +15,8 @@ import torch
 from steppe.distributed import collectives
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_CONTEXT = 2**30  # bytes of a GPU that a process takes besides its tensors: CUDA's context, kernels of libraries
+_USABLE = 0.9  # of the free memory, as other work may begin
 
 
 def device() -> torch.device:
@@ -66,6 +68,15 @@ def peak_memory_mb() -> float:
         return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**10 if sys.platform == "linux" else peak / 2**20
+
+
+def room_on_gpu() -> int | None:
+    """Return how many more processes like this one the free memory of the GPU has room for, None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
+    free, _ = torch.cuda.mem_get_info()
+    own = torch.cuda.max_memory_reserved() + _CONTEXT
+    return int(_USABLE * free / own)
 
 
 def forget_peak_memory() -> None:

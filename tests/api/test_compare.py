@@ -85,7 +85,7 @@ def test_called_again_it_trains_only_what_is_missing(result, caplog):
     again = steppe.compare(make, (X, Y), ["plain", "sam"], seeds=4, out=result.folder, **FAST)
     assert len(again.values("sam")) == 4
     assert all(f.stat().st_mtime_ns == time for f, time in results.items())
-    with pytest.raises(InputError, match="trained on other images than data has now"):
+    with pytest.raises(InputError, match="trained on other data than data has now"):
         steppe.compare(make, (X + 1, Y), ["plain", "sam"], seeds=3, out=result.folder, **FAST)
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import logit_bank, param_ops, small_steps
+from benchmarks import decoding, logit_bank, param_ops, small_steps
 from benchmarks.__main__ import main
 from benchmarks.scaling import exponent, scaling
+from steppe import hardware
 from steppe.core.state.logit_bank import size_in_bytes
 
 QUICK = ["--batch", "8", "--size", "18", "--steps", "1", "--repeats", "3"]
@@ -64,6 +65,14 @@ def test_augmentation_and_networks_are_compared_with_the_first(capsys):
         rows = results(capsys, kind, *names, *QUICK)
         assert [r[label] for r in rows] == names and rows[0][ratio] == ONE
         assert all(0 < r[ratio]["low"] <= r[ratio]["median"] <= r[ratio]["high"] for r in rows)
+
+
+@pytest.mark.slow
+def test_loading_is_compared_with_threads(monkeypatch):
+    monkeypatch.setattr(hardware, "cores", lambda: 2)
+    threads, processes, cached = decoding.decoding_cost(None, repeats=1, count=1100)
+    assert threads.of_threads.median == 1.0
+    assert cached.seconds < min(threads.seconds, processes.seconds)
 
 
 @pytest.mark.vision

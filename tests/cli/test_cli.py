@@ -83,7 +83,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ),
         ("compare --methods module:Class", "there is no module module here or installed"),
         ("compare --methods my/file.py:Class", "there is no file my/file.py; give the path of one"),
-        ("show module:Class", "unknown method 'module'; "),
+        ("show module:Class", "unknown method 'module:Class'; "),
         ("compare --zqxw 1", "unknown setting 'zqxw'; --help lists all\n"),
         ("compare --models zqxw", "unknown model 'zqxw'; "),
         ("train --method sadt-v4", "did you mean 'sadt-v"),

@@ -85,7 +85,7 @@ def test_where_is_torch_s_bit_for_bit(dtype):
             assert torch.equal(ours.view(torch.uint8), theirs.contiguous().view(torch.uint8))
 
 
-@pytest.mark.parametrize("blank", [None, torch.tensor([0.25, 0.5, 0.75])])
+@pytest.mark.parametrize("blank", [None, (0.25, 0.5, 0.75)])
 @pytest.mark.parametrize("names", [*[(n,) for n in (*STEPS, *COMPOSITIONS)], ("crop", "jitter", "flip", "cutmix")])
 def test_uint8_and_float_images_are_augmented_alike(names, blank):
     """Images stay uint8 as long as possible; the result is bit for bit that of float32 images throughout."""
@@ -116,7 +116,7 @@ def test_steps_that_move_pixels_keep_uint8():
 @pytest.mark.parametrize("name", [*STEPS, *COMPOSITIONS])
 def test_images_are_augmented_on_their_device(name, dtype):
     """Fake tensors have a device and cannot be combined with tensors of another one."""
-    steps = COMPOSITIONS[name] if name in COMPOSITIONS else make_steps([name], torch.zeros(3))
+    steps = COMPOSITIONS[name] if name in COMPOSITIONS else make_steps([name], (0.5, 0.5, 0.5))
     with FakeTensorMode(allow_non_fake_inputs=True):
         sample, other = (
             Sample(torch.zeros(8, 3, 16, 16, dtype=dtype, device="meta"), torch.rand(8, 4, device="meta"))
@@ -133,8 +133,11 @@ def test_a_loader_yields_batches_on_its_device():
     normalize = Normalizer((0.5,) * 3, (0.2,) * 3, noise=0.1)
     options = {"classes": 5, "batch": 12, "normalize": normalize, "seed": 7, "device": "meta"}
     views = compositions(["crop-randaugment", "crop-flip-cutout"], 2)
+    loaders = (
+        Loader(images, augment=("crop", "cutmix", "cutout"), **options),
+        Loader(images, augment=(), views=views, **options),
+    )
     with FakeTensorMode(allow_non_fake_inputs=True):
-        mixing = next(Loader(images, augment=("crop", "cutmix", "cutout"), **options).epoch(1))
-        several = next(Loader(images, augment=(), views=views, **options).epoch(1))
+        mixing, several = (next(loader.epoch(1)) for loader in loaders)
     assert mixing.x.device.type == mixing.y.device.type == "meta"
     assert several.x.device.type == several.extra["view 2"].device.type == "meta"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steppe import InputError
@@ -77,7 +77,8 @@ def test_impossible_splits_are_one_line(options: Data, message: str) -> None:
         apply("x", source([50, 50]), options)
 
 
-@given(st.lists(st.integers(30, 90), min_size=2, max_size=6), st.floats(1, 30), st.integers(0, 3))
+@given(st.lists(st.integers(30, 90), min_size=2, max_size=6), st.floats(1, 25), st.integers(0, 3))
+@settings(max_examples=30, deadline=None)
 def test_a_long_tail_falls_exponentially_from_the_first_class_to_the_last(sizes, ratio, seed) -> None:
     plain = apply("x", source(sizes), Data(val=2, split_seed=seed))
     tailed = apply("x", source(sizes), Data(val=2, split_seed=seed, imbalance=ratio))
@@ -91,6 +92,7 @@ def test_a_long_tail_falls_exponentially_from_the_first_class_to_the_last(sizes,
 
 
 @given(st.floats(0.01, 1), st.integers(0, 3), st.integers(2, 6))
+@settings(max_examples=30, deadline=None)
 def test_label_noise_replaces_an_exact_share_of_the_training_labels_alone(share, seed, classes) -> None:
     clean = apply("x", source([40] * classes), Data(split_seed=seed))
     noisy = apply("x", source([40] * classes), Data(split_seed=seed, label_noise=share))
@@ -142,6 +144,12 @@ def test_numbers_have_no_classes_to_unbalance() -> None:
         InputError, match="data.label_noise is 0.1 and diabetes has no classes in memory; leave it"
     ):
         load("diabetes", Data(label_noise=0.1))
+
+
+@pytest.mark.parametrize("options", [{"noise": 1.0}, {"views": ("plain",)}])
+def test_options_of_images_are_refused_for_tables(options: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="and diabetes has no images of whole numbers; leave it out"):
+        load("diabetes", Data(**options))
 
 
 def test_options_of_later_versions_are_no_part_of_an_older_run_s_name() -> None:

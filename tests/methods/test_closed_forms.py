@@ -37,7 +37,9 @@ def test_sadt_v1_distils_the_noisy_teacher_on_a_quadratic(direction: str, weight
     net = Point()
     method = steppe.SADT(variant=1, sigma=0.3, direction=direction, weight=weight, updates=updates)
     optimizer = torch.optim.SGD(net.parameters(), LR)
-    step = method.bind(net, optimizer, loss=lambda z, y: 0.5 * ((z @ A) * z).sum(1).mean(), seed=3)
+    step = method.bind(
+        net, optimizer, loss=lambda z, y: 0.5 * ((z @ A) * z).sum(1).mean(), outputs="classes", seed=3
+    )
     g = torch.Generator()
     g.set_state(step.runtime.rng.get_state())
     step(torch.zeros(4, 1), torch.zeros(4))

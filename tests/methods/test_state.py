@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import steppe
 from steppe.core.numerics.losses import kl_per_sample
+from steppe.core.numerics.outputs import Outputs
 from steppe.core.state.logit_bank import LogitBank, size_in_bytes
 from steppe.core.state.param_state import ParamState
 
@@ -180,7 +181,7 @@ def test_the_divergence_from_some_classes_is_that_of_the_lumped_distributions():
     store, g = LogitBank(past=1, form="top:3", T=2.0), torch.Generator().manual_seed(2)
     before, now = torch.randn(6, 9, generator=g), torch.randn(6, 9, generator=g).requires_grad_()
     store.write(torch.arange(6), before)
-    divergence = store.read(torch.arange(6))[0].divergence(now)
+    divergence = store.read(torch.arange(6))[0].divergence(now, Outputs("classes"))
     p, q = (torch.softmax(z.detach().double() / 2, 1) for z in (before, now))
     top = p.topk(3).indices
     p, q = (torch.cat([r.gather(1, top), 1 - r.gather(1, top).sum(1, keepdim=True)], 1) for r in (p, q))

@@ -146,9 +146,9 @@ class Run(RunOptions):
         method: Name with optional settings: sam, sam:rho=0.1, sadt-v1:sigma=0, sam+gc.
         model: Name of the network, or module:function of one that makes yours from a seed; a+b for a method that
             trains several: the first is an a, the second a b.
-        dataset: Name of the data set, or name:PATH if it is read from files (folder:PATH, cifar10:PATH), or
-            module:function of one that returns yours. However it is written, a path below the working folder is
-            stored relative to it, any other without links.
+        dataset: Name of the data set, or name:PATH if it is read from files (folder:PATH,
+            table:PATH:target=COLUMN), or module:function of one that returns yours. However it is written, a path
+            below the working folder is stored relative to it, any other without links.
         seed: Seed of initial weights, order of samples, augmentation, dropout and the method's noise.
     """
 

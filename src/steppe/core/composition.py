@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -272,7 +273,7 @@ class ActiveWindow(Method):
         finally:
             rt.window = outer
 
-    @property
+    @cached_property
     def _ramps(self) -> bool:
         return any(isinstance(value, Ramp) for part in parts(self.method) for value in vars(part).values())
 

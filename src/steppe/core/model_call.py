@@ -40,7 +40,7 @@ def extract_logits(output: Any) -> Tensor:
     if not isinstance(logits, Tensor):
         raise NoLogitsError(
             f"the model returned {type(output).__name__} without logits; return a tensor or something "
-            "with .logits, or bind with loss='model' if it returns its own loss"
+            "with .logits, or bind with loss='model' if it returns its own loss, or with a steppe.ModelLoss"
         )
     return logits
 
@@ -54,13 +54,16 @@ def extract_loss(output: Any) -> tuple[Tensor, Tensor]:
     """Return the loss that a model returned itself, and its logits (empty if it gives none).
 
     Accepted are a 0-dimensional tensor, something with ``loss`` (and ``logits``), a mapping of losses, which are
-    summed, and a tuple that starts with the loss.
+    summed, and a tuple that starts with the loss and goes on with logits or something with ``logits``.
 
     Raises InputError for anything else.
     """
     loss, logits = output, None
     if isinstance(output, tuple) and not hasattr(output, "loss"):
         loss, logits = output[0], output[1] if len(output) > 1 else None
+        if not isinstance(logits, Tensor):
+            named = logits if isinstance(logits, Mapping) else getattr(logits, "__dict__", {})
+            logits = named.get("logits")
     elif isinstance(output, Mapping) and "loss" not in output:
         loss = sum(output.values())
     elif not isinstance(output, Tensor):

@@ -22,6 +22,7 @@ from steppe.core.data_parallel import Sharded, SingleProcess, parallelism_of
 from steppe.core.model_call import call_model, extract_logits, extract_loss, unwrap_model
 from steppe.core.multi_network import member_of
 from steppe.core.numerics import complex_params, vector
+from steppe.core.numerics.outputs import Outputs, outputs_of
 from steppe.core.numerics.vector import ScaledVector, Vec
 from steppe.core.schedules import ScheduleValue, TrainingProgress, value_at
 from steppe.core.state import rng
@@ -43,7 +44,8 @@ class Runtime:
 
     Passes:
         ``grad``, ``outputs`` (logits without a graph), ``forward``, ``supervised``, ``loss``, ``losses``;
-        ``objective``, the method's own; ``at`` and ``preserve_state``, the contexts of passes after the clean one.
+        ``divergence`` of outputs; ``objective``, the method's own; ``at`` and ``preserve_state``, the contexts of
+        passes after the clean one.
     Gradients:
         ``shared`` and ``all_reduce_mean`` over processes; ``apply``, the update.
     Numbers:
@@ -319,10 +321,12 @@ class Runtime:
 
     def supervised(self, batch: Batch) -> StepOutput:
         """Return the user's loss on a batch, with its graph."""
-        if self.options.loss == "model":
-            return StepOutput(*extract_loss(call_model(self.model, batch.x, batch.y)))
+        if user_loss.calls_model(self.options.loss):
+            return StepOutput(*extract_loss(user_loss.own_loss(self.options.loss, self.model, batch.x, batch.y)))
         if batch.y is None:
-            raise InputError("the batch has no targets; give y, 'labels', or loss='model' if the model has one")
+            raise InputError(
+                "the batch has no targets; give y, 'labels', or loss='model' if the model has one, or a ModelLoss"
+            )
         return StepOutput(self.loss(logits := self.forward(batch.x), batch.y), logits)
 
     def loss(self, logits: Tensor, y: Any) -> Tensor:
@@ -342,6 +346,19 @@ class Runtime:
         pairs = zip(map(upcast_to_float32, logits), parts, strict=True)
         with torch.no_grad(), self.preserve_state():
             return torch.cat([user_loss.of_samples(self.options.loss, z, part) for z, part in pairs])
+
+    def divergence(self, reference: Tensor, logits: Tensor, batch: Batch, T: float = 1.0) -> Tensor:
+        """Return the mean divergence () of ``logits`` from ``reference``, by what they are; see `Outputs`."""
+        return self.form_of(logits, batch).divergence(reference, logits, batch.y, T)
+
+    def form_of(self, logits: Tensor, batch: Batch) -> Outputs:
+        """Return what the outputs are: ``outputs`` of `bind`, or what the loss and the first targets say."""
+
+        def decide() -> Outputs:
+            with self.rng_restored(), torch.no_grad():
+                return outputs_of(self.options.loss, logits, batch.y, self.options.outputs)
+
+        return self.once("outputs", decide)
 
     def setting(self, name: str, value: ScheduleValue) -> float | list[float]:
         """Return a hyper-parameter's value in this step: one number, or one per parameter.

@@ -191,7 +191,7 @@ class Step:
 
     def predict(self, x: Any) -> Tensor:
         """Return the logits of what the method deploys, in evaluation mode; modes and buffers are restored."""
-        with evaluation_mode(self.runtime.net), evaluation_weights(self.runtime.optimizer):
+        with evaluation_mode(self.runtime.net), self._evaluated():
             return self.method.predict(self.runtime.net, self.state, x)
 
     @contextmanager
@@ -203,8 +203,18 @@ class Step:
         what it was.
         """
         weights = self.method.deployed_weights(self.runtime.net, self.state)
-        with evaluation_weights(self.runtime.optimizer), weights:
+        with self._evaluated(), weights:
             yield
+
+    @contextmanager
+    def _evaluated(self) -> Iterator[None]:
+        """Have the weights that a schedule-free optimizer evaluates; gathered copies of shards are dropped."""
+        self.runtime.parallel.reshard()
+        try:
+            with evaluation_weights(self.runtime.optimizer):
+                yield
+        finally:
+            self.runtime.parallel.reshard()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resume needs in addition to the model's and the optimizer's own state.

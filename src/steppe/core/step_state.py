@@ -12,13 +12,13 @@ from torch.amp.grad_scaler import GradScaler
 
 from steppe.core.batch import Batch
 from steppe.core.data_parallel import SyncMode
-from steppe.core.numerics import vector
+from steppe.core.numerics import outputs, vector
 from steppe.core.numerics.vector import Vec
 from steppe.core.state.snapshot import Snapshot
-from steppe.core.user_loss import require_loss
+from steppe.core.user_loss import ModelLoss, require_loss
 from steppe.errors import InputError
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[[Tensor, Tensor], Tensor] | ModelLoss
 GradientTransform = Callable[..., Any]
 
 
@@ -66,6 +66,7 @@ class BindOptions:
     transforms: Sequence[GradientTransform] = ()
     clip: float | None = None
     clip_each: bool = False
+    outputs: str | None = None
     precision: str = "fp32"
     scaler: GradScaler | None = None
     microbatch: int | None = None
@@ -86,6 +87,7 @@ class BindOptions:
         if is_number(self.epoch) and self.epoch % 1 == 0:  # type: ignore[operator]
             object.__setattr__(self, "epoch", int(self.epoch))  # type: ignore[arg-type]
         for name, holds, remedy in (
+            ("outputs", self.outputs in (None, *outputs.FORMS), f"{', '.join(map(repr, outputs.FORMS))}, or None"),
             ("clip", clip, "a number above 0, or None"),
             ("microbatch", self.microbatch is None or is_count(self.microbatch), "at least 1 sample, or None"),
             (

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,8 +23,36 @@ from steppe.errors import InputError
 CHECKED_STEPS = 10  # in which a loss is checked to be a mean; it may be one on a first batch only
 
 
+@dataclass(frozen=True)
+class ModelLoss:
+    """A loss that calls the model itself: ``function(model, x, y)``, for `bind`'s ``loss``.
+
+    It returns the loss, or (loss, output), or something with ``loss`` (and ``logits``); y is None for a batch
+    without targets. Methods that compare outputs need the output too, as logits or something with ``.logits``.
+    For models of several outputs, losses of inner layers, and training without targets.
+    """
+
+    function: Callable[[nn.Module, Any, Any], Any]
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise InputError(f"ModelLoss has {self.function!r}; give a function of model, x and y")
+
+
+def calls_model(loss: Any) -> bool:
+    """Return whether a loss is of the model's call: 'model' or a `ModelLoss`."""
+    return isinstance(loss, ModelLoss) or (isinstance(loss, str) and loss == "model")
+
+
+def own_loss(loss: Any, model: nn.Module, x: Any, y: Any) -> Any:
+    """Return what a model returns that is called by its own loss, or by a `ModelLoss`."""
+    return loss.function(model, x, y) if isinstance(loss, ModelLoss) else call_model(model, x, y)
+
+
 def modules_of(loss: Any) -> list[nn.Module]:
     """Return the modules that a loss consists of: itself, that of its method, or those of a ``partial``."""
+    if isinstance(loss, ModelLoss):
+        return modules_of(loss.function)
     if isinstance(loss, partial):
         return [module for part in (loss.func, *loss.args, *loss.keywords.values()) for module in modules_of(part)]
     return [m for m in (loss, getattr(loss, "__self__", None)) if isinstance(m, nn.Module)]
@@ -31,7 +60,7 @@ def modules_of(loss: Any) -> list[nn.Module]:
 
 def require_loss(loss: Any) -> None:
     """Raise InputError unless this is a loss function, or 'model'."""
-    if loss == "model" if isinstance(loss, str) else callable(loss) and not isinstance(loss, type):
+    if calls_model(loss) or (callable(loss) and not isinstance(loss, type)):
         return
     remedy = "an instance of that class" if isinstance(loss, type) else "a function"
     raise InputError(f"loss is {loss!r}; give {remedy}, or 'model' if the model returns its own loss")
@@ -39,7 +68,10 @@ def require_loss(loss: Any) -> None:
 
 def _function(loss: Any) -> Any:
     if not callable(loss):
-        raise InputError("this method computes losses itself; bind it with a loss function, not loss='model'")
+        raise InputError(
+            "this method computes losses itself; bind it with a function of logits and targets, not loss='model' "
+            "or a ModelLoss"
+        )
     return loss
 
 
@@ -146,7 +178,7 @@ def require_additive(rt: _Runtime, batch: Batch, parts: Sequence[Batch], logits:
         with rt.preserve_state(), evaluation_mode(rt.net):
 
             def own(_: Tensor, part: Batch) -> Tensor:
-                return extract_loss(call_model(rt.net, part.x, part.y))[0]
+                return extract_loss(own_loss(rt.options.loss, rt.net, part.x, part.y))[0]
 
             require_mean(own, parts[:2], logits[:2], rt.options.weigh, tolerance=1e-2)
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from steppe.core.batch import Batch, as_batch
+from steppe.data.sources.pixels import RESIZE
 from steppe.errors import InputError
 
 Task = Literal[
@@ -74,8 +75,15 @@ class Images:
         std = ((share * (value - mean[:, None]) ** 2).sum(1)).sqrt().clamp(min=1e-6)
         return tuple(mean.tolist()), tuple(std.tolist())
 
+    @cached_property
+    def copies(self) -> dict[torch.device, Images | None]:
+        """Copies on GPUs, None where they do not fit; see `steppe.data._device_memory.resident`."""
+        return {}
+
     def part(self, rows: slice) -> Images:
         """Return consecutive images without a copy."""
+        if rows.indices(len(self)) == (0, len(self), 1):
+            return self
         if self.rows is None:
             return Images(self.pixels[rows], self.y[rows])
         return Images(self.pixels, self.y[rows], self.rows[rows], self.file)
@@ -95,9 +103,10 @@ class Images:
 
     def __reduce__(self) -> Any:
         # another process maps the file instead of receiving a copy
+        state = {name: vars(self)[name] for name in ("statistics",) if name in vars(self)}
         if self.file is not None:
-            return Images.mapped, (self.file, self.y, self.rows)
-        return Images, (self.pixels, self.y, self.rows)
+            return Images.mapped, (self.file, self.y, self.rows), state
+        return Images, (self.pixels, self.y, self.rows), state
 
 
 @dataclass(frozen=True)
@@ -317,9 +326,6 @@ def check_labels(y: np.ndarray, classes: int, where: str) -> None:
     wrong = y[(y < 0) | (y >= classes)]
     if len(wrong):
         raise InputError(f"{where} has label {int(wrong[0])}; labels go from 0 to {classes - 1}")
-
-
-RESIZE = Image.Resampling.BILINEAR  # antialiased by Pillow
 
 
 def resized(x: np.ndarray, size: int | None) -> np.ndarray:

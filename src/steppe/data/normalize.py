@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ class Normalizer:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     noise: float = 0.0
+    _constants: dict[torch.device, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def of(cls, kind: str, train: Images, noise: float = 0.0) -> Normalizer:
@@ -37,20 +41,22 @@ class Normalizer:
         return clean + self.noise * fixed_noise(x) if self.noise else clean
 
     @property
-    def colour(self) -> Tensor | None:
-        """The mean colour (C,), None if it is black."""
-        return torch.tensor(self.mean) if any(self.mean) else None
+    def colour(self) -> tuple[float, ...] | None:
+        """The mean colour (C), None if it is black."""
+        return self.mean if any(self.mean) else None
 
     def standardise(self, x: Tensor) -> Tensor:
         """Return images in [0, 1] with mean and deviation applied; ``x`` is changed in place."""
         if not any(self.mean) and set(self.std) == {1.0}:
             return x
-        mean, std = (
-            # filled on the device: a copy to a GPU would wait for it
-            torch.cat([torch.full((1,), v, device=x.device) for v in values]).view(1, -1, 1, 1)
-            for values in (self.mean, self.std)
-        )
+        if x.device not in self._constants:  # sent once: the host waits for such a copy
+            mean, std = (torch.tensor(v, device=x.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+            self._constants[x.device] = mean, std
+        mean, std = self._constants[x.device]
         return x.sub_(mean).div_(std)
+
+    def __reduce__(self) -> Any:
+        return Normalizer, (self.mean, self.std, self.noise)
 
 
 def fixed_noise(x: Tensor) -> Tensor:

@@ -129,6 +129,10 @@ def apply(name: str, source: Source, options: Data) -> DataSet:
     """
     if options.split_seed < 0:
         raise InputError(f"data.split_seed is {options.split_seed}; give 0 or a positive whole number")
+    if not isinstance(source.train, Images) and (options.noise or options.views):
+        option = "noise" if options.noise else "views"
+        value = options.noise or ", ".join(options.views)
+        raise InputError(f"data.{option} is {value} and {name} has no images of whole numbers; leave it out")
     mixing = [step for step in options.augment if step in ("mixup", "cutmix")]
     if mixing and isinstance(source.train, Images) and source.task in ("regression", "ordinal"):
         raise InputError(

@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ _log = logging.getLogger(__name__)
 class ComparisonPlan:
     """A comparison before it runs: its jobs and its folder.
 
-    ``memory`` has the bytes that each method stores per run, ``images`` the description of each data set.
+    ``memory`` has the bytes that each method stores per run, ``images`` the description of each data set, ``sets``
+    the data sets themselves unless all runs are finished.
     """
 
     study: Study
@@ -41,6 +42,7 @@ class ComparisonPlan:
     jobs: list[ComparisonRun]
     memory: dict[str, int]
     images: dict[str, dict[str, Any]]
+    sets: dict[str, DataSet] = field(default_factory=dict, repr=False)
 
     @property
     def open(self) -> list[ComparisonRun]:
@@ -90,7 +92,7 @@ def prepare(
         name: images.description() | {"metric": make_objective(first[name], images).metric.to_dict()}
         for name, images in sets.items()
     }
-    grid = ComparisonPlan(study, out, jobs, memory, described)
+    grid = ComparisonPlan(study, out, jobs, memory, described, sets)
 
     def write() -> None:
         for job in jobs:
@@ -106,6 +108,8 @@ def run(
     grid: ComparisonPlan, workers: int, progress: Progress, cluster: Cluster | None = None
 ) -> dict[ComparisonRun, str]:
     """Train the unfinished runs, ``workers`` at a time, and return the errors by job.
+
+    With 0 workers their number on this machine grows as long as they train on more images per second together.
 
     They train on this machine, or on a ``cluster`` (see `steppe.experiments.launchers`). If a worker is killed,
     another one resumes its run. The processes of a torchrun job call this together, and all of them train one run
@@ -126,7 +130,7 @@ def run(
     with _lock(grid.out):
         if cluster is not None:
             return launch_on_cluster(grid.open, workers, cluster, progress)
-        return launch(grid.open, workers, progress)
+        return launch(grid.open, workers, progress, grid.sets)
 
 
 def run_here(grid: ComparisonPlan, progress: Progress, load: Callable[[Run], DataSet]) -> dict[ComparisonRun, str]:

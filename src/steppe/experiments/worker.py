@@ -1,6 +1,7 @@
 """The work on one run, on any machine: lock its folder, train it, return the result or the error."""
 
 import contextlib
+import pickle
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +23,11 @@ def train_job(
     progress: ProgressCallback,
     patience: float,
     load: Callable[[Run], DataSet] = load_data,
+    data: bytes | None = None,
 ) -> dict[str, Any] | str:
     """Train one run and return its result, or the error message.
+
+    ``data`` is the run's pickled data set, which is loaded without it.
 
     The result of a finished run is returned without training, so a run may be given to two workers: one trains,
     and the other waits for ``patience`` seconds.
@@ -32,7 +36,7 @@ def train_job(
     hardware.forget_peak_memory()
     try:
         with locked_run(folder, patience):
-            return train_run(run, folder, load(run), progress)
+            return train_run(run, folder, _data_set(run, data, load), progress)
     except (InputError, RunError) as error:
         return str(error)
     except Exception as error:
@@ -40,6 +44,14 @@ def train_job(
             (folder / "error.log").write_text(traceback.format_exc())
         first = str(error).splitlines()[0] if str(error) else ""
         return f"{type(error).__name__}: {first} (details in {folder / 'error.log'})"
+
+
+def _data_set(run: Run, data: bytes | None, load: Callable[[Run], DataSet]) -> DataSet:
+    if data is not None:
+        with contextlib.suppress(Exception):  # the file that it maps is gone, or a class is the script's own
+            images: DataSet = pickle.loads(data)
+            return images
+    return load(run)
 
 
 def killed_message(last: str) -> str:

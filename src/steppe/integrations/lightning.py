@@ -13,11 +13,11 @@ of the trainer, and the module steps its schedulers itself. Needs ``pip install 
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 
-from steppe.core.method import Method
+from steppe.core.method import Method, overrides
 from steppe.core.step import Step
 from steppe.errors import InputError
 from steppe.integrations import check_modes, deployed, deployed_by, ready
@@ -29,6 +29,7 @@ try:
 except ImportError as error:
     raise InputError(f"{error}; pip install 'steppe[lightning]'") from None
 
+TRAINED = "steppe_trained"  # the trained weights in a checkpoint whose own are the deployed ones
 PRECISIONS = ("32-true", "64-true", "bf16-true")  # no autocast and no loss scale of Lightning's own
 # what Lightning calls around its own backward pass and update only, on callbacks and on the module
 BACKWARD_HOOKS = ("on_before_backward", "on_after_backward", "on_before_zero_grad")
@@ -70,7 +71,9 @@ class SteppeMixin(LightningModule):  # type: ignore[misc]
 
     ``method`` may be text, 'sam:rho=0.1'; ``bind_options`` are further arguments of `Method.bind`. Validation,
     test and prediction use the deployed weights (the mean of EMA and SWA), also those of a checkpoint;
-    checkpoints hold the trained weights and the method's state. ``global_step`` counts updates. A module that
+    checkpoints hold the deployed weights, so that ``load_from_checkpoint`` gives the mean, the trained ones, from
+    which training goes on, and the method's state. `to_onnx` and `to_torchscript` export the deployed weights.
+    ``global_step`` counts updates. A module that
     overrides a hook of this class calls ``super()`` in it.
     """
 
@@ -161,15 +164,32 @@ class SteppeMixin(LightningModule):  # type: ignore[misc]
             checkpoint["steppe"] = states
         elif self._saved is not None:
             checkpoint["steppe"] = self._saved
+        if "steppe" in checkpoint and overrides(ready(cast(Method, self.method)), "deployed_weights"):
+            with self._deployed:
+                self._deploy()
+                mean = {name: value.detach().clone() for name, value in self.state_dict().items()}
+            checkpoint[TRAINED], checkpoint["state_dict"] = checkpoint["state_dict"], mean
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load the method's state, now or when the method is bound."""
         super().on_load_checkpoint(checkpoint)
         self._saved = checkpoint.get("steppe")
         self._resumes = self._trainer is not None and self.trainer.state.fn == "fit"
+        if self._resumes and TRAINED in checkpoint:
+            checkpoint["state_dict"] = checkpoint[TRAINED]
         if self._step is not None and self._saved is not None and not self._resumes:
             rank, size = _process()
             self._step.load_state_dict(self._saved[rank if len(self._saved) == size else 0])
+
+    def to_onnx(self, *args: Any, **kwargs: Any) -> Any:
+        """Export the deployed weights."""
+        with deployed(self._step, self):
+            return super().to_onnx(*args, **kwargs)
+
+    def to_torchscript(self, *args: Any, **kwargs: Any) -> Any:
+        """Export the deployed weights."""
+        with deployed(self._step, self):
+            return super().to_torchscript(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_step": None, "_deployed": ExitStack()}  # a copy binds its own

@@ -2,13 +2,15 @@
 
     trainer = SteppeTrainer(model=model, args=args, train_dataset=data, method=steppe.SAM(rho=0.05))
 
-Each pass of the method replays the micro-batches of gradient accumulation. Mixed precision, clipping, DDP and the
-number of epochs follow the training arguments. Checkpoints hold the method's state. Needs ``pip install
-'steppe[hf]'``.
+It is also a mixin over any subclass of `Trainer`: ``class Mine(SteppeTrainer, Seq2SeqTrainer)``. Each pass of the
+method replays the micro-batches of gradient accumulation. Mixed precision, clipping, DDP and the number of epochs
+follow the training arguments. Checkpoints hold the method's state. Needs ``pip install 'steppe[hf]'``.
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from steppe.core.method import Method, overrides
 from steppe.core.model_call import call_model, extract_loss, unwrap_model
 from steppe.core.runtime import Runtime
 from steppe.core.step import Step
+from steppe.core.user_loss import ModelLoss
 from steppe.errors import InputError
 from steppe.integrations import (
     check_accelerator,
@@ -42,24 +45,37 @@ except ImportError as error:
 class SteppeTrainer(Trainer):  # type: ignore[misc]
     """A `transformers.Trainer` with a ``method``; ``bind`` has further arguments of `Method.bind`.
 
+    Over another subclass of `Trainer` it is named first, ``class Mine(SteppeTrainer, Seq2SeqTrainer)``. Where that
+    class has a ``training_step`` of its own, it is named last, and ``method`` and ``bind_options`` are attributes.
+
     The method may be text, 'sam:rho=0.1'. Each training binds it anew, as ``step``. Evaluation, prediction,
     `save_model` and `push_to_hub` use the deployed weights (the mean of EMA and SWA); checkpoints hold the trained
     weights and each process's state of the method. ``load_best_model_at_end`` loads both.
 
-    The model computes its own loss, from labels of any name. A micro-batch's weight in the mean is the number of
-    its ``labels`` other than -100 and the model's ``semantic_loss_ignore_index``, without the first of each row
-    where the model predicts the next token; of its samples if it has no such labels or their loss is CTC.
-    ``bind={"weigh": ...}`` sets another weight.
+    The model computes its own loss, from labels of any name; or ``compute_loss`` does, where it is overridden, or
+    ``compute_loss_func`` or label smoothing is used, and is then called in every pass.
+
+    A micro-batch's weight in the mean is the number of its ``labels`` other than -100 and the model's
+    ``semantic_loss_ignore_index``, without the first of each row where the model predicts the next token; of its
+    samples if it has no such labels or their loss is CTC. ``bind={"weigh": ...}`` sets another weight.
 
     Raises:
-        InputError: The loss or the gradient is computed where a method cannot call it: compute_loss is overridden,
-            compute_loss_func, label_smoothing_factor, DeepSpeed or LOMO is used; or a callback overrides
-            on_pre_optimizer_step.
+        InputError: There is no method; DeepSpeed or LOMO is used, which give no gradient to a method; a
+            training_step of another class would not be called; or a callback overrides on_pre_optimizer_step.
     """
 
-    def __init__(self, *args: Any, method: Method | str, bind: dict[str, Any] | None = None, **kwargs: Any):
+    method: Any = None
+    bind_options: Mapping[str, Any] = MappingProxyType({})
+
+    def __init__(
+        self, *args: Any, method: Method | str | None = None, bind: dict[str, Any] | None = None, **kwargs: Any
+    ):
+        self._refuse_deepspeed(kwargs.get("args", args[1] if len(args) > 1 else None))
         super().__init__(*args, **kwargs)
-        self.method, self.bind_options = ready(method), dict(bind or {})
+        chosen = self.method if method is None else method
+        if chosen is None:
+            raise InputError("there is no method; give method=steppe.SAM(rho=0.05), say, or set it in the class")
+        self.method, self.bind_options = ready(chosen), {**self.bind_options, **(bind or {})}
         self._forget()
         self._check()
 
@@ -73,20 +89,21 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
         saved = self._saved if self.step is None else self.step.state_dict()
         return {**vars(self), "step": None, "_saved": saved}  # a copy binds its own
 
+    @staticmethod
+    def _refuse_deepspeed(args: Any) -> None:
+        """Refuse it before the model is built for it."""
+        if getattr(args, "deepspeed", None):
+            raise InputError("deepspeed is used, which does not expose gradients; use DDP or FSDP2")
+
     def _check(self) -> None:
         """Refuse what this class would not call."""
-        own_loss = ("compute_loss", "compute_loss_context_manager", "autocast_smart_context_manager")
-        for name in own_loss:
-            if getattr(getattr(self, name), "__func__", None) is not getattr(Trainer, name):
+        classes = type(self).__mro__
+        for cls in classes[classes.index(SteppeTrainer) + 1 : classes.index(Trainer)]:
+            if "training_step" in vars(cls):
                 raise InputError(
-                    f"{name} is overridden, but a method calls the model itself; compute the loss in its forward"
+                    f"{cls.__name__}.training_step would not be called; name SteppeTrainer last, as in class "
+                    f"Mine({cls.__name__}, SteppeTrainer), and set method = ... in that class"
                 )
-        for name, used in (
-            ("label_smoothing_factor", self.args.label_smoothing_factor > 0),
-            ("compute_loss_func", self.compute_loss_func is not None),
-        ):
-            if used:
-                raise InputError(f"{name} is used, but a method calls the model's own loss; leave {name} out")
         if "lomo" in str(self.args.optim).lower():
             raise InputError(f"optim is {self.args.optim}, which updates during backward; use another optimizer")
         saves = self.args.save_only_model and self.args.save_strategy != "no"
@@ -124,7 +141,9 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
         micro_batches, self._micro_batches = self._micro_batches, []
         if self.step is None:
             self.step = self._bound(model)
-            self._shifts_labels = _shifts_labels(self.step.runtime, micro_batches[0])
+            self._shifts_labels = _shifts_labels(
+                self.step.runtime, micro_batches[0], self.label_smoother is not None
+            )
         # the loss of a micro-batch without labels is the mean of nothing, NaN
         out = self.step([part for part in micro_batches if self._labels(part)] or micro_batches)
         # the loop calls the optimizer next, which does nothing; its scheduler waits if the step was skipped
@@ -136,7 +155,7 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
         optimizer = self.optimizer.optimizer
         check_modes(self.method, optimizer)
         options = {
-            "loss": "model",
+            "loss": ModelLoss(self._computed_loss) if self._computes_loss() else "model",
             "precision": precision,
             "scaler": self.accelerator.scaler if precision == "fp16" else None,
             "clip": self.args.max_grad_norm or None,
@@ -144,11 +163,23 @@ class SteppeTrainer(Trainer):  # type: ignore[misc]
             "steps": self.state.max_steps,
             "seed": self.args.seed,
         }
-        step = self.method.bind(model, optimizer, **options | self.bind_options)
+        step: Step = self.method.bind(model, optimizer, **{**options, **self.bind_options})
         self.optimizer.step, self.optimizer._opt_called = _step_is_made, True
         if self._saved is not None:
             load_state(step, self._saved)
         return step
+
+    def _computes_loss(self) -> bool:
+        """Return whether the loss is not the model's own."""
+        names = ("compute_loss", "compute_loss_context_manager", "autocast_smart_context_manager")
+        own = any(getattr(getattr(self, name), "__func__", None) is not getattr(Trainer, name) for name in names)
+        return own or self.compute_loss_func is not None or self.label_smoother is not None
+
+    def _computed_loss(self, model: nn.Module, x: Any, labels: Any) -> Any:
+        """Return the loss of a micro-batch and the model's output, from the Trainer's functions."""
+        inputs = dict(x) if labels is None else {**x, "labels": labels}
+        with self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs, return_outputs=True)
 
     def _labels(self, batch: Batch) -> int:
         """Return the number of labels that the model's loss is a mean of."""
@@ -217,7 +248,7 @@ def _step_is_made(closure: Any = None) -> None:
 _step_is_made._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
 
 
-def _shifts_labels(rt: Runtime, batch: Batch) -> bool:
+def _shifts_labels(rt: Runtime, batch: Batch, smoothed: bool) -> bool:
     """Return whether the model's loss compares each token's logits with the next label, measured by one pass.
 
     Some causal language models expect labels that are shifted already (those of BART and its kin).
@@ -226,6 +257,8 @@ def _shifts_labels(rt: Runtime, batch: Batch) -> bool:
     net = net.get_base_model() if hasattr(net, "get_base_model") else net
     names = {cls.__name__ for cls in type(net).__mro__} & {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
     causal = bool(names) or getattr(net, "loss_type", None) is not None
+    if smoothed:  # as the Trainer's label smoother decides
+        return bool(names)
     if not causal or getattr(net, "loss_function", None) is not ForCausalLMLoss or batch.y is None:
         return False
     first = torch.full_like(batch.y, -100)

@@ -19,6 +19,7 @@ from steppe.core.schedules import Ramp as Ramp
 from steppe.core.schedules import Schedule as Schedule
 from steppe.core.schedules import WithLR as WithLR
 from steppe.core.step import Step as Step
+from steppe.core.user_loss import ModelLoss as ModelLoss
 from steppe.errors import InputError as InputError
 from steppe.errors import RunError as RunError
 from steppe.methods.averaging.ema import EMA as EMA

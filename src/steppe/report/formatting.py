@@ -129,6 +129,8 @@ def interval(value: Difference, decimals: int) -> str:
     """Return ``[1.2, 7.4]``, or why there is none; if it excludes 0, no bound is printed as 0."""
     if value.low is None or value.high is None:
         return "one seed: no interval" if value.n == 1 else "equal in all seeds: no interval"
+    if _is_tiny(value):
+        return f"[{value.low:.1e}, {value.high:.1e}]"
     bounds = []
     for bound in (value.low, value.high):
         places = decimals
@@ -138,11 +140,22 @@ def interval(value: Difference, decimals: int) -> str:
     return f"[{', '.join(bounds)}]"
 
 
+def _is_tiny(value: Difference) -> bool:
+    """Return whether an interval excludes 0 by less than decimals can show."""
+    return (
+        value.low is not None
+        and value.high is not None
+        and value.low * value.high > 0
+        and (min(abs(value.low), abs(value.high)) < 1e-4)
+    )
+
+
 def difference(value: Difference | None, decimals: int, n: int | None = None) -> str:
     """Return ``+4.3 [1.2, 7.4]``; the number of pairs is added where it is not ``n``."""
     if value is None:
         return NONE
-    text = f"{number(value.mean, decimals, sign=True)} {interval(value, decimals)}"
+    mean = f"{value.mean:+.1e}" if _is_tiny(value) else number(value.mean, decimals, sign=True)
+    text = f"{mean} {interval(value, decimals)}"
     return text if n is None or value.n in (n, 1) else f"{text} n={value.n}"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, softmax
 
 from steppe.config import Run
 from steppe.core.amp import upcast_to_float32
@@ -33,8 +33,8 @@ def evaluate(
     classes without label smoothing, else that of training. A method with several outputs adds ``outputs``: the
     same for each of its networks, branches and ensembles by name, and for classes ``diversity``, the mean L2
     distance between the probabilities of two of its networks or branches. With ``data.imbalance`` it adds
-    ``groups``: the accuracy over classes with many, a medium number of and few training samples (see
-    `shot_groups`).
+    ``per_class``, the accuracy of each class, and ``groups``, that over classes with many, a medium number of and
+    few training samples (see `shot_groups`).
 
     All processes call it together and get the same numbers.
     """
@@ -58,10 +58,11 @@ def evaluate(
 
 
 class _Hits:
-    """Hits and summed cross-entropy of classes, of each output of a method; hits of ``groups`` of classes too."""
+    """Hits and summed cross-entropy, of each output of a method; with ``groups`` also the hits of each class."""
 
     def __init__(self, method: Method, step: Step, groups: Mapping[str, Sequence[int]]):
         self.method, self.step, self.groups = method, step, groups
+        self.classes = 1 + max((c for classes in groups.values() for c in classes), default=-1)
         net = step.runtime.net
         self.members = net.names if isinstance(net, MultiNetwork) else []
         self.sums: dict[str, float] = {}
@@ -70,20 +71,31 @@ class _Hits:
         """Add a batch, or only make its passes."""
         outputs = self.method.outputs(self.step.runtime.net, self.step.state, batch.x)
         sums = _sums(outputs, batch.y, self.members)
-        hits = outputs["deployed"].argmax(1) == batch.y if self.groups else batch.y
-        for name, classes in self.groups.items():
-            rows = torch.isin(batch.y, torch.tensor(classes, device=batch.y.device))
-            sums |= {f"{name} hits": float((hits & rows).sum()), f"{name} samples": float(rows.sum())}
+        if self.groups:
+            hit = batch.y[outputs["deployed"].argmax(1) == batch.y]
+            for kind, y in (("hits", hit), ("samples", batch.y)):
+                counts = torch.bincount(y, minlength=self.classes).tolist()
+                sums |= {f"{kind} {c}": float(n) for c, n in enumerate(counts)}
         for name, value in sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + (value if counted else 0.0)
 
     def result(self, world: collectives.World, count: int) -> dict[str, Any]:
         """Return the means over all processes."""
         sums = dict(zip(self.sums, world.all_reduce_sum(*self.sums.values()), strict=True))
-        counts = {name: (sums.pop(f"{name} hits"), sums.pop(f"{name} samples")) for name in self.groups}
-        groups = {name: hits / samples for name, (hits, samples) in counts.items() if samples}
-        means = _nested({name: value / count for name, value in sums.items()})
-        return means | ({"groups": groups} if groups else {})
+        if not self.groups:
+            return _nested({name: value / count for name, value in sums.items()})
+        hits, samples = ([sums.pop(f"{kind} {c}") for c in range(self.classes)] for kind in ("hits", "samples"))
+
+        def share(classes: Sequence[int]) -> float | None:
+            total = sum(samples[c] for c in classes)
+            return sum(hits[c] for c in classes) / total if total else None
+
+        return _nested({name: value / count for name, value in sums.items()}) | {
+            "groups": {
+                name: value for name, classes in self.groups.items() if (value := share(classes)) is not None
+            },
+            "per_class": [share([c]) for c in range(self.classes)],
+        }
 
 
 class _Totals:
@@ -141,7 +153,7 @@ def _sums(outputs: dict[str, Tensor], y: Tensor, names: list[str]) -> dict[str, 
         sums[f"loss {name}"] = float(F.cross_entropy(logits, y, reduction="sum"))
     members = [outputs[name] for name in names if name in outputs]
     if len(members) > 1:
-        sums["diversity"] = float(diversity(members)) * len(y)
+        sums["diversity"] = float(diversity([softmax(upcast_to_float32(z), 1) for z in members])) * len(y)
     return sums
 
 

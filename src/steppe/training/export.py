@@ -25,8 +25,9 @@ from steppe.core.model_call import call_for_logits
 from steppe.core.multi_network import MultiNetwork
 from steppe.core.numerics.complex_params import real_view, with_type_of
 from steppe.core.optimizers.joint import evaluation_weights
-from steppe.data.dataset import RESIZE, DataSet, Images, Tensors
+from steppe.data.dataset import DataSet, Images, Tensors
 from steppe.data.normalize import Normalizer
+from steppe.data.sources.pixels import RESIZE
 from steppe.errors import InputError
 from steppe.records import make_folder, write_json, write_text
 from steppe.tasks.losses import NUMBERS

@@ -135,7 +135,7 @@ def evaluated_batches(run: Run, images: DataSet, samples: Samples) -> Iterator[B
         return sample_batches(samples, run.batch)
     assert isinstance(images.train, Images)
     normalize = Normalizer.of(run.data.normalize, images.train, run.data.noise)
-    return evaluation_batches(samples, EVALUATED, normalize)
+    return evaluation_batches(samples, EVALUATED, normalize, hardware.device())
 
 
 def make_objective(run: Run, images: DataSet) -> Objective:

@@ -73,9 +73,10 @@ def check_images(folder: Path, images: DataSet) -> None:
     """Raise InputError if there is a run in ``folder`` that was trained on other images than these."""
     fingerprint = stored_images(folder).get("fingerprint", images.fingerprint)
     if fingerprint != images.fingerprint:
+        kind = "images" if isinstance(images.train, Images) else "data"
         raise InputError(
-            f"{folder} was trained on other images than {images.name} has now; choose another --out, or restore "
-            "the images"
+            f"{folder} was trained on other {kind} than {images.name} has now; choose another --out, or restore "
+            f"the {kind}"
         )
 
 

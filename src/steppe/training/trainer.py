@@ -49,7 +49,7 @@ class TrainingStatus:
     """Progress of a run, as plain data.
 
     ``share`` is the part of its budget that is spent, 0 to 1; ``val_accuracy`` is the value of ``metric``, which
-    is None for accuracy; ``samples`` is what is trained on.
+    is None for accuracy; ``samples`` is what is trained on; ``images`` is how many were trained on.
     """
 
     epoch: int
@@ -61,6 +61,7 @@ class TrainingStatus:
     val_accuracy: float | None = None
     metric: dict[str, Any] | None = None
     samples: str = "images"
+    images: int = 0
 
 
 ProgressCallback = Callable[[TrainingStatus], None]
@@ -224,16 +225,18 @@ class Trainer:
     ) -> TrainingStatus:
         share = min(self.share, 1)
         left = (time.perf_counter() - started) * (1 - share) / max(self.share - share_at_start, 1e-9)
+        rate, images = self._images_per_second(), self.steps * self.run.batch
         return TrainingStatus(
             self.epoch,
             share,
             means["train_loss"],
             means.get("train_accuracy"),
-            self._images_per_second(),
+            rate,
             left,
             val,
             self.metric,
             "images" if isinstance(self.images.train, Images) else "samples",
+            images,
         )
 
     @property

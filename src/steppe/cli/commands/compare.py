@@ -12,7 +12,9 @@ from steppe.errors import InputError
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--jobs", type=int, default=0, help="runs at a time; 0: cores / threads, on a GPU 1")
+    parser.add_argument(
+        "--jobs", type=int, default=0, help="runs at a time; 0: cores / threads, or measured on a GPU"
+    )
     parser.add_argument(
         "--launcher", type=str, default="local", help="where runs train: local, ray or slurm, with settings"
     )
@@ -38,12 +40,15 @@ def run(options: Namespace, command: str) -> int:
         grid = experiments.prepare(study, Path(options.out), command, retry=options.retry, progress=progress)
     todo, world = grid.open, collectives.current_world()
     jobs = options.jobs
-    if not jobs and launcher.name == "local":
-        jobs = 1 if hardware.device().type == "cuda" else max(1, hardware.cores() // study.threads)
-    if not jobs:
-        at_once = f"as many as {launcher.name} has room for"
+    if not jobs and launcher.name == "local" and hardware.device().type != "cuda":
+        jobs = max(1, hardware.cores() // study.threads)
+    if world.size > 1:
+        at_once = f"1 (on {world.size} processes)"
+    elif jobs:
+        at_once = str(min(jobs, max(len(todo), 1)))
     else:
-        at_once = str(min(jobs, max(len(todo), 1))) if world.size == 1 else f"1 (on {world.size} processes)"
+        local = launcher.name == "local"
+        at_once = "as many as the GPU is faster with" if local else f"as many as {launcher.name} has room for"
     for dataset, about in grid.images.items():
         print_images(terminal, dataset, about)
     finished = len(grid.jobs) - len(todo)

@@ -264,6 +264,7 @@ class Method(Generic[State]):
         loss: LossFunction | str = F.cross_entropy,
         clip: float | None = None,
         clip_each: bool = False,
+        outputs: str | None = None,
         precision: str = "fp32",
         scaler: GradScaler | None = None,
         transforms: Sequence[Method] = (),
@@ -285,8 +286,11 @@ class Method(Generic[State]):
             optimizer: Your own optimizer over the model's parameters, or a list of several that hold some each;
                 they are not copied, so their schedulers and checkpoints work as before. A parameter group may
                 have its own ``rho``, unless its optimizer has a setting of that name, as Adadelta.
-            loss: ``loss(logits, y)``, the mean over the batch; or 'model' if the model, given the targets,
-                returns its own loss. The buffers of a module count each batch once, as the model's do.
+            loss: ``loss(logits, y)``, the mean over the batch; 'model' if the model, given the targets, returns
+                its own loss; or `steppe.ModelLoss` of a function that calls the model itself. The buffers of a
+                module count each batch once, as the model's do.
+            outputs: What the network's outputs are, for methods that compare them: 'classes', 'labels' (each yes
+                or no) or 'numbers' (regression). By default the loss and the first targets say it.
             clip: Largest global L2 norm of the gradient given to the optimizer.
             clip_each: Clip the gradient of each network or branch by its own norm, as if it had an optimizer of
                 its own; parameters that several share are clipped together.
@@ -320,6 +324,7 @@ class Method(Generic[State]):
             transforms=[m.transform for m in (self, *_transforms(transforms)) if overrides(m, "transform")],
             clip=clip,
             clip_each=clip_each,
+            outputs=outputs,
             precision=precision,
             scaler=scaler,
             microbatch=microbatch,

@@ -4,7 +4,7 @@
 - perturbations: the functions of `steppe.core.numerics.perturbations`;
 - `full_weights`: those below low-rank adapters;
 - `filters`: output units, filter-wise noise, scopes of parameters;
-- `losses`: divergences, ramps, the targets of distillation.
+- `losses`: ramps, the targets of distillation; of divergences see `Runtime.divergence`.
 """
 
 from steppe.core.numerics import filters, losses, perturbations, vector

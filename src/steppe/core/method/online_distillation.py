@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Generic, cast
 import torch
 from torch import Tensor, nn
 
-from steppe.core.amp import upcast_to_float32
 from steppe.core.batch import Batch
 from steppe.core.method.contract import Cost, Method, State, name_of, with_weights
 from steppe.core.model_call import call_model, extract_logits
@@ -17,7 +16,8 @@ from steppe.core.multi_network import VIEW, MultiNetwork, PeerOutputs, expect_me
 from steppe.core.numerics import losses
 from steppe.core.runtime import Runtime, StepOutput
 
-IDENTICAL = 1e-3  # mean L2 distance of probabilities below which members are the same network
+# mean L2 distance of probabilities, or of numbers in their standard deviations, below which members are the same
+IDENTICAL = 1e-3
 
 
 def identical(name: str, members: str) -> str:
@@ -91,16 +91,23 @@ class OnlineDistillation(Method[State], Generic[State]):
             self._warn_if_identical(batch, rt)
         self.finish(batch, state, rt)
 
+    def distillation_loss(self, teacher: Tensor, logits: Tensor, batch: Batch, rt: Runtime) -> Tensor:
+        """Return T^2 times the divergence of ``logits`` from ``teacher`` at the method's temperature T."""
+        T: float = getattr(self, "T", 1.0)
+        return T**2 * rt.divergence(teacher, logits, batch, T)
+
     def _warn_if_identical(self, batch: Batch, rt: Runtime) -> None:
         net = cast(MultiNetwork, rt.net)
         training = [m for m in net.modules() if m.training]
         net.eval()
         with rt.preserve_state(), torch.no_grad(), rt.precision.autocast():
             outputs = net.named(call_model(net, batch.x))
+            form = rt.form_of(outputs[net.names[0]], batch)
         for module in training:
             module.training = True
-        members = [upcast_to_float32(outputs[name]) for name in net.names]
-        if float(losses.diversity(members)) < IDENTICAL:
+        members = [form.predictions(outputs[name]) for name in net.names]
+        scale = members[0].std().clamp(min=1e-12) if form.form == "numbers" else 1.0
+        if float(losses.diversity(members) / scale) < IDENTICAL:
             rt.once("identical", partial(warnings.warn, identical(name_of(self), self.members), stacklevel=2))
 
     def predict(self, net: nn.Module, state: State, x: Any) -> Tensor:

@@ -80,9 +80,9 @@ def mean_of(logits: Sequence[Tensor]) -> Tensor:
     return torch.stack([upcast_to_float32(z) for z in logits]).mean(0)
 
 
-def diversity(logits: Sequence[Tensor]) -> Tensor:
-    """Return the L2 distance between the probabilities of two networks, averaged over pairs and samples."""
-    p = torch.stack([torch.softmax(upcast_to_float32(z), 1) for z in logits])
+def diversity(predictions: Sequence[Tensor]) -> Tensor:
+    """Return the L2 distance between the predictions (B, K) of two networks, averaged over pairs and samples."""
+    p = torch.stack(list(predictions))
     pairs = [(a - b).norm(dim=1).mean() for i, a in enumerate(p) for b in p[i + 1 :]]
     return torch.stack(pairs).mean()
 

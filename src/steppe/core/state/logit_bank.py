@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from steppe.core.amp import upcast_to_float32
-from steppe.core.numerics.losses import kl_per_sample
+from steppe.core.numerics.outputs import Outputs
 from steppe.errors import InputError
 
 FORMS = ("full", "half", "top:K")
@@ -27,8 +27,8 @@ class StoredLogits:
     classes: Tensor | None
     T: float
 
-    def divergence(self, logits: Tensor) -> Tensor:
-        r"""Return :math:`KL(p\Vert q)` of each sample (B,) from present ``logits`` (B, C), both at temperature T.
+    def divergence(self, logits: Tensor, form: Outputs) -> Tensor:
+        r"""Return the divergence of each sample (B,) from present ``logits`` (B, C), both at temperature T.
 
         With K stored classes, the others count as one: :math:`\sum_k p_k\log(p_k/q_k) + p_r\log(p_r/q_r)`,
         :math:`p_r = 1-\sum_k p_k`. Lumping makes a divergence smaller, never larger (the data-processing
@@ -36,7 +36,7 @@ class StoredLogits:
         """
         values = self.values.to(logits.device)
         if self.classes is None:
-            return kl_per_sample(values, logits, self.T)
+            return form.per_sample(values, logits, None, self.T)
         classes = self.classes.to(logits.device)
         log_q = torch.log_softmax(upcast_to_float32(logits) / self.T, 1)
         stored = (torch.xlogy(values, values) - values * log_q.gather(1, classes)).sum(1)

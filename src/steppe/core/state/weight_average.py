@@ -18,6 +18,7 @@ from steppe.core.numerics.complex_params import real_view
 from steppe.core.numerics.vector import Vec
 from steppe.core.state.param_state import TensorCopies
 from steppe.core.state.snapshot import Buffers, Elsewhere, SnapshotPool, copy_into
+from steppe.core.user_loss import calls_model, own_loss
 
 if TYPE_CHECKING:
     from steppe.core.batch import Batch
@@ -66,9 +67,13 @@ class WeightAverage(TensorCopies):
         if not (self._changes(rt.net) and rt.net.training):
             return
         with rt.rng_restored(), self.training_pass(rt.net, weight), torch.no_grad(), rt.precision.autocast():
-            own = rt.options.loss == "model"
-            parts = rt.micro_batches(batch)
-            outputs = [call_model(rt.net, inputs_for(rt.net, p), p.y if own else None) for p in parts]
+            parts, loss = rt.micro_batches(batch), rt.options.loss
+            outputs = [
+                own_loss(loss, rt.net, inputs_for(rt.net, p), p.y)
+                if calls_model(loss)
+                else call_model(rt.net, inputs_for(rt.net, p))
+                for p in parts
+            ]
             numbers: Vec = [real_view(t) for t in tree_leaves(outputs) if isinstance(t, Tensor) and _has_mean(t)]
             rt.check_finite(vector.finite_check(numbers))
             rt.parallel.share_buffers(rt.net)

@@ -1,4 +1,4 @@
-"""The files of a folder or an archive: read in sequence, images decoded in parallel.
+"""The files of a folder or an archive: read in sequence, images decoded on all cores.
 
 Archives are read as a stream and never unpacked, so a malicious name cannot write anywhere: names are used only as
 labels. Devices and names that leave the folder are not read. Whatever is not read is counted.
@@ -10,24 +10,29 @@ import errno
 import posixpath
 import stat
 import tarfile
+import threading
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path, PurePosixPath
 
+from steppe import hardware
 from steppe.data.sources import _archive_links
+from steppe.data.sources._decoders import Decoder
 from steppe.data.sources.listing import Listing, list_files
 from steppe.data.sources.pixels import TOO_LARGE, Decoded, decode_one, pillow_limits
 from steppe.errors import InputError
 
 _LARGEST = 2**28  # bytes of an image file, whatever size a file or archive claims
-_CHUNK = 1024  # encoded images in memory at a time
 _GROUP = 32  # images that a thread takes at a time: for single small images the overhead exceeds the decoding
+_GROUP_BYTES = 2**20
+_IN_THREADS = 1024  # images, in less time than processes take to start
+_MOST_PROCESSES = 32
 
 ProgressCallback = Callable[[int, int], None]
 
@@ -119,7 +124,7 @@ class _Member:
 def _tar_members(path: Path, progress: ProgressCallback) -> Iterator[_Member]:
     total = path.stat().st_size
     with path.open("rb") as raw, tarfile.open(fileobj=raw, mode="r|*", tarinfo=_StrictTarInfo) as archive:
-        for info in archive:
+        for number, info in enumerate(archive):
             archive.members = []  # type: ignore[attr-defined]  # otherwise every header stays in memory
             kind = "file" if info.isfile() else "folder" if info.isdir() else "device"
             target = info.linkname
@@ -132,7 +137,9 @@ def _tar_members(path: Path, progress: ProgressCallback) -> Iterator[_Member]:
                 return file.read() if file else b""
 
             yield _Member(info.name, kind, info.size, target, read)
-            progress(raw.tell(), total)
+            if number % _GROUP == 0:  # other threads may take the interpreter at each call of the system
+                progress(raw.tell(), total)
+        progress(raw.tell(), total)
 
 
 def _zip_members(path: Path, progress: ProgressCallback) -> Iterator[_Member]:
@@ -182,20 +189,53 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 
 def decode(files: ImageFiles, size: int | None) -> list[Decoded]:
-    """Return all images sorted by name, resized to ``size`` pixels if given; of equal names the last is used."""
+    """Return all images sorted by name, resized to ``size`` pixels if given; of equal names the last is used.
 
-    def decode_group(group: list[tuple[str, bytes | OSError]]) -> list[Decoded]:
-        return [decode_one(name, content, size) for name, content in group]
-
+    The first images are decoded in threads, which is enough for few of them, the others in a process per core.
+    """
+    local, workers = threading.local(), min(hardware.cores(), _MOST_PROCESSES)
     by_name: dict[str, Decoded] = {}
-    remaining = iter(files)
+    decoders: list[Decoder] = []
+    pending: deque[Future[list[Decoded]]] = deque()
+
+    def decode_group(group: list[tuple[str, bytes | OSError]], number: int) -> list[Decoded]:
+        if workers == 1 or number < _IN_THREADS:
+            return [decode_one(name, content, size) for name, content in group]
+        if not hasattr(local, "decoder"):
+            local.decoder = Decoder(size)
+            decoders.append(local.decoder)
+        images: list[Decoded] = local.decoder(group)
+        return images
+
+    def collect(most: int) -> None:
+        while len(pending) > most:
+            by_name.update((image.name, image) for image in pending.popleft().result())
+
     with ExitStack() as stack:
         stack.enter_context(pillow_limits())
-        pool = stack.enter_context(ThreadPoolExecutor())
-        while chunk := list(islice(remaining, _CHUNK)):
-            groups = [chunk[i : i + _GROUP] for i in range(0, len(chunk), _GROUP)]
-            for images in pool.map(decode_group, groups):
-                by_name.update((image.name, image) for image in images)
+        stack.callback(lambda: deque(map(Decoder.close, decoders)))
+        pool = ThreadPoolExecutor(workers)
+        stack.callback(pool.shutdown, cancel_futures=True)
+        count = 0
+        for group in _groups(files):
+            pending.append(pool.submit(decode_group, group, count))
+            count += len(group)
+            collect(2 * workers)
+        collect(0)
     for name, target in files.resolve_links(list(by_name)).items():
         by_name.setdefault(name, replace(by_name[target], name=name))
     return [by_name[name] for name in sorted(by_name)]
+
+
+def _groups(files: Iterable[tuple[str, bytes | OSError]]) -> Iterator[list[tuple[str, bytes | OSError]]]:
+    """Yield the images in groups of a few, or of a few bytes."""
+    group: list[tuple[str, bytes | OSError]] = []
+    size = 0
+    for name, content in files:
+        group.append((name, content))
+        size += len(content) if isinstance(content, bytes) else 0
+        if len(group) == _GROUP or size > _GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group

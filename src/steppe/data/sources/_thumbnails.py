@@ -19,14 +19,19 @@ def thumbnails(names: Iterable[str]) -> dict[str, list[str]]:
     files, which every class has, are no thumbnails: a class may be called thumbs.
     """
     inside: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    outside: list[PurePosixPath] = []
+    rest: list[str] = []
+    depths: dict[str, int | None] = {}  # by folder
     for name in names:
-        parents = PurePosixPath(name).parts[:-1]
-        depth = next((i for i, p in enumerate(parents) if p.strip("_ ").lower() in _FOLDERS), None)
+        folder = name.rpartition("/")[0]
+        parents = tuple(folder.split("/")) if folder else ()
+        if folder not in depths:
+            depths[folder] = next((i for i, p in enumerate(parents) if p.strip("_ ").lower() in _FOLDERS), None)
+        depth = depths[folder]
         if depth is None:
-            outside.append(PurePosixPath(name))
+            rest.append(name)
         else:
             inside[parents[: depth + 1]].append(name)
+    outside = [PurePosixPath(name) for name in rest] if inside else []
     return {"/".join(top): images for top, images in inside.items() if _are_copies(top, images, outside)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
@@ -55,8 +56,7 @@ def files_state(path: Path) -> Any:
     if path.is_dir():
         listing = list_files(path)
         names = [*listing.images, *listing.tables]
-        # lstat for a broken link, which is reported when it is decoded
-        states = [(path / n).stat() if (path / n).exists() else (path / n).lstat() for n in names]
+        states = [_state(f"{path}/{name}") for name in names]
         folders = [sorted(names) for names in (listing.folders, listing.filled, listing.foreign, listing.system)]
         return [
             folders,
@@ -68,6 +68,13 @@ def files_state(path: Path) -> Any:
     if path.exists():
         raise InputError(f"{path} is neither a folder nor an archive ({', '.join(ARCHIVES)})")
     raise InputError(f"there is no {path}; give the folder or archive with a sub-folder per class")
+
+
+def _state(file: str) -> os.stat_result:
+    try:
+        return os.stat(file)
+    except OSError:  # a broken link, which is reported when it is decoded
+        return os.lstat(file)
 
 
 def _decode_all(path: Path, options: Data, table: str | None, progress: ProgressCallback | None = None) -> Source:

@@ -102,31 +102,31 @@ def list_files(root: Path) -> Listing:
     """
     listing = Listing()
 
-    def enter(folder: Path, above: frozenset[tuple[int, int]]) -> None:
-        state = folder.stat()
+    def enter(folder: str, above: frozenset[tuple[int, int]]) -> None:
+        state = os.stat(root / folder)
         identity = state.st_dev, state.st_ino
         if identity in above:
-            listing.folders.discard(folder.relative_to(root).as_posix())
+            listing.folders.discard(folder)
             listing.other["circular link"] += 1
             return
         try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
         except OSError:
             listing.other["unreadable folder"] += 1
             return
         for entry in entries:
-            name = Path(entry.path).relative_to(root).as_posix()
+            name = f"{folder}/{entry.name}" if folder else entry.name
             if entry.is_symlink() and _is_circular(entry.path):
                 listing.other["circular link"] += 1
             elif entry.is_dir():
                 if listing.add(name, is_folder=True):
-                    enter(Path(entry.path), above | {identity})
+                    enter(name, above | {identity})
             elif entry.is_file() or not os.path.exists(entry.path):
                 listing.add(name)
             else:
                 listing.other["device"] += 1
 
-    enter(root, frozenset())
+    enter("", frozenset())
     listing.images.sort()
     listing.tables.sort()
     return listing

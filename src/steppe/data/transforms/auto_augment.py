@@ -14,60 +14,87 @@ Ranges and policies are torchvision's defaults; pixels shifted in from outside a
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from steppe.data.transforms import pil_ops
-from steppe.data.transforms.basic import Sample, Transform, boxes, crop, flip
-from steppe.data.transforms.draws import Draws, to_tensor
+from steppe.data.transforms.basic import Sample, Transform, boxes, crop, edges, flip
+from steppe.data.transforms.draws import Draws, Plan
 from steppe.data.transforms.pil_ops import to_float, to_uint8, where
 from steppe.errors import InputError, unknown
 
 _ANGLE = 15.0  # degrees
 
 
-def rotate(sample: Sample, partner: Sample, rng: Draws) -> Sample:
+def _draw_rotate(rng: Draws, shape: Sequence[int]) -> Plan:
+    return {"angle": (2 * rng.random(shape[0]) - 1) * _ANGLE}
+
+
+def _rotate(sample: Sample, partner: Sample, plan: Plan) -> Sample:
     """Rotate each image by a uniform angle of up to 15 degrees about its centre, nearest pixels, corners black."""
-    angles = (2 * rng.random(len(sample.x)) - 1) * _ANGLE
-    return _in_type_of(sample, pil_ops.rotate(to_uint8(sample.x), to_tensor(angles, sample.x)))
+    return _in_type_of(sample, pil_ops.rotate(to_uint8(sample.x), plan["angle"]))
 
 
-def black_square(sample: Sample, partner: Sample, rng: Draws) -> Sample:
+def _draw_black_square(rng: Draws, shape: Sequence[int]) -> Plan:
+    count, _, h, w = shape
+    return edges(rng.integers(0, h, count), rng.integers(0, w, count), h // 2, h, w)
+
+
+def _black_square(sample: Sample, partner: Sample, plan: Plan) -> Sample:
     """Black out a square of half the side around a uniform pixel, clipped at the borders, in every image."""
-    count, _, h, w = sample.x.shape
-    square = boxes(rng.integers(0, h, count), rng.integers(0, w, count), np.full(count, h // 2), h, w)
-    return Sample(where(to_tensor(square, sample.x)[:, None], sample.x.new_zeros(1), sample.x), sample.y)
+    square = boxes(plan, *sample.x.shape[2:])
+    return Sample(where(square[:, None], sample.x.new_zeros(1), sample.x), sample.y)
 
 
-def randaugment(sample: Sample, partner: Sample, rng: Draws) -> Sample:
-    """Apply two random operations to each image, with replacement, at strength 9 of 30 and random sign."""
-    count, _, h, w = sample.x.shape
-    x = to_uint8(sample.x)
-    values = np.array(
-        [[strength(name, 9, 31, h, w, negative=negative) for negative in (False, True)] for name in _RANDOM]
-    )
-    for operation, side in [(rng.integers(0, len(_RANDOM), count), rng.integers(0, 2, count)) for _ in range(2)]:
-        x = apply_each(x, [_RANDOM[k] for k in operation], values[operation, side])
-    return _in_type_of(sample, x)
+def _draw_randaugment(rng: Draws, shape: Sequence[int]) -> Plan:
+    """Draw two operations for each image, with replacement, at strength 9 of 30 and random sign."""
+    count, _, h, w = shape
+    values = _randaugment_strengths(h, w)
+    draws = [(rng.integers(0, len(_RANDOM), count), rng.integers(0, 2, count)) for _ in range(2)]
+    return {"rounds": [_by_operation(_RANDOM, kind, values[kind, side]) for kind, side in draws]}
 
 
-def autoaugment(sample: Sample, partner: Sample, rng: Draws) -> Sample:
-    """Apply one of 25 policies to each image: two operations, each with its own probability and strength."""
-    count, _, h, w = sample.x.shape
+def _draw_autoaugment(rng: Draws, shape: Sequence[int]) -> Plan:
+    """Draw one of 25 policies for each image: two operations, each with its own probability and strength."""
+    count, _, h, w = shape
     policy = rng.integers(0, len(_POLICIES), count)
     chances = [rng.random(count) for _ in range(2)]
     sides = [rng.integers(0, 2, count) for _ in range(2)]
-    x = to_uint8(sample.x)
+    names, kinds, shares, values = _policy_tables(h, w)
+    rounds = []
     for part, chance, side in zip(range(2), chances, sides, strict=True):
-        names, values = ["identity"] * count, [0.0] * count
-        for i in range(count):
-            name, tenths, level = _POLICIES[policy[i]][part]
-            if chance[i] < tenths / 10:
-                names[i], values[i] = name, strength(name, level, 10, h, w, negative=not side[i])
-        x = apply_each(x, names, values)
+        applied = chance < shares[policy, part]
+        kind = np.where(applied, kinds[policy, part], 0)
+        rounds.append(_by_operation(names, kind, np.where(applied, values[policy, part, side], 0.0)))
+    return {"rounds": rounds}
+
+
+def _by_operation(names: Sequence[str], kind: np.ndarray, value: np.ndarray) -> Plan:
+    """Return the images' positions by their operations ``names[kind]``, their values, and the groups' sizes."""
+    order = np.argsort(kind, kind="stable")
+    groups = tuple((names[k], int(n)) for k, n in enumerate(np.bincount(kind)) if n)
+    return {"order": order, "value": value[order], "groups": groups}
+
+
+def _in_rounds(sample: Sample, partner: Sample, plan: Plan) -> Sample:
+    """Apply to each image (uint8 inside) its operations, one in each round of the plan."""
+    x = to_uint8(sample.x)
+    for part in plan["rounds"]:
+        sizes = [count for _, count in part["groups"]]
+        images = torch.split(x.index_select(0, part["order"]), sizes)
+        groups = zip(part["groups"], images, torch.split(part["value"], sizes), strict=True)
+        changed = [pil_ops.OPERATIONS[name](own, value) for (name, _), own, value in groups]
+        x = torch.empty_like(x).index_copy_(0, part["order"], torch.cat(changed))
     return _in_type_of(sample, x)
+
+
+rotate = Transform(_draw_rotate, _rotate)
+black_square = Transform(_draw_black_square, _black_square)
+randaugment = Transform(_draw_randaugment, _in_rounds)
+autoaugment = Transform(_draw_autoaugment, _in_rounds)
 
 
 def _in_type_of(sample: Sample, x: Tensor) -> Sample:
@@ -91,19 +118,6 @@ def strength(name: str, level: int, levels: int, h: int, w: int, *, negative: bo
     size = w if name == "translate-x" else h
     largest = {"shear": 0.3, "translate": 150 / 331 * size, "rotate": 30.0}.get(name.split("-")[0], 0.9)
     return -share * largest if negative else share * largest
-
-
-def apply_each(x: Tensor, names: Sequence[str], values: Sequence[float] | np.ndarray) -> Tensor:
-    """Return uint8 images (B, C, H, W), to each of which its operation was applied, with its `strength`."""
-    out, value = x.clone(), np.asarray(values)
-    rows: dict[str, list[int]] = {}
-    for i, name in enumerate(names):
-        rows.setdefault(name, []).append(i)
-    for name, members in rows.items():
-        index = to_tensor(np.array(members), x)
-        changed = pil_ops.OPERATIONS[name](x.index_select(0, index), to_tensor(value[members], x))
-        out.index_copy_(0, index, changed)
-    return out
 
 
 _RANDOM = (
@@ -138,6 +152,31 @@ _POLICIES: tuple[tuple[_Part, _Part], ...] = (
     (("color", 6, 4), ("contrast", 10, 8)),
     (("equalize", 8, 0), ("equalize", 6, 0)),
 )
+
+
+@cache
+def _randaugment_strengths(h: int, w: int) -> np.ndarray:
+    """Return the strengths (operation, side) of RandAugment, of which the second side has the other sign."""
+    return np.array([[strength(name, 9, 31, h, w, negative=side) for side in (False, True)] for name in _RANDOM])
+
+
+@cache
+def _policy_tables(h: int, w: int) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray]:
+    """Return the names of operations; of each policy's two parts the operation, the probability, the strengths.
+
+    The first operation is the identity; of two strengths the first has the other sign.
+    """
+    names = ("identity", *sorted({name for policy in _POLICIES for name, _, _ in policy}))
+    kinds = np.array([[names.index(name) for name, _, _ in policy] for policy in _POLICIES])
+    shares = np.array([[tenths / 10 for _, tenths, _ in policy] for policy in _POLICIES])
+    values = np.array(
+        [
+            [[strength(name, level, 10, h, w, negative=not side) for side in (0, 1)] for name, _, level in policy]
+            for policy in _POLICIES
+        ]
+    )
+    return names, kinds, shares, values
+
 
 COMPOSITIONS: dict[str, tuple[Transform, ...]] = {
     "plain": (),

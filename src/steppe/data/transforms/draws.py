@@ -1,8 +1,17 @@
-"""Random numbers of the augmentation steps."""
+"""Random numbers of the augmentation steps, and what the steps draw for a batch.
+
+A step draws for a batch before it has the images: it returns a plan, a dictionary of arrays, most of them with a
+row per image, and of plain values. So the plans of a whole epoch are sent to a GPU at once.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Plan = dict[str, Any]
 
 
 class Draws:
@@ -42,21 +51,15 @@ class RowDraws(Draws):
         return super()._draw(self.whole, name, *arguments)[self.rows]
 
 
-class RecordedDraws(Draws):
-    """Records each call: the method's name and its arguments before the size.
-
-    No step's calls depend on the numbers drawn, so the calls for one image are those for any number of images.
-    """
-
-    def __init__(self, rng: np.random.Generator):
-        super().__init__(rng)
-        self.calls: list[tuple[str, tuple[float, ...]]] = []
-
-    def _draw(self, size: int, name: str, *arguments: float) -> np.ndarray:
-        self.calls.append((name, arguments))
-        return super()._draw(size, name, *arguments)
-
-
 def to_tensor(array: np.ndarray, x: Tensor) -> Tensor:
     """Return an array as a tensor on the device of ``x``."""
     return torch.from_numpy(array).to(x.device, non_blocking=True)
+
+
+def map_arrays(f: Callable[[np.ndarray], Any], plan: Any) -> Any:
+    """Return a plan with ``f`` applied to its arrays; other values stay as they are."""
+    if isinstance(plan, np.ndarray):
+        return f(plan)
+    if isinstance(plan, dict):
+        return {key: map_arrays(f, value) for key, value in plan.items()}
+    return [map_arrays(f, value) for value in plan] if isinstance(plan, list) else plan

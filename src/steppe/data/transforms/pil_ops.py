@@ -90,7 +90,7 @@ def sharpness(x: Tensor, value: Tensor) -> Tensor:
     smooth = x.clone()
     if min(h, w) > 2:
         kernel = torch.ones(channels, 1, 3, 3, device=x.device)
-        kernel[:, :, 1, 1] = 5
+        kernel[:, :, 1:2, 1:2].fill_(5)  # an assigned number would be copied from the host
         total = F.conv2d(x.float(), kernel, groups=channels)  # whole numbers, exact
         smooth[:, :, 1:-1, 1:-1] = (total / 13 + 0.5).floor().to(torch.uint8)
     return _blended(smooth, x, value)

@@ -1,12 +1,9 @@
 """The augmentation steps that a run can name."""
 
 from collections.abc import Sequence
-from functools import partial
-
-from torch import Tensor
 
 from steppe.data.transforms.auto_augment import randaugment, rotate
-from steppe.data.transforms.basic import Transform, crop, cutout, flip, jitter, resized_crop
+from steppe.data.transforms.basic import Transform, crop, cutout, cutout_with, flip, jitter, resized_crop
 from steppe.data.transforms.mixup_cutmix import cutmix, mixup
 from steppe.errors import InputError, unknown
 
@@ -24,8 +21,8 @@ STEPS: dict[str, Transform] = {
 MIXING = ("mixup", "cutmix")
 
 
-def make_steps(names: Sequence[str], blank: Tensor | None = None) -> list[Transform]:
-    """Return the named steps in this order; ``blank`` (C,) is the colour of cutout.
+def make_steps(names: Sequence[str], blank: tuple[float, ...] | None = None) -> list[Transform]:
+    """Return the named steps in this order; ``blank`` (C) is the colour of cutout.
 
     Raises InputError for an unknown name, and for two steps that mix labels.
     """
@@ -34,4 +31,4 @@ def make_steps(names: Sequence[str], blank: Tensor | None = None) -> list[Transf
             raise unknown("augmentation in data.augment", name, STEPS)
     if all(name in names for name in MIXING):
         raise InputError("data.augment has both mixup and cutmix; choose one of them")
-    return [partial(cutout, blank=blank) if name == "cutout" else STEPS[name] for name in names]
+    return [cutout_with(blank) if name == "cutout" else STEPS[name] for name in names]

@@ -8,6 +8,7 @@ Paper    Zhang et al., CVPR 2018, arXiv:1706.00384, equations 5 to 9
 Code     YingZhangDUT/Deep-Mutual-Learning @ 34a2058 (TensorFlow, re-identification only)
 Cost     2 forward, 2 backward, 1 update (one of each of ``networks``)
 Limits   networks = 1 is Plain; lam = 0 is Plain for each network
+Outputs  classes, labels or numbers, of samples or positions
 Differs  1. all networks are updated at once from one forward pass each, as in OKDPH's code; in algorithm 1 of the
             paper each is updated before the next one's pass (dml-alternating), and the authors' code gives each
             another batch.
@@ -38,12 +39,12 @@ class DML(EnsembleDistillation):
     def objective(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """The sum of all networks' losses; no gradient flows from one network to another."""
         z = self.peers(batch, rt).logits
-        return StepOutput(losses.total(self.network_loss(m, z, batch.y, rt) for m in range(self.networks)), z[0])
+        return StepOutput(losses.total(self.network_loss(m, z, batch, rt) for m in range(self.networks)), z[0])
 
-    def network_loss(self, m: int, z: Sequence[Tensor], y: Tensor, rt: Runtime) -> Tensor:
+    def network_loss(self, m: int, z: Sequence[Tensor], batch: Batch, rt: Runtime) -> Tensor:
         """Supervised loss of network m plus lam times its mean KL to the other networks' detached predictions."""
-        loss = rt.loss(z[m], y)
+        loss = rt.loss(z[m], batch.y)
         if not self.lam:
             return loss
-        divergences = [losses.distillation_loss(t.detach(), z[m], self.T) for k, t in enumerate(z) if k != m]
+        divergences = [self.distillation_loss(t.detach(), z[m], batch, rt) for k, t in enumerate(z) if k != m]
         return loss + self.lam * torch.stack(divergences).mean()

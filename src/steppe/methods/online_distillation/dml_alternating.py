@@ -9,6 +9,7 @@ Paper    Zhang et al., CVPR 2018, arXiv:1706.00384, algorithm 1
 Code     YingZhangDUT/Deep-Mutual-Learning @ 34a2058 (TensorFlow, re-identification only)
 Cost     4 forward, 2 backward, 2 updates (``networks`` squared forward, one of each backward)
 Limits   networks = 1 is Plain; lam = 0 is Plain for each network
+Outputs  classes, labels or numbers, of samples or positions
 Differs  1. the authors' code gives each network another batch; here, as in algorithm 1, all see one.
          2. running statistics and dropout masks are those of the networks' first pass over the batch.
          3. all networks make a new pass before each update, though only one has changed.
@@ -46,4 +47,4 @@ class AlternatingDML(DML):
 
     def _loss_of(self, m: int, rt: Runtime, batch: Batch) -> StepOutput:
         z = self.peers(batch, rt).logits
-        return StepOutput(self.network_loss(m, z, batch.y, rt), z[m])
+        return StepOutput(self.network_loss(m, z, batch, rt), z[m])

@@ -9,6 +9,7 @@ Paper    Kim et al., ICPR 2020, arXiv:1904.09058, equations 3 to 8
 Code     Jangho-Kim/FFL-pytorch @ 546d478; tianlizhang/OKDPH @ a562089
 Cost     2 forward, 2 backward, 1 update at most (``branches`` over one trunk), and the fusion
 Limits   branches = 1 is Plain
+Outputs  classes, labels or numbers, of samples or positions
 Differs  1. one optimizer; the code has a second one for the fusion, with weight decay 1e-5 instead of 1e-4. Give
             the parameters of ``model.fusion`` a group of their own for that.
          2. r rises with every step; the code keeps it constant within an epoch.
@@ -41,6 +42,6 @@ class FFL(BranchDistillation):
         out, r = self.peers(batch, rt), self.ramp_up(rt)
         z, z_f = out.logits, out.ensemble
         terms = [rt.loss(logits, batch.y) for logits in (*z, z_f)]
-        terms += [r * losses.distillation_loss(z_f.detach(), z_i, self.T) for z_i in z]
-        terms.append(r * losses.distillation_loss(losses.mean_of(z).detach(), z_f, self.T))
+        terms += [r * self.distillation_loss(z_f.detach(), z_i, batch, rt) for z_i in z]
+        terms.append(r * self.distillation_loss(losses.mean_of(z).detach(), z_f, batch, rt))
         return StepOutput(losses.total(terms), z[0])

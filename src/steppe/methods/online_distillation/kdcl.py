@@ -14,6 +14,7 @@ Paper    Guo et al., CVPR 2020, section 3
 Code     none by the authors; tianlizhang/OKDPH @ a562089 has the mean, which is not in the paper
 Cost     2 forward, 2 backward, 1 update (one of each of ``networks``)
 Limits   networks = 1 is Plain; lam = 0, ce = 1 is Plain for each network
+Outputs  classes of samples; target = mean also takes labels, numbers and positions
 Differs  1. linear and general take the samples of one forward pass; the paper estimates the weights of general
             once an epoch on held-out data, and does not say over which samples it solves linear.
          2. general adds a ridge of 1e-6 times the mean of C's diagonal, and its weights may be negative.
@@ -25,8 +26,17 @@ Start    networks 2, target mean, T 4, ce 0.5, lam 0.5 (OKDPH's code)
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from steppe.core.method import Batch, Runtime, StepOutput, autocast_disabled, hyper, upcast_to_float32
+from steppe.core.method import (
+    Batch,
+    InputError,
+    Runtime,
+    StepOutput,
+    autocast_disabled,
+    hyper,
+    upcast_to_float32,
+)
 from steppe.core.method.numerics import losses
 from steppe.methods.online_distillation._base import EnsembleDistillation
 
@@ -50,9 +60,17 @@ class KDCL(EnsembleDistillation):
         logits = self.peers(batch, rt).logits
         terms = [self.ce * rt.loss(z, batch.y) for z in logits]
         if self.lam:
-            constant = torch.stack([upcast_to_float32(z.detach()) for z in logits])
-            with autocast_disabled(constant):
-                target = losses.KDCL_TARGETS[self.target]
-                t = target(constant, losses.one_hot(batch.y, constant[0]))
-            terms += [self.lam * losses.distillation_loss(t, z, self.T) for z in logits]
+            t = self._teacher(torch.stack([upcast_to_float32(z.detach()) for z in logits]), batch, rt)
+            terms += [self.lam * self.distillation_loss(t, z, batch, rt) for z in logits]
         return StepOutput(losses.total(terms), logits[0])
+
+    def _teacher(self, z: Tensor, batch: Batch, rt: Runtime) -> Tensor:
+        """Return the target from all networks' logits z (N, B, K); the mean has no need of targets or classes."""
+        if self.target == "mean":
+            return z.mean(0)
+        if z.ndim != 3 or rt.form_of(z[0], batch).form != "classes":
+            raise InputError(
+                f"kdcl: target is {self.target!r}, which needs the class of each sample; give target='mean'"
+            )
+        with autocast_disabled(z):
+            return losses.KDCL_TARGETS[self.target](z, losses.one_hot(batch.y, z[0]))

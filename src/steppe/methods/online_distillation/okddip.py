@@ -10,6 +10,7 @@ Paper    Chen et al., AAAI 2020, arXiv:1912.00350, equations 3 to 8
 Code     DefangChen/OKDDip-AAAI2020 @ c6a05de; tianlizhang/OKDPH @ a562089
 Cost     4 forward, 4 backward, 1 update at most (``branches`` over one trunk, or whole networks)
 Limits   branches = 1 is Plain
+Outputs  classes, labels or numbers, of samples or positions
 Differs  1. as in the code, attention mixes logits, with no factor 1 / sqrt(d), and a peer attends to itself too;
             the paper mixes softened predictions.
          2. detach = False lets the KLs' gradient into the logits of the teachers too, as the code does.
@@ -72,7 +73,8 @@ class OKDDip(BranchDistillation):
         if self.alpha:
             weight = self.alpha * self.ramp_up(rt)
             pairs = zip(out.targets, peers, strict=True)
-            terms += [weight * losses.distillation_loss(t, z, self.T) for t, z in pairs]
+            terms += [weight * self.distillation_loss(t, z, batch, rt) for t, z in pairs]
             mean = losses.mean_of(peers)
-            terms.append(weight * losses.distillation_loss(mean.detach() if self.detach else mean, leader, self.T))
+            mean = mean.detach() if self.detach else mean
+            terms.append(weight * self.distillation_loss(mean, leader, batch, rt))
         return StepOutput(losses.total(terms), leader)

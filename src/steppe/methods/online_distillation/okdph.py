@@ -10,6 +10,7 @@ Paper    Zhang et al., CVPR 2023, arXiv:2303.14666, equations 1 and 2; supplemen
 Code     tianlizhang/OKDPH @ a562089
 Cost     3 forward, 3 backward, 1 update (one of each of ``networks``, one of the hybrid)
 Limits   networks = 1 is Plain; omega = 1, beta = 0, gamma = 0 is Plain for each student
+Outputs  classes, labels or numbers, of samples or positions
 Differs  1. gradient = 'chain' follows the equation: r_m times the hybrid's gradient. The code writes the hybrid
             into a module of its own, so its loss trains no student: that is 'none', used for the paper's tables.
             'full' gives each student the whole gradient.
@@ -137,7 +138,7 @@ class OKDPH(OnlineDistillation[HybridWeights]):
         terms = [omega * rt.loss(z, batch.y) for z in out.logits]
         if beta:
             t = losses.mean_of([*out.logits, out.ensemble]).detach()
-            terms += [beta * losses.distillation_loss(t, z, self.T) for z in out.logits]
+            terms += [beta * self.distillation_loss(t, z, batch, rt) for z in out.logits]
         if omega < 1:
             terms.append((1 - omega) * rt.loss(out.ensemble, batch.y))
         return StepOutput(losses.total(terms), out.logits[0])

@@ -13,6 +13,7 @@ Code     shaoeric/Peer-Collaborative-Learning-for-Online-Knowledge-Distillation 
          tianlizhang/OKDPH @ a562089
 Cost     6 forward, 3 backward, 1 update at most (``branches`` over one trunk; the mean needs no backward)
 Limits   branches = 1 is Plain
+Outputs  classes, labels or numbers, of samples or positions
 Differs  1. r is the paper's; both codes divide by the weight instead of the ramp's length, which turns
             distillation off from epoch 3 to 80. It rises with every step.
          2. d is the paper's; OKDPH's code always passes step 0, so its mean is the network itself.
@@ -60,8 +61,8 @@ class PCL(BranchDistillation[WeightAverage]):
         z, z_e = out.logits, out.ensemble
         terms = [rt.loss(logits, batch.y) for logits in (*z, z_e)]
         for j, z_j in enumerate(z):
-            peers = [losses.distillation_loss(t, z_j, self.T) for k, t in enumerate(zm) if k != j]
-            terms.append(r * (losses.distillation_loss(z_e.detach(), z_j, self.T) + torch.stack(peers).mean()))
+            peers = [self.distillation_loss(t, z_j, batch, rt) for k, t in enumerate(zm) if k != j]
+            terms.append(r * (self.distillation_loss(z_e.detach(), z_j, batch, rt) + torch.stack(peers).mean()))
         return StepOutput(losses.total(terms), z[0])
 
     def finish(self, batch: Batch, state: WeightAverage, rt: Runtime) -> None:

@@ -7,6 +7,7 @@ Code     AngusDujw/SAF @ 6e85600, MESA_train.py
 Cost     3 forward, 1 backward, 1 update (the mean's forward passes need no gradient: one is the teacher's, from
          start on, and one is for its running statistics, at decay 0.9998 on every fiftieth step)
 Limits   lam = 0 is Plain
+Outputs  classes, labels or numbers, of samples or positions
 Differs  1. squared = True multiplies the KL by T^2 as the code does; the poster does not (its lam is then 25 times
             ours at T = 5).
          2. the mean warms up, d = min(decay, (1 + t) / (10 + t)): at decay 0.9998 it would hold a fifth of the
@@ -19,7 +20,6 @@ Start    lam 0.8, T 5, decay 0.9998, start 0.066666, 6 epochs of 90 (authors' sc
 from dataclasses import dataclass
 
 from steppe.core.method import Batch, Cost, Method, Runtime, StepOutput, WeightAverage, call_for_logits, hyper
-from steppe.core.method.numerics import losses
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class MESA(Method[WeightAverage]):
         rt.count(forward=len(batch))
         out = rt.supervised(batch)
         weight = self.lam * (self.T**2 if self.squared else 1.0)
-        return StepOutput(out.loss + weight * losses.kl_divergence(teacher, out.logits, self.T), out.logits)
+        return StepOutput(out.loss + weight * rt.divergence(teacher, out.logits, batch, self.T), out.logits)
 
     def before(self, batch: Batch, state: WeightAverage, rt: Runtime) -> None:
         if self.lam:

@@ -11,6 +11,7 @@ Code     DeepUVaasa/SADT @ 6e28a62 (a TensorFlow notebook)
 Cost     2 forward, 2 backward, 2 updates; variant 2: 3 forward, 3 backward, less the part below the last
          convolution, which its teachers share (2.1 on the Simple CNN), where the network is a Sequential
 Limits   weight = 0 is RepeatStep; weight = 0 with updates = 1 is Plain
+Outputs  classes, labels or numbers, of samples or positions
 Differs  the paper leaves open, and we take from the notebook: KL's first argument is a constant and its
          gradient is taken at w_t (the paper's figure 1 says w_up); the optimizer's state is shared by both
          updates; dropout masks are drawn afresh (masks = 'replay' repeats those of the first pass); the
@@ -35,7 +36,7 @@ from torch import Tensor, nn
 
 from steppe.config import presets
 from steppe.core.method import Batch, Cost, Method, Runtime, StepOutput, hyper
-from steppe.core.method.numerics import Vec, filters, losses, vector
+from steppe.core.method.numerics import Vec, filters, vector
 from steppe.models.multi.shared_trunk import branch_logits, flops_share, is_within, split_sequential
 
 
@@ -125,16 +126,16 @@ class SADT(Method):
         return total
 
     def _match(self, rt: Runtime, batch: Batch) -> StepOutput:
-        return self._divergence(rt.forward(batch.x), batch)
+        return self._divergence(rt.forward(batch.x), batch, rt)
 
     def _through_branches(
         self, teachers: list[Vec], trunk: nn.Module, top: nn.Module, rt: Runtime, batch: Batch
     ) -> StepOutput:
         logits = branch_logits(trunk, top, rt.params, teachers, batch.x, rt.rng_restored)
-        outs = [self._divergence(z, batch) for z in logits]
+        outs = [self._divergence(z, batch, rt) for z in logits]
         return StepOutput(torch.stack([o.loss for o in outs]).sum(), outs[-1].logits)
 
-    def _divergence(self, logits: Tensor, batch: Batch) -> StepOutput:
+    def _divergence(self, logits: Tensor, batch: Batch, rt: Runtime) -> StepOutput:
         clean = batch.extra["clean"]
         pair = (clean, logits) if self.resolved.direction == "pre-aux" else (logits, clean)
-        return StepOutput(losses.kl_divergence(*pair), logits)
+        return StepOutput(rt.divergence(*pair, batch), logits)

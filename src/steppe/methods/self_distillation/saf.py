@@ -8,6 +8,7 @@ Paper    Du et al., NeurIPS 2022, arXiv:2205.14083, equation 8
 Code     AngusDujw/SAF @ 6e85600, SAF_train.py
 Cost     1 forward, 1 backward, 1 update; memory: samples x past x classes numbers, less with store 'half', 'top:K'
 Limits   lam = 0 is Plain
+Outputs  classes, labels or numbers of samples; not of positions, whose outputs would be stored for each sample
 Differs  1. squared = True multiplies the KL by T^2 as the code does; the poster does not (its lam is then 25 times
             ours at T = 5).
          2. epochs are counted per sample, by its visits, and outputs are stored by its index in the data set,
@@ -62,11 +63,14 @@ class SAF(Method[LogitBank]):
         out = rt.supervised(batch)
         if self.mixed == "skip" and batch.y is not None and batch.y.is_floating_point():
             return out
-        past, visits = state.read(_index(batch), out.logits)
+        logits, form = self._rows(out.logits), rt.form_of(out.logits, batch)
+        if self.store != "full" and form.form != "classes":
+            raise InputError(f"SAF: store is {self.store!r} and the outputs are {form.form}; give store='full'")
+        past, visits = state.read(_index(batch), logits)
         old = visits >= self.past
         if not (old.any() and rt.now.reached(self.start, "start")):
             return out
-        each = past.divergence(out.logits)
+        each = past.divergence(logits, form)
         weight = self.lam * (self.T**2 if self.squared else 1.0)
         return StepOutput(out.loss + weight * (each * old.to(each)).mean(), out.logits)
 
@@ -74,7 +78,15 @@ class SAF(Method[LogitBank]):
         """Store the outputs of all processes."""
         if self.lam:
             # the clean pass of a combined method may have the first samples only
-            state.write(*rt.parallel.gather(_index(batch)[: len(out.logits)], out.logits))
+            state.write(*rt.parallel.gather(_index(batch)[: len(out.logits)], self._rows(out.logits)))
+
+    def _rows(self, logits: Tensor) -> Tensor:
+        if logits.ndim > 2:
+            raise InputError(
+                f"SAF stores the outputs of each sample, and they are {tuple(logits.shape[1:])} numbers here; "
+                "use mesa, which stores none"
+            )
+        return logits if logits.ndim == 2 else logits[:, None]
 
 
 def _index(batch: Batch) -> Tensor:
