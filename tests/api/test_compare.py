@@ -74,7 +74,7 @@ def test_the_reported_error_is_that_of_the_weights_on_the_test_samples(result, t
 
     net = make(0)
     net.load_state_dict(load_file(result.export("sam", tmp_path, seed=1, which="last") / "model.safetensors"))
-    test = steppe.data.sources.user_data.user_source((X, Y)).test
+    test = steppe.data.sources.formats.user_data.user_source((X, Y)).test
     with torch.no_grad():
         error = float((net(test.x).squeeze(1) - test.y).square().mean().sqrt())
     assert result.values("sam")[1] == pytest.approx(error, rel=1e-5)

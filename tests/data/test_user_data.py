@@ -9,7 +9,7 @@ from steppe.config import Data
 from steppe.data import splits
 from steppe.data.dataset import Fetched, Images, Tensors
 from steppe.data.samples import SampleLoader, sample_batches
-from steppe.data.sources.user_data import user_source
+from steppe.data.sources.formats.user_data import user_source
 from steppe.errors import InputError
 
 X = np.arange(60, dtype=np.float32).reshape(20, 3)

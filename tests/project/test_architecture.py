@@ -21,9 +21,7 @@ VARIANTS = {
     "steppe.methods.online_distillation.dml_alternating": "steppe.methods.online_distillation.dml"
 }  # extends it
 ONE_IMPORTER = {  # public modules that only one module of the package imports, and why they stay public
-    "analysis.cross_run": "the files that a comparison shares",
     "analysis.mode_connectivity": "a measure of several runs",
-    "analysis.suite": "all measures of one run",
     "analysis.trajectories": "a measure of several runs",
     "bench.memory": "one measurement",
     "bench.passes": "one measurement",
@@ -44,8 +42,6 @@ ONE_IMPORTER = {  # public modules that only one module of the package imports, 
     "experiments.launchers.local": "one launcher",
     "experiments.launchers.torchrun": "one launcher",
     "experiments.recipe_scaling": "where one looks for a recipe's scale",
-    "experiments.tuning.plot": "a stage of a search",
-    "experiments.tuning.result": "a stage of a search",
     "methods.*.*": "one method each",
     "models.*": "one architecture each",
     "models.multi.hybrid": "one architecture of several networks",
@@ -57,7 +53,6 @@ ONE_IMPORTER = {  # public modules that only one module of the package imports, 
     "testing.torch_compile": "checks by topic",
     "testing.summary_table": "the table of the checks",
     "training.dry_run": "the plan of a run",
-    "training.export": "the export of a run",
 }
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from steppe.config import Data, Optim, from_dict, user_code
 from steppe.core.method import Method
 from steppe.data.dataset import Source
-from steppe.data.sources.user_data import user_source
+from steppe.data.sources.formats.user_data import user_source
 from steppe.errors import InputError
 
 Objects = dict[tuple[str, str], Any]

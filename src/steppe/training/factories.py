@@ -212,7 +212,7 @@ def _user_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
 
 def bind_options(run: Run) -> dict[str, Any]:
     """Return the options of `Method.bind` that a run's configuration has, under the same names."""
-    names = [f.name for f in fields(BindOptions)]
+    names = [f.name for f in fields(BindOptions) if f.name != "loss"]  # a name in a configuration
     return {name: getattr(part, name) for part in (run, run.optim) for name in names if hasattr(part, name)}
 
 
