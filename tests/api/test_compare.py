@@ -148,8 +148,8 @@ REFUSED = {
     "is a SGD of one network's parameters": {"optimizer": torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)},
     "unknown option 'epoch'; did you mean 'epochs'": {"epoch": 3},
     "the loss of the first batch is nan": {"data": (X * np.nan, Y)},
-    "method 'mesa' compares predictions as probabilities of classes, and the task is reg": {"methods": ["mesa"]},
-    "method 'gc.dml' compares predictions": {"methods": ["gc+dml"]},
+    "store is 'half' and the outputs are numbers": {"methods": ["saf:store=half"]},
+    "target is 'linear', which needs the class": {"methods": ["gc+kdcl:target=linear"]},
     "budget is 'soon'": {"budget": "soon", "epochs": None},
 }
 

@@ -83,11 +83,12 @@ def test_every_option_of_bind_that_a_configuration_has_is_passed_on():
     optim = Optim(clip=1.0, clip_each=True)
     run = Run(precision="bf16", microbatch=4, m=8, seed=3, optim=optim)
     options = bind_options(run)
-    names = {f.name for f in fields(BindOptions)} - {"loss"}  # a name in a configuration
+    names = {f.name for f in fields(BindOptions)} - {"loss"}  # a text in a configuration
     computed = {"decay_start"}  # from the schedule
     assert options.keys() == names & {f.name for part in (Run, Optim) for f in fields(part)} | computed
     assert options == {
         "clip": 1.0, "clip_each": True, "precision": "bf16", "microbatch": 4, "m": 8, "sync": "local", "seed": 3,
+        "graph": False,
         "decay_start": None,
     }  # fmt: skip
     assert bind_options(Run(optim=Optim(schedule="wsd", decay_share=0.25)))["decay_start"] == 0.75

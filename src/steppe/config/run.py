@@ -6,6 +6,7 @@ Every field is checked on construction, so an impossible configuration never rea
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Real
@@ -27,6 +28,7 @@ TaskName = Literal[
     "", "classification", "multi-label", "ordinal", "regression", "segmentation", "language modelling",
     "token classification",
 ]  # fmt: skip
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"  # with which cuBLAS is deterministic
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 DEFAULT_METHODS = ("plain", "repeat-step", "two-step", "gc", "agc", "sam", "sadt-v1", "sadt-v2", "sadt-v3")
@@ -78,6 +80,7 @@ class RunOptions:
         sync: Which processes share a perturbation: 'local' (each has its own) or 'global' (all have one).
         parallel: How several processes share the network: 'ddp' (a replica each) or 'fsdp' (a shard each).
         compile: Compile the network with torch.compile.
+        graph: Make each step a CUDA graph (needs a GPU, and an optimizer with fused=True or capturable=True).
         watch: Measurements during training.
         track: Trackers that show the records too: any of tensorboard, wandb, mlflow.
         workers: Processes per run that prepare batches ahead of time; with 0 the training process does it.
@@ -89,6 +92,8 @@ class RunOptions:
         metric: What is reported and chooses the best epoch: its name, or module:name of a torchmetrics class or of
             a function of output and target, with :lower or :higher for its better direction. The task's if not
             given.
+        deterministic: Use only algorithms that give the same bits in every run. On a GPU a run that was stopped
+            then resumes bitwise, in more time; without it, its last digits differ. On a processor nothing differs.
     """
 
     data: Data = field(default_factory=Data)
@@ -104,6 +109,7 @@ class RunOptions:
     sync: SyncName = "local"
     parallel: Parallel = "ddp"
     compile: bool = False
+    graph: bool = False
     watch: Monitoring = field(default_factory=Monitoring)
     track: tuple[str, ...] = ()
     workers: int = 0
@@ -111,6 +117,7 @@ class RunOptions:
     task: TaskName = added("")
     loss: str = added("")
     metric: str = added("")
+    deterministic: bool = added(False)
 
     def __post_init__(self) -> None:
         for name in ("batch", "epochs", "threads", "seconds", "microbatch", "m"):
@@ -119,6 +126,9 @@ class RunOptions:
         check_choices(self)
         for tracker in self.track:
             check_choice("track", tracker, TRACKERS)
+        if self.deterministic:
+            # cuBLAS reads it at the first product on a GPU, which may be in a check before the training
+            os.environ.setdefault(*WORKSPACE)
         if self.parallel == "fsdp" and self.sync != "global":
             raise InputError(
                 f"parallel is 'fsdp' and sync is {self.sync!r}; "
@@ -250,6 +260,8 @@ def _shortest(text: str) -> float:
 
 # Options that change no number of a run's records.
 _NOT_ESSENTIAL = ("parallel", "track", "workers", "keep")
+# Options that a digest has only if they are not these values, which runs had before there was an option.
+_BEFORE = {"graph": False}
 
 
 def essential(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -257,4 +269,4 @@ def essential(config: Mapping[str, Any]) -> dict[str, Any]:
 
     The number of processes and how they share the network are not part of it: a run may resume with others.
     """
-    return {k: v for k, v in config.items() if k not in _NOT_ESSENTIAL}
+    return {k: v for k, v in config.items() if k not in _NOT_ESSENTIAL and not (k in _BEFORE and v == _BEFORE[k])}

@@ -21,6 +21,18 @@ def unwrap_model(model: nn.Module) -> tuple[nn.Module, DistributedDataParallel |
             return model, replicas
 
 
+def reuses_outputs(model: nn.Module) -> bool:
+    """Return whether a model is compiled so that its next call overwrites what it returned (CUDA graphs)."""
+    while True:
+        config: Any = getattr(model, "get_compiler_config", None)
+        if callable(config) and (config() or {}).get("triton.cudagraphs"):
+            return True
+        inner = model.module if isinstance(model, DistributedDataParallel) else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return False
+        model = inner
+
+
 def call_model(model: nn.Module, x: Any, y: Any = None) -> Any:
     """Call a model on a tensor, ``model(x)``, or on named inputs, ``model(**x)``; with targets if given."""
     if isinstance(x, Mapping):

@@ -151,11 +151,14 @@ def make_objective(run: Run, images: DataSet) -> Objective:
     )
 
 
-def make_network(run: Run, method: Method, images: DataSet) -> nn.Module:
-    """Return the network, on its device and in its precision, before it is wrapped for several processes."""
+def make_network(run: Run, method: Method, images: DataSet, device: torch.device | None = None) -> nn.Module:
+    """Return the network in its precision, before it is wrapped for several processes.
+
+    It is on ``device``, by default the one that trains.
+    """
     torch.manual_seed(derive(run.seed, "init"))
     number = itertools.count()
-    net = method.build(lambda: make_model(run, images, next(number))).to(hardware.device())
+    net = method.build(lambda: make_model(run, images, next(number))).to(device or hardware.device())
     if run.precision == "fp64":
         net = net.double()
     # FSDP2 refuses weights in channels_last; networks of the user's may use view, which refuses such activations
@@ -212,7 +215,7 @@ def _user_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
 
 def bind_options(run: Run) -> dict[str, Any]:
     """Return the options of `Method.bind` that a run's configuration has, under the same names."""
-    names = [f.name for f in fields(BindOptions) if f.name != "loss"]  # a name in a configuration
+    names = [f.name for f in fields(BindOptions) if f.name != "loss"]  # a text in a configuration
     return {name: getattr(part, name) for part in (run, run.optim) for name in names if hasattr(part, name)}
 
 

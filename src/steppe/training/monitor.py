@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -98,7 +97,7 @@ class Monitor:
 
     def _new_model(self, number: int = 0) -> nn.Module:
         """Return a network whose weights will be replaced; RNG states are unchanged."""
-        with torch.random.fork_rng():
+        with hardware.fork_rng():
             model = make_model(self.run, self.images, number).to(hardware.device())
         return model.double() if self.run.precision == "fp64" else model
 
@@ -108,7 +107,7 @@ class Monitor:
         if not any(sharded(p) for p in self.net.parameters()):
             return local
         self.step.runtime.parallel.reshard()
-        with torch.random.fork_rng():
+        with hardware.fork_rng():
             net = self.method.build(self._new_model).to(hardware.device())
         state = self.method.init(net)
         for source, target in zip(local, (net, state), strict=True):

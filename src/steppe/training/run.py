@@ -152,7 +152,7 @@ def check_run(run: Run, images: DataSet, *, first: bool = True) -> None:
     """
     tracking.available(run.track)
     method = run.method
-    with torch.random.fork_rng():
+    with hardware.fork_rng():
         net = method.build(lambda: make_model(run, images))
         method.init(net)
     make_optimizer(run, net)
@@ -161,26 +161,11 @@ def check_run(run: Run, images: DataSet, *, first: bool = True) -> None:
     _check_starts(run, method, per_epoch)
     if any(isinstance(part, _BatchNorm) for part in net.modules()):
         _check_batch_norm(run, len(images.train))
-    _check_outputs(run, images)
     built_in = isinstance(images.train, Images) and not (run.loss or run.metric or user_code_of(run))
     if not built_in:
         if first:
             check_first_batch(run, images)
         check_step(run, images)
-
-
-def _check_outputs(run: Run, images: DataSet) -> None:
-    """Refuse methods that compare probabilities of classes where outputs are none: they would train plain."""
-    task = run.task or images.task
-    if task == "classification" and images.outputs > 1:
-        return
-    for part in parts(run.method):
-        inner = part.method if isinstance(part, ActiveWindow) else part
-        if inner.distils:
-            raise InputError(
-                f"method {run.label!r} compares predictions as probabilities of classes, and the task is {task} "
-                f"with {images.outputs} {'output' if images.outputs == 1 else 'outputs'}; leave it out"
-            )
 
 
 def memory_bytes(run: Run, images: DataSet) -> int:
@@ -216,7 +201,12 @@ def train_run(
         finished = world.on_main_process(lambda: _claim_folder(folder, run, images))
         if finished is not None:
             return finished
-        with torch.random.fork_rng(), hardware.threads(run.threads), _trackers(run, folder, images) as trackers:
+        with (
+            hardware.fork_rng(),
+            hardware.threads(run.threads),
+            hardware.deterministic(run.deterministic),
+            _trackers(run, folder, images) as trackers,
+        ):
             trainer = Trainer(run, folder, images)
             trainer.resume()
 

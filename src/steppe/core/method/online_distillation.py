@@ -50,10 +50,6 @@ class OnlineDistillation(Method[State], Generic[State]):
         raise NotImplementedError
 
     @property
-    def distils(self) -> bool:
-        return getattr(self, "lam", 1.0) != 0
-
-    @property
     def cost(self) -> Cost:
         return Cost(self.size, self.size, 1)
 
@@ -87,7 +83,7 @@ class OnlineDistillation(Method[State], Generic[State]):
         if self.size == 1:
             return
         length = rt.options.epoch or 100
-        if VIEW.format(2) not in batch.extra and rt.now.step + 1 in (length, 2 * length):
+        if VIEW.format(2) not in batch.extra and rt.decide(lambda: rt.now.step + 1 in (length, 2 * length)):
             self._warn_if_identical(batch, rt)
         self.finish(batch, state, rt)
 

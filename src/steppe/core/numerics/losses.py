@@ -21,11 +21,6 @@ KDCL_TARGETS = _kdcl_targets.TARGETS
 
 
 def _log_probabilities(logits: Tensor, T: float) -> Tensor:
-    if logits.ndim < 2 or logits.shape[1] < 2:  # the probability of a single class is 1, and all divergences 0
-        raise InputError(
-            f"outputs {tuple(logits.shape)} are no logits of two classes or more, which a divergence compares; "
-            "use a method without distillation"
-        )
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return F.log_softmax(wide if T == 1 else wide / T, dim=1)
 
@@ -72,7 +67,8 @@ def one_hot(y: Tensor, like: Tensor) -> Tensor:
     """Return targets as probabilities (B, classes) in the precision of ``like``."""
     if y.is_floating_point():
         return y.to(like.dtype)
-    return F.one_hot(y, like.shape[1]).to(like.dtype)
+    # F.one_hot reads the largest class
+    return like.new_zeros(len(y), like.shape[1]).scatter_(1, y[:, None], 1.0)
 
 
 def mean_of(logits: Sequence[Tensor]) -> Tensor:

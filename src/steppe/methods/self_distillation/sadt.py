@@ -77,10 +77,6 @@ class SADT(Method):
         return str(self.resolved.scope).split()
 
     @property
-    def distils(self) -> bool:
-        return True
-
-    @property
     def cost(self) -> Cost:
         return Cost(1 + len(self.scopes), 1 + len(self.scopes), self.updates)
 
