@@ -432,7 +432,7 @@ def test_methods_for_imbalance_take_the_sizes_of_the_data_and_every_form_of_targ
         return net
 
     sam = ends(steppe.SAM(rho=0.1), None)
-    assert close(ends(steppe.make("imbsam", rho=0.1, tail=9), [5, 4, 3, 2, 1]), sam, rtol=1e-4, atol=1e-6)
+    assert close(ends(steppe.make("imbsam", rho=0.1, small=9), [5, 4, 3, 2, 1]), sam, rtol=1e-4, atol=1e-6)
     assert close(ends(steppe.make("focal-sam", rho=0.1, gamma=0, lam=1), None), sam, rtol=1e-4, atol=1e-6)
     plain, even = ends(steppe.Plain(), None), [4, 4, 4, 4, 4]
     assert close(ends(steppe.make("imbsam", rho=0.1), even), plain, rtol=1e-4, atol=1e-6)

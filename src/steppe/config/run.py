@@ -109,7 +109,7 @@ class RunOptions:
     sync: SyncName = "local"
     parallel: Parallel = "ddp"
     compile: bool = False
-    graph: bool = False
+    graph: bool = added(False)
     watch: Monitoring = field(default_factory=Monitoring)
     track: tuple[str, ...] = ()
     workers: int = 0
@@ -260,8 +260,6 @@ def _shortest(text: str) -> float:
 
 # Options that change no number of a run's records.
 _NOT_ESSENTIAL = ("parallel", "track", "workers", "keep")
-# Options that a digest has only if they are not these values, which runs had before there was an option.
-_BEFORE = {"graph": False}
 
 
 def essential(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,4 +267,4 @@ def essential(config: Mapping[str, Any]) -> dict[str, Any]:
 
     The number of processes and how they share the network are not part of it: a run may resume with others.
     """
-    return {k: v for k, v in config.items() if k not in _NOT_ESSENTIAL and not (k in _BEFORE and v == _BEFORE[k])}
+    return {k: v for k, v in config.items() if k not in _NOT_ESSENTIAL}

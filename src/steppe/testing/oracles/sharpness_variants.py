@@ -94,7 +94,7 @@ def class_counts(r: Reference) -> Tensor:
 def imbsam(r: Reference, x: Tensor, y: Tensor) -> None:
     """Zhou et al.: a is 1 in small classes."""
     n = class_counts(r)
-    class_weighted(r, x, y, (n * CLASSES < r.settings["tail"] * n.sum()).double())
+    class_weighted(r, x, y, (n * CLASSES < r.settings["small"] * n.sum()).double())
 
 
 def focal_sam(r: Reference, x: Tensor, y: Tensor) -> None:
@@ -137,6 +137,6 @@ VARIANTS = [
     restated("sampa", sampa, "rho lam"),
     restated("lawa", plain, "k every"),
     restated("averages", plain, "decays k start every update", start=0),
-    restated("imbsam", imbsam, "rho tail"),
+    restated("imbsam", imbsam, "rho small"),
     restated("focal-sam", focal_sam, "rho gamma lam"),
 ]
