@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from steppe.config import Data, parse_dataset, user_code
-from steppe.data import splits, user_data
+from steppe.data import splits
 from steppe.data.dataset import DataSet, Images, Samples, Source, Tensors
 from steppe.data.loader import Loader, evaluation_batches
 from steppe.data.normalize import Normalizer
