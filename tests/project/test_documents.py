@@ -30,9 +30,11 @@ def blocks(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("block", blocks("README.md"))
-def test_the_readme_s_code_runs(block, capsys):
+def test_the_readme_s_code_runs(block, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})
-    assert "Passes(" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Passes(" in out or "test RMSE" in out
 
 
 def test_every_network_is_listed_and_the_readme_s_methods_exist():
