@@ -11,7 +11,7 @@ SHELL := /bin/bash
 # has finished takes over a part of the other's
 TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --durations=50 -m
 
-.PHONY: help demo test test-slow test-all lint types faults faults-short format docs site versions dist clean
+.PHONY: help demo gpu test test-slow test-all lint types faults faults-short format docs site versions dist clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,13 @@ faults: $(READY)  ## Break it on purpose, all of it: 45 minutes; writes docs/rel
 
 faults-short: $(READY)  ## Break it on purpose, a few of each: 4 minutes
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m faults --short
+
+# the machine's own Python and torch, which fit its driver; no network
+GPU_PYTHON ?= python3
+GPU_DEVICE ?= cuda
+GPU_WHEELS ?= wheels
+gpu:  ## Check and time everything on a GPU, in 7 minutes, without a network; GPU_DEVICE=cpu tries it on the processor
+	$(GPU_PYTHON) -m benchmarks.gpu --device $(GPU_DEVICE) --wheels $(GPU_WHEELS) $(GPU_OPTIONS)
 
 format: $(READY)  ## Put the code in form
 	$(BIN)/ruff check --fix .

@@ -9,6 +9,7 @@ python -m benchmarks settings --batch 512        our settings on a CPU, next to 
 python -m benchmarks store top:32                memory of SAF's logit bank, and its compression
 python -m benchmarks overhead                    steps on a trivial network, over loops written by hand
 python -m benchmarks path plain sam              files, functions and calls of the package in one step
+python -m benchmarks launches sam gsam           operations that a step launches on a GPU besides its passes
 python -m benchmarks own-loop --size 16          SAM without our memory setting, over two plain passes
 python -m benchmarks scaling                     exponents in parameters, tensors, data, classes, runs
 """
@@ -27,6 +28,7 @@ from benchmarks import (
     augmentation,
     cpu_settings,
     decoding,
+    launches,
     logit_bank,
     models,
     own_loop,
@@ -161,6 +163,11 @@ def _path(options: Namespace, progress: Progress) -> Results:
     return paths, _tables.step_paths(paths)
 
 
+def _launches(options: Namespace, progress: Progress) -> Results:
+    counts = launches.launches(options.names or launches.SPECS, progress=progress)
+    return counts, _tables.launches(counts)
+
+
 def _own_loop(options: Namespace, progress: Progress) -> Results:
     costs = own_loop.own_loop_cost(size=options.size, **_timing(options, progress))
     return costs, _tables.own_loop(costs)
@@ -182,6 +189,7 @@ _KINDS: dict[str, Callable[[Namespace, Progress], Results]] = {
     "store": _store,
     "overhead": _overhead,
     "path": _path,
+    "launches": _launches,
     "own-loop": _own_loop,
     "scaling": _scaling,
 }

@@ -7,6 +7,7 @@ import torch
 from benchmarks.augmentation import DataCost
 from benchmarks.cpu_settings import SettingCost
 from benchmarks.decoding import DecodingCost
+from benchmarks.launches import Launches
 from benchmarks.logit_bank import StoreCost
 from benchmarks.models import ModelCost
 from benchmarks.own_loop import OwnLoopCost
@@ -95,6 +96,13 @@ def step_paths(paths: Sequence[StepPath]) -> str:
     lines += [(p.method, str(len(p.files)), str(p.functions), str(p.calls)) for p in paths]
     files = "\n".join(f"{p.method}: {' '.join(p.files)}" for p in paths)
     return f"{aligned(lines)}\n\n{files}"
+
+
+def launches(counts: Sequence[Launches]) -> str:
+    """Return a line per method."""
+    lines = [("method", "operations", "copies")]
+    lines += [(c.method, f"{c.operations:.3g}", f"{c.copies:.3g}") for c in counts]
+    return f"{aligned(lines)}\n\na step besides its passes, with a fused optimizer; foreach operations count once"
 
 
 def own_loop(costs: Sequence[OwnLoopCost]) -> str:

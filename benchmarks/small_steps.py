@@ -56,9 +56,12 @@ def plain_pass(net: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Opti
     F.cross_entropy(net(x), y).backward()  # type: ignore[no-untyped-call]
 
 
-def plain_by_hand(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
+MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+def plain_by_hand(net: nn.Module, x: Tensor, y: Tensor, make: MakeOptimizer = sgd) -> Callable[[], None]:
     """Return the loop of every tutorial."""
-    optimizer = sgd(net)
+    optimizer = make(net)
 
     def step() -> None:
         plain_pass(net, x, y, optimizer)
@@ -78,9 +81,9 @@ def two_plain_by_hand(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None
     return step
 
 
-def sam_by_hand(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
+def sam_by_hand(net: nn.Module, x: Tensor, y: Tensor, make: MakeOptimizer = sgd) -> Callable[[], None]:
     """Return SAM in foreach operations."""
-    optimizer, params = sgd(net), [p.detach() for p in net.parameters()]
+    optimizer, params = make(net), [p.detach() for p in net.parameters()]
 
     def step() -> None:
         plain_pass(net, x, y, optimizer)
@@ -97,9 +100,9 @@ def sam_by_hand(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
     return step
 
 
-def sadt_by_hand(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
+def sadt_by_hand(net: nn.Module, x: Tensor, y: Tensor, make: MakeOptimizer = sgd) -> Callable[[], None]:
     """Return variant 1 of SADT in foreach operations."""
-    optimizer, params = sgd(net), [p.detach() for p in net.parameters()]
+    optimizer, params = make(net), [p.detach() for p in net.parameters()]
 
     def step() -> None:
         optimizer.zero_grad()
@@ -109,7 +112,7 @@ def sadt_by_hand(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
         grads = [p.grad for p in net.parameters() if p.grad is not None]
         optimizer.step()
         with torch.no_grad():
-            noise = torch._foreach_mul([torch.randn(p.shape) for p in params], _SIGMA)
+            noise = torch._foreach_mul([torch.randn_like(p) for p in params], _SIGMA)
             before = [p.clone() for p in params]
             torch._foreach_add_(params, list(noise))
         optimizer.zero_grad()
@@ -123,7 +126,7 @@ def sadt_by_hand(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
     return step
 
 
-BY_HAND = {
+BY_HAND: dict[str, dict[str, Callable[..., Callable[[], None]]]] = {
     "plain": {"a plain step": plain_by_hand},
     "sam": {"SAM in foreach": sam_by_hand},
     "sadt-v1": {"two plain steps": two_plain_by_hand, "SADT in foreach": sadt_by_hand},

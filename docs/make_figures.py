@@ -20,7 +20,7 @@ LARGE = {
     **{name: {"gamma": 0.25} for name in ("rwp", "arwp", "lpf-sgd")},
     "sadt-v1": {"sigma": 0.3},
 }
-MOMENTUM = {"msam": 0.5}  # of the optimizer, for methods that use it
+MOMENTUM = {"msam": 0.5, "sampa": 0.5}  # of the optimizer, for methods that use it
 Point = tuple[float, float]
 
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from steppe.api.comparison import compare as compare
+    from steppe.api.diagnosis import diagnose as diagnose
+    from steppe.api.tuning import tune as tune
     from steppe.methods.api import *  # noqa: F403
 
 __version__ = "0.1.0"

@@ -6,13 +6,15 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from steppe.config.run import WORKSPACE
 from steppe.distributed import collectives
+from steppe.errors import InputError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _CONTEXT = 2**30  # bytes of a GPU that a process takes besides its tensors: CUDA's context, kernels of libraries
@@ -38,6 +40,53 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def fork_rng() -> AbstractContextManager[None]:
+    """Return the context that restores the global RNG on leaving: that of the processor and of the present GPU.
+
+    That of `torch.random.fork_rng` is of all GPUs of the machine, and starts a context on each.
+    """
+    return torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else [])
+
+
+@contextmanager
+def deterministic(enabled: bool) -> Iterator[None]:
+    """Within the context let torch use only algorithms whose results are equal in every run, if ``enabled``.
+
+    On a GPU several of its default algorithms add in the order in which threads happen to finish. cuBLAS reads its
+    setting, CUBLAS_WORKSPACE_CONFIG, when the process first multiplies on the GPU.
+
+    Raises InputError for an operation that has no such algorithm on a GPU, and if the setting came too late.
+    """
+    if not enabled:
+        yield
+        return
+    cudnn, filling = torch.backends.cudnn, cast(Any, torch.utils.deterministic)
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    flags = cudnn.deterministic, cudnn.benchmark, filling.fill_uninitialized_memory
+    os.environ.setdefault(*WORKSPACE)
+    try:
+        torch.use_deterministic_algorithms(True)
+        # filling memory that is written next takes time and changes no result
+        cudnn.deterministic, cudnn.benchmark, filling.fill_uninitialized_memory = True, False, False
+        yield
+    except RuntimeError as error:
+        if "CUBLAS_WORKSPACE_CONFIG" in str(error):
+            raise InputError(
+                "deterministic is True and this process has multiplied on the GPU without it; start it with "
+                f"{'='.join(WORKSPACE)} in the environment"
+            ) from error
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        operation = str(error).split(" does not", 1)[0]
+        raise InputError(
+            f"deterministic is True and {operation} has no deterministic algorithm on a GPU; leave "
+            "--deterministic out, or train a network without it"
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        cudnn.deterministic, cudnn.benchmark, filling.fill_uninitialized_memory = flags
 
 
 def keep_freed_memory() -> bool:

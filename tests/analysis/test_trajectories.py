@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from steppe.analysis import cross_run, load_run
-from steppe.analysis.endpoint_plane import NotComparable, Resolution
+from steppe.analysis.endpoint_plane import NotComparable, Resolution, evaluate_plane
 from steppe.analysis.trajectories import saved_epochs, trajectories
 from steppe.diagnostics.landscape import grid
+from steppe.diagnostics.loss_surface import LossSurface
 from steppe.records import load
 from steppe.report.diagnosis import conclusions
 from steppe.report.diagnosis import trajectories as figures
@@ -148,3 +149,13 @@ def test_the_figure_of_sharpness_over_epochs_has_the_recorded_values(comparison)
         for epoch in record.metrics:
             del epoch["sharpness"]
     assert figures.with_sharpness(rows) == {}
+
+
+def test_equal_runs_span_no_plane_and_are_left_out():
+    """Two runs with the same end lie on one line with their start: they are not comparable, which is no error."""
+    net = torch.nn.Linear(2, 2)
+    surface = LossSurface(net, [(torch.randn(4, 2), torch.tensor([0, 1, 0, 1]))])
+    start = {name: t.clone() for name, t in net.state_dict().items()}
+    end = {name: t + 1 for name, t in start.items()}
+    with pytest.raises(NotComparable, match="one line"):
+        evaluate_plane(None, surface, [start, end, end], Resolution(4), "", print, None)  # type: ignore[arg-type]

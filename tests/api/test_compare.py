@@ -1,6 +1,7 @@
 """`steppe.compare`, `steppe.tune` and `steppe.diagnose` on a network, data, loss and metric of the caller's."""
 
 import json
+import pickle
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,9 @@ from scipy import stats
 from torch import nn
 
 import steppe
+from steppe.config import Run, user_code
 from steppe.errors import InputError
+from steppe.experiments.launchers.cluster import Task, launch_on_cluster
 
 DRAW = np.random.default_rng(0)
 X = DRAW.normal(size=(60, 4)).astype(np.float32)
@@ -71,7 +74,7 @@ def test_the_reported_error_is_that_of_the_weights_on_the_test_samples(result, t
 
     net = make(0)
     net.load_state_dict(load_file(result.export("sam", tmp_path, seed=1, which="last") / "model.safetensors"))
-    test = steppe.data.sources.user_data.user_source((X, Y)).test
+    test = steppe.data.sources.formats.user_data.user_source((X, Y)).test
     with torch.no_grad():
         error = float((net(test.x).squeeze(1) - test.y).square().mean().sqrt())
     assert result.values("sam")[1] == pytest.approx(error, rel=1e-5)
@@ -86,6 +89,7 @@ def test_called_again_it_trains_only_what_is_missing(result, caplog):
         steppe.compare(make, (X + 1, Y), ["plain", "sam"], seeds=3, out=result.folder, **FAST)
 
 
+@pytest.mark.slow
 def test_two_calls_are_the_same_bits_in_this_process_and_in_workers_without_importable_code():
     def call(**options):
         return steppe.compare(
@@ -144,6 +148,8 @@ REFUSED = {
     "is a SGD of one network's parameters": {"optimizer": torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)},
     "unknown option 'epoch'; did you mean 'epochs'": {"epoch": 3},
     "the loss of the first batch is nan": {"data": (X * np.nan, Y)},
+    "store is 'half' and the outputs are numbers": {"methods": ["saf:store=half"]},
+    "target is 'linear', which needs the class": {"methods": ["gc+kdcl:target=linear"]},
     "budget is 'soon'": {"budget": "soon", "epochs": None},
 }
 
@@ -175,6 +181,21 @@ def test_a_record_runs_no_code_unless_it_is_passed_again(tmp_path):
     assert config["code"]["model"]["source"] and not config["code"]["dataset"]["source"]
 
 
+def test_a_task_brings_its_code_to_another_process_and_slurm_refuses_what_it_cannot_import(tmp_path):
+    class Jobs:
+        pause, sends_objects = 0.0, False
+
+    with user_code.registered({("model", "here:make"): lambda: nn.Linear(4, 1), ("method", "here:Up"): Uphill}):
+        with pytest.raises(InputError, match="here:make, here:Up|here:make cannot be imported by another process"):
+            launch_on_cluster([], 1, Jobs(), print)
+        content = pickle.dumps(Task(Run(model="here:make", method="here:Up"), tmp_path))
+    with user_code.registered({}):
+        assert not user_code.is_registered("model", "here:make")
+        task = pickle.loads(content)
+        assert isinstance(task.run.method, steppe.Method) and type(task.run.method).__name__ == "Uphill"
+        assert isinstance(user_code.get("model", "here:make")(), nn.Linear)
+
+
 def test_a_changed_source_is_named(tmp_path, caplog):
     class First(nn.Linear):
         def __init__(self):
@@ -200,3 +221,20 @@ def test_tune_goes_on_and_prefers_lower_errors(tmp_path):
     assert [t["values"] for t in trials[:2]] == [t["values"] for t in first.to_dict()["trials"]]
     assert again.values == min(trials, key=lambda t: t["mean"])["values"]
     assert "RMSE" in str(again) and (tmp_path / "tune.svg").exists()
+
+
+def test_different_networks_learn_from_each_other_and_each_is_exported(tmp_path):
+    from safetensors.torch import load_file
+
+    y = (Y > 3).astype(int)
+    result = steppe.compare("mlp-8x1+mlp-16x2", (X, y), ["plain", "dml"], seeds=1, **FAST)
+    shapes = []
+    for network in (1, 2):
+        path = result.export("dml", tmp_path / str(network), network=network)
+        assert json.loads((path / "model.json").read_text())["model"] == ("mlp-8x1", "mlp-16x2")[network - 1]
+        shapes.append({tuple(t.shape) for t in load_file(path / "model.safetensors").values()})
+    assert (8, 4) in shapes[0] and (16, 4) in shapes[1] and (16, 16) in shapes[1]
+    with pytest.raises(InputError, match="network is 3 and dml trains 2"):
+        result.export("dml", tmp_path / "3", network=3)
+    with pytest.raises(InputError, match="network is 1 and plain trains one network"):
+        result.export("plain", tmp_path / "4", network=1)

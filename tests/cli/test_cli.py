@@ -231,7 +231,7 @@ def test_show_prints_each_field_with_default_help_and_range(capsys):
     for line in (
         "Fields rho 0.05 radius of the ball; a number of at least 0 or a schedule",
         "ascents 1 ascent steps; at least 1",
-        "norm 'global' one ball, or one per tensor or network; 'global', 'network' or 'tensor'",
+        "norm 'global' one ball, one per network or tensor, or no ball; 'global', 'network', 'tensor' or 'none'",
         "stop None the first step without it; a step number, or a share of the training below 1",
     ):
         assert line in lines

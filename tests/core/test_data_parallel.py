@@ -7,6 +7,7 @@ from support.many import (
     alone,
     farthest,
     messages,
+    overlapped,
     refusals,
     replicas,
     shards,
@@ -94,6 +95,32 @@ def test_the_first_pass_sends_nothing_when_it_need_not():
     sent = together(2, messages)[0]
     assert sent["plain"] == sent["sam"] == sent["repeat-step"] == ["all_reduce"]
     assert sent["sam global"] == sent["sadt-v1"] == ["all_reduce"] * 2  # each is used in common
+
+
+@pytest.mark.parametrize(
+    ("spec", "sizes", "options"),
+    [
+        ("plain", EVEN, {"precision": "fp16"}),
+        ("sam:rho=0.3", UNEVEN, {}),
+        ("sam:rho=0.3", UNEVEN, {"sync": "global", "microbatch": 3, "clip": 0.5}),
+        ("two-step", EVEN, {"wrapped": "bucket view"}),
+        ("looksam:k=2", UNEVEN, {"wrapped": "find unused"}),
+        ("gsam", EVEN, {}),
+    ],
+)
+def test_the_last_pass_averages_its_gradient_during_the_backward_pass(spec, sizes, options):
+    first, second = together(2, overlapped, spec, sizes, options)
+    for own, other in zip(first, second, strict=True):
+        assert same(own["values"], other["values"])
+        assert own["skipped"] and other["skipped"]
+        assert own["undone"] and other["undone"]
+    in_pass, after = first
+    assert farthest(in_pass["values"], after["values"]) <= CLOSE
+    assert max(after["sent"]) > 1
+    if "sam:rho=0.3" not in spec or "sync" not in options:
+        # the total weight and the flag; DDP itself sends the gradients
+        assert spec in ("gsam", "looksam:k=2") or in_pass["sent"] == [1] * len(in_pass["sent"])
+    assert len(in_pass["sent"]) >= len(after["sent"])
 
 
 CALLS = {"sam": 2, "two-step": 2, "sadt-v1": 1}

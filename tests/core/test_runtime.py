@@ -1,7 +1,7 @@
 """Gradients in ``.grad``, and the reads that make the host wait for a GPU.
 
 Reads are counted on the CPU, where one is the operation that turns a tensor into a number. A GPU's process does
-what is done here with ``checks_every_pass`` off.
+what is done here with ``on_device`` on.
 """
 
 import inspect
@@ -13,10 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from steppe.core import user_loss
+from steppe.core import runtime, user_loss
 from steppe.core.batch import Batch
 from steppe.core.method import Method, ScheduleValue, hyper
+from steppe.core.model_call import reuses_outputs
 from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.state import weight_average
+from steppe.core.state.snapshot import Buffers
+from steppe.core.state.weight_average import WeightAverage
 from steppe.core.step import Step
 from steppe.core.step_state import BindOptions
 from steppe.errors import InputError
@@ -84,9 +88,10 @@ def test_the_update_uses_the_gradient_of_apply_and_leaves_none_in_grad() -> None
 
 
 READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2"}
-# in addition to the one check whether the step was finite: ESAM's number of sharp samples, SAF's logit bank in the
-# host's memory, KDCL's weights of the networks, seeds of fresh dropout masks
-MORE = {"esam": 1, "saf": 1, "kdcl": 2, "two-step": 1, "sadt-v1": 1, "sadt-v2": 1, "sadt-v3": 1}
+READS |= {"aten::is_nonzero", "aten::item", "aten::_unique", "aten::unique_dim", "aten::unique_consecutive"}
+# SAF's logit bank is in the host's memory: whether samples are old, and whether the step was skipped; AE-SAM:
+# whether a pass is worth it
+MORE = {"saf": 2, "ae-sam": 1}
 REPRESENTATIVE = ["plain", "sam", "two-step", "sadt-v1", "esam", "looksam", "mesa", "dml-alternating"]
 
 
@@ -155,14 +160,17 @@ class CountReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def bound(name: str, *, every_pass: bool) -> tuple[nn.Module, Step]:
+def bound(name: str, *, on_device: bool, fused: bool = True) -> tuple[nn.Module, Step]:
     torch.manual_seed(0)
     method = make(name)
     net = method.build(fixtures.small)
-    optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, fused=True)
+    optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, fused=fused)
     step = method.bind(net, optimizer, steps=100, epoch=50)
     method.allocate(step.state, 100, 5)
-    step.runtime.parallel.checks_every_pass = every_pass
+    step.runtime.on_device = on_device
+    for part in step.state.modules():
+        if isinstance(part, WeightAverage):
+            part.on_device = on_device
     return net, step
 
 
@@ -177,26 +185,109 @@ def reads(step: Step, first: int, count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_step_on_a_gpu_reads_once_whether_it_was_finite(name: str, monkeypatch) -> None:
+def test_the_host_waits_for_no_step_on_a_gpu(name: str, monkeypatch) -> None:
     monkeypatch.setattr(user_loss, "CHECKED_STEPS", 2)
-    _, step = bound(name, every_pass=False)
-    reads(step, 0, 2)
-    assert reads(step, 2, 6) == [1 + MORE.get(name, 0)] * 6
+    monkeypatch.setattr(weight_average, "_COMPARED", 2)
+    for fused in (True, False) if name in REPRESENTATIVE else (True,):
+        _, step = bound(name, on_device=True, fused=fused)
+        reads(step, 0, 2)
+        assert reads(step, 2, 6) == [MORE.get(name, 0)] * 6
 
 
-# the loss and the gradient's norm of each pass; MESA's teacher has logits only; SADT draws a seed
-@pytest.mark.parametrize(("name", "expected"), [("plain", 2), ("sam", 4), ("rwp", 4), ("mesa", 3), ("sadt-v1", 5)])
+class _Copied(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, storage):
+        return storage[: len(z)].copy_(z).detach()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
+class Overwrites(nn.Module):
+    """Return outputs in storage that the next call overwrites, as torch.compile does with CUDA graphs."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.storage = net, torch.zeros(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Copied.apply(self.net(x), self.storage)
+
+
+@pytest.mark.parametrize("name", ["sam", "esam", "sadt-v1", "gsam"])
+def test_outputs_that_the_next_call_overwrites_are_copied(name: str) -> None:
+    ends = []
+    for wrap in (nn.Sequential, Overwrites):
+        torch.manual_seed(0)
+        net = wrap(fixtures.small())
+        step = make(name).bind(net, torch.optim.SGD(net.parameters(), 0.1))
+        step.runtime.outputs_reused = wrap is Overwrites
+        torch.manual_seed(1)
+        outs = [step(fixtures.batch(k)).logits for k in range(3)]
+        ends.append([*outs, *net.parameters()])
+    assert all(map(torch.equal, *ends))
+
+
+def test_a_model_compiled_with_cuda_graphs_is_recognised() -> None:
+    net = nn.Linear(2, 2)
+    assert not reuses_outputs(net)
+    assert not reuses_outputs(torch.compile(net))
+    assert reuses_outputs(torch.compile(net, mode="reduce-overhead"))
+    assert reuses_outputs(torch.compile(net, mode="max-autotune"))
+
+
+class CountLaunches(TorchDispatchMode):
+    """Count operations other than views and copies, outside of the passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self.copies, self.within = 0, 0, False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not self.within and func.name().startswith("aten") and not func.is_view:
+            self.copies += "copy" in func.name()
+            self.count += "copy" not in func.name()
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "most"), [("plain", 2), ("sam", 10)])
+def test_a_step_launches_few_operations_besides_its_passes(name: str, most: int, monkeypatch) -> None:
+    _, step = bound(name, on_device=True)
+    batches, mode, make_pass = list(map(fixtures.batch, range(13))), CountLaunches(), runtime.make_pass
+    for batch in batches[:12]:
+        step(batch)
+    buffers = step.runtime.buffers
+    step.runtime.buffers = Buffers()  # running statistics are copied and restored in operations of their own
+
+    def counted(*args, **kwargs):
+        mode.within = True
+        out = make_pass(*args, **kwargs)
+        mode.within = False
+        return out
+
+    monkeypatch.setattr(runtime, "make_pass", counted)
+    with mode:
+        step(batches[12])
+    assert buffers
+    assert mode.count <= most
+    assert mode.copies <= 2  # the weights are copied and restored
+
+
+# the loss and the gradient's norm of each pass; MESA's teacher has logits only
+@pytest.mark.parametrize(("name", "expected"), [("plain", 2), ("sam", 4), ("rwp", 4), ("mesa", 3), ("sadt-v1", 4)])
 def test_a_step_on_a_cpu_checks_every_pass(name: str, expected: int) -> None:
-    _, step = bound(name, every_pass=True)
+    _, step = bound(name, on_device=False)
     reads(step, 0, 2)
     assert reads(step, 2, 3) == [expected] * 3
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", REPRESENTATIVE)
-def test_one_check_per_step_gives_the_bits_of_a_check_per_pass(name: str) -> None:
+def test_one_check_per_step_gives_the_bits_of_a_check_per_pass(name: str, fused: bool) -> None:
     ends = []
-    for every_pass in (True, False):
-        net, step = bound(name, every_pass=every_pass)
+    for on_device in (True, False):
+        net, step = bound(name, on_device=on_device, fused=fused)
         torch.manual_seed(1)
         for k in range(4):
             step(fixtures.batch(k))
@@ -207,17 +298,22 @@ def test_one_check_per_step_gives_the_bits_of_a_check_per_pass(name: str) -> Non
     assert all(torch.equal(state_a[k], state_b[k]) for k in state_a if isinstance(state_a[k], torch.Tensor))
 
 
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", REPRESENTATIVE)
-def test_a_step_that_was_not_finite_is_undone_though_it_was_checked_late(name: str) -> None:
-    net, step = bound(name, every_pass=False)
-    for k in range(2):
+def test_a_step_that_was_not_finite_is_undone_on_the_device(name: str, fused: bool, first: int) -> None:
+    net, step = bound(name, on_device=True, fused=fused)
+    for k in range(first):
         step(fixtures.batch(k))
     optimizer = step.runtime.optimizer
     before = {k: v.clone() for k, v in net.state_dict().items()}
     momenta = [s["momentum_buffer"].clone() for s in optimizer.state.values()]
     batch = fixtures.batch(2)
     batch.x[3, 0, 0, 0] = float("nan")
-    assert step(batch).skipped
+    with CountReads() as mode:
+        out = step(batch)
+    assert (mode.count > 0) == (first == 0)  # what a first update creates must not be left behind
+    assert out.skipped
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     now = [s["momentum_buffer"] for s in optimizer.state.values()]
     assert all(torch.equal(a, b) for a, b in zip(now, momenta, strict=True))

@@ -9,7 +9,7 @@ from steppe.config import Data
 from steppe.data import splits
 from steppe.data.dataset import Fetched, Images, Tensors
 from steppe.data.samples import SampleLoader, sample_batches
-from steppe.data.sources.user_data import user_source
+from steppe.data.sources.formats.user_data import user_source
 from steppe.errors import InputError
 
 X = np.arange(60, dtype=np.float32).reshape(20, 3)
@@ -128,5 +128,8 @@ def test_processes_share_a_batch_and_a_sampler_orders_an_epoch():
     sampler = WeightedRandomSampler([0.0] * 10 + [1.0] * 10, 20)
     loader = DataLoader(Pairs(), batch_size=5, sampler=sampler)
     source = user_source({"train": loader, "val": Pairs(), "test": Pairs()})
-    batches = list(SampleLoader(source.train, batch=5, seed=0).epoch(1))
+    train = splits.apply("data", source, Data()).train
+    batches = list(SampleLoader(train, batch=5, seed=0).epoch(1))
     assert min(int(b.index.min()) for b in batches) >= 10
+    with pytest.raises(InputError, match="give validation and test"):
+        user_source(loader)

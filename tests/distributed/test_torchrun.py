@@ -300,3 +300,48 @@ def test_a_process_that_nobody_meets_gives_up_with_a_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("steppe: ") and message in line
     assert line.endswith("or let torchrun do it with --max-restarts")
+
+
+# -- more ranks than GPUs ----------------------------------------------------------------------------------------
+
+
+def test_ranks_that_share_a_gpu_are_counted_by_machine():
+    """Each rank may see one GPU of its own as number 0 (Slurm); two ranks on one GPU are refused."""
+    process_group._require_own_gpus([("a", "1"), ("a", "2"), ("b", "1")], "a")
+    crowded = [("a", "1"), ("b", "1"), ("b", "2"), ("b", "1")]
+    for machine in ("a", "b"):
+        with pytest.raises(InputError, match=r"3 ranks on b, which has 2 GPUs for them; give --nproc-per-node 2,"):
+            process_group._require_own_gpus(crowded, machine)
+
+
+GPU = """
+import types
+import torch
+from steppe.cli.main import main
+from steppe.distributed import process_group
+
+process_group._ON_GPUS = "gloo"  # that NCCL is not in this torch
+torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1
+torch.cuda.set_device = lambda gpu: None
+torch.cuda.get_device_properties = lambda gpu: types.SimpleNamespace(uuid="GPU-1")
+raise SystemExit(main(["train", "--epochs", "1"]))
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_with_more_ranks_than_gpus_is_refused_in_one_line(tmp_path):
+    script = tmp_path / "two_ranks.py"
+    script.write_text(GPU)
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+    ]
+    run = subprocess.run(launcher, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    lines = [line for line in run.stderr.splitlines() if line.startswith("steppe: ")]
+    assert run.returncode != 0 and len(lines) == 1
+    assert "torchrun starts 2 ranks on" in lines[0] and "has 1 GPU for them; give --nproc-per-node 1" in lines[0]

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from steppe.config import suites
-from steppe.config.suites import Row, Setting, Suite, Task
+from steppe.config.suites import Setting, Suite, SuiteRow, SuiteTask
 from steppe.errors import InputError
-from steppe.experiments.suite import SuiteTask
+from steppe.experiments.suite import TaskRuns
 from steppe.records.suite import load_suite
 from steppe.report.suite.league import standings
 
@@ -37,10 +37,10 @@ rows:
 
 def small(**fields: Any) -> Suite:
     rows = (
-        Row("plain", (Setting("plain"), Setting("plain", lr=3))),
-        Row("sam", (Setting("sam"), Setting("sam:rho=1"))),
+        SuiteRow("plain", (Setting("plain"), Setting("plain", lr=3))),
+        SuiteRow("sam", (Setting("sam"), Setting("sam:rho=1"))),
     )
-    task = Task("digits", {"model": "mlp-16x1", "epochs": 4, "optim.lr": 0.01})
+    task = SuiteTask("digits", {"model": "mlp-16x1", "epochs": 4, "optim.lr": 0.01})
     return replace(Suite("s", "S", (task,), rows, (90, 91), (0, 1, 2)), **fields)
 
 
@@ -66,7 +66,7 @@ def finish(job: Any, value: float | None, backward: float, metric: dict[str, Any
 )
 def test_the_best_mean_on_validation_is_chosen(tmp_path, values, metric, chosen):
     suite = small()
-    work = SuiteTask(suite, suite.tasks[0], suite.rows, suite.final, tmp_path)
+    work = TaskRuns(suite, suite.tasks[0], suite.rows, suite.final, tmp_path)
     for row in suite.rows:
         assert work.choice(row) is None
         for jobs, own in zip(work.tuning(row), values, strict=True):
@@ -94,12 +94,12 @@ def test_the_best_mean_on_validation_is_chosen(tmp_path, values, metric, chosen)
         ({"final": ()}, "seeds.final is"),
         ({"rows": small().rows[1:]}, "has no row plain"),
         (
-            {"rows": (small().rows[0], Row("sam", (Setting("sam"),)))},
+            {"rows": (small().rows[0], SuiteRow("sam", (Setting("sam"),)))},
             "unequal numbers of settings .2 for plain, 1 for sam",
         ),
-        ({"tasks": (Task("../up", {}),)}, "task is '../up'"),
+        ({"tasks": (SuiteTask("../up", {}),)}, "task is '../up'"),
         (
-            {"tasks": (Task("a", {}, without=("sma",)),)},
+            {"tasks": (SuiteTask("a", {}, without=("sma",)),)},
             "unknown row of suite s in without 'sma'; did you mean 'sam'",
         ),
         ({"tasks": ()}, "has no tasks"),

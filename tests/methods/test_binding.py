@@ -153,12 +153,17 @@ def numbers() -> list[tuple[str, str, type]]:
     return rows
 
 
+OF_EITHER_SIGN = {("ae-sam", "lam1"), ("ae-sam", "lam2")}
+
+
 @pytest.mark.parametrize(("name", "field", "kind"), numbers())
 def test_every_number_of_every_method_is_finite_and_in_its_range(name: str, field: str, kind: type):
     assert len(numbers()) > 80
     limit = (steppe.make(name).limit or {}).get(field)
     for value in (math.nan, math.inf, -math.inf, -1, -0.5, True, 10**400):
         if value == limit or (kind is int and isinstance(value, float)):
+            continue
+        if (name, field) in OF_EITHER_SIGN and value in (-1, -0.5):
             continue
         with pytest.raises(steppe.InputError, match=f"{field} is "):
             steppe.make(name, **{field: value})

@@ -1,11 +1,12 @@
 """Relations between methods: limits at which one is another, distances, saved work, and SADT's shared trunk."""
 
+import math
 import re
 from functools import partial
 
 import pytest
 import torch
-from support.many import halved, together
+from support.many import asynchronous, halved, together
 from support.small import BARE, bound, close, indexed, same, sgd, small_batch, small_net, trained
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -291,6 +292,8 @@ def test_rwp_by_halves_of_the_processes_is_the_mean_of_clean_and_noisy():
         ("swa:every=0", "every is 0"),
         ("sam+esam", "both define the step"),
         ("saf+mesa", "both define the objective"),
+        ("averages+dml", "cannot train the several networks of DML: each average is evaluated as one network"),
+        ("averages:decays=1", "decays is 1"),
     ],
 )
 def test_impossible_settings_are_refused(spec, message):
@@ -354,3 +357,95 @@ def test_sadt_v2_counts_the_work_that_it_does():
         step(indexed(0))
     passes = step.passes.backward / step.passes.steps
     assert counter.get_total_flops() / flops(steppe.Plain()) == pytest.approx(passes, rel=0.05)
+
+
+def test_ae_sam_perturbs_the_steps_with_unusually_long_gradients_only():
+    """The decisions of the paper's algorithm 1, written out over the lengths of the gradients that it met."""
+    gradients: list[float] = []
+    _, step = bound(steppe.make("ae-sam", lam1=1.0, lam2=1.0), small_net(dropout=0.0))
+    grad, forward = step.runtime.grad, [0.0]
+
+    def recorded(*args, **options):
+        out, g = grad(*args, **options)
+        gradients.append(float(torch.cat([t.flatten() for t in g]).norm()))
+        return out, g
+
+    step.runtime.grad = recorded
+    mean, variance, expected, counted = 0.0, math.exp(-10), [], []
+    for k in range(12):
+        gradients.clear()
+        step(indexed(k))
+        square = gradients[0] ** 2
+        mean = 0.9 * mean + 0.1 * square
+        variance = 0.9 * variance + 0.1 * (square - mean) ** 2
+        expected.append(2 if square >= mean + variance**0.5 else 1)
+        counted.append(step.passes.forward - forward[-1])
+        forward.append(step.passes.forward)
+    assert counted == expected and set(counted) == {1, 2}
+    with pytest.raises(steppe.InputError, match="its length is unknown"):
+        bound(steppe.make("ae-sam"))[1](indexed(0))
+
+
+def test_le_sam_s_perturbation_raises_the_loss_by_sigma_to_first_order_and_is_at_most_rho_long():
+    net = small_net(dropout=0.0)
+    loss = nn.functional.cross_entropy(net(indexed(0).x), indexed(0).y)
+    g = torch.cat([t.flatten() for t in torch.autograd.grad(loss, list(net.parameters()))])
+    for sigma, rho in ((1e-3, 10.0), (10.0, 0.02)):
+        e, _ = perturbation(steppe.make("le-sam", sigma=sigma, rho=rho))
+        assert float(e.norm()) == pytest.approx(min(sigma / float(g.norm()), rho), rel=2e-3)
+
+
+@pytest.mark.slow
+def test_asynchronous_sam_by_halves_updates_on_the_even_and_looks_ahead_on_the_odd_processes():
+    processes = together(3, asynchronous)
+    for process in processes[1:]:
+        assert all(map(torch.equal, processes[0]["values"], process["values"]))
+    # weights by samples: 4 and 6 on the even processes, 5 on the odd one
+    first, second = ([p["gradients"][k] for p in processes] for k in (0, 1))
+    for i, moved in enumerate(processes[0]["moved"]):
+        mean = (4 * second[0][i] + 6 * second[2][i]) / 10
+        assert torch.allclose(moved, mean, atol=1e-6)
+    h = torch.cat([t.flatten() for t in first[1]])
+    for p, length in zip(processes, (0.3, 0.0, 0.3), strict=True):
+        e = torch.cat([t.flatten() for t in p["offset"]])
+        assert float(e.norm()) == pytest.approx(length, rel=1e-4)
+        assert not length or float(e @ h / h.norm()) == pytest.approx(length, rel=1e-4)
+
+
+@pytest.mark.parametrize("targets", ["classes", "shares", "ignored", "weighed"])
+def test_methods_for_imbalance_take_the_sizes_of_the_data_and_every_form_of_targets(targets):
+    """Where all classes are small, ImbSAM is SAM; where none is, Plain; Focal-SAM of gamma 0 and lam 1 is SAM."""
+
+    def ends(method: steppe.Method, sizes: list[int] | None) -> nn.Module:
+        net = small_net(dropout=0.0)
+        loss = nn.CrossEntropyLoss(weight=torch.arange(1.0, 6.0) if targets == "weighed" else None)
+        step = method.bind(net, sgd(net), loss=loss)
+        if sizes:
+            y = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+            step.method.observe_targets(step.state, y)
+        for k in range(3):
+            x, y = small_batch(k)
+            if targets == "shares":
+                y = 0.7 * nn.functional.one_hot(y, 5).float() + 0.06
+            y[:3] = -100 if targets == "ignored" else y[:3]
+            step(x, y)
+        return net
+
+    sam = ends(steppe.SAM(rho=0.1), None)
+    assert close(ends(steppe.make("imbsam", rho=0.1, small=9), [5, 4, 3, 2, 1]), sam, rtol=1e-4, atol=1e-6)
+    assert close(ends(steppe.make("focal-sam", rho=0.1, gamma=0, lam=1), None), sam, rtol=1e-4, atol=1e-6)
+    plain, even = ends(steppe.Plain(), None), [4, 4, 4, 4, 4]
+    assert close(ends(steppe.make("imbsam", rho=0.1), even), plain, rtol=1e-4, atol=1e-6)
+    assert not close(ends(steppe.make("imbsam", rho=0.1), [9, 1, 9, 9, 9]), plain, rtol=1e-4, atol=1e-6)
+
+
+def test_methods_for_imbalance_need_a_class_per_sample():
+    net = nn.Conv2d(2, 5, 1)
+    step = steppe.ImbSAM().bind(net, sgd(net))
+    with pytest.raises(steppe.InputError, match="a class per sample is needed"):
+        step(small_batch()[0], torch.zeros(12, 6, 6, dtype=torch.long))
+    line = nn.Linear(2, 1)
+    at_limit = steppe.ImbSAM(rho=0).bind(line, sgd(line), loss=nn.functional.mse_loss)
+    assert not at_limit(torch.randn(4, 2), torch.randn(4, 1)).skipped
+    one = steppe.ImbSAM().bind(line, sgd(line), loss=nn.functional.mse_loss)
+    assert not one(torch.randn(4, 2), torch.randn(4, 1)).skipped  # shares of one class

@@ -10,7 +10,7 @@ from torch import nn
 
 from steppe import models
 from steppe.config import Data, Optim, Run, recipes
-from steppe.models.cifar10_fast import Whitening
+from steppe.models.cifar10_fast import GlobalMaxPool, Whitening
 from steppe.training import run as engine
 from steppe.training.factories import make_model
 
@@ -80,3 +80,13 @@ def test_the_recipe_is_this_network_with_a_short_schedule() -> None:
     assert (run.model, run.epochs, run.batch, run.optim.lr) == ("cifar10-fast", 10, 1024, 1.5)
     assert run.optim.lr_at(0.23) == pytest.approx(1.5, rel=0.15)
     assert run.optim.lr_at(0) == 0.3 and run.optim.lr_at(1) == pytest.approx(0.105)
+
+
+def test_the_pool_over_all_positions_is_that_of_torch_also_where_maxima_are_equal() -> None:
+    """On a GPU it has a deterministic gradient, unlike torch's; values and gradients are the same bits."""
+    x = torch.randint(-2, 3, (4, 7, 2, 5)).relu().contiguous(memory_format=torch.channels_last)
+    a, b = (x.float().requires_grad_() for _ in range(2))
+    g, pools = torch.randn(4, 7, 1, 1), (nn.AdaptiveMaxPool2d(1)(a), GlobalMaxPool()(b))
+    for pool in pools:
+        pool.backward(g)
+    assert torch.equal(*pools) and torch.equal(a.grad, b.grad)

@@ -17,6 +17,7 @@ from steppe.config import Data, Optim, Run
 from steppe.core.method import Method
 from steppe.data.loader import evaluation_batches
 from steppe.data.normalize import Normalizer
+from steppe.tasks.objective import Objective
 from steppe.training import run as engine
 from steppe.training import trainer
 from steppe.training.checkpoint import file
@@ -99,7 +100,7 @@ def test_outputs_are_those_of_each_network_alone(images):
     net = method.build(lambda: tiny(10, images.channels, images.size))
     step = method.bind(net, torch.optim.SGD(net.parameters(), 0.1))
     normalize = Normalizer.of("unit", images.train)
-    result = evaluate(method, step, images.test, normalize)
+    result = evaluate(Run(data=Data(normalize="unit")), method, step, images, images.test, Objective())
     (batch,) = evaluation_batches(images.test, 500, normalize)
     net.eval()
     with torch.no_grad():

@@ -8,7 +8,7 @@ import os
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import steppe
+from steppe.core import data_parallel
 from steppe.testing.process_pool import ProcessPool
 
 
@@ -191,6 +192,34 @@ def messages(rank: int) -> dict[str, list[str]]:
             step(*batch(rank))
         sent_by[name] = list(sent)
     return sent_by
+
+
+def overlapped(rank: int, spec: str, sizes: tuple[int, ...], options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Train with averages in the backward pass of the last pass, and after it; count what the last step sends.
+
+    The host waits for nothing, as with a GPU. At last one process alone meets a value that is not finite.
+    """
+    results = []
+    wrapped, options = options.pop("wrapped", "ddp"), dict(options)
+    for overlap in (True, False):
+        net = norm_net()
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, fused=True)
+        step = steppe.parse(spec).bind(distributed(net, wrapped), optimizer, **options)
+        step.runtime.on_device = True
+        never = mock.patch.object(step.runtime.parallel, "share_of_mean", return_value=None)
+        with mock.patch.object(data_parallel, "_COMPLETE", 2), nullcontext() if overlap else never:
+            for k in range(6):
+                x, y = batch(k)
+                with mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as send:
+                    step(x[rows_of(rank, sizes)], y[rows_of(rank, sizes)])
+            sizes_sent = [call.args[0].numel() for call in send.call_args_list]
+            good = values(net)
+            x, y = batch(7)
+            x = x[rows_of(rank, sizes)] * (float("nan") if rank else 1.0)
+            skipped = step(x, y[rows_of(rank, sizes)]).skipped
+            undone = all(map(torch.equal, values(net), good))
+        results.append({"values": good, "sent": sizes_sent, "skipped": skipped, "undone": undone})
+    return results
 
 
 class Spoiled:
@@ -379,3 +408,36 @@ def saf_store(rank: int) -> dict[str, int]:
             wrong += int(store.get_buffer("visits")[i] != epoch + 1)
             count += 1
     return {"wrong": wrong, "seen": count}
+
+
+def asynchronous(rank: int) -> dict[str, Any]:
+    """Take two steps of AsyncSAM by halves; see `_second_step`."""
+    return _second_step(rank, steppe.AsyncSAM(rho=0.3, halves=True))
+
+
+def sampa_by_halves(rank: int) -> dict[str, Any]:
+    """Take two steps of SAMPa by halves; see `_second_step`."""
+    return _second_step(rank, steppe.SAMPa(rho=0.2, lam=0.3, halves=True))
+
+
+def _second_step(rank: int, method: steppe.Method) -> dict[str, Any]:
+    """Take two steps; return what the second one moved, where its gradient was taken, and both gradients."""
+    net = smooth_net()
+    gradients, weights = list[list[Tensor]](), list[list[Tensor]]()
+    step = method.bind(distributed(net, "ddp"), torch.optim.SGD(net.parameters(), 1.0))
+    grad = step.runtime.grad
+
+    def recorded(*args: Any, **options: Any) -> Any:
+        out, g = grad(*args, **options)
+        gradients.append([t.clone() for t in g])
+        weights.append(values(net))
+        return out, g
+
+    step.runtime.grad = recorded  # type: ignore[method-assign]
+    x, y = batch(rank, 4 + rank)
+    step(x, y)
+    before = values(net)
+    step(x, y)
+    moved = [a - b for a, b in zip(before, values(net), strict=True)]
+    offset = [b - a for a, b in zip(before, weights[1], strict=True)]
+    return {"values": values(net), "moved": moved, "offset": offset, "gradients": gradients}

@@ -13,9 +13,10 @@ from steppe.testing.fixtures import small as small_net
 
 __all__ = ["BARE", "adam", "bound", "close", "indexed", "same", "sgd", "small_batch", "small_net", "trained"]
 
-# without saf (needs sample indices), swa (needs the length of training) and methods that build a network;
+# without saf (needs sample indices), methods that need the length of training, and methods that build a network;
 # the conformance suite covers all
-BARE = [name for name in METHODS if name not in ("saf", "swa") and not overrides(make(name), "build")]
+LENGTH = ("swa", "averages", "ae-sam")
+BARE = [name for name in METHODS if name not in ("saf", *LENGTH) and not overrides(make(name), "build")]
 
 
 def small_batch(seed: int = 1, count: int = 12, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

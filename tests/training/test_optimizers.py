@@ -10,7 +10,7 @@ from support.interrupted import assert_same_run, fit, stopped
 from torch import nn
 
 from steppe import InputError, models
-from steppe.config import Data, Optim, Run
+from steppe.config import Data, Optim, Run, user_code
 from steppe.core.optimizers.joint import JointOptimizer
 from steppe.data.loader import evaluation_batches
 from steppe.data.normalize import Normalizer
@@ -76,7 +76,7 @@ def test_each_optimizer_has_its_parameters_settings_and_rate(images):
     for options, message in (
         ({"name": "torch.optim:NoSuch"}, "give an importable module:Class"),
         ({"name": "torch.optim:Optimizer", "lr": 0.1}, "refuses its settings"),
-        ({"name": "math:sqrt"}, "no optimizer class"),
+        ({"name": "math:sqrt"}, "code that only a file names"),
         ({"name": "torch.optim:Rprop", "weight_decay": 0.1}, "takes none"),
         ({"settings": {"betaz": 1}}, "unknown setting of adam 'betaz'; did you mean 'betas'"),
     ):
@@ -90,7 +90,8 @@ def test_an_export_imports_no_optimizer_of_the_user(tmp_path, images, monkeypatc
     folder.mkdir()
     (folder / "own_optimizer.py").write_text("from torch.optim import RMSprop\nclass Own(RMSprop):\n    pass\n")
     monkeypatch.syspath_prepend(str(folder))
-    _, record = fit(run("plain", name="own_optimizer:Own+adamw", lr=1e-3), tmp_path, images)
+    with user_code.registered({("optimizer", "own_optimizer:Own"): user_code.load("own_optimizer:Own")}):
+        _, record = fit(run("plain", name="own_optimizer:Own+adamw", lr=1e-3), tmp_path, images)
     Path(folder / "own_optimizer.py").write_text("raise SystemExit('imported')\n")
     sys.modules.pop("own_optimizer")
     export(record, tmp_path / "flat")

@@ -101,8 +101,13 @@ def evaluate_plane(
 
     BatchNorm's statistics are recomputed on training images at every point: those of a network would be wrong
     between networks. Each point is written to the file ``points``; points already in it are not computed again.
+
+    Raises NotComparable if the checkpoints span no plane.
     """
-    plane = principal_plane(surface, states)
+    try:
+        plane = principal_plane(surface, states)
+    except InputError as error:  # equal runs, say, lie on one line
+        raise NotComparable(str(error)) from error
     low, high = plane.coordinates.min(0), plane.coordinates.max(0)
     rim = resolution.margin * np.maximum(high - low, 0.25 * (high - low).max())
     xs, ys = (np.linspace(low[i] - rim[i], high[i] + rim[i], resolution.side).tolist() for i in (0, 1))

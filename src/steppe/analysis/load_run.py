@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from steppe import hardware
 from steppe.config import Run
 from steppe.core.batch import Batch
 from steppe.core.method import Method
@@ -102,21 +103,21 @@ def load_members(folder: Path, which: Which, data: DataSet) -> dict[str, dict[st
     run = engine.read_run(folder)
     method, net, state = _build(run, data)
     _read_and_fill(net, state, folder, which)
-    with torch.random.fork_rng():
-        members = networks(method, net, state, lambda: make_model(run, data))
+    with hardware.fork_rng():
+        members = networks(method, net, state, lambda number=0: make_model(run, data, number))
     return {name: member.state_dict() for name, member in members.items() if name != DEPLOYED}
 
 
 def _build(run: Run, data: DataSet) -> tuple[Method, nn.Module, nn.Module]:
     """Return the method, the network as initialised from the run's seed, and the method's initial state."""
     method: Method = run.method
-    with torch.random.fork_rng():
+    with hardware.fork_rng():
         net = make_network(run, method, data)
     return method, net, method.init(net)
 
 
 def _deployed_model(method: Method, net: nn.Module, state: nn.Module, run: Run, data: DataSet) -> nn.Module:
-    with torch.random.fork_rng():
+    with hardware.fork_rng():
         model = method.deployed_model(net, state, lambda: make_model(run, data))
     return with_type_of(model, net).eval()
 

@@ -1,5 +1,6 @@
 """All measures of one network within a time budget, as plain data."""
 
+import contextlib
 import logging
 import math
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from steppe.analysis.endpoint_plane import Progress
 from steppe.analysis.load_run import TrainedRun
@@ -108,9 +110,13 @@ def fit_to_budget(trained: TrainedRun, images: Samples, seconds: float, *, bound
     few = subset(images, min(64, len(images)))
     surface = trained.surface(few)
     v = vector.gaussian(surface.params, torch.Generator(surface.params[0].device).manual_seed(0))
-    surface.hvp(v)
+
+    def curvature() -> float:
+        return float(vector.dot(surface.hvp(v), v))  # a number, which a GPU is waited for
+
+    curvature()
     # the shortest of three durations, because other work on the machine only adds to them
-    forward, product = (min(timeit.repeat(f, number=1, repeat=3)) for f in (surface.value, lambda: surface.hvp(v)))
+    forward, product = (min(timeit.repeat(f, number=1, repeat=3)) for f in (surface.value, curvature))
     cost = SuiteSettings(1, bounds=bounds).passes
     per_image = (forward * cost[0] + product * cost[1]) / len(few)
     count = max(_LEAST, int(seconds / per_image))
@@ -212,12 +218,15 @@ def run_suite(
     # these are defined for classes alone, corruptions for classes of images
     result |= dict.fromkeys(("calibration", "margins", "complexity", "robustness"))
     if trained.classifies:
-        logits, y = surface.outputs(), chosen.y
-        assert y is not None
+        logits, y = surface.outputs(), torch.cat([part.y for part in surface.batch.parts()])
         result["calibration"] = asdict(calibration(logits, y))
         quantiles = np.quantile(margins(logits, y, of="probabilities"), [0.1, 0.25, 0.5, 0.75, 0.9])
         result["margins"] = quantiles.tolist()
-        result["complexity"] = _complexity(trained, s, progress)
+        if isinstance(chosen, Images):
+            result["complexity"] = _complexity(trained, s, progress)
+        elif isinstance(chosen.x, Tensor) and chosen.x.is_floating_point():
+            with contextlib.suppress(InputError):  # a network without layers that have a norm
+                result["complexity"] = _complexity(trained, s, progress)
     if trained.classifies and isinstance(chosen, Images):
         progress("corruptions")
         clean, versions = corrupted.of(trained, chosen, s.seed)

@@ -13,7 +13,7 @@ from torch import nn
 from steppe.config import Data, Optim, from_dict, user_code
 from steppe.core.method import Method
 from steppe.data.dataset import Source
-from steppe.data.sources.user_data import user_source
+from steppe.data.sources.formats.user_data import user_source
 from steppe.errors import InputError
 
 Objects = dict[tuple[str, str], Any]
@@ -29,8 +29,9 @@ class Arguments:
     def name(self, kind: str, value: Any, name: str = "") -> str:
         """Return the text that stands for an object; a text stands for itself."""
         if isinstance(value, str):
-            if reference := user_code.reference_in(value):
-                self._import(kind, reference)
+            for part in value.split("+"):
+                if reference := user_code.reference_in(part):
+                    self._import(kind, reference)
             return value
         name = name or user_code.reference_of(value)
         taken = self.objects.setdefault((kind, name), value)

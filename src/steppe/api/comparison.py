@@ -96,6 +96,7 @@ class ComparisonResult:
         parts = [tables.terminal(self._rows), *deployables.terminal(deployables.parts(self._records))]
         texts = [conclusions.sentence(self._rows), *conclusions.remarks(self._rows)]
         failed = [f"{name}: {message}" for name, message in self.errors.items()]
+        failed += [f"{r.method} seed {r.seed} failed: {r.message}" for r in self._records.records if r.message]
         return "\n\n".join([rendered(*parts), *texts, *failed])
 
     __repr__ = __str__

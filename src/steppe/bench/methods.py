@@ -93,7 +93,7 @@ def methods_cost(
     names = [PLAIN, *(s for s in dict.fromkeys(specs) if s != PLAIN)]
 
     with hardware.threads(1):
-        return _measure(names, lambda name: _contestant(name, model, batch, size), steps, repeats, progress)
+        return _measure(names, lambda name: contestant(name, model, batch, size), steps, repeats, progress)
 
 
 def _measure(
@@ -146,7 +146,8 @@ class _Contestant:
         self.net: nn.Module = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         x = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
         views = {f"view {i}": x for i in range(2, method.views + 1)}
-        self.batch = Batch(x, torch.arange(batch, device=device) % 10, torch.arange(batch), views)
+        index = torch.arange(batch, device=device)
+        self.batch = Batch(x, index % 10, index, views)
 
     def step(self) -> None:
         """Make a step."""
@@ -212,7 +213,9 @@ class _OtherOptimizer(_Contestant):
         return passes, passes, 1.0
 
 
-def _contestant(spec: str, *setup: Any) -> _Contestant:
+def contestant(spec: str, model: str, batch: int, size: int) -> _Contestant:
+    """Return a method of ours, or an optimizer of another package, with a network and random images."""
+    setup = model, batch, size
     (subject,) = subjects_of([spec])
     if isinstance(subject, OurMethod):
         return _BoundMethod(subject.method, *setup)

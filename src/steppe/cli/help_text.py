@@ -46,7 +46,13 @@ The same command resumes a run that was stopped.""",
 Results are kept, and the same command resumes a diagnosis that was stopped.""",
     "export": """examples:
   steppe export out/runs/0123456789ab flat                 weights and a torch.export program
-  steppe export out/runs/0123456789ab flat --weights last --onnx""",
+  steppe export out/runs/0123456789ab flat --weights last --onnx
+  steppe export out/runs/0123456789ab flat --output "ema 0.999"   one of the averages of the method averages""",
+    "soup": """examples:
+  steppe soup out/runs/A out/runs/B out/runs/C             the mean of the runs that improve the validation
+  steppe soup out/runs/* --kind uniform --out flat         the mean of all
+
+Runs from one pretrained network can be averaged; those from different initial weights usually cannot.""",
     "tune": """examples:
   steppe tune --method sam                                 SAM's rho on digits, 20 trials
   steppe tune --method rwp --settings gamma alpha=0..1 --within 600 --seeds 2

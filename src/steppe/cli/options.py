@@ -170,7 +170,7 @@ def name_code(options: Any, argv: Sequence[str]) -> None:
         for text in value if isinstance(value, list | tuple) else [value]:
             if option not in _CODE or not isinstance(text, str):
                 continue
-            for part in text.split("+") if _CODE[option] in ("method", "optimizer") else [text]:
+            for part in text.split("+") if _CODE[option] in ("method", "optimizer", "model") else [text]:
                 reference = user_code.reference_in(part)
                 named = reference is not None and any(reference in argument for argument in argv)
                 if reference is not None and named and not _is_built_in(_CODE[option], reference):

@@ -6,6 +6,7 @@ Every field is checked on construction, so an impossible configuration never rea
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ TaskName = Literal[
     "", "classification", "multi-label", "ordinal", "regression", "segmentation", "language modelling",
     "token classification",
 ]  # fmt: skip
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"  # with which cuBLAS is deterministic
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 DEFAULT_METHODS = ("plain", "repeat-step", "two-step", "gc", "agc", "sam", "sadt-v1", "sadt-v2", "sadt-v3")
@@ -80,6 +82,7 @@ class RunOptions:
         sync: Which processes share a perturbation: 'local' (each has its own) or 'global' (all have one).
         parallel: How several processes share the network: 'ddp' (a replica each) or 'fsdp' (a shard each).
         compile: Compile the network with torch.compile.
+        graph: Make each step a CUDA graph (needs a GPU, and an optimizer with fused=True or capturable=True).
         watch: Measurements during training.
         track: Trackers that show the records too: any of tensorboard, wandb, mlflow.
         workers: Processes per run that prepare batches ahead of time; with 0 the training process does it.
@@ -93,6 +96,8 @@ class RunOptions:
             given.
         init: Folder of a finished run whose last weights the network starts with, where name and shape of a tensor
             are equal; other layers start fresh, as a head for other classes does.
+        deterministic: Use only algorithms that give the same bits in every run. On a GPU a run that was stopped
+            then resumes bitwise, in more time; without it, its last digits differ. On a processor nothing differs.
     """
 
     data: Data = field(default_factory=Data)
@@ -108,6 +113,7 @@ class RunOptions:
     sync: SyncName = "local"
     parallel: Parallel = "ddp"
     compile: bool = False
+    graph: bool = added(False)
     watch: Monitoring = field(default_factory=Monitoring)
     track: tuple[str, ...] = ()
     workers: int = 0
@@ -116,6 +122,7 @@ class RunOptions:
     loss: str = added("")
     metric: str = added("")
     init: str = added("")
+    deterministic: bool = added(False)
 
     def __post_init__(self) -> None:
         for name in ("batch", "epochs", "threads", "seconds", "microbatch", "m"):
@@ -126,6 +133,9 @@ class RunOptions:
             object.__setattr__(self, "init", canonical_path(self.init))
         for tracker in self.track:
             check_choice("track", tracker, TRACKERS)
+        if self.deterministic:
+            # cuBLAS reads it at the first product on a GPU, which may be in a check before the training
+            os.environ.setdefault(*WORKSPACE)
         if self.parallel == "fsdp" and self.sync != "global":
             raise InputError(
                 f"parallel is 'fsdp' and sync is {self.sync!r}; "
@@ -151,7 +161,8 @@ class Run(RunOptions):
 
     Attributes:
         method: Name with optional settings: sam, sam:rho=0.1, sadt-v1:sigma=0, sam+gc.
-        model: Name of the network, or module:function of one that makes yours from a seed.
+        model: Name of the network, or module:function of one that makes yours from a seed; a+b for a method that
+            trains several: the first is an a, the second a b.
         dataset: Name of the data set, or name:PATH if it is read from files (folder:PATH,
             table:PATH:target=COLUMN), or module:function of one that returns yours. However it is written, a path
             below the working folder is stored relative to it, any other without links.

@@ -88,7 +88,8 @@ def take(value: Any, rows: Rows, size: int, *, per_sample: bool = False) -> Any:
     Raises InputError for what cannot be cut.
     """
     if isinstance(value, Tensor) and value.dim() and value.size(0) == size and not value.is_nested:
-        return value[rows]
+        # rows chosen on a GPU choose there, also among values that are not
+        return value[rows] if isinstance(rows, slice) or rows.device.type == "cpu" else value.to(rows.device)[rows]
     if isinstance(value, PackedSequence) and sample_counts(value) == {size}:
         sequences = unpack_sequence(value)
         chosen = [sequences[i] for i in _indices(rows, size)]

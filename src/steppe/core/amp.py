@@ -67,11 +67,14 @@ class MixedPrecision:
         # get_scale() would wait for the device; a power of two divides without rounding
         return vector.scale(grads, self.scaler.scale(self._one).reciprocal())
 
-    def record(self, finite: bool) -> None:
-        """End a step: the scale is reduced if it was not finite, and grows after many finite ones."""
+    def record(self, skipped: bool | Tensor) -> None:
+        """End a step: the scale is reduced if it was skipped, and grows after many others; a tensor is 1 or 0."""
         if self.scaler is None or not self.scaler.is_enabled():
             return
-        self._probe.grad = torch.full_like(self._probe, 0.0 if finite else float("inf"))
+        if isinstance(skipped, Tensor):
+            self._probe.grad = (1 - skipped.detach().reshape(1).to(self._probe)).reciprocal()
+        else:
+            self._probe.grad = torch.full_like(self._probe, float("inf") if skipped else 0.0)
         self.scaler.unscale_(self._probe_optimizer)
         self.scaler.update()
 

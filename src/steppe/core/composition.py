@@ -1,7 +1,7 @@
 """Methods composed of methods: one's step on another's objective, and one that is active for a time only."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,6 +53,7 @@ class On(Method):
     local: ClassVar[Any] = _OfParts()
     whole: ClassVar[Any] = _OfParts()
     single: ClassVar[Any] = _OfParts()
+    on_host: ClassVar[Any] = _OfParts()
     mixes: ClassVar[Any] = _OfParts()
     moves: ClassVar[Any] = _OfParts()
 
@@ -140,6 +141,11 @@ class On(Method):
             part, own = self._part(role, state)
             part.allocate(own, samples, classes)
 
+    def observe_targets(self, state: nn.Module, y: Any) -> None:
+        for role in ("rule", "base"):
+            part, own = self._part(role, state)
+            part.observe_targets(own, y)
+
     def deployed_weights(self, net: nn.Module, state: nn.Module) -> AbstractContextManager[None]:
         """Return the context of the part that defines one."""
         part, own = self._part(self._holder("deployed_weights"), state)
@@ -153,6 +159,10 @@ class On(Method):
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
         with self._deployed(net, state) as (part, own):
             return part.outputs(net, own, x)
+
+    def choose(self, state: nn.Module, ranks: Mapping[str, Any]) -> str | None:
+        names = [part.choose(own, ranks) for part, own in (self._part(role, state) for role in ("rule", "base"))]
+        return next(filter(None, names), None)
 
     def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         with self._deployed(net, state) as (part, own):
@@ -203,6 +213,7 @@ class ActiveWindow(Method):
     local: ClassVar[Any] = _OfParts()
     whole: ClassVar[Any] = _OfParts()
     single: ClassVar[Any] = _OfParts()
+    on_host: ClassVar[Any] = _OfParts()
     mixes: ClassVar[Any] = _OfParts()
     moves: ClassVar[Any] = _OfParts()
 
@@ -267,7 +278,7 @@ class ActiveWindow(Method):
     @contextmanager
     def _inside(self, rt: Runtime) -> Iterator[None]:
         """Have schedules know the window."""
-        outer, rt.window = rt.window, self.done(rt.now) if self._ramps else None
+        outer, rt.window = rt.window, self.done if self._ramps else None
         try:
             yield
         finally:
@@ -300,19 +311,19 @@ class ActiveWindow(Method):
         return state
 
     def objective(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        if not self.active(rt.now):
+        if not rt.decide(lambda: self.active(rt.now)):
             return rt.supervised(batch)
         with self._inside(rt):
             return self.method.objective_or_plain(batch, state, rt)
 
     def step(self, batch: Batch, state: nn.Module, rt: Runtime) -> StepOutput:
-        if not self.active(rt.now):
+        if not rt.decide(lambda: self.active(rt.now)):
             return plain_step(batch, rt)
         with self._inside(rt):
             return self.method.step_or_plain(batch, state, rt)
 
     def transform(self, grads: Vec, rt: Runtime) -> Vec:
-        if not self.active(rt.now):
+        if not rt.decide(lambda: self.active(rt.now)):
             return grads
         with self._inside(rt):
             return self.method.transform(grads, rt)
@@ -329,6 +340,9 @@ class ActiveWindow(Method):
     def allocate(self, state: nn.Module, samples: int, classes: int) -> None:
         self.method.allocate(state, samples, classes)
 
+    def observe_targets(self, state: nn.Module, y: Any) -> None:
+        self.method.observe_targets(state, y)
+
     def predict(self, net: nn.Module, state: nn.Module, x: Any) -> Tensor:
         return self.method.predict(net, state, x)
 
@@ -337,6 +351,9 @@ class ActiveWindow(Method):
 
     def outputs(self, net: nn.Module, state: nn.Module, x: Any) -> dict[str, Tensor]:
         return self.method.outputs(net, state, x)
+
+    def choose(self, state: nn.Module, ranks: Mapping[str, Any]) -> str | None:
+        return self.method.choose(state, ranks)
 
     def deployed_model(self, net: nn.Module, state: nn.Module, new_model: Callable[[], nn.Module]) -> nn.Module:
         return self.method.deployed_model(net, state, new_model)

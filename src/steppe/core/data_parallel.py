@@ -21,6 +21,7 @@ from steppe.errors import InputError
 
 SyncMode = str | int | None
 Params = Sequence[nn.Parameter]
+_COMPLETE = 10  # means after which all parameters are expected to have a gradient
 NO_LOCAL_GRADIENT = (
     "FSDP2 only exposes the gradient averaged over all processes, so a per-process perturbation "
     "(sync='local', m) is impossible"
@@ -59,6 +60,14 @@ class SingleProcess:
 
     def reshard(self) -> None:
         """Drop gathered copies, so that the next pass reads the optimizer's parameters."""
+
+    def share_of_mean(self, rt: Any) -> Tensor | None:
+        """Return this process's weight over the mean of all, if a pass that begins now averages its gradient."""
+        return None
+
+    def any_bad(self, bad: Tensor) -> Tensor:
+        """Return whether any process was bad."""
+        return bad
 
     def loss_weight(self) -> float:
         """Return what this process's loss is multiplied by for the mean over samples."""
@@ -102,6 +111,9 @@ class DataParallel(SingleProcess):
             if used:
                 raise InputError(f"DDP has {name}, but a step averages the gradients itself; leave it out")
         self.wrapper = wrapper
+        self._heads: dict[Any, Tensor] = {}
+        self._complete = 0  # means of gradients that all processes had for all parameters
+        self._weights: dict[float, Tensor] = {}
         self.group = wrapper.process_group
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
         together = 1 if sync in (None, "local") else self.size if sync == "global" else sync
@@ -127,6 +139,41 @@ class DataParallel(SingleProcess):
         context: AbstractContextManager[Any] = self.wrapper.no_sync()
         return context
 
+    def share_of_mean(self, rt: Any) -> Tensor | None:
+        """Return weight / mean weight for a pass whose gradient DDP's own reducer may average.
+
+        It may where the host must not wait, the wrapper has the optimizer's parameters and no others, and each of
+        them had a gradient in some steps before. DDP itself then averages while the backward pass goes on.
+        """
+        wrapper, step = self.wrapper, rt.step_state
+        ready = self._complete >= _COMPLETE or (wrapper.find_unused_parameters and self._complete)
+        if not (rt.on_device and ready and step.group is None and rt.model is wrapper):
+            return None
+        if not rt.once("reducer", lambda: self._reduces(rt.params)):
+            return None
+        if step.weight not in self._weights:
+            self._weights[step.weight] = torch.tensor(step.weight, device=rt.device)
+        own = self._weights[step.weight]
+        total = own.clone()
+        dist.all_reduce(total, group=self.group)
+        return own * self.size / total
+
+    def _reduces(self, params: Params) -> bool:
+        """Return whether DDP's reducer has these parameters and no others, in full precision."""
+        data: Any = self.wrapper._get_ddp_logging_data()  # type: ignore[no-untyped-call]
+        own = {id(p) for p in self.wrapper.module.parameters() if p.requires_grad}
+        wide = all(p.dtype in (torch.float32, torch.float64) for p in params)
+        size = sum(p.numel() * p.element_size() for p in params)
+        same = own == set(map(id, params)) and data.get("num_parameter_tensors") == len(params)
+        return wide and same and data.get("total_parameter_size_bytes") == size
+
+    def any_bad(self, bad: Tensor) -> Tensor:
+        flag = bad.clone()
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.group)
+        # running statistics are shared at the end of a step, not before the next pass
+        self.wrapper.require_forward_param_sync = False
+        return flag
+
     def should_skip_update(self, bad: Tensor, more: bool) -> bool:
         """Return the flag that came with the mean gradient."""
         return bool(bad)
@@ -143,7 +190,10 @@ class DataParallel(SingleProcess):
     def _mean(self, params: Params, grads: Vec, weight: float, bad: Tensor, group: Any) -> tuple[Vec, Tensor]:
         """Sum weighted gradients, weights, flags, and which gradients exist, in one message per precision."""
         device = params[0].device
-        head = torch.tensor([weight, 0.0, *(float(g is not None) for g in grads)], device=device)
+        key = (weight, tuple(g is not None for g in grads))
+        if key not in self._heads:  # to send it to a GPU is to wait for it
+            self._heads[key] = torch.tensor([weight, 0.0, *map(float, key[1])], device=device)
+        head = self._heads[key].clone()
         head[1] = bad
         pieces: dict[torch.dtype, list[Tensor]] = {torch.float32: [head]}
         for p, g in zip(params, grads, strict=True):
@@ -156,7 +206,13 @@ class DataParallel(SingleProcess):
             dist.all_reduce(flat, group=group)
             sums[dtype] = list(torch.split(flat, [len(v) for v in values]))
         head = sums[torch.float32].pop(0)
-        total, any_bad, present = head[0], head[1] > 0, head[2:].tolist()
+        total, any_bad = head[0], (head[1] > 0).to(bad.dtype)
+        # a gradient that this process has exists; to learn of the others is to wait for a GPU
+        own = all(g is not None for g in grads)
+        learning = self._complete < _COMPLETE
+        present = head[2:].tolist() if learning or not own else [1.0] * len(grads)
+        if learning and all(count == self.size for count in present):
+            self._complete += 1
         means: Vec = []
         for p, count in zip(params, present, strict=True):
             value = sums[torch.float64 if p.dtype == torch.float64 else torch.float32].pop(0)

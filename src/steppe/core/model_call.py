@@ -21,6 +21,18 @@ def unwrap_model(model: nn.Module) -> tuple[nn.Module, DistributedDataParallel |
             return model, replicas
 
 
+def reuses_outputs(model: nn.Module) -> bool:
+    """Return whether a model is compiled so that its next call overwrites what it returned (CUDA graphs)."""
+    while True:
+        config: Any = getattr(model, "get_compiler_config", None)
+        if callable(config) and (config() or {}).get("triton.cudagraphs"):
+            return True
+        inner = model.module if isinstance(model, DistributedDataParallel) else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return False
+        model = inner
+
+
 def call_model(model: nn.Module, x: Any, y: Any = None) -> Any:
     """Call a model on a tensor, ``model(x)``, or on named inputs, ``model(**x)``; with targets if given."""
     if isinstance(x, Mapping):
@@ -75,3 +87,13 @@ def extract_loss(output: Any) -> tuple[Tensor, Tensor]:
             "Give the labels with the batch, or a loss function to bind"
         )
     return loss.reshape(()), logits if isinstance(logits, Tensor) else loss.detach().new_empty(0)
+
+
+def with_weights(plain: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Load weights and buffers into a network and return it; raises InputError if they do not fit."""
+    try:
+        plain.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"the deployed weights are not those of a {type(plain).__name__} ({reason})") from None
+    return plain

@@ -79,10 +79,13 @@ def same(a: Sequence[nn.Parameter], b: Sequence[nn.Parameter]) -> bool:
     return len(a) == len(b) and all(map(is_, a, b))
 
 
-def learning_rate(optimizer: torch.optim.Optimizer) -> float:
-    """Return the learning rate of the first group, NaN if it is None as in Adafactor, or missing."""
+def learning_rate(optimizer: torch.optim.Optimizer) -> Any:
+    """Return the learning rate of the first group, NaN if it is None as in Adafactor, or missing.
+
+    One that is a tensor stays one: to read it is to wait for a GPU.
+    """
     lr = optimizer.param_groups[0].get("lr")
-    return math.nan if lr is None else float(lr)
+    return math.nan if lr is None else lr if isinstance(lr, Tensor) else float(lr)
 
 
 def owners(net: nn.Module, params: Sequence[nn.Parameter]) -> list[nn.Module]:
@@ -96,9 +99,7 @@ def owners(net: nn.Module, params: Sequence[nn.Parameter]) -> list[nn.Module]:
     return [modules.get(id(leaf(p)), net) for p in params]
 
 
-def setting(
-    optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter], name: str, common: float
-) -> float | list[float]:
+def setting(optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter], name: str, common: float) -> Any:
     """Return a method's hyper-parameter: one number, or one per parameter where groups set it (`check_setting`).
 
     Raises InputError for a value that is not a finite number of at least 0.
@@ -174,7 +175,7 @@ def _check_value(name: str, value: Any, where: str = "") -> None:
 
 def per_parameter(
     groups: Iterable[dict[str, Any]], params: Sequence[nn.Parameter], name: str, common: float
-) -> float | list[float]:
+) -> Any:
     """Return what the parameters' groups set under ``name``: one number if all agree, else one per parameter."""
     own: dict[int, Any] = {}
     for group in groups:
@@ -182,7 +183,12 @@ def per_parameter(
             own |= {id(p): group[name] for p in group["params"]}
     if not own:
         return common
-    values = [float(own.get(id(leaf(p)), common)) for p in params]
+    values = [own.get(id(leaf(p)), common) for p in params]
+    if all(isinstance(v, Tensor) and v is values[0] for v in values):
+        return values[0]
+    if any(isinstance(v, Tensor) and v.device.type != "cpu" for v in values):
+        return [v if isinstance(v, Tensor) else torch.full((), v) for v in values]
+    values = list(map(float, values))
     return values[0] if len(set(values)) == 1 else values
 
 

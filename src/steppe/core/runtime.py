@@ -7,9 +7,7 @@ without a loss scale; passes are counted; a non-finite value stops the step befo
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from operator import is_
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -17,26 +15,27 @@ from torch import Tensor, nn
 
 from steppe.core import param_groups, user_loss
 from steppe.core.amp import MixedPrecision, upcast_to_float32
-from steppe.core.batch import Batch, join_logits, micro_batches
+from steppe.core.batch import Batch, micro_batches
 from steppe.core.data_parallel import Sharded, SingleProcess, parallelism_of
-from steppe.core.model_call import call_model, extract_logits, extract_loss, unwrap_model
+from steppe.core.execution._device_checks import DeviceChecks
+from steppe.core.execution._passes import Mask, Objective, lasting, make_pass, make_passes
+from steppe.core.execution._progress import progress, setting
+from steppe.core.execution._update import make_update
+from steppe.core.model_call import call_model, extract_logits, extract_loss, reuses_outputs, unwrap_model
 from steppe.core.multi_network import member_of
 from steppe.core.numerics import complex_params, vector
 from steppe.core.numerics.outputs import Outputs, outputs_of
 from steppe.core.numerics.vector import ScaledVector, Vec
-from steppe.core.schedules import ScheduleValue, TrainingProgress, value_at
+from steppe.core.schedules import ScheduleValue, TrainingProgress
 from steppe.core.state import rng
-from steppe.core.state.snapshot import Buffers, Elsewhere, SnapshotPool, of_training
+from steppe.core.state.pass_rng import PassRNG
+from steppe.core.state.snapshot import Buffers, Elsewhere, SnapshotPool
 from steppe.core.step_state import BindOptions, LossFunction, NonFinite, Passes, StepOutput, StepState
 from steppe.errors import InputError
 
 __all__ = ["BindOptions", "LossFunction", "Objective", "Passes", "Runtime", "StepOutput"]
 T = TypeVar("T")
-Objective = Callable[[Batch], StepOutput]
-Mask = Sequence[bool] | None
-_NOTHING = nullcontext()
 _WIDE = (torch.float32, torch.float64)
-_backward = torch.autograd.Variable._execution_engine.run_backward
 
 
 class Runtime:
@@ -80,18 +79,29 @@ class Runtime:
         masks = rng.generator(options.seed, "masks", self.parallel.rank, torch.device("cpu"))
         self.generators = {"noise": self.rng, "masks": masks}
         self.passes = Passes()
-        self.window: float | None = None  # the fraction that is done of the window of the active method
+        # returns the fraction that is done of the window of the active method
+        self.window: Callable[[TrainingProgress], float] | None = None
         self.untracked, self.relative_cost = False, 1.0  # of a pass of the model, in passes of one network
         self.objective: Objective = self.supervised  # until the step sets its method's
         self.good = torch.zeros((), dtype=torch.bool, device=self.device)
-        self._weight_snapshots, self._update_snapshots = SnapshotPool(), SnapshotPool()
+        self._weight_snapshots, self.update_snapshots = SnapshotPool(), SnapshotPool()
         self.step_state = StepState(self.good)
-        self._in_grad: Vec | None = None  # the tensors that the last pass left in ``.grad``
-        self._global_rngs = rng.global_generators(self.device)
-        self._clean_rng = [g.get_state() for g in self._global_rngs]
+        self.in_grad: Vec | None = None  # the tensors that the last pass left in ``.grad``
+        self.pass_rng: Any = PassRNG(self.device)
+        self.recorder: Any = None  # while a step is made that is, or becomes, a graph
+        self.checks = DeviceChecks(self.device)
+        self.outputs_reused = self.device.type == "cuda" and reuses_outputs(model)
+        # to read a value from a GPU is to wait for it
+        self.on_device = self.device.type == "cuda" and not isinstance(self.parallel, Sharded)
 
     def grad(
-        self, batch: Batch, objective: Objective | None = None, *, work: float = 1.0, where: Mask = None
+        self,
+        batch: Batch,
+        objective: Objective | None = None,
+        *,
+        work: float = 1.0,
+        where: Mask = None,
+        last: bool = False,
     ) -> tuple[StepOutput, Vec]:
         """Return the output and the mean gradient of ``objective`` (the method's) over ``batch`` at the weights.
 
@@ -99,22 +109,26 @@ class Runtime:
         `shared`). The gradients are the caller's own. ``work`` is the cost in passes, for objectives that
         run part of the network more than once. ``where`` restricts the gradient to some parameters, which saves
         the others' backward pass where that is possible (no compiled or sharded model); it is counted as whole.
+        ``last`` if `apply` makes its update with this very gradient: DDP on a GPU then averages it during the
+        backward pass, so that it is the mean over all processes.
 
         Raises `NonFinite` if the loss or a gradient is not finite, where that can be known at once.
         """
         step = self.step_state
         if not self.untracked:
-            self._clean_rng = [g.get_state() for g in self._global_rngs]
+            self.pass_rng.begin_clean()
+        if self.on_device:
+            self.checks.settle(step.bad)
         self.clear()
         parts, whole, objective = self.micro_batches(batch), self.weight(batch), objective or self.objective
         if where is None and len(parts) == 1 and whole and self.alone:
-            out = self._pass(parts[0], objective, 1.0)
+            out = make_pass(self, parts[0], objective, 1.0)
             logits = [out.logits]
         else:
-            out, logits = self._passes(parts, objective, whole, where)
+            out, logits = make_passes(self, parts, objective, whole, where, last)
         # they stay in .grad until the next pass: an update with them need not assign them again
         grads = [p.grad for p in self.leaves]
-        self._in_grad = grads = grads if self.leaves is self.params else list(map(complex_params.real_view, grads))
+        self.in_grad = grads = grads if self.leaves is self.params else list(map(complex_params.real_view, grads))
         if step.first is None:
             step.first = out
             if self.passes.steps <= user_loss.CHECKED_STEPS:
@@ -123,55 +137,26 @@ class Runtime:
                     user_loss.require_additive(self, batch, parts, logits)
         if self.precision.scaler is not None:
             grads = self.precision.unscaled(grads)
+        if self.outputs_reused:  # the next pass would overwrite them
+            grads = vector.clone(grads)
         grads = vector.Measured(grads if where is None else vector.only(grads, where))
+        step.averaged = grads if step.averages else None
         size = step.size if batch is step.batch else len(batch)
         self.count(forward=work * size, backward=work * size)
-        self.check_finite(grads.norm(self._measure) if self.alone else vector.finite_check(grads), out.loss)
-        return out, grads
-
-    def _passes(
-        self, parts: Sequence[Batch], objective: Objective, whole: float, where: Mask
-    ) -> tuple[StepOutput, list[Tensor]]:
-        """Make the passes of several parts, of several processes, or of some parameters only."""
-        # a backward pass written in Python may use parameters unseen, so the first graph is whole and is inspected
-        may = where is not None and self.callable_in_parts and not self._memo.get("graph", True)
-        off = [p for p, w in zip(self.leaves, where or (), strict=True) if not w] if may else []
-        losses, logits = [], []
-        for part in parts:
-            weight = self.options.weigh(part) / whole if whole else 0.0
-            with self.parallel.no_sync(), param_groups.switched_off(off):
-                out = self._pass(part, objective, weight, inspect=where is not None)
-            losses.append(out.loss if weight == 1 else out.loss * weight)
-            logits.append(out.logits)
-        mean = losses[0] if len(parts) == 1 else torch.stack(losses).sum()
-        return StepOutput(mean, join_logits(logits)), logits
-
-    def _pass(self, part: Batch, objective: Objective, weight: float, inspect: bool = False) -> StepOutput:
-        """Make a forward and a backward pass, whose loss counts ``weight``; return its output without graph."""
-        with self.precision.autocast() if self.precision.reduced else _NOTHING:
-            out = objective(part)
-        loss, logits = out.loss, out.logits
-        if not loss.requires_grad:
-            user_loss.require_graph(loss)
-        if inspect:
-            self.once("graph", partial(param_groups.has_custom_backward, loss))
-        if not weight and logits.requires_grad:
-            # a part that does not count, such as one without labels, whose mean is NaN
-            loss = 0.0 * logits.sum()
-        factor = weight if self.alone else weight * self.parallel.loss_weight()
-        scaled = loss if factor == 1 else loss * factor
-        if self.precision.scaler is not None:
-            scaled = self.precision.scaled(scaled)
-        if type(scaled) is Tensor and not scaled.dim():
-            # what Tensor.backward() calls after checks that take a tenth of a small network's pass
-            _backward((scaled,), (torch.ones_like(scaled),), False, False, (), True, True)
+        if self.on_device:
+            self.checks.add_grads(grads)
+            self.check_finite(out.loss)
         else:
-            scaled.backward()  # type: ignore[no-untyped-call]
-        # logits that are a view of a weight would change with it at the next update
-        return StepOutput(loss.detach(), logits.detach().clone() if logits._is_view() else logits.detach())
+            self.check_finite(grads.norm(self._measure) if self.alone else vector.finite_check(grads), out.loss)
+        return out, grads
 
     def check_finite(self, *numbers: Tensor) -> None:
         """Stop a step of numbers that are not finite: at once where a process may decide, else when it updates."""
+        if self.on_device:
+            self.checks.add(*numbers)
+            if not self.alone:  # the flag travels with the next gradient
+                self.checks.flush(self.step_state.bad)
+            return
         if self.alone and self.parallel.checks_every_pass:
             if not all(map(math.isfinite, numbers)):
                 raise NonFinite(self.step_state.output)
@@ -191,15 +176,15 @@ class Runtime:
         means, step.bad = self.parallel.group_mean(self.params, grads, step.weight, step.bad)
         return means
 
-    def all_reduce_mean(self, values: Vec) -> Vec:
-        """Return the mean over all processes whatever ``sync`` is: for what the method remembers.
+    def all_reduce_mean(self, values: Vec, weight: float | None = None) -> Vec:
+        """Return the mean over all processes whatever ``sync`` is, by ``weight`` as in `apply`: for a memory.
 
         Raises InputError while groups of a batch have perturbations of their own: each would remember its own.
         """
-        step = self.step_state
-        if step.group is not None:
+        s = self.step_state
+        if s.group is not None:
             raise InputError("m needs a method that remembers no gradients, and this one does; leave m out")
-        means, step.bad = self.parallel.mean(self.params, values, step.weight, step.bad)
+        means, s.bad = self.parallel.mean(self.params, values, s.weight if weight is None else weight, s.bad)
         return means
 
     def preserve_state(self, mask_seed: int | None = None) -> AbstractContextManager[None]:
@@ -222,32 +207,33 @@ class Runtime:
             moved = [p for p, o in zip(moved, direction, strict=True) if o is not None]
 
         def move() -> None:
-            self._reshard()
+            self.reshard()
             vector.move(moved, by, times)
 
         if clean:
-            return Elsewhere(moved, move, leave=self._reshard, pool=self._weight_snapshots)
+            return Elsewhere(moved, move, leave=self.reshard, pool=self._weight_snapshots)
         return self._elsewhere(moved, move, mask_seed)
 
     def _elsewhere(self, moved: Sequence[Tensor], move: Callable[[], None], mask_seed: int | None) -> Elsewhere:
-        outer = False
+        outer, entered = False, False
 
         def change() -> None:
-            nonlocal outer
+            nonlocal outer, entered
             outer, self.untracked = self.untracked, True
-            for generator, state in zip(self._global_rngs, self._clean_rng, strict=True):
-                # torch.manual_seed also formats a traceback for each backend
-                generator.set_state(state) if mask_seed is None else generator.manual_seed(mask_seed)
+            self.pass_rng.enter(mask_seed)
+            entered = True
             move()
 
         def leave() -> None:
-            self.untracked = outer
-            self._reshard()
+            if entered:  # else the snapshot could not be made
+                self.untracked = outer
+                self.pass_rng.leave()
+            self.reshard()
 
-        pool, rngs = self._weight_snapshots, self._global_rngs
-        return Elsewhere(moved, change, buffers=self.buffers, generators=rngs, leave=leave, pool=pool)
+        return Elsewhere(moved, change, buffers=self.buffers, leave=leave, pool=self._weight_snapshots)
 
-    def _reshard(self) -> None:
+    def reshard(self) -> None:
+        """Drop gathered copies of a sharded model's weights."""
         if not self.alone:
             self.parallel.reshard()
 
@@ -269,47 +255,23 @@ class Runtime:
 
         Raises `NonFinite` if any process met a non-finite value in this step.
         """
-        step, options = self.step_state, self.options
+        step = self.step_state
         if step.group is not None:
             step.group.collect(grads, decoupled, one=times == 1 and not more)
             return
-        if not self.alone:
+        if grads is step.averaged and grads is not None and weight is None and decoupled is None:
+            step.bad = self.parallel.any_bad(step.bad)
+        elif not self.alone:
             counts = step.weight if weight is None else weight
             grads, step.bad = self.parallel.mean(self.params, grads, counts, step.bad)
             if decoupled is not None:
                 decoupled, _ = self.parallel.mean(self.params, decoupled, counts, step.bad)
-        checked = self.alone and self.parallel.checks_every_pass
-        if not checked and self.parallel.should_skip_update(step.bad, more):
-            raise NonFinite(step.output)
-        averaged = grads
-        for transform in options.transforms:
-            grads = transform(grads, self)
-        if options.clip is not None:
-            grads = vector.clip(grads, options.clip, self.member if options.clip_each else None)
-        if more and not step.updates_undone:
-            step.updates_undone = True
-            step.snapshots.append(of_training(self.params, self.optimizer, self._update_snapshots))
-        self._reshard()
-        for remaining in reversed(range(times)):
-            # some optimizers write into the gradients that they get
-            fresh = vector.clone(grads) if remaining or (more and any(map(is_, grads, averaged))) else grads
-            if self._in_grad is None or not all(map(is_, fresh, self._in_grad)):
-                if self.leaves is not self.params:
-                    fresh = complex_params.like_leaves(fresh, self.params)
-                for p, g in zip(self.leaves, fresh, strict=True):
-                    p.grad = g
-                self._in_grad = None
-            self.optimizer.step()
-            self.passes.updates += 1
-        if decoupled is not None:
-            param_groups.add_decoupled(self.optimizer, self.params, decoupled)
-        if more:  # else the step ends, which clears them
-            self.clear()
+        make_update(self, grads, times, more, decoupled)
 
     def outputs(self, batch: Batch) -> list[Tensor]:
         """Return each micro-batch's logits at the weights, without a graph; raises `NonFinite` as `grad`."""
         with torch.no_grad(), self.precision.autocast():
-            logits = [self.forward(part.x) for part in self.micro_batches(batch)]
+            logits = [lasting(self, self.forward(part.x)) for part in self.micro_batches(batch)]
         self.count(forward=len(batch))
         self.check_finite(vector.finite_check([*logits]))
         return logits
@@ -360,16 +322,27 @@ class Runtime:
 
         return self.once("outputs", decide)
 
-    def setting(self, name: str, value: ScheduleValue) -> float | list[float]:
+    def setting(self, name: str, value: ScheduleValue) -> Any:
         """Return a hyper-parameter's value in this step: one number, or one per parameter.
 
         It may follow a schedule, and an optimizer's parameter group may have its own under the same name, unless
         the optimizer itself has a setting of that name. Raises InputError unless it is finite and at least 0.
         """
-        own = any(name in group for group in self.optimizer.param_groups)
-        if not own and isinstance(value, float) and 0 <= value < math.inf:
-            return value
-        return param_groups.setting(self.optimizer, self.params, name, value_at(value, self.now))
+        return setting(self, name, value)
+
+    def decide(self, question: Callable[[], bool]) -> bool:
+        """Return the answer to a question that the host can answer before the step: of ``now``, of its own counts.
+
+        A method decides so what it does in a step. A step that is a graph (``graph=True``) has one per answer.
+        """
+        return question() if self.recorder is None else self.recorder.decide(question)
+
+    def number(self, make: Callable[[], float]) -> Any:
+        """Return a number that the host computes of ``now`` and its own counts, anew in each step.
+
+        It is a tensor while a step becomes a graph.
+        """
+        return make() if self.recorder is None else self.recorder.number(make)
 
     def momentum(self) -> Vec:
         """Return the optimizer's momentum (SGD's buffer, Adam's first moment), None for parameters without one.
@@ -380,19 +353,26 @@ class Runtime:
 
     @property
     def now(self) -> TrainingProgress:
-        """Where training is."""
-        lr = param_groups.learning_rate(self.optimizer)
-        done, length = max(self.passes.steps - 1, 0), self.options.steps
-        share = length() if callable(length) else done / length if length else None
-        return TrainingProgress(done, share, lr, self.options.decay_start, self.window)
+        """Where training is.
+
+        Raises InputError in a step that may become a graph, outside of `decide` and `number`.
+        """
+        return progress(self)
+
+    @property
+    def host_rng(self) -> torch.Generator:
+        """A generator for choices that the host makes: ``rng`` itself, if that is on the host."""
+        return self.rng if self.rng.device.type == "cpu" else self.generators["masks"]
 
     def draw_mask_seed(self) -> int:
         """Return a seed for fresh dropout masks, from the step's own generator."""
-        return int(torch.randint(2**62, (), generator=self.generators["masks"]))
+        seed: int = self.pass_rng.draw_seed(self.generators["masks"])
+        return seed
 
     def rng_restored(self) -> AbstractContextManager[None]:
         """Restore the RNG on leaving, so that what follows sees the same masks."""
-        return Elsewhere((), generators=self._global_rngs)
+        context: AbstractContextManager[None] = self.pass_rng.restored()
+        return context
 
     @property
     def member(self) -> list[int]:
@@ -401,7 +381,8 @@ class Runtime:
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what ``make`` returned the first time: for facts about the network that do not change."""
-        return self._memo[key] if key in self._memo else self._memo.setdefault(key, make())  # type: ignore[no-any-return]
+        value: T = self.memo[key] if key in self.memo else self.memo.setdefault(key, make())
+        return value
 
     def micro_batches(self, batch: Batch) -> Sequence[Batch]:
         """Return the parts in which a batch goes through the model."""
@@ -427,11 +408,11 @@ class Runtime:
         if stale or not param_groups.same(leaves, self.leaves):
             self.leaves, self.params = leaves, complex_params.real_views(leaves)
             self.owners = param_groups.owners(self.net, leaves)
-            self._measure, self._memo = vector.measure_of(self.params), dict[Hashable, Any]()
+            self._measure, self.memo = vector.measure_of(self.params), dict[Hashable, Any]()
             self.buffers = Buffers(*self.with_state)
 
     def clear(self) -> None:
         """Set every gradient to None, those of the last pass included."""
         for p in self.leaves:
             p.grad = None
-        self._in_grad = None
+        self.in_grad = None

@@ -16,7 +16,7 @@ from steppe.errors import InputError
 @dataclass(frozen=True)
 class TrainingProgress:
     """Where training is: the ``step``, from 0; the ``share`` that is done, None if unknown; the learning rate,
-    NaN if unknown.
+    NaN if unknown, a tensor if it is one in the optimizer.
 
     ``decay_start`` is the share at which the learning rate's schedule begins to decay, None if it has no such
     phase, and ``window`` the fraction that is done of the window in which a method is active, None outside of one.
@@ -136,6 +136,11 @@ def check_start(method: Any, steps: float) -> None:
 
 def _is_plain(method: Any, values: dict[str, Any]) -> bool:
     return any(limit and limit.items() <= values.items() for limit in (method.limit, *method.limits))
+
+
+def is_moment(every: Any) -> bool:
+    """Return whether this is text that `due` takes: '5b' or '1e'."""
+    return isinstance(every, str) and re.fullmatch(r"[1-9]\d*[be]", every) is not None
 
 
 def due(every: str, step: int, epoch: int | None) -> bool:
@@ -262,9 +267,10 @@ class WithLR(Schedule):
 
     def at(self, now: TrainingProgress) -> float:
         """Return the value at the present learning rate; raises InputError if the optimizer has none."""
-        if math.isnan(now.lr):
+        present = float(now.lr)
+        if math.isnan(present):
             raise InputError("a schedule follows the learning rate, and the optimizer's is None; give it a number")
-        lr = min(max(now.lr, self.lr_min), self.lr_max)
+        lr = min(max(present, self.lr_min), self.lr_max)
         return self.low + (self.high - self.low) * (lr - self.lr_min) / (self.lr_max - self.lr_min)
 
 

@@ -30,6 +30,8 @@ class _Method(Protocol):
     def whole(self) -> str: ...
     @property
     def single(self) -> str: ...
+    @property
+    def on_host(self) -> str: ...
     def init(self, net: nn.Module) -> nn.Module: ...
     def scheduled_limits(self) -> tuple[str, ...]: ...
     def may_be_at_limit(self) -> bool: ...
@@ -75,10 +77,20 @@ class Step:
         for part in self.state.modules():
             if isinstance(part, ParamState):
                 part.trained = lambda: (runtime.params, runtime.net)
-        runtime.with_state += [m.statistics for m in self.state.modules() if isinstance(m, WeightAverage)]
+            if isinstance(part, WeightAverage):
+                runtime.with_state.append(part.statistics)
         runtime.buffers = Buffers(*runtime.with_state)
+        self._memory = Buffers(*(m for m in self.state.modules() if isinstance(m, ParamState)))
         if _overridden(method, "objective"):
             runtime.objective = lambda batch: method.objective_or_plain(batch, self.state, runtime)
+        self._graphed: Any = None
+        if options.graph:
+            from steppe.core.execution._graph import GraphedStep
+
+            self._graphed = GraphedStep(self)
+        for part in self.state.modules():
+            if isinstance(part, WeightAverage):
+                part.on_device = runtime.on_device
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise InputError(
@@ -105,6 +117,10 @@ class Step:
         Raises InputError for what is no batch.
         """
         batch = as_batch(x, y)
+        return self.run(batch) if self._graphed is None else self._graphed(batch)
+
+    def run(self, batch: Batch) -> StepOutput:
+        """Make one step on a batch, operation by operation."""
         rt, skipped = self.runtime, False
         self._begin(batch)
         try:
@@ -117,8 +133,7 @@ class Step:
         except BaseException:
             self._roll_back()
             raise
-        self._end(skipped=skipped)
-        out.skipped = skipped
+        out.skip_flag = self._end(skipped=skipped)
         if self._after and not skipped:
             self.method.after(batch, out, self.state, rt)
         return out
@@ -139,6 +154,11 @@ class Step:
         rt.step_state = step = StepState(rt.good, batch, parts, weight, size)
         if rt.buffers:
             step.snapshots.append(rt.buffers.snapshot())
+        if rt.on_device:
+            rt.checks.clear()
+            step.bad = rt.checks.new_flag()
+            if self._memory:
+                step.snapshots.append(self._memory.snapshot())
         if not rt.alone:
             rt.parallel.begin(weight, len(parts))
             rt.parallel.reshard()
@@ -153,17 +173,29 @@ class Step:
             snapshot.restore()
         self.runtime.clear()
 
-    def _end(self, *, skipped: bool) -> None:
-        """Release the batch and the snapshots; end the step for the loss scale and on all processes."""
+    def _end(self, *, skipped: bool) -> bool | Tensor:
+        """Release the batch and the snapshots; end the step for the loss scale and on all processes.
+
+        Returns whether the step is skipped, a tensor where the host does not know: the step is then undone there.
+        """
         rt, step = self.runtime, self.runtime.step_state
+        flag: bool | Tensor = skipped
         rt.clear()
+        if rt.on_device and not skipped:
+            flag = step.bad
+            if rt.checks.pending:  # of passes without an update
+                rt.checks.flush(step.bad)
+                step.decided = False
+            for snapshot in () if step.decided else reversed(step.snapshots):
+                snapshot.restore_where(flag > 0)
         for snapshot in step.snapshots:
             snapshot.release()
         step.snapshots, step.batch, step.micro_batches = [], None, ()
         if rt.precision.scaler is not None:
-            rt.precision.record(finite=not skipped)
+            rt.precision.record(flag)
         if not rt.alone:
             rt.parallel.share_buffers(rt.net)
+        return flag
 
     def _of_method(self, batch: Batch) -> StepOutput:
         """Make the method's step, or a plain one at its limit, where a schedule or a group may bring it there."""

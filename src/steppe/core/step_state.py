@@ -28,13 +28,20 @@ class StepOutput:
 
     A method that cuts the batch (RWP with two batches) returns those of its first samples.
 
-    ``skipped`` is True if a non-finite loss or gradient, on any process, undid the step. For micro-batches
-    whose logits differ in shape ``logits`` is a list, and it is empty for a model that returns only its loss.
+    ``skipped`` is True if a non-finite loss or gradient, on any process, undid the step. On a GPU to ask for it is
+    to wait for the step; ``skip_flag`` is then a tensor there, 1 if it was skipped. For micro-batches whose logits
+    differ in shape ``logits`` is a list, and it is empty for a model that returns only its loss.
     """
 
     loss: Tensor
     logits: Any
-    skipped: bool = False
+    skip_flag: bool | Tensor = False
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the step was undone."""
+        self.skip_flag = bool(self.skip_flag)
+        return self.skip_flag
 
 
 @dataclass
@@ -75,6 +82,7 @@ class BindOptions:
     weigh: Callable[[Batch], float] = len
     steps: int | Callable[[], float] | None = None
     epoch: int | None = None
+    graph: bool = False
     decay_start: float | None = None
     seed: int = 0
 
@@ -143,8 +151,10 @@ class StepState:
     """The state of one step.
 
     ``batch`` goes through in ``micro_batches``; it has ``size`` samples and counts ``weight`` in means. ``bad`` is
-    True, on the device, if a value of this process was not finite. ``snapshots`` undo the step. ``first`` is the
-    output of the first pass. ``group`` collects gradients while groups of samples have perturbations of their own.
+    True (or 1), on the device, if a value of this process was not finite. ``snapshots`` undo the step, on the
+    device unless the host found (``decided``) that the last update was of finite values. ``first`` is the
+    output of the first pass. ``averaged`` is the gradient of the last pass if that ``averages`` it over the
+    processes already. ``group`` collects gradients while groups of samples have perturbations of their own.
     """
 
     bad: Tensor
@@ -154,7 +164,10 @@ class StepState:
     size: int = 0
     snapshots: list[Snapshot] = field(default_factory=list)
     updates_undone: bool = False
+    decided: bool = False
     first: StepOutput | None = None
+    averages: bool = False
+    averaged: Vec | None = None
     group: "GradientAccumulator | None" = None
 
     @property

@@ -7,8 +7,8 @@ from steppe.data import splits
 from steppe.data.dataset import DataSet, Images, Samples, Source, Tensors
 from steppe.data.loader import Loader, evaluation_batches
 from steppe.data.normalize import Normalizer
-from steppe.data.sources import builtin, cache, cifar, image_folder, user_data
-from steppe.data.sources.formats import image_list, table, text
+from steppe.data.sources import builtin, cache, cifar, image_folder
+from steppe.data.sources.formats import image_list, table, text, user_data
 from steppe.errors import InputError, unknown
 
 __all__ = [

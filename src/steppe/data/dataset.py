@@ -187,7 +187,9 @@ class Fetched:
         return self.take(np.arange(len(self))[rows])
 
     def take(self, rows: np.ndarray) -> Fetched:
-        """Return the samples of these rows; they are no longer ordered by a sampler."""
+        """Return the samples of these rows; a part of them is no longer ordered by a sampler."""
+        if len(rows) == len(self) and bool((rows == np.arange(len(self))).all()):
+            return self
         return Fetched(self.dataset, self.collate, rows if self.rows is None else self.rows[rows])
 
 

@@ -244,4 +244,4 @@ def _mixed(states: Sequence[State], share: tuple[float, ...], name: str, like: T
     if not (like.is_floating_point() or like.is_complex()):
         return tensors[0]
     wide = torch.complex128 if like.is_complex() else torch.float64
-    return torch.stack([c * t.to(wide) for c, t in zip(share, tensors, strict=True)]).sum(0)
+    return torch.stack([c * t.to(like.device, wide) for c, t in zip(share, tensors, strict=True)]).sum(0)

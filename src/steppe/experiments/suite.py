@@ -17,7 +17,7 @@ from typing import Any
 from steppe import hardware, methods, records
 from steppe.config import Run, Study
 from steppe.config.run import Match, RunOptions
-from steppe.config.suites import Row, Setting, Suite, Task
+from steppe.config.suites import Setting, Suite, SuiteRow, SuiteTask
 from steppe.data.dataset import DataSet
 from steppe.errors import InputError
 from steppe.experiments.comparison import ComparisonPlan, check_saved, load_and_check, method_description
@@ -32,7 +32,7 @@ _MATCH: dict[str, Match] = {"compute": "gradients", "epochs": "epochs"}
 
 
 @dataclass(frozen=True)
-class Choice:
+class TunedSetting:
     """A row's tuning on one task: the validation values by setting and seed, and the number of the chosen setting.
 
     A value is None if its run failed; ``chosen`` is None if every setting has such a run. ``one_gradient``: the
@@ -45,15 +45,15 @@ class Choice:
 
 
 @dataclass
-class SuiteTask:
+class TaskRuns:
     """One task of a suite with the folder of its runs.
 
     ``rows`` are trained on the seeds ``final``; those of earlier commands are described too.
     """
 
     suite: Suite
-    task: Task
-    rows: Sequence[Row]
+    task: SuiteTask
+    rows: Sequence[SuiteRow]
     final: Sequence[int]
     out: Path
     images: DataSet | None = None
@@ -62,12 +62,12 @@ class SuiteTask:
     def __post_init__(self) -> None:
         self.rows = [row for row in self.rows if row.name not in self.task.without]
 
-    def tuning(self, row: Row) -> list[list[ComparisonRun]]:
+    def tuning(self, row: SuiteRow) -> list[list[ComparisonRun]]:
         """Return the tuning runs of a row by setting, at equal compute."""
         seeds = [row.seeds_from + seed for seed in self.suite.tune]
         return [[self._job(row, setting, seed, "gradients") for seed in seeds] for setting in row.settings]
 
-    def choice(self, row: Row) -> Choice | None:
+    def choice(self, row: SuiteRow) -> TunedSetting | None:
         """Return the choice among a row's settings, None while a tuning run is missing.
 
         The setting with the best mean over the tuning seeds of the validation metric after the last epoch is
@@ -87,9 +87,9 @@ class SuiteTask:
         }
         chosen = max(means, key=lambda i: means[i]) if means else None
         one_gradient = bool(finished) and all(r["passes"]["backward"] == 1 for r in finished)
-        return Choice(values, chosen, one_gradient)
+        return TunedSetting(values, chosen, one_gradient)
 
-    def comparison(self, row: Row, choice: Choice, view: str) -> list[ComparisonRun]:
+    def comparison(self, row: SuiteRow, choice: TunedSetting, view: str) -> list[ComparisonRun]:
         """Return the runs of a row's chosen setting in a view, in the order of the seeds; none without one."""
         if choice.chosen is None:
             return []
@@ -191,7 +191,7 @@ class SuiteTask:
             }
             records.write_json(self.out / file, content)
 
-    def _every_row(self) -> list[Row]:
+    def _every_row(self) -> list[SuiteRow]:
         return [row for row in self.suite.rows if row.name not in self.task.without]
 
     def failed(self) -> bool:
@@ -219,7 +219,7 @@ class SuiteTask:
         options |= {"models": (plain.model,), "datasets": (plain.dataset,), "seeds": tuple(self.final)}
         return Study(methods=("plain",), **options)
 
-    def _job(self, row: Row, setting: Setting, seed: int, match: Match) -> ComparisonRun:
+    def _job(self, row: SuiteRow, setting: Setting, seed: int, match: Match) -> ComparisonRun:
         key = (setting, seed, match)
         if key not in self._jobs:
             init = str(self._start(seed).folder) if self.task.start else ""
@@ -230,7 +230,7 @@ class SuiteTask:
         return self._jobs[key]
 
 
-def write_suite(suite: Suite, tasks: Sequence[Task], missing: dict[str, str], out: Path, command: str) -> None:
+def write_suite(suite: Suite, missing: dict[str, str], out: Path, command: str) -> None:
     """Write ``suite.json``: the suite's rows and tasks, and why tasks are left out.
 
     A task that an earlier command trained stays in it.
@@ -253,7 +253,7 @@ def write_suite(suite: Suite, tasks: Sequence[Task], missing: dict[str, str], ou
     records.write_json(out / SUITE, content)
 
 
-def _row_description(row: Row, choice: Choice) -> dict[str, Any]:
+def _row_description(row: SuiteRow, choice: TunedSetting) -> dict[str, Any]:
     setting = row.settings[choice.chosen or 0]
     about = method_description(methods.parse(setting.method))
     factors = setting.text.removeprefix(setting.method)

@@ -75,6 +75,17 @@ class ConvGroup(nn.Module):
         return out
 
 
+class GlobalMaxPool(nn.Module):
+    """The maximum of each channel over all positions, (B, C, H, W) to (B, C, 1, 1).
+
+    The values and gradients of `nn.AdaptiveMaxPool2d`, whose gradient on a GPU has no deterministic algorithm.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the maxima."""
+        return F.max_pool2d(x, x.shape[2:])
+
+
 class ScaledLinear(nn.Linear):
     """A linear layer whose outputs are multiplied by 1/9."""
 
@@ -91,7 +102,7 @@ def cifar10_fast(classes: int, channels: int, size: int) -> nn.Sequential:
     for number, width in enumerate(_WIDTHS, 1):
         parts[f"group{number}"] = ConvGroup(inputs, width)
         inputs = width
-    parts |= {"most": nn.AdaptiveMaxPool2d(1), "flatten": nn.Flatten()}
+    parts |= {"most": GlobalMaxPool(), "flatten": nn.Flatten()}
     parts["head"] = ScaledLinear(inputs, classes, bias=False)
     return nn.Sequential(parts)
 

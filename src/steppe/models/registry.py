@@ -8,7 +8,6 @@ from torch import nn
 from steppe.errors import InputError, unknown
 from steppe.models.cifar10_fast import cifar10_fast
 from steppe.models.gpt import gpt
-from steppe.models.inception_resnet_sadt import inception_resnet_sadt
 from steppe.models.mlp import DEPTH, WIDTH, mlp
 from steppe.models.okdph import (
     densenet40_12,
@@ -20,11 +19,12 @@ from steppe.models.okdph import (
     wrn20_8_okdph,
 )
 from steppe.models.resnet_cifar import resnet18, resnet_thin
+from steppe.models.sadt.inception_resnet import inception_resnet_sadt
+from steppe.models.sadt.vgg import vgg16_sadt
 from steppe.models.simple_cnn import simple_cnn, simple_cnn_3fc
 from steppe.models.torchvision_timm import from_timm, from_torchvision
 from steppe.models.unet import unet_small
 from steppe.models.vgg_cifar import vgg16_bn
-from steppe.models.vgg_sadt import vgg16_sadt
 from steppe.models.vit_cifar import vit_cifar
 from steppe.models.wide_resnet import wrn_16_8, wrn_16_8_rwp, wrn_28_10, wrn_28_10_rwp
 

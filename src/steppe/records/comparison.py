@@ -25,7 +25,7 @@ _RESULT: dict[str, tuple[type, ...]] = {
 }
 _EPOCH = (
     "epoch", "progress", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss",
-    "test_accuracy", "steps", "gradients", "skipped", "seconds", "images_per_second",
+    "test_accuracy", "val_metric", "test_metric", "steps", "gradients", "skipped", "seconds", "images_per_second",
 )  # fmt: skip
 
 
@@ -37,7 +37,8 @@ class Record:
         digest: Name of the run and of its folder.
         method: Label of the method: its row in the tables.
         model, dataset, seed: The rest of its configuration; methods are paired by seed.
-        metrics: One mapping per finished epoch; accuracies are fractions, ``gradients`` is cumulative.
+        metrics: One mapping per finished epoch; accuracies are fractions; another metric has the
+            keys ``val_metric`` and ``test_metric``; ``gradients`` is cumulative.
         timing: One mapping per finished epoch; ``seconds`` is cumulative training time.
         result: Content of ``result.json``; None while the run is unfinished.
     """

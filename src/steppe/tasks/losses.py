@@ -96,6 +96,13 @@ def default(task: str) -> str:
     return "bce" if task == "multi-label" else "mse" if task in NUMBERS else "cross-entropy"
 
 
+def form_of(loss: str, task: str) -> str:
+    """Return what outputs are under a loss of this name, or else in a task, as `bind`'s ``outputs`` names it."""
+    forms = {"cross-entropy": "classes", "bce": "labels", **dict.fromkeys(_DISTANCES, "numbers")}
+    of_task = "labels" if task == "multi-label" else "numbers" if task in NUMBERS else "classes"
+    return forms.get(loss.partition(":")[0], of_task)
+
+
 def make(name: str, settings: dict[str, Any], task: str, outputs: int, y: Tensor | None, smoothing: float) -> Any:
     """Return the loss of this name.
 

@@ -27,6 +27,7 @@ class Objective:
         metric: What is reported.
         new_meter: Makes the metric's meter; None if the metric is the loss.
         weigh: What a batch counts in means: its samples, or its targets that are not ignored.
+        outputs: What the outputs are for methods that compare them, as in `Method.bind`; None if the loss says it.
         counts_hits: Whether loss and metric are cross-entropy and accuracy of classes, which are only counted.
     """
 
@@ -35,6 +36,7 @@ class Objective:
     metric: Metric = ACCURACY
     new_meter: Callable[[], Meter] | None = None
     weigh: Callable[[Any], float] = len
+    outputs: str | None = "classes"
     counts_hits: bool = True
 
     @property
@@ -69,7 +71,9 @@ def make(
     weigh: Callable[[Any], float] = len
     if y is not None and not y.is_floating_point() and y.ndim > 1 and bool((y == IGNORED).any()):
         weigh = count_targets
-    return Objective(task, _loss(loss, task, outputs, y, smoothing), chosen, new_meter, weigh, counts_hits)
+    function = _loss(loss, task, outputs, y, smoothing)
+    form = None if y is None else losses.form_of(loss, task)
+    return Objective(task, function, chosen, new_meter, weigh, form, counts_hits)
 
 
 def _loss(text: str, task: str, outputs: int, y: Tensor | None, smoothing: float) -> Any:

@@ -11,8 +11,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 
-import torch
-
 from steppe import hardware
 from steppe.core.method import Method
 from steppe.errors import unknown
@@ -62,15 +60,15 @@ def run(
 ) -> list[CheckResult]:
     """Check every subject and return the results, subject by subject.
 
-    ``device`` is used for half precision, overflow and compilation; the rest runs on the processor. ``timeout``
-    limits one job of two processes, in seconds. ``progress`` is called as each check begins, with None, and as it
-    ends.
+    All checks run on ``device``, 'cpu' or 'cuda'; those of two processes only if there is a GPU for each, else on
+    the processor. ``timeout`` limits one job of two processes, in seconds. ``progress`` is called as each check
+    begins, with None, and as it ends.
 
     Raises InputError for an unknown check.
     """
     chosen = [find(name) for name in (CHECKS if checks is None else checks)]
     results = []
-    with hardware.threads(1), torch.random.fork_rng(), CheckContext(device, timeout) as context:
+    with hardware.threads(1), hardware.fork_rng(), CheckContext(device, timeout) as context:
         for subject in subjects:
             for check in chosen:
                 progress(subject, check, None)

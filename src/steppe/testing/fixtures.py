@@ -72,10 +72,13 @@ def varied(make: Make) -> Make:
     return make_varied
 
 
-def data(seed: int, count: int = 12, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Return images (count, 2, 6, 6) and classes (count,), the same for the same seed."""
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 2, 6, 6, generator=g).to(dtype), torch.randint(0, 5, (count,), generator=g)
+def data(
+    seed: int, count: int = 12, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Return images (count, 2, 6, 6) and classes (count,), the same for the same seed on every device."""
+    g, cpu = torch.Generator().manual_seed(seed), torch.device("cpu")
+    x = torch.randn(count, 2, 6, 6, generator=g, device=cpu).to(device, dtype)
+    return x, torch.randint(0, 5, (count,), generator=g, device=cpu).to(device)
 
 
 def batch(seed: int, count: int = 12, dtype: torch.dtype = torch.float32) -> Batch:

@@ -7,7 +7,7 @@ from steppe.testing.context import CheckContext, check
 from steppe.testing.fixtures import Tensors
 from steppe.testing.result import CheckFailed
 from steppe.testing.single_process import before_trap, busiest
-from steppe.testing.subjects import Session, Subject, SubjectOptions
+from steppe.testing.subjects import Session, Subject
 
 TOLERANCE = 0.1  # of the distance from the initial weights
 
@@ -44,7 +44,7 @@ def _compare_with_fp32(subject: Subject, context: CheckContext, precision: str, 
 def _three_steps(
     subject: Subject, context: CheckContext, precision: str, scale: float
 ) -> tuple[Tensors, list[float]]:
-    options = SubjectOptions(precision=precision, scale=scale, device=context.device)
+    options = context.options(precision=precision, scale=scale)
     session = subject.start(fixtures.smooth, options)
     perturbations = []
     torch.manual_seed(7)
@@ -68,10 +68,10 @@ def overflow(subject: Subject, context: CheckContext) -> None:
         # torch's GradScaler does not restore running statistics
         return {**tensors, **fixtures.buffers(session.net)} if subject.ours else tensors
 
-    busy = busiest(subject)
+    busy = busiest(subject, context)
     cases = [(p, kind) for p in (("fp32", "fp16") if subject.ours else ("fp16",)) for kind in ("nan", "inf")]
     for precision, kind in cases:
-        options = SubjectOptions(base=fixtures.ADAM, precision=precision, scale=2.0**8, device=context.device)
+        options = context.options(base=fixtures.ADAM, precision=precision, scale=2.0**8)
         for at in range(1, busy.passes + 1):
             session, _ = before_trap(subject, busy, kind, at, options)
             loss = f"a loss that is {kind} in pass {at} ({precision})"

@@ -1,7 +1,7 @@
 """Checks with two processes: replicas (DDP) and shards (FSDP2) against one process with the whole batch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from steppe.testing import fixtures, probes
-from steppe.testing.context import CheckContext, check
+from steppe.testing.context import CheckContext, check, exact_results
 from steppe.testing.result import CheckFailed, NotApplicable
 from steppe.testing.single_process import busiest
 from steppe.testing.subjects import Subject, SubjectOptions
@@ -25,7 +25,8 @@ EVEN, UNEVEN, WHOLE = (6, 6), (8, 4), (12,)
 class DistributedJob:
     """Training in which process r gets ``sizes[r]`` samples of each batch.
 
-    ``kind`` is 'one', 'ddp' or 'fsdp2'. The loss of process ``bad`` is NaN in its ``at``-th pass of all.
+    ``kind`` is 'one', 'ddp' or 'fsdp2'. The loss of process ``bad`` is NaN in its ``at``-th pass of all. All of
+    them train on the ``device``.
     """
 
     kind: str = "one"
@@ -36,11 +37,18 @@ class DistributedJob:
     bad: int | None = None
     at: int = 0
     steps: int = STEPS
+    device: str = "cpu"
 
 
 def train(rank: int, subject: Subject, job: DistributedJob) -> dict[str, Any]:
     """Do one process's part of a job; return its weights after each step, and which steps were skipped."""
-    options = SubjectOptions(wrap=_wrap(job.kind), sync=job.sync, m=job.m, base=fixtures.SGD)
+    with exact_results(job.device):
+        return _train(rank, subject, job)
+
+
+def _train(rank: int, subject: Subject, job: DistributedJob) -> dict[str, Any]:
+    wrap = _wrap(job.kind, job.device)
+    options = SubjectOptions(wrap=wrap, sync=job.sync, m=job.m, base=fixtures.SGD, device=job.device)
     session = subject.start(probes.trapped(fixtures.small if job.batch_norm else fixtures.smooth), options)
     probes.trap_in(session.net).at = job.at if job.bad == rank else 0
     torch.manual_seed(rank)
@@ -55,12 +63,12 @@ def train(rank: int, subject: Subject, job: DistributedJob) -> dict[str, Any]:
     return {"path": path, "skipped": skipped, "noisy": noisy, "has state": session.has_state()}
 
 
-def _wrap(kind: str) -> Callable[[nn.Module], nn.Module]:
+def _wrap(kind: str, device: str) -> Callable[[nn.Module], nn.Module]:
     def replicate(net: nn.Module) -> nn.Module:
         return DistributedDataParallel(net)
 
     def shard(net: nn.Module) -> nn.Module:
-        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        mesh = init_device_mesh(device, (dist.get_world_size(),))
         inner = next(m for name, m in net.named_modules() if name.split(".")[-1] == "1" and not list(m.children()))
         fully_shard(inner, mesh=mesh)
         fully_shard(net, mesh=mesh)
@@ -71,7 +79,7 @@ def _wrap(kind: str) -> Callable[[nn.Module], nn.Module]:
 
 def _full(p: Any) -> Tensor:
     whole: Tensor = p.full_tensor() if hasattr(p, "full_tensor") else p
-    return whole.detach().clone()
+    return whole.detach().cpu().clone()
 
 
 def _check_equal(results: list[dict[str, Any]]) -> None:
@@ -93,8 +101,9 @@ def _compare_with_one(results: list[dict[str, Any]], one: dict[str, Any], what: 
 @check("ddp-local", "Replicas diverge, or the perturbation is not each process's own.")
 def ddp_local(subject: Subject, context: CheckContext) -> str | None:
     """With DDP and perturbations per process, two processes equal one that perturbs per half batch, to 1e-6."""
-    _check_equal(context.pool.run(train, subject, DistributedJob("ddp", EVEN, sync="local", batch_norm=True)))
-    results = context.pool.run(train, subject, DistributedJob("ddp", EVEN, sync="local"))
+    job = DistributedJob("ddp", EVEN, sync="local", device=context.pool_device)
+    _check_equal(context.pool.run(train, subject, replace(job, batch_norm=True)))
+    results = context.pool.run(train, subject, job)
     _check_equal(results)
     if not subject.ours:
         return "replicas agree; there is no m-sharpness in one process to compare with"
@@ -104,7 +113,9 @@ def ddp_local(subject: Subject, context: CheckContext) -> str | None:
         return "replicas agree; each draws its own noise, so no single process does the same"
     if subject.cost is None or subject.cost[2] != 1:
         return "replicas agree; m-sharpness in one process is defined for one update per step"
-    _compare_with_one(results, train(0, subject, DistributedJob(m=EVEN[0])), "perturbed per replica")
+    _compare_with_one(
+        results, train(0, subject, DistributedJob(m=EVEN[0], device=job.device)), "perturbed per replica"
+    )
     return None
 
 
@@ -123,10 +134,12 @@ def fsdp2(subject: Subject, context: CheckContext) -> None:
 
 
 def _compare_whole_batch(subject: Subject, context: CheckContext, kind: str, sync: str | None) -> None:
-    one = train(0, subject, DistributedJob())
+    one = train(0, subject, DistributedJob(device=context.pool_device))
     # DDP itself averages over processes, not samples, so only a bound method promises uneven parts
     for sizes in (EVEN, UNEVEN) if subject.ours else (EVEN,):
-        results = context.pool.run(train, subject, DistributedJob(kind, sizes, sync=sync))
+        results = context.pool.run(
+            train, subject, DistributedJob(kind, sizes, sync=sync, device=context.pool_device)
+        )
         _check_equal(results)
         if subject.local:
             raise NotApplicable(f"the processes agree, but are not one process: {subject.local}")
@@ -138,11 +151,12 @@ def non_finite(subject: Subject, context: CheckContext) -> None:
     """If one process alone meets inf or NaN, in any pass, all skip that step and continue (DDP and FSDP2)."""
     if not subject.ours:
         raise NotApplicable("an optimizer alone promises nothing for values that are not finite; see overflow")
-    busy = busiest(subject, EVEN[1])
+    busy = busiest(subject, context, EVEN[1])
     steps = busy.step + 2
     for kind in ("ddp",) if subject.whole else ("ddp", "fsdp2"):
         for at in range(1, busy.passes + 1):
             job = DistributedJob(kind, EVEN, bad=1, at=busy.before + at, steps=steps, batch_norm=True)
+            job = replace(job, device=context.pool_device)
             results = context.pool.run(train, subject, job)
             where = f"NaN on one of two processes in pass {at} ({kind})"
             for rank, result in enumerate(results):

@@ -1,4 +1,7 @@
-"""Two processes that communicate over gloo, started once and used for all jobs; a job that hangs is killed."""
+"""Two processes that communicate, started once and used for all jobs; a job that hangs is killed.
+
+They communicate over gloo, and on GPUs over NCCL, each with a GPU of its own.
+"""
 
 import io
 import multiprocessing
@@ -26,10 +29,10 @@ Answer = tuple[str, Any]
 
 
 class ProcessPool:
-    """The processes; ``timeout`` is the longest that one job may take, in seconds."""
+    """The processes on a ``device``; ``timeout`` is the longest that one job may take, in seconds."""
 
-    def __init__(self, timeout: float = 60.0):
-        self.timeout = timeout
+    def __init__(self, timeout: float = 60.0, device: str = "cpu"):
+        self.timeout, self.device = timeout, device
         self.processes: list[BaseProcess] = []
         self.pipes: list[Connection] = []
 
@@ -82,7 +85,7 @@ class ProcessPool:
         context = multiprocessing.get_context("spawn")
         for rank in range(SIZE):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, port, theirs), daemon=True)
+            process = context.Process(target=_serve, args=(rank, port, theirs, self.device), daemon=True)
             with without_working_folder():
                 process.start()
             theirs.close()
@@ -118,7 +121,7 @@ def _not_picklable(error: BaseException) -> str:
     return f"cannot be sent to another process, define it in a module ({as_one_line(error)})"
 
 
-def _serve(rank: int, port: int, pipe: Connection) -> None:
+def _serve(rank: int, port: int, pipe: Connection, device: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -126,7 +129,10 @@ def _serve(rank: int, port: int, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    dist.init_process_group("gloo", rank=rank, world_size=SIZE)
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=rank, world_size=SIZE)
     while True:
         try:
             job = pipe.recv_bytes()

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from steppe.core.state import rng
 from steppe.testing import fixtures, probes
 from steppe.testing.context import CheckContext, check
 from steppe.testing.fixtures import BaseOptimizer, Make, Tensors
@@ -31,21 +32,23 @@ def reduces(subject: Subject, context: CheckContext) -> None:
     # a third party's second pass of BatchNorm and dropout is the subject of other checks
     make: Make = fixtures.small if subject.ours else fixtures.smooth
     for base in (fixtures.NESTEROV, fixtures.ADAM):
-        session = limited.start(make, SubjectOptions(base=base))
+        session = limited.start(make, context.options(base=base))
         torch.manual_seed(7)
         session.train(range(5))
-        wrong = fixtures.difference(_all_state(session.net, session.optimizer), _plain_training(make, base))
+        wrong = fixtures.difference(
+            _all_state(session.net, session.optimizer), _plain_training(make, base, context.device)
+        )
         if wrong:
             name = base.kind.__name__
             raise CheckFailed(f"at its limit, after 5 steps with {name}: {wrong} from plain training")
 
 
-def _plain_training(make: Make, base: BaseOptimizer) -> Tensors:
-    net = make()
+def _plain_training(make: Make, base: BaseOptimizer, device: str) -> Tensors:
+    net = make().to(device)
     optimizer = base.make(net.parameters())
     torch.manual_seed(7)
     for k in range(5):
-        x, y = fixtures.data(k)
+        x, y = fixtures.data(k, device=device)
         optimizer.zero_grad()
         F.cross_entropy(net(x), y).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -53,7 +56,12 @@ def _plain_training(make: Make, base: BaseOptimizer) -> Tensors:
 
 
 def _all_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
-    return {**fixtures.training_state(net, optimizer), "the random stream": torch.get_rng_state()}
+    return {**fixtures.training_state(net, optimizer), "the random stream": _random_stream(net)}
+
+
+def _random_stream(net: nn.Module) -> Tensor:
+    """Return the state of the global generators that a pass of the network draws from."""
+    return torch.cat(rng.capture(next(net.parameters()).device))
 
 
 @check(
@@ -64,14 +72,17 @@ def reference(subject: Subject, context: CheckContext) -> None:
     """Two steps in float64 equal the equation, written again by hand, to 1e-9."""
     restated, settings = subject.reference()
     base = BaseOptimizer(torch.optim.SGD, {"lr": LR, "momentum": MOMENTUM, "weight_decay": DECAY})
-    options = SubjectOptions(base=base, seed=11)
+    options = context.options(base=base, seed=11)
     session = subject.start(lambda: fixtures.small(dtype=torch.float64, dropout=0.0), options)
-    by_hand = Reference(settings, session.net)
+    with torch.device(context.device):
+        by_hand = Reference(settings, session.net)
     if subject.ours:
         by_hand.noise.set_state(session.noise())
     for k in range(2):
         session.step(fixtures.batch(k, dtype=torch.float64))
-        restated(by_hand, *fixtures.data(k, dtype=torch.float64))
+        # what the equation makes is on the device too
+        with torch.device(context.device):
+            restated(by_hand, *fixtures.data(k, dtype=torch.float64, device=context.device))
     for key, p in session.net.named_parameters():
         error = (p - by_hand.w[key]).abs().max().item()
         if not error <= 1e-9:
@@ -81,7 +92,7 @@ def reference(subject: Subject, context: CheckContext) -> None:
 @check("passes", "The stated cost is wrong, and so is every comparison at equal cost.")
 def passes(subject: Subject, context: CheckContext) -> None:
     """The declared forward and backward passes and updates are those that hooks on every layer count."""
-    session = subject.start(fixtures.small, SubjectOptions(steps=WHOLE))
+    session = subject.start(fixtures.small, context.options(steps=WHOLE))
     session.step(fixtures.batch(0))  # with what a method does once for a network
     most = [0.0, 0.0, 0.0]
     for k in range(1, WHOLE):
@@ -121,7 +132,7 @@ def restored(subject: Subject, context: CheckContext) -> None:
     """A step at learning rate 0 leaves every weight bitwise as it was, in its storage: tied, frozen and unused."""
     if subject.moves:
         raise NotApplicable(subject.moves)
-    session = subject.start(fixtures.Awkward, SubjectOptions(base=fixtures.LR_ZERO))
+    session = subject.start(fixtures.Awkward, context.options(base=fixtures.LR_ZERO))
     before = fixtures.weights(session.net)
     places = {k: p.data_ptr() for k, p in session.net.named_parameters()}
     session.train(range(3))
@@ -144,9 +155,9 @@ class Busiest:
     before: int
 
 
-def busiest(subject: Subject, count: int = 12) -> Busiest:
+def busiest(subject: Subject, context: CheckContext, count: int = 12) -> Busiest:
     """Return which of a few steps on ``count`` samples has most passes, because some methods' steps differ."""
-    session = subject.start(probes.trapped(), SubjectOptions())
+    session = subject.start(probes.trapped(), context.options())
     trap, calls = probes.trap_in(session.net), [0]
     for k in range(STEPS):
         session.step(fixtures.batch(k, count))
@@ -179,10 +190,10 @@ def exception(subject: Subject, context: CheckContext) -> None:
         # a plain loop, too, changes running statistics before an exception
         return fixtures.training_state(session.net, session.optimizer) if subject.ours else weights
 
-    busy = busiest(subject)
+    busy = busiest(subject, context)
     for kind in ("forward", "backward"):
         for at in range(1, busy.passes + 1):
-            session, trap = before_trap(subject, busy, kind, at, SubjectOptions(base=fixtures.ADAM))
+            session, trap = before_trap(subject, busy, kind, at, context.options(base=fixtures.ADAM))
             before, weights = state(session), fixtures.weights(session.net)
             try:
                 session.step(fixtures.batch(busy.step))
@@ -205,11 +216,11 @@ def batch_norm(subject: Subject, context: CheckContext) -> None:
     """BatchNorm's running statistics are those of the clean pass, and each batch is counted once."""
     if subject.mixes:
         raise NotApplicable(subject.mixes)
-    plain = subject.build(fixtures.small)
+    plain = subject.build(fixtures.small).to(context.device)
     torch.manual_seed(7)
-    plain(fixtures.data(0)[0])
+    plain(fixtures.data(0, device=context.device)[0])
     expected = fixtures.buffers(plain)
-    session = subject.start(fixtures.small, SubjectOptions())
+    session = subject.start(fixtures.small, context.options())
     torch.manual_seed(7)
     with probes.batch_norm_calls(session.net) as calls:
         session.step(fixtures.batch(0))
@@ -238,14 +249,15 @@ def batch_norm(subject: Subject, context: CheckContext) -> None:
 )
 def random_stream(subject: Subject, context: CheckContext) -> None:
     """After a step the global random state is that of plain training."""
-    session, net = subject.start(fixtures.small, SubjectOptions()), subject.build(fixtures.small)
+    session, net = subject.start(fixtures.small, context.options()), subject.build(fixtures.small)
+    net.to(context.device)
     torch.manual_seed(7)
     session.train(range(2))
-    end = torch.get_rng_state()
+    end = _random_stream(net)
     torch.manual_seed(7)
     for k in range(2):
-        net(fixtures.data(k)[0])
-    if not torch.equal(end, torch.get_rng_state()):
+        net(fixtures.data(k, device=context.device)[0])
+    if not torch.equal(end, _random_stream(net)):
         raise CheckFailed("the global RNG state differs from that after plain training")
 
 
@@ -254,7 +266,7 @@ def accumulation(subject: Subject, context: CheckContext) -> None:
     """Micro-batches give the same update as the whole batch (float64, 1e-9)."""
 
     def end(sizes: tuple[int, ...]) -> Tensors:
-        session = subject.start(lambda: fixtures.smooth(dtype=torch.float64), SubjectOptions())
+        session = subject.start(lambda: fixtures.smooth(dtype=torch.float64), context.options())
         for k in range(3):
             session.step(*fixtures.split(fixtures.batch(k, dtype=torch.float64), sizes))
         return fixtures.weights(session.net)
@@ -271,10 +283,10 @@ def accumulation(subject: Subject, context: CheckContext) -> None:
 @check("masks", "With gradient accumulation the passes of a step drop different units than without.")
 def masks(subject: Subject, context: CheckContext) -> None:
     """Passes repeat dropout masks, or draw new ones, on micro-batches just as on whole batches."""
-    whole = _masks(subject, 1)
+    whole = _masks(subject, context, 1)
     if len(whole) == 1:
         raise NotApplicable("makes one pass")
-    parts = _masks(subject, 3)
+    parts = _masks(subject, context, 3)
     if len(parts) != len(whole):
         raise CheckFailed(f"makes {len(parts)} passes over 3 micro-batches and {len(whole)} over the whole batch")
     replays = [torch.equal(whole[0][0], later[0]) for later in whole[1:]]
@@ -291,10 +303,10 @@ def masks(subject: Subject, context: CheckContext) -> None:
             raise CheckFailed("several micro-batches of one pass get the same masks")
 
 
-def _masks(subject: Subject, count: int) -> list[list[Tensor]]:
+def _masks(subject: Subject, context: CheckContext, count: int) -> list[list[Tensor]]:
     """Return the masks of one step, by pass and micro-batch, whatever order a pass takes them in."""
-    session = subject.start(lambda: fixtures.smooth(dropout=0.5), SubjectOptions())
-    session.train(range(busiest(subject).step))
+    session = subject.start(lambda: fixtures.smooth(dropout=0.5), context.options())
+    session.train(range(busiest(subject, context).step))
     torch.manual_seed(7)
     with probes.masks(session.net) as calls:
         session.step(*fixtures.split(fixtures.batch(9), [12 // count] * count))
@@ -314,7 +326,7 @@ def clip(subject: Subject, context: CheckContext) -> None:
     """A clipping threshold acts on the gradient that the optimizer gets, and on nothing before it."""
 
     def record(threshold: float | None) -> probes.StepRecord:
-        session = subject.start(fixtures.smooth, SubjectOptions(clip=threshold))
+        session = subject.start(fixtures.smooth, context.options(clip=threshold))
         with probes.recording(session.net, session.optimizer) as step:
             session.step(fixtures.batch(0))
         return step
@@ -347,7 +359,7 @@ def _norm(grads: Tensors) -> float:
 def resume(subject: Subject, context: CheckContext) -> None:
     """Loaded from a checkpoint into new objects, training resumes bitwise."""
     for precision in ("fp32", "fp16") if subject.ours else ("fp32",):
-        options = SubjectOptions(base=fixtures.ADAM, precision=precision, scale=2.0**8)
+        options = context.options(base=fixtures.ADAM, precision=precision, scale=2.0**8)
         session = subject.start(fixtures.small, options)
         torch.manual_seed(7)
         session.train(range(3))

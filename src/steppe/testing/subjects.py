@@ -17,6 +17,7 @@ from torch.amp.grad_scaler import GradScaler
 from steppe.core.batch import Batch
 from steppe.core.method import Method
 from steppe.core.schedules import Schedule
+from steppe.core.state import rng
 from steppe.methods import METHODS, label
 from steppe.testing import fixtures
 from steppe.testing.fixtures import BaseOptimizer, Make
@@ -95,7 +96,7 @@ class Session(ABC):
         """Return a checkpoint."""
         stream = io.BytesIO()
         states = {name: part.state_dict() for name, part in {"net": self.net, **self.stateful()}.items()}
-        torch.save({"states": states, "random": torch.get_rng_state()}, stream)
+        torch.save({"states": states, "random": rng.capture(torch.device(self.options.device))}, stream)
         return stream.getvalue()
 
     def load(self, checkpoint: bytes) -> None:
@@ -103,7 +104,9 @@ class Session(ABC):
         content = torch.load(io.BytesIO(checkpoint), weights_only=False)
         for name, part in {"net": self.net, **self.stateful()}.items():
             part.load_state_dict(content["states"][name])
-        torch.set_rng_state(content["random"])
+        generators = rng.global_generators(torch.device(self.options.device))
+        for generator, state in zip(generators, content["random"], strict=True):
+            generator.set_state(state.cpu())
 
 
 class Subject(ABC):

@@ -40,7 +40,7 @@ _SAMPLES = 8
 def check_first_batch(run: Run, data: DataSet) -> None:
     """Raise InputError unless the network is the same under a seed and takes a batch, forward and backward."""
     goal = make_objective(run, data)
-    with seeded(run.seed), torch.random.fork_rng():
+    with seeded(run.seed), hardware.fork_rng():
         net = _new_network(run, data)
         if is_user_model(run):
             _check_same(run, net, _new_network(run, data))
@@ -64,11 +64,12 @@ def check_step(run: Run, data: DataSet) -> None:
     """Raise InputError unless the method can make a step on a batch: it may be undefined for these outputs."""
     method: Method = run.method
     goal = make_objective(run, data)
-    with seeded(run.seed), torch.random.fork_rng():
+    with seeded(run.seed), hardware.fork_rng():
         net = make_network(run, method, data)
         with _one_line(f"method {run.label} on {run.dataset}"):
             optimizer: Any = make_optimizer(run, net)
-            options = bind_options(run) | {"loss": goal.loss, "weigh": goal.weigh, "steps": 100, "epoch": 10}
+            of_task = {"loss": goal.loss, "weigh": goal.weigh, "outputs": goal.outputs}
+            options = bind_options(run) | of_task | {"steps": 100, "epoch": 10}
             step = method.bind(net, optimizer, **options)
             method.allocate(step.state, len(data.train), data.outputs)
             step(_first_batch(run, data, net))

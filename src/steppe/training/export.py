@@ -5,7 +5,8 @@
 writes ``flat/model.safetensors`` (the weights under the network's own names), ``flat/model.json`` (network,
 classes, normalisation, origin) and ``flat/model.pt2`` (a torch.export program for any batch size), with ``--onnx``
 also ``flat/model.onnx``. Each file is read back and must predict what the method itself predicts on random pixels:
-the run's record has what is needed of its images.
+the run's record has what is needed of its images. All of this is done on the processor, wherever the run trained,
+so that the files can be read on any machine.
 """
 
 import importlib.util
@@ -19,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from steppe import hardware
 from steppe.config import Run
 from steppe.core.method import Method
 from steppe.core.model_call import call_for_logits
@@ -34,7 +36,15 @@ from steppe.tasks.losses import NUMBERS
 from steppe.training.checkpoint.file import REMEDY, TRAIN_AGAIN
 from steppe.training.checkpoint.save_and_resume import CheckpointStore
 from steppe.training.evaluation import network_input
-from steppe.training.factories import evaluated_batches, is_user_model, make_model, make_network, make_optimizer
+from steppe.training.factories import (
+    evaluated_batches,
+    is_user_model,
+    make_model,
+    make_network,
+    make_optimizer,
+    model_names,
+)
+from steppe.training.monitor import number_of
 from steppe.training.run import CONFIG, digest, load_images, read_run, require_code, stored_images
 
 Which = Literal["best", "last"]
@@ -43,13 +53,22 @@ IMAGES = 64  # images on which the files are checked
 
 
 def export(
-    folder: Path, out: Path, *, which: Which = "best", onnx: bool = False, network: int | None = None
+    folder: Path,
+    out: Path,
+    *,
+    which: Which = "best",
+    output: str | None = None,
+    onnx: bool = False,
+    network: int | None = None,
+    soup: tuple[Mapping[str, Tensor], Any] | None = None,
 ) -> dict[str, Any]:
     """Write a run's deployed network to the folder ``out`` and return the content of ``model.json``.
 
-    ``which`` chooses the weights of the best validation epoch or the last ones; ``network``, counted from 1, one
-    of the networks of a method that trains several. A network of the user's that torch.export cannot take is
-    written as weights alone, which ``model.json`` says.
+    ``which`` chooses the weights of the best validation epoch or the last ones; ``output`` one of several averages
+    by its name, instead of the one with the best validation; ``network``, counted from 1, one of the networks of a
+    method that trains several. ``soup`` are other weights of the run's network, and what ``model.json`` says of
+    them. A network of the user's that torch.export cannot take is written as weights alone, which ``model.json``
+    says.
 
     Raises:
         InputError: The folder is not a run's or has no checkpoint, the method deploys several networks, the run's
@@ -63,22 +82,29 @@ def export(
     run = read_run(folder)
     data, normalize = _input(folder, run)
     method = run.method
-    with torch.random.fork_rng():
+    with hardware.fork_rng():
         net, state, epoch = _restored(folder, run, method, data, which)
         like = real_view(next(net.parameters()))
+        if output is not None and method.choose(state, {output: 0}) is None:
+            raise InputError(f"{run.label} has no average {output!r} to choose; its record lists its outputs")
         chosen = _chosen(net, network, run)
         if chosen is None:
             model = method.deployed_model(net, state, lambda: make_model(run, data))
         else:
             assert isinstance(net, MultiNetwork)
-            model = net.extract(chosen, lambda: make_model(run, data))
+            model = net.extract(chosen, lambda: make_model(run, data, number_of(chosen)))
         model = with_type_of(model, net).eval()
-        fresh = with_type_of(make_model(run, data), net).eval()
+        fresh = with_type_of(make_model(run, data, number_of(chosen or "")), net).eval()
+    if soup is not None:
+        model.load_state_dict(soup[0])
     net.eval()
     samples = data.test.part(slice(0, IMAGES))
     x = network_input(run, next(evaluated_batches(run, data, samples)), like).x
     with torch.no_grad():
-        expected = method.predict(net, state, x) if chosen is None else method.outputs(net, state, x)[chosen]
+        if soup is not None:
+            expected = call_for_logits(model, x)
+        else:
+            expected = method.predict(net, state, x) if chosen is None else method.outputs(net, state, x)[chosen]
         _compare(call_for_logits(model, x), expected, "the deployed network", run.label)
     make_folder(out)
     written = {"safetensors": "model.safetensors", "torch.export": "model.pt2"}
@@ -103,7 +129,7 @@ def export(
         written["onnx"] = "model.onnx"
         _write_onnx(fresh, x[:2], expected[:2], out / written["onnx"], run.label)
     content = {
-        "model": run.model,
+        "model": model_names(run)[number_of(chosen or "") % len(model_names(run))],
         "parameters": sum(p.numel() for p in fresh.parameters()),
         "classes": list(data.classes),
         "input": _input_description(data, normalize, x),
@@ -114,6 +140,8 @@ def export(
         "seed": run.seed,
         "epoch": epoch,
         "weights": which,
+        **({} if output is None else {"output": output}),
+        **({} if soup is None else {"soup": soup[1]}),
         "run": digest(run),
         "files": written,
         **({"network": network} if network is not None else {}),
@@ -203,7 +231,7 @@ def _restored(
     folder: Path, run: Run, method: Method, images: DataSet, which: Which
 ) -> tuple[nn.Module, nn.Module, int]:
     """Return a run's network, the state of its method, and their epoch."""
-    net = make_network(run, method, images)
+    net = make_network(run, method, images, torch.device("cpu"))
     optimizer = make_optimizer(run, net, trains=False)
     step = method.bind(net, optimizer, precision=run.precision, steps=lambda: 1.0)
     method.allocate(step.state, len(images.train), images.outputs)

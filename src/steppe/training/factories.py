@@ -43,6 +43,8 @@ _LARGE = 0.05  # a part with at least this share of the network's parameters is 
 def make_model(run: Run, images: DataSet, number: int = 0) -> nn.Module:
     """Return the run's freshly initialised network; draws from the global generator.
 
+    Of networks ``a+b`` that a method trains together, the first is an a, the second a b, the third an a.
+
     Layers that learn from images before training are given some of the training images, normalised. A network of
     the user's is made by a function of the seed: that of the run, and for each further network, by ``number``, one
     derived from it. A function without a seed is called with the global generator seeded. With ``run.init`` the
@@ -50,14 +52,16 @@ def make_model(run: Run, images: DataSet, number: int = 0) -> nn.Module:
 
     Raises InputError if that run has no checkpoint, or no weights of it fit.
     """
-    net = _user_model(run, number) if is_user_model(run) else _built_in_model(run, images)
+    names = model_names(run)
+    name = names[number % len(names)]
+    net = _user_model(run, name, number) if _is_user_code(name) else _built_in_model(name, run, images)
     if run.init:
         _start_from(net, Path(run.init))
     return net
 
 
-def _built_in_model(run: Run, images: DataSet) -> nn.Module:
-    net = models.build(run.model, classes=images.outputs, task=run.task or images.task, **images.inputs)
+def _built_in_model(name: str, run: Run, images: DataSet) -> nn.Module:
+    net = models.build(name, classes=images.outputs, task=run.task or images.task, **images.inputs)
     if models.learns(net):
         train = images.train
         assert isinstance(train, Images)
@@ -81,12 +85,21 @@ def _start_from(net: nn.Module, folder: Path) -> None:
 
 
 def is_user_model(run: Run) -> bool:
-    """Return whether the run's network is made by code of the user's."""
-    return user_code.is_registered("model", run.model) or user_code.reference_in(run.model) is not None
+    """Return whether a network of the run is made by code of the user's."""
+    return any(map(_is_user_code, model_names(run)))
 
 
-def _user_model(run: Run, number: int) -> nn.Module:
-    new_model = user_code.get("model", run.model)
+def model_names(run: Run) -> list[str]:
+    """Return the names of a run's networks: several, joined by +, for methods that train different ones."""
+    return [run.model] if user_code.is_registered("model", run.model) else run.model.split("+")
+
+
+def _is_user_code(name: str) -> bool:
+    return user_code.is_registered("model", name) or user_code.reference_in(name) is not None
+
+
+def _user_model(run: Run, name: str, number: int) -> nn.Module:
+    new_model = user_code.get("model", name)
     seed = run.seed if not number else derive(run.seed, f"network {number}") % 2**31
     try:
         argument = takes_seed(new_model)
@@ -95,9 +108,9 @@ def _user_model(run: Run, number: int) -> nn.Module:
         raise
     except Exception as error:
         message = next(iter(str(error).splitlines()), "")[:200]
-        raise InputError(f"model {run.model} cannot be made: {type(error).__name__}: {message}") from error
+        raise InputError(f"model {name} cannot be made: {type(error).__name__}: {message}") from error
     if not isinstance(net, nn.Module):
-        raise InputError(f"model {run.model} returned {type(net).__name__}; return a torch.nn.Module")
+        raise InputError(f"model {name} returned {type(net).__name__}; return a torch.nn.Module")
     return net
 
 
@@ -163,11 +176,14 @@ def make_objective(run: Run, images: DataSet) -> Objective:
     )
 
 
-def make_network(run: Run, method: Method, images: DataSet) -> nn.Module:
-    """Return the network, on its device and in its precision, before it is wrapped for several processes."""
+def make_network(run: Run, method: Method, images: DataSet, device: torch.device | None = None) -> nn.Module:
+    """Return the network in its precision, before it is wrapped for several processes.
+
+    It is on ``device``, by default the one that trains.
+    """
     torch.manual_seed(derive(run.seed, "init"))
     number = itertools.count()
-    net = method.build(lambda: make_model(run, images, next(number))).to(hardware.device())
+    net = method.build(lambda: make_model(run, images, next(number))).to(device or hardware.device())
     if run.precision == "fp64":
         net = net.double()
     # FSDP2 refuses weights in channels_last; networks of the user's may use view, which refuses such activations
@@ -224,7 +240,7 @@ def _user_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
 
 def bind_options(run: Run) -> dict[str, Any]:
     """Return the options of `Method.bind` that a run's configuration has, under the same names."""
-    names = [f.name for f in fields(BindOptions)]
+    names = [f.name for f in fields(BindOptions) if f.name != "loss"]  # a text in a configuration
     return {name: getattr(part, name) for part in (run, run.optim) for name in names if hasattr(part, name)}
 
 

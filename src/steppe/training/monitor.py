@@ -6,10 +6,10 @@ gradients, RNG states, counted passes and measured seconds are those of a run wi
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -95,10 +95,10 @@ class Monitor:
 
         collectives.current_world().on_main_process(write)
 
-    def _new_model(self) -> nn.Module:
+    def _new_model(self, number: int = 0) -> nn.Module:
         """Return a network whose weights will be replaced; RNG states are unchanged."""
-        with torch.random.fork_rng():
-            model = make_model(self.run, self.images).to(hardware.device())
+        with hardware.fork_rng():
+            model = make_model(self.run, self.images, number).to(hardware.device())
         return model.double() if self.run.precision == "fp64" else model
 
     def _gathered(self) -> tuple[nn.Module, nn.Module]:
@@ -107,7 +107,7 @@ class Monitor:
         if not any(sharded(p) for p in self.net.parameters()):
             return local
         self.step.runtime.parallel.reshard()
-        with torch.random.fork_rng():
+        with hardware.fork_rng():
             net = self.method.build(self._new_model).to(hardware.device())
         state = self.method.init(net)
         for source, target in zip(local, (net, state), strict=True):
@@ -119,12 +119,19 @@ class Monitor:
 def networks(method: Method, net: nn.Module, state: nn.Module, new_model: Any) -> dict[str, nn.Module]:
     """Return the deployed model, and each network or branch if there are several, as plain networks by name.
 
-    ``new_model`` makes a network, whose weights are replaced. Names are those of `Method.outputs`.
+    ``new_model`` makes a network, by its number from 0 if there are several, whose weights are replaced. Names are
+    those of `Method.outputs`.
     """
     models = {DEPLOYED: method.deployed_model(net, state, new_model)}
     if isinstance(net, MultiNetwork):
-        models |= {name: net.extract(name, new_model) for name in net.names}
+        models |= {name: net.extract(name, partial(new_model, number_of(name))) for name in net.names}
     return models
+
+
+def number_of(name: str) -> int:
+    """Return the number, from 0, of the network of this name; branches are of the first."""
+    kind, _, number = name.partition(" ")
+    return int(number) - 1 if kind == "network" else 0
 
 
 def load_weights(path: Path) -> dict[str, Mapping[str, Tensor]]:

@@ -24,7 +24,7 @@ from steppe.distributed import collectives
 from steppe.errors import InputError
 from steppe.training._first_batch import check_first_batch, check_step
 from steppe.training.checkpoint.save_and_resume import CHECKPOINT
-from steppe.training.factories import make_loader, make_model, make_objective, make_optimizer
+from steppe.training.factories import make_loader, make_model, make_objective, make_optimizer, model_names
 from steppe.training.optimizers import learning_rate
 from steppe.training.trainer import ProgressCallback, Trainer, TrainingFailed, TrainingStatus
 
@@ -134,12 +134,12 @@ def _inputs(x: Any) -> Any:
 def user_code_of(run: Run) -> dict[str, dict[str, str]]:
     """Return name and source fingerprint of what the run takes from the user's code, by kind."""
     names = {
-        "model": run.model,
         "dataset": run.dataset,
         "loss": run.loss,
         "metric": run.metric.removesuffix(":lower").removesuffix(":higher"),
         "optimizer": run.optim.name,
     }
+    names |= {f"model {i}" if i else "model": name for i, name in enumerate(model_names(run))}
     methods_ = {f"method {i}": name for i, name in enumerate(names_in(run.label)) if ":" in name}
     return user_code.fingerprints(names | methods_)
 
@@ -152,7 +152,7 @@ def check_run(run: Run, images: DataSet, *, first: bool = True) -> None:
     """
     tracking.available(run.track)
     method = run.method
-    with torch.random.fork_rng():
+    with hardware.fork_rng():
         net = method.build(lambda: make_model(run, images))
         method.init(net)
     make_optimizer(run, net)
@@ -201,7 +201,12 @@ def train_run(
         finished = world.on_main_process(lambda: _claim_folder(folder, run, images))
         if finished is not None:
             return finished
-        with torch.random.fork_rng(), hardware.threads(run.threads), _trackers(run, folder, images) as trackers:
+        with (
+            hardware.fork_rng(),
+            hardware.threads(run.threads),
+            hardware.deterministic(run.deterministic),
+            _trackers(run, folder, images) as trackers,
+        ):
             trainer = Trainer(run, folder, images)
             trainer.resume()
 

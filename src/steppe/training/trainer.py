@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from steppe import hardware, records
 from steppe.config import Run
@@ -26,6 +26,7 @@ from steppe.data.dataset import DataSet, Images, Samples
 from steppe.data.prefetch import PrefetchLoader
 from steppe.distributed import collectives
 from steppe.tasks.metric import ACCURACY
+from steppe.training._skips import Skips
 from steppe.training.checkpoint.save_and_resume import CheckpointStore, derive
 from steppe.training.evaluation import evaluate, network_input
 from steppe.training.factories import (
@@ -100,6 +101,7 @@ class Trainer:
         options = bind_options(run) | {
             "loss": self.goal.loss,
             "weigh": self.goal.weigh,
+            "outputs": self.goal.outputs,
             "steps": run.epochs * len(self.loader) if run.match == "epochs" else lambda: self.share,
             "epoch": len(self.loader),
             "seed": derive(run.seed, "method"),
@@ -107,6 +109,7 @@ class Trainer:
         self.step = self.method.bind(compiled, optimizer, **options)
         self.optimizer = self.step.runtime.optimizer
         self.method.allocate(self.step.state, len(self.images.train), self.images.outputs)
+        self.method.observe_targets(self.step.state, self.images.train.y)
         self.store = CheckpointStore(self.folder, self.net, self.step, self.optimizer, run.seed)
         self.monitor = Monitor(run, self.folder, self.images, self.method, self.net, self.step)
 
@@ -122,7 +125,7 @@ class Trainer:
             train = self._train_epoch(progress, started, share_at_start)
             if self.share >= 1:
                 switch(self.optimizer, "eval")  # a finished run has the weights that are evaluated
-            self.val = self._evaluate(self.images.val)
+            self.val = self._chosen(self._evaluate(self.images.val))
             if not math.isfinite(self.val["loss"]):
                 raise TrainingFailed(f"validation loss is not finite after step {self.steps} (epoch {self.epoch})")
             improved = self.best is None or self._rank(self.val) > self._rank(self.best)
@@ -133,39 +136,57 @@ class Trainer:
             self._save(improved)
             progress(self._status(train, started, share_at_start, self.val[self.goal.key]))
 
+    def _chosen(self, val: dict[str, Any]) -> dict[str, Any]:
+        """Let the method choose what it deploys by the validation of its outputs."""
+        outputs = val.get("outputs", {})
+        name = (
+            self.method.choose(self.step.state, {k: self._rank(v) for k, v in outputs.items()})
+            if outputs
+            else None
+        )
+        return val if name is None else val | outputs[name]
+
     def _train_epoch(self, progress: ProgressCallback, started: float, share_at_start: float) -> dict[str, float]:
         """Train on each batch once, or until the budget is spent; return the epoch's means."""
         rank = f" rank {self.world.rank}" if self.world.rank else ""
         torch.manual_seed(derive(self.run.seed, f"dropout {self.epoch}{rank}"))
         # summed on the network's device: reading a number from a GPU would synchronise in every step
         loss = torch.zeros((), dtype=torch.float64, device=self.step.runtime.device)
-        correct, count, reported = torch.zeros_like(loss), 0, time.perf_counter()
+        correct, count, reported = torch.zeros_like(loss), cast(Any, 0), time.perf_counter()
+        skips = Skips()
         lr = self._set_lr()
         clock = time.perf_counter()
         for batch in self.batches.epoch(self.epoch):
             lr = self._set_lr()
             batch = network_input(self.run, batch, self.step.runtime.params[0])
             out = self.step(batch)
-            self._count_skips(out.skipped)
-            if not out.skipped:
+            if isinstance(out.skip_flag, Tensor):
+                skips.add(out.skip_flag)
+            else:
+                self._count_skips(out.skipped)
+            if isinstance(out.skip_flag, Tensor) or not out.skipped:
                 rows = len(batch)
                 if self.goal.counts_hits:
                     rows = len(out.logits)  # half of the batch if the method's clean pass is over its first half
                     target = (batch.y.argmax(1) if batch.y.ndim > 1 else batch.y)[:rows]
-                    correct += (out.logits.argmax(1) == target).sum()
-                loss += out.loss.double() * rows
-                count += rows
+                    correct += skips.masked((out.logits.argmax(1) == target).sum())
+                loss += skips.masked(out.loss.double() * rows)
+                count += skips.rows(rows)
             now = time.perf_counter()
             self.seconds, clock = self.seconds + now - clock, now
             self._broadcast_budget()
             if now - reported > _INTERVAL:
                 reported = now
-                progress(self._status(self._means(float(loss), float(correct), count), started, share_at_start))
+                progress(
+                    self._status(self._means(float(loss), float(correct), int(count)), started, share_at_start)
+                )
             if self.share >= 1:
                 break
+        for skipped in skips.read():
+            self._count_skips(skipped)
         if self.share >= 1 and self.skipped_in_a_row >= len(self.loader):
             raise self._diverged()
-        sums = float(loss), float(correct), count
+        sums = float(loss), float(correct), int(count)
         self.seconds += time.perf_counter() - clock  # the sums above waited for the GPU
         return {"lr": lr, **self._means(*self.world.all_reduce_sum(*sums))}
 

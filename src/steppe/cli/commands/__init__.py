@@ -14,5 +14,6 @@ COMMANDS = {
     "tune": "Choose a method's settings on the validation split, within a budget.",
     "diagnose": "Measure trained networks: sharpness, loss landscapes, robustness.",
     "export": "Write the network that a run deploys as a plain module.",
+    "soup": "Average the networks of several runs, and write the mean as a plain module.",
     "conformance": "Check the properties that every method must have.",
 }

@@ -17,7 +17,7 @@ from steppe.errors import InputError
 
 if TYPE_CHECKING:
     from steppe.experiments import ComparisonRun
-    from steppe.experiments.suite import SuiteTask
+    from steppe.experiments.suite import TaskRuns
 
 _UNDERSTOOD = ("methods", "datasets", "seeds")
 
@@ -36,7 +36,7 @@ def run_suite(options: Namespace, explicit: dict[str, Any], jobs: int, deadline:
     from steppe.cli.commands.report import print_report
     from steppe.cli.progress import Decoding, Display
     from steppe.distributed import collectives
-    from steppe.experiments.suite import SuiteTask, write_suite
+    from steppe.experiments.suite import TaskRuns, write_suite
 
     suite = suites.load(options.recipe)
     _refuse_others(suite.name, explicit, options.scale)
@@ -55,13 +55,13 @@ def run_suite(options: Namespace, explicit: dict[str, Any], jobs: int, deadline:
         print_text(terminal, f"task {task} is left out: {why}")
     if not tasks:
         raise InputError(f"no task is left of suite {suite.name}: {next(iter(missing.values()))}")
-    works = [SuiteTask(suite, task, rows, final, out / task.name) for task in tasks]
+    works = [TaskRuns(suite, task, rows, final, out / task.name) for task in tasks]
     for work in works:
         with Decoding(terminal) as progress:
             work.check(progress, retry=options.retry)
         for dataset, about in work.description().items():
             print_images(terminal, f"{work.task.name}: {dataset}", about)
-    write_suite(suite, tasks, missing, out, command)
+    write_suite(suite, missing, out, command)
     on_processor = cluster is None and hardware.device().type != "cuda"
     workers = jobs or (hardware.cores() if on_processor else 0)
     errors: dict[ComparisonRun, str] = {}
@@ -107,7 +107,7 @@ def _refuse_others(name: str, explicit: dict[str, Any], scale: float) -> None:
         )
 
 
-def _left(works: Sequence[SuiteTask], workers: int) -> str:
+def _left(works: Sequence[TaskRuns], workers: int) -> str:
     """Return how many runs are left, and about how long they take, from the mean of those that are finished."""
     from steppe.report.formatting import count, duration
 

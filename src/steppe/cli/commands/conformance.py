@@ -26,7 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--checks", type=str, nargs="+", default=[], help="checks to run; all if not given")
     parser.add_argument("--json", action=ActionYesNo, default=False, help="print the results as JSON")
     parser.add_argument("--markdown", type=str, default=None, help="file that the table is written into")
-    parser.add_argument("--device", type=str, default="cpu", help="cpu, or cuda where it matters")
+    parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda: where the checks run")
 
 
 def run(options: Namespace, command: str) -> int:
@@ -55,6 +55,8 @@ def run(options: Namespace, command: str) -> int:
         terminal.print(summary_table.terminal(results))
         for line in (*summary_table.remarks(results), summary_table.counts(results)):
             console.print_text(terminal, line)
+        if device == "cuda" and torch.cuda.device_count() < 2:
+            console.print_text(terminal, "checks of two processes ran on the processor: they need a GPU each")
     if markdown is not None:
         section = summary_table.markdown(results, versions, device, command)
         try:

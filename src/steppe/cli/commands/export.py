@@ -21,6 +21,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--network", type=int, default=None, help="of a method of several networks, the number of the one to write"
     )
     parser.add_argument(
+        "--output", type=str | None, default=None, help="one of several averages, by its name in the record"
+    )
+    parser.add_argument(
         "--code", type=str, nargs="*", default=[], help="your code that the run's record names: module:name"
     )
     parser.add_argument("--onnx", action=ActionYesNo, default=False, help="write ONNX too")
@@ -33,7 +36,14 @@ def run(options: Namespace, command: str) -> int:
 
     out = Path(options.out)
     name_code(options, options.code)
-    content = export(Path(options.run), out, which=options.weights, onnx=options.onnx, network=options.network)
+    content = export(
+        Path(options.run),
+        out,
+        which=options.weights,
+        output=options.output,
+        onnx=options.onnx,
+        network=options.network,
+    )
     if options.json:
         print(json.dumps(content, indent=1))
         return 0

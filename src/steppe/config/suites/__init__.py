@@ -17,6 +17,6 @@ the task's ``lr``, ``weight_decay`` and ``epochs``. ``seeds_from`` adds a number
 random number with the others. Reading needs no torch.
 """
 
-from steppe.config.suites.suite import Row, Setting, Suite, Task, card, is_suite, load, names
+from steppe.config.suites._suite import Setting, Suite, SuiteRow, SuiteTask, card, is_suite, load, names
 
-__all__ = ["Row", "Setting", "Suite", "Task", "card", "is_suite", "load", "names"]
+__all__ = ["Setting", "Suite", "SuiteRow", "SuiteTask", "card", "is_suite", "load", "names"]

@@ -3,9 +3,11 @@
 - the contract: `Method` and its `hyper`-parameters, `Cost`, `Batch`, `StepOutput`, `Runtime`, `ScheduleValue`;
 - `Perturbing`, the base class of methods that perturb the weights, all or some (``where``);
 - `OnlineDistillation`, the base class of methods of several networks;
-- what it keeps between steps: `ParamState`, a vector of parameter space; `WeightAverage`; `LogitBank`
-  (and `logit_bank`, its sizes and forms);
-- `require` and `InputError`, for what relates several fields; `plain_step`; `with_weights`;
+- what it keeps between steps: `ParamState`, a vector of parameter space; `WeightAverage`, `WindowAverage`;
+  `LogitBank` (and `logit_bank`, its sizes and forms);
+- `require` and `InputError`, for what relates several fields; `plain_step`; `with_weights`; `value_at`, a
+  schedule's value now;
+- `look_ahead` and `preconditioned`, from the optimizer's rule and moments;
 - `call_model`, `call_for_logits`, `extract_logits` and `join_logits`, for passes made by hand;
   `upcast_to_float32` and `autocast_disabled`, for mixed precision.
 """
@@ -21,18 +23,18 @@ from steppe.core.method.contract import (
     overrides,
     plain_step,
     require,
-    with_weights,
 )
 from steppe.core.method.hyperparameters import hyper
 from steppe.core.method.online_distillation import OnlineDistillation
+from steppe.core.method.optimizer_state import look_ahead, preconditioned
 from steppe.core.method.perturbing import Perturbing
-from steppe.core.model_call import call_for_logits, call_model, extract_logits
+from steppe.core.model_call import call_for_logits, call_model, extract_logits, with_weights
 from steppe.core.runtime import Runtime, StepOutput
-from steppe.core.schedules import ScheduleValue, due
+from steppe.core.schedules import ScheduleValue, due, is_moment, value_at
 from steppe.core.state import logit_bank
 from steppe.core.state.logit_bank import LogitBank
 from steppe.core.state.param_state import ParamState
-from steppe.core.state.weight_average import WeightAverage
+from steppe.core.state.weight_average import WeightAverage, WindowAverage
 from steppe.errors import InputError, unknown
 
 __all__ = [
@@ -49,20 +51,25 @@ __all__ = [
     "State",
     "StepOutput",
     "WeightAverage",
+    "WindowAverage",
     "autocast_disabled",
     "call_for_logits",
     "call_model",
     "due",
     "extract_logits",
     "hyper",
+    "is_moment",
     "join_logits",
     "logit_bank",
+    "look_ahead",
     "make_checked",
     "name_of",
     "overrides",
     "plain_step",
+    "preconditioned",
     "require",
     "unknown",
     "upcast_to_float32",
+    "value_at",
     "with_weights",
 ]

@@ -32,7 +32,7 @@ from steppe.core.method.hyperparameters import (
     plain_fields,
     types_of,
 )
-from steppe.core.model_call import call_for_logits
+from steppe.core.model_call import call_for_logits, with_weights
 from steppe.core.numerics.vector import Vec
 from steppe.core.optimizers.joint import joined
 from steppe.core.runtime import Runtime, StepOutput
@@ -109,6 +109,11 @@ class Method(Generic[State]):
     @property
     def single(self) -> str:
         """Why it cannot train several networks at once; empty if it can."""
+        return ""
+
+    @property
+    def on_host(self) -> str:
+        """Why a step needs the host and cannot be a graph (``graph=True``); empty if it can."""
         return ""
 
     @property
@@ -206,11 +211,11 @@ class Method(Generic[State]):
 
     def step_or_plain(self, batch: Batch, state: State, rt: Runtime) -> StepOutput:
         """Make the method's step, or a plain one at its limit."""
-        return plain_step(batch, rt) if self.at_limit(rt) else self.step(batch, state, rt)
+        return plain_step(batch, rt) if rt.decide(lambda: self.at_limit(rt)) else self.step(batch, state, rt)
 
     def objective_or_plain(self, batch: Batch, state: State, rt: Runtime) -> StepOutput:
         """Return the method's objective on a batch, or the user's loss at its limit."""
-        plain = type(self).objective is Method.objective or self.at_limit(rt)
+        plain = type(self).objective is Method.objective or rt.decide(lambda: self.at_limit(rt))
         return rt.supervised(batch) if plain else self.objective(batch, state, rt)
 
     def transform(self, grads: Vec, rt: Runtime) -> Vec:
@@ -230,6 +235,9 @@ class Method(Generic[State]):
     def allocate(self, state: State, samples: int, classes: int) -> None:
         """Allocate the memory of `memory_bytes` before training starts; optional."""
 
+    def observe_targets(self, state: State, y: Any) -> None:
+        """Learn the targets of all training samples, (N,) classes say, before training starts; optional."""
+
     def predict(self, net: nn.Module, state: State, x: Any) -> Tensor:
         """Return the logits of the deployed model."""
         with self.deployed_weights(net, state):
@@ -245,6 +253,13 @@ class Method(Generic[State]):
         Members of an ensemble are named 'network 1', 'network 2', ...; branches of one network 'branch 1', ...
         """
         return {"deployed": self.predict(net, state, x)}
+
+    def choose(self, state: State, ranks: Mapping[str, Any]) -> str | None:
+        """Deploy the output of the highest rank, given those on the validation data by name, and return its name.
+
+        Called after each validation. By default nothing is chosen, and None returned.
+        """
+        return None
 
     def deployed_model(self, net: nn.Module, state: State, new_model: Callable[[], nn.Module]) -> nn.Module:
         """Return the deployed model as one plain network: made by ``new_model``, with the deployed weights."""
@@ -269,6 +284,7 @@ class Method(Generic[State]):
         weigh: Callable[[Batch], float] = len,
         steps: int | Callable[[], float] | None = None,
         epoch: int | None = None,
+        graph: bool = False,
         decay_start: float | None = None,
         seed: int = 0,
     ) -> Step:
@@ -302,9 +318,19 @@ class Method(Generic[State]):
             steps: The number of steps of the training, or a function that returns the share of it that is done;
                 for schedules in shares of the training.
             epoch: The number of steps of an epoch, for methods that do something every so many epochs.
+            graph: Make the step a CUDA graph: after some steps of each kind (shape of the batch, setting of the
+                optimizer, decision of the method) it is recorded, and from then on replayed without Python. The
+                optimizer has ``fused=True`` or ``capturable=True``. Learning rates and schedules may change in
+                each step; the model must not read values, nor draw numbers on the host. A processor repeats the
+                operations one by one, which is no faster.
             decay_start: The share of the training at which the learning rate begins to decay, for methods that
                 are active in the decay alone (``tail="decay"``).
             seed: Seed of the method's own noise.
+
+        A step that is resumed from checkpoints of model, optimizer, `Step.state_dict` and the global RNG makes the
+        bits of an undisturbed one: on a processor always, on a GPU only with deterministic kernels. These need
+        ``torch.use_deterministic_algorithms(True)``, ``torch.backends.cudnn.benchmark = False`` and
+        ``CUBLAS_WORKSPACE_CONFIG=:4096:8`` in the environment. Without them a resumed training drifts away.
 
         Raises:
             InputError: An argument is not usable.
@@ -328,6 +354,7 @@ class Method(Generic[State]):
             weigh=weigh,
             steps=steps,
             epoch=epoch,
+            graph=graph,
             decay_start=decay_start,
             seed=seed,
         )
@@ -347,19 +374,9 @@ def _transforms(methods: Any) -> Sequence[Method]:
     return methods
 
 
-def with_weights(plain: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """Load weights and buffers into a network and return it; raises InputError if they do not fit."""
-    try:
-        plain.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"the deployed weights are not those of a {type(plain).__name__} ({reason})") from None
-    return plain
-
-
 def plain_step(batch: Batch, rt: Runtime) -> StepOutput:
     """Make one plain update: w <- U(w, grad L(w))."""
-    out, g = rt.grad(batch)
+    out, g = rt.grad(batch, last=True)
     rt.apply(g)
     return out
 

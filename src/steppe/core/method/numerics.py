@@ -11,6 +11,7 @@ from steppe.core.numerics import filters, losses, perturbations, vector
 from steppe.core.numerics._adapters import full_weights
 from steppe.core.numerics.complex_params import leaf
 from steppe.core.numerics.perturbations import (
+    NORMS,
     Offset,
     adaptive_perturbation,
     asam_scale,
@@ -26,6 +27,7 @@ from steppe.core.numerics.perturbations import (
 from steppe.core.numerics.vector import ScaledVector, Vec
 
 __all__ = [
+    "NORMS",
     "Offset",
     "ScaledVector",
     "Vec",

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from steppe.core.batch import Batch
-from steppe.core.method.contract import Cost, Method, State, name_of, with_weights
-from steppe.core.model_call import call_model, extract_logits
+from steppe.core.method.contract import Cost, Method, State, name_of
+from steppe.core.model_call import call_model, extract_logits, with_weights
 from steppe.core.multi_network import VIEW, MultiNetwork, PeerOutputs, expect_members
 from steppe.core.numerics import losses
 from steppe.core.runtime import Runtime, StepOutput
@@ -83,7 +83,7 @@ class OnlineDistillation(Method[State], Generic[State]):
         if self.size == 1:
             return
         length = rt.options.epoch or 100
-        if VIEW.format(2) not in batch.extra and rt.now.step + 1 in (length, 2 * length):
+        if VIEW.format(2) not in batch.extra and rt.decide(lambda: rt.now.step + 1 in (length, 2 * length)):
             self._warn_if_identical(batch, rt)
         self.finish(batch, state, rt)
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from steppe.core.method.contract import Method, State
 from steppe.core.method.hyperparameters import hyper
 from steppe.core.numerics import _selection
+from steppe.core.numerics.vector import nonzero
 from steppe.core.param_groups import owners
 from steppe.core.runtime import Runtime
 from steppe.errors import InputError
@@ -37,9 +39,9 @@ class Perturbing(Method[State]):
             self._choose(net, params, owners(net, params))
         return super().init(net)
 
-    def perturbed(self, rt: Runtime) -> list[bool] | None:
-        """Return for each parameter whether it is perturbed, None if all are."""
-        if self.where == "all":
+    def perturbed(self, rt: Runtime, size: Any = 1.0) -> list[bool] | None:
+        """Return for each parameter whether it is perturbed, None if all are, or none by a ``size`` of 0."""
+        if self.where == "all" or not nonzero(size):
             return None
         mask = rt.once(("where", self.where), lambda: self._choose(rt.net, rt.params, rt.owners))
         return None if all(mask) else mask
@@ -62,7 +64,7 @@ class Perturbing(Method[State]):
     def only_perturbed(self, rt: Runtime, value: float | list[float]) -> float | list[float]:
         """Return a size of the perturbation, 0 for the parameters that are not perturbed."""
         mask = self.perturbed(rt)
-        if mask is None or value == 0:
+        if mask is None or not (isinstance(value, list) or nonzero(value)):
             return value
         each = value if isinstance(value, list) else [value] * len(mask)
         return [v if m else 0.0 for v, m in zip(each, mask, strict=True)]

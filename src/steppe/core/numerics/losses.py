@@ -67,7 +67,8 @@ def one_hot(y: Tensor, like: Tensor) -> Tensor:
     """Return targets as probabilities (B, classes) in the precision of ``like``."""
     if y.is_floating_point():
         return y.to(like.dtype)
-    return F.one_hot(y, like.shape[1]).to(like.dtype)
+    # F.one_hot reads the largest class
+    return like.new_zeros(len(y), like.shape[1]).scatter_(1, y[:, None], 1.0)
 
 
 def mean_of(logits: Sequence[Tensor]) -> Tensor:

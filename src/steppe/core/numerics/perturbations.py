@@ -11,9 +11,10 @@ from steppe.core.numerics.filters import is_weight
 from steppe.core.numerics.vector import ScaledVector, Vec
 
 T = TypeVar("T")
-Radius = float | Sequence[float]
+Radius = float | Tensor | Sequence[float]
 Offset = Vec | ScaledVector
 _TINY = 1e-12
+NORMS = ("global", "network", "tensor", "none")  # of `ball_perturbation`
 
 
 def sam_perturbation(grads: Vec, rho: Radius, eps: float = _TINY) -> Vec:
@@ -24,9 +25,9 @@ def sam_perturbation(grads: Vec, rho: Radius, eps: float = _TINY) -> Vec:
     the norm.
     """
     if isinstance(rho, Sequence):
-        perturbed = vector.only(grads, [r > 0 for r in rho])
+        perturbed = vector.only(grads, [vector.nonzero(r) for r in rho])
         return vector.scale(vector.scale(perturbed, rho), 1 / (vector.norm(perturbed) + eps))
-    return vector.scale(grads, rho / (vector.norm(grads) + eps))
+    return vector.scale(grads, vector.over(rho, vector.norm(grads) + eps))
 
 
 def scaled_perturbation(grads: Vec, rho: Radius, scale: Vec | None = None) -> Offset:
@@ -39,7 +40,7 @@ def scaled_perturbation(grads: Vec, rho: Radius, scale: Vec | None = None) -> Of
         offset = sam_perturbation(scaled, rho)
         return offset if scale is None else vector.times(offset, scale)
     direction = scaled if scale is None else vector.times(scaled, scale)
-    return ScaledVector(direction, rho / (vector.norm(scaled) + _TINY))
+    return ScaledVector(direction, vector.over(rho, vector.norm(scaled) + _TINY))
 
 
 def ball_perturbation(
@@ -54,11 +55,15 @@ def ball_perturbation(
     Args:
         grads: The gradient g.
         rho: The radius of a ball, or one for each tensor.
-        norm: 'global', one ball; 'tensor', one for each tensor; 'network', one for the tensors of each network.
+        norm: 'global', one ball; 'tensor', one for each tensor; 'network', one for the tensors of each network;
+            'none', no ball: e + rho g, whatever its length.
         member: The number of each tensor's network.
         start: The offset e of an ascent step before; the result is then :math:`P(e + \rho g / |g|)`, P the
             projection onto the ball (see `project`).
     """
+    if norm == "none":
+        offset = vector.scale(grads, rho)
+        return offset if start is None else vector.add(_multiplied_out(start), offset)
     if start is None:
         if norm == "global":
             return scaled_perturbation(grads, rho)
@@ -72,15 +77,19 @@ def ball_perturbation(
         offset = sam_perturbation(grads, rho)
     if start is None:
         return offset
-    offset = vector.add(start.vector() if isinstance(start, ScaledVector) else start, offset)
+    offset = vector.add(_multiplied_out(start), offset)
     if norm == "network":
         return vector.map_groups(lambda part: project(part, rho, "global"), offset, member)
     return project(offset, rho, norm)
 
 
-def _factors(grads: Vec, rho: float) -> Vec:
+def _multiplied_out(offset: Offset) -> Vec:
+    return offset.vector() if isinstance(offset, ScaledVector) else offset
+
+
+def _factors(grads: Vec, rho: float | Tensor) -> Vec:
     """Return the factor of a perturbation for each tensor."""
-    times = rho / (vector.norm(grads) + _TINY)
+    times = vector.over(rho, vector.norm(grads) + _TINY)
     return [None if t is None else times for t in grads]
 
 
@@ -92,11 +101,11 @@ def project(offset: Vec, rho: Radius, norm: str) -> Vec:
     if norm == "tensor" or isinstance(rho, Sequence):
         radii = rho if isinstance(rho, Sequence) else [rho] * len(offset)
         return [_shortened(o, r) for o, r in zip(offset, radii, strict=True)]
-    return vector.scale(offset, (rho / (vector.norm(offset) + _TINY)).clamp(max=1.0))
+    return vector.scale(offset, vector.over(rho, vector.norm(offset) + _TINY).clamp(max=1.0))
 
 
-def _shortened(offset: Tensor | None, rho: float) -> Tensor | None:
-    return None if offset is None else offset * (rho / (vector.norm([offset]) + _TINY)).clamp(max=1.0)
+def _shortened(offset: Tensor | None, rho: float | Tensor) -> Tensor | None:
+    return None if offset is None else offset * vector.over(rho, vector.norm([offset]) + _TINY).clamp(max=1.0)
 
 
 def adaptive_perturbation(grads: Vec, rho: Radius, weights: Sequence[Tensor], adaptive: str) -> Offset:
@@ -119,7 +128,7 @@ def layerwise_perturbation(grads: Vec, rho: Radius, weights: Sequence[Tensor], c
     radii = rho if isinstance(rho, Sequence) else [rho] * len(grads)
     offset: Vec = []
     for g, w, radius in zip(grads, weights, radii, strict=True):
-        if g is None or radius == 0:
+        if g is None or not vector.nonzero(radius):
             offset.append(None)
             continue
         length = vector.norm([g])
@@ -148,10 +157,13 @@ def at_length_of(grads: Vec, a: Vec, norm: str = "global") -> Vec:
 
 def asam_scale(params: Sequence[nn.Parameter], owners: Sequence[nn.Module], eta: float | None) -> Vec:
     """Return T of ASAM for each parameter: |w| + eta for weights, 1 for others; without ``eta`` |w| for all."""
-    return [
-        p.detach().abs() if eta is None else p.detach().abs() + eta if is_weight(p, owner) else torch.ones_like(p)
-        for p, owner in zip(params, owners, strict=True)
-    ]
+    weights = [p.detach() for p in params]
+    sizes = [w.abs() for w in weights] if vector.any_sharded(weights) else torch._foreach_abs(weights)
+    if eta is None:
+        return list(sizes)
+    scaled = [is_weight(p, owner) for p, owner in zip(params, owners, strict=True)]
+    larger = iter(vector.add_number([s for s, w in zip(sizes, scaled, strict=True) if w], eta))
+    return [next(larger) if w else torch.ones_like(s) for s, w in zip(sizes, scaled, strict=True)]
 
 
 def with_decay(result: tuple[T, Vec], params: Sequence[nn.Parameter], decay: float) -> tuple[T, Vec]:

@@ -54,6 +54,11 @@ class Measured(list[Tensor | None]):
             self._state = self[:], writes
         return self._norm
 
+    def measured(self) -> Tensor | None:
+        """Return the norm if it was measured and still holds."""
+        same = self._state is not None and self._state[1] == sum(map(_WRITES, present(self)))
+        return self._norm if same and all(map(operator.is_, self, self._state[0])) else None  # type: ignore[index]
+
 
 def measure_of(like: Sequence[Tensor]) -> Callable[[list[Tensor]], Tensor]:
     """Return the function that measures vectors of tensors like these: faster where all are small."""
@@ -160,6 +165,9 @@ def dot(a: Vec, b: Vec) -> Tensor:
     s, t = _pairs(a, b)
     if not s:
         return torch.zeros(())
+    if s[0].device.type != "cpu" and not any_sharded(s) and not any_sharded(t):
+        # a GPU takes longer to launch the sum of each than to join them
+        return torch.cat([p.reshape(-1) for p in torch._foreach_mul(s, t)]).sum()
     groups = _by_layout([p * q for p, q in zip(s, t, strict=True)])
     sums = [_over_shards(torch.stack([p.sum() for p in group]).sum(), k) for k, group in groups.items()]
     return torch.stack(sums).sum()
@@ -239,9 +247,40 @@ def move(tensors: Sequence[Tensor], by: Sequence[Tensor], times: Any = None) -> 
         torch._foreach_add_(list(tensors), list(by) if times is None else torch._foreach_mul(list(by), times))
 
 
+def add_number(a: list[Tensor], number: float) -> list[Tensor]:
+    """Return each tensor plus a number."""
+    if any_sharded(a) or not a:
+        return [t + number for t in a]
+    return list(torch._foreach_add(a, number))
+
+
 def lerp(a: Vec, b: Vec, weight: float) -> Vec:
     """Return ``a + weight (b - a)``, which is ``a`` itself where ``a`` and ``b`` agree."""
     return add(a, add(b, a, by=-1.0), by=weight)
+
+
+def approach(a: Sequence[Tensor], b: Sequence[Tensor], weight: float | Tensor) -> None:
+    """Set each tensor of ``a`` to ``(1 - weight) a + weight b``."""
+    if isinstance(weight, Tensor):
+        torch._foreach_lerp_(list(a), list(b), [like(weight, t) for t in a])
+    else:
+        torch._foreach_lerp_(list(a), list(b), weight)
+
+
+def like(number: float | Tensor, t: Tensor) -> Any:
+    """Return a number in the precision of a tensor."""
+    return number.to(t.dtype) if isinstance(number, Tensor) else number
+
+
+def nonzero(number: Any) -> bool:
+    """Return whether a number is not 0; one that is a tensor is not, see `steppe.core.runtime.Runtime.setting`."""
+    return isinstance(number, Tensor) or bool(number)
+
+
+def over(number: Any, t: Tensor) -> Tensor:
+    """Return ``number / t``, as PyTorch computes it for a number that is no tensor."""
+    quotient: Tensor = t.reciprocal() * number
+    return quotient
 
 
 def each_unit(a: Vec, eps: float = 1e-12) -> Vec:

@@ -16,17 +16,18 @@ from steppe.core.state.snapshot import all_alike, copy_into
 
 
 class TensorCopies(nn.Module):
-    """Copies of named tensors, as buffers that checkpoints save."""
+    """Copies of named tensors, as buffers that checkpoints save; on ``device``, by default each tensor's own."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]):
+    def __init__(self, tensors: Mapping[str, Tensor], device: torch.device | None = None):
         super().__init__()
+        self.device = device
         self._names: list[str] = []
         self.match(tensors)
 
     def match(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """Return the copy of each tensor; it starts anew where a tensor was added or has another shape."""
         copies = list(self.buffers(recurse=False))
-        if self._names == list(tensors) and all_alike(copies, list(tensors.values())):
+        if self._names == list(tensors) and self._fit(copies, list(tensors.values())):
             return copies
         before = dict(zip(self._names, copies, strict=True))
         self._names = list(tensors)
@@ -34,8 +35,15 @@ class TensorCopies(nn.Module):
         for i, (name, t) in enumerate(tensors.items()):
             old = before.get(name)
             value = self.initial(t) if old is None or old.shape != t.shape else old
-            self.register_buffer(str(i), torch.empty_like(t, requires_grad=False).copy_(value))
+            self.register_buffer(str(i), torch.empty_like(t, requires_grad=False, device=self.device).copy_(value))
         return list(self.buffers(recurse=False))
+
+    def _fit(self, copies: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
+        if self.device is None:
+            return all_alike(copies, tensors)
+        # a module that is moved takes its buffers with it
+        alike = all(c.shape == t.shape and c.dtype == t.dtype for c, t in zip(copies, tensors, strict=True))
+        return alike and all(c.device == self.device for c in copies)
 
     def initial(self, t: Tensor) -> Tensor:
         """Return the first value of the copy of a tensor."""
@@ -104,12 +112,12 @@ class ParamState(nn.Module):
         copy_into([s for s, _ in pairs if s is not None], [v for _, v in pairs])
         self.writes += 1
 
-    def approach(self, values: Vec, weight: float) -> None:
+    def approach(self, values: Vec, weight: float | Tensor) -> None:
         """Store ``(1 - weight) stored + weight values``; a parameter without a value counts as zero."""
         stored = vector.present(self.read())
         ends = [torch.zeros_like(s) if v is None else v for s, v in zip(stored, values, strict=True)]
         with torch.no_grad():
-            torch._foreach_lerp_(stored, ends, weight)
+            vector.approach(stored, ends, weight)
         self.writes += 1
 
     def get_extra_state(self) -> Tensor:

@@ -19,6 +19,7 @@ from steppe.core.numerics.vector import PLAIN
 
 Entries = dict[Any, Any]  # a module's buffers, an optimizer's group or state, by name
 _KIND = attrgetter("shape", "dtype", "device")
+_CHUNK = 2**24  # elements that are chosen at once
 _ATOMIC = frozenset((float, int, bool, str, type(None)))
 
 
@@ -57,6 +58,20 @@ class Snapshot:
         with torch.no_grad():
             for current, values in self._groups:
                 _copy(current, values)
+
+    def restore_where(self, flag: Tensor) -> None:
+        """Copy every value back into its tensor if ``flag`` () is true, without waiting for it.
+
+        What a module assigned anew gets the value of the tensor before. Nothing may hold values on the host.
+        """
+        with torch.no_grad():
+            for current, values in self._groups:
+                _choose(current, values, flag)
+            for live, before in self.entries:
+                for name, old in before.items():
+                    new = live.get(name)
+                    if isinstance(old, Tensor) and isinstance(new, Tensor) and new is not old and _alike(new, old):
+                        new.copy_(torch.where(flag, old, new))
 
     def release(self) -> None:
         """Let the next snapshot of the pool have the storage."""
@@ -180,6 +195,21 @@ def _copy(targets: list[Tensor], values: list[Tensor]) -> None:
         targets[0].copy_(values[0])
     else:
         torch._foreach_copy_(targets, values)
+
+
+def _choose(targets: Sequence[Tensor], values: Sequence[Tensor], flag: Tensor) -> None:
+    """Write the values into their targets where ``flag`` is true, a few million at a time."""
+    start = 0
+    while start < len(targets):
+        end, size = start, 0
+        while end < len(targets) and (end == start or size + targets[end].numel() <= _CHUNK):
+            size += targets[end].numel()
+            end += 1
+        into, source = list(targets[start:end]), list(values[start:end])
+        old, new = (torch.cat([t.reshape(-1) for t in each]) for each in (source, into))
+        parts = torch.split(torch.where(flag, old, new), [t.numel() for t in into])
+        _copy(into, [part.view(t.shape) for part, t in zip(parts, into, strict=True)])
+        start = end
 
 
 def _by_type(targets: Sequence[Tensor], values: Sequence[Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from steppe.core.runtime import Runtime
 
 
+_COMPARED = 10  # training passes, where to compare what they change takes long
+
+
 class WeightAverage(TensorCopies):
     """The average of a network's weights, and the buffers that belong to it.
 
@@ -34,30 +37,40 @@ class WeightAverage(TensorCopies):
 
     ``count`` is the number of networks in it. It is not a network itself: to be evaluated, its tensors are copied
     into the network for a while (`swapped_in`), so that it also works where a network cannot be copied, in shards.
-    A parameter that is added or exchanged between two steps enters with its own value.
+    A parameter that is added or exchanged between two steps enters with its own value. With ``device`` its tensors
+    are kept there, on the host say, and copied to the network's device where they are used.
     """
 
-    def __init__(self, net: nn.Module):
-        super().__init__(_tensors(net))
+    def __init__(self, net: nn.Module, device: torch.device | None = None):
+        super().__init__(_tensors(net), device)
         self.count = 0
         self.statistics = TensorCopies(_buffers(net))  # as the last training pass at the average left them
         self._own: list[bool] = []  # which of them a training pass changes; empty if that is unknown
         self._modes: list[bool] = []  # which modules with buffers were in training mode when it became known
         self._snapshots = SnapshotPool()
+        self.comparing, self.on_device, self._passes = (
+            True,
+            False,
+            0,
+        )  # to compare buffers on a GPU is to wait for it
 
     def warm_up(self, decay: float) -> float:
         """Return the next network's weight, 1 - d with d = min(decay, (1 + count) / (10 + count))."""
         return 1 - min(decay, (1 + self.count) / (10 + self.count))
 
-    def measure_if_due(self, rt: Runtime, batch: Batch, weight: float) -> None:
+    def debiased(self, decay: float) -> float:
+        """Return the next network's weight in a mean from zero that is divided by 1 - d^t: the first counts 1."""
+        return (1 - decay) / (1 - decay ** (self.count + 1))
+
+    def measure_if_due(self, rt: Runtime, batch: Batch, weight: Callable[[], float]) -> None:
         """Measure statistics after each hundredth of the average is replaced, at most once a step.
 
         BatchNorm's window of ten passes is then short for the average.
         """
-        if self.count % max(1, round(0.01 / weight)) == 0:
-            self.measure(rt, batch, weight)
+        if rt.decide(lambda: self.count % max(1, round(0.01 / weight())) == 0):
+            self.measure(rt, batch, rt.number(weight))
 
-    def measure(self, rt: Runtime, batch: Batch, weight: float) -> None:
+    def measure(self, rt: Runtime, batch: Batch, weight: float | Tensor) -> None:
         """Make a training pass on ``batch`` at ``(1 - weight) average + weight net``, for its statistics only.
 
         None is made on a network in evaluation mode, or without buffers that it would change.
@@ -79,14 +92,16 @@ class WeightAverage(TensorCopies):
             rt.parallel.share_buffers(rt.net)
         rt.count(forward=len(batch))
 
-    def update(self, net: nn.Module, weight: float) -> None:
+    def update(self, net: nn.Module, weight: float | Tensor) -> None:
         """Move the weights to ``(1 - weight) average + weight net``, and take the last pass's statistics."""
         buffers = _buffers(net)
         copies, present = self.match(_tensors(net)), list(_parameters(net).values())
         with torch.no_grad():
+            if self.device is not None:
+                present = [p.to(self.device) for p in present]
             weights = list(zip(copies, present, strict=False))
             if numbers := [(a, p) for a, p in weights if _has_mean(a)]:
-                torch._foreach_lerp_([a for a, _ in numbers], [p for _, p in numbers], weight)
+                vector.approach([a for a, _ in numbers], [p for _, p in numbers], weight)
             copy_into(*_columns([(a, p) for a, p in weights if not _has_mean(a)]))
             statistics = self.statistics.match(buffers)
             own = self._own if len(self._own) == len(buffers) else [False] * len(buffers)
@@ -109,21 +124,28 @@ class WeightAverage(TensorCopies):
                     module.training = True
 
     @contextmanager
-    def training_pass(self, net: nn.Module, weight: float = 0.0) -> Iterator[None]:
+    def training_pass(self, net: nn.Module, weight: float | Tensor = 0.0) -> Iterator[None]:
         """Give the network ``(1 - weight) average + weight net``, for passes that change `statistics` only."""
         buffers, params = _buffers(net), list(_parameters(net).values())
         self._changes(net)
         weights, statistics = self.match(_tensors(net))[: len(params)], self.statistics.match(buffers)
-        if weight:
-            weights = [a.lerp(p, weight) if _has_mean(a) else p for a, p in zip(weights, params, strict=True)]
+        if vector.nonzero(weight):
+            weights = self._next(weights, params, weight)
         with self._exchanged(net, [*weights, *statistics]):
             yield
             after = list(_buffers(net).values())
             own = self._own if len(self._own) == len(after) else [False] * len(after)
-            # a layer that a pass leaves out at random is in another
-            self._own = [o or not torch.equal(a, b) for o, a, b in zip(own, after, statistics, strict=True)]
+            self._passes += 1
+            if self.comparing and (not self.on_device or self._passes <= _COMPARED):
+                # a layer that a pass leaves out at random is in another
+                self._own = [o or not torch.equal(a, b) for o, a, b in zip(own, after, statistics, strict=True)]
             with _no_inference_mode():
                 copy_into(statistics, after)
+
+    def _next(self, means: Sequence[Tensor], params: Sequence[Tensor], weight: float | Tensor) -> list[Tensor]:
+        """Return the average that the network would give."""
+        pairs = [(a.to(p.device), p) for a, p in zip(means, params, strict=True)]
+        return [a.lerp(p, vector.like(weight, a)) if _has_mean(a) else p for a, p in pairs]
 
     def _changes(self, net: nn.Module) -> bool:
         """Return whether a training pass changes buffers; unknown again after layers are frozen or released."""
@@ -166,6 +188,35 @@ class WeightAverage(TensorCopies):
         """Load the count and which buffers are the average's own."""
         self.count, *own = map(int, state.reshape(-1).tolist())
         self._own = list(map(bool, own))
+
+
+class WindowAverage(WeightAverage):
+    """The mean of the last ``size`` networks that were stored, of which it keeps copies."""
+
+    def __init__(self, net: nn.Module, size: int, device: torch.device | None = None):
+        super().__init__(net, device)
+        self.past = nn.ModuleList(TensorCopies(_parameters(net), device) for _ in range(size))
+
+    def _next(self, means: Sequence[Tensor], params: Sequence[Tensor], weight: float | Tensor) -> list[Tensor]:
+        if self.count < len(self.past):
+            return super()._next(means, params, 1 / (self.count + 1))
+        oldest = list(self.past[self.count % len(self.past)].buffers())
+        trios = [(a.to(p.device), p, o.to(p.device)) for a, p, o in zip(means, params, oldest, strict=True)]
+        return [a + (p - o) / len(self.past) if _has_mean(a) else p for a, p, o in trios]
+
+    def store(self, net: nn.Module) -> None:
+        """Put a network in the place of the oldest one."""
+        params = _parameters(net)
+        past = [cast(TensorCopies, one).match(params) for one in self.past]
+        copy_into(past[self.count % len(past)], list(params.values()))
+        self.update(net, 1.0)
+        networks = past[: self.count]
+        means = self.match(_tensors(net))[: len(params)]
+        rows = [(mean, each) for mean, *each in zip(means, *networks, strict=True) if _has_mean(mean)]
+        total = [each[0] for _, each in rows]
+        for k in range(1, len(networks)):
+            total = list(torch._foreach_add(total, [each[k] for _, each in rows]))
+        copy_into([mean for mean, _ in rows], torch._foreach_div(total, float(len(networks))))
 
 
 @contextmanager

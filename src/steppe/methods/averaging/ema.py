@@ -14,6 +14,7 @@ Start    decay 0.999 (small data) to 0.9998
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from torch import nn
@@ -31,10 +32,10 @@ class EMA(Method[WeightAverage]):
     decay: float = hyper(0.999, "d of the mean, after its warm-up", minimum=0, below=1)
 
     def before(self, batch: Batch, state: WeightAverage, rt: Runtime) -> None:
-        state.measure_if_due(rt, batch, state.warm_up(self.decay))
+        state.measure_if_due(rt, batch, partial(state.warm_up, self.decay))
 
     def after(self, batch: Batch, out: StepOutput, state: WeightAverage, rt: Runtime) -> None:
-        state.update(rt.net, state.warm_up(self.decay))
+        state.update(rt.net, rt.number(partial(state.warm_up, self.decay)))
 
     def deployed_weights(self, net: nn.Module, state: WeightAverage) -> AbstractContextManager[None]:
         return state.swapped_in(net)

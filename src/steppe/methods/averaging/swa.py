@@ -9,8 +9,8 @@ Cost     2 forward, 1 backward, 1 update (the second forward pass, at the mean t
 Limits   training itself is always Plain's; before start the weights are deployed as they are
 Differs  1. running statistics are measured at the mean while training goes on; the paper does so at the end.
          2. the learning rate is the user's schedule; the paper keeps it constant or cyclic from start on.
-Start    start 0.75, every = the steps of an epoch; combine it with any method that deploys the weights it trains:
-         sam+swa
+Start    start 0.75, every 1e (the end of each epoch: the paper's moments); combine it with any method that deploys
+         the weights it trains: sam+swa
 """
 
 import math
@@ -21,6 +21,7 @@ from typing import ClassVar
 from torch import nn
 
 from steppe.core.method import Batch, Cost, Method, Runtime, StepOutput, WeightAverage, hyper
+from steppe.methods.averaging._periods import PERIODS, is_period, period_ends
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,19 @@ class SWA(Method[WeightAverage]):
     cost = Cost(2, 1, 1)
 
     start: float = hyper(0.75, "when the mean begins", amount=True)
-    every: int = hyper(1, "steps of a period", minimum=1, remedy="at least 1")
+    every: int | str = hyper(1, "a period, in steps or epochs", valid=is_period, remedy=PERIODS)
 
     def before(self, batch: Batch, state: WeightAverage, rt: Runtime) -> None:
-        if state.count:  # the first network's own statistics fit the mean
-            state.measure(rt, batch, 1 / (state.count + 1))
+        if rt.decide(lambda: state.count > 0):  # the first network's own statistics fit the mean
+            state.measure(rt, batch, rt.number(lambda: 1 / (state.count + 1)))
 
     def after(self, batch: Batch, out: StepOutput, state: WeightAverage, rt: Runtime) -> None:
+        if rt.decide(lambda: self._due(rt)):
+            state.update(rt.net, rt.number(lambda: 1 / (state.count + 1)))
+
+    def _due(self, rt: Runtime) -> bool:
         first = math.ceil(self.start) if self.start >= 1 else 0
-        if rt.now.reached(self.start, "start") and (rt.now.step + 1 - first) % self.every == 0:
-            state.update(rt.net, 1 / (state.count + 1))
+        return rt.now.reached(self.start, "start") and period_ends(self.every, rt, first)
 
     def deployed_weights(self, net: nn.Module, state: WeightAverage) -> AbstractContextManager[None]:
         return state.swapped_in(net) if state.count else nullcontext()

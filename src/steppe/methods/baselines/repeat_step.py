@@ -22,6 +22,6 @@ class RepeatStep(Method):
     cost = Cost(1, 1, 2)
 
     def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
-        out, g = rt.grad(batch)
+        out, g = rt.grad(batch, last=True)
         rt.apply(g, times=2)
         return out

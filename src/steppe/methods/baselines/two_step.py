@@ -24,9 +24,9 @@ class TwoStep(Method):
 
     def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """Gradient, update, gradient with fresh dropout masks, update."""
-        out, g = rt.grad(batch)
+        out, g = rt.grad(batch, last=True)
         rt.apply(g, more=True)
         with rt.preserve_state(rt.draw_mask_seed()):
-            _, g = rt.grad(batch)
+            _, g = rt.grad(batch, last=True)
         rt.apply(g)
         return out

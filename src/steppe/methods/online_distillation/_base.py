@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic
+from typing import Any, Generic
 
 from torch import nn
 
@@ -53,9 +53,9 @@ class BranchDistillation(OnlineDistillation[State], Generic[State]):
     def whole(self) -> str:
         return "its trunk ends in the middle of a pass, which sharding does not know"
 
-    def ramp_up(self, rt: Runtime) -> float:
+    def ramp_up(self, rt: Runtime) -> Any:
         """Return r, the weight of the distillation in this step."""
-        return losses.sigmoid_rampup(rt.now, self.ramp)
+        return rt.number(lambda: losses.sigmoid_rampup(rt.now, self.ramp))
 
     def build_members(self, new_model: Callable[[], nn.Module]) -> nn.Module:
         return self.module(build_branched(new_model, self.branches, self.split_at))

@@ -55,6 +55,10 @@ class KDCL(EnsembleDistillation):
         weighs = self.target in ("linear", "general")
         return "its target weighs networks by the samples of one forward pass" if weighs else ""
 
+    @property
+    def on_host(self) -> str:
+        return "its target 'linear' stops when it has converged" if self.target == "linear" else ""
+
     def objective(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """The sum of all networks' losses, and of their divergences from the target."""
         logits = self.peers(batch, rt).logits

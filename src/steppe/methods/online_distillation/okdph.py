@@ -29,7 +29,6 @@ Start    omega 0.8, beta 0.8, gamma 0.5, T 4 (code), every '5b' (table 6); prese
 """
 
 import copy
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -37,7 +36,18 @@ from typing import cast
 from torch import Tensor, nn
 
 from steppe.config import presets
-from steppe.core.method import Batch, Cost, OnlineDistillation, Runtime, StepOutput, due, hyper, require, unknown
+from steppe.core.method import (
+    Batch,
+    Cost,
+    OnlineDistillation,
+    Runtime,
+    StepOutput,
+    due,
+    hyper,
+    is_moment,
+    require,
+    unknown,
+)
 from steppe.core.method.numerics import losses
 from steppe.models.multi.hybrid import Gradient, HybridEnsemble, HybridWeights, mixing_shares
 from steppe.models.multi.inputs import fresh_networks
@@ -63,7 +73,7 @@ class OKDPH(OnlineDistillation[HybridWeights]):
     every: str | None = hyper(
         None,
         "how often students are fused; None: the preset's",
-        valid=lambda text: re.fullmatch(r"[1-9]\d*[be]", text) is not None,
+        valid=is_moment,
         remedy="'5b', '1e' or the like",
     )
     T: float = hyper(4.0, "temperature", above=0)
@@ -84,6 +94,10 @@ class OKDPH(OnlineDistillation[HybridWeights]):
 
     def preset_values(self) -> Mapping[str, object]:
         return presets.OKDPH[self.preset]
+
+    @property
+    def on_host(self) -> str:
+        return "" if self.mixing == "mean" else "it draws the students' shares in the hybrid"
 
     @property
     def deployed(self) -> str:
@@ -122,7 +136,9 @@ class OKDPH(OnlineDistillation[HybridWeights]):
         """With fuse = 'before' make the hybrid as the code does, before the step's first pass; store it if due."""
         if self.networks == 1:
             return
-        due = self.due(rt.now.step, rt.options.epoch)  # an unknown epoch is refused before the first update
+        due = rt.decide(
+            lambda: self.due(rt.now.step, rt.options.epoch)
+        )  # an unknown epoch is refused before the first update
         if self.fuse == "before":
             net, r = cast(HybridEnsemble, rt.net), self.shares(rt)
             net.mix_statistics(r)
@@ -145,13 +161,14 @@ class OKDPH(OnlineDistillation[HybridWeights]):
 
     def finish(self, batch: Batch, state: HybridWeights, rt: Runtime) -> None:
         """Fuse the students, if it is due."""
-        if self.resolved.gamma and self.due(rt.now.step, rt.options.epoch):
+        if self.resolved.gamma and rt.decide(lambda: self.due(rt.now.step, rt.options.epoch)):
             cast(HybridEnsemble, rt.net).fuse(self.resolved.gamma, self.shares(rt), state.weights)
             state.weights = None
 
     def shares(self, rt: Runtime) -> Tensor:
         """Return this step's r (N,): a function of seed and step, so that all passes have the same."""
-        return mixing_shares(self.networks, self.mixing, rt.options.seed, rt.now.step)
+        step = 0 if self.mixing == "mean" else rt.now.step
+        return mixing_shares(self.networks, self.mixing, rt.options.seed, step)
 
     def due(self, step: int, epoch: int | None) -> bool:
         """Return whether fusion follows this step (from 0)."""

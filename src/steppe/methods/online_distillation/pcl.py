@@ -67,7 +67,7 @@ class PCL(BranchDistillation[WeightAverage]):
 
     def finish(self, batch: Batch, state: WeightAverage, rt: Runtime) -> None:
         rt.parallel.share_buffers(state.statistics)  # each process's passes moved its own
-        state.update(rt.net, 1 - min(self.decay, 1 - 1 / (state.count + 1)))
+        state.update(rt.net, rt.number(lambda: 1 - min(self.decay, 1 - 1 / (state.count + 1))))
 
     def deployed_weights(self, net: nn.Module, state: WeightAverage) -> AbstractContextManager[None]:
         return state.swapped_in(net) if self.branches > 1 else nullcontext()

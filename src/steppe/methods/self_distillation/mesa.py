@@ -18,6 +18,7 @@ Start    lam 0.8, T 5, decay 0.9998, start 0.066666, 6 epochs of 90 (authors' sc
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from steppe.core.method import Batch, Cost, Method, Runtime, StepOutput, WeightAverage, call_for_logits, hyper
 
@@ -36,7 +37,7 @@ class MESA(Method[WeightAverage]):
 
     def objective(self, batch: Batch, state: WeightAverage, rt: Runtime) -> StepOutput:
         """The loss plus the divergence from the mean."""
-        if not rt.now.reached(self.start, "start"):
+        if not rt.decide(lambda: rt.now.reached(self.start, "start")):
             return rt.supervised(batch)
         # before the pass of the weights, whose graph a change of them would break
         with state.swapped_in(rt.net):
@@ -48,8 +49,8 @@ class MESA(Method[WeightAverage]):
 
     def before(self, batch: Batch, state: WeightAverage, rt: Runtime) -> None:
         if self.lam:
-            state.measure_if_due(rt, batch, state.warm_up(self.decay))
+            state.measure_if_due(rt, batch, partial(state.warm_up, self.decay))
 
     def after(self, batch: Batch, out: StepOutput, state: WeightAverage, rt: Runtime) -> None:
         if self.lam:
-            state.update(rt.net, state.warm_up(self.decay))
+            state.update(rt.net, rt.number(partial(state.warm_up, self.decay)))

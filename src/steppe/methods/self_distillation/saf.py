@@ -44,6 +44,8 @@ class SAF(Method[LogitBank]):
     )
     mixed: str = hyper("accept", "batches of mixed images", choices=("accept", "skip"))
 
+    on_host = "its logit bank is in the host's memory"
+
     def init(self, net: nn.Module) -> LogitBank:
         return LogitBank(self.past, self.store, self.T)
 
@@ -72,7 +74,7 @@ class SAF(Method[LogitBank]):
 
     def after(self, batch: Batch, out: StepOutput, state: LogitBank, rt: Runtime) -> None:
         """Store the outputs of all processes."""
-        if self.lam:
+        if self.lam and not out.skipped:
             # the clean pass of a combined method may have the first samples only
             state.write(*rt.parallel.gather(_index(batch)[: len(out.logits)], self._rows(out.logits)))
 

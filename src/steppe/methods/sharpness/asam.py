@@ -36,6 +36,6 @@ class ASAM(Perturbing):
         out, g = rt.grad(batch, where=self.perturbed(rt))
         t = asam_scale(rt.params, rt.owners, None if self.scaling == "all" else self.eta)
         with rt.at(scaled_perturbation(rt.shared(g), self.radius(rt), t)):
-            _, g = rt.grad(batch)
+            _, g = rt.grad(batch, last=True)
         rt.apply(g)
         return out

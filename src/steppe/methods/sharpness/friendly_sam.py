@@ -45,5 +45,5 @@ class FriendlySAM(Perturbing[GradientMean]):
         with rt.at(scaled_perturbation(d, self.radius(rt))):
             _, g = rt.grad(batch)
         rt.apply(g)
-        state.approach(common, 1 - self.lam if state.writes else 1.0)
+        state.approach(common, rt.number(lambda: 1 - self.lam if state.writes else 1.0))
         return out

@@ -37,11 +37,11 @@ class RSAM(Perturbing):
         if self.gamma:
             n = filters.filter_noise(rt.params, rt.owners, self.only_perturbed(rt, self.gamma), rt.rng).vector()
         with rt.at(n, clean=True):
-            out, g = rt.grad(batch, where=self.perturbed(rt) if rho else None)
-        if rho:
+            out, g = rt.grad(batch, where=self.perturbed(rt, rho))
+        if vector.nonzero(rho):
             g = rt.shared(g)
             e = vector.add(n, sam_perturbation(g, rho)) if self.gamma else scaled_perturbation(g, rho)
             with rt.at(e):
-                _, g = rt.grad(batch)
+                _, g = rt.grad(batch, last=True)
         rt.apply(g)
         return out

@@ -28,6 +28,6 @@ class RandomSAM(Perturbing):
         """Perturb in a random direction, gradient there, restore w, update."""
         u = vector.gaussian(rt.params, rt.rng)
         with rt.at(scaled_perturbation(u, self.radius(rt)), clean=True):
-            out, g = rt.grad(batch)
+            out, g = rt.grad(batch, last=True)
         rt.apply(g)
         return out

@@ -3,6 +3,7 @@
     w <- U(w, grad L(w + e)),   e = rho g / |g|,   g = grad L(w)
     several ascents:  e <- P(e + rho g_e / |g_e|),   g_e = grad L(w + e),   P the projection onto |e| <= rho
     where = norm (SAM-ON):  g that of the norm parameters alone, e = 0 elsewhere
+    norm = none (unnormalised SAM):  e <- e + rho g_e, from e = 0
 
 Paper    Foret et al., ICLR 2021, arXiv:2010.01412, Algorithm 1; SAM-ON: Mueller et al., NeurIPS 2023, 2306.04226
 Code     google-research/sam @ dae9904 (the authors', JAX); davda54/sam @ 3c3afdb (widely used, PyTorch)
@@ -15,14 +16,18 @@ Differs  1. weight decay is the optimizer's, at w; the authors put it into the l
          4. a zero gradient gives e = 0; the authors' code has no guard and gives NaN.
          5. the reported loss is the clean pass's; the authors log the perturbed one.
          6. where = norm saves the other weights' backward pass in the first pass (no compiled or sharded model).
+         7. norm = 'none' is Andriushchenko and Flammarion's (ICML 2022, arXiv:2206.06232): its rho is another
+            quantity, the step of an ascent.
 Start    rho 0.05 (CIFAR-10), 0.1 (CIFAR-100) with SGD; 0.001 for transformers with Adam (RWP v1, tables 1, 9);
-         SAM-ON: search far larger radii, as few weights are perturbed (authors' ASAM-ON: 10)
+         SAM-ON: search far larger radii, as few weights are perturbed (authors' ASAM-ON: 10). Not for
+         language-model pretraining: there plain SAM is worse than AdamW, also at twice its compute (Singh et al.,
+         ICML 2025, arXiv:2502.02407, 24M to 1.2B parameters); see functional-sam
 """
 
 from dataclasses import dataclass
 
 from steppe.core.method import Batch, Cost, Perturbing, Runtime, ScheduleValue, StepOutput, hyper
-from steppe.core.method.numerics import Offset, ball_perturbation, with_decay
+from steppe.core.method.numerics import NORMS, Offset, ball_perturbation, vector, with_decay
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class SAM(Perturbing):
 
     rho: ScheduleValue = hyper(0.05, "radius of the ball", minimum=0, plain_at=0)
     ascents: int = hyper(1, "ascent steps", minimum=1)
-    norm: str = hyper("global", "one ball, or one per tensor or network", choices=("global", "network", "tensor"))
+    norm: str = hyper("global", "one ball, one per network or tensor, or no ball", choices=NORMS)
     decay: float = hyper(0.0, "adds decay/2 |w|^2 to the loss of every pass", minimum=0, plain_only_at=0)
 
     @property
@@ -43,11 +48,11 @@ class SAM(Perturbing):
     def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """Gradient at w, perturb to w + e, gradient there, restore w, update."""
         rho = self.radius(rt)
-        out, g = with_decay(rt.grad(batch, where=self.perturbed(rt) if rho else None), rt.params, self.decay)
+        out, g = with_decay(rt.grad(batch, where=self.perturbed(rt, rho)), rt.params, self.decay)
         e: Offset | None = None if self.ascents == 1 else [None] * len(g)
-        for _ in range(self.ascents if rho else 0):
+        for left in reversed(range(self.ascents if vector.nonzero(rho) else 0)):
             e = ball_perturbation(rt.shared(g), rho, self.norm, rt.member, e)
             with rt.at(e):
-                _, g = with_decay(rt.grad(batch), rt.params, self.decay)
+                _, g = with_decay(rt.grad(batch, last=not left), rt.params, self.decay)
         rt.apply(g)
         return out

@@ -13,7 +13,7 @@ from steppe.report.comparison.curves import AXES
 from steppe.report.comparison.summary import metric_of
 from steppe.report.style import styles
 from steppe.report.suite import tables
-from steppe.report.suite.figures import profile
+from steppe.report.suite._figures import profile
 from steppe.report.suite.league import VIEWS, WITHIN, Standing, chance, lede, standings
 
 _KINDS = {"league.csv": ("CSV", "text/csv"), "league.md": ("Markdown", "text/markdown")}

@@ -7,6 +7,7 @@ from torch import Tensor
 from steppe.testing.oracles.harness import Reference, ReferenceStep, Weights, length, plus, restated, times
 from steppe.testing.oracles.online_distillation import PEERS
 from steppe.testing.oracles.sharpness import FAMILY, plain
+from steppe.testing.oracles.sharpness_variants import VARIANTS
 
 
 def repeat_step(r: Reference, x: Tensor, y: Tensor) -> None:
@@ -127,4 +128,4 @@ _REFERENCES = [
         preset="notebook",
     ),
 ]
-REFERENCES = dict([*_REFERENCES, *FAMILY, *PEERS])
+REFERENCES = dict([*_REFERENCES, *FAMILY, *VARIANTS, *PEERS])

@@ -32,7 +32,7 @@ class Reference:
         start = self.net if trained is None else trained
         self.w: Weights = {k: v.detach().clone() for k, v in start.named_parameters()}
         self.velocity: Weights = {}
-        self.noise = torch.Generator()
+        self.noise = torch.Generator(next(self.net.parameters()).device)
         self.memory: dict[str, Any] = {}
 
     def logits(self, w: Weights, x: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Row:
+class SuiteRow:
     """A row of the league table: a method or a control, and the settings among which it is tuned."""
 
     name: str
@@ -48,7 +48,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Task:
+class SuiteTask:
     """Data, network and training of one task; ``values`` are fields of `Run`, nested ones with a dot.
 
     ``files`` is the kind of data set whose path the user gives, ``without`` the rows that do not apply. ``start``
@@ -89,8 +89,8 @@ class Suite:
 
     name: str
     title: str
-    tasks: tuple[Task, ...]
-    rows: tuple[Row, ...]
+    tasks: tuple[SuiteTask, ...]
+    rows: tuple[SuiteRow, ...]
     tune: tuple[int, ...]
     final: tuple[int, ...]
     about: str = field(default="")
@@ -121,7 +121,7 @@ class Suite:
 
     def choose(
         self, tasks: Sequence[str] = (), rows: Sequence[str] = (), datasets: Sequence[str] = ()
-    ) -> tuple[list[Task], list[Row], dict[str, str]]:
+    ) -> tuple[list[SuiteTask], list[SuiteRow], dict[str, str]]:
         """Return the tasks and rows with these names (all if none), and why tasks are left out.
 
         ``datasets`` are data sets with their paths, for the tasks that need files. Plain is always among the rows.
@@ -200,18 +200,18 @@ def _parse(name: str, content: Any) -> Suite:
         own = dict(fields)
         about, files = str(own.pop("about", "")), str(own.pop("files", ""))
         without, start = tuple(own.pop("without", ())), dict(own.pop("start", {}))
-        tasks.append(Task(str(task), shared | own, about, files, without, start))
+        tasks.append(SuiteTask(str(task), shared | own, about, files, without, start))
     rows = [_row(str(row), fields) for row, fields in content["rows"].items()]
     seeds = content["seeds"]
     title, about = str(content["title"]), str(content.get("about", ""))
     return Suite(name, title, tuple(tasks), tuple(rows), tuple(seeds["tune"]), tuple(seeds["final"]), about)
 
 
-def _row(name: str, content: Any) -> Row:
+def _row(name: str, content: Any) -> SuiteRow:
     """Return a row; a list is that of its settings."""
     fields = {"settings": content} if isinstance(content, list) else dict(content)
     settings = [_setting(name, setting) for setting in fields.pop("settings")]
-    return Row(name, tuple(settings), **fields)
+    return SuiteRow(name, tuple(settings), **fields)
 
 
 def _setting(row: str, content: Any) -> Setting:

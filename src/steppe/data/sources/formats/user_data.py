@@ -50,6 +50,11 @@ def user_source(value: Any, task: str = "", collate: Any = None) -> Source:
         return Source(value.train, value.test, value.classes, val=value.val, **shared)
     parts = {name: _part(part, collate) for name, part in _parts(value).items()}
     train = parts["train"]
+    if isinstance(train, Fetched) and train.sampler is not None and not {"val", "test"} <= parts.keys():
+        raise InputError(
+            "the loader has a sampler of all its samples, from which none can be split off; give validation and "
+            "test data too, as (train, val, test)"
+        )
     kind = task or _task(train)
     classes, outputs = _outputs(kind, parts)
     parts = {name: _as_task(part, kind, classes) for name, part in parts.items()}
@@ -135,7 +140,8 @@ def _tensor(value: Any, what: str) -> Tensor:
     array = np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
     if array.dtype.kind not in "biufc":
         raise InputError(f"{what} has values of {array.dtype}; give numbers (encode texts and categories first)")
-    return torch.from_numpy(np.ascontiguousarray(array))
+    array = np.ascontiguousarray(array)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _tensors(x: Any, y: Any) -> Tensors:

@@ -46,7 +46,7 @@ class LookSAM(Perturbing[PerturbedPart]):
         """A step of SAM that stores v, or an update with the gradient plus the stored v."""
         rho = self.radius(rt)
         out, g = rt.grad(batch)
-        if rt.now.step % self.k == 0:
+        if rt.decide(lambda: rt.now.step % self.k == 0):
             s = rt.shared(g)
             layers = perturbations.layerwise_perturbation(s, rho, rt.params, self.cap) if self.layerwise else None
             with rt.at(layers or perturbations.scaled_perturbation(s, rho)):
@@ -55,7 +55,7 @@ class LookSAM(Perturbing[PerturbedPart]):
             rt.apply(g_s)
             if v is not None:
                 state.v = v
-        elif self.alpha == 0 or not state.writes:
+        elif self.alpha == 0 or rt.decide(lambda: not state.writes):
             rt.apply(g)
         else:
             g = rt.shared(g)

@@ -32,6 +32,6 @@ class MSAM(Perturbing):
         """Perturb along the momentum, gradient there, restore w, update."""
         v = rt.momentum()
         with rt.at(scaled_perturbation(vector.scale(v, -1.0), self.radius(rt)), clean=True):
-            out, g = rt.grad(batch)
+            out, g = rt.grad(batch, last=True)
         rt.apply(g)
         return out

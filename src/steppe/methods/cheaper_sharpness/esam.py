@@ -46,6 +46,11 @@ class ESAM(Perturbing):
     def cost(self) -> Cost:
         return Cost(1 + (self.gamma != 1) + self.gamma, 1 + self.gamma, 1)
 
+    @property
+    def on_host(self) -> str:
+        tensors = self.beta != 1 and self.mask == "tensor"
+        return "it chooses tensors (mask='element' or beta=1 needs no host)" if tensors else ""
+
     def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
         """Perturb a part of w, choose the sharpest samples, take their gradient, restore w, update."""
         out, g = rt.grad(batch, where=self._tensors(rt))
@@ -59,12 +64,14 @@ class ESAM(Perturbing):
         where = self.perturbed(rt)
         if self.beta == 1 or self.mask == "element":
             return where
-        uniform = torch.rand(len(rt.params), generator=rt.rng, device=rt.rng.device)
+        rng = rt.host_rng
+        uniform = torch.rand(len(rt.params), generator=rng, device=rng.device)
         if where is not None:
-            uniform = uniform.masked_fill(~torch.tensor(where, device=uniform.device), 2.0)
-        chosen = uniform < self.beta
-        chosen[uniform.argmin()] = True
-        return [bool(c) for c in chosen.tolist()]
+            uniform = uniform.masked_fill(~torch.tensor(where), 2.0)
+        chosen: list[bool] = (uniform < self.beta).tolist()
+        numbers = uniform.tolist()
+        chosen[numbers.index(min(numbers))] = True
+        return chosen
 
     def _perturbation(self, g: Vec, rt: Runtime) -> Offset:
         rho = self.radius(rt)

@@ -1,0 +1,88 @@
+"""What a method may know of the optimizer's next update, without making it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steppe.core.numerics.complex_params import leaf, real_view
+from steppe.core.numerics.vector import Vec
+from steppe.core.runtime import Runtime
+
+Entries = Mapping[str, Any]
+
+
+def look_ahead(rt: Runtime, grads: Vec) -> Vec:
+    """Return by how much an update with these gradients would move the weights; nothing is changed.
+
+    The rule is Adam's (decoupled decay for AdamW) where a parameter's group has ``betas`` and ``eps``, and else
+    SGD's: for these it is exact. Parameters without a gradient stay where they are.
+    """
+    entries = zip(rt.params, grads, _entries(rt), strict=True)
+    with torch.no_grad():
+        return [None if g is None else _update(p.detach(), g, *own) for p, g, own in entries]
+
+
+def preconditioned(rt: Runtime, grads: Vec) -> Vec:
+    """Return gradients divided by the optimizer's denominators: sqrt(v) + eps of Adam and RMSprop, 1 of SGD.
+
+    v is the second moment as the last update left it; a parameter that has none yet has the denominator 1.
+    """
+    scales = [_denominator(state, group) for state, group in _entries(rt)]
+    return [g if g is None or s is None else g / s for g, s in zip(grads, scales, strict=True)]
+
+
+def _entries(rt: Runtime) -> list[tuple[Entries, Entries]]:
+    """Return of each parameter what the optimizer, or one in it, keeps for it, and its group."""
+    optimizers = _with_inner(rt.optimizer)
+    groups = {id(p): group for o in optimizers for group in o.param_groups for p in group["params"]}
+    states = [o.state for o in optimizers if hasattr(o, "state")]
+    leaves = list(map(leaf, rt.params))
+    return [(next((s[p] for s in states if p in s), {}), groups[id(p)]) for p in leaves]
+
+
+def _with_inner(optimizer: Any) -> list[Any]:
+    """Return an optimizer, and those that it wraps or joins."""
+    values = list(getattr(optimizer, "__dict__", {}).values())
+    values += [v for several in values if isinstance(several, list | tuple) for v in several]
+    return [optimizer, *(v for v in values if isinstance(v, torch.optim.Optimizer))]
+
+
+def _moment(state: Entries, *names: str) -> Tensor | None:
+    value = next((state[name] for name in names if state.get(name) is not None), None)
+    return None if value is None else real_view(value)
+
+
+def _count(state: Entries) -> Any:
+    """Return the number of updates so far, in the precision in which Adam raises its decays to that power."""
+    count = state.get("step", 0)
+    return count.double() if isinstance(count, Tensor) and count.device.type == "cpu" else count
+
+
+def _denominator(state: Entries, group: Entries) -> Tensor | None:
+    square: Any = _moment(state, "exp_avg_sq", "square_avg")
+    if square is None:
+        return None
+    if "betas" in group and "step" in state:
+        square = square / (1 - group["betas"][1] ** _count(state))
+    denominator: Tensor = square.sqrt() + group.get("eps", 1e-8)
+    return denominator
+
+
+def _update(p: Tensor, g: Tensor, state: Entries, group: Entries) -> Any:
+    lr, decay = group["lr"], group.get("weight_decay", 0.0)
+    if "betas" not in group or "eps" not in group:
+        d, momentum = g + decay * p, group.get("momentum", 0.0)
+        v = _moment(state, "momentum_buffer")
+        v = d if v is None else momentum * v + (1 - group.get("dampening", 0.0)) * d
+        return -lr * (d + momentum * v if group.get("nesterov") else v)
+    decoupled = group.get("decoupled_weight_decay", False)
+    d = g if decoupled else g + decay * p
+    m, square = _moment(state, "exp_avg"), _moment(state, "exp_avg_sq")
+    b1, b2 = group["betas"]
+    t = _count(state) + 1
+    m = (1 - b1) * d if m is None else b1 * m + (1 - b1) * d
+    square = (1 - b2) * d.square() if square is None else b2 * square + (1 - b2) * d.square()
+    step = m / (1 - b1**t) / ((square / (1 - b2**t)).sqrt() + group["eps"])
+    return -lr * (step + decay * p if decoupled else step)

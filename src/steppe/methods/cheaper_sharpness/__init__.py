@@ -1,0 +1,1 @@
+"""Sharpness-aware minimisation in fewer passes, or in less time."""

@@ -1,0 +1,1 @@
+"""Sharpness-aware minimisation for classes of different sizes."""

@@ -1,0 +1,120 @@
+"""SAM on a part of the loss that is weighed by class, and the sizes of the classes."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steppe.core.method import (
+    Batch,
+    Cost,
+    InputError,
+    Method,
+    Runtime,
+    ScheduleValue,
+    StepOutput,
+    hyper,
+    upcast_to_float32,
+)
+from steppe.core.method.numerics import losses, scaled_perturbation, vector
+
+
+class ClassCounts(nn.Module):
+    """The number of training samples of each class: ``exact``, or of the batches so far."""
+
+    counts: Tensor
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.exact = False
+        self.register_buffer("counts", torch.zeros(0))
+
+    def of(self, classes: int, like: Tensor) -> Tensor:
+        """Return the counts (classes,) as ``like``, zero for classes without a sample."""
+        if len(self.counts) < classes:
+            self.counts = torch.cat([self.counts, self.counts.new_zeros(classes - len(self.counts))])
+        return self.counts[:classes].to(like)
+
+    def add(self, y: Tensor, classes: int) -> None:
+        """Count a batch's targets: classes (B,), of which negative ones are ignored, or (B, classes) shares."""
+        total = self.of(classes, self.counts)
+        if y.is_floating_point():
+            total += y.to(total).sum(0)
+        else:
+            total.scatter_add_(0, y.clamp(min=0).long(), (y >= 0).to(total))
+
+    def get_extra_state(self) -> Tensor:
+        """Return whether the counts are exact, for checkpoints."""
+        return torch.tensor(self.exact)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Load whether the counts are exact."""
+        self.exact = bool(state)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        saved = state_dict.get(f"{prefix}counts", self.counts)
+        self.counts = self.counts.new_zeros(len(saved))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+@dataclass(frozen=True)
+class ClassWeightedSAM(Method[ClassCounts]):
+    """Update with g - g_a + g_a(w + e), e = rho g_a / |g_a|, where g_a is the gradient of sum_c a_c L_c."""
+
+    controls = ("sam", "two-step")
+    cost = Cost(3, 3, 1)
+    single = "it weighs the losses of single samples at one network's outputs"
+
+    rho: ScheduleValue = hyper(0.05, "radius of the ball", minimum=0, plain_at=0)
+
+    @abstractmethod
+    def class_weights(self, counts: Tensor) -> Tensor:
+        """Return a (classes,) from the number of samples of each class; they may be all zero at first."""
+
+    def observe_targets(self, state: ClassCounts, y: Any) -> None:
+        """Count the classes (N,) of all training samples; targets of another form are counted as they come."""
+        if isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point() and len(y):
+            state.counts = torch.bincount(y[y >= 0]).to(state.counts)
+            state.exact = True
+
+    def step(self, batch: Batch, state: ClassCounts, rt: Runtime) -> StepOutput:
+        """Gradients of the loss and of its weighted part at w, that of the part at w + e, restore w, update."""
+        out, g = rt.grad(batch)
+        a = self.class_weights(state.of(out.logits.shape[1], out.logits))
+        part = partial(self._weighted, upcast_to_float32(a), rt)
+        with rt.preserve_state():
+            _, g_a = rt.grad(batch, part)
+        with rt.at(scaled_perturbation(rt.shared(g_a), rt.setting("rho", self.rho))):
+            _, g_p = rt.grad(batch, part)
+        rt.apply(vector.add(vector.add(g, g_a, by=-1.0), g_p))
+        return out
+
+    def _weighted(self, a: Tensor, rt: Runtime, batch: Batch) -> StepOutput:
+        """Return the loss with each sample's term times a of its class."""
+        logits, y = rt.forward(batch.x), batch.y
+        z = upcast_to_float32(logits)
+        whole = rt.loss(z, y).detach()
+        if not _has_classes(y, z):
+            shape = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"type {type(y).__name__}"
+            raise InputError(f"y is of {shape}, and a class per sample is needed; give (B,) whole numbers")
+        each = losses.per_sample(rt.options.loss, z, y)  # type: ignore[arg-type] # 'model' is refused above
+        weights = y.to(a) @ a if y.is_floating_point() else a[y.clamp(min=0).long()]
+        total = each.detach().sum()
+        # a mean that is weighed, or that leaves samples out, divides by other than their number
+        return StepOutput((each * weights).sum() * torch.where(total == 0, 0.0, whole / total), logits)
+
+    def after(self, batch: Batch, out: StepOutput, state: ClassCounts, rt: Runtime) -> None:
+        """Count the classes of the batch over all processes, if those of the data are unknown."""
+        if not state.exact and _has_classes(batch.y, out.logits):
+            (y,) = rt.parallel.gather(batch.y)
+            state.add(y, out.logits.shape[1])
+
+
+def _has_classes(y: Any, logits: Tensor) -> bool:
+    """Return whether targets are a class (B,), or shares of classes (B, classes), of each sample."""
+    if not isinstance(y, Tensor) or logits.ndim != 2:
+        return False
+    return y.shape == (logits.shape if y.is_floating_point() else logits.shape[:1])

@@ -1,0 +1,43 @@
+"""Loss-equated SAM: a budget for the rise of the loss instead of a radius.
+
+    w <- U(w, grad L(w + e)),   e = rho_t g / |g|,   rho_t = min(sigma / |g|, rho),   g = grad L(w)
+
+To first order the loss rises by sigma, whatever the length of the gradient.
+
+Paper    Wang et al., ICML 2026, arXiv:2605.10183
+Code     smithgun2005/LE-SAM-ICML2026 (not seen)
+Cost     2 forward, 2 backward, 1 update
+Limits   sigma = 0 or rho = 0 is Plain; a sigma above rho |g| is SAM
+Differs  1. sigma is a constant unless it is scheduled; the paper lowers it to zero along a cosine over the last
+            epochs: sigma = cosine(0.05,0).
+         2. rho_t is computed as rho times min(1, sigma / <g, e>), e the perturbation of radius rho: the same, also
+            where parameter groups have radii of their own.
+Start    the paper's values are not known to us; sigma 0.05 is SAM's rise at rho 0.05 and a gradient of length 1
+"""
+
+from dataclasses import dataclass
+
+from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper, value_at
+from steppe.core.method.numerics import sam_perturbation, vector
+
+
+@dataclass(frozen=True)
+class LESAM(Method):
+    """SAM at the distance at which the loss rises by ``sigma`` to first order, at most ``rho``."""
+
+    controls = ("sam", "two-step")
+    cost = Cost(2, 2, 1)
+
+    sigma: ScheduleValue = hyper(0.05, "rise of the loss, to first order", minimum=0, plain_at=0)
+    rho: ScheduleValue = hyper(0.5, "largest radius", minimum=0, plain_at=0)
+
+    def step(self, batch: Batch, state: object, rt: Runtime) -> StepOutput:
+        """Gradient at w, perturb until the loss has risen by sigma, gradient there, restore w, update."""
+        out, g = rt.grad(batch)
+        g = rt.shared(g)
+        e = sam_perturbation(g, rt.setting("rho", self.rho))
+        share = value_at(self.sigma, rt.now) / vector.dot(g, e)
+        with rt.at(vector.scale(e, share.clamp(max=1.0))):
+            _, g = rt.grad(batch)
+        rt.apply(g)
+        return out
