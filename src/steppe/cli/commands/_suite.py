@@ -116,6 +116,6 @@ def _left(works: Sequence[TaskRuns], workers: int) -> str:
     if not missing:
         return "no run is left"
     rest = sum(n * fmean(own or seconds) for n, own in parts) if seconds else None
-    about = "" if rest is None else f", about {duration(rest / max(workers, 1))}"
+    about = "" if rest is None else f", about {duration(rest / max(workers, 1))} of training"
     about += f" with {count(workers, 'run')} at a time" if about and workers else ""
     return f"at most {count(missing, 'run')} left{about}"
