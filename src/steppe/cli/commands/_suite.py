@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from steppe.experiments import ComparisonRun
     from steppe.experiments.suite import TaskRuns
 
-_UNDERSTOOD = ("methods", "datasets", "seeds")
+_CHOICES = ("methods", "datasets", "seeds")
+_OF_ALL_TASKS = ("keep", "track", "workers")  # options that change no result
 
 
 def explicit_settings(add_arguments: Any, command: str) -> dict[str, Any]:
@@ -55,6 +56,8 @@ def run_suite(options: Namespace, explicit: dict[str, Any], jobs: int, deadline:
         print_text(terminal, f"task {task} is left out: {why}")
     if not tasks:
         raise InputError(f"no task is left of suite {suite.name}: {next(iter(missing.values()))}")
+    shared = {key: explicit[key] for key in _OF_ALL_TASKS if key in explicit}
+    tasks = [replace(task, values={**task.values, **shared}) for task in tasks]
     works = [TaskRuns(suite, task, rows, final, out / task.name) for task in tasks]
     for work in works:
         with Decoding(terminal) as progress:
@@ -94,7 +97,7 @@ def run_suite(options: Namespace, explicit: dict[str, Any], jobs: int, deadline:
 
 def _refuse_others(name: str, explicit: dict[str, Any], scale: float) -> None:
     """Refuse settings that the suite has for each task."""
-    own = {f.name for f in fields(Study)} - {*_UNDERSTOOD}
+    own = {f.name for f in fields(Study)} - {*_CHOICES, *_OF_ALL_TASKS}
     for key, value in explicit.items():
         if key.partition(".")[0] in own:
             raise InputError(
