@@ -34,6 +34,8 @@ def terminal(leagues: Mapping[str, Sequence[Standing]]) -> list[Table]:
     """Return one table per view."""
     tables = []
     for view, standings in leagues.items():
+        if not standings:
+            continue
         table = Table(*_HEADS, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
         table.title = Text(VIEWS[view], style="bold")
         for standing in standings:
@@ -104,7 +106,7 @@ def notes(suite: SuiteRecords) -> list[str]:
     seeds = {record.seed for comparison in suite.views.values() for record in comparison.records}
     tuned, compared = (formatting.count(len(n), "seed") for n in (suite.seeds["tune"], seeds))
     return [
-        f"Mean ± sample standard deviation over up to {compared}; after it the difference to plain, "
+        f"Mean ± sample standard deviation over up to {compared}; then the difference to plain, "
         f"paired by seed, with Student's 95 % interval. {formatting.MARK}: the interval excludes 0.",
         f"Each row's setting is chosen on the validation data over {tuned} that the comparison does not use. "
         "Controls are ranked with no method.",
