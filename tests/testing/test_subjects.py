@@ -14,8 +14,8 @@ from steppe.testing.resolve import subjects_of
 COMPILED = ("plain", "sam", "sadt-v1", "okdph")  # the others in test_inductor.py
 # one or two of each kind of step; the others are checked with the slow tests
 FAST = {
-    *COMPILED, "two-step", "agc", "asam", "esam", "looksam", "msam", "rwp", "lpf-sgd", "sadt-v2", "saf", "mesa", "ema",
-    "lawa", "dml", "dml-alternating", "kdcl", "one", "pcl", "focal-sam", "functional-sam", "sampa", "flat-lora",
+    *COMPILED, "two-step", "agc", "asam", "esam", "looksam", "msam", "rwp", "lpf-sgd", "sadt-v2", "saf", "mesa",
+    "ema", "lawa", "dml", "dml-alternating", "kdcl", "one", "pcl", "focal-sam", "functional-sam", "sampa", "flat-lora",
 }  # fmt: skip
 EVERY = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 
