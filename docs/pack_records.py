@@ -2,7 +2,7 @@
 
 The file has the command, and for each run its accuracies and counted passes. `make_ledger.py` reads it. Paths are
 left out, and so are times, because other work ran on the machine. MORE are folders of the same comparison with
-other seeds.
+other seeds. A suite is packed as a whole, finished or not; pack it again under the same name as it grows.
 """
 
 import json
@@ -11,15 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from steppe import records
+from steppe.records.suite import SUITE, load_suite
+from steppe.report.comparison.summary import groups, metric_of, runs_of
+from steppe.report.metric_text import ACCURACY_TEXT, MetricText
 
 FOLDER = Path(__file__).parent / "records"
 
 
 def packed(folder: Path, *more: Path) -> dict[str, Any]:
-    """Return a comparison's finished runs as plain data; accuracies are percent.
+    """Return the finished runs of a comparison or a suite as plain data; shares are percent.
 
     Raises SystemExit if a further folder has other images or methods, or repeats a run.
     """
+    if (folder / SUITE).exists():
+        return packed_suite(folder)
     first = _packed(folder)
     for added in map(_packed, more):
         packed_runs = {(r["method"], r["model"], r["dataset"], r["seed"]) for r in first["runs"]}
@@ -32,6 +37,27 @@ def packed(folder: Path, *more: Path) -> dict[str, Any]:
     return first
 
 
+def packed_suite(folder: Path) -> dict[str, Any]:
+    """Return a suite's tuning, and the values of each view, task and row in the order of the seeds."""
+    suite = load_suite(folder)
+    content: dict[str, Any] = {"title": suite.title, "seeds": suite.seeds, "tuning": suite.tuning, "views": {}}
+    for view, comparison in suite.views.items():
+        content |= {k: comparison.environment.get(k) for k in ("torch", "device")}
+        content["command"] = comparison.command.partition(" --out ")[0]
+        tasks: dict[str, Any] = {}
+        for group in groups(comparison):
+            text = metric_of(comparison, group[0])
+            rows = {}
+            for method in comparison.methods:
+                runs = [_run(r, text) for r in runs_of(comparison, group, method) if r.status == "ok"]
+                if runs:
+                    lists = {key: [run[key] for run in runs] for key in ("seed", "last", "best_val", "epochs")}
+                    rows[method] = lists | {"passes": runs[0]["passes"]}
+            tasks[group[0]] = {"metric": text.name, "higher": text.metric.higher, "rows": rows}
+        content["views"][view] = tasks
+    return content
+
+
 def _packed(folder: Path) -> dict[str, Any]:
     comparison = records.load(folder)
     return {
@@ -42,11 +68,15 @@ def _packed(folder: Path) -> dict[str, Any]:
             name: {k: about.get(k) for k in ("train", "val", "test")} for name, about in comparison.data.items()
         },
         "controls": {name: about.get("controls") or [] for name, about in comparison.methods.items()},
-        "runs": [_run(record) for record in comparison.records if record.status == "ok"],
+        "runs": [
+            _run(record, metric_of(comparison, record.dataset))
+            for record in comparison.records
+            if record.status == "ok"
+        ],
     }
 
 
-def _run(record: records.Record) -> dict[str, Any]:
+def _run(record: records.Record, text: MetricText = ACCURACY_TEXT) -> dict[str, Any]:
     assert record.result is not None
     test, passes = record.result["test"], record.result["passes"]
     one = {
@@ -56,18 +86,19 @@ def _run(record: records.Record) -> dict[str, Any]:
         "seed": record.seed,
         "epochs": record.result["epochs"],
         "steps": record.result["steps"],
-        "last": _percent(test["last"]["accuracy"]),
-        "best_val": _percent(test["best"]["accuracy"]),
+        "last": _printed(test["last"][text.key()], text),
+        "best_val": _printed(test["best"][text.key()], text),
         "passes": [round(passes[k], 4) for k in ("forward", "backward", "updates")],
     }
-    outputs = {k: _percent(v["accuracy"]) for k, v in test["last"].get("outputs", {}).items()}
-    best = [line["test_accuracy"] for line in record.metrics if "test_accuracy" in line]
-    best += [v["accuracy"] for line in record.metrics for v in line.get("test_outputs", {}).values()]
-    return one | ({"outputs": outputs} if outputs else {}) | ({"best_of_all": _percent(max(best))} if best else {})
+    outputs = {k: _printed(v[text.key()], text) for k, v in test["last"].get("outputs", {}).items()}
+    best = [line[text.key("test")] for line in record.metrics if text.key("test") in line]
+    best += [v[text.key()] for line in record.metrics for v in line.get("test_outputs", {}).values()]
+    of_all = {"best_of_all": _printed(text.best(best), text)} if best else {}
+    return one | ({"outputs": outputs} if outputs else {}) | of_all
 
 
-def _percent(share: float) -> float:
-    return round(100 * share, 4)
+def _printed(value: float, text: MetricText) -> float:
+    return round(text.scale * value, 4)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def test_the_digest_depends_on_every_field_but_those_that_change_no_result():
         "seconds": 2.0, "precision": "bf16", "threads": 2,
         "data": Data(val=0.2), "optim": Optim(lr=0.3), "microbatch": 4, "m": 4, "sync": "global", "compile": True,
         "watch": Monitoring(test=True), "deterministic": True, "graph": True, "task": "ordinal", "loss": "mse",
-        "metric": "mae",
+        "metric": "mae", "init": "i",
     }  # fmt: skip
     no_result = {"parallel": "fsdp", "track": ("mlflow",), "workers": 2, "keep": True}
     assert set(changes) | set(no_result) | {"match"} == {f.name for f in dataclasses.fields(Run)}

@@ -19,7 +19,7 @@ from steppe import models
 from steppe.cli import main
 from steppe.cli.commands import COMMANDS
 from steppe.cli.options import expand_recipe, make
-from steppe.config import Run, Study, recipes
+from steppe.config import Run, Study, recipes, suites
 from steppe.methods import METHODS, row
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +117,7 @@ def test_every_command_of_the_documents_is_accepted():
         if command in ("compare", "train", "tune"):
             make(Study if command == "compare" else Run, options)
         if command == "show":
-            assert options.method in {*METHODS, *recipes.names()}, line
+            assert options.method in {*METHODS, *recipes.names(), *suites.names()}, line
 
 
 def flags(command: str) -> set[str]:

@@ -10,6 +10,7 @@ EXAMPLES = {
   steppe compare --watch.sharpness 1 --watch.weights 2     sharpness in every epoch, weights in every second
   steppe compare --launcher slurm:partition=gpu,gpus_per_node=1   Slurm jobs; ray:gpus=0.5 for a Ray cluster
   steppe compare recipe=rwp-table2 scale=0.02 --methods plain sam --batch 256 --epochs 20
+  steppe compare recipe=small-suite --within 3600 --out suite   tune and compare on several tasks, an hour of it
 
 The same command resumes a comparison that was stopped; finished runs are kept.
 Exit code: 0 all runs finished, 1 a run failed, 2 bad input, 130 stopped.""",

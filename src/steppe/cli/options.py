@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser, Namespace
 
 from steppe.cli import console
-from steppe.config import Run, field_types, from_dict, user_code
+from steppe.config import Run, field_types, from_dict, suites, user_code
 from steppe.config.docstrings import docstring
 from steppe.errors import InputError
 
@@ -141,7 +141,10 @@ def add_config(parser: ArgumentParser, cls: type, out: str, folder: str) -> None
     parser.add_argument("--config", action=ConfigFile, help="YAML file with any of these settings")
     parser.add_argument("--out", type=str, default=out, help=folder)
     parser.add_argument(
-        "--recipe", type=str, default=None, help="settings of a paper's table: NAME or NAME:VARIANT"
+        "--recipe",
+        type=str,
+        default=None,
+        help="settings of a paper's table: NAME or NAME:VARIANT; a suite of tasks",
     )
     parser.add_argument(
         "--scale", type=float, default=1.0, help="share of the recipe's computation, 1 for all of it"
@@ -203,6 +206,8 @@ def configuration(
         if options.scale != 1:
             raise InputError(f"scale is {options.scale:g} and there is no recipe to scale; add --recipe NAME")
         return make(cls, options)
+    if suites.is_suite(options.recipe):
+        raise InputError(f"recipe is {options.recipe!r}, a suite of several tasks; use steppe compare")
     from steppe.cli.progress import Decoding
     from steppe.experiments.recipe_scaling import scaled_run, scaled_study
 

@@ -34,6 +34,7 @@ class Data:
             n imbalance^(-c / (C - 1)) of its n images, n those of the smallest class before; 10 to 200 are usual.
         label_noise: Share of the training labels that are replaced by another class, at random (symmetric noise);
             validation and test labels stay.
+        classes: Only the samples of these classes, by their names, numbered anew in this order; all if not given.
         normalize: 'unit' gives values in [0, 1]; 'standard' subtracts the training images' mean per channel
             and divides by their standard deviation.
         split_seed: Seed of the split and of the subsets; the same for all runs of a comparison.
@@ -53,10 +54,14 @@ class Data:
     legacy_share: float | None = None
     imbalance: float | None = added(None)
     label_noise: float = added(0.0)
+    classes: tuple[str, ...] = added(())
 
     def __post_init__(self) -> None:
         if tuple(self.augment) == ("none",):
             object.__setattr__(self, "augment", ())
+        object.__setattr__(self, "classes", tuple(map(str, self.classes)))  # a file may have numbers
+        if len(set(self.classes)) != len(self.classes):
+            raise InputError(f"data.classes names one twice: {' '.join(self.classes)}; name each once")
         for name in ("train", "val", "test", "legacy_share"):
             check_positive(f"data.{name}", getattr(self, name))
         if self.train is not None and self.train >= 1:

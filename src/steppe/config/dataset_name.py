@@ -63,10 +63,11 @@ def dataset_name(dataset: str) -> str:
     name, path, options = parse_dataset(dataset)
     if (name not in _WITH_PATH and name not in _OPTIONS) or path in ("", "download"):
         return f"{name}{_suffix(options)}" if options else dataset
-    return f"{name}:{_canonical(path)}{_suffix(options)}"
+    return f"{name}:{canonical_path(path)}{_suffix(options)}"
 
 
-def _canonical(path: str) -> str:
+def canonical_path(path: str) -> str:
+    """Return a path relative to the working folder if it is in it, else absolute, without links."""
     try:
         folder = os.getcwd()
     except OSError:  # it was removed

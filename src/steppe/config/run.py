@@ -7,14 +7,16 @@ Every field is checked on construction, so an impossible configuration never rea
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Real
+from pathlib import PurePath
 from typing import Any, Literal
 
 from steppe.config._checks import check_choice, check_choices, check_positive
 from steppe.config.data import Data
-from steppe.config.dataset_name import dataset_name
+from steppe.config.dataset_name import canonical_path, dataset_name
 from steppe.config.fields import added, stored
 from steppe.config.method_spec import SPEC, as_method
 from steppe.config.optim import Optim
@@ -92,6 +94,8 @@ class RunOptions:
         metric: What is reported and chooses the best epoch: its name, or module:name of a torchmetrics class or of
             a function of output and target, with :lower or :higher for its better direction. The task's if not
             given.
+        init: Folder of a finished run whose last weights the network starts with, where name and shape of a tensor
+            are equal; other layers start fresh, as a head for other classes does.
         deterministic: Use only algorithms that give the same bits in every run. On a GPU a run that was stopped
             then resumes bitwise, in more time; without it, its last digits differ. On a processor nothing differs.
     """
@@ -117,6 +121,7 @@ class RunOptions:
     task: TaskName = added("")
     loss: str = added("")
     metric: str = added("")
+    init: str = added("")
     deterministic: bool = added(False)
 
     def __post_init__(self) -> None:
@@ -124,6 +129,8 @@ class RunOptions:
             check_positive(name, getattr(self, name))
         check_positive("workers", self.workers, strict=False)
         check_choices(self)
+        if self.init:
+            object.__setattr__(self, "init", canonical_path(self.init))
         for tracker in self.track:
             check_choice("track", tracker, TRACKERS)
         if self.deterministic:
@@ -265,6 +272,10 @@ _NOT_ESSENTIAL = ("parallel", "track", "workers", "keep")
 def essential(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a configuration, as plain data, that a run's results depend on.
 
-    The number of processes and how they share the network are not part of it: a run may resume with others.
+    The number of processes and how they share the network are not part of it: a run may resume with others. Of the
+    run that another one starts from the name counts, which is its digest, and not the place.
     """
-    return {k: v for k, v in config.items() if k not in _NOT_ESSENTIAL}
+    content = {k: v for k, v in config.items() if k not in _NOT_ESSENTIAL}
+    if re.fullmatch(r"[0-9a-f]{12}", name := PurePath(content.get("init", "")).name):
+        content["init"] = name
+    return content

@@ -9,7 +9,7 @@ import torch
 
 from steppe.config import Data
 from steppe.data.dataset import DataSet, Fetched, Images, Samples, Source, Tensors
-from steppe.errors import InputError
+from steppe.errors import InputError, unknown
 
 
 def stratified(y: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -110,6 +110,38 @@ def shot_groups(counts: Sequence[int]) -> dict[str, list[int]]:
     return {name: classes for name, classes in groups.items() if classes}
 
 
+def only_classes(name: str, source: Source, chosen: Sequence[str]) -> Source:
+    """Return the samples of these classes, numbered anew in this order.
+
+    Raises InputError for data without classes in memory, and for an unknown class.
+    """
+    parts = [part for part in (source.train, source.test, source.val) if part is not None]
+    targets = [None if isinstance(part, Fetched) else part.y for part in parts]
+    if source.task != "classification" or any(y is None or y.ndim != 1 or y.is_floating_point() for y in targets):
+        raise InputError(f"data.classes is {' '.join(chosen)} and {name} has no classes in memory; leave it out")
+    for one in chosen:
+        if one not in source.classes:
+            raise unknown(f"class of {name}", one, source.classes)
+    numbers = torch.full((len(source.classes),), -1)
+    numbers[[source.classes.index(one) for one in chosen]] = torch.arange(len(chosen))
+
+    def part_of(samples: S) -> S:
+        new = numbers[cast(Images | Tensors, samples).y]
+        rows = np.flatnonzero(new.numpy() >= 0)
+        return cast(S, replace(cast(Images | Tensors, samples.take(rows)), y=new[rows]))
+
+    val = None if source.val is None else part_of(source.val)
+    classes = tuple(chosen)
+    return replace(
+        source,
+        train=part_of(source.train),
+        test=part_of(source.test),
+        val=val,
+        classes=classes,
+        outputs=len(classes),
+    )
+
+
 def _check_classes(name: str, source: Source, options: Data) -> None:
     """Raise InputError if the training samples have no classes that could be unbalanced or replaced."""
     y = None if isinstance(source.train, Fetched) else source.train.y
@@ -139,6 +171,8 @@ def apply(name: str, source: Source, options: Data) -> DataSet:
             f"data.augment is {mixing[0]}, which mixes classes, and {name} is a {source.task}; "
             "give --data.augment flip crop, or none"
         )
+    if options.classes:
+        source = only_classes(name, source, options.classes)
     rng = np.random.default_rng([options.split_seed, 1])
     y = strata(source.train)
     kind = "images" if isinstance(source.train, Images) else "samples"

@@ -2,6 +2,8 @@
 
 from steppe.experiments.comparison import ComparisonPlan, prepare, run
 from steppe.experiments.launchers import Launcher
-from steppe.experiments.run_lock import ComparisonRun
+from steppe.experiments.run_lock import ComparisonRun, News, TimeIsUp, until
 
-__all__ = ["ComparisonPlan", "ComparisonRun", "Launcher", "prepare", "run"]
+__all__ = [
+    "ComparisonPlan", "ComparisonRun", "Launcher", "News", "TimeIsUp", "prepare", "run", "until",
+]  # fmt: skip

@@ -78,7 +78,7 @@ def prepare(
     world = collectives.current_world()
     description = None if retry else world.on_main_process(lambda: _finished_description(jobs, out))
     try:
-        sets = world.main_process_first(lambda: _load_and_check(runs, progress))
+        sets = world.main_process_first(lambda: load_and_check(runs, progress))
     except InputError as error:
         if description is None:
             raise
@@ -96,7 +96,7 @@ def prepare(
 
     def write() -> None:
         for job in jobs:
-            _check_saved(job, sets[job.run.dataset], retry)
+            check_saved(job, sets[job.run.dataset], retry)
         records.make_folder(out)
         records.write_json(out / COMPARISON, _description(grid, command))
 
@@ -163,7 +163,7 @@ def _name(run: Run, study: Study) -> str:
     return " ".join([*parts, f"seed {run.seed}"])
 
 
-def _load_and_check(runs: list[Run], progress: Callable[[int, int], None] | None) -> dict[str, DataSet]:
+def load_and_check(runs: list[Run], progress: Callable[[int, int], None] | None) -> dict[str, DataSet]:
     """Load every data set, and check every combination of data, model and method on it."""
     sets: dict[str, DataSet] = {}
     checked: set[tuple[str, str, str]] = set()
@@ -178,7 +178,7 @@ def _load_and_check(runs: list[Run], progress: Callable[[int, int], None] | None
     return sets
 
 
-def _check_saved(job: ComparisonRun, images: DataSet, retry: bool) -> None:
+def check_saved(job: ComparisonRun, images: DataSet, retry: bool) -> None:
     """Refuse damaged checkpoints and results, and runs on other images, before any worker starts."""
     result = job.folder / RESULT
     if result.exists():
@@ -206,11 +206,12 @@ def _description(grid: ComparisonPlan, command: str) -> dict[str, Any]:
             {"digest": j.folder.name, "method": j.run.label} | {name: getattr(j.run, name) for name in names}
             for j in grid.jobs
         ],
-        "methods": {methods.spec_of(method): _method_description(method) for method in grid.study.methods},
+        "methods": {methods.spec_of(method): method_description(method) for method in grid.study.methods},
     }
 
 
-def _method_description(method: Method) -> dict[str, Any]:
+def method_description(method: Method) -> dict[str, Any]:
+    """Return what ``compare.json`` has of a method: summary, hyper-parameters and controls."""
     names = methods.names_in(methods.spec_of(method))
     return {
         "summary": " ".join(methods.summary(name) for name in names),

@@ -46,6 +46,21 @@ News = TrainingStatus | dict[str, Any] | str  # progress, the result, or the err
 Progress = Callable[[ComparisonRun, News], None]
 
 
+class TimeIsUp(Exception):  # noqa: N818 - an end that was planned
+    """The deadline of a command has passed; what is unfinished resumes."""
+
+
+def until(deadline: float, progress: Progress) -> Progress:
+    """Return a progress callback that raises `TimeIsUp` after ``deadline``, of ``time.monotonic``."""
+
+    def checked(job: ComparisonRun, news: News) -> None:
+        progress(job, news)
+        if time.monotonic() > deadline:
+            raise TimeIsUp
+
+    return checked
+
+
 @contextlib.contextmanager
 def file_lock(path: Path, busy: str, refused: str, patience: float = 0.0) -> Iterator[None]:
     """Hold a lock on the file at ``path``; the system releases it when the process ends, however it ends.

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from steppe.errors import InputError
 from steppe.records.files import read_json_if_exists, read_lines
 
-FORMAT = 1
+FORMAT, COMPARISON = 1, "compare.json"
 Status = Literal["ok", "failed", "unfinished"]
 _NUMBER = (int, float)
 _RESULT: dict[str, tuple[type, ...]] = {
@@ -87,8 +87,8 @@ class Comparison:
     records: list[Record]
 
 
-def load(folder: Path) -> Comparison:
-    """Read a comparison's folder.
+def load(folder: Path, file: str = COMPARISON) -> Comparison:
+    """Read a comparison's folder; ``file`` in it lists the runs.
 
     A run without ``result.json`` is unfinished; a torn last line of a ``.jsonl`` file is ignored.
 
@@ -97,10 +97,10 @@ def load(folder: Path) -> Comparison:
             other images than the comparison has.
     """
     folder = Path(folder)
-    path = folder / "compare.json"
+    path = folder / file
     content = read_json_if_exists(path)
     if content is None:
-        problem = f"{folder} has no compare.json" if folder.is_dir() else f"there is no folder {folder}"
+        problem = f"{folder} has no {file}" if folder.is_dir() else f"there is no folder {folder}"
         raise InputError(f"{problem}; give the folder that `steppe compare` wrote")
     if content.get("format") != FORMAT:
         raise InputError(
@@ -110,7 +110,7 @@ def load(folder: Path) -> Comparison:
         methods = {label: dict(about) for label, about in content["methods"].items()}
         data = {name: dict(about) for name, about in content["data"].items()}
         records = [_record(folder, run, methods, data) for run in content["runs"]]
-        if len({record.digest for record in records}) < len(records):
+        if len({(record.digest, record.method) for record in records}) < len(records):
             raise ValueError("it names a run twice")
         created, command = str(content["created"]), str(content["command"])
         environment, study = dict(content["environment"]), dict(content["study"])

@@ -30,14 +30,13 @@ def render(template: str, comparison: Comparison, script: str, data: Any, **cont
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     environment.filters["plain"] = plain_text
     return environment.get_template(template).render(
-        **_header(comparison),
+        **(_header(comparison) | content),
         css=Markup((_HERE / "static" / "page.css").read_text(encoding="utf-8")),
         dark=DARK,
         script=Markup(code),
         script_hash=Markup(base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()),
         data=embedded(data),
         text=formatting,
-        **content,
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +30,9 @@ from steppe.distributed import collectives
 from steppe.errors import InputError
 from steppe.tasks import objective
 from steppe.tasks.objective import Objective
-from steppe.training.checkpoint.save_and_resume import derive
+from steppe.training.checkpoint import sharded
+from steppe.training.checkpoint.file import fill
+from steppe.training.checkpoint.save_and_resume import CHECKPOINT, derive
 from steppe.training.optimizers import is_installed_code, optimizer_of, placeholder_of
 
 EVALUATED = 500  # images of an evaluated batch
@@ -44,12 +47,20 @@ def make_model(run: Run, images: DataSet, number: int = 0) -> nn.Module:
 
     Layers that learn from images before training are given some of the training images, normalised. A network of
     the user's is made by a function of the seed: that of the run, and for each further network, by ``number``, one
-    derived from it. A function without a seed is called with the global generator seeded.
+    derived from it. A function without a seed is called with the global generator seeded. With ``run.init`` the
+    weights are those of another run, where they fit.
+
+    Raises InputError if that run has no checkpoint, or no weights of it fit.
     """
     names = model_names(run)
     name = names[number % len(names)]
-    if _is_user_code(name):
-        return _user_model(run, name, number)
+    net = _user_model(run, name, number) if _is_user_code(name) else _built_in_model(name, run, images)
+    if run.init:
+        _start_from(net, Path(run.init))
+    return net
+
+
+def _built_in_model(name: str, run: Run, images: DataSet) -> nn.Module:
     net = models.build(name, classes=images.outputs, task=run.task or images.task, **images.inputs)
     if models.learns(net):
         train = images.train
@@ -57,6 +68,20 @@ def make_model(run: Run, images: DataSet, number: int = 0) -> nn.Module:
         rows = torch.arange(0, len(train), math.ceil(len(train) / _WHITENING))
         models.learn(net, Normalizer.of(run.data.normalize, train)(train.at(rows)))
     return net
+
+
+def _start_from(net: nn.Module, folder: Path) -> None:
+    """Copy the last weights of the run in ``folder`` to the tensors of equal name and shape."""
+    if not (folder / CHECKPOINT).exists():
+        raise InputError(f"init is {str(folder)!r}, which has no {CHECKPOINT}; give the folder of a finished run")
+    weights = sharded.read(folder / CHECKPOINT).part("net")
+    fitting = {k: t for k, t in net.state_dict().items() if k in weights and weights[k].shape == t.shape}
+    if not any(t.ndim > 1 for t in fitting.values()):  # a bias of a head fits many networks
+        raise InputError(
+            f"init is {str(folder)!r}, whose network has no weights that fit; give a run of this model"
+        )
+    for name, target in fitting.items():
+        fill(target, weights[name])
 
 
 def is_user_model(run: Run) -> bool:

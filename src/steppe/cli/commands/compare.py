@@ -1,12 +1,16 @@
 """``steppe compare``: train methods side by side, and report."""
 
+import contextlib
+import math
+import time
 from pathlib import Path
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
+from steppe.cli.commands._suite import explicit_settings, run_suite
 from steppe.cli.console import console, print_error, print_images, print_memory, print_text
 from steppe.cli.options import add_config, configuration
-from steppe.config import Study
+from steppe.config import Study, suites
 from steppe.errors import InputError
 
 
@@ -18,28 +22,42 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--launcher", type=str, default="local", help="where runs train: local, ray or slurm, with settings"
     )
+    parser.add_argument(
+        "--within", type=float, default=None, help="stop after so many seconds; the same command goes on"
+    )
+    parser.add_argument("--tasks", type=str, nargs="+", default=[], help="tasks of a suite; all if not given")
     parser.add_argument("--retry", action=ActionYesNo, default=False, help="run failed runs again")
     add_config(parser, Study, "out", "folder of the comparison")
 
 
 def run(options: Namespace, command: str) -> int:
     """Train the runs that are not finished, print and write the report; return 1 if a run failed, also earlier."""
+    started = time.monotonic()
+    if options.jobs < 0:
+        raise InputError(f"jobs is {options.jobs}; give 0 (as many as fit) or more")
+    if options.within is not None and not options.within > 0:
+        raise InputError(f"within is {options.within:g}; give a number of seconds above 0, or leave it out")
+    deadline = math.inf if options.within is None else started + options.within
+    if suites.is_suite(options.recipe):
+        return run_suite(options, explicit_settings(add_arguments, command), options.jobs, deadline, command)
+    if options.tasks:
+        raise InputError(f"tasks is {' '.join(options.tasks)} and there is no suite; add recipe=small-suite")
     from steppe import experiments, hardware, records
     from steppe.cli.commands.report import print_report
     from steppe.cli.progress import Decoding, Display
     from steppe.distributed import collectives
     from steppe.report.formatting import count
 
+    world = collectives.current_world()
+    if world.size > 1 and options.within is not None:
+        raise InputError(f"within is {options.within:g} and there are {world.size} processes; leave it out")
     study: Study = configuration(add_arguments, Study, options, command)
-    if options.jobs < 0:
-        raise InputError(f"jobs is {options.jobs}; give 0 (as many as fit) or more")
     launcher = experiments.Launcher.parse(options.launcher)
     cluster = launcher.cluster(Path(options.out))
     terminal = console()
     with Decoding(terminal) as progress:
         grid = experiments.prepare(study, Path(options.out), command, retry=options.retry, progress=progress)
-    todo, world = grid.open, collectives.current_world()
-    jobs = options.jobs
+    todo, jobs = grid.open, options.jobs
     if not jobs and launcher.name == "local" and hardware.device().type != "cuda":
         jobs = max(1, hardware.cores() // study.threads)
     if world.size > 1:
@@ -56,10 +74,18 @@ def run(options: Namespace, command: str) -> int:
     print_text(terminal, f"{count(len(todo), 'run')}, {at_once} at a time{rest}")
     for method, size in grid.memory.items():
         print_memory(terminal, method, size)
-    with Display(len(todo), terminal) as display:
-        errors = experiments.run(grid, jobs, lambda job, news: display.update(job.name, news), cluster)
+    errors: dict[experiments.ComparisonRun, str] = {}
+
+    def show(job: experiments.ComparisonRun, news: experiments.News) -> None:
+        display.update(job.name, news)
+        errors.update({job: news} if isinstance(news, str) else {})
+
+    with Display(len(todo), terminal) as display, contextlib.suppress(experiments.TimeIsUp):
+        errors |= experiments.run(grid, jobs, experiments.until(deadline, show), cluster)
+    if left := len(grid.open):
+        print_text(terminal, f"{count(left, 'run')} left; the same command goes on")
     world.on_main_process(lambda: print_report(grid.out, terminal))
     for job, message in errors.items():
         print_error(f"{job.name}: {message}")
-    failed = world.on_main_process(lambda: any(r.status != "ok" for r in records.load(grid.out).records))
-    return int(failed)
+    statuses = world.on_main_process(lambda: [r.status for r in records.load(grid.out).records])
+    return int(bool(errors) or "failed" in statuses)

@@ -20,13 +20,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace, command: str) -> int:
     """Print the list."""
     from steppe import data, methods, models
-    from steppe.config import recipes
+    from steppe.config import recipes, suites
 
     if options.kind == "methods":
         rows = [methods.row(name) for name in methods.names()]
         print(json.dumps([vars(r) for r in rows], indent=1) if options.json else tables.methods(rows))
     elif options.kind == "recipes":
         titles = {name: recipes.load(name).title for name in recipes.names()}
+        titles |= {name: suites.load(name).title for name in suites.names()}
         print(json.dumps(titles, indent=1) if options.json else recipes.listing(titles))
     else:
         names = (models if options.kind == "models" else data).names()

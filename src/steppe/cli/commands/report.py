@@ -40,8 +40,12 @@ def run(options: Namespace, command: str) -> int:
 def print_report(folder: Path, terminal: Console) -> None:
     """Write a comparison's report, and print its tables and conclusions."""
     from steppe import records
+    from steppe.records.suite import SUITE
     from steppe.report.comparison import classes, conclusions, deployables, page, summary, tables
 
+    if (folder / SUITE).exists():
+        _print_suite(folder, terminal)
+        return
     path = page.write(folder)
     comparison = records.load(folder)
     rows = summary.rows(comparison)
@@ -52,3 +56,18 @@ def print_report(folder: Path, terminal: Console) -> None:
     for text in filter(None, (conclusions.sentence(rows), *conclusions.remarks(rows), hint)):
         terminal.print(f"\n{text}", highlight=False, markup=False)
     print_text(terminal, f"\nreport: {path}")
+
+
+def _print_suite(folder: Path, terminal: Console) -> None:
+    """Write a suite's page, and print its league tables and conclusions."""
+    from steppe.records.suite import load_suite
+    from steppe.report.suite import league, page, tables
+
+    path, suite = page.write(folder), load_suite(folder)
+    leagues = page.leagues_of(suite)
+    for table in tables.terminal(leagues):
+        terminal.print(table)
+    for view, standings in leagues.items():
+        text = f"{league.VIEWS[view]}: {' '.join(league.lede(standings))}"
+        terminal.print(f"\n{text}", highlight=False, markup=False)
+    print_text(terminal, "\n".join(["", *tables.notes(suite), f"report: {path}"]))

@@ -6,17 +6,20 @@ from jsonargparse import ArgumentParser, Namespace
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "method", type=str, help="a method, with settings or not, or a recipe; `steppe list` lists them"
+        "method", type=str, help="a method, with settings or not, or a recipe or suite; `steppe list` lists them"
     )
 
 
 def run(options: Namespace, command: str) -> int:
     """Print the card and the fields."""
     from steppe import methods
-    from steppe.config import recipes
+    from steppe.config import recipes, suites
 
     if options.method in recipes.names():
         print(recipes.card(recipes.load(options.method)))
+        return 0
+    if suites.is_suite(options.method):
+        print(suites.card(suites.load(options.method)))
         return 0
     method = methods.parse(options.method)
     names = dict.fromkeys(part.partition(":")[0] for part in options.method.split("+"))

@@ -1,0 +1,1 @@
+"""The page of a suite: a league table of methods over several tasks."""

@@ -1,0 +1,165 @@
+"""A suite's runs: the choice of settings, runs that views share, and a real suite that is stopped and resumed."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steppe.config import suites
+from steppe.config.suites import Setting, Suite, SuiteRow, SuiteTask
+from steppe.errors import InputError
+from steppe.experiments.suite import TaskRuns
+from steppe.records.suite import load_suite
+from steppe.report.suite.league import standings
+
+TINY = """
+title: Planted effects
+seeds: {tune: [90], final: [0, 1, 2, 3, 4, 5]}
+settings: {data.augment: [], data.normalize: standard, batch: 50, epochs: 3, optim.name: sgd, optim.lr: 0.001}
+tasks:
+  table: {dataset: diabetes, model: mlp-16x1, data.val: 60}
+  digits:
+    {dataset: digits, model: mlp-16x1, data.train: 200, data.size: 8, optim.lr: 0.01, data.val: 60,
+     data.classes: [6, 7, 8, 9], start: {data.classes: [0, 1, 2, 3, 4, 5], epochs: 1}}
+  photos: {files: cifar10, model: mlp-16x1}
+rows:
+  plain: [plain, {weight_decay: 2}]
+  twice: {settings: [{method: plain, epochs: 2}, {method: plain, epochs: 2, weight_decay: 2}]}
+  again: {seeds_from: 1000, settings: [plain, {method: plain, weight_decay: 2}]}
+  sam: ["sam:rho=0.01", "sam:rho=0.02"]
+"""
+
+
+def small(**fields: Any) -> Suite:
+    rows = (
+        SuiteRow("plain", (Setting("plain"), Setting("plain", lr=3))),
+        SuiteRow("sam", (Setting("sam"), Setting("sam:rho=1"))),
+    )
+    task = SuiteTask("digits", {"model": "mlp-16x1", "epochs": 4, "optim.lr": 0.01})
+    return replace(Suite("s", "S", (task,), rows, (90, 91), (0, 1, 2)), **fields)
+
+
+def finish(job: Any, value: float | None, backward: float, metric: dict[str, Any] | None = None) -> None:
+    """Write a made-up result."""
+    job.folder.mkdir(parents=True)
+    key = "metric" if metric else "accuracy"
+    last = {key: value, "loss": 1.0}
+    result = {"status": "failed" if value is None else "ok", "message": "", "val": {"last": last}, "seconds": 2.0}
+    result |= {"passes": {"backward": backward}, "test": {"last": last}} | ({"metric": metric} if metric else {})
+    (job.folder / "result.json").write_text(json.dumps(result))
+
+
+@pytest.mark.parametrize(
+    ("values", "metric", "chosen"),
+    [
+        ([[0.5, 0.7], [0.9, 0.4]], None, 1),
+        ([[0.5, 0.7], [0.7, 0.5]], None, 0),  # equal: the first
+        ([[0.5, 0.7], [0.9, None]], None, 0),  # a failed run
+        ([[None, 0.7], [0.1, None]], None, None),
+        ([[50.0, 70.0], [90.0, 40.0]], {"name": "RMSE", "unit": "", "higher": False, "percent": False}, 0),
+    ],
+)
+def test_the_best_mean_on_validation_is_chosen(tmp_path, values, metric, chosen):
+    suite = small()
+    work = TaskRuns(suite, suite.tasks[0], suite.rows, suite.final, tmp_path)
+    for row in suite.rows:
+        assert work.choice(row) is None
+        for jobs, own in zip(work.tuning(row), values, strict=True):
+            for job, value in zip(jobs, own, strict=True):
+                finish(job, value, 1.0 if row.name == "plain" else 2.0, metric)
+    plain, sam = (work.choice(row) for row in suite.rows)
+    assert plain is not None and sam is not None
+    assert (plain.chosen, plain.values) == (sam.chosen, sam.values) == (chosen, values)
+    for row, choice, shared in zip(suite.rows, (plain, sam), (True, False), strict=True):
+        views = [work.comparison(row, choice, view) for view in ("compute", "epochs")]
+        assert (views[0] == views[1]) is (shared or chosen is None)
+        if chosen is not None:
+            runs = [job.run for job in views[1]]
+            assert [r.seed for r in runs] == [0, 1, 2] and {r.label for r in runs} == {row.settings[chosen].method}
+            assert {r.optim.lr for r in runs} == {0.01 * row.settings[chosen].lr}
+            assert not {j.folder for j in views[0]} & {j.folder for own in work.tuning(row) for j in own}
+    # 2 rows with 3 seeds, of which plain's runs are those of both views
+    assert work.left()[0] == (9 if chosen is not None else 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tune": (1,)}, "tunes and compares on seed 1"),
+        ({"final": ()}, "seeds.final is"),
+        ({"rows": small().rows[1:]}, "has no row plain"),
+        (
+            {"rows": (small().rows[0], SuiteRow("sam", (Setting("sam"),)))},
+            "unequal numbers of settings .2 for plain, 1 for sam",
+        ),
+        ({"tasks": (SuiteTask("../up", {}),)}, "task is '../up'"),
+        (
+            {"tasks": (SuiteTask("a", {}, without=("sma",)),)},
+            "unknown row of suite s in without 'sma'; did you mean 'sam'",
+        ),
+        ({"tasks": ()}, "has no tasks"),
+    ],
+)
+def test_an_unfair_or_impossible_suite_is_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        small(**fields)
+
+
+def test_the_built_in_suites_are_fair_and_every_setting_is_a_run():
+    for name in suites.names():
+        suite = suites.load(name)
+        tasks, rows, missing = suite.choose(datasets=["cifar10:x"])
+        assert not missing and len(rows) == len(suite.rows)
+        controls = {row.name for row in rows if row.control}
+        assert {"two-step", "repeat-step", "plain-twice", "plain-again"} == controls
+        for task in tasks:
+            digests = {task.run(s, r.seeds_from, "gradients").digest() for r in rows for s in r.settings}
+            assert len(digests) == sum(len(row.settings) for row in rows)  # no setting twice
+
+
+@pytest.mark.parametrize("text", ["", "[]", "title: x", "a: [", "tasks: {a: 1}\nrows: {}\nseeds: {}\ntitle: x"])
+def test_a_file_that_is_no_suite_is_refused(tmp_path, text):
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(InputError, match="is no suite"):
+        suites.load(str(tmp_path / "own.yaml"))
+
+
+def steppe(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "steppe", "compare", "recipe=tiny.yaml", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+
+
+@pytest.mark.slow
+def test_planted_effects_are_ranked_as_they_must_be_after_stops_and_in_pieces(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    first = steppe(tmp_path, "--tasks", "table", "--within", "0.01", "--out", "pieces")
+    assert first.returncode == 0, first.stderr
+    assert "stopped in time; at most" in first.stdout
+    begun = {p.parent.name: p.read_text() for p in (tmp_path / "pieces").glob("table/runs/*/result.json")}
+    assert len(begun) < 8  # of tuning alone
+    for arguments in (["--tasks", "table", "--methods", "twice", "again"], ["--tasks", "table", "digits"]):
+        done = steppe(tmp_path, *arguments, "--out", "pieces")
+        assert done.returncode == 0, done.stderr
+    assert "no run is left" in done.stdout
+    for digest, text in begun.items():
+        assert (tmp_path / "pieces/table/runs" / digest / "result.json").read_text() == text
+    whole = steppe(tmp_path, "--out", "whole")
+    assert "task photos is left out: it needs files; give --datasets cifar10:PATH" in whole.stdout
+    metrics = [
+        {p.relative_to(tmp_path / out): p.read_text() for p in (tmp_path / out).glob("*/runs/*/metrics.jsonl")}
+        for out in ("pieces", "whole")
+    ]
+    assert metrics[0] == metrics[1]
+    for view in ("compute", "epochs"):
+        rows = {s.row: s for s in standings(load_suite(tmp_path / "pieces"), view)}
+        assert (rows["twice"].won, rows["twice"].first, rows["twice"].rank) == (2, 2, 1.0)
+        assert (rows["again"].won, rows["again"].lost) == (0, 0)
+    again = steppe(tmp_path, "--out", "whole")
+    assert "runs at a time" not in again.stdout and (tmp_path / "whole/report.html").exists()
