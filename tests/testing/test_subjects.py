@@ -15,7 +15,8 @@ COMPILED = ("plain", "sam", "sadt-v1", "okdph")  # the others in test_inductor.p
 # one or two of each kind of step; the others are checked with the slow tests
 FAST = {
     *COMPILED, "two-step", "agc", "asam", "esam", "looksam", "msam", "rwp", "lpf-sgd", "sadt-v2", "saf", "mesa",
-    "ema", "lawa", "dml", "dml-alternating", "kdcl", "one", "pcl", "focal-sam", "functional-sam", "sampa", "flat-lora",
+    "ema", "lawa", "dml", "dml-alternating", "kdcl", "one", "pcl", "focal-sam", "functional-sam", "sampa",
+    "flat-lora",
 }  # fmt: skip
 EVERY = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 
