@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from steppe.core import runtime, user_loss
 from steppe.core.batch import Batch
-from steppe.core.execution import _passes
+from steppe.core.execution import _operations
 from steppe.core.method import Method
 from steppe.core.numerics import vector
 from steppe.core.state import pass_rng, rng, snapshot
@@ -107,7 +107,7 @@ class _Counter(TorchDispatchMode):
 def _launches(spec: str) -> Launches:
     counter = _Counter()
     foreach = {name: counter.foreach(name) for name in dir(torch) if name.startswith("_foreach_")}
-    original, method = _passes.make_pass, parse(spec)
+    original, method = _operations.make_pass, parse(spec)
 
     def make_pass(*args: Any, **kwargs: Any) -> Any:
         with counter.passes():
@@ -118,7 +118,7 @@ def _launches(spec: str) -> Launches:
         mock.patch.multiple(torch, **foreach),  # type: ignore[call-overload]
         mock.patch.object(torch, "_fused_sgd_", counter.launched),
         mock.patch.object(torch, "_amp_foreach_non_finite_check_and_unscale_", counter.launched),
-        mock.patch.object(_passes, "make_pass", make_pass),
+        mock.patch.object(_operations, "make_pass", make_pass),
         mock.patch.object(runtime, "make_pass", make_pass),
     ):
         net = _moved(method.build(_network))

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from steppe.core import runtime, user_loss
+from steppe.core import user_loss
 from steppe.core.batch import Batch
+from steppe.core.execution import _operations
 from steppe.core.method import Method, ScheduleValue, hyper
 from steppe.core.model_call import reuses_outputs
 from steppe.core.runtime import Runtime, StepOutput
@@ -254,7 +255,7 @@ class CountLaunches(TorchDispatchMode):
 @pytest.mark.parametrize(("name", "most"), [("plain", 2), ("sam", 10)])
 def test_a_step_launches_few_operations_besides_its_passes(name: str, most: int, monkeypatch) -> None:
     _, step = bound(name, on_device=True)
-    batches, mode, make_pass = list(map(fixtures.batch, range(13))), CountLaunches(), runtime.make_pass
+    batches, mode, make_pass = list(map(fixtures.batch, range(13))), CountLaunches(), _operations.make_pass
     for batch in batches[:12]:
         step(batch)
     buffers = step.runtime.buffers
@@ -266,7 +267,7 @@ def test_a_step_launches_few_operations_besides_its_passes(name: str, most: int,
         mode.within = False
         return out
 
-    monkeypatch.setattr(runtime, "make_pass", counted)
+    monkeypatch.setattr(_operations, "make_pass", counted)
     with mode:
         step(batches[12])
     assert buffers

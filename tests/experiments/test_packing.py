@@ -131,7 +131,7 @@ def test_a_run_that_lacks_memory_is_trained_when_others_have_ended(
     monkeypatch.setattr(local, "forkserver_context", lambda *_: multiprocessing.get_context("fork"))
     status = TrainingStatus(1, 0.1, 1.0, 0.5, 100.0, 1.0)
 
-    def train(run: Any, folder: Path, progress: Any, *_: Any) -> Any:
+    def train(run: Any, folder: Path, progress: Any, *_: Any, **__: Any) -> Any:
         mine = active / folder.name
         mine.touch()
         for i in range(25):

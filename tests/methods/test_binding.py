@@ -611,7 +611,7 @@ def test_a_complex_parameter_that_is_added_during_training_is_trained_in_pairs()
 
 @pytest.mark.parametrize(
     "spec",
-    ["sam:start=300", "mesa:start=300", "swa:start=4", "sam+ema:start=9", "sam+mesa:start=4", "saf:start=4"],
+    ["sam:start=300", "mesa:start=300", "swa:start=4", "sam+mesa:start=4", "saf:start=4"],
 )
 def test_a_method_that_starts_after_the_end_is_refused_by_bind(spec):
     method = steppe.parse(spec)

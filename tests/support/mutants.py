@@ -213,7 +213,7 @@ class BacksOffTwice(Sound):
         try:
             return super().second(batch, g, rt)
         except ArithmeticError:
-            rt.precision.record(finite=False)
+            rt.precision.record(skipped=True)
             raise
 
 

@@ -12,6 +12,13 @@ from steppe.testing import CHECKS, OurMethod, ThirdParty, check_method, examine
 from steppe.testing.resolve import subjects_of
 
 COMPILED = ("plain", "sam", "sadt-v1", "okdph")  # the others in test_inductor.py
+# one or two of each kind of step; the others are checked with the slow tests
+FAST = {
+    *COMPILED, "two-step", "agc", "asam", "esam", "looksam", "msam", "rwp", "lpf-sgd", "sadt-v2", "saf", "mesa",
+    "ema", "lawa", "dml", "dml-alternating", "kdcl", "one", "pcl", "focal-sam", "functional-sam", "sampa",
+    "flat-lora",
+}  # fmt: skip
+EVERY = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 
 
 def outcomes(subject, lab, but=()):
@@ -19,7 +26,7 @@ def outcomes(subject, lab, but=()):
     return {s: {r.check: r.why for r in results if r.status == s} for s in ("pass", "fail", "n/a")}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", EVERY)
 def test_every_method_of_the_list_conforms(name, lab):
     results = outcomes(OurMethod(steppe.make(name), name), lab, () if name in COMPILED else ("compile",))
     assert not results["fail"]

@@ -17,10 +17,9 @@ from steppe.core import param_groups, user_loss
 from steppe.core.amp import MixedPrecision, upcast_to_float32
 from steppe.core.batch import Batch, micro_batches
 from steppe.core.data_parallel import Sharded, SingleProcess, parallelism_of
+from steppe.core.execution import _operations as operations
 from steppe.core.execution._device_checks import DeviceChecks
-from steppe.core.execution._passes import Mask, Objective, lasting, make_pass, make_passes
-from steppe.core.execution._progress import progress, setting
-from steppe.core.execution._update import make_update
+from steppe.core.execution._operations import Mask, Objective
 from steppe.core.model_call import call_model, extract_logits, extract_loss, reuses_outputs, unwrap_model
 from steppe.core.multi_network import member_of
 from steppe.core.numerics import complex_params, vector
@@ -83,6 +82,7 @@ class Runtime:
         self.window: Callable[[TrainingProgress], float] | None = None
         self.untracked, self.relative_cost = False, 1.0  # of a pass of the model, in passes of one network
         self.objective: Objective = self.supervised  # until the step sets its method's
+        self._model_has_loss = user_loss.calls_model(options.loss)
         self.good = torch.zeros((), dtype=torch.bool, device=self.device)
         self._weight_snapshots, self.update_snapshots = SnapshotPool(), SnapshotPool()
         self.step_state = StepState(self.good)
@@ -122,10 +122,10 @@ class Runtime:
         self.clear()
         parts, whole, objective = self.micro_batches(batch), self.weight(batch), objective or self.objective
         if where is None and len(parts) == 1 and whole and self.alone:
-            out = make_pass(self, parts[0], objective, 1.0)
+            out = operations.make_pass(self, parts[0], objective, 1.0)
             logits = [out.logits]
         else:
-            out, logits = make_passes(self, parts, objective, whole, where, last)
+            out, logits = operations.make_passes(self, parts, objective, whole, where, last)
         # they stay in .grad until the next pass: an update with them need not assign them again
         grads = [p.grad for p in self.leaves]
         self.in_grad = grads = grads if self.leaves is self.params else list(map(complex_params.real_view, grads))
@@ -266,12 +266,12 @@ class Runtime:
             grads, step.bad = self.parallel.mean(self.params, grads, counts, step.bad)
             if decoupled is not None:
                 decoupled, _ = self.parallel.mean(self.params, decoupled, counts, step.bad)
-        make_update(self, grads, times, more, decoupled)
+        operations.make_update(self, grads, times, more, decoupled)
 
     def outputs(self, batch: Batch) -> list[Tensor]:
         """Return each micro-batch's logits at the weights, without a graph; raises `NonFinite` as `grad`."""
         with torch.no_grad(), self.precision.autocast():
-            logits = [lasting(self, self.forward(part.x)) for part in self.micro_batches(batch)]
+            logits = [operations.lasting(self, self.forward(part.x)) for part in self.micro_batches(batch)]
         self.count(forward=len(batch))
         self.check_finite(vector.finite_check([*logits]))
         return logits
@@ -283,7 +283,7 @@ class Runtime:
 
     def supervised(self, batch: Batch) -> StepOutput:
         """Return the user's loss on a batch, with its graph."""
-        if user_loss.calls_model(self.options.loss):
+        if self._model_has_loss:
             return StepOutput(*extract_loss(user_loss.own_loss(self.options.loss, self.model, batch.x, batch.y)))
         if batch.y is None:
             raise InputError(
@@ -328,7 +328,7 @@ class Runtime:
         It may follow a schedule, and an optimizer's parameter group may have its own under the same name, unless
         the optimizer itself has a setting of that name. Raises InputError unless it is finite and at least 0.
         """
-        return setting(self, name, value)
+        return operations.setting(self, name, value)
 
     def decide(self, question: Callable[[], bool]) -> bool:
         """Return the answer to a question that the host can answer before the step: of ``now``, of its own counts.
@@ -357,7 +357,7 @@ class Runtime:
 
         Raises InputError in a step that may become a graph, outside of `decide` and `number`.
         """
-        return progress(self)
+        return operations.progress(self)
 
     @property
     def host_rng(self) -> torch.Generator:
