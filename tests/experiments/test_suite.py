@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from steppe.cli.main import main
 from steppe.config import suites
 from steppe.config.suites import Setting, Suite, SuiteRow, SuiteTask
 from steppe.errors import InputError
@@ -129,6 +130,31 @@ def test_a_file_that_is_no_suite_is_refused(tmp_path, text):
         suites.load(str(tmp_path / "own.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--tasks digits", "tasks is digits and there is no suite; add recipe=small-suite"),
+        ("--within 0", "within is 0; give a number of seconds above 0"),
+        ("recipe=small-suite --tasks digit", "unknown task of suite small-suite 'digit'; did you mean 'digits'"),
+        ("recipe=small-suite --methods samm", "unknown method of suite small-suite 'samm'"),
+        ("recipe=small-suite --epochs 3", "epochs is 3 and suite small-suite has settings for each task"),
+        ("recipe=small-suite scale=0.1", "scale is 0.1 and a suite is not scaled"),
+        ("recipe=small-suite --seeds 1 100", "seeds is 100, a seed of suite small-suite's tuning"),
+        ("recipe=small-suite --tasks cifar-few", "no task is left of suite small-suite: it needs files; give"),
+        (
+            "recipe=small-suite --datasets digits",
+            "datasets is 'digits'; the files that the suite's tasks need are",
+        ),
+        ("recipe=none.yaml", "recipe is 'none.yaml', and it cannot be read"),
+    ],
+)
+def test_what_a_suite_cannot_do_is_refused_in_one_line(tmp_path, capsys, arguments, message):
+    assert main(["compare", *arguments.split(), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def steppe(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "steppe", "compare", "recipe=tiny.yaml", *arguments]
     return subprocess.run(
@@ -163,3 +189,17 @@ def test_planted_effects_are_ranked_as_they_must_be_after_stops_and_in_pieces(tm
         assert (rows["again"].won, rows["again"].lost) == (0, 0)
     again = steppe(tmp_path, "--out", "whole")
     assert "runs at a time" not in again.stdout and (tmp_path / "whole/report.html").exists()
+
+
+@pytest.mark.slow
+def test_a_comparison_stops_in_time_and_goes_on(tmp_path):
+    options = ["--models", "mlp-16x1", "--datasets", "diabetes", "--data.augment", "none", "--epochs", "150"]
+    command = [sys.executable, "-m", "steppe", "compare", "--methods", "plain", "ema", *options, "--seeds", "0"]
+    outputs = []
+    for arguments in (["--within", "0.01", "--out", "a"], ["--out", "a"], ["--out", "b"]):
+        done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        outputs.append(done.stdout)
+    assert "2 runs left; the same command goes on" in outputs[0] and "left" not in outputs[1].splitlines()[-1]
+    runs = [{p.parent.name: p.read_text() for p in (tmp_path / out).glob("runs/*/metrics.jsonl")} for out in "ab"]
+    assert runs[0] == runs[1] and len(runs[0]) == 2
