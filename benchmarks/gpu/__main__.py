@@ -5,11 +5,13 @@ packages, graphs, torch.compile, launches and memory, the data, and runs that sh
 written as it comes, to out/gpu/results.jsonl and as a table into docs/performance.md. ``--device cpu`` tries every
 line of it with tiny sizes and writes no document.
 
-The machine needs torch 2.11 or newer. Other packages that are missing are taken from a folder of wheels:
+The machine needs torch 2.11 or newer, numpy, safetensors, Pillow and pytest. Without jsonargparse,
+docstring-parser and rich the commands are not checked, without pytorch_optimizer its steps are not timed. What is
+missing is taken from a folder of wheels, if it is there:
 
     pip download --no-deps -d wheels rich markdown-it-py mdurl pygments jsonargparse docstring-parser \\
-        torchmetrics lightning-utilities pytorch_optimizer     # with a network
-    make gpu GPU_WHEELS=wheels                                 # without one
+        torchmetrics lightning-utilities cloudpickle pytorch_optimizer     # with a network
+    make gpu GPU_WHEELS=wheels                                             # without one
 """
 
 import argparse
@@ -41,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             setattr(options, name, seconds if options.device == "cuda" else _PATIENCE)
     out = ROOT / options.out
     out.mkdir(parents=True, exist_ok=True)
-    lacking, optional = packages.prepare(ROOT / options.wheels)
+    lacking, absent = packages.prepare(ROOT / options.wheels)
+    fetch = f"with a network: pip download --no-deps -d wheels {' '.join(packages.wheels(lacking + absent))}"
     if lacking:
-        fetch = f"with a network: pip download --no-deps -d wheels {' '.join(packages.wheels(lacking + optional))}"
         folder = ROOT / options.wheels
         print(f"error: {' '.join(lacking)} not installed; {fetch}; copy it to {folder}", file=sys.stderr)
         return 2
@@ -53,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("error: torch sees no GPU; give GPU_DEVICE=cpu to try the scripts on the processor", file=sys.stderr)
         return 2
     command = shlex.join(["python", "-m", "benchmarks.gpu", *(sys.argv[1:] if arguments is None else arguments)])
-    report = _Report(out, options, {"command": command, **_machine(options.device), "missing": optional})
-    if optional:
-        print(f"without {', '.join(optional)}", flush=True)
+    report = _Report(out, options, {"command": command, **_machine(options.device), "missing": absent})
+    if absent:
+        print(f"goes on without {', '.join(absent)}; to have them, {fetch}", flush=True)
     code = 0 if options.checks <= 0 else _check(options, report)
     for group, share in GROUPS.items():
         seconds = options.speed * share / sum(GROUPS.values())
@@ -132,6 +134,8 @@ def _check(options: argparse.Namespace, report: _Report) -> int:
         "no:cacheprovider",
         "-v",
         "-rfs",
+        "-W",  # what another version of a package warns of is no failure
+        "default",
     ]
     environment = {**_environment(options.device), "STEPPE_GPU_SECONDS": str(options.checks)}
     if options.device == "cuda":

@@ -29,7 +29,7 @@ def render(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
         lines += [f"| {r['row']} | {_number(r['value'])} {r['unit']} | {r.get('note', '')} |" for r in others]
     failed = [r for r in rows if "error" in r]
     if failed:
-        lines += ["", "Not measured:", ""]
+        lines += ["", "Not measured, and why:", ""]
         lines += [f"- {r['row']}, {r.get('column', r['group'])}: {r['error']}" for r in failed]
     return "\n".join(lines)
 
@@ -60,7 +60,8 @@ def _machine(about: Mapping[str, Any]) -> str:
     parts = [about["device"], f"torch {about['torch']}", f"Python {about['python']}", about["date"]]
     if "cuda" in about:
         parts.insert(2, f"CUDA {about['cuda']}")
-    return f"Measured on {', '.join(parts)}."
+    without = f" Not installed: {', '.join(about['missing'])}." if about.get("missing") else ""
+    return f"Measured on {', '.join(parts)}.{without}"
 
 
 def _steps(steps: Sequence[Row]) -> list[str]:

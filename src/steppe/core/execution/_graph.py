@@ -25,6 +25,7 @@ from steppe.core.data_parallel import SingleProcess
 from steppe.core.execution._graph_backends import Backend, CudaGraph, Tape
 from steppe.core.model_call import reuses_outputs
 from steppe.core.numerics.vector import sharded
+from steppe.core.state.snapshot import Snapshot, noted
 from steppe.core.state.weight_average import WeightAverage
 from steppe.core.step_state import StepOutput
 from steppe.core.user_loss import CHECKED_STEPS
@@ -74,6 +75,7 @@ class _Recorded:
     replay: Callable[[], None]
     passes: dict[str, float]
     counts: list[tuple[nn.Module, str, int]] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)  # whose memory it writes
 
 
 class Recorder:
@@ -133,6 +135,7 @@ class GraphedStep:
         self._step, self._runtime = step, step.runtime
         self._kinds: dict[Key, list[_Kind]] = {}
         self._settings: Key = ()
+        self._held: Any = None  # what the settings know by its identity, which nothing else may take
         self._changes = 0
         _require_recordable(step)
         device = self._runtime.device
@@ -190,7 +193,14 @@ class GraphedStep:
                 f"graph is True, and the optimizer's settings ({', '.join(sorted(set(changed)))}) other than the "
                 "learning rate, or its parameters, change in every step; leave graph out"
             )
-        self._kinds, self._settings = {}, settings
+        self.forget()
+        optimizer, self._settings = self._runtime.optimizer, settings
+        self._held = optimizer.state, [list(group.values()) for group in optimizer.param_groups]
+
+    def forget(self) -> None:
+        """Release what was recorded, as after state was loaded."""
+        self._kinds = {}
+        self._backend.forget()
 
     def _record(self, tensors: list[Tensor], spec: Callable[[list[Tensor]], Batch]) -> _Recorded:
         """Make a step that is recorded."""
@@ -202,7 +212,8 @@ class GraphedStep:
         for name in ("forward", "backward", "updates"):
             setattr(rt.passes, name, 0)
         try:
-            output = self._make(recorder, lambda: step.run(spec(inputs)))
+            with noted() as snapshots:
+                output = self._make(recorder, lambda: step.run(spec(inputs)))
         except InputError:
             raise
         except Exception as error:
@@ -220,7 +231,7 @@ class GraphedStep:
         counted.pop("steps")
         changed = [count for count in counts if count[2]]
         self._set(recorder.numbers)
-        return _Recorded(inputs, recorder.numbers, output, self._backend.finish(), counted, changed)
+        return _Recorded(inputs, recorder.numbers, output, self._backend.finish(), counted, changed, snapshots)
 
     def _recorder(self, *, recording: bool) -> Recorder:
         rt = self._runtime
