@@ -84,10 +84,24 @@ def test_every_method_is_replayed_or_refused_by_name(name: str) -> None:
         reason = str(error)
     if method.on_host:
         assert f"{type(method).__name__} needs the host" in reason
-    elif reason:  # it does not use rt.decide and rt.number
-        assert "the method asks where training is" in reason
     else:
+        assert not reason
         assert_same(method, SGD, 50)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["averages:decays=0.5 0.9,k=2,every=4,start=8", pytest.param("sam+lawa:k=2,every=3", marks=pytest.mark.slow)],
+)
+def test_replayed_means_of_periods_have_the_same_bits(spec: str) -> None:
+    assert_same(steppe.parse(spec), SGD, 80)
+
+
+@pytest.mark.slow
+def test_scheduled_rises_enter_as_numbers() -> None:
+    assert_same(steppe.parse("le-sam:sigma=cosine(0.05,0)"), SGD)
+    with pytest.raises(InputError, match="Averages needs the host"):
+        trained(steppe.parse("averages:device=cpu"), SGD, 1, graph=True)
 
 
 @pytest.mark.parametrize("options", [{"clip": 0.5}, {"microbatch": 5}, {"m": 4}, {"transforms": [steppe.GC()]}])

@@ -135,7 +135,7 @@ class GraphedStep:
         self._step, self._runtime = step, step.runtime
         self._kinds: dict[Key, list[_Kind]] = {}
         self._settings: Key = ()
-        self._held: Any = None  # what the settings know by its identity, which nothing else may take
+        self._state: Any = None  # what the settings know by its identity, which nothing else may take
         self._changes = 0
         _require_recordable(step)
         device = self._runtime.device
@@ -195,7 +195,7 @@ class GraphedStep:
             )
         self.forget()
         optimizer, self._settings = self._runtime.optimizer, settings
-        self._held = optimizer.state, [list(group.values()) for group in optimizer.param_groups]
+        self._state = optimizer.state, [list(group.values()) for group in optimizer.param_groups]
 
     def forget(self) -> None:
         """Release what was recorded, as after state was loaded."""
