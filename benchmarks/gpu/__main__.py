@@ -17,11 +17,14 @@ missing is taken from a folder of wheels, if it is there:
 import argparse
 import json
 import os
+import queue
+import re
 import shlex
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ from benchmarks.gpu.packages import ROOT
 # each group in a process of its own: an error on a GPU spoils the process that it happens in
 GROUPS = {"steps": 50, "graph": 20, "compile": 45, "runs": 65}  # and their seconds, of 180
 _PATIENCE = 1200  # seconds on a processor, which may be busy
+_COUNTS = re.compile(r"(\d+) (passed|failed|skipped|errors?)\b")  # in the last line of pytest
 _GRACE = 15  # seconds after which a process that ignores its limit is killed
 
 
@@ -73,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--wheels", default="wheels", help="folder of wheels for packages that are missing")
     parser.add_argument("--checks", type=float, help="seconds for the checks, 240 on a GPU; 0: none")
+    parser.add_argument("--parts", type=int, help="processes of the checks; on a GPU one for 4 cores, at most 4")
     parser.add_argument("--speed", type=float, help="seconds for the speed, 180 on a GPU; 0: none")
     parser.add_argument("--only", nargs="+", choices=GROUPS, help="groups of measurements; all if not given")
     parser.add_argument("--out", default="out/gpu", help="folder of the results")
@@ -140,12 +145,45 @@ def _check(options: argparse.Namespace, report: _Report) -> int:
     environment = {**_environment(options.device), "STEPPE_GPU_SECONDS": str(options.checks)}
     if options.device == "cuda":
         environment["STEPPE_GPU_ONLY"] = "1"  # what is parametrised by device ran on the processor before
-    last = ""
-    for line in _lines(command, environment, options.checks + _GRACE):
+    counts: Counter[str] = Counter()
+    start, parts = time.monotonic(), options.parts or _parts(options.device)
+    for line in _merged(command, environment, options.checks + _GRACE, parts):
         print(line, flush=True)
-        last = line.strip("= ") or last
-    report.add({"group": "checks", "row": "checks", "text": last})
-    return int("failed" in last or "error" in last or "passed" not in last)
+        found = _COUNTS.findall(line) if line.startswith("==") else []
+        counts.update({kind.removesuffix("s"): int(number) for number, kind in found})
+        counts["part"] += bool(found)
+    text = ", ".join(f"{counts[kind]} {kind}" for kind in ("failed", "error", "passed", "skipped") if counts[kind])
+    ended = counts["part"] == parts
+    text = (text or "none ran") + f" in {time.monotonic() - start:.0f} s" + ("" if ended else ", not all ended")
+    report.add({"group": "checks", "row": "checks", "text": text})
+    return int(bool(counts["failed"] or counts["error"]) or not counts["passed"] or not ended)
+
+
+def _parts(device: str) -> int:
+    """Return in how many processes the checks run, which wait for the host and hardly for the GPU."""
+    return max(1, min(4, (os.cpu_count() or 1) // 4)) if device == "cuda" else 1
+
+
+def _merged(command: list[str], environment: dict[str, str], seconds: float, parts: int) -> Iterator[str]:
+    """Yield the lines of several processes, each with its part of the tests, as they come."""
+    lines: queue.Queue[str | None] = queue.Queue()
+
+    def run(part: int) -> None:
+        try:
+            for line in _lines(command, environment | {"STEPPE_GPU_PART": f"{part}/{parts}"}, seconds):
+                lines.put(line)
+        finally:
+            lines.put(None)
+
+    for part in range(parts):
+        threading.Thread(target=run, args=(part,), daemon=True).start()
+    running = parts
+    while running:
+        line = lines.get()
+        if line is None:
+            running -= 1
+        else:
+            yield line
 
 
 def _measure(group: str, seconds: float, options: argparse.Namespace, report: _Report) -> None:
