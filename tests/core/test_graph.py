@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import steppe
+from steppe.core.execution._graph_backends import _CudaRNG
 from steppe.core.step import Step
 from steppe.errors import InputError
 from steppe.methods import METHODS, make
@@ -175,3 +176,81 @@ def test_what_the_host_decides_is_refused() -> None:
 def test_a_ramp_over_a_window_and_chosen_parameters_enter_as_numbers() -> None:
     sam = steppe.SAM(rho=steppe.parse("sam:rho=ramp(0.01,0.2)").rho, where="kernels")  # type: ignore[attr-defined]
     assert_same(steppe.ActiveWindow(sam, start=0.1, stop=0.9), SGD)
+
+
+class Philox:
+    """What `_CudaRNG` uses of a generator of a GPU, whose numbers are those from an offset on."""
+
+    def __init__(self, seed: int, offset: int = 0):
+        self.state = [seed, offset]
+
+    def clone_state(self) -> "Philox":
+        return Philox(*self.state)
+
+    def graphsafe_get_state(self) -> "Philox":
+        own = Philox(0)
+        own.state = self.state
+        return own
+
+    def graphsafe_set_state(self, other: "Philox") -> None:
+        self.state = other.state
+
+    def initial_seed(self) -> int:
+        return self.state[0]
+
+    def get_offset(self) -> int:
+        return self.state[1]
+
+    def set_offset(self, offset: int) -> None:
+        self.state[1] = offset
+
+    def manual_seed(self, seed: int) -> None:
+        self.state[:] = [seed, 0]
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_replay_on_a_gpu_draws_what_the_eager_step_would(first: bool) -> None:
+    """Masks of a SAM-like step with fresh masks, and with what only its first step does."""
+    gpu, seeds = Philox(7, 40), torch.Generator().manual_seed(3)
+
+    def step(rng: Any, draw: Callable[[], Any], once: bool = False) -> list[Any]:
+        drawn = []
+        rng.begin_clean()
+        drawn.append(draw())
+        if once:
+            with rng.restored():
+                draw()
+        for seed in (None, rng.draw_seed(seeds)):
+            rng.enter(seed)
+            drawn += [draw(), draw()]
+            rng.leave()
+        rng.begin_clean()
+        drawn.append(draw())
+        rng.end()
+        return drawn
+
+    def now() -> tuple[int, int]:
+        seed, offset = gpu.state
+        gpu.state[1] += 4
+        return seed, offset
+
+    eager = []
+    for k in range(3):
+        eager.append(step(_CudaRNG(gpu, False, 8), now, once=first and k == 0))
+    end = list(gpu.state)
+    assert len({*eager[0], *eager[1]}) == 2 * len({*eager[0]})  # new ones in each step
+    assert eager[0][0] == eager[0][1]  # the pass at other weights has the masks of the clean one
+
+    gpu, seeds = Philox(7, 40), torch.Generator().manual_seed(3)
+    taken: dict[int, int] = {}
+
+    def place() -> tuple[list[int], int]:
+        taken[id(gpu.state)] = taken.get(id(gpu.state), -4) + 4
+        return gpu.state, taken[id(gpu.state)]
+
+    rng = _CudaRNG(gpu, True, 8)
+    recorded = step(rng, place)
+    for expected in eager:
+        rng.set()
+        assert [(state[0], state[1] + more) for state, more in recorded] == expected
+    assert gpu.state == end

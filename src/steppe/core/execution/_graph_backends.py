@@ -17,7 +17,7 @@ from steppe.core.step_state import StepOutput
 from steppe.errors import InputError
 
 _MOST, _SPARE = 64, 2  # states of the global generator in a step
-_STRIDE = 2**24  # of a generator's offset between two clean passes: more than one can draw
+_STRIDE = 2**24  # of a generator's offset between two passes: more than one can draw
 _READS = {"aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::is_nonzero", "aten::masked_select"}
 
 
@@ -218,18 +218,15 @@ class _CudaRNG:
             tuple[torch.Generator, int | MaskSeed]
         ] = []  # with its stretch of random numbers, or a seed
         self._outer: list[tuple[torch.Generator, int | MaskSeed | None]] = []
-        self._stretches = self._clean = 0
+        # what is done once, as in the first step after resuming, must not move the numbers of later steps
+        self._clean = self._restored = 0
         self._seeds: list[MaskSeed] = []
-        self._switch(self._new_stretch())
+        self._switch(0)
 
     @property
     def states(self) -> int:
         """How many states the step has used."""
         return len(self._used)
-
-    def _new_stretch(self) -> int:
-        self._stretches += 1
-        return self._stretches
 
     def _switch(self, source: int | MaskSeed) -> None:
         if not self._free:
@@ -243,7 +240,7 @@ class _CudaRNG:
 
     def begin_clean(self) -> None:
         """Remember the stretch of the pass that begins now."""
-        self._clean = self._new_stretch()
+        self._clean += 1
         self._switch(self._clean)
 
     def enter(self, seed: int | MaskSeed | None) -> None:
@@ -265,7 +262,7 @@ class _CudaRNG:
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Have what follows see the numbers of what is within."""
-        stretch = self._new_stretch()
+        stretch, self._restored = _MOST + self._restored, self._restored + 1
         self._outer.append((self._now, stretch))
         self._switch(stretch)
         try:
@@ -293,7 +290,7 @@ class _CudaRNG:
             state.set_offset(self._offset + source * _STRIDE)
 
     def _advance(self) -> None:
-        self._generator.set_offset(self._offset + (self._stretches + 1) * _STRIDE)
+        self._generator.set_offset(self._offset + 2 * _MOST * _STRIDE)
 
     def set(self) -> None:
         """Set every state for a replay, and advance the generator's own."""
