@@ -193,10 +193,10 @@ def reads(step: Step) -> int:
     return sum("called a synchronizing" in str(w.message) for w in caught)
 
 
-def counted(count: Callable[[Step], float], make: Callable[[], Step]) -> float:
-    """Return a count of one step, after a warm-up."""
+def counted(count: Callable[[Step], float], make: Callable[[], Step], warm: int = 5) -> float:
+    """Return a count of one step, after a warm-up: the period of LookSAM, whose next step makes both passes."""
     step = make()
-    for _ in range(5):  # the period of LookSAM, whose next step makes both passes
+    for _ in range(warm):
         step()
     return count(step)
 
@@ -233,6 +233,9 @@ def graph_items(sizes: Sizes) -> Iterator[Item]:
             yield spec, "by hand, graph", lambda hand=hand: milliseconds(lambda: captured(hand()), sizes)  # type: ignore[misc]
     for spec in METHODS:
         yield spec, "graph", partial(milliseconds, partial(ours, spec, sizes, graph=True), sizes)
+    for spec in BY_HAND:
+        whole = partial(ours, spec, sizes, graph=True)
+        yield spec, "graph launches", partial(counted, launches, whole, 20)
     for spec in BY_HAND:
         half = partial(ours, spec, sizes, "bf16", graph=True)
         yield f"{spec}, bf16", "graph", partial(milliseconds, half, sizes)
