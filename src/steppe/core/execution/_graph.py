@@ -217,7 +217,10 @@ class GraphedStep:
         except InputError:
             raise
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
+            cause: BaseException = error  # the end of a recording that has failed is another error
+            while cause.__context__ is not None:
+                cause = cause.__context__
+            reason = " ".join(str(cause).split())[:200]
             raise InputError(
                 f"graph is True, and a step of {type(step.method).__name__} cannot be recorded ({reason}); "
                 "leave graph out"
