@@ -149,9 +149,9 @@ def _check(options: argparse.Namespace, report: _Report) -> int:
     start, parts = time.monotonic(), options.parts or _parts(options.device)
     for line in _merged(command, environment, options.checks + _GRACE, parts):
         print(line, flush=True)
-        found = _COUNTS.findall(line) if line.startswith("==") else []
-        counts.update({kind.removesuffix("s"): int(number) for number, kind in found})
-        counts["part"] += bool(found)
+        results = _COUNTS.findall(line) if line.startswith("==") else []
+        counts.update({kind.removesuffix("s"): int(number) for number, kind in results})
+        counts["part"] += bool(results)
     text = ", ".join(f"{counts[kind]} {kind}" for kind in ("failed", "error", "passed", "skipped") if counts[kind])
     ended = counts["part"] == parts
     text = (text or "none ran") + f" in {time.monotonic() - start:.0f} s" + ("" if ended else ", not all ended")

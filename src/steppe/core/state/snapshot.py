@@ -86,7 +86,8 @@ class Snapshot:
 @contextmanager
 def noted() -> Iterator[list[Snapshot]]:
     """Return a list of the snapshots that are taken within, for a graph whose memory must stay."""
-    _noted.append(used := [])
+    used: list[Snapshot] = []
+    _noted.append(used)
     try:
         yield used
     finally:

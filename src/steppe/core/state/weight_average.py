@@ -201,9 +201,9 @@ class WindowAverage(WeightAverage):
         """Have a step that becomes a graph be one of all with the present place of the next network."""
         if rt.recorder is not None:
             size = len(self.past)
-            any(rt.decide(lambda k=k: self.count == k) for k in range(size)) or any(
-                rt.decide(lambda k=k: self.count % size == k) for k in range(size)
-            )
+            questions = [lambda k=k: self.count == k for k in range(size)]  # type: ignore[misc]
+            questions += [lambda k=k: self.count % size == k for k in range(size)]  # type: ignore[misc]
+            any(map(rt.decide, questions))
 
     def _next(self, means: Sequence[Tensor], params: Sequence[Tensor], weight: float | Tensor) -> list[Tensor]:
         if self.count < len(self.past):
