@@ -25,6 +25,7 @@ from steppe.core.data_parallel import SingleProcess
 from steppe.core.execution._graph_backends import Backend, CudaGraph, Tape
 from steppe.core.model_call import reuses_outputs
 from steppe.core.numerics.vector import sharded
+from steppe.core.optimizers.joint import parts_of
 from steppe.core.state.snapshot import Snapshot, noted
 from steppe.core.state.weight_average import WeightAverage
 from steppe.core.step_state import StepOutput
@@ -248,7 +249,8 @@ class GraphedStep:
         averages = [m for m in self._step.state.modules() if isinstance(m, WeightAverage)]
         rng, rt.recorder = rt.pass_rng, recorder
         try:
-            with _as_tensors(rt.optimizer, rt.device, recorder.numbers), _flags(averages, rt.checks, recording):
+            tensors = _as_tensors(rt.optimizer, rt.device, recorder.numbers, recording)
+            with tensors, _flags(averages, rt.checks, recording):
                 rt.pass_rng = self._backend.begin(rng, list(rt.generators.values()), recording)
                 return self._backend.record(run) if recording else self._backend.warm_up(run)
         finally:
@@ -350,8 +352,13 @@ def _counts(modules: list[nn.Module]) -> dict[nn.Module, dict[str, int]]:
 
 
 @contextmanager
-def _as_tensors(optimizer: torch.optim.Optimizer, device: torch.device, rates: list[_Number]) -> Iterator[None]:
+def _as_tensors(
+    optimizer: torch.optim.Optimizer, device: torch.device, rates: list[_Number], recording: bool
+) -> Iterator[None]:
     """Have the learning rates in tensors for a while; a GPU records Adam only as ``capturable``."""
+    for one in (optimizer, *parts_of(optimizer)):
+        # or it warns, in the steps before, that nothing is recorded
+        vars(one)["_warned_capturable_if_run_uncaptured"] = True
     before = [(group, group["lr"], group.get("capturable")) for group in optimizer.param_groups]
     for group, rate, capturable in before:
         if isinstance(rate, float | int):
@@ -360,7 +367,7 @@ def _as_tensors(optimizer: torch.optim.Optimizer, device: torch.device, rates: l
             tensor = torch.full((), rate, dtype=kind, device=device)
             rates.append(_Number(partial(_rate, group), tensor))
             group["lr"] = tensor
-        if capturable is False:
+        if capturable is False and recording:
             group["capturable"] = device.type == "cuda"
     try:
         yield

@@ -175,10 +175,13 @@ class CudaGraph:
 
     def record(self, make: Callable[[], StepOutput]) -> StepOutput:
         host = torch.default_generator.get_state()
-        torch.cuda.current_stream(self._device).synchronize()
+        current = torch.cuda.current_stream(self._device)
+        current.synchronize()
         options: Any = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
+        # a recording that fails would leave its own stream behind
+        outer = torch.cuda.stream(current)
         try:
-            with torch.cuda.device(self._device), torch.cuda.graph(self._graph, **options):
+            with torch.cuda.device(self._device), outer, torch.cuda.graph(self._graph, **options):
                 out = make()
         finally:
             self._rng.end()
