@@ -74,6 +74,20 @@ def test_a_replayed_step_of_adam_makes_the_same_bits() -> None:
     assert_same(steppe.On(steppe.SAM(rho=FALLING), steppe.EMA()), ADAM)
 
 
+def test_a_replayed_step_of_several_optimizers_makes_the_same_bits() -> None:
+    weights = []
+    for graph in (False, True):
+        net = fixtures.small()
+        params = list(net.parameters())
+        torch.manual_seed(1)
+        step = steppe.SAM().bind(net, [SGD(params[:2], 0.05), ADAM(params[2:], 0.01)], steps=50, graph=graph)
+        for k in range(16):
+            step(fixtures.batch(k))
+        weights.append(net.state_dict())
+    assert graphs(step)
+    assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_replayed_or_refused_by_name(name: str) -> None:

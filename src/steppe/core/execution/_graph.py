@@ -196,7 +196,7 @@ class GraphedStep:
             )
         self.forget()
         optimizer, self._settings = self._runtime.optimizer, settings
-        self._state = optimizer.state, [list(group.values()) for group in optimizer.param_groups]
+        self._state = _states(optimizer), [list(group.values()) for group in optimizer.param_groups]
 
     def forget(self) -> None:
         """Release what was recorded, as after state was loaded."""
@@ -286,9 +286,8 @@ def _require_recordable(step: Step) -> None:
     """Raise InputError for a step whose host decides too much."""
     rt, options, name = step.runtime, step.runtime.options, type(step.method).__name__
     optimizer = rt.optimizer
-    hooks = getattr(optimizer, "_optimizer_step_pre_hooks", {}) or getattr(
-        optimizer, "_optimizer_step_post_hooks", {}
-    )
+    kinds = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    hooks = any(getattr(one, kind, None) for one in (optimizer, *parts_of(optimizer)) for kind in kinds)
     capturable = all(g.get("fused") or g.get("capturable") for g in optimizer.param_groups)
     for holds, reason in (
         (rt.device.type in ("cpu", "cuda"), f"the model is on {rt.device}; leave graph out"),
@@ -342,8 +341,14 @@ def _settings(step: Step) -> Key:
     )
     params = [p for group in optimizer.param_groups for p in group["params"]]
     places = tuple((id(p), p.data_ptr(), p.requires_grad) for p in params)
-    entries = (id(optimizer.state), sum(map(len, optimizer.state.values())))
+    states = _states(optimizer)
+    entries = (tuple(map(id, states)), sum(len(entry) for state in states for entry in state.values()))
     return groups, places, entries, tuple(m.training for net in rt.with_state for m in net.modules())
+
+
+def _states(optimizer: Any) -> list[dict[Any, Any]]:
+    """Return the optimizer's state; several that are joined have states of their own."""
+    return getattr(optimizer, "own_states", None) or [optimizer.state]
 
 
 def _counts(modules: list[nn.Module]) -> dict[nn.Module, dict[str, int]]:
