@@ -152,6 +152,11 @@ def test_other_settings_and_a_loaded_optimizer_are_recorded_anew() -> None:
         step.runtime.net[1].eval()
         for k in range(5):
             step(fixtures.batch(k))
+        assert bool(graph and graphs(step)) == graph
+        step.load_state_dict(step.state_dict())
+        assert not (graph and graphs(step))
+        for k in range(5):
+            step(fixtures.batch(k))
         ends.append(step.runtime.net.state_dict())
     assert all(torch.equal(v, ends[1][k]) for k, v in ends[0].items())
 

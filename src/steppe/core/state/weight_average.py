@@ -201,8 +201,8 @@ class WindowAverage(WeightAverage):
         """Have a step that becomes a graph be one of all with the present place of the next network."""
         if rt.recorder is not None:
             size = len(self.past)
-            questions = [lambda k=k: self.count == k for k in range(size)]  # type: ignore[misc]
-            questions += [lambda k=k: self.count % size == k for k in range(size)]  # type: ignore[misc]
+            questions = [lambda k=k: self.count == k for k in range(size)]
+            questions += [lambda k=k: self.count % size == k for k in range(size)]
             any(map(rt.decide, questions))
 
     def _next(self, means: Sequence[Tensor], params: Sequence[Tensor], weight: float | Tensor) -> list[Tensor]:
