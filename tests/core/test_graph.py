@@ -104,10 +104,8 @@ def test_every_method_is_replayed_or_refused_by_name(name: str) -> None:
         assert_same(method, SGD, 50)
 
 
-@pytest.mark.parametrize(
-    "spec",
-    ["averages:decays=0.5 0.9,k=2,every=4,start=8", pytest.param("sam+lawa:k=2,every=3", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", ["averages:decays=0.5 0.9,k=2,every=4,start=8", "sam+lawa:k=2,every=3"])
 def test_replayed_means_of_periods_have_the_same_bits(spec: str) -> None:
     assert_same(steppe.parse(spec), SGD, 80)
 
