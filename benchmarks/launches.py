@@ -68,6 +68,10 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.name()
+        if self.on and _is_sent(func, args, result):
+            raise RuntimeError(
+                f"{name} sends a value from the host, which a GPU's host waits for, and a graph fixes"
+            )
         if self.on and not self.depth and name.startswith("aten") and not func.is_view and "empty" not in name:
             copy = "copy" in name
             self.copies, self.operations = self.copies + copy, self.operations + (not copy)
@@ -102,6 +106,15 @@ class _Counter(TorchDispatchMode):
             yield
         finally:
             self.enter(-1)
+
+
+def _is_sent(func: Any, args: Any, result: Any) -> bool:
+    """Return whether an operation copies a tensor of the host to the device; a batch's index may be there."""
+    if not isinstance(result, torch.Tensor) or result.device.type != _DEVICE or func.is_view:
+        return False
+    name = func.name()
+    source = args[1] if name == "aten::copy_" else args[0] if "to_copy" in name or "lift" in name else None
+    return isinstance(source, torch.Tensor) and source.device.type == "cpu" and source.dtype != torch.int64
 
 
 def _launches(spec: str) -> Launches:

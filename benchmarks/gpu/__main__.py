@@ -5,21 +5,26 @@ packages, graphs, torch.compile, launches and memory, the data, and runs that sh
 written as it comes, to out/gpu/results.jsonl and as a table into docs/performance.md. ``--device cpu`` tries every
 line of it with tiny sizes and writes no document.
 
-The machine needs torch 2.11 or newer. Other packages that are missing are taken from a folder of wheels:
+The machine needs torch 2.11 or newer, numpy, safetensors, Pillow and pytest. Without jsonargparse,
+docstring-parser and rich the commands are not checked, without pytorch_optimizer its steps are not timed. What is
+missing is taken from a folder of wheels, if it is there:
 
     pip download --no-deps -d wheels rich markdown-it-py mdurl pygments jsonargparse docstring-parser \\
-        torchmetrics lightning-utilities pytorch_optimizer     # with a network
-    make gpu GPU_WHEELS=wheels                                 # without one
+        torchmetrics lightning-utilities cloudpickle pytorch_optimizer     # with a network
+    make gpu GPU_WHEELS=wheels                                             # without one
 """
 
 import argparse
 import json
 import os
+import queue
+import re
 import shlex
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +35,7 @@ from benchmarks.gpu.packages import ROOT
 # each group in a process of its own: an error on a GPU spoils the process that it happens in
 GROUPS = {"steps": 50, "graph": 20, "compile": 45, "runs": 65}  # and their seconds, of 180
 _PATIENCE = 1200  # seconds on a processor, which may be busy
+_COUNTS = re.compile(r"(\d+) (passed|failed|skipped|errors?)\b")  # in the last line of pytest
 _GRACE = 15  # seconds after which a process that ignores its limit is killed
 
 
@@ -41,9 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             setattr(options, name, seconds if options.device == "cuda" else _PATIENCE)
     out = ROOT / options.out
     out.mkdir(parents=True, exist_ok=True)
-    lacking, optional = packages.prepare(ROOT / options.wheels)
+    lacking, absent = packages.prepare(ROOT / options.wheels)
+    fetch = f"with a network: pip download --no-deps -d wheels {' '.join(packages.wheels(lacking + absent))}"
     if lacking:
-        fetch = f"with a network: pip download --no-deps -d wheels {' '.join(packages.wheels(lacking + optional))}"
         folder = ROOT / options.wheels
         print(f"error: {' '.join(lacking)} not installed; {fetch}; copy it to {folder}", file=sys.stderr)
         return 2
@@ -53,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("error: torch sees no GPU; give GPU_DEVICE=cpu to try the scripts on the processor", file=sys.stderr)
         return 2
     command = shlex.join(["python", "-m", "benchmarks.gpu", *(sys.argv[1:] if arguments is None else arguments)])
-    report = _Report(out, options, {"command": command, **_machine(options.device), "missing": optional})
-    if optional:
-        print(f"without {', '.join(optional)}", flush=True)
+    report = _Report(out, options, {"command": command, **_machine(options.device), "missing": absent})
+    if absent:
+        print(f"goes on without {', '.join(absent)}; to have them, {fetch}", flush=True)
     code = 0 if options.checks <= 0 else _check(options, report)
     for group, share in GROUPS.items():
         seconds = options.speed * share / sum(GROUPS.values())
@@ -71,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--wheels", default="wheels", help="folder of wheels for packages that are missing")
     parser.add_argument("--checks", type=float, help="seconds for the checks, 240 on a GPU; 0: none")
+    parser.add_argument("--parts", type=int, help="processes of the checks; on a GPU one for 4 cores, at most 4")
     parser.add_argument("--speed", type=float, help="seconds for the speed, 180 on a GPU; 0: none")
     parser.add_argument("--only", nargs="+", choices=GROUPS, help="groups of measurements; all if not given")
     parser.add_argument("--out", default="out/gpu", help="folder of the results")
@@ -132,16 +139,51 @@ def _check(options: argparse.Namespace, report: _Report) -> int:
         "no:cacheprovider",
         "-v",
         "-rfs",
+        "-W",  # what another version of a package warns of is no failure
+        "default",
     ]
     environment = {**_environment(options.device), "STEPPE_GPU_SECONDS": str(options.checks)}
     if options.device == "cuda":
         environment["STEPPE_GPU_ONLY"] = "1"  # what is parametrised by device ran on the processor before
-    last = ""
-    for line in _lines(command, environment, options.checks + _GRACE):
+    counts: Counter[str] = Counter()
+    start, parts = time.monotonic(), options.parts or _parts(options.device)
+    for line in _merged(command, environment, options.checks + _GRACE, parts):
         print(line, flush=True)
-        last = line.strip("= ") or last
-    report.add({"group": "checks", "row": "checks", "text": last})
-    return int("failed" in last or "error" in last or "passed" not in last)
+        results = _COUNTS.findall(line) if line.startswith("==") else []
+        counts.update({kind.removesuffix("s"): int(number) for number, kind in results})
+        counts["part"] += bool(results)
+    text = ", ".join(f"{counts[kind]} {kind}" for kind in ("failed", "error", "passed", "skipped") if counts[kind])
+    ended = counts["part"] == parts
+    text = (text or "none ran") + f" in {time.monotonic() - start:.0f} s" + ("" if ended else ", not all ended")
+    report.add({"group": "checks", "row": "checks", "text": text})
+    return int(bool(counts["failed"] or counts["error"]) or not counts["passed"] or not ended)
+
+
+def _parts(device: str) -> int:
+    """Return in how many processes the checks run, which wait for the host and hardly for the GPU."""
+    return max(1, min(4, (os.cpu_count() or 1) // 4)) if device == "cuda" else 1
+
+
+def _merged(command: list[str], environment: dict[str, str], seconds: float, parts: int) -> Iterator[str]:
+    """Yield the lines of several processes, each with its part of the tests, as they come."""
+    lines: queue.Queue[str | None] = queue.Queue()
+
+    def run(part: int) -> None:
+        try:
+            for line in _lines(command, environment | {"STEPPE_GPU_PART": f"{part}/{parts}"}, seconds):
+                lines.put(line)
+        finally:
+            lines.put(None)
+
+    for part in range(parts):
+        threading.Thread(target=run, args=(part,), daemon=True).start()
+    running = parts
+    while running:
+        line = lines.get()
+        if line is None:
+            running -= 1
+        else:
+            yield line
 
 
 def _measure(group: str, seconds: float, options: argparse.Namespace, report: _Report) -> None:

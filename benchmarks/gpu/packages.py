@@ -20,16 +20,21 @@ _WITH = {
     "scikit-learn": "joblib threadpoolctl",
     "matplotlib": "contourpy cycler fonttools kiwisolver packaging pyparsing python-dateutil six",
     "pytest": "iniconfig packaging pluggy pygments",
-    "timm": "huggingface-hub",
 }
-OPTIONAL = {"pytorch_optimizer": "pytorch_optimizer", "torchvision": "torchvision", "timm": "timm"}
+NEEDED = ("torch", "numpy", "safetensors", "pillow", "pytest")  # the others are imported where they are used
+OPTIONAL = {"pytorch_optimizer": "pytorch_optimizer"}  # timed beside ours
 
 
 def required() -> dict[str, str]:
-    """Return the module of each distribution that is needed: those of pyproject.toml, and pytest."""
+    """Return the module of each distribution that everything needs."""
+    return {name: _MODULES.get(name, name) for name in NEEDED}
+
+
+def optional() -> dict[str, str]:
+    """Return the module of each distribution that only some of the checks and measurements need."""
     content = tomllib.loads((ROOT / "pyproject.toml").read_text())
     names = [re.split(r"[<>=!~\[; ]", line)[0].lower() for line in content["project"]["dependencies"]]
-    return {name: _MODULES.get(name, name) for name in [*names, "pytest"]}
+    return {name: _MODULES.get(name, name) for name in names if name not in NEEDED} | OPTIONAL
 
 
 def wheels(names: list[str]) -> list[str]:
@@ -49,7 +54,7 @@ def prepare(folder: Path) -> tuple[list[str], list[str]]:
     """
     target = ROOT / INSTALLED
     sys.path.append(str(target))
-    if missing(required() | OPTIONAL):
+    if missing(required() | optional()):
         # one by one, because one that does not fit must not stop the others
         for wheel in sorted(folder.glob("*.whl")):
             name = wheel.name.split("-")[0]
@@ -58,7 +63,7 @@ def prepare(folder: Path) -> tuple[list[str], list[str]]:
                 job = subprocess.run([*pip, str(target), str(wheel)], capture_output=True, text=True)
                 print(f"  {name}: {'installed' if not job.returncode else job.stderr.strip()}", flush=True)
         importlib.invalidate_caches()
-    return missing(required()), missing(OPTIONAL)
+    return missing(required()), missing(optional())
 
 
 def _is_installed(name: str) -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 BEGIN, END = "<!-- make gpu: begin -->", "<!-- make gpu: end -->"
 _COLUMNS = {
     "by hand": "ms", "ours": "ms", "pytorch_optimizer": "ms", "by hand, graph": "ms", "graph": "ms",
-    "compile": "ms", "reduce-overhead": "ms", "launches": "", "operations": "", "reads": "", "memory": "MiB",
+    "compile": "ms", "reduce-overhead": "ms",
+    "launches": "", "graph launches": "", "operations": "", "reads": "", "memory": "MiB",
 }  # fmt: skip
 Row = Mapping[str, Any]
 
@@ -29,7 +30,7 @@ def render(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
         lines += [f"| {r['row']} | {_number(r['value'])} {r['unit']} | {r.get('note', '')} |" for r in others]
     failed = [r for r in rows if "error" in r]
     if failed:
-        lines += ["", "Not measured:", ""]
+        lines += ["", "Not measured, and why:", ""]
         lines += [f"- {r['row']}, {r.get('column', r['group'])}: {r['error']}" for r in failed]
     return "\n".join(lines)
 
@@ -60,7 +61,8 @@ def _machine(about: Mapping[str, Any]) -> str:
     parts = [about["device"], f"torch {about['torch']}", f"Python {about['python']}", about["date"]]
     if "cuda" in about:
         parts.insert(2, f"CUDA {about['cuda']}")
-    return f"Measured on {', '.join(parts)}."
+    without = f" Not installed: {', '.join(about['missing'])}." if about.get("missing") else ""
+    return f"Measured on {', '.join(parts)}.{without}"
 
 
 def _steps(steps: Sequence[Row]) -> list[str]:

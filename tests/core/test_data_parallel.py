@@ -100,12 +100,17 @@ def test_the_first_pass_sends_nothing_when_it_need_not():
 @pytest.mark.parametrize(
     ("spec", "sizes", "options"),
     [
-        ("plain", EVEN, {"precision": "fp16"}),
         ("sam:rho=0.3", UNEVEN, {}),
-        ("sam:rho=0.3", UNEVEN, {"sync": "global", "microbatch": 3, "clip": 0.5}),
-        ("two-step", EVEN, {"wrapped": "bucket view"}),
-        ("looksam:k=2", UNEVEN, {"wrapped": "find unused"}),
-        ("gsam", EVEN, {}),
+        *(
+            pytest.param(*values, marks=pytest.mark.slow)
+            for values in (
+                ("plain", EVEN, {"precision": "fp16"}),
+                ("sam:rho=0.3", UNEVEN, {"sync": "global", "microbatch": 3, "clip": 0.5}),
+                ("two-step", EVEN, {"wrapped": "bucket view"}),
+                ("looksam:k=2", UNEVEN, {"wrapped": "find unused"}),
+                ("gsam", EVEN, {}),
+            )
+        ),
     ],
 )
 def test_the_last_pass_averages_its_gradient_during_the_backward_pass(spec, sizes, options):

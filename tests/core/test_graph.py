@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import steppe
+from steppe.core.execution._graph_backends import _CudaRNG
 from steppe.core.step import Step
 from steppe.errors import InputError
 from steppe.methods import METHODS, make
@@ -73,6 +74,20 @@ def test_a_replayed_step_of_adam_makes_the_same_bits() -> None:
     assert_same(steppe.On(steppe.SAM(rho=FALLING), steppe.EMA()), ADAM)
 
 
+def test_a_replayed_step_of_several_optimizers_makes_the_same_bits() -> None:
+    weights = []
+    for graph in (False, True):
+        net = fixtures.small()
+        params = list(net.parameters())
+        torch.manual_seed(1)
+        step = steppe.SAM().bind(net, [SGD(params[:2], 0.05), ADAM(params[2:], 0.01)], steps=50, graph=graph)
+        for k in range(16):
+            step(fixtures.batch(k))
+        weights.append(net.state_dict())
+    assert graphs(step)
+    assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_replayed_or_refused_by_name(name: str) -> None:
@@ -84,10 +99,22 @@ def test_every_method_is_replayed_or_refused_by_name(name: str) -> None:
         reason = str(error)
     if method.on_host:
         assert f"{type(method).__name__} needs the host" in reason
-    elif reason:  # it does not use rt.decide and rt.number
-        assert "the method asks where training is" in reason
     else:
+        assert not reason
         assert_same(method, SGD, 50)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", ["averages:decays=0.5 0.9,k=2,every=4,start=8", "sam+lawa:k=2,every=3"])
+def test_replayed_means_of_periods_have_the_same_bits(spec: str) -> None:
+    assert_same(steppe.parse(spec), SGD, 80)
+
+
+@pytest.mark.slow
+def test_scheduled_rises_enter_as_numbers() -> None:
+    assert_same(steppe.parse("le-sam:sigma=cosine(0.05,0)"), SGD)
+    with pytest.raises(InputError, match="Averages needs the host"):
+        trained(steppe.parse("averages:device=cpu"), SGD, 1, graph=True)
 
 
 @pytest.mark.parametrize("options", [{"clip": 0.5}, {"microbatch": 5}, {"m": 4}, {"transforms": [steppe.GC()]}])
@@ -121,6 +148,11 @@ def test_other_settings_and_a_loaded_optimizer_are_recorded_anew() -> None:
         for k in range(5):
             step(fixtures.batch(k))
         step.runtime.net[1].eval()
+        for k in range(5):
+            step(fixtures.batch(k))
+        assert bool(graph and graphs(step)) == graph
+        step.load_state_dict(step.state_dict())
+        assert not (graph and graphs(step))
         for k in range(5):
             step(fixtures.batch(k))
         ends.append(step.runtime.net.state_dict())
@@ -161,3 +193,81 @@ def test_what_the_host_decides_is_refused() -> None:
 def test_a_ramp_over_a_window_and_chosen_parameters_enter_as_numbers() -> None:
     sam = steppe.SAM(rho=steppe.parse("sam:rho=ramp(0.01,0.2)").rho, where="kernels")  # type: ignore[attr-defined]
     assert_same(steppe.ActiveWindow(sam, start=0.1, stop=0.9), SGD)
+
+
+class Philox:
+    """What `_CudaRNG` uses of a generator of a GPU, whose numbers are those from an offset on."""
+
+    def __init__(self, seed: int, offset: int = 0):
+        self.state = [seed, offset]
+
+    def clone_state(self) -> "Philox":
+        return Philox(*self.state)
+
+    def graphsafe_get_state(self) -> "Philox":
+        own = Philox(0)
+        own.state = self.state
+        return own
+
+    def graphsafe_set_state(self, other: "Philox") -> None:
+        self.state = other.state
+
+    def initial_seed(self) -> int:
+        return self.state[0]
+
+    def get_offset(self) -> int:
+        return self.state[1]
+
+    def set_offset(self, offset: int) -> None:
+        self.state[1] = offset
+
+    def manual_seed(self, seed: int) -> None:
+        self.state[:] = [seed, 0]
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_replay_on_a_gpu_draws_what_the_eager_step_would(first: bool) -> None:
+    """Masks of a SAM-like step with fresh masks, and with what only its first step does."""
+    gpu, seeds = Philox(7, 40), torch.Generator().manual_seed(3)
+
+    def step(rng: Any, draw: Callable[[], Any], once: bool = False) -> list[Any]:
+        drawn = []
+        rng.begin_clean()
+        drawn.append(draw())
+        if once:
+            with rng.restored():
+                draw()
+        for seed in (None, rng.draw_seed(seeds)):
+            rng.enter(seed)
+            drawn += [draw(), draw()]
+            rng.leave()
+        rng.begin_clean()
+        drawn.append(draw())
+        rng.end()
+        return drawn
+
+    def now() -> tuple[int, int]:
+        seed, offset = gpu.state
+        gpu.state[1] += 4
+        return seed, offset
+
+    eager = []
+    for k in range(3):
+        eager.append(step(_CudaRNG(gpu, False, 8), now, once=first and k == 0))
+    end = list(gpu.state)
+    assert len({*eager[0], *eager[1]}) == 2 * len({*eager[0]})  # new ones in each step
+    assert eager[0][0] == eager[0][1]  # the pass at other weights has the masks of the clean one
+
+    gpu, seeds = Philox(7, 40), torch.Generator().manual_seed(3)
+    taken: dict[int, int] = {}
+
+    def place() -> tuple[list[int], int]:
+        taken[id(gpu.state)] = taken.get(id(gpu.state), -4) + 4
+        return gpu.state, taken[id(gpu.state)]
+
+    rng = _CudaRNG(gpu, True, 8)
+    recorded = step(rng, place)
+    for expected in eager:
+        rng.set()
+        assert [(state[0], state[1] + more) for state, more in recorded] == expected
+    assert gpu.state == end

@@ -1,4 +1,4 @@
-"""No method combines tensors of two devices, or reads a value, on a GPU: its steps run on a stand-in for one."""
+"""No method combines tensors of two devices, reads a value or sends one: its steps run on a stand-in for a GPU."""
 
 import json
 import subprocess

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("jsonargparse")
-pytest.importorskip("rich")
-
-from steppe.cli.main import main
+for package in ("jsonargparse", "docstring_parser", "rich", "yaml", "sklearn", "scipy", "matplotlib", "jinja2"):
+    pytest.importorskip(package)
+main = pytest.importorskip("steppe.cli.main").main
 
 SMALL = ["--data.train", "64", "--data.test", "40", "--data.size", "18", "--batch", "32"]
 

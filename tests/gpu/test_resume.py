@@ -1,6 +1,7 @@
 """A run that was stopped resumes bitwise on the device, with deterministic algorithms."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,12 +35,15 @@ def train(run: Run, folder: Path, stop_after: int | None = None) -> tuple[str, d
     return (folder / "metrics.jsonl").read_text(), dict(file.read(folder / "checkpoint.safetensors").tensors)
 
 
-@pytest.mark.parametrize(("method", "precision"), [(m, "fp32") for m in METHODS] + [("sam", "fp16")])
-def test_a_stopped_run_resumes_bitwise(method: str, precision: str, device: str, tmp_path: Path) -> None:
-    if device == "cpu" and (precision == "fp16" or method not in ("sam", "sadt-v1")):
+KINDS = [(m, {}) for m in METHODS] + [("sam", {"precision": "fp16"}), ("sadt-v1", {"graph": True})]
+
+
+@pytest.mark.parametrize(("method", "options"), KINDS, ids=str)
+def test_a_stopped_run_resumes_bitwise(method: str, options: dict[str, Any], device: str, tmp_path: Path) -> None:
+    if device == "cpu" and ("precision" in options or method not in ("sam", "sadt-v1")):
         pytest.skip("on the processor every method resumes in the tests of training")
     data = Data(train=96, test=20, size=18, augment=("flip", "crop", "cutmix"))
-    run = Run(method=method, epochs=3, batch=32, precision=precision, data=data, deterministic=True, keep=True)
+    run = Run(method=method, epochs=3, batch=32, data=data, deterministic=True, keep=True, **options)
     undisturbed = train(run, tmp_path / "a" / run.digest())
     resumed = train(run, tmp_path / "b" / run.digest(), stop_after=1)
     assert undisturbed[0] == resumed[0]

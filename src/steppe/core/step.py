@@ -271,6 +271,8 @@ class Step:
             raise InputError(f"this state has no {', '.join(sorted(missing))}; give what state_dict returned")
         if content["method"] != str(self.method):
             raise InputError(f"this state belongs to {content['method']}, not to {self.method!s}")
+        if self._graphed is not None:
+            self._graphed.forget()
         self.state.load_state_dict(content["state"])
         for name, generator in self.runtime.generators.items():
             generator.set_state(content["generators"][name].cpu())

@@ -13,7 +13,10 @@ from steppe.testing.result import CheckFailed
 from steppe.testing.subjects import Session, Subject
 
 TOLERANCE = 1e-5
-COMPILERS = ("c++", "g++", "clang++")
+COMPILERS = {
+    "cpu": ("CXX", "c++", "g++", "clang++"),
+    "cuda": ("CC", "cc", "gcc", "clang"),
+}  # for Triton, that of C
 
 
 @check("compile", "Compilation changes the training or is repeated again and again.")
@@ -50,7 +53,8 @@ def compiled(subject: Subject, context: CheckContext) -> str | None:
         raise
     if backend == "inductor":
         return None
-    missing = "there is no C++ compiler" if context.device == "cpu" else "it trains several networks"
+    no_compiler = backend_for(context.device) == "aot_eager"
+    missing = "there is no compiler" if no_compiler else "it trains several networks"
     return f"with backend aot_eager: {missing}"
 
 
@@ -85,5 +89,6 @@ def _reset(model: nn.Module) -> nn.Module:
 
 def backend_for(device: str) -> str:
     """Return the default backend of torch.compile where it can work, else aot_eager."""
-    can_compile = device != "cpu" or os.environ.get("CXX") or any(map(shutil.which, COMPILERS))
+    variable, *commands = COMPILERS[device]
+    can_compile = os.environ.get(variable) or any(map(shutil.which, commands))
     return "inductor" if can_compile else "aot_eager"

@@ -25,6 +25,8 @@ from steppe.core.data_parallel import SingleProcess
 from steppe.core.execution._graph_backends import Backend, CudaGraph, Tape
 from steppe.core.model_call import reuses_outputs
 from steppe.core.numerics.vector import sharded
+from steppe.core.optimizers.joint import parts_of
+from steppe.core.state.snapshot import Snapshot, noted
 from steppe.core.state.weight_average import WeightAverage
 from steppe.core.step_state import StepOutput
 from steppe.core.user_loss import CHECKED_STEPS
@@ -74,6 +76,7 @@ class _Recorded:
     replay: Callable[[], None]
     passes: dict[str, float]
     counts: list[tuple[nn.Module, str, int]] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)  # whose memory it writes
 
 
 class Recorder:
@@ -133,6 +136,7 @@ class GraphedStep:
         self._step, self._runtime = step, step.runtime
         self._kinds: dict[Key, list[_Kind]] = {}
         self._settings: Key = ()
+        self._state: Any = None  # what the settings know by its identity, which nothing else may take
         self._changes = 0
         _require_recordable(step)
         device = self._runtime.device
@@ -190,7 +194,14 @@ class GraphedStep:
                 f"graph is True, and the optimizer's settings ({', '.join(sorted(set(changed)))}) other than the "
                 "learning rate, or its parameters, change in every step; leave graph out"
             )
-        self._kinds, self._settings = {}, settings
+        self.forget()
+        optimizer, self._settings = self._runtime.optimizer, settings
+        self._state = _states(optimizer), [list(group.values()) for group in optimizer.param_groups]
+
+    def forget(self) -> None:
+        """Release what was recorded, as after state was loaded."""
+        self._kinds = {}
+        self._backend.forget()
 
     def _record(self, tensors: list[Tensor], spec: Callable[[list[Tensor]], Batch]) -> _Recorded:
         """Make a step that is recorded."""
@@ -202,11 +213,15 @@ class GraphedStep:
         for name in ("forward", "backward", "updates"):
             setattr(rt.passes, name, 0)
         try:
-            output = self._make(recorder, lambda: step.run(spec(inputs)))
+            with noted() as snapshots:
+                output = self._make(recorder, lambda: step.run(spec(inputs)))
         except InputError:
             raise
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
+            cause: BaseException = error  # the end of a recording that has failed is another error
+            while cause.__context__ is not None:
+                cause = cause.__context__
+            reason = " ".join(str(cause).split())[:200]
             raise InputError(
                 f"graph is True, and a step of {type(step.method).__name__} cannot be recorded ({reason}); "
                 "leave graph out"
@@ -220,7 +235,7 @@ class GraphedStep:
         counted.pop("steps")
         changed = [count for count in counts if count[2]]
         self._set(recorder.numbers)
-        return _Recorded(inputs, recorder.numbers, output, self._backend.finish(), counted, changed)
+        return _Recorded(inputs, recorder.numbers, output, self._backend.finish(), counted, changed, snapshots)
 
     def _recorder(self, *, recording: bool) -> Recorder:
         rt = self._runtime
@@ -234,7 +249,8 @@ class GraphedStep:
         averages = [m for m in self._step.state.modules() if isinstance(m, WeightAverage)]
         rng, rt.recorder = rt.pass_rng, recorder
         try:
-            with _as_tensors(rt.optimizer, rt.device, recorder.numbers), _flags(averages, rt.checks, recording):
+            tensors = _as_tensors(rt.optimizer, rt.device, recorder.numbers, recording)
+            with tensors, _flags(averages, rt.checks, recording):
                 rt.pass_rng = self._backend.begin(rng, list(rt.generators.values()), recording)
                 return self._backend.record(run) if recording else self._backend.warm_up(run)
         finally:
@@ -270,9 +286,8 @@ def _require_recordable(step: Step) -> None:
     """Raise InputError for a step whose host decides too much."""
     rt, options, name = step.runtime, step.runtime.options, type(step.method).__name__
     optimizer = rt.optimizer
-    hooks = getattr(optimizer, "_optimizer_step_pre_hooks", {}) or getattr(
-        optimizer, "_optimizer_step_post_hooks", {}
-    )
+    kinds = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    hooks = any(getattr(one, kind, None) for one in (optimizer, *parts_of(optimizer)) for kind in kinds)
     capturable = all(g.get("fused") or g.get("capturable") for g in optimizer.param_groups)
     for holds, reason in (
         (rt.device.type in ("cpu", "cuda"), f"the model is on {rt.device}; leave graph out"),
@@ -326,8 +341,14 @@ def _settings(step: Step) -> Key:
     )
     params = [p for group in optimizer.param_groups for p in group["params"]]
     places = tuple((id(p), p.data_ptr(), p.requires_grad) for p in params)
-    entries = (id(optimizer.state), sum(map(len, optimizer.state.values())))
+    states = _states(optimizer)
+    entries = (tuple(map(id, states)), sum(len(entry) for state in states for entry in state.values()))
     return groups, places, entries, tuple(m.training for net in rt.with_state for m in net.modules())
+
+
+def _states(optimizer: Any) -> list[dict[Any, Any]]:
+    """Return the optimizer's state; several that are joined have states of their own."""
+    return getattr(optimizer, "own_states", None) or [optimizer.state]
 
 
 def _counts(modules: list[nn.Module]) -> dict[nn.Module, dict[str, int]]:
@@ -336,8 +357,13 @@ def _counts(modules: list[nn.Module]) -> dict[nn.Module, dict[str, int]]:
 
 
 @contextmanager
-def _as_tensors(optimizer: torch.optim.Optimizer, device: torch.device, rates: list[_Number]) -> Iterator[None]:
+def _as_tensors(
+    optimizer: torch.optim.Optimizer, device: torch.device, rates: list[_Number], recording: bool
+) -> Iterator[None]:
     """Have the learning rates in tensors for a while; a GPU records Adam only as ``capturable``."""
+    for one in (optimizer, *parts_of(optimizer)):
+        # or it warns, in the steps before, that nothing is recorded
+        vars(one)["_warned_capturable_if_run_uncaptured"] = True
     before = [(group, group["lr"], group.get("capturable")) for group in optimizer.param_groups]
     for group, rate, capturable in before:
         if isinstance(rate, float | int):
@@ -346,7 +372,7 @@ def _as_tensors(optimizer: torch.optim.Optimizer, device: torch.device, rates: l
             tensor = torch.full((), rate, dtype=kind, device=device)
             rates.append(_Number(partial(_rate, group), tensor))
             group["lr"] = tensor
-        if capturable is False:
+        if capturable is False and recording:
             group["capturable"] = device.type == "cuda"
     try:
         yield

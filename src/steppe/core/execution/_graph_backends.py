@@ -16,7 +16,8 @@ from steppe.core.state.pass_rng import MaskSeed, PassRNG
 from steppe.core.step_state import StepOutput
 from steppe.errors import InputError
 
-_STRIDE = 2**24  # of a generator's offset between two clean passes: more than one can draw
+_MOST, _SPARE = 64, 2  # states of the global generator in a step
+_STRIDE = 2**24  # of a generator's offset between two passes: more than one can draw
 _READS = {"aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::is_nonzero", "aten::masked_select"}
 
 
@@ -37,6 +38,9 @@ class Backend(Protocol):
 
     def finish(self) -> Callable[[], None]:
         """Return what replays the step that was recorded last."""
+
+    def forget(self) -> None:
+        """Prepare for other graphs, after all that were recorded are released."""
 
 
 class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -66,6 +70,9 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def finish(self) -> Callable[[], None]:
         actions, self._actions = self._actions, []
         return partial(_repeat, actions)
+
+    def forget(self) -> None:
+        pass
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.name() in _READS:
@@ -145,14 +152,17 @@ class CudaGraph:
                 out = make()
             finally:
                 self._rng.end()
+        self._passes = max(self._passes, self._rng.states)
         current.wait_stream(self._stream)
-        for t in (out.loss, out.logits, out.skip_flag):
-            if isinstance(t, Tensor):
+        for t in tree_leaves((out.loss, out.logits, out.skip_flag)):
+            if isinstance(t, Tensor) and t.device.type == "cuda":
                 t.record_stream(current)
         return out
 
     def begin(self, rng: PassRNG, generators: Sequence[torch.Generator], recording: bool) -> Any:
-        self._rng = _CudaRNG(rng.generators[-1], recording)
+        # a replay sets each state that the graph knows, with two launches
+        states = self._passes + _SPARE if recording else _MOST
+        self._rng = _CudaRNG(rng.generators[-1], recording, states)
         if not recording:
             return self._rng
         self._graph = torch.cuda.CUDAGraph()
@@ -165,10 +175,13 @@ class CudaGraph:
 
     def record(self, make: Callable[[], StepOutput]) -> StepOutput:
         host = torch.default_generator.get_state()
-        torch.cuda.current_stream(self._device).synchronize()
+        current = torch.cuda.current_stream(self._device)
+        current.synchronize()
         options: Any = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
+        # a recording that fails would leave its own stream behind
+        outer = torch.cuda.stream(current)
         try:
-            with torch.cuda.device(self._device), torch.cuda.graph(self._graph, **options):
+            with torch.cuda.device(self._device), outer, torch.cuda.graph(self._graph, **options):
                 out = make()
         finally:
             self._rng.end()
@@ -180,6 +193,10 @@ class CudaGraph:
         replay = partial(_replay, self._graph, self._rng)
         replay()  # nothing was computed while it was recorded
         return replay
+
+    def forget(self) -> None:
+        # the memory of graphs that are gone must not be asked for again
+        self._pool, self._passes = torch.cuda.graph_pool_handle(), 0
 
 
 def _replay(graph: Any, rng: _CudaRNG) -> None:
@@ -194,23 +211,25 @@ class _CudaRNG:
     have states with the same seed and offset, which are set before each replay.
     """
 
-    def __init__(self, generator: torch.Generator, recording: bool, passes: int = 64):
+    def __init__(self, generator: torch.Generator, recording: bool, states: int):
         self._generator, self._recording = generator, recording
         self._first, self._offset = generator.initial_seed(), generator.get_offset()
         self._own = generator.graphsafe_get_state()
-        self.all = [generator.clone_state() for _ in range(passes)]
+        self.all = [generator.clone_state() for _ in range(states)]
         self._free = list(self.all)
         self._used: list[
             tuple[torch.Generator, int | MaskSeed]
         ] = []  # with its stretch of random numbers, or a seed
         self._outer: list[tuple[torch.Generator, int | MaskSeed | None]] = []
-        self._stretches = self._clean = 0
+        # what is done once, as in the first step after resuming, must not move the numbers of later steps
+        self._clean = self._restored = 0
         self._seeds: list[MaskSeed] = []
-        self._switch(self._new_stretch())
+        self._switch(0)
 
-    def _new_stretch(self) -> int:
-        self._stretches += 1
-        return self._stretches
+    @property
+    def states(self) -> int:
+        """How many states the step has used."""
+        return len(self._used)
 
     def _switch(self, source: int | MaskSeed) -> None:
         if not self._free:
@@ -224,7 +243,7 @@ class _CudaRNG:
 
     def begin_clean(self) -> None:
         """Remember the stretch of the pass that begins now."""
-        self._clean = self._new_stretch()
+        self._clean += 1
         self._switch(self._clean)
 
     def enter(self, seed: int | MaskSeed | None) -> None:
@@ -246,7 +265,7 @@ class _CudaRNG:
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Have what follows see the numbers of what is within."""
-        stretch = self._new_stretch()
+        stretch, self._restored = _MOST + self._restored, self._restored + 1
         self._outer.append((self._now, stretch))
         self._switch(stretch)
         try:
@@ -274,7 +293,7 @@ class _CudaRNG:
             state.set_offset(self._offset + source * _STRIDE)
 
     def _advance(self) -> None:
-        self._generator.set_offset(self._offset + (self._stretches + 1) * _STRIDE)
+        self._generator.set_offset(self._offset + 2 * _MOST * _STRIDE)
 
     def set(self) -> None:
         """Set every state for a replay, and advance the generator's own."""

@@ -21,6 +21,7 @@ Entries = dict[Any, Any]  # a module's buffers, an optimizer's group or state, b
 _KIND = attrgetter("shape", "dtype", "device")
 _CHUNK = 2**24  # elements that are chosen at once
 _ATOMIC = frozenset((float, int, bool, str, type(None)))
+_noted: list[list[Snapshot]] = []  # by `noted`
 
 
 class Snapshot:
@@ -42,6 +43,8 @@ class Snapshot:
 
     def copy(self) -> None:
         """Copy the present values."""
+        for used in _noted:
+            used.append(self)
         with torch.no_grad():
             for current, values in self._groups:
                 _copy(values, current)
@@ -78,6 +81,17 @@ class Snapshot:
         self.entries = ()
         if self._pool is not None:
             self._pool.free.append(self)
+
+
+@contextmanager
+def noted() -> Iterator[list[Snapshot]]:
+    """Return a list of the snapshots that are taken within, for a graph whose memory must stay."""
+    used: list[Snapshot] = []
+    _noted.append(used)
+    try:
+        yield used
+    finally:
+        _noted.pop()
 
 
 class SnapshotPool:

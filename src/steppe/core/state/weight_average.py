@@ -197,6 +197,14 @@ class WindowAverage(WeightAverage):
         super().__init__(net, device)
         self.past = nn.ModuleList(TensorCopies(_parameters(net), device) for _ in range(size))
 
+    def decide_place(self, rt: Runtime) -> None:
+        """Have a step that becomes a graph be one of all with the present place of the next network."""
+        if rt.recorder is not None:
+            size = len(self.past)
+            questions = [lambda k=k: self.count == k for k in range(size)]
+            questions += [lambda k=k: self.count % size == k for k in range(size)]
+            any(map(rt.decide, questions))
+
     def _next(self, means: Sequence[Tensor], params: Sequence[Tensor], weight: float | Tensor) -> list[Tensor]:
         if self.count < len(self.past):
             return super()._next(means, params, 1 / (self.count + 1))

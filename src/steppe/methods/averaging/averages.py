@@ -101,6 +101,10 @@ class Averages(Method[Family]):
         return "averages on the host are of whole weights" if self.device == "cpu" else ""
 
     @property
+    def on_host(self) -> str:
+        return "the averages are on the host" if self.device == "cpu" else ""
+
+    @property
     def cost(self) -> Cost:
         return Cost(len(self.names), 1, 1)
 
@@ -111,31 +115,38 @@ class Averages(Method[Family]):
         return Family([*(WeightAverage(net, device) for _ in whole), *window])
 
     def before(self, batch: Batch, state: Family, rt: Runtime) -> None:
-        if rt.now.step % MEASURED == 0:
+        if rt.decide(lambda: rt.now.step % MEASURED == 0):
             for name, average in self._named(state):
-                if average.count:
-                    average.measure(rt, batch, self._weight(name, average))
+                if rt.decide(lambda average=average: average.count > 0):  # type: ignore[misc]
+                    average.measure(rt, batch, self._weight(name, average, rt))
 
     def after(self, batch: Batch, out: StepOutput, state: Family, rt: Runtime) -> None:
         """Update the averages that are due."""
-        period = period_ends(self.every, rt)
         for name, average in self._named(state):
-            if name.startswith("ema"):
-                due = (rt.now.step + 1) % self.update == 0
-            else:
-                due = period and (name != "swa" or rt.now.reached(self.start, "start"))
-            if due and isinstance(average, WindowAverage):
-                average.store(rt.net)
-            elif due:
-                average.update(rt.net, self._weight(name, average))
+            if rt.decide(lambda name=name: self._is_due(name, rt)):  # type: ignore[misc]
+                weight = self._weight(name, average, rt)
+                if isinstance(average, WindowAverage):
+                    average.store(rt.net)
+                else:
+                    average.update(rt.net, weight)
+
+    def _is_due(self, name: str, rt: Runtime) -> bool:
+        if name.startswith("ema"):
+            return (rt.now.step + 1) % self.update == 0
+        return period_ends(self.every, rt) and (name != "swa" or rt.now.reached(self.start, "start"))
 
     def _named(self, state: Family) -> list[tuple[str, WeightAverage]]:
         return list(zip(self.names, cast(list[WeightAverage], state), strict=False))
 
-    def _weight(self, name: str, average: WeightAverage) -> float:
-        """Return the next network's weight in an average."""
+    def _weight(self, name: str, average: WeightAverage, rt: Runtime) -> Any:
+        """Return the next network's weight in an average; a mean of the last ones has it by its count."""
+        if isinstance(average, WindowAverage):
+            average.decide_place(rt)
+            return 1.0
         kind, _, number = name.partition(" ")
-        return average.debiased(float(number) ** self.update) if kind == "ema" else 1 / (average.count + 1)
+        if kind == "ema":
+            return rt.number(lambda: average.debiased(float(number) ** self.update))
+        return rt.number(lambda: 1 / (average.count + 1))
 
     def choose(self, state: Family, ranks: Mapping[str, Any]) -> str | None:
         best = max((name for name in self.names if name in ranks), key=ranks.__getitem__, default=None)

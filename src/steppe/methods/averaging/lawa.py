@@ -39,15 +39,22 @@ class LAWA(Method[WindowAverage]):
     def whole(self) -> str:
         return "averages on the host are of whole weights" if self.device == "cpu" else ""
 
+    @property
+    def on_host(self) -> str:
+        return "the copies are on the host" if self.device == "cpu" else ""
+
     def init(self, net: nn.Module) -> WindowAverage:
         return WindowAverage(net, self.k, None if self.device == "model" else torch.device("cpu"))
 
     def before(self, batch: Batch, state: WindowAverage, rt: Runtime) -> None:
-        if state.count and rt.now.step % max(1, period_length(self.every, rt) // 100) == 0:
+        often = max(1, period_length(self.every, rt) // 100)
+        if rt.decide(lambda: state.count > 0 and rt.now.step % often == 0):
+            state.decide_place(rt)
             state.measure(rt, batch, 1.0)  # at the mean that this step would give
 
     def after(self, batch: Batch, out: StepOutput, state: WindowAverage, rt: Runtime) -> None:
-        if period_ends(self.every, rt):
+        if rt.decide(lambda: period_ends(self.every, rt)):
+            state.decide_place(rt)
             state.store(rt.net)
 
     def deployed_weights(self, net: nn.Module, state: WindowAverage) -> AbstractContextManager[None]:

@@ -43,6 +43,7 @@ class AESAM(Method[SquaredLength]):
 
     controls = ("plain", "sam")
     cost = Cost(2, 2, 1)
+    on_host = "the gradient's length decides which passes it makes"
 
     rho: ScheduleValue = hyper(0.05, "radius of the ball", minimum=0, plain_at=0)
     delta: float = hyper(0.9, "decay of mean and variance", minimum=0, below=1)

@@ -36,7 +36,8 @@ class LESAM(Method):
         out, g = rt.grad(batch)
         g = rt.shared(g)
         e = sam_perturbation(g, rt.setting("rho", self.rho))
-        share = value_at(self.sigma, rt.now) / vector.dot(g, e)
+        sigma = self.sigma if isinstance(self.sigma, float) else rt.number(lambda: value_at(self.sigma, rt.now))
+        share = vector.dot(g, e).reciprocal() * sigma
         with rt.at(vector.scale(e, share.clamp(max=1.0))):
             _, g = rt.grad(batch)
         rt.apply(g)
