@@ -14,6 +14,7 @@ import steppe
 from steppe.config import Run, user_code
 from steppe.errors import InputError
 from steppe.experiments.launchers.cluster import Task, launch_on_cluster
+from steppe.training.export import export
 
 DRAW = np.random.default_rng(0)
 X = DRAW.normal(size=(60, 4)).astype(np.float32)
@@ -210,6 +211,25 @@ def test_a_changed_source_is_named(tmp_path, caplog):
     result.unlink()
     steppe.compare({"net": second}, (X, Y), seeds=1, **options)
     assert "the source of model net has changed" in caplog.text
+
+
+def test_a_changed_source_is_named_of_finished_runs_and_by_an_export(tmp_path, caplog):
+    class First(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 1)
+
+    def second():
+        return First()
+
+    options = {"methods": ["plain", "sam"], "seeds": 1, **FAST}
+    results = [steppe.compare({"net": First}, (X, Y), out=tmp_path / name, **options) for name in "ab"]
+    assert not caplog.text
+    steppe.compare({"net": second}, (X, Y), out=tmp_path / "a", **options)
+    assert caplog.text.count("the source of model net has changed") == 1  # not once for each run
+    run = next(results[1].folder.glob("runs/*"))
+    with user_code.registered({("model", "net"): second}):
+        export(run, tmp_path / "flat")
+    assert caplog.text.count("the source of model net has changed") == 2
 
 
 def test_tune_goes_on_and_prefers_lower_errors(tmp_path):

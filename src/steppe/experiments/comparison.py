@@ -24,7 +24,15 @@ from steppe.experiments.run_lock import ComparisonRun, Progress, file_lock
 from steppe.training.checkpoint import save_and_resume
 from steppe.training.evaluation import of_constant
 from steppe.training.factories import make_objective
-from steppe.training.run import CHECKPOINT, RESULT, check_images, check_run, load_data, memory_bytes
+from steppe.training.run import (
+    CHECKPOINT,
+    RESULT,
+    check_images,
+    check_run,
+    load_data,
+    memory_bytes,
+    report_changed_code,
+)
 
 COMPARISON = "compare.json"
 _log = logging.getLogger(__name__)
@@ -196,6 +204,7 @@ def _check_saved(job: ComparisonRun, images: DataSet, retry: bool) -> None:
     elif (job.folder / CHECKPOINT).exists():
         save_and_resume.verify(job.folder)
     check_images(job.folder, images)
+    report_changed_code(job.run, job.folder)
 
 
 def _description(grid: ComparisonPlan, command: str) -> dict[str, Any]:
