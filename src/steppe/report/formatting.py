@@ -150,18 +150,20 @@ def _is_tiny(value: Difference) -> bool:
     )
 
 
-def difference(value: Difference | None, decimals: int, n: int | None = None) -> str:
-    """Return ``+4.3 [1.2, 7.4]``; the number of pairs is added where it is not ``n``.
+def mean(value: Difference, decimals: int) -> str:
+    """Return the mean of a difference with its sign; if its interval excludes 0, it is not printed as 0."""
+    if _is_tiny(value):
+        return f"{value.mean:+.1e}"
+    while value.significant and not round(value.mean, decimals):
+        decimals += 1
+    return number(value.mean, decimals, sign=True)
 
-    A mean is not printed as 0 if its interval excludes 0.
-    """
+
+def difference(value: Difference | None, decimals: int, n: int | None = None) -> str:
+    """Return ``+4.3 [1.2, 7.4]``; the number of pairs is added where it is not ``n``."""
     if value is None:
         return NONE
-    places = decimals
-    while value.low is not None and value.significant and value.mean and not round(value.mean, places):
-        places += 1
-    mean = f"{value.mean:+.1e}" if _is_tiny(value) else number(value.mean, places, sign=True)
-    text = f"{mean} {interval(value, decimals)}"
+    text = f"{mean(value, decimals)} {interval(value, decimals)}"
     return text if n is None or value.n in (n, 1) else f"{text} n={value.n}"
 
 

@@ -233,7 +233,7 @@ def _missing(rows: list[ResultRow]) -> str:
 def _amount(difference: Difference, row: ResultRow) -> str:
     bounds = f" {formatting.interval(difference, row.decimals)}" if difference.low is not None else ""
     points = row.text.points and f" {row.text.points}"
-    return f"{formatting.number(difference.mean, row.decimals, sign=True)}{points}{bounds}"
+    return f"{formatting.mean(difference, row.decimals)}{points}{bounds}"
 
 
 def _verdict(difference: Difference) -> str:
