@@ -175,7 +175,7 @@ def report_changes(where: Path, stored: Any, now: dict[str, dict[str, str]]) -> 
     for kind, entry in now.items():
         before = stored.get(kind) if isinstance(stored, dict) else None
         source = before.get("source") if isinstance(before, dict) else None
-        change = str(where.parent), kind, entry["name"], source, entry["source"]
+        change = str(where.parent), kind, entry["name"], str(source), entry["source"]
         if source and entry["source"] and source != entry["source"] and change not in _reported:
             _reported.add(change)
             _log.warning("the source of %s %s has changed since %s was started", kind, entry["name"], where)
