@@ -14,6 +14,7 @@ import steppe
 from steppe.config import Run, user_code
 from steppe.errors import InputError
 from steppe.experiments.launchers.cluster import Task, launch_on_cluster
+from steppe.training.export import export
 
 DRAW = np.random.default_rng(0)
 X = DRAW.normal(size=(60, 4)).astype(np.float32)
@@ -212,6 +213,25 @@ def test_a_changed_source_is_named(tmp_path, caplog):
     assert "the source of model net has changed" in caplog.text
 
 
+def test_a_changed_source_is_named_of_finished_runs_and_by_an_export(tmp_path, caplog):
+    class First(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 1)
+
+    def second():
+        return First()
+
+    options = {"methods": ["plain", "sam"], "seeds": 1, **FAST}
+    results = [steppe.compare({"net": First}, (X, Y), out=tmp_path / name, **options) for name in "ab"]
+    assert not caplog.text
+    steppe.compare({"net": second}, (X, Y), out=tmp_path / "a", **options)
+    assert caplog.text.count("the source of model net has changed") == 1  # not once for each run
+    run = next(results[1].folder.glob("runs/*"))
+    with user_code.registered({("model", "net"): second}):
+        export(run, tmp_path / "flat")
+    assert caplog.text.count("the source of model net has changed") == 2
+
+
 def test_tune_goes_on_and_prefers_lower_errors(tmp_path):
     pytest.importorskip("optuna")
     options = {"confirm": 2, "out": tmp_path, "epochs": 1, "batch": 12, "lr": 0.05, "pruner": "none"}
@@ -238,3 +258,46 @@ def test_different_networks_learn_from_each_other_and_each_is_exported(tmp_path)
         result.export("dml", tmp_path / "3", network=3)
     with pytest.raises(InputError, match="network is 1 and plain trains one network"):
         result.export("plain", tmp_path / "4", network=1)
+
+
+def test_networks_that_are_no_better_than_a_constant_are_said_to_be_hardly_trained():
+    train, test = (X[:40], Y[:40] + 100), (X[40:], Y[40:] + 100)
+    options = {**FAST, "epochs": 1, "lr": None}
+    far = steppe.compare(make, (train, train, test), ["plain"], seeds=1, **options)
+    error = np.sqrt(np.mean((test[1].astype(np.float64) - train[1].mean(dtype=np.float64)) ** 2))
+    assert far._rows[0].constant == pytest.approx(error, rel=1e-6)
+    assert "hardly trained" in str(far)
+    optim = json.loads((far.folder / "compare.json").read_text())["study"]["optim"]
+    assert (optim["name"], optim["lr"]) == ("adamw", 1e-3)  # what a call without an optimizer has
+    near = steppe.compare(make, ((X, Y), (X, Y), (X, Y)), ["plain"], seeds=1, **FAST | {"epochs": 30})
+    assert "hardly trained" not in str(near)
+
+
+def test_a_class_keeps_its_own_rate_and_a_loader_its_batch():
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y)), 7)
+    options = {"optimizer": torch.optim.NAdam, "epochs": 1, "seeds": 1, "progress": False}
+    result = steppe.compare(make, (loader, (X, Y)), ["plain"], **options)
+    study = json.loads((result.folder / "compare.json").read_text())["study"]
+    assert (study["optim"]["lr"], study["batch"]) == (0.002, 7)
+
+
+def test_text_in_a_notebook_is_returned_and_not_shown(monkeypatch):
+    from rich import console
+
+    from steppe.api._text import rendered
+
+    monkeypatch.setattr(console, "_is_jupyter", lambda: True)
+    assert rendered("a table") == "a table"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"metric": "accuracy"}, "rmse"), ({"loss": "cross-entropy"}, "mse")]
+)
+def test_numbers_are_no_classes(options, message):
+    with pytest.raises(InputError, match=f"of classes, and the task is regression; choose {message}"):
+        steppe.compare(make, (X, Y), ["plain"], seeds=1, **FAST | options)
+
+
+def test_numbers_0_and_1_under_a_binary_cross_entropy_are_counted_as_classes():
+    result = steppe.compare(make, (X, (Y > 3).astype(np.float32)), ["plain"], loss="bce", seeds=1, **FAST)
+    assert result.to_dict()["groups"][0]["metric"]["name"] == "accuracy"

@@ -15,7 +15,7 @@ from steppe.report.comparison import tables
 from steppe.report.comparison.conclusions import sentence
 from steppe.report.comparison.equal_budget import budgets
 from steppe.report.comparison.summary import rows
-from steppe.report.formatting import interval, number
+from steppe.report.formatting import interval, mean, number
 from steppe.report.statistics import Difference
 
 T2 = 4.302652729911275  # t(0.975; 2)
@@ -154,3 +154,13 @@ def test_names_cannot_break_a_table(folder: Any, name: str) -> None:
 )
 def test_an_interval_that_excludes_0_has_no_bound_that_is_printed_as_0(low: float, high: float, text: str) -> None:
     assert interval(Difference(1.0, low, high, 3, 0.04), 1) == text
+
+
+@pytest.mark.parametrize(
+    ("low", "value", "high", "text"),
+    [(0.001, 0.003, 0.005, "+0.003"), (1e-6, 2e-6, 3e-6, "+2.0e-06"), (-0.001, 0.003, 0.005, "0.0")],
+)
+def test_a_mean_whose_interval_excludes_0_is_not_printed_as_0(
+    low: float, value: float, high: float, text: str
+) -> None:
+    assert mean(Difference(value, low, high, 3, 0.04), 1) == text

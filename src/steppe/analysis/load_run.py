@@ -85,6 +85,7 @@ def load(folder: Path, which: Which = "last", images: DataSet | None = None) -> 
     Raises InputError if the folder is not a run's, it was trained on other images, or it has no checkpoint or one
     that does not fit.
     """
+    engine.require_code(folder, "model", "method")
     run = engine.read_run(folder)
     data = engine.load_images(folder) if images is None else images
     engine.check_images(folder, data)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from steppe.config import Data, Optim, from_dict, user_code
 from steppe.core.method import Method
@@ -17,6 +18,9 @@ from steppe.data.sources.formats.user_data import user_source
 from steppe.errors import InputError
 
 Objects = dict[tuple[str, str], Any]
+# usual rates: the command line's default is that of one paper's networks
+_RATES = {"adam": 1e-3, "adamw": 1e-3, "muon+adamw": 1e-3, "sgd": 0.01}
+_RATES |= {"schedulefree-adamw": 2.5e-3, "schedulefree-sgd": 1.0}
 _DIRECTIONS = {"lower": "lower", "higher": "higher", "min": "lower", "max": "higher"}
 
 
@@ -120,12 +124,20 @@ def _parts(method: Method) -> Iterable[Method]:
 
 
 def optim_of(arguments: Arguments, optimizer: Any, lr: float | None, optim: Any) -> Optim:
-    """Return the options of the optimizer."""
+    """Return the options of the optimizer, by default AdamW; its rate by default that of its name or its class."""
     values = {} if optim is None else dataclasses.asdict(optim) if isinstance(optim, Optim) else dict(optim)
     values |= {} if optimizer is None else {"name": arguments.optimizer(optimizer)}
+    name = values.setdefault("name", "adamw")
+    if isinstance(rate := _RATES.get(name) or _rate_of(optimizer), float):
+        values.setdefault("lr", rate)
     values |= {} if lr is None else {"lr": lr}
     result: Optim = from_dict(Optim, values)
     return result
+
+
+def _rate_of(optimizer: Any) -> Any:
+    rate = inspect.signature(optimizer).parameters.get("lr") if inspect.isclass(optimizer) else None
+    return rate and rate.default
 
 
 def data_of(options: Any, built_in: bool) -> Data:
@@ -135,6 +147,15 @@ def data_of(options: Any, built_in: bool) -> Data:
     values = {} if built_in else {"augment": ()}
     result: Data = from_dict(Data, {**values, **(options or {})})
     return result
+
+
+def batch_of(data: Any, batch: int | None) -> dict[str, int]:
+    """Return the samples of a batch as given, or those of the training data's loader."""
+    train = data.get("train") if isinstance(data, Mapping) else data
+    train = train[0] if isinstance(train, tuple | list) and train else train
+    own = train.batch_size if isinstance(train, DataLoader) else None
+    size = own if batch is None else batch
+    return {} if size is None else {"batch": size}
 
 
 def seeds_of(seeds: int | Iterable[int]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from steppe import records
 from steppe.errors import InputError
 from steppe.experiments.run_lock import ComparisonRun, News
 from steppe.report.comparison import summary
-from steppe.report.formatting import interval, number
+from steppe.report.formatting import interval, mean, number
 from steppe.training.run import TrainingStatus
 
 _PAUSE = 0.5  # seconds between two updates
@@ -90,8 +90,7 @@ def html(rows: Sequence[summary.ResultRow], notes: Sequence[str]) -> str:
             str(row.ok),
             ""
             if d is None
-            else number(d.mean, row.decimals, sign=True)
-            + ("" if d.low is None else f" {interval(d, row.decimals)}"),
+            else mean(d, row.decimals) + ("" if d.low is None else f" {interval(d, row.decimals)}"),
         ]
         lines.append("<tr>" + "".join(f"<td>{escape.escape(cell)}</td>" for cell in cells) + "</tr>")
     title = rows[0].text.caption(f"test {rows[0].text.name}") if rows else "test"

@@ -8,7 +8,10 @@ from rich.console import Console
 
 def rendered(*tables: Any, width: int = 120) -> str:
     """Return rich tables as text without colours."""
-    console = Console(file=io.StringIO(), width=width, markup=False, emoji=False, color_system=None)
+    # in a notebook rich would show the text itself, beside what it is returned for
+    console = Console(
+        file=io.StringIO(), width=width, markup=False, emoji=False, color_system=None, force_jupyter=False
+    )
     for table in tables:
         console.print(table)
     lines = (line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]

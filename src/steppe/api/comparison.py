@@ -289,8 +289,8 @@ def compare(
             (function, 'lower'); the task's if not given.
         task: The task, if the targets do not say it; see `steppe.config.Run`.
         optimizer: A name such as adamw or muon+adamw, a class, or a function of the parameters, or of the model,
-            that returns one optimizer or several. A learning rate of its own is kept.
-        lr: Learning rate.
+            that returns one optimizer or several; AdamW if not given. A learning rate of its own is kept.
+        lr: Learning rate; by default 0.001 of AdamW, Adam and muon+adamw, 0.01 of SGD, and of a class its own.
         optim: Other options of the optimizer and its schedule (`steppe.config.Optim`).
         seeds: How many seeds, or which.
         epochs: Passes over the training samples, 16 by default.
@@ -313,8 +313,6 @@ def compare(
             Nothing has been trained then.
     """
     arguments = Arguments()
-    kind = type(data).__module__ + "." + type(data).__name__
-    own_batch = getattr(data, "batch_size", None) if kind.startswith("torch.utils.data") else None
     values: dict[str, Any] = {
         "methods": arguments.methods(methods),
         "models": arguments.models(new_model),
@@ -326,7 +324,7 @@ def compare(
         "data": _arguments.data_of(split, isinstance(data, str)),
         "seeds": _arguments.seeds_of(seeds),
         **_arguments.budget_of(budget, epochs),
-        **({} if (batch or own_batch) is None else {"batch": batch or own_batch}),
+        **_arguments.batch_of(data, batch),
         **options,
     }
     for key in options:

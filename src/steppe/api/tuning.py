@@ -125,7 +125,7 @@ def tune(
         "data": _arguments.data_of(split, isinstance(data, str)),
         "seed": seed,
         **({} if epochs is None else {"epochs": epochs}),
-        **({} if batch is None else {"batch": batch}),
+        **_arguments.batch_of(data, batch),
         **options,
     }
     folder = Path(tempfile.mkdtemp(prefix="steppe-") if out is None else out)

@@ -26,6 +26,7 @@ from steppe.errors import InputError, unknown
 _log = logging.getLogger(__name__)
 _REFERENCE = re.compile(r"([A-Za-z_][\w.]*|[^:]+\.py):([A-Za-z_]\w*)")
 _objects: dict[tuple[str, str], Any] = {}  # by kind and name; the kind "" is any
+_reported: set[tuple[str, ...]] = set()  # changed sources that were named
 
 
 def reference_in(text: str) -> str | None:
@@ -170,11 +171,13 @@ def fingerprints(names: dict[str, str]) -> dict[str, dict[str, str]]:
 
 
 def report_changes(where: Path, stored: Any, now: dict[str, dict[str, str]]) -> None:
-    """Log a line for each object whose source is another than a record's."""
+    """Log a line for each object whose source is another than a record's; of a comparison's runs for the first."""
     for kind, entry in now.items():
         before = stored.get(kind) if isinstance(stored, dict) else None
         source = before.get("source") if isinstance(before, dict) else None
-        if source and entry["source"] and source != entry["source"]:
+        change = str(where.parent), kind, entry["name"], str(source), entry["source"]
+        if source and entry["source"] and source != entry["source"] and change not in _reported:
+            _reported.add(change)
             _log.warning("the source of %s %s has changed since %s was started", kind, entry["name"], where)
 
 

@@ -22,8 +22,17 @@ from steppe.experiments.launchers.local import launch
 from steppe.experiments.launchers.torchrun import run_in_torchrun
 from steppe.experiments.run_lock import ComparisonRun, Progress, file_lock
 from steppe.training.checkpoint import save_and_resume
+from steppe.training.evaluation import of_constant
 from steppe.training.factories import make_objective
-from steppe.training.run import CHECKPOINT, RESULT, check_images, check_run, load_data, memory_bytes
+from steppe.training.run import (
+    CHECKPOINT,
+    RESULT,
+    check_images,
+    check_run,
+    load_data,
+    memory_bytes,
+    report_changed_code,
+)
 
 COMPARISON = "compare.json"
 _log = logging.getLogger(__name__)
@@ -88,10 +97,7 @@ def prepare(
         return grid
     memory = {run.label: memory_bytes(run, sets[run.dataset]) for run in runs}
     first = {run.dataset: run for run in reversed(runs)}
-    described = {
-        name: images.description() | {"metric": make_objective(first[name], images).metric.to_dict()}
-        for name, images in sets.items()
-    }
+    described = {name: _described(first[name], images) for name, images in sets.items()}
     grid = ComparisonPlan(study, out, jobs, memory, described, sets)
 
     def write() -> None:
@@ -102,6 +108,13 @@ def prepare(
 
     world.on_main_process(write)
     return grid
+
+
+def _described(run: Run, images: DataSet) -> dict[str, Any]:
+    goal = make_objective(run, images)
+    constant = of_constant(goal, images, images.test)
+    metric = {"metric": goal.metric.to_dict()}
+    return images.description() | metric | ({} if constant is None else {"constant": constant})
 
 
 def run(
@@ -191,6 +204,7 @@ def check_saved(job: ComparisonRun, images: DataSet, retry: bool) -> None:
     elif (job.folder / CHECKPOINT).exists():
         save_and_resume.verify(job.folder)
     check_images(job.folder, images)
+    report_changed_code(job.run, job.folder)
 
 
 def _description(grid: ComparisonPlan, command: str) -> dict[str, Any]:

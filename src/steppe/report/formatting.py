@@ -150,13 +150,30 @@ def _is_tiny(value: Difference) -> bool:
     )
 
 
+def mean(value: Difference, decimals: int) -> str:
+    """Return the mean of a difference with its sign; if its interval excludes 0, it is not printed as 0."""
+    if _is_tiny(value):
+        return f"{value.mean:+.1e}"
+    while value.significant and not round(value.mean, decimals):
+        decimals += 1
+    return number(value.mean, decimals, sign=True)
+
+
 def difference(value: Difference | None, decimals: int, n: int | None = None) -> str:
     """Return ``+4.3 [1.2, 7.4]``; the number of pairs is added where it is not ``n``."""
     if value is None:
         return NONE
-    mean = f"{value.mean:+.1e}" if _is_tiny(value) else number(value.mean, decimals, sign=True)
-    text = f"{mean} {interval(value, decimals)}"
+    text = f"{mean(value, decimals)} {interval(value, decimals)}"
     return text if n is None or value.n in (n, 1) else f"{text} n={value.n}"
+
+
+def hardly_trained(text: MetricText, constant: float, decimals: int, part: str = "test") -> str:
+    """Return that no run is better than predicting the mean of the training targets, and what to do."""
+    return (
+        "The networks are hardly trained: predicting the mean of the training targets has a "
+        f"{part} {text.name} of {number(constant, decimals)}{text.after}, and no method is better. Raise the "
+        "learning rate or the number of epochs, or scale inputs and targets."
+    )
 
 
 def seeds(row: ResultRow) -> str:

@@ -171,6 +171,7 @@ _NUMBERS: dict[str, tuple[Metric, str, dict[str, Any]]] = {
     "pearson": (Metric("Pearson correlation", percent=False), "PearsonCorrCoef", {}),
 }
 _LOSS = Metric("loss", higher=False, percent=False)
+OF_CLASSES = ("accuracy", "token-accuracy", "perplexity")
 NAMES = (*_MEANS, *_CLASSES, *_NUMBERS, "loss")
 _DEFAULT = {
     "multi-label": "macro-f1",

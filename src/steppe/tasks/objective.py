@@ -12,7 +12,7 @@ from torch import Tensor
 from steppe.config import parse_spec, user_code
 from steppe.errors import InputError
 from steppe.tasks import losses, meters
-from steppe.tasks.losses import IGNORED
+from steppe.tasks.losses import IGNORED, NUMBERS
 from steppe.tasks.meters import Meter
 from steppe.tasks.metric import ACCURACY, Metric
 
@@ -64,7 +64,16 @@ def make(
     if y is None and loss not in ("", "model"):
         raise InputError(f"loss is {loss!r} and the data have no targets; give targets, or loss 'model'")
     loss = loss or ("model" if y is None else losses.default(task))
-    metric = metric or ("loss" if y is None else meters.default(task))
+    form = None if y is None else losses.form_of(loss, task)
+    if not metric:
+        # of numbers 0 and 1 with a binary cross-entropy the outputs are logits of two classes
+        two = task in NUMBERS and form == "labels"
+        metric = "loss" if y is None else meters.default("classification" if two else task)
+    if task in NUMBERS and y is not None:
+        if metric in meters.OF_CLASSES and not ((y == 0) | (y == 1)).all():
+            raise InputError(f"metric is {metric!r}, of classes, and the task is {task}; choose rmse, mae or r2")
+        if loss.startswith("cross-entropy") and y[0].numel() == 1 and (y % 1).any():
+            raise InputError(f"loss is {loss!r}, of classes, and the task is {task}; choose mse, mae or huber")
     chosen, new_meter = meters.make(metric, task, outputs, unit)
     plain = loss == "cross-entropy" and chosen == ACCURACY and task == "classification"
     counts_hits = plain and y is not None and y.ndim == 1
@@ -72,7 +81,6 @@ def make(
     if y is not None and not y.is_floating_point() and y.ndim > 1 and bool((y == IGNORED).any()):
         weigh = count_targets
     function = _loss(loss, task, outputs, y, smoothing)
-    form = None if y is None else losses.form_of(loss, task)
     return Objective(task, function, chosen, new_meter, weigh, form, counts_hits)
 
 

@@ -16,10 +16,10 @@ from steppe.core.model_call import call_model, extract_loss
 from steppe.core.multi_network import MultiNetwork
 from steppe.core.numerics.losses import diversity
 from steppe.core.step import Step
-from steppe.data.dataset import DataSet, Samples
+from steppe.data.dataset import DataSet, Fetched, Samples
 from steppe.data.splits import shot_groups
 from steppe.distributed import collectives
-from steppe.tasks.meters import Meter
+from steppe.tasks.meters import MeanMeter, Meter
 from steppe.tasks.objective import Objective
 from steppe.training.factories import evaluated_batches, is_user_model
 
@@ -55,6 +55,24 @@ def evaluate(
             add(network_input(run, batch, step.runtime.params[0]), counted=False)
     net.train()
     return add.result(world, len(samples))
+
+
+def of_constant(goal: Objective, data: DataSet, samples: Samples) -> float | None:
+    """Return the error over ``samples`` of predicting the mean of the training targets for all of them.
+
+    A network that is no better has learned nothing of the numbers. None for other targets and for metrics that are
+    no mean error.
+    """
+    y = data.train.y
+    meter = goal.new_meter() if goal.new_meter is not None else None
+    if goal.outputs != "numbers" or not isinstance(meter, MeanMeter) or goal.metric.higher:
+        return None
+    if isinstance(data.train, Fetched) or isinstance(samples, Fetched) or y is None or samples.y is None:
+        return None  # which would have to be fetched once more
+    mean, targets = data.in_unit(y.double()).mean(0), data.in_unit(samples.y.double())
+    meter.update(mean.expand_as(targets), targets)
+    value = meter.value([meter.state()])
+    return value if math.isfinite(value) else None
 
 
 class _Hits:

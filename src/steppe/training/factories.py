@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from steppe import hardware, models
 from steppe.config import Run, user_code
@@ -111,6 +112,10 @@ def _user_model(run: Run, name: str, number: int) -> nn.Module:
         raise InputError(f"model {name} cannot be made: {type(error).__name__}: {message}") from error
     if not isinstance(net, nn.Module):
         raise InputError(f"model {name} returned {type(net).__name__}; return a torch.nn.Module")
+    if any(map(is_lazy, (*net.parameters(), *net.buffers()))):
+        raise InputError(
+            f"model {name} has lazy tensors without a shape; call it on a sample before you return it"
+        )
     return net
 
 

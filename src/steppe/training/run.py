@@ -62,11 +62,22 @@ def load_images(folder: Path) -> DataSet:
 
 
 def require_code(folder: Path, *kinds: str) -> None:
-    """Raise InputError if a run's record names code, of these kinds or of any, that the user did not give."""
+    """Raise InputError if a run's record names code, of these kinds or of any, that the user did not give.
+
+    What the user gave with another source is logged.
+    """
     code = (records.read_json_if_exists(folder / CONFIG) or {}).get("code")
     for kind, entry in code.items() if isinstance(code, dict) else ():
         if kind.partition(" ")[0] in (kinds or ("model", "dataset", "loss", "metric", "method")):
-            user_code.get(kind.partition(" ")[0], str(entry.get("name")) if isinstance(entry, dict) else "")
+            name = str(entry.get("name")) if isinstance(entry, dict) else ""
+            user_code.get(kind.partition(" ")[0], name)
+            user_code.report_changes(folder, code, user_code.fingerprints({kind: name}))
+
+
+def report_changed_code(run: Run, folder: Path) -> None:
+    """Log what the user gave with another source than the run in ``folder`` has on record, if there is one."""
+    stored = records.read_json_if_exists(folder / CONFIG) or {}
+    user_code.report_changes(folder, stored.get("code"), user_code_of(run))
 
 
 def check_images(folder: Path, images: DataSet) -> None:
@@ -88,6 +99,7 @@ def finished_result(run: Run, folder: Path) -> dict[str, Any] | None:
     if not (folder / RESULT).exists():
         return None
     _check_config(folder, run)
+    report_changed_code(run, folder)
     return _read_result(folder)
 
 
@@ -266,8 +278,7 @@ def _claim_folder(folder: Path, run: Run, images: DataSet) -> dict[str, Any] | N
     if (folder / CONFIG).exists():
         _check_config(folder, run)
         check_images(folder, images)
-        stored = records.read_json(folder / CONFIG).get("code")
-        user_code.report_changes(folder, stored, user_code_of(run))
+        report_changed_code(run, folder)
     else:
         code = user_code_of(run)
         record = _content(run) | _images_record(run, images) | ({"code": code} if code else {})

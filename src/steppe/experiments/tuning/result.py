@@ -9,7 +9,7 @@ from rich.text import Text
 
 from steppe.experiments.tuning.search import Candidate, TuningResult
 from steppe.experiments.tuning.space import Range
-from steppe.report.formatting import NONE, count, interval, number
+from steppe.report.formatting import NONE, count, hardly_trained, interval, mean
 from steppe.report.metric_text import MetricText, decimals
 from steppe.report.statistics import Difference, mean_std, paired_difference
 
@@ -29,7 +29,7 @@ def verdict(result: TuningResult) -> list[str]:
     seeds, places = f"{d.n} fresh {'seed' if d.n == 1 else 'seeds'}", _decimals(result)
     bounds = f" {interval(d, places)}" if d.low is not None else ""
     points, better = text.points and f" {text.points}", f" ({text.direction})" if text.direction else ""
-    amount = f"{number(d.mean, places, sign=True)}{points}{bounds} of validation {text.name}{better} on {seeds}"
+    amount = f"{mean(d, places)}{points}{bounds} of validation {text.name}{better} on {seeds}"
     if d.significant and text.gain(d.mean) > 0:
         sentences = [f"{method} beats plain: {amount}."]
     elif d.significant:
@@ -37,6 +37,9 @@ def verdict(result: TuningResult) -> list[str]:
     else:
         why = "" if d.low is not None else ", and there is no interval" + ("" if d.n > 1 else " from one seed")
         sentences = [f"No significant gain over plain: {method} minus plain is {amount}{why}."]
+    finite = [t.accuracy for t in (result.best, result.baseline) if math.isfinite(t.accuracy)]
+    if result.constant is not None and finite and text.gain(text.best(finite)) <= text.gain(result.constant):
+        sentences.append(hardly_trained(text, result.constant, places, "validation"))
     # a value inside the range with the same result is as good
     ties = [t for t in result.trials if t.state == "complete" and t.accuracy == result.best.accuracy]
     if others := [t for t in ties if t != result.best]:

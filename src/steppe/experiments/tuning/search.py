@@ -26,6 +26,7 @@ from steppe.experiments.tuning.space import Range, with_values
 from steppe.report.metric_text import MetricText
 from steppe.tasks.metric import ACCURACY, Metric
 from steppe.training.checkpoint.save_and_resume import derive
+from steppe.training.evaluation import of_constant
 from steppe.training.factories import make_objective
 from steppe.training.run import TrainingStatus, check_run, finished_result, train_run
 from steppe.training.trainer import METRICS
@@ -77,6 +78,7 @@ class TuningResult:
     plain_again: list[float]
     fresh: list[int]
     metric: Metric = ACCURACY
+    constant: float | None = None  # error on the validation samples of predicting the mean of the training targets
 
 
 class _Pruned(Exception):  # noqa: N818 - ends a trial from within train_run
@@ -139,7 +141,13 @@ def _search(study: optuna.Study, runner: _TrialRunner, budget: TuningBudget) -> 
     if best is None:
         raise InputError(f"no trial of {run.label} was completed; give other values, --settings NAME=LOW..HIGH")
     again = [runner.train(method, fresh).accuracies for method in (runner.method(best.values), plain)]
-    return TuningResult(run, runner.ranges, trials, baseline, best, again[0], again[1], fresh, runner.metric)
+    images = runner.images
+    constant = None
+    if not isinstance(images, InputError):
+        constant = of_constant(make_objective(run, images), images, images.val)
+    return TuningResult(
+        run, runner.ranges, trials, baseline, best, again[0], again[1], fresh, runner.metric, constant
+    )
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ _COMMANDS = {
     "gradients": "steppe compare --match gradients",
     "seconds": "steppe compare --match seconds --seconds N",
 }
+_OF_IMAGES = [f"data.{name}" for name in ("size", "augment", "normalize", "skip_corrupt", "views", "noise")]
 _MATCHED = {"epochs": "epochs", "gradients": "gradient evaluations", "seconds": "training seconds"}
 
 
@@ -227,6 +228,8 @@ def _strip(value: Difference, limits: tuple[float, float], width: float = 130) -
 def _facts(comparison: Comparison) -> dict[str, dict[str, Any]]:
     """Return the environment and the configuration as terms and values."""
     study = {k: v for k, v in _config_diff.flat(comparison.study) if k not in ("methods", "models", "datasets")}
+    if comparison.data and "images" not in map(formatting.samples_name, comparison.data.values()):
+        study = {k: v for k, v in study.items() if k not in _OF_IMAGES}
     study["seeds"] = ", ".join(map(str, sorted({r.seed for r in comparison.records})))
     environment = comparison.environment | {"started": comparison.created}
     return {"Environment": environment, "Configuration": study}

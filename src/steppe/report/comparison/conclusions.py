@@ -10,7 +10,7 @@ from typing import TypeVar
 from steppe.records import Comparison
 from steppe.report import formatting
 from steppe.report.comparison.summary import BASELINE, ResultRow
-from steppe.report.formatting import count, listed, plain_text
+from steppe.report.formatting import count, hardly_trained, listed, plain_text
 from steppe.report.metric_text import ACCURACY_TEXT, MetricText
 from steppe.report.statistics import Difference, holm
 
@@ -39,7 +39,7 @@ def sentence(rows: list[ResultRow]) -> str:
 
 
 def remarks(rows: list[ResultRow]) -> list[str]:
-    """Return which methods differ significantly from plain and from all controls, and how many runs are missing.
+    """Return whether networks are trained at all, which methods differ significantly, and how many runs miss.
 
     One line each per data set and network; none where there is nothing to report.
     """
@@ -47,7 +47,12 @@ def remarks(rows: list[ResultRow]) -> list[str]:
     return [
         (f"{name}: " if len(groups) > 1 else "") + remark
         for name, group in groups
-        for remark in (_compared_with_plain(group), _compared_with_controls(group), _missing(group))
+        for remark in (
+            _hardly_trained(group),
+            _compared_with_plain(group),
+            _compared_with_controls(group),
+            _missing(group),
+        )
         if remark
     ]
 
@@ -203,6 +208,15 @@ def _compared_with_controls(rows: list[ResultRow]) -> str:
     return f"Of {len(having)} methods with controls other than plain, {above} significantly {place} {controls}."
 
 
+def _hardly_trained(rows: list[ResultRow]) -> str:
+    """Return that no method is better than a constant, where the record has the constant's value."""
+    constant, values = rows[0].constant, [row.last.mean for row in rows if row.last]
+    text, places = rows[0].text, rows[0].decimals
+    if constant is None or not values or text.gain(text.best(values)) > text.gain(constant):
+        return ""
+    return hardly_trained(text, constant, places)
+
+
 def _missing(rows: list[ResultRow]) -> str:
     failed, unfinished = sum(r.failed for r in rows), sum(r.unfinished for r in rows)
     are = "is" if failed + unfinished == 1 else "are"
@@ -219,7 +233,7 @@ def _missing(rows: list[ResultRow]) -> str:
 def _amount(difference: Difference, row: ResultRow) -> str:
     bounds = f" {formatting.interval(difference, row.decimals)}" if difference.low is not None else ""
     points = row.text.points and f" {row.text.points}"
-    return f"{formatting.number(difference.mean, row.decimals, sign=True)}{points}{bounds}"
+    return f"{formatting.mean(difference, row.decimals)}{points}{bounds}"
 
 
 def _verdict(difference: Difference) -> str:

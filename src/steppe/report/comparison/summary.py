@@ -42,6 +42,7 @@ class ResultRow:
         decimals: Decimals worth printing.
         text: How the metric of the data set is written.
         samples: What the data set's samples are: images, rows, ...
+        constant: Test value of predicting the mean of the training targets; None where that is not known.
     """
 
     dataset: str
@@ -65,6 +66,7 @@ class ResultRow:
     decimals: int = 1
     text: MetricText = ACCURACY_TEXT
     samples: str = "images"
+    constant: float | None = None
 
 
 def metric_of(comparison: Comparison, dataset: str) -> MetricText:
@@ -190,6 +192,7 @@ def _row(comparison: Comparison, group: tuple[str, str], method: str) -> ResultR
         decimals=decimals(comparison, group),
         text=text,
         samples=samples_name(comparison.data.get(group[0], {})),
+        constant=value_of({text.key(): comparison.data.get(group[0], {}).get("constant")}, text),
     )
 
 
