@@ -8,7 +8,7 @@ import torch
 from support.second_device import DEVICE, second_device
 from support.tiny_steppe import tiny
 
-from steppe import hardware, methods, models
+from steppe import hardware, models
 from steppe.analysis import endpoint_plane, mode_connectivity, suite, trajectories
 from steppe.analysis.load_run import load, load_members
 from steppe.config import Data, Monitoring, Run
@@ -46,8 +46,15 @@ def test_operations_over_two_devices_fail_as_with_a_gpu():
         assert float(a.sum()) == 3 and mode.reads == 1
 
 
+# one or two methods of each kind of step and state; `make gpu` checks all on a GPU
+KINDS = (
+    "plain", "sam", "esam", "looksam", "rwp", "sadt-v2", "saf", "mesa", "ema", "averages", "dml", "pcl", "okdph",
+    "focal-sam", "sampa",
+)  # fmt: skip
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", KINDS)
 def test_the_checks_of_a_method_hold_on_a_second_device(name: str) -> None:
     (subject,) = subjects_of([name])
     with second_device(), torch.random.fork_rng(devices=[]), CheckContext(DEVICE.type) as context:
