@@ -16,6 +16,7 @@ from steppe.core._nested import AmbiguousError
 from steppe.core.batch import Batch, MicroBatches, join_logits
 from steppe.core.model_call import call_model, extract_loss
 from steppe.core.numerics.losses import per_sample
+from steppe.core.numerics.outputs import Outputs, outputs_of
 from steppe.core.state import rng
 from steppe.core.state.snapshot import evaluation_mode
 from steppe.errors import InputError
@@ -47,6 +48,17 @@ def calls_model(loss: Any) -> bool:
 def own_loss(loss: Any, model: nn.Module, x: Any, y: Any) -> Any:
     """Return what a model returns that is called by its own loss, or by a `ModelLoss`."""
     return loss.function(model, x, y) if isinstance(loss, ModelLoss) else call_model(model, x, y)
+
+
+def form_of(rt: "_Runtime", logits: Tensor, batch: Batch) -> Outputs:
+    """Return what the outputs are: ``outputs`` of `bind`, or what the loss and the targets of a batch say."""
+
+    def of_targets(y: Any) -> Tensor:
+        with evaluation_mode(rt.net, buffers=False):  # a graph needs them
+            return extract_loss(own_loss(rt.options.loss, rt.net, batch.x, y))[0]
+
+    with rt.rng_restored(), torch.no_grad():
+        return outputs_of(rt.options.loss, logits, batch.y, rt.options.outputs, of_targets)
 
 
 def modules_of(loss: Any) -> list[nn.Module]:
@@ -162,6 +174,7 @@ class _Runtime(Protocol):
 
     def loss(self, logits: Tensor, y: Any) -> Tensor: ...
     def preserve_state(self) -> AbstractContextManager[None]: ...
+    def rng_restored(self) -> AbstractContextManager[None]: ...
 
 
 def require_additive(rt: _Runtime, batch: Batch, parts: Sequence[Batch], logits: Sequence[Tensor]) -> None:
