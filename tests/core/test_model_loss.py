@@ -87,6 +87,15 @@ def test_what_it_is_not_for_is_said():
         trained("mesa:decay=0.5", TwoHeads(), steppe.ModelLoss(both), {"class": Y, "size": X[:, 0]})
     with pytest.raises(steppe.InputError, match="give a function of model, x and y"):
         steppe.ModelLoss("cross_entropy")
+    method = steppe.DML()
+    peers = method.build(Causal)
+    step = method.bind(peers, torch.optim.SGD(peers.parameters(), 0.1), loss="model")
+    with pytest.raises(steppe.InputError, match="this method computes losses itself; bind it with a function"):
+        step(torch.zeros(3, 4, dtype=torch.long), torch.zeros(3, 4, dtype=torch.long))
+    own = Causal()
+    step = steppe.SAM().bind(own, torch.optim.SGD(own.parameters(), 0.1), loss="model")
+    with pytest.raises(steppe.InputError, match="on the inputs alone .*'y'.*; let forward take no"):
+        step.predict(torch.zeros(3, 4, dtype=torch.long))
 
 
 class Causal(nn.Module):

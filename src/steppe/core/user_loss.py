@@ -78,7 +78,8 @@ def require_loss(loss: Any) -> None:
     raise InputError(f"loss is {loss!r}; give {remedy}, or 'model' if the model returns its own loss")
 
 
-def _function(loss: Any) -> Any:
+def function_of(loss: Any) -> Any:
+    """Return a loss that is a function of logits and targets; raises InputError for one that calls the model."""
     if not callable(loss):
         raise InputError(
             "this method computes losses itself; bind it with a function of logits and targets, not loss='model' "
@@ -90,7 +91,7 @@ def _function(loss: Any) -> Any:
 def loss_value(loss: Any, logits: Tensor, y: Any) -> Tensor:
     """Return the loss of a batch (); raises InputError unless it is one real number with a gradient."""
     try:
-        result = _function(loss)(logits, y)
+        result = function_of(loss)(logits, y)
     except Exception as error:
         require_targets(error, loss, logits, y)
         raise
@@ -107,7 +108,7 @@ def loss_value(loss: Any, logits: Tensor, y: Any) -> Tensor:
 
 def require_targets(error: Exception, loss: Any, logits: Tensor, y: Any) -> None:
     """Raise InputError if a loss raised this error because of the targets' type or shape."""
-    _function(loss)
+    function_of(loss)
     if isinstance(error, InputError | torch.OutOfMemoryError):
         return
     if isinstance(y, Tensor):
@@ -142,7 +143,7 @@ def _other_targets(loss: Any, logits: Tensor, y: Tensor) -> str:
 
 def of_samples(loss: Any, logits: Tensor, batch: Batch) -> Tensor:
     """Return what each sample (B,) of a batch adds to the loss."""
-    loss = _function(loss)
+    loss = function_of(loss)
     if isinstance(batch.y, Tensor):
         return per_sample(loss, logits, batch.y)
     return torch.stack([loss(z[None], one.y) for z, one in zip(logits, batch.split(1), strict=True)])
