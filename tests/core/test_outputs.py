@@ -61,6 +61,28 @@ def test_positions_without_a_target_do_not_count():
     assert Outputs("classes", -1).divergence(a, b, y).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
+def test_positions_whose_target_is_no_class_do_not_count():
+    a, b, y = draw(2, 4, 3, 3), draw(2, 4, 3, 3, seed=1), torch.zeros(2, 3, 3, dtype=torch.long)
+    y[:, 1:] = 255  # ignored by the loss, whatever that is
+    expected = Outputs("classes").divergence(a[:, :, :1], b[:, :, :1], None)
+    assert Outputs("classes").divergence(a, b, y).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def causal(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(z[:, :-1].flatten(0, 1), y[:, 1:].flatten())
+
+
+def test_of_causal_models_the_position_before_a_target_counts():
+    a, b, y = draw(2, 5, 4), draw(2, 5, 4, seed=1), torch.full((2, 5), -100)
+    y[0, 3:] = y[1, 4:] = 1
+    kind = outputs_of(causal, b, y)
+    assert (kind.form, kind.ahead) == ("classes", True)
+    counted = [torch.cat([z[0, 2:4], z[1, 3:4]]) for z in (a, b)]
+    expected = Outputs("classes").divergence(*counted, None)
+    assert kind.divergence(a, b, y).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert not outputs_of(tokens, b, y).ahead
+
+
 def tokens(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(z.flatten(0, 1), y.flatten())
 

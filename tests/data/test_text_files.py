@@ -76,6 +76,7 @@ def test_a_folder_has_parts_or_one_text_in_the_order_of_names(tmp_path: Path) ->
         ("text:{}/t.txt:length=90", "has 100 tokens, too few for windows of 90"),
         ("text:{}/t.txt:by=words", "by is 'words' .*; give characters or bytes"),
         ("text:{}/t.bin", "is no text in UTF-8"),
+        ("text:{}/nothing.txt", "nothing.txt is empty; give a text file"),
         ("text:{}/empty", "has no text files in UTF-8"),
         ("pydoc-text:by=bytes", "unknown option of data set pydoc-text 'by'"),
         ("pydoc-text:file", "pydoc-text has no files"),
@@ -84,6 +85,7 @@ def test_a_folder_has_parts_or_one_text_in_the_order_of_names(tmp_path: Path) ->
 def test_errors_are_one_line(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "t.txt").write_text("a" * 100)
     (tmp_path / "t.bin").write_bytes(b"\xff\xfe\xfa\0")
+    (tmp_path / "nothing.txt").touch()
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=message) as caught:
         data.load(name.format(tmp_path), Data())

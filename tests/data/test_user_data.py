@@ -59,6 +59,9 @@ def test_several_parts_stay_apart():
     for value in (parts, tuple(parts.values())):
         data = splits.apply("data", user_source(value), Data())
         assert [len(data.train), len(data.val), len(data.test)] == [12, 4, 4] and not data.note
+    for empty in ((X[:0], Y[:0]), {"train": (X, Y), "val": (X[:0], Y[:0])}, TensorDataset(torch.zeros(0, 3))):
+        with pytest.raises(InputError, match="part of the data has no sample"):
+            user_source(empty)
     with pytest.raises(InputError, match="no 'train'"):
         user_source({"test": (X, Y)})
 

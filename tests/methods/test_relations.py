@@ -445,6 +445,10 @@ def test_methods_for_imbalance_need_a_class_per_sample():
     with pytest.raises(steppe.InputError, match="a class per sample is needed"):
         step(small_batch()[0], torch.zeros(12, 6, 6, dtype=torch.long))
     line = nn.Linear(2, 1)
+    flat = nn.Sequential(line, nn.Flatten(0))  # logits (B,)
+    step = steppe.FocalSAM().bind(flat, sgd(flat), loss=nn.functional.binary_cross_entropy_with_logits)
+    with pytest.raises(steppe.InputError, match="logits of shape .4,., and a class per sample is needed"):
+        step(torch.randn(4, 2), torch.ones(4))
     at_limit = steppe.ImbSAM(rho=0).bind(line, sgd(line), loss=nn.functional.mse_loss)
     assert not at_limit(torch.randn(4, 2), torch.randn(4, 1)).skipped
     one = steppe.ImbSAM().bind(line, sgd(line), loss=nn.functional.mse_loss)

@@ -75,6 +75,7 @@ def test_each_optimizer_has_its_parameters_settings_and_rate(images):
     assert alone.param_groups[0]["momentum_decay"] == 0.01
     for options, message in (
         ({"name": "torch.optim:NoSuch"}, "give an importable module:Class"),
+        ({"name": "torch.optim:SGD", "settings": {"lr": "a"}}, "optim.settings has lr=a; give a number"),
         ({"name": "torch.optim:Optimizer", "lr": 0.1}, "refuses its settings"),
         ({"name": "math:sqrt"}, "code that only a file names"),
         ({"name": "torch.optim:Rprop", "weight_decay": 0.1}, "takes none"),

@@ -34,10 +34,21 @@ def reuses_outputs(model: nn.Module) -> bool:
 
 
 def call_model(model: nn.Module, x: Any, y: Any = None) -> Any:
-    """Call a model on a tensor, ``model(x)``, or on named inputs, ``model(**x)``; with targets if given."""
-    if isinstance(x, Mapping):
-        return model(**x) if y is None else model(**x, labels=y)
-    return model(x) if y is None else model(x, y)
+    """Call a model on a tensor, ``model(x)``, or on named inputs, ``model(**x)``; with targets if given.
+
+    Raises InputError for a model that needs more than its inputs, such as targets.
+    """
+    if y is not None:
+        return model(**x, labels=y) if isinstance(x, Mapping) else model(x, y)
+    try:
+        return model(**x) if isinstance(x, Mapping) else model(x)
+    except TypeError as error:
+        if "required positional argument" not in str(error):
+            raise
+        raise InputError(
+            f"the model cannot be called on the inputs alone ({error}), as evaluation does; let forward take no "
+            "targets, as forward(x, y=None)"
+        ) from error
 
 
 class NoLogitsError(InputError):

@@ -8,6 +8,7 @@ without a loss scale; passes are counted; a non-finite value stops the step befo
 import math
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -20,10 +21,10 @@ from steppe.core.data_parallel import Sharded, SingleProcess, parallelism_of
 from steppe.core.execution import _operations as operations
 from steppe.core.execution._device_checks import DeviceChecks
 from steppe.core.execution._operations import Mask, Objective
-from steppe.core.model_call import call_model, extract_logits, extract_loss, reuses_outputs, unwrap_model
+from steppe.core.model_call import call_for_logits, extract_loss, reuses_outputs, unwrap_model
 from steppe.core.multi_network import member_of
 from steppe.core.numerics import complex_params, vector
-from steppe.core.numerics.outputs import Outputs, outputs_of
+from steppe.core.numerics.outputs import Outputs
 from steppe.core.numerics.vector import ScaledVector, Vec
 from steppe.core.schedules import ScheduleValue, TrainingProgress
 from steppe.core.state import rng
@@ -271,15 +272,17 @@ class Runtime:
     def outputs(self, batch: Batch) -> list[Tensor]:
         """Return each micro-batch's logits at the weights, without a graph; raises `NonFinite` as `grad`."""
         with torch.no_grad(), self.precision.autocast():
-            logits = [operations.lasting(self, self.forward(part.x)) for part in self.micro_batches(batch)]
+            logits = [operations.lasting(self, self.forward(part)) for part in self.micro_batches(batch)]
         self.count(forward=len(batch))
         self.check_finite(vector.finite_check([*logits]))
         return logits
 
-    def forward(self, x: Any) -> Tensor:
-        """Return the model's logits on a batch's inputs, with their graph."""
-        output = self.model(x) if isinstance(x, Tensor) else call_model(self.model, x)
-        return output if isinstance(output, Tensor) else extract_logits(output)
+    def forward(self, x: Any, net: nn.Module | None = None) -> Tensor:
+        """Return the logits, with their graph, on inputs or a `Batch`: then those of the loss's own call."""
+        loss, batch = self.options.loss, isinstance(x, Batch)
+        if batch and user_loss.calls_model(loss):
+            return extract_loss(user_loss.own_loss(loss, net or self.model, x.x, x.y))[1]
+        return call_for_logits(net or self.model, x.x if batch else x)
 
     def supervised(self, batch: Batch) -> StepOutput:
         """Return the user's loss on a batch, with its graph."""
@@ -289,7 +292,7 @@ class Runtime:
             raise InputError(
                 "the batch has no targets; give y, 'labels', or loss='model' if the model has one, or a ModelLoss"
             )
-        return StepOutput(self.loss(logits := self.forward(batch.x), batch.y), logits)
+        return StepOutput(self.loss(logits := self.forward(batch), batch.y), logits)
 
     def loss(self, logits: Tensor, y: Any) -> Tensor:
         """Return the user's loss, in at least float32 whatever the precision of the pass."""
@@ -315,12 +318,7 @@ class Runtime:
 
     def form_of(self, logits: Tensor, batch: Batch) -> Outputs:
         """Return what the outputs are: ``outputs`` of `bind`, or what the loss and the first targets say."""
-
-        def decide() -> Outputs:
-            with self.rng_restored(), torch.no_grad():
-                return outputs_of(self.options.loss, logits, batch.y, self.options.outputs)
-
-        return self.once("outputs", decide)
+        return self.once("outputs", partial(user_loss.form_of, self, logits, batch))
 
     def setting(self, name: str, value: ScheduleValue) -> Any:
         """Return a hyper-parameter's value in this step: one number, or one per parameter.

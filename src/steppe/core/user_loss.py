@@ -16,6 +16,7 @@ from steppe.core._nested import AmbiguousError
 from steppe.core.batch import Batch, MicroBatches, join_logits
 from steppe.core.model_call import call_model, extract_loss
 from steppe.core.numerics.losses import per_sample
+from steppe.core.numerics.outputs import Outputs, outputs_of
 from steppe.core.state import rng
 from steppe.core.state.snapshot import evaluation_mode
 from steppe.errors import InputError
@@ -49,6 +50,17 @@ def own_loss(loss: Any, model: nn.Module, x: Any, y: Any) -> Any:
     return loss.function(model, x, y) if isinstance(loss, ModelLoss) else call_model(model, x, y)
 
 
+def form_of(rt: "_Runtime", logits: Tensor, batch: Batch) -> Outputs:
+    """Return what the outputs are: ``outputs`` of `bind`, or what the loss and the targets of a batch say."""
+
+    def of_targets(y: Any) -> Tensor:
+        with evaluation_mode(rt.net, buffers=False):  # a graph needs them
+            return extract_loss(own_loss(rt.options.loss, rt.net, batch.x, y))[0]
+
+    with rt.rng_restored(), torch.no_grad():
+        return outputs_of(rt.options.loss, logits, batch.y, rt.options.outputs, of_targets)
+
+
 def modules_of(loss: Any) -> list[nn.Module]:
     """Return the modules that a loss consists of: itself, that of its method, or those of a ``partial``."""
     if isinstance(loss, ModelLoss):
@@ -66,7 +78,8 @@ def require_loss(loss: Any) -> None:
     raise InputError(f"loss is {loss!r}; give {remedy}, or 'model' if the model returns its own loss")
 
 
-def _function(loss: Any) -> Any:
+def function_of(loss: Any) -> Any:
+    """Return a loss that is a function of logits and targets; raises InputError for one that calls the model."""
     if not callable(loss):
         raise InputError(
             "this method computes losses itself; bind it with a function of logits and targets, not loss='model' "
@@ -78,7 +91,7 @@ def _function(loss: Any) -> Any:
 def loss_value(loss: Any, logits: Tensor, y: Any) -> Tensor:
     """Return the loss of a batch (); raises InputError unless it is one real number with a gradient."""
     try:
-        result = _function(loss)(logits, y)
+        result = function_of(loss)(logits, y)
     except Exception as error:
         require_targets(error, loss, logits, y)
         raise
@@ -95,7 +108,7 @@ def loss_value(loss: Any, logits: Tensor, y: Any) -> Tensor:
 
 def require_targets(error: Exception, loss: Any, logits: Tensor, y: Any) -> None:
     """Raise InputError if a loss raised this error because of the targets' type or shape."""
-    _function(loss)
+    function_of(loss)
     if isinstance(error, InputError | torch.OutOfMemoryError):
         return
     if isinstance(y, Tensor):
@@ -130,7 +143,7 @@ def _other_targets(loss: Any, logits: Tensor, y: Tensor) -> str:
 
 def of_samples(loss: Any, logits: Tensor, batch: Batch) -> Tensor:
     """Return what each sample (B,) of a batch adds to the loss."""
-    loss = _function(loss)
+    loss = function_of(loss)
     if isinstance(batch.y, Tensor):
         return per_sample(loss, logits, batch.y)
     return torch.stack([loss(z[None], one.y) for z, one in zip(logits, batch.split(1), strict=True)])
@@ -162,6 +175,7 @@ class _Runtime(Protocol):
 
     def loss(self, logits: Tensor, y: Any) -> Tensor: ...
     def preserve_state(self) -> AbstractContextManager[None]: ...
+    def rng_restored(self) -> AbstractContextManager[None]: ...
 
 
 def require_additive(rt: _Runtime, batch: Batch, parts: Sequence[Batch], logits: Sequence[Tensor]) -> None:

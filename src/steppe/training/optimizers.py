@@ -15,6 +15,7 @@ from steppe.config.optim import Optim
 from steppe.core.numerics.vector import any_sharded
 from steppe.core.optimizers.joint import joined, switch
 from steppe.core.optimizers.splits import grouped, hidden_matrices
+from steppe.core.schedules import finite
 from steppe.errors import InputError, unknown
 
 _NAMED = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": torch.optim.Muon}
@@ -98,6 +99,8 @@ def _make(o: Optim, name: str, net: nn.Module, params: list[nn.Parameter]) -> to
             raise InputError(f"optim.weight_decay is {o.weight_decay:g} and {name} takes none; leave it out")
         common = {k: v for k, v in common.items() if k in names}
     own_lr = own.pop("lr", o.lr)
+    if not finite(own_lr):
+        raise InputError(f"optim.settings has lr={own_lr}; give a number")
     groups = grouped(net, params, decay_matrices_only=o.decay == "matrices", layer_decay=o.layer_decay)
     try:
         optimizer = cls(groups, **(common | own))

@@ -15,6 +15,7 @@ from steppe.core.model_call import call_model, extract_logits, with_weights
 from steppe.core.multi_network import VIEW, MultiNetwork, PeerOutputs, expect_members
 from steppe.core.numerics import losses
 from steppe.core.runtime import Runtime, StepOutput
+from steppe.core.user_loss import function_of
 
 # mean L2 distance of probabilities, or of numbers in their standard deviations, below which members are the same
 IDENTICAL = 1e-3
@@ -73,6 +74,7 @@ class OnlineDistillation(Method[State], Generic[State]):
 
     def peers(self, batch: Batch, rt: Runtime, **options: Any) -> PeerOutputs:
         """Return the outputs of all members on a batch, with their graph; each has its own view of it, if any."""
+        function_of(rt.options.loss)
         x = cast(MultiNetwork, rt.net).inputs(batch)
         if options:
             x = {**(x if isinstance(x, dict) else {"x": x}), **options}

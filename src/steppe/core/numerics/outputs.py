@@ -10,6 +10,7 @@ cross-entropy, mean squared error. Times T^2, the divergence of numbers does not
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -41,12 +42,14 @@ class Outputs:
     """The form of a network's outputs: one of FORMS.
 
     ``dim`` is the dimension of the classes. ``ignored`` is the target of positions that do not count, where each
-    sample has several (tokens, pixels); a whole sample always counts.
+    sample has several (tokens, pixels), as do targets that are no class; a whole sample always counts. With
+    ``ahead`` a position's target is that of the next one, as in causal language models; the last one has none.
     """
 
     form: str
     dim: int = 1
     ignored: int = _IGNORED
+    ahead: bool = False
 
     def divergence(self, reference: Tensor, logits: Tensor, y: Any, T: float = 1.0) -> Tensor:
         """Return D(reference, logits) () as in the module's equations, in at least float32.
@@ -58,7 +61,7 @@ class Outputs:
             return kl_divergence(reference, logits, T)
         if self.form == "classes":
             each = self._by_position(reference, logits, T)
-            counts = self._counted(each, y)
+            counts = self._counted(each, y, logits.shape[self.dim])
             return each.mean() if counts is None else (each * counts).sum() / counts.sum().clamp(min=1)
         return self._by_output(reference, logits, T).mean()
 
@@ -70,7 +73,7 @@ class Outputs:
         if self.form != "classes":
             return self._by_output(reference, logits, T).reshape(len(logits), -1).mean(1)
         each = self._by_position(reference, logits, T)
-        counts = self._counted(each, y)
+        counts = self._counted(each, y, logits.shape[self.dim])
         if counts is None:
             return each.flatten(1).mean(1)
         return (each * counts).flatten(1).sum(1) / counts.flatten(1).sum(1).clamp(min=1)
@@ -103,14 +106,22 @@ class Outputs:
         yes, no = F.logsigmoid(a) - F.logsigmoid(b), F.logsigmoid(-a) - F.logsigmoid(-b)
         return p * yes + torch.sigmoid(-a) * no
 
-    def _counted(self, each: Tensor, y: Any) -> Tensor | None:
-        """Return 1 for positions that count and 0 for others, None if all count."""
+    def _counted(self, each: Tensor, y: Any, classes: int) -> Tensor | None:
+        """Return 1 for positions that count and 0 for others, None if all count.
+
+        A target that is no class is left out too: a function of the user's may ignore 255, say.
+        """
         if not isinstance(y, Tensor) or y.is_floating_point() or y.shape != each.shape:
             return None
-        return (y != self.ignored).to(each.dtype)
+        if self.ahead:
+            y = F.pad(y[:, 1:], (0, 1), value=self.ignored)
+        counts: Tensor = (y != self.ignored) & (y >= 0) & (y < classes)
+        return counts.to(each.dtype)
 
 
-def outputs_of(loss: Any, logits: Tensor, y: Any, form: str | None = None) -> Outputs:
+def outputs_of(
+    loss: Any, logits: Tensor, y: Any, form: str | None = None, of_targets: Callable[[Tensor], Any] | None = None
+) -> Outputs:
     """Return what ``logits`` are, from the loss and the targets y of a first batch.
 
     The losses of PyTorch say it. Otherwise whole-numbered targets of one dimension less than the logits are
@@ -118,7 +129,8 @@ def outputs_of(loss: Any, logits: Tensor, y: Any, form: str | None = None) -> Ou
     depends on classes only. Of the rest, targets that are all 0 or 1, one for each output, are labels, others
     numbers.
 
-    ``form`` is the user's word. Raises InputError for outputs that are no floating-point tensor.
+    ``form`` is the user's word. ``of_targets`` gives the batch's loss for other targets, where the loss is no
+    function of logits and targets. Raises InputError for outputs that are no floating-point tensor.
     """
     if not (isinstance(logits, Tensor) and logits.is_floating_point() and logits.numel()):
         raise InputError(
@@ -130,7 +142,22 @@ def outputs_of(loss: Any, logits: Tensor, y: Any, form: str | None = None) -> Ou
         base, settings = base.func, {**base.keywords, **settings}
     ignored = settings.get("ignore_index", getattr(base, "ignore_index", _IGNORED))
     dim = _class_dim(loss, base, logits, y)
-    return replace(Outputs(form or _form(loss, base, logits, y, dim), dim), ignored=ignored)
+    kind = Outputs(form or _form(loss, base, logits, y, dim), dim, ignored)
+    function = partial(copy.deepcopy(loss), logits) if callable(loss) else of_targets  # a loss may have a state
+    return replace(kind, ahead=kind.form == "classes" and _is_ahead(function, logits, y, kind))
+
+
+def _is_ahead(loss: Callable[[Tensor], Any] | None, logits: Tensor, y: Any, kind: Outputs) -> bool:
+    """Return whether the first target of a sequence (B, T) is that of no position: its loss alone is 0 or NaN."""
+    tokens = logits.ndim == 3 and isinstance(y, Tensor) and y.ndim == 2 and not y.is_floating_point()
+    if loss is None or not tokens or y.shape != logits.select(kind.dim, 0).shape:
+        return False
+    first = torch.full_like(y, kind.ignored)
+    first[:, 0] = int(kind.ignored == 0)
+    try:
+        return not float(loss(first)) > 0
+    except Exception:  # it may ignore other targets
+        return False
 
 
 def _form(loss: Any, base: Any, logits: Tensor, y: Any, dim: int) -> str:

@@ -184,10 +184,13 @@ class Elsewhere:
 
 
 @contextmanager
-def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
-    """Switch modules to evaluation mode; then restore every mode, and the buffers that passes changed."""
+def evaluation_mode(*modules: nn.Module, buffers: bool = True) -> Iterator[None]:
+    """Switch modules to evaluation mode; then restore every mode, and the buffers that passes changed.
+
+    Without ``buffers`` these are not written to, which the graph of an earlier pass would not survive.
+    """
     training = [m for net in modules for m in net.modules() if m.training]
-    with Elsewhere([], buffers=Buffers(*modules)):
+    with Elsewhere([], buffers=Buffers(*modules if buffers else ())):
         try:
             for m in training:
                 m.training = False

@@ -83,6 +83,7 @@ class ClassWeightedSAM(Method[ClassCounts]):
     def step(self, batch: Batch, state: ClassCounts, rt: Runtime) -> StepOutput:
         """Gradients of the loss and of its weighted part at w, that of the part at w + e, restore w, update."""
         out, g = rt.grad(batch)
+        _require_classes(batch.y, out.logits)
         a = self.class_weights(state.of(out.logits.shape[1], out.logits))
         part = partial(self._weighted, upcast_to_float32(a), rt)
         with rt.preserve_state():
@@ -97,9 +98,6 @@ class ClassWeightedSAM(Method[ClassCounts]):
         logits, y = rt.forward(batch.x), batch.y
         z = upcast_to_float32(logits)
         whole = rt.loss(z, y).detach()
-        if not _has_classes(y, z):
-            shape = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"type {type(y).__name__}"
-            raise InputError(f"y is of {shape}, and a class per sample is needed; give (B,) whole numbers")
         each = losses.per_sample(rt.options.loss, z, y)  # type: ignore[arg-type] # 'model' is refused above
         weights = y.to(a) @ a if y.is_floating_point() else a[y.clamp(min=0).long()]
         total = each.detach().sum()
@@ -113,8 +111,19 @@ class ClassWeightedSAM(Method[ClassCounts]):
             state.add(y, out.logits.shape[1])
 
 
-def _has_classes(y: Any, logits: Tensor) -> bool:
+def _require_classes(y: Any, logits: Any) -> None:
+    if not _has_classes(y, logits):
+        of_y, of_z = (
+            f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else f"type {type(t).__name__}" for t in (y, logits)
+        )
+        raise InputError(
+            f"y is of {of_y} and the logits of {of_z}, and a class per sample is needed; give y (B,) whole "
+            "numbers, and logits (B, classes)"
+        )
+
+
+def _has_classes(y: Any, logits: Any) -> bool:
     """Return whether targets are a class (B,), or shares of classes (B, classes), of each sample."""
-    if not isinstance(y, Tensor) or logits.ndim != 2:
+    if not (isinstance(y, Tensor) and isinstance(logits, Tensor) and logits.ndim == 2):
         return False
     return y.shape == (logits.shape if y.is_floating_point() else logits.shape[:1])

@@ -17,10 +17,11 @@ Differs  1. squared = True multiplies the KL by T^2 as the code does; the poster
 Start    lam 0.8, T 5, decay 0.9998, start 0.066666, 6 epochs of 90 (authors' script: epoch > 5, counted from 0)
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
-from steppe.core.method import Batch, Cost, Method, Runtime, StepOutput, WeightAverage, call_for_logits, hyper
+from steppe.core.method import Batch, Cost, Method, Runtime, StepOutput, WeightAverage, hyper
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,10 @@ class MESA(Method[WeightAverage]):
         if not rt.decide(lambda: rt.now.reached(self.start, "start")):
             return rt.supervised(batch)
         # before the pass of the weights, whose graph a change of them would break
-        with state.swapped_in(rt.net):
-            teacher = call_for_logits(rt.net, batch.x)
+        # a loss that calls the model itself may have a state of its own
+        keep = nullcontext() if callable(rt.options.loss) else rt.preserve_state()
+        with state.swapped_in(rt.net), keep:
+            teacher = rt.forward(batch, rt.net)
         rt.count(forward=len(batch))
         out = rt.supervised(batch)
         weight = self.lam * (self.T**2 if self.squared else 1.0)

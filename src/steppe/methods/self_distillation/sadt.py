@@ -122,7 +122,7 @@ class SADT(Method):
         return total
 
     def _match(self, rt: Runtime, batch: Batch) -> StepOutput:
-        return self._divergence(rt.forward(batch.x), batch, rt)
+        return self._divergence(rt.forward(batch), batch, rt)
 
     def _through_branches(
         self, teachers: list[Vec], trunk: nn.Module, top: nn.Module, rt: Runtime, batch: Batch

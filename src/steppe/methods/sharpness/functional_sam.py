@@ -83,5 +83,5 @@ def _recorded(objective: Callable[[Batch], StepOutput], parts: list[Tensor], bat
 
 def _product(rt: Runtime, batch: Batch) -> StepOutput:
     """Return the inner product of the logits with the derivative."""
-    logits = rt.forward(batch.x)
+    logits = rt.forward(batch)
     return StepOutput((upcast_to_float32(logits) * batch.extra["c"]).sum(), logits)

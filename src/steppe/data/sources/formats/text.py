@@ -127,7 +127,8 @@ def _read(path: Path) -> tuple[dict[str, str], list[str]]:
     if path.is_file():
         text = _text(path)
         if not text:
-            raise InputError(f"{path} is no text in UTF-8; convert it, or give a text file or a folder of them")
+            what = "no text in UTF-8; convert it, or give" if path.stat().st_size else "empty; give"
+            raise InputError(f"{path} is {what} a text file or a folder of them")
         return {"train": text}, []
     if not path.is_dir():
         raise InputError(f"there is no text {path}; give a text file or a folder of them")

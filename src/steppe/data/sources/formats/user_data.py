@@ -50,6 +50,9 @@ def user_source(value: Any, task: str = "", collate: Any = None) -> Source:
         return Source(value.train, value.test, value.classes, val=value.val, **shared)
     parts = {name: _part(part, collate) for name, part in _parts(value).items()}
     train = parts["train"]
+    for name, part in parts.items():
+        if not len(part):
+            raise InputError(f"the {name} part of the data has no sample; give at least one, or leave it out")
     if isinstance(train, Fetched) and train.sampler is not None and not {"val", "test"} <= parts.keys():
         raise InputError(
             "the loader has a sampler of all its samples, from which none can be split off; give validation and "
