@@ -110,7 +110,9 @@ class Causal(nn.Module):
         return F.cross_entropy(z[:, :-1].flatten(0, 1), y[:, 1:].flatten()), z
 
 
-@pytest.mark.parametrize("loss", ["model", steppe.ModelLoss(lambda net, x, y: net(x, y))], ids=str)
+@pytest.mark.parametrize(
+    "loss", ["model", steppe.ModelLoss(lambda net, x, y: net(x, y))], ids=["model", "function"]
+)
 @pytest.mark.parametrize("microbatch", [None, 1])
 def test_outputs_are_those_of_the_losss_own_call_and_count_before_their_targets(loss, microbatch):
     x = torch.arange(12).reshape(3, 4) % 7
