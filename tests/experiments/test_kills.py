@@ -103,6 +103,7 @@ def test_workers_of_a_killed_comparison_end_and_release_their_runs(undisturbed, 
     assert contents(tmp_path) == expected
 
 
+@pytest.mark.slow
 def test_ctrl_c_prints_the_command_that_resumes(undisturbed, tmp_path):
     expected, _ = undisturbed
     process = start(tmp_path)

@@ -21,7 +21,7 @@ from steppe.core.data_parallel import Sharded, SingleProcess, parallelism_of
 from steppe.core.execution import _operations as operations
 from steppe.core.execution._device_checks import DeviceChecks
 from steppe.core.execution._operations import Mask, Objective
-from steppe.core.model_call import call_for_logits, extract_loss, reuses_outputs, unwrap_model
+from steppe.core.model_call import call_model, extract_logits, extract_loss, reuses_outputs, unwrap_model
 from steppe.core.multi_network import member_of
 from steppe.core.numerics import complex_params, vector
 from steppe.core.numerics.outputs import Outputs
@@ -279,19 +279,22 @@ class Runtime:
 
     def forward(self, x: Any, net: nn.Module | None = None) -> Tensor:
         """Return the logits, with their graph, on inputs or a `Batch`: then those of the loss's own call."""
-        loss, batch = self.options.loss, isinstance(x, Batch)
-        if batch and user_loss.calls_model(loss):
-            return extract_loss(user_loss.own_loss(loss, net or self.model, x.x, x.y))[1]
-        return call_for_logits(net or self.model, x.x if batch else x)
+        model, batch = net or self.model, isinstance(x, Batch)
+        if batch and self._model_has_loss:
+            return extract_loss(user_loss.own_loss(self.options.loss, model, x.x, x.y))[1]
+        x = x.x if batch else x
+        try:
+            output = model(x) if isinstance(x, Tensor) else call_model(model, x)
+        except TypeError:
+            output = call_model(model, x)  # which explains it
+        return output if isinstance(output, Tensor) else extract_logits(output)
 
     def supervised(self, batch: Batch) -> StepOutput:
         """Return the user's loss on a batch, with its graph."""
         if self._model_has_loss:
             return StepOutput(*extract_loss(user_loss.own_loss(self.options.loss, self.model, batch.x, batch.y)))
         if batch.y is None:
-            raise InputError(
-                "the batch has no targets; give y, 'labels', or loss='model' if the model has one, or a ModelLoss"
-            )
+            raise InputError("the batch has no targets; give y, 'labels', or loss='model', or a ModelLoss")
         return StepOutput(self.loss(logits := self.forward(batch), batch.y), logits)
 
     def loss(self, logits: Tensor, y: Any) -> Tensor:
