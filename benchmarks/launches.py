@@ -132,7 +132,6 @@ def _launches(spec: str) -> Launches:
         mock.patch.object(torch, "_fused_sgd_", counter.launched),
         mock.patch.object(torch, "_amp_foreach_non_finite_check_and_unscale_", counter.launched),
         mock.patch.object(_operations, "make_pass", make_pass),
-        mock.patch.object(runtime, "make_pass", make_pass),
     ):
         net = _moved(method.build(_network))
         optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)

@@ -15,6 +15,7 @@ from steppe.config import Data, Monitoring, Run
 from steppe.diagnostics import corruptions
 from steppe.testing import CHECKS, CheckContext, examine
 from steppe.testing.resolve import subjects_of
+from steppe.training import factories
 from steppe.training.export import export
 from steppe.training.run import load_data, train_run
 
@@ -78,6 +79,8 @@ def test_a_run_is_trained_diagnosed_and_exported_on_a_second_device(
     images, folder = load_data(run), tmp_path / run.digest()
     resolution = endpoint_plane.Resolution(32, statistics=16, side=3, path=3)
     steps: list[str] = []
+    # batches that are made on a device have tests of their own
+    monkeypatch.setattr(factories, "data_device", lambda: torch.device("cpu"))
     with second_device():
         assert train_run(run, folder, images)["status"] == "ok"
         trained = load(folder, "best", images)

@@ -78,6 +78,8 @@ def reference(subject: Subject, context: CheckContext) -> None:
         by_hand = Reference(settings, session.net)
     if subject.ours:
         by_hand.noise.set_state(session.noise())
+        if by_hand.host_noise is not by_hand.noise:
+            by_hand.host_noise.set_state(session.noise("masks"))
     for k in range(2):
         session.step(fixtures.batch(k, dtype=torch.float64))
         # what the equation makes is on the device too

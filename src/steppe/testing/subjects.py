@@ -75,8 +75,8 @@ class Session(ABC):
         """Return whether the method keeps tensors between steps."""
         return False
 
-    def noise(self) -> Tensor:
-        """Return the state of the method's own generator."""
+    def noise(self, name: str = "noise") -> Tensor:
+        """Return the state of a generator of the method's own: 'noise', or 'masks' for the choices of the host."""
         return torch.zeros(())
 
     def scale(self) -> float:
@@ -225,8 +225,8 @@ class OurSession(Session):
     def has_state(self) -> bool:
         return bool(self.bound.state.state_dict())
 
-    def noise(self) -> Tensor:
-        state: Tensor = self.bound.state_dict()["generators"]["noise"]
+    def noise(self, name: str = "noise") -> Tensor:
+        state: Tensor = self.bound.state_dict()["generators"][name]
         return state
 
     def stateful(self) -> dict[str, Any]:

@@ -154,9 +154,14 @@ def make_loader(run: Run, images: DataSet, method: Method | None = None) -> Load
         views=compositions(run.data.views, 1 if method is None else method.views),
         crops=method.views - 1 if method is not None and method.needs_views and not run.data.views else 0,
         # processes that prepare batches leave the device to the one that trains
-        device="cpu" if run.workers else hardware.device(),
+        device="cpu" if run.workers else data_device(),
         **shared,
     )
+
+
+def data_device() -> torch.device:
+    """Return the device on which batches of images are made."""
+    return hardware.device()
 
 
 def evaluated_batches(run: Run, images: DataSet, samples: Samples) -> Iterator[Batch]:
@@ -165,7 +170,7 @@ def evaluated_batches(run: Run, images: DataSet, samples: Samples) -> Iterator[B
         return sample_batches(samples, run.batch)
     assert isinstance(images.train, Images)
     normalize = Normalizer.of(run.data.normalize, images.train, run.data.noise)
-    return evaluation_batches(samples, EVALUATED, normalize, hardware.device())
+    return evaluation_batches(samples, EVALUATED, normalize, data_device())
 
 
 def make_objective(run: Run, images: DataSet) -> Objective:

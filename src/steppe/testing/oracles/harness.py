@@ -32,7 +32,10 @@ class Reference:
         start = self.net if trained is None else trained
         self.w: Weights = {k: v.detach().clone() for k, v in start.named_parameters()}
         self.velocity: Weights = {}
-        self.noise = torch.Generator(next(self.net.parameters()).device)
+        device = next(self.net.parameters()).device
+        self.noise = torch.Generator(device)
+        # of choices that the host makes: the same one on a processor
+        self.host_noise = self.noise if device.type == "cpu" else torch.Generator("cpu")
         self.memory: dict[str, Any] = {}
 
     def logits(self, w: Weights, x: Tensor) -> Tensor:

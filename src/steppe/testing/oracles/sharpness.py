@@ -108,7 +108,7 @@ def looksam(r: Reference, x: Tensor, y: Tensor) -> None:
 
 def esam(r: Reference, x: Tensor, y: Tensor) -> None:
     """Du et al., algorithm 1, with whole tensors as in their code."""
-    u = torch.rand(len(r.w), generator=r.noise)
+    u = torch.rand(len(r.w), generator=r.host_noise, device=r.host_noise.device)
     chosen = u < r.settings["beta"]
     chosen[u.argmin()] = True
     g = {k: t if keep else 0 * t for (k, t), keep in zip(r.gradient(r.w, x, y).items(), chosen, strict=True)}
