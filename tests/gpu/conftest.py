@@ -44,6 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _in_time() -> Iterator[None]:
+    # only `make gpu` sets a limit, and counts what it skipped in the table that it writes
     limit = float(os.environ.get("STEPPE_GPU_SECONDS", "inf"))
     if time.monotonic() - _BEGAN > limit:
         pytest.skip(f"{limit:.0f} s are over")

@@ -40,6 +40,7 @@ KINDS = [(m, {}) for m in METHODS] + [("sam", {"precision": "fp16"}), ("sadt-v1"
 
 @pytest.mark.parametrize(("method", "options"), KINDS, ids=str)
 def test_a_stopped_run_resumes_bitwise(method: str, options: dict[str, Any], device: str, tmp_path: Path) -> None:
+    # the fast tests resume every method on the processor; here two of them show that this test itself works
     if device == "cpu" and ("precision" in options or method not in ("sam", "sadt-v1")):
         pytest.skip("on the processor every method resumes in the tests of training")
     data = Data(train=96, test=20, size=18, augment=("flip", "crop", "cutmix"))

@@ -1,20 +1,17 @@
 """From a name to a subject: ``sam``, ``sam:rho=0.1``, ``my_module:MyMethod``, ``my_file.py:MyMethod``."""
 
-import importlib
 import inspect
-import os
 import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from steppe import __version__, methods
 from steppe.config import parse_spec
+from steppe.config.user_code import import_module
 from steppe.core.method import Method, make_checked
 from steppe.errors import InputError, unknown
 from steppe.testing.subjects import OurMethod, Subject
@@ -36,7 +33,7 @@ def _subject(name: str) -> Subject:
     match = re.fullmatch(r"([A-Za-z_][\w.]*|[^:]+\.py):([A-Za-z_]\w*)(?::(.+))?", name)
     if match is None or match[1] in methods.METHODS:
         return OurMethod(methods.parse(name), name)
-    module, attribute, options = _import(match[1]), match[2], match[3]
+    module, attribute, options = import_module(match[1]), match[2], match[3]
     if not hasattr(module, attribute):
         raise unknown(f"name in {match[1]}", attribute, [n for n in dir(module) if not n.startswith("_")])
     kind: Any = getattr(module, attribute)
@@ -54,28 +51,6 @@ def _subject(name: str) -> Subject:
         f"{name} is neither a steppe.Method nor an optimizer; give a class that derives from steppe.Method, or "
         "from torch.optim.Optimizer with first_step and second_step or step(closure)"
     )
-
-
-def _import(name: str) -> ModuleType:
-    path = Path(name).resolve() if name.endswith(".py") else None
-    if path is not None and not path.is_file():
-        raise InputError(f"there is no file {name}; give the path of one, or module:Class")
-    folder, module_name = (os.getcwd(), name) if path is None else (str(path.parent), path.stem)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and (name == error.name or name.startswith(error.name + ".")):
-            raise InputError(
-                f"there is no module {name} here or installed; give a method of `steppe list`, or module:Class"
-            ) from None
-        raise InputError(f"{name} cannot be imported: it needs {error.name}; install that") from None
-    except Exception as error:
-        raise InputError(f"{name} cannot be imported: {type(error).__name__}: {error}; repair it first") from None
-    if path is not None and Path(module.__file__ or "").resolve() != path:
-        raise InputError(f"{name} has the name of another module, {module_name}; rename the file")
-    return module
 
 
 def versions_of(subjects: Sequence[Subject], device: str) -> dict[str, str]:
