@@ -425,6 +425,23 @@ def test_a_loss_of_the_trainer_is_called_in_every_pass(tmp_path, kinds, settings
         assert ours.step.passes.steps == 3
 
 
+def test_every_pass_is_in_the_trainer_s_own_context(tmp_path):
+    class Counted(SteppeTrainer):
+        count = 0
+
+        def compute_loss_context_manager(self) -> Any:
+            self.count += 1
+            return super().compute_loss_context_manager()
+
+    counts = []
+    for steps in (2, 3):
+        settings = {"train_dataset": Sentences(), "data_collator": padded}
+        ours = Counted(bert(), arguments(tmp_path, max_steps=steps), method="sam", **settings)
+        ours.train()
+        counts.append(ours.count)
+    assert counts[1] - counts[0] == 2 * 2  # two passes of two micro-batches; the first step also checks the loss
+
+
 class Scaled(transformers.Trainer):
     """Counts its training steps, as a class that wraps them in a context does."""
 

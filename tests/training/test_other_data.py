@@ -9,6 +9,7 @@ import torch
 from steppe.config import Data, Optim, Run
 from steppe.data import DataSet
 from steppe.data.splits import shot_groups
+from steppe.tasks import losses
 from steppe.training.run import load_data
 from steppe.training.trainer import Trainer
 
@@ -56,3 +57,16 @@ def test_groups_of_a_long_tail_have_the_accuracies_of_their_classes(tmp_path: Pa
     for name, classes in groups.items():
         rows = torch.tensor([int(y) in classes for y in loaded.val.y])
         assert trainer.val["groups"][name] == pytest.approx(float(hits[rows].float().mean()))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "model", "outputs"), [("diabetes", "mlp-4x1", "numbers"), ("wine", "mlp-4x1", "classes")]
+)
+def test_a_method_gets_what_the_outputs_of_a_task_are(
+    tmp_path: Path, dataset: str, model: str, outputs: str
+) -> None:
+    run = replace(RUN, dataset=dataset, model=model)
+    assert Trainer(run, tmp_path, load_data(run)).step.runtime.options.outputs == outputs
+    assert [losses.form_of("mine:loss", task) for task in ("multi-label", "ordinal", "segmentation")] == [
+        "labels", "numbers", "classes",
+    ]  # fmt: skip
