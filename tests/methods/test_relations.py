@@ -453,3 +453,18 @@ def test_methods_for_imbalance_need_a_class_per_sample():
     assert not at_limit(torch.randn(4, 2), torch.randn(4, 1)).skipped
     one = steppe.ImbSAM().bind(line, sgd(line), loss=nn.functional.mse_loss)
     assert not one(torch.randn(4, 2), torch.randn(4, 1)).skipped  # shares of one class
+
+
+@pytest.mark.parametrize("name", ["imbsam", "focal-sam"])
+@pytest.mark.parametrize(
+    ("outputs", "loss", "message"),
+    [
+        (1, nn.functional.mse_loss, "some of several classes, and the outputs are 1 numbers; use sam"),
+        (3, nn.functional.binary_cross_entropy_with_logits, "the outputs are 3 labels; use sam"),
+    ],
+)
+def test_methods_for_small_classes_need_classes(name, outputs, loss, message):
+    net = nn.Linear(4, outputs)
+    step = steppe.make(name).bind(net, torch.optim.SGD(net.parameters(), 0.1), loss=loss)
+    with pytest.raises(steppe.InputError, match=message):
+        step(torch.ones(6, 4), torch.eye(6)[:, :outputs])

@@ -17,6 +17,7 @@ from steppe.core.method import (
     ScheduleValue,
     StepOutput,
     hyper,
+    name_of,
     upcast_to_float32,
 )
 from steppe.core.method.numerics import losses, scaled_perturbation, vector
@@ -84,6 +85,12 @@ class ClassWeightedSAM(Method[ClassCounts]):
         """Gradients of the loss and of its weighted part at w, that of the part at w + e, restore w, update."""
         out, g = rt.grad(batch)
         _require_classes(batch.y, out.logits)
+        form = rt.form_of(out.logits, batch).form
+        if form != "classes" or out.logits.shape[1] < 2:
+            raise InputError(
+                f"{name_of(self)} perturbs for some of several classes, and the outputs are {out.logits.shape[1]} "
+                f"{form}; use sam"
+            )
         a = self.class_weights(state.of(out.logits.shape[1], out.logits))
         part = partial(self._weighted, upcast_to_float32(a), rt)
         with rt.preserve_state():
