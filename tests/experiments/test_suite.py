@@ -89,6 +89,35 @@ def test_the_best_mean_on_validation_is_chosen(tmp_path, values, metric, chosen)
 
 
 @pytest.mark.parametrize(
+    ("plain_values", "factors"),
+    [([0.5, 0.9, 0.7], [(3, 1), (1, 10)]), ([0.9, None, 0.8], [(1, 1), (1, 10)]), ([None] * 3, [(1, 1), (3, 1)])],
+)
+def test_settings_of_a_method_are_combined_with_the_best_of_plain_training(tmp_path, plain_values, factors):
+    plain = SuiteRow("plain", (Setting("plain"), Setting("plain", lr=3), Setting("plain", weight_decay=10)))
+    sam = SuiteRow("sam", (Setting("sam"), Setting("sam:rho=1")), combined=2)
+    with pytest.raises(InputError, match="unequal numbers of settings .3 for plain, 4 for sam"):
+        small(rows=(plain, sam))
+    task = SuiteTask("digits", {"model": "mlp-16x1", "optim.lr": 0.01, "optim.weight_decay": 0.1})
+    suite = small(tasks=(task,), rows=(plain, replace(sam, settings=sam.settings[:1], combined=3)))
+    two = replace(suite.rows[1], combined=2)
+    work = TaskRuns(suite, suite.tasks[0], (plain, two), (0,), tmp_path)
+    assert next(name for name, _ in work.phases()) == "tuning of plain training and of rows with factors"
+    before = {job for own in work.tuning(two) for job in own}
+    for job in before:
+        finish(job, 0.5, 2.0)
+    assert work.choice(two) is None  # plain training is not tuned yet
+    for jobs, value in zip(work.tuning(plain), plain_values, strict=True):
+        for job in jobs:
+            finish(job, value, 1.0)
+    assert [(s.method, s.lr, s.weight_decay) for s in work.settings(two)] == [("sam", *f) for f in factors]
+    runs = [jobs[0].run for jobs in work.tuning(two)]
+    assert [(r.optim.lr, r.optim.weight_decay) for r in runs] == [
+        (pytest.approx(0.01 * lr), pytest.approx(0.1 * decay)) for lr, decay in factors
+    ]
+    assert {r.label for r in runs} == {"sam"}
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"tune": (1,)}, "tunes and compares on seed 1"),
@@ -119,8 +148,10 @@ def test_the_built_in_suites_are_fair_and_every_setting_is_a_run():
         controls = {row.name for row in rows if row.control}
         assert {"two-step", "repeat-step", "plain-twice", "plain-again"} == controls
         for task in tasks:
-            digests = {task.run(s, r.seeds_from, "gradients").digest() for r in rows for s in r.settings}
-            assert len(digests) == sum(len(row.settings) for row in rows)  # no setting twice
+            digests = {
+                task.run(s, r.seeds_from, "gradients").digest() for r in rows for s in r.settings_with(suite.plain)
+            }
+            assert len(digests) == 4 * len(rows)  # no setting twice
 
 
 @pytest.mark.parametrize("text", ["", "[]", "title: x", "a: [", "tasks: {a: 1}\nrows: {}\nseeds: {}\ntitle: x"])

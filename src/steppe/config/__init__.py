@@ -2,6 +2,7 @@
 
 from steppe.config.data import Data
 from steppe.config.dataset_name import parse_dataset, with_path
+from steppe.config.demo import demo, demo_text
 from steppe.config.fields import field_types, from_dict
 from steppe.config.method_spec import as_method, parse_spec
 from steppe.config.optim import Optim
@@ -10,5 +11,5 @@ from steppe.config.tuning import TuningBudget
 
 __all__ = [
     "DEFAULT_METHODS", "TRACKERS", "Data", "Monitoring", "Optim", "Run", "Study", "TuningBudget", "as_method",
-    "essential", "field_types", "from_dict", "parse_dataset", "parse_spec", "with_path",
+    "demo", "demo_text", "essential", "field_types", "from_dict", "parse_dataset", "parse_spec", "with_path",
 ]  # fmt: skip

@@ -33,15 +33,20 @@ _MATCH: dict[str, Match] = {"compute": "gradients", "epochs": "epochs"}
 
 @dataclass(frozen=True)
 class TunedSetting:
-    """A row's tuning on one task: the validation values by setting and seed, and the number of the chosen setting.
+    """A row's tuning on one task: the validation values by setting and seed, and the settings from the best down.
 
-    A value is None if its run failed; ``chosen`` is None if every setting has such a run. ``one_gradient``: the
-    method computed one gradient per step, so that equal epochs are equal compute.
+    A value is None if its run failed; a setting with such a run is not ranked. ``one_gradient``: the method
+    computed one gradient per step, so that equal epochs are equal compute.
     """
 
     values: list[list[float | None]]
-    chosen: int | None
+    ranking: list[int]
     one_gradient: bool
+
+    @property
+    def chosen(self) -> int | None:
+        """Number of the best setting; None if every setting has a failed run."""
+        return self.ranking[0] if self.ranking else None
 
 
 @dataclass
@@ -62,17 +67,25 @@ class TaskRuns:
     def __post_init__(self) -> None:
         self.rows = [row for row in self.rows if row.name not in self.task.without]
 
+    def settings(self, row: SuiteRow) -> tuple[Setting, ...]:
+        """Return a row's settings; until plain training is tuned, with the first of its factors."""
+        plain = self.suite.plain
+        tuned = self.choice(self._plain_row()) if row.combined else None
+        return row.settings_with([plain[i] for i in tuned.ranking] if tuned and tuned.ranking else plain)
+
     def tuning(self, row: SuiteRow) -> list[list[ComparisonRun]]:
         """Return the tuning runs of a row by setting, at equal compute."""
         seeds = [row.seeds_from + seed for seed in self.suite.tune]
-        return [[self._job(row, setting, seed, "gradients") for seed in seeds] for setting in row.settings]
+        return [[self._job(row, setting, seed, "gradients") for seed in seeds] for setting in self.settings(row)]
 
     def choice(self, row: SuiteRow) -> TunedSetting | None:
-        """Return the choice among a row's settings, None while a tuning run is missing.
+        """Return the choice among a row's settings, None while a tuning run of it or of what it needs is missing.
 
         The setting with the best mean over the tuning seeds of the validation metric after the last epoch is
         chosen, of equal ones the first; settings of which a run failed are not.
         """
+        if row.combined and not self.choice(self._plain_row()):
+            return None
         jobs = self.tuning(row)
         if not all(job.finished for setting in jobs for job in setting):
             return None
@@ -85,21 +98,27 @@ class TaskRuns:
             for i, setting in enumerate(values)
             if None not in setting
         }
-        chosen = max(means, key=lambda i: means[i]) if means else None
+        ranking = sorted(means, key=lambda i: -means[i])
         one_gradient = bool(finished) and all(r["passes"]["backward"] == 1 for r in finished)
-        return TunedSetting(values, chosen, one_gradient)
+        return TunedSetting(values, ranking, one_gradient)
 
     def comparison(self, row: SuiteRow, choice: TunedSetting, view: str) -> list[ComparisonRun]:
         """Return the runs of a row's chosen setting in a view, in the order of the seeds; none without one."""
         if choice.chosen is None:
             return []
         match = "gradients" if choice.one_gradient else _MATCH[view]
-        setting = row.settings[choice.chosen]
+        setting = self.settings(row)[choice.chosen]
         return [self._job(row, setting, row.seeds_from + seed, match) for seed in self.final]
 
     def phases(self) -> list[tuple[str, Callable[[], list[ComparisonRun]]]]:
-        """Return what is trained one after another: tuning first, because the others depend on its result."""
-        later = [("tuning", self._all_tuning), ("comparison", self._all_comparisons)]
+        """Return what is trained one after another, because each depends on the results before it."""
+        later = [("comparison", self._all_comparisons)]
+        if len({bool(row.combined) for row in self.rows}) > 1:
+            later = [("tuning of the others", self._all_tuning), *later]
+            own = [row for row in self.rows if not row.combined]
+            later = [("tuning of plain training and of rows with factors", lambda: self._all_tuning(own)), *later]
+        else:
+            later = [("tuning", self._all_tuning), *later]
         return [("start", self._starts), *later] if self.task.start else later
 
     def _starts(self) -> list[ComparisonRun]:
@@ -113,8 +132,8 @@ class TaskRuns:
         run = self.task.start_run(seed)
         return ComparisonRun(run, self.out / "runs" / run.digest(), f"{self.task.name}, start: plain seed {seed}")
 
-    def _all_tuning(self) -> list[ComparisonRun]:
-        by_row = [[job for setting in self.tuning(row) for job in setting] for row in self.rows]
+    def _all_tuning(self, rows: Sequence[SuiteRow] = ()) -> list[ComparisonRun]:
+        by_row = [[job for setting in self.tuning(row) for job in setting] for row in rows or self.rows]
         return list(dict.fromkeys(job for jobs in zip(*by_row, strict=True) for job in jobs))
 
     def _all_comparisons(self) -> list[ComparisonRun]:
@@ -163,7 +182,7 @@ class TaskRuns:
             return
         settings = {
             row.name: {
-                "settings": [setting.text for setting in row.settings],
+                "settings": [setting.text for setting in self.settings(row)],
                 "values": choice.values,
                 "chosen": choice.chosen,
             }
@@ -187,9 +206,19 @@ class TaskRuns:
                 "study": study,
                 "data": data,
                 "runs": runs,
-                "methods": {row.name: _row_description(row, choice) for row, choice in choices.items()},
+                "methods": {row.name: self._row_description(row, choice) for row, choice in choices.items()},
             }
             records.write_json(self.out / file, content)
+
+    def _row_description(self, row: SuiteRow, choice: TunedSetting) -> dict[str, Any]:
+        setting = self.settings(row)[choice.chosen or 0]
+        about = method_description(methods.parse(setting.method))
+        factors = setting.text.removeprefix(setting.method)
+        about |= {"resolved": about["resolved"] + factors}
+        return about | ({"summary": row.about} if row.about else {})
+
+    def _plain_row(self) -> SuiteRow:
+        return next(row for row in self.suite.rows if row.name == "plain")
 
     def _every_row(self) -> list[SuiteRow]:
         return [row for row in self.suite.rows if row.name not in self.task.without]
@@ -251,14 +280,6 @@ def write_suite(suite: Suite, missing: dict[str, str], out: Path, command: str) 
     }
     records.make_folder(out)
     records.write_json(out / SUITE, content)
-
-
-def _row_description(row: SuiteRow, choice: TunedSetting) -> dict[str, Any]:
-    setting = row.settings[choice.chosen or 0]
-    about = method_description(methods.parse(setting.method))
-    factors = setting.text.removeprefix(setting.method)
-    about |= {"resolved": about["resolved"] + factors}
-    return about | ({"summary": row.about} if row.about else {})
 
 
 def _value(result: dict[str, Any], text: MetricText) -> float | None:

@@ -1,17 +1,28 @@
 """``steppe compare``: train methods side by side, and report."""
 
+from __future__ import annotations
+
 import contextlib
+import dataclasses
 import math
+import shlex
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from steppe.cli.commands._suite import explicit_settings, run_suite
 from steppe.cli.console import console, print_error, print_images, print_memory, print_text
-from steppe.cli.options import add_config, configuration
-from steppe.config import Study, suites
+from steppe.cli.options import add_config, configuration, name_code
+from steppe.config import Study, demo, suites
 from steppe.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# fields that may be set in the demo
+_OF_DEMO = ("methods", "seeds", "threads", "track", "workers", "keep")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -51,10 +62,9 @@ def run(options: Namespace, command: str) -> int:
     world = collectives.current_world()
     if world.size > 1 and options.within is not None:
         raise InputError(f"within is {options.within:g} and there are {world.size} processes; leave it out")
-    study: Study = configuration(add_arguments, Study, options, command)
+    study = _study(options, command, terminal := console())
     launcher = experiments.Launcher.parse(options.launcher)
     cluster = launcher.cluster(Path(options.out))
-    terminal = console()
     with Decoding(terminal) as progress:
         grid = experiments.prepare(study, Path(options.out), command, retry=options.retry, progress=progress)
     todo, jobs = grid.open, options.jobs
@@ -89,3 +99,18 @@ def run(options: Namespace, command: str) -> int:
         print_error(f"{job.name}: {message}")
     statuses = world.on_main_process(lambda: [r.status for r in records.load(grid.out).records])
     return int(bool(errors) or "failed" in statuses)
+
+
+def _study(options: Namespace, command: str, terminal: Console) -> Study:
+    """Return the comparison of the options; that of the demo if they set no data, network or training."""
+    explicit = explicit_settings(add_arguments, command)
+    fields = {f.name for f in dataclasses.fields(Study)} | {"config", "recipe", "scale"}
+    if (fields - {*_OF_DEMO}) & {name.partition(".")[0] for name in explicit}:
+        study: Study = configuration(add_arguments, Study, options, command)
+        return study
+    name_code(options.as_flat(), shlex.split(command)[2:])
+    print_text(terminal, "no data, network or training is set: 300 handwritten digits (steppe show demo)")
+    changed: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in explicit.items() if k in _OF_DEMO
+    }
+    return dataclasses.replace(demo(), **changed)

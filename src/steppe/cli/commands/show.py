@@ -6,15 +6,20 @@ from jsonargparse import ArgumentParser, Namespace
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "method", type=str, help="a method, with settings or not, or a recipe or suite; `steppe list` lists them"
+        "method",
+        type=str,
+        help="a method, with settings or not, a recipe or a suite (`steppe list` lists them), or demo",
     )
 
 
 def run(options: Namespace, command: str) -> int:
     """Print the card and the fields."""
     from steppe import methods
-    from steppe.config import recipes, suites
+    from steppe.config import demo_text, recipes, suites
 
+    if options.method == "demo":
+        print(demo_text(), end="")
+        return 0
     if options.method in recipes.names():
         print(recipes.card(recipes.load(options.method)))
         return 0

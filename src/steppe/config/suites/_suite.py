@@ -38,13 +38,27 @@ class Setting:
 
 @dataclass(frozen=True)
 class SuiteRow:
-    """A row of the league table: a method or a control, and the settings among which it is tuned."""
+    """A row of the league table: a method or a control, and the settings among which it is tuned.
+
+    With ``combined`` above 0 each setting is tried with so many of the best factors of plain training.
+    """
 
     name: str
     settings: tuple[Setting, ...]
     control: bool = False
     about: str = ""
     seeds_from: int = 0
+    combined: int = 0
+
+    def settings_with(self, factors: Sequence[Setting]) -> tuple[Setting, ...]:
+        """Return the settings, combined with the factors of plain training, of which the best is the first."""
+        if not self.combined:
+            return self.settings
+        return tuple(
+            dataclasses.replace(one, method=own.method)
+            for own in self.settings
+            for one in factors[: self.combined]
+        )
 
 
 @dataclass(frozen=True)
@@ -107,7 +121,7 @@ class Suite:
                 )
         if not self.tasks or not self.rows:
             raise InputError(f"{where} has no {'rows' if self.tasks else 'tasks'}; name at least one")
-        counts = {row.name: len(row.settings) for row in self.rows}
+        counts = {row.name: len(row.settings_with(self.plain)) for row in self.rows}
         if len({*counts.values()}) > 1 or not all(counts.values()):
             text = ", ".join(f"{count} for {name}" for name, count in counts.items())
             raise InputError(f"{where} has unequal numbers of settings ({text}); give each row as many")
@@ -118,6 +132,11 @@ class Suite:
                 raise unknown(f"row of {where} in without", name, counts)
         if "plain" not in counts:
             raise InputError(f"{where} has no row plain, with which the others are compared; add it")
+
+    @property
+    def plain(self) -> tuple[Setting, ...]:
+        """The settings of plain training."""
+        return next((row.settings for row in self.rows if row.name == "plain"), ())
 
     def choose(
         self, tasks: Sequence[str] = (), rows: Sequence[str] = (), datasets: Sequence[str] = ()
@@ -201,17 +220,21 @@ def _parse(name: str, content: Any) -> Suite:
         about, files = str(own.pop("about", "")), str(own.pop("files", ""))
         without, start = tuple(own.pop("without", ())), dict(own.pop("start", {}))
         tasks.append(SuiteTask(str(task), shared | own, about, files, without, start))
-    rows = [_row(str(row), fields) for row, fields in content["rows"].items()]
+    best = content.get("best_of_plain", 0)
+    if type(best) is not int or best < 0:
+        raise InputError(f"suite {name}: best_of_plain is {best!r}; give a whole number, or leave it out")
+    rows = [_row(str(row), fields, best) for row, fields in content["rows"].items()]
     seeds = content["seeds"]
     title, about = str(content["title"]), str(content.get("about", ""))
     return Suite(name, title, tuple(tasks), tuple(rows), tuple(seeds["tune"]), tuple(seeds["final"]), about)
 
 
-def _row(name: str, content: Any) -> SuiteRow:
-    """Return a row; a list is that of its settings."""
+def _row(name: str, content: Any, best: int) -> SuiteRow:
+    """Return a row; a list is that of its settings. Those without factors are combined with plain's best."""
     fields = {"settings": content} if isinstance(content, list) else dict(content)
     settings = [_setting(name, setting) for setting in fields.pop("settings")]
-    return SuiteRow(name, tuple(settings), **fields)
+    own_factors = name == "plain" or any(setting != Setting(setting.method) for setting in settings)
+    return SuiteRow(name, tuple(settings), **fields, combined=0 if own_factors else best)
 
 
 def _setting(row: str, content: Any) -> Setting:
@@ -227,6 +250,8 @@ def card(suite: Suite) -> str:
     lines += ["", "Rows, each with the settings among which it is tuned"]
     for row in suite.rows:
         kind = " (control)" if row.control else ""
-        lines.append(f"  {row.name}{kind}: {'; '.join(setting.text for setting in row.settings)}")
+        text = "; ".join(setting.text for setting in row.settings)
+        best = f", each with the best {row.combined} of plain's factors" if row.combined else ""
+        lines.append(f"  {row.name}{kind}: {text}{best}")
     seeds = f"tuning {' '.join(map(str, suite.tune))}; comparison {' '.join(map(str, suite.final))}"
     return "\n".join([*lines, "", f"Seeds: {seeds}"])
