@@ -30,6 +30,14 @@ def test_digits_are_read_through_scikit_learn_if_their_file_is_elsewhere(monkeyp
         assert torch.equal(data.load("digits", Data()).train.x, expected)
 
 
+def test_the_share_of_test_digits_is_of_every_class() -> None:
+    plain, same, large = (data.load(f"digits{own}", Data()) for own in ("", ":test=0.2", ":test=0.75"))
+    assert torch.equal(plain.test.x, same.test.x) and torch.equal(plain.train.x, same.train.x)
+    assert len(large.test) == round(0.75 * 1797) and len(large.train) + len(large.val) == 1797 - len(large.test)
+    every = torch.bincount(torch.cat([part.y for part in (large.train, large.val, large.test)]))
+    assert (torch.bincount(large.test.y) - 0.75 * every).abs().max() < 1
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -37,6 +45,8 @@ def test_digits_are_read_through_scikit_learn_if_their_file_is_elsewhere(monkeyp
         ("folder:nowhere", "there is no nowhere"),
         ("digitz", "unknown data set 'digitz'; did you mean 'digits'"),
         ("digits:here", "digits has no files"),
+        ("digits:test=1.5", "test is '1.5'; give the share of the digits"),
+        ("digits:test=most", "test is 'most'; give the share of the digits"),
         ("cifar10:nowhere", "cifar10 is not in nowhere; give cifar10:PATH"),
     ],
 )

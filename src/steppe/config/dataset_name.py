@@ -12,21 +12,22 @@ _OPTIONS = {
     "images": ("image", "label", "task", "unit", "separator", "split"),
     "text": ("by", "length"),
     "pydoc-text": ("length",),
+    "digits": ("test",),
 }
 
 
 def parse_dataset(dataset: str) -> tuple[str, str, dict[str, str]]:
     """Split ``name:PATH:key=value,key=value`` into name, path and options.
 
-    Only the data sets of tables, image lists and text have options; the path of others is all that follows the
-    name. The first ``:key=`` begins the options, so a path may have colons.
+    Digits, and data sets of tables, image lists and text, have options; the path of others is all that follows
+    the name. The first ``:key=`` begins the options, so a path may have colons.
 
     Raises InputError for an option that the data set does not have, or that is set twice.
     """
     name, _, path = dataset.partition(":")
     if name not in _OPTIONS:
         return name, path, {}
-    has_path = name != "pydoc-text"
+    has_path = name not in ("pydoc-text", "digits")
     match = re.fullmatch(r"(.+?:)(\w+=.*)" if has_path else r"()(\w+=.*)", path, re.DOTALL)
     if match is None:
         return name, path, {}

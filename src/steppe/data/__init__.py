@@ -46,8 +46,10 @@ def load(
             source = builtin.table(name)
         elif name == "pydoc-text":
             source = builtin.pydoc_text(settings)
+        elif name == "digits":
+            source = builtin.digits(options, settings)
         else:
-            source = (builtin.digits if name == "digits" else builtin.synthetic)(options)
+            source = builtin.synthetic(options)
     elif name in ("cifar10", "cifar100"):
         source = cifar.load(name, path, options)
     elif name in ("folder", "images", "table", "text"):

@@ -37,10 +37,10 @@ def strata(samples: Samples) -> np.ndarray:
 S = TypeVar("S", bound=Samples)
 
 
-def split_off_fifth(samples: S) -> tuple[S, S]:
-    """Return training and test samples; the latter are a fixed fifth, of every class if there are classes."""
+def split_off_test(samples: S, share: float = 0.2) -> tuple[S, S]:
+    """Return training and test samples; the latter are a fixed share, of every class if there are classes."""
     y = strata(samples)
-    rows = stratified(y, round(0.2 * len(y)), np.random.default_rng(0))
+    rows = stratified(y, round(share * len(y)), np.random.default_rng(0))
     return cast(S, samples.take(np.setdiff1d(np.arange(len(y)), rows))), cast(S, samples.take(rows))
 
 

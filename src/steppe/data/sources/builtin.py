@@ -14,7 +14,7 @@ from steppe.data.dataset import Images, Source, resized
 from steppe.data.sources.formats import text
 from steppe.data.sources.formats.table import Feature, table_source
 from steppe.data.sources.formats.targets import Target
-from steppe.data.splits import split_off_fifth
+from steppe.data.splits import split_off_test
 from steppe.errors import InputError
 
 _DIGITS_SIZE = 24  # a multiple of 8; three unpadded convolutions and two poolings need at least 18 pixels
@@ -22,11 +22,21 @@ _CHARACTERS = 400_000  # of Python's documentation; each version from 3.11 has m
 TABLES = ("diabetes", "breast-cancer", "wine")
 
 
-def digits(options: Data) -> Source:
+def digits(options: Data, settings: Mapping[str, str]) -> Source:
     """Return 1,797 real handwritten digits (8x8, 17 grey levels) from scikit-learn, upscaled to 24x24.
 
-    A fixed fifth of every class is the test set, because the data set has none.
+    A fixed share of every class, a fifth if the setting ``test`` is not given, is the test set, because the data
+    set has none.
+
+    Raises InputError unless ``test`` is a share between 0 and 1.
     """
+    given = settings.get("test", "0.2")
+    try:
+        share = float(given)
+    except ValueError:
+        share = 0.0
+    if not 0.01 <= share <= 0.95:
+        raise InputError(f"test is {given!r}; give the share of the digits that is the test set, 0.01 to 0.95")
     try:
         table = _scikit_learn_file("digits.csv.gz", ",")
     except OSError:  # this version keeps the file elsewhere
@@ -36,8 +46,9 @@ def digits(options: Data) -> Source:
     pixels, y = table[:, :-1], table[:, -1].astype(np.int64)
     x = (pixels.reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8)
     x = resized(x, options.size or _DIGITS_SIZE)
-    train, test = split_off_fifth(Images(torch.from_numpy(x), torch.from_numpy(y)))
-    note = "test images: a fixed fifth of every class, as the data set comes without a test set"
+    train, test = split_off_test(Images(torch.from_numpy(x), torch.from_numpy(y)), share)
+    part = "a fixed fifth" if share == 0.2 else f"fixed {100 * share:g} %"
+    note = f"test images: {part} of every class, as the data set comes without a test set"
     return Source(train, test, tuple("0123456789"), note=note)
 
 

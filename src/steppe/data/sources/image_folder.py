@@ -20,7 +20,7 @@ from steppe.data.sources._part_names import folded
 from steppe.data.sources.cache import cached, file_state
 from steppe.data.sources.listing import ARCHIVES, IMAGES, Listing, is_table, list_files
 from steppe.data.sources.pixels import REMARKS, TOO_LARGE, UNKNOWN, Decoded, to_8_bits
-from steppe.data.splits import split_off_fifth
+from steppe.data.splits import split_off_test
 from steppe.errors import InputError
 
 
@@ -121,7 +121,7 @@ def _decode_all(path: Path, options: Data, table: str | None, progress: Progress
     train, val, test = (_images(by_label, part, classes) for part in ("train", "val", "test"))
     notes = [f"test images: {layout.origin.get('test')}"]
     if not len(test):
-        train, test = split_off_fifth(train)
+        train, test = split_off_test(train)
         notes = ["test images: a fixed fifth of every class, as there are none apart"]
     if len(val):
         notes.append(f"validation images: {layout.origin['val']}")

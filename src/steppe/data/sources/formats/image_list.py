@@ -22,7 +22,7 @@ from steppe.data.sources.formats.columns import Column, choose, parts_of, read_c
 from steppe.data.sources.formats.targets import make_target, separator_of, standardise_targets
 from steppe.data.sources.image_folder import check_sizes, files_state, root_of_table, stacked
 from steppe.data.sources.pixels import REMARKS, to_8_bits
-from steppe.data.splits import split_off_fifth
+from steppe.data.splits import split_off_test
 from steppe.errors import InputError
 
 
@@ -97,7 +97,7 @@ def _decode(
     if not len(test) and len(val):
         val, test = test, val
     if not len(test):
-        train, test = split_off_fifth(train)
+        train, test = split_off_test(train)
         notes.append(f"test images: a fixed fifth{' of every class' * (train.y.ndim == 1)}")
     counts = Counter(remark for image in readable for remark in image.remarks)
     unnamed = sum(not file for file in files)

@@ -15,7 +15,7 @@ from steppe.data.dataset import DataSet, Source, Tensors
 from steppe.data.sources._part_names import part_of
 from steppe.data.sources.formats.columns import ENDINGS, Column, choose, fingerprint, parts_of, read_columns
 from steppe.data.sources.formats.targets import Target, make_target, standardise_targets
-from steppe.data.splits import split_off_fifth
+from steppe.data.splits import split_off_test
 from steppe.errors import InputError
 
 MOST_CATEGORIES = 100
@@ -86,7 +86,7 @@ def table_source(
         val, test = test, val
         notes = ["test rows: those of val", *notes]
     if not len(test):
-        train, test = split_off_fifth(train)
+        train, test = split_off_test(train)
         notes = [
             f"test rows: a fixed fifth{' of every class' * (train.y is not None and train.y.ndim == 1)}",
             *notes,

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Tenso
 from steppe.core.batch import as_batch
 from steppe.data.dataset import DataSet, Fetched, Images, Samples, Source, Task, Tensors
 from steppe.data.samples import seeded
-from steppe.data.splits import split_off_fifth
+from steppe.data.splits import split_off_test
 from steppe.errors import InputError
 from steppe.tasks.losses import IGNORED
 
@@ -65,7 +65,7 @@ def user_source(value: Any, task: str = "", collate: Any = None) -> Source:
     shared = {"fingerprint": _fingerprint(parts), "task": kind, "outputs": outputs}
     notes = []
     if "test" not in parts:
-        parts["train"], parts["test"] = split_off_fifth(parts["train"])
+        parts["train"], parts["test"] = split_off_test(parts["train"])
         stratum = " of every class" if kind == "classification" and isinstance(train, Images | Tensors) else ""
         notes.append(f"test samples: a fixed fifth{stratum}, as the data come without a test set")
     return Source(
