@@ -143,15 +143,31 @@ def test_an_unfair_or_impossible_suite_is_refused(fields, message):
 def test_the_built_in_suites_are_fair_and_every_setting_is_a_run():
     for name in suites.names():
         suite = suites.load(name)
-        tasks, rows, missing = suite.choose(datasets=["cifar10:x"])
+        tasks, rows, missing = suite.choose(
+            datasets=["cifar10:x"] if any(task.files for task in suite.tasks) else []
+        )
         assert not missing and len(rows) == len(suite.rows)
         controls = {row.name for row in rows if row.control}
-        assert {"two-step", "repeat-step", "plain-twice", "plain-again"} == controls
+        assert {"two-step", "repeat-step", "plain-twice", "plain-again"} <= controls
         for task in tasks:
             digests = {
                 task.run(s, r.seeds_from, "gradients").digest() for r in rows for s in r.settings_with(suite.plain)
             }
             assert len(digests) == 4 * len(rows)  # no setting twice
+
+
+def test_a_suite_takes_tasks_and_rows_of_another(tmp_path):
+    tasks = "tasks: {table: {epochs: 3}, wine: {dataset: wine}}"
+    text = f"{{title: own, like: small-suite, {tasks}, rows: {{plain: , sam: }}}}"
+    (tmp_path / "own.yaml").write_text(text)
+    own, base = suites.load(str(tmp_path / "own.yaml")), suites.load("small-suite")
+    table = next(task for task in base.tasks if task.name == "table")
+    assert own.tasks[0] == replace(table, values=dict(table.values) | {"epochs": 3}, without=())
+    assert own.rows == tuple(row for row in base.rows if row.name in ("plain", "sam"))
+    assert (own.tune, own.final) == (base.tune, base.final) and own.tasks[1].values["batch"] == 32
+    (tmp_path / "own.yaml").write_text(text.replace("small-suite", "small"))
+    with pytest.raises(InputError, match="unknown suite in like 'small'; did you mean 'small-suite'"):
+        suites.load(str(tmp_path / "own.yaml"))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "title: x", "a: [", "tasks: {a: 1}\nrows: {}\nseeds: {}\ntitle: x"])

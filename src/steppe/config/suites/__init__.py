@@ -5,6 +5,8 @@ One YAML file per suite:
     title           what the suite shows
     about           one sentence on what it is for
     seeds           tune: seeds of the tuning; final: seeds of the comparison, none of them a tuning seed
+    like            a built-in suite: it has what is not given here, and tasks and rows that are only named here
+    best_of_plain   with so many of plain training's best factors each setting without factors is tried
     settings        fields of `steppe.config.Run` that all tasks share, nested ones with a dot
     tasks           name: about (a sentence), files (a kind of data set whose path the user gives), without (rows
                     that do not apply), start (fields of another training, whose weights the task starts with), and

@@ -202,14 +202,37 @@ def load(name: str) -> Suite:
                 f"recipe is {name!r}, and it cannot be read ({reason}); give a suite's file"
             ) from None
     else:
-        text = resources.files("steppe.config.suites").joinpath(f"{name}.yaml").read_text("utf-8")
+        text = _built_in(name)
     try:
-        return _parse(name, yaml.safe_load(text))
+        return _parse(name, _with_base(yaml.safe_load(text)))
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
         problem = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise InputError(f"recipe is {name!r}, which is no suite ({problem}); see docs/how-to/suite.md") from None
+
+
+def _built_in(name: str) -> str:
+    return resources.files("steppe.config.suites").joinpath(f"{name}.yaml").read_text("utf-8")
+
+
+def _with_base(content: Any) -> Any:
+    """Return a suite's content with that of the built-in suite which ``like`` names, where it has none of its own.
+
+    Of tasks and rows only the named ones are taken; fields of a task replace those of the base.
+    """
+    if "like" not in content:
+        return content
+    if content["like"] not in names():
+        raise unknown("suite in like", str(content["like"]), names())
+    base = yaml.safe_load(_built_in(content["like"]))
+    rows = {name: own or base["rows"][name] for name, own in content["rows"].items()}
+    tasks = {}
+    for name, own in content["tasks"].items():
+        inherited = base["tasks"].get(name, {})
+        without = [row for row in inherited.get("without", ()) if row in rows]
+        tasks[name] = inherited | {"without": without} | (own or {})
+    return base | content | {"tasks": tasks, "rows": rows}
 
 
 def _parse(name: str, content: Any) -> Suite:
