@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -186,6 +187,24 @@ def test_a_run_of_another_process_and_a_folder_in_the_way_are_refused(capsys, mo
     assert (folder / "result.json").exists()
     (tmp_path / "file").write_text("in the way")
     assert "cannot write" in refused(capsys, "compare", "--out", str(tmp_path / "file" / "out"), *SMALL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_demo"),
+    [("", True), ("--seeds 5 --methods plain sam", True), ("--batch 32 --seeds 0", False)],
+)
+def test_a_comparison_without_settings_of_its_training_is_the_demo(tmp_path, capsys, arguments, is_demo):
+    assert main(["show", "demo"]) == 0
+    (tmp_path / "demo.yaml").write_text(capsys.readouterr().out)
+    studies = []
+    for config in ([], ["--config", str(tmp_path / "demo.yaml")]):
+        command = ["compare", *config, *arguments.split(), "--within", "1e-3", "--out", str(tmp_path / "out")]
+        assert main(command) == 0
+        assert ("300 handwritten digits" in capsys.readouterr().out) is (is_demo and not config)
+        studies.append(json.loads((tmp_path / "out/compare.json").read_text())["study"])
+        shutil.rmtree(tmp_path / "out")
+    assert (studies[0] == studies[1]) is is_demo
+    assert studies[1]["seeds"] == ({"": list(range(12))}.get(arguments, [5] if is_demo else [0]))
 
 
 def test_every_command_is_listed_and_has_help_with_examples(capsys):

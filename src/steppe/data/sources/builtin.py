@@ -30,13 +30,15 @@ def digits(options: Data, settings: Mapping[str, str]) -> Source:
 
     Raises InputError unless ``test`` is a share between 0 and 1.
     """
-    given = settings.get("test", "0.2")
+    text_share = settings.get("test", "0.2")
     try:
-        share = float(given)
+        share = float(text_share)
     except ValueError:
         share = 0.0
     if not 0.01 <= share <= 0.95:
-        raise InputError(f"test is {given!r}; give the share of the digits that is the test set, 0.01 to 0.95")
+        raise InputError(
+            f"test is {text_share!r}; give the share of the digits that is the test set, 0.01 to 0.95"
+        )
     try:
         table = _scikit_learn_file("digits.csv.gz", ",")
     except OSError:  # this version keeps the file elsewhere
