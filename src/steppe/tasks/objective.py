@@ -65,16 +65,25 @@ def make(
         raise InputError(f"loss is {loss!r} and the data have no targets; give targets, or loss 'model'")
     loss = loss or ("model" if y is None else losses.default(task))
     form = None if y is None else losses.form_of(loss, task)
+    # with a binary cross-entropy the outputs of numbers 0 and 1 are logits of two classes; with a loss of numbers
+    # whole numbers are numbers
+    two = form == "labels" and (task in NUMBERS or (task == "classification" and outputs == 2))
+    of_metric = "classification" if two else task
     if not metric:
-        # of numbers 0 and 1 with a binary cross-entropy the outputs are logits of two classes
-        two = task in NUMBERS and form == "labels"
-        metric = "loss" if y is None else meters.default("classification" if two else task)
+        numbers = task == "classification" and form == "numbers"
+        metric = "loss" if y is None else meters.default("regression" if numbers else of_metric)
     if task in NUMBERS and y is not None:
         if metric in meters.OF_CLASSES and not ((y == 0) | (y == 1)).all():
             raise InputError(f"metric is {metric!r}, of classes, and the task is {task}; choose rmse, mae or r2")
         if loss.startswith("cross-entropy") and y[0].numel() == 1 and (y % 1).any():
             raise InputError(f"loss is {loss!r}, of classes, and the task is {task}; choose mse, mae or huber")
-    chosen, new_meter = meters.make(metric, task, outputs, unit)
+    elif metric in meters.OF_NUMBERS and loss.startswith("cross-entropy") and not _is_soft(y):
+        raise InputError(
+            f"metric is {metric!r}, of numbers, and the task is {task}; choose {meters.default(task)}, or give "
+            "task='regression'"
+        )
+    two = two and metric not in meters.OF_NUMBERS
+    chosen, new_meter = meters.make(metric, of_metric if two else task, 1 if two else outputs, unit)
     plain = loss == "cross-entropy" and chosen == ACCURACY and task == "classification"
     counts_hits = plain and y is not None and y.ndim == 1
     weigh: Callable[[Any], float] = len
@@ -96,6 +105,10 @@ def _loss(text: str, task: str, outputs: int, y: Tensor | None, smoothing: float
         return value
     name, settings = parse_spec(text, "loss")
     return losses.make(name, settings, task, outputs, y, smoothing)
+
+
+def _is_soft(y: Tensor | None) -> bool:
+    return y is not None and y.is_floating_point()
 
 
 def count_targets(batch: Any) -> float:
