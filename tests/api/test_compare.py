@@ -13,6 +13,7 @@ from torch import nn
 
 import steppe
 from steppe.config import Run, user_code
+from steppe.diagnostics.loss_surface import LossSurface
 from steppe.errors import InputError
 from steppe.experiments.launchers.cluster import Task, launch_on_cluster
 from steppe.training.export import export
@@ -142,7 +143,60 @@ def test_a_model_with_its_own_loss_and_data_without_targets():
     assert all(v > 0 for v in result.values("sam").values())
 
 
+class Alone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x, y):
+        return nn.functional.cross_entropy(self.layer(x), y)
+
+
+class Judge(nn.Module):
+    """Returns its loss and its logits, and needs the targets for that."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x, y):
+        z = self.layer(x)
+        return nn.functional.cross_entropy(z, y), z
+
+
+def judged(model, x, y):
+    return nn.functional.cross_entropy(model.layer(x), y), model.layer(x)
+
+
+def test_a_loss_that_calls_the_model_is_the_model_s_own(tmp_path):
+    def run(loss, out):
+        return steppe.compare(
+            Judge, (X, CLASSES), ["plain", "ema"], loss=loss, metric="loss", seeds=1, out=out, **FAST
+        )
+
+    own, called = run("model", tmp_path / "own"), run(steppe.ModelLoss(judged), tmp_path / "called")
+    assert [own.values(m) for m in ("plain", "ema")] == [called.values(m) for m in ("plain", "ema")]
+    config = json.loads(next(called.folder.glob("runs/*/config.json")).read_text())
+    assert config["loss"].endswith(":judged") and config["code"]["loss"]["source"] == user_code.fingerprint(judged)
+    flat = called.export("ema", tmp_path / "flat")  # the network has no prediction without targets
+    about = json.loads((flat / "model.json").read_text())
+    assert "cannot be called on inputs alone" in about["program"] and (flat / "model.safetensors").exists()
+    surface = LossSurface(Judge(), [(torch.tensor(X), torch.tensor(CLASSES))], "model")
+    again = LossSurface(surface.net, [(torch.tensor(X), torch.tensor(CLASSES))], steppe.ModelLoss(judged))
+    assert again.loss() == surface.loss()
+
+
+def test_a_translation_is_learned_by_its_tokens():
+    data = {"input_ids": torch.ones(20, 5, dtype=torch.long), "labels": torch.ones(20, 3, dtype=torch.long)}
+    assert steppe.data.sources.formats.user_data.user_source(data).task == "language modelling"
+
+
 REFUSED = {
+    "returns its loss alone, and metric accuracy needs": {
+        "data": (X, CLASSES),
+        "new_model": Alone,
+        "loss": "model",
+    },
     "is another each time under seed 0": {"new_model": lambda: nn.Linear(4, int(DRAW.integers(1, 9)))},
     "mat1 and mat2 shapes cannot be multiplied": {"new_model": lambda: nn.Linear(5, 1)},
     "return one number for each": {"new_model": lambda: nn.Linear(4, 2)},

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from steppe.config import parse_spec, user_code
+from steppe.core.user_loss import calls_model
 from steppe.errors import InputError
 from steppe.tasks import losses, meters
 from steppe.tasks.losses import IGNORED, NUMBERS
@@ -23,7 +24,7 @@ class Objective:
 
     Attributes:
         task: What is learned, as in `steppe.data.DataSet`.
-        loss: Training loss of output and target, or 'model' if the network returns its own.
+        loss: Training loss of output and target, or 'model' if the network returns its own, or a ModelLoss.
         metric: What is reported.
         new_meter: Makes the metric's meter; None if the metric is the loss.
         weigh: What a batch counts in means: its samples, or its targets that are not ignored.
@@ -61,8 +62,11 @@ def make(
 
     Raises InputError for names that are unknown or do not fit the task.
     """
-    if y is None and loss not in ("", "model"):
-        raise InputError(f"loss is {loss!r} and the data have no targets; give targets, or loss 'model'")
+    own = user_code.get("loss", loss) if user_code.is_registered("loss", loss) else loss
+    if y is None and not (loss == "" or calls_model(own)):
+        raise InputError(
+            f"loss is {loss!r} and the data have no targets; give targets, loss 'model' or a ModelLoss"
+        )
     loss = loss or ("model" if y is None else losses.default(task))
     form = None if y is None else losses.form_of(loss, task)
     # with a binary cross-entropy the outputs of numbers 0 and 1 are logits of two classes; with a loss of numbers
@@ -100,7 +104,7 @@ def _loss(text: str, task: str, outputs: int, y: Tensor | None, smoothing: float
         value = user_code.get("loss", text)
         if isinstance(value, type):
             value = value()
-        if not callable(value):
+        if not (callable(value) or calls_model(value)):
             raise InputError(f"loss {text} is {type(value).__name__}; give a function of output and target")
         return value
     name, settings = parse_spec(text, "loss")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Iterator
@@ -17,8 +18,8 @@ from steppe.config import Run
 from steppe.core.amp import upcast_to_float32
 from steppe.core.batch import Batch
 from steppe.core.method import Method
-from steppe.core.model_call import call_for_logits, call_model, extract_loss
-from steppe.core.user_loss import loss_value
+from steppe.core.model_call import call_for_logits, extract_loss
+from steppe.core.user_loss import calls_model, loss_value, own_loss
 from steppe.data.dataset import DataSet
 from steppe.data.samples import seeded
 from steppe.errors import InputError, RunError
@@ -162,9 +163,20 @@ def _first_batch(run: Run, data: DataSet, net: nn.Module) -> Batch:
 
 
 def _forward(net: nn.Module, batch: Batch, goal: Objective, outputs: int) -> tuple[Tensor, Tensor]:
-    if goal.loss == "model":
-        return extract_loss(call_model(net, batch.x, batch.y))
-    output = upcast_to_float32(call_for_logits(net, batch.x))
+    if calls_model(goal.loss):
+        loss, output = extract_loss(own_loss(goal.loss, net, batch.x, batch.y))
+        if goal.new_meter is not None and not output.numel():
+            raise InputError(
+                f"the network returns its loss alone, and metric {goal.metric.name} needs its outputs; return "
+                "(loss, output), or give metric='loss'"
+            )
+        return loss, output
+    try:
+        output = upcast_to_float32(call_for_logits(net, batch.x))
+    except (TypeError, ValueError) as error:
+        if "labels" not in inspect.signature(net.forward).parameters:
+            raise
+        raise InputError(f"it cannot be called without targets ({error}); give loss='model'") from error
     if len(output) != len(batch):
         raise InputError(f"it returned {tuple(output.shape)} for {len(batch)} samples; return one row for each")
     _check_classes(outputs, goal, output, batch.y)

@@ -198,6 +198,8 @@ def _task(samples: Samples) -> str:
         return "language modelling" if following or same else "token classification"
     if binary:
         return "multi-label"
+    if isinstance(samples.x, Mapping) and "input_ids" in samples.x and y.ndim == 2 and not y.is_floating_point():
+        return "language modelling"  # a sequence of its own for each text, as a translation
     if y.is_floating_point():
         return "regression"
     if y.ndim == 1 or y.shape[1:] == (1,):
