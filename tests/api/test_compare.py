@@ -187,7 +187,7 @@ def test_a_loss_that_calls_the_model_is_the_model_s_own(tmp_path):
 
 
 def test_a_translation_is_learned_by_its_tokens():
-    data = {"input_ids": torch.ones(20, 5, dtype=torch.long), "labels": torch.ones(20, 3, dtype=torch.long)}
+    data = {"input_ids": torch.arange(100).reshape(20, 5), "labels": torch.arange(60).reshape(20, 3)}
     assert steppe.data.sources.formats.user_data.user_source(data).task == "language modelling"
 
 
