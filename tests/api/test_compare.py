@@ -7,11 +7,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from scipy import stats
 from torch import nn
 
 import steppe
 from steppe.config import Run, user_code
+from steppe.diagnostics.loss_surface import LossSurface
 from steppe.errors import InputError
 from steppe.experiments.launchers.cluster import Task, launch_on_cluster
 from steppe.training.export import export
@@ -19,12 +21,18 @@ from steppe.training.export import export
 DRAW = np.random.default_rng(0)
 X = DRAW.normal(size=(60, 4)).astype(np.float32)
 Y = (X @ np.array([1.0, -2.0, 0.5, 0.0]) + 3).astype(np.float32)
+CLASSES = np.digitize(Y, np.quantile(Y, [0.3, 0.6]))
 FAST = {"epochs": 2, "batch": 12, "lr": 0.05, "progress": False}
 
 
 def make(seed):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+
+
+def three(seed):
+    torch.manual_seed(seed)
+    return nn.Linear(4, 3)
 
 
 def worst(output, y):
@@ -71,8 +79,6 @@ def test_the_difference_is_that_of_the_records_paired_by_seed(result):
 
 
 def test_the_reported_error_is_that_of_the_weights_on_the_test_samples(result, tmp_path):
-    from safetensors.torch import load_file
-
     net = make(0)
     net.load_state_dict(load_file(result.export("sam", tmp_path, seed=1, which="last") / "model.safetensors"))
     test = steppe.data.sources.formats.user_data.user_source((X, Y)).test
@@ -137,7 +143,60 @@ def test_a_model_with_its_own_loss_and_data_without_targets():
     assert all(v > 0 for v in result.values("sam").values())
 
 
+class Alone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x, y):
+        return nn.functional.cross_entropy(self.layer(x), y)
+
+
+class Judge(nn.Module):
+    """Returns its loss and its logits, and needs the targets for that."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x, y):
+        z = self.layer(x)
+        return nn.functional.cross_entropy(z, y), z
+
+
+def judged(model, x, y):
+    return nn.functional.cross_entropy(model.layer(x), y), model.layer(x)
+
+
+def test_a_loss_that_calls_the_model_is_the_model_s_own(tmp_path):
+    def run(loss, out):
+        return steppe.compare(
+            Judge, (X, CLASSES), ["plain", "ema"], loss=loss, metric="loss", seeds=1, out=out, **FAST
+        )
+
+    own, called = run("model", tmp_path / "own"), run(steppe.ModelLoss(judged), tmp_path / "called")
+    assert [own.values(m) for m in ("plain", "ema")] == [called.values(m) for m in ("plain", "ema")]
+    config = json.loads(next(called.folder.glob("runs/*/config.json")).read_text())
+    assert config["loss"].endswith(":judged") and config["code"]["loss"]["source"] == user_code.fingerprint(judged)
+    flat = called.export("ema", tmp_path / "flat")  # the network has no prediction without targets
+    about = json.loads((flat / "model.json").read_text())
+    assert "cannot be called on inputs alone" in about["program"] and (flat / "model.safetensors").exists()
+    surface = LossSurface(Judge(), [(torch.tensor(X), torch.tensor(CLASSES))], "model")
+    again = LossSurface(surface.net, [(torch.tensor(X), torch.tensor(CLASSES))], steppe.ModelLoss(judged))
+    assert again.loss() == surface.loss()
+
+
+def test_a_translation_is_learned_by_its_tokens():
+    data = {"input_ids": torch.arange(100).reshape(20, 5), "labels": torch.arange(60).reshape(20, 3)}
+    assert steppe.data.sources.formats.user_data.user_source(data).task == "language modelling"
+
+
 REFUSED = {
+    "returns its loss alone, and metric accuracy needs": {
+        "data": (X, CLASSES),
+        "new_model": Alone,
+        "loss": "model",
+    },
     "is another each time under seed 0": {"new_model": lambda: nn.Linear(4, int(DRAW.integers(1, 9)))},
     "mat1 and mat2 shapes cannot be multiplied": {"new_model": lambda: nn.Linear(5, 1)},
     "return one number for each": {"new_model": lambda: nn.Linear(4, 2)},
@@ -152,6 +211,19 @@ REFUSED = {
     "store is 'half' and the outputs are numbers": {"methods": ["saf:store=half"]},
     "target is 'linear', which needs the class": {"methods": ["gc+kdcl:target=linear"]},
     "budget is 'soon'": {"budget": "soon", "epochs": None},
+    "return one for each class, or give task='regression'": {"data": (X, CLASSES)},
+    "returns 1 classes and the data have 2": {"data": (X, CLASSES % 2)},
+    "returns 3 classes and the data have 5": {"data": ((X, CLASSES), (X, CLASSES + 2)), "new_model": three},
+    "on test samples of data: RuntimeError: mat1": {"data": ((X, Y), (X[:, :3], Y))},
+    " of the training targets of data are NaN or infinite": {"data": (X, np.where(np.arange(60) < 9, np.nan, Y))},
+    "the targets are torch.complex64; give real": {"data": (X, Y + 1j)},
+    "task is 'multi-label' and the targets are torch.int64": {"data": (X, CLASSES), "task": "multi-label"},
+    "task is 'segmentation' and": {"data": (X, CLASSES), "task": "segmentation"},
+    "task is 'language modelling' and": {"data": (X, CLASSES), "task": "language modelling"},
+    "task is 'classification' and": {"task": "classification"},
+    "metric is 'r2', of numbers, and": {"data": (X, CLASSES), "new_model": three, "metric": "r2"},
+    "or choose cross-entropy, of classes": {"data": (X, CLASSES), "new_model": three, "loss": "mse"},
+    "which only cross-entropy and bce have": {"loss": "mse:weight=balanced"},
 }
 
 
@@ -244,8 +316,6 @@ def test_tune_goes_on_and_prefers_lower_errors(tmp_path):
 
 
 def test_different_networks_learn_from_each_other_and_each_is_exported(tmp_path):
-    from safetensors.torch import load_file
-
     y = (Y > 3).astype(int)
     result = steppe.compare("mlp-8x1+mlp-16x2", (X, y), ["plain", "dml"], seeds=1, **FAST)
     shapes = []
@@ -298,6 +368,17 @@ def test_numbers_are_no_classes(options, message):
         steppe.compare(make, (X, Y), ["plain"], seeds=1, **FAST | options)
 
 
-def test_numbers_0_and_1_under_a_binary_cross_entropy_are_counted_as_classes():
-    result = steppe.compare(make, (X, (Y > 3).astype(np.float32)), ["plain"], loss="bce", seeds=1, **FAST)
+@pytest.mark.parametrize("kind", [np.float32, bool])
+def test_one_logit_for_numbers_0_and_1_is_measured_as_two_classes(kind, tmp_path):
+    data = X, (Y > 3).astype(kind)
+    options = {"loss": "bce", "seeds": 1, **FAST}
+    result = steppe.compare(make, data, ["plain"], out=tmp_path / "out", **options)
     assert result.to_dict()["groups"][0]["metric"]["name"] == "accuracy"
+    ranked = steppe.compare(make, data, ["plain"], metric="auroc", **options)
+    net = make(0)
+    net.load_state_dict(load_file(result.export("plain", tmp_path / "flat", which="last") / "model.safetensors"))
+    test = steppe.data.sources.formats.user_data.user_source(data).test
+    with torch.no_grad():
+        z, y = net(test.x)[:, 0], test.y > 0
+    assert result.values("plain")[0] == pytest.approx(100 * float(((z > 0) == y).float().mean()))
+    assert ranked.values("plain")[0] == pytest.approx(float((z[y][:, None] > z[~y]).float().mean()), rel=1e-6)

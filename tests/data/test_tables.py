@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from support.photos import count, load, tar_of, write
 
+import steppe.config
+import steppe.data
 from steppe import InputError, data
 from steppe.config import Data
 
@@ -227,3 +229,23 @@ def test_what_has_no_classes_is_refused_and_what_is_not_read_is_named(
     with pytest.raises(InputError, match=message) as error:
         load(write(tmp_path, files))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_folder_of_parts_has_any_number_of_tables_in_each(ending, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    sizes = {"train/a": 12, "train/b": 8, "val/a": 5, "test/a": 7}
+    start = 0
+    for name, size in sizes.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        numbers = range(start, start + size)
+        frame = pandas.DataFrame({"x": [i * 0.5 for i in numbers], "y": [i + 0.25 for i in numbers]})
+        path = tmp_path / f"{name}.{ending}"
+        frame.to_csv(path, index=False) if ending == "csv" else frame.to_parquet(path)
+        start += size
+    data = steppe.data.load(f"table:{tmp_path}:target=y", steppe.config.Data())
+    targets = [
+        sorted((data.in_unit(part.y.double()) - 0.25).round().flatten().tolist())
+        for part in (data.train, data.val, data.test)
+    ]
+    assert targets == [list(range(20)), list(range(20, 25)), list(range(25, 32))]

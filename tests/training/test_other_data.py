@@ -9,8 +9,9 @@ import torch
 from steppe.config import Data, Optim, Run
 from steppe.data import DataSet
 from steppe.data.splits import shot_groups
+from steppe.errors import InputError
 from steppe.tasks import losses
-from steppe.training.run import load_data
+from steppe.training.run import check_run, load_data
 from steppe.training.trainer import Trainer
 
 RUN = Run(epochs=1, batch=64, optim=Optim(name="adamw", lr=0.01), data=Data(augment=("none",)))
@@ -70,3 +71,27 @@ def test_a_method_gets_what_the_outputs_of_a_task_are(
     assert [losses.form_of("mine:loss", task) for task in ("multi-label", "ordinal", "segmentation")] == [
         "labels", "numbers", "classes",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dataset", "task", "message"),
+    [
+        ("digits", "regression", "task is 'regression' and that of digits is classification; leave it out"),
+        ("digits", "language modelling", "that of digits is classification"),
+        ("diabetes", "classification", "that of diabetes is regression"),
+        ("table:houses.csv:target=price", "ordinal", "is classification; .* table:houses.csv:task=ordinal"),
+    ],
+)
+def test_a_task_of_other_targets_is_refused_before_training(dataset, task, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("houses.csv").write_text("area,price\n" + "".join(f"{i},{'abc'[i % 3]}\n" for i in range(60)))
+    with pytest.raises(InputError, match=message):
+        load_data(replace(RUN, dataset=dataset, task=task))
+    assert load_data(replace(RUN, dataset="diabetes", task="ordinal")).task == "regression"
+
+
+@pytest.mark.parametrize("loss", ["mse", "bce"])
+def test_losses_that_only_augmented_targets_fit_are_refused_before_training(loss):
+    run = replace(RUN, dataset="digits", loss=loss, data=Data(augment=("mixup",)), optim=Optim())
+    with pytest.raises(InputError, match=r"on validation samples of digits.*or choose cross-entropy, of classes"):
+        check_run(run, load_data(run))

@@ -187,7 +187,8 @@ def _named(value: Any) -> Any:
         value = value.func
     if inspect.isroutine(value) or inspect.isclass(value):
         return value
-    return type(value)
+    function = getattr(value, "__wrapped__", None)  # of a ModelLoss
+    return type(value) if function is None else _named(function)
 
 
 class Code:

@@ -39,6 +39,11 @@ class ModelLoss:
         if not callable(self.function):
             raise InputError(f"ModelLoss has {self.function!r}; give a function of model, x and y")
 
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """The function, whose name and source records have."""
+        return self.function
+
 
 def calls_model(loss: Any) -> bool:
     """Return whether a loss is of the model's call: 'model' or a `ModelLoss`."""

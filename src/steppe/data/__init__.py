@@ -10,6 +10,7 @@ from steppe.data.normalize import Normalizer
 from steppe.data.sources import builtin, cache, cifar, image_folder
 from steppe.data.sources.formats import image_list, table, text, user_data
 from steppe.errors import InputError, unknown
+from steppe.tasks.losses import NUMBERS, TOKENS
 
 __all__ = [
     "DataSet", "Images", "Loader", "Normalizer", "Samples", "Source", "Tensors", "evaluation_batches", "load",
@@ -31,12 +32,12 @@ def load(
     """Return a data set, split as the options say.
 
     It is called ``name``, ``name:PATH`` or ``name:PATH:option=value``, or is the user's own.
-    ``task`` is that of the user's own data; from its targets if not given.
+    ``task`` is that of the user's own data; from its targets if not given. Others have their own.
 
     ``progress`` is called with the amount done and the total while a folder or archive is decoded, which happens
     once. ``cifar10:download`` and ``cifar100:download`` fetch the published files.
 
-    Raises InputError for an unknown name, missing or damaged files, or an impossible split.
+    Raises InputError for an unknown name, missing or damaged files, another task, or an impossible split.
     """
     name, path, settings = parse_dataset(dataset)
     if name in ("digits", "synthetic", "pydoc-text", *builtin.TABLES):
@@ -66,4 +67,9 @@ def load(
         source = user_data.user_source(user_code.get("dataset", dataset), task)
     else:
         raise unknown("data set", name, [entry.partition(":")[0] for entry in names()])
+    if task and task != source.task and not any({task, source.task} <= set(kind) for kind in (NUMBERS, TOKENS)):
+        remedy = (
+            f"a table says it itself, {name}:{path}:task={task}" if name in ("table", "images") else "leave it out"
+        )
+        raise InputError(f"task is {task!r} and that of {dataset} is {source.task}; {remedy}")
     return splits.apply(dataset, source, options)

@@ -21,7 +21,7 @@ from steppe.core.numerics import vector
 from steppe.core.numerics.complex_params import real_view, real_views
 from steppe.core.numerics.vector import Vec
 from steppe.core.state.snapshot import Elsewhere, evaluation_mode
-from steppe.core.user_loss import loss_value, modules_of, require_loss, require_mean
+from steppe.core.user_loss import ModelLoss, loss_value, modules_of, own_loss, require_loss, require_mean
 from steppe.errors import InputError
 
 BatchLoss = Callable[[Tensor, Tensor], Tensor]
@@ -46,13 +46,14 @@ class LossSurface:
             DDP wrapper is removed.
         data: A DataLoader or other batches, each a pair (x, y), a `steppe.Batch` or a mapping; all are kept in
             memory.
-        loss: ``loss(logits, y)``, the mean over the batch; or 'model' if the model returns its own loss.
+        loss: ``loss(logits, y)``, the mean over the batch; or 'model' if the model returns its own loss,
+            or a `steppe.ModelLoss`.
 
     Raises:
         InputError: There is no batch, or no trainable parameter.
     """
 
-    def __init__(self, model: nn.Module, data: Iterable[Any], loss: BatchLoss | str = F.cross_entropy):
+    def __init__(self, model: nn.Module, data: Iterable[Any], loss: BatchLoss | ModelLoss | str = F.cross_entropy):
         require_loss(loss)
         self.net, _ = unwrap_model(model)
         self._leaves = [p for p in self.net.parameters() if p.requires_grad]
@@ -196,8 +197,8 @@ class LossSurface:
         return [real_view(g) for g in grads]
 
     def _loss(self, part: Batch) -> tuple[Tensor, Tensor]:
-        if isinstance(self.loss_fn, str):
-            return extract_loss(call_model(self.net, part.x, part.y))
+        if not callable(self.loss_fn):
+            return extract_loss(own_loss(self.loss_fn, self.net, part.x, part.y))
         loss_fn, logits = self.loss_fn, extract_logits(call_model(self.net, part.x))
         loss = loss_value(loss_fn, upcast_to_float32(logits), part.y)
         if self._in_parts and len(part) > 1 and len(logits) == len(part):

@@ -30,9 +30,10 @@ def like_target(output: Tensor, y: Tensor) -> Tensor:
     if output.shape == y.shape:
         return output
     if output.numel() != y.numel():
+        classes = output.ndim == 2 and output.shape[:1] == y.shape
         raise InputError(
             f"the network returns {tuple(output.shape)} and the targets are {tuple(y.shape)}; return one number "
-            "for each of the targets"
+            f"for each of the targets{', or choose cross-entropy, of classes' if classes else ''}"
         )
     return output.reshape(y.shape)
 
@@ -121,8 +122,10 @@ def make(name: str, settings: dict[str, Any], task: str, outputs: int, y: Tensor
     weight = settings.pop("weight", None)
     if settings:
         raise unknown(f"setting of loss {name}", next(iter(settings)), ("weight",))
-    if weight not in (None, "balanced") or (weight and name not in ("cross-entropy", "bce")):
-        raise InputError(f"loss {name} has weight={weight}; give weight=balanced, of cross-entropy or bce")
+    if weight and name not in ("cross-entropy", "bce"):
+        raise InputError(f"loss {name} has weight={weight}, which only cross-entropy and bce have; leave it out")
+    if weight not in (None, "balanced"):
+        raise InputError(f"loss {name} has weight={weight}; give weight=balanced")
     if name in ("mse", "mae", "huber"):
         return Regression(name)
     weights = _balanced(name, outputs, y) if weight else None

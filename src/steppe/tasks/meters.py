@@ -172,6 +172,7 @@ _NUMBERS: dict[str, tuple[Metric, str, dict[str, Any]]] = {
 }
 _LOSS = Metric("loss", higher=False, percent=False)
 OF_CLASSES = ("accuracy", "token-accuracy", "perplexity")
+OF_NUMBERS = ("rmse", "mse", "mae", *_NUMBERS)
 NAMES = (*_MEANS, *_CLASSES, *_NUMBERS, "loss")
 _DEFAULT = {
     "multi-label": "macro-f1",

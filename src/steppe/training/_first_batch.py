@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steppe import hardware
@@ -16,16 +18,20 @@ from steppe.config import Run
 from steppe.core.amp import upcast_to_float32
 from steppe.core.batch import Batch
 from steppe.core.method import Method
-from steppe.core.model_call import call_for_logits, call_model, extract_loss
-from steppe.core.user_loss import loss_value
+from steppe.core.model_call import call_for_logits, extract_loss
+from steppe.core.user_loss import calls_model, loss_value, own_loss
 from steppe.data.dataset import DataSet
 from steppe.data.samples import seeded
 from steppe.errors import InputError, RunError
+from steppe.tasks import losses
+from steppe.tasks.meters import Meter
+from steppe.tasks.metric import ACCURACY
 from steppe.tasks.objective import Objective
 from steppe.training.checkpoint.save_and_resume import derive
 from steppe.training.evaluation import network_input
 from steppe.training.factories import (
     bind_options,
+    evaluated_batches,
     is_user_model,
     make_loader,
     make_model,
@@ -46,18 +52,24 @@ def check_first_batch(run: Run, data: DataSet) -> None:
             _check_same(run, net, _new_network(run, data))
         net = net.to(hardware.device())
         batch = _first_batch(run, data, net)
+        _check_targets(run, data, goal)
         with _one_line(f"model {run.model} on a batch of {run.dataset}"):
-            loss, output = _forward(net, batch, goal)
+            loss, output = _forward(net, batch, goal, data.outputs)
             if not math.isfinite(value := float(loss.detach())):
                 raise InputError(f"the loss of the first batch is {value}; repair the data or the loss")
             loss.backward()  # type: ignore[no-untyped-call]
             if all(p.grad is None for p in net.parameters() if p.requires_grad):
                 raise InputError("no parameter has a gradient of the loss; compute it from the network's output")
-        if goal.new_meter is not None and output.numel():
-            with _one_line(f"metric {goal.metric.name} on a batch of {run.dataset}"), torch.no_grad():
-                meter = goal.new_meter()
-                meter.update(output.detach(), batch.y)
+        with _one_line(f"metric {goal.metric.name} on a batch of {run.dataset}"), torch.no_grad():
+            if (meter := _update(goal, output, batch)) and not _is_constant(batch.y):
                 meter.value([meter.state()])
+        net.eval()
+        for part, samples in (("validation", data.val), ("test", data.test)):
+            evaluated = evaluated_batches(run, data, samples.part(slice(0, _SAMPLES)))
+            for batch in (network_input(run, one, next(net.parameters())) for one in evaluated):
+                with _one_line(f"model {run.model} on {part} samples of {run.dataset}"), torch.no_grad():
+                    _, output = _forward(net, batch, goal, data.outputs)
+                    _update(goal, output, batch)
 
 
 def check_step(run: Run, data: DataSet) -> None:
@@ -73,6 +85,48 @@ def check_step(run: Run, data: DataSet) -> None:
             step = method.bind(net, optimizer, **options)
             method.allocate(step.state, len(data.train), data.outputs)
             step(_first_batch(run, data, net))
+
+
+def _update(goal: Objective, output: Tensor, batch: Batch) -> Meter | None:
+    """Return the metric's meter with a batch, None if there is none or the network returns its loss alone."""
+    if goal.new_meter is None or not output.numel():
+        return None
+    meter = goal.new_meter()
+    meter.update(output.detach(), batch.y)
+    return meter
+
+
+def _is_constant(y: Any) -> bool:
+    """Return whether all samples are of one class, for which a metric may be undefined."""
+    return isinstance(y, Tensor) and not y.is_floating_point() and bool((y == y.flatten()[0]).all())
+
+
+def _check_targets(run: Run, data: DataSet, goal: Objective) -> None:
+    """Raise InputError for targets that are no number, unless a loss of the user's takes them."""
+    if not isinstance(goal.loss, losses.Regression | losses.BinaryCrossEntropy):
+        return
+    for name, part in (("training", data.train), ("validation", data.val), ("test", data.test)):
+        y = part.y
+        if y is not None and y.is_floating_point() and (count := int((~y.isfinite()).sum())):
+            raise InputError(
+                f"{count} of the {name} targets of {run.dataset} are NaN or infinite; leave these samples out, or "
+                "give a loss and a metric that do"
+            )
+
+
+def _check_classes(expected: int, goal: Objective, output: Tensor, y: Any) -> None:
+    """Raise InputError for outputs of fewer classes than the data have."""
+    if not isinstance(y, Tensor) or y.is_floating_point():
+        return
+    if output.numel() == y.numel() and expected > 2 and goal.task == "classification" and goal.metric == ACCURACY:
+        raise InputError(
+            f"the network returns one number and the data have {expected} classes; return one for each class, "
+            "or give task='regression' or 'ordinal'"
+        )
+    built_in = isinstance(goal.loss, losses.CrossEntropy) or goal.loss is F.cross_entropy
+    classes = losses.classes_second(output, y).shape[1] if output.ndim > 1 else 1
+    if built_in and classes < expected:
+        raise InputError(f"the network returns {classes} classes and the data have {expected}; return as many")
 
 
 def _new_network(run: Run, data: DataSet) -> nn.Module:
@@ -108,12 +162,24 @@ def _first_batch(run: Run, data: DataSet, net: nn.Module) -> Batch:
     return network_input(run, batch, trained[0])
 
 
-def _forward(net: nn.Module, batch: Batch, goal: Objective) -> tuple[Tensor, Tensor]:
-    if goal.loss == "model":
-        return extract_loss(call_model(net, batch.x, batch.y))
-    output = upcast_to_float32(call_for_logits(net, batch.x))
+def _forward(net: nn.Module, batch: Batch, goal: Objective, outputs: int) -> tuple[Tensor, Tensor]:
+    if calls_model(goal.loss):
+        loss, output = extract_loss(own_loss(goal.loss, net, batch.x, batch.y))
+        if goal.new_meter is not None and not output.numel():
+            raise InputError(
+                f"the network returns its loss alone, and metric {goal.metric.name} needs its outputs; return "
+                "(loss, output), or give metric='loss'"
+            )
+        return loss, output
+    try:
+        output = upcast_to_float32(call_for_logits(net, batch.x))
+    except (TypeError, ValueError) as error:
+        if "labels" not in inspect.signature(net.forward).parameters:
+            raise
+        raise InputError(f"it cannot be called without targets ({error}); give loss='model'") from error
     if len(output) != len(batch):
         raise InputError(f"it returned {tuple(output.shape)} for {len(batch)} samples; return one row for each")
+    _check_classes(outputs, goal, output, batch.y)
     return loss_value(goal.loss, output, batch.y), output
 
 

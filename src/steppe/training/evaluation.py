@@ -12,10 +12,11 @@ from steppe.config import Run
 from steppe.core.amp import upcast_to_float32
 from steppe.core.batch import Batch
 from steppe.core.method import Method
-from steppe.core.model_call import call_model, extract_loss
+from steppe.core.model_call import extract_loss
 from steppe.core.multi_network import MultiNetwork
 from steppe.core.numerics.losses import diversity
 from steppe.core.step import Step
+from steppe.core.user_loss import calls_model, own_loss
 from steppe.data.dataset import DataSet, Fetched, Samples
 from steppe.data.splits import shot_groups
 from steppe.distributed import collectives
@@ -141,9 +142,9 @@ class _Totals:
     def _outputs(self, batch: Batch) -> dict[str, tuple[float, Tensor]]:
         """Return loss and outputs, in at least float32, of all that can be evaluated."""
         net, state, loss = self.step.runtime.net, self.step.state, self.goal.loss
-        if loss == "model":
+        if calls_model(loss):
             with self.method.deployed_weights(net, state):
-                value, output = extract_loss(call_model(net, batch.x, batch.y))
+                value, output = extract_loss(own_loss(loss, net, batch.x, batch.y))
             return {"deployed": (float(value), upcast_to_float32(output))}
         outputs = {k: upcast_to_float32(z) for k, z in self.method.outputs(net, state, batch.x).items()}
         return {name: (float(loss(z, batch.y)), z) for name, z in outputs.items()}

@@ -100,12 +100,20 @@ def export(
     net.eval()
     samples = data.test.part(slice(0, IMAGES))
     x = network_input(run, next(evaluated_batches(run, data, samples)), like).x
+    expected, reason = None, ""
+    try:
+        with torch.no_grad():
+            if soup is not None:
+                expected = call_for_logits(model, x)
+            else:
+                named = {} if chosen is None else method.outputs(net, state, x)
+                expected = method.predict(net, state, x) if chosen is None else named[chosen]
+    except Exception as error:  # it may need targets, as its own loss does
+        if not is_user_model(run):
+            raise
+        reason = f"it cannot be called on inputs alone ({_short(error)})"
     with torch.no_grad():
-        if soup is not None:
-            expected = call_for_logits(model, x)
-        else:
-            expected = method.predict(net, state, x) if chosen is None else method.outputs(net, state, x)[chosen]
-        _compare(call_for_logits(model, x), expected, "the deployed network", run.label)
+        _compare(model, x, expected, "the deployed network", run.label)
     make_folder(out)
     written = {"safetensors": "model.safetensors", "torch.export": "model.pt2"}
     # not by safetensors, whose files are private
@@ -114,18 +122,20 @@ def export(
     )
     fresh.load_state_dict(load_file(out / written["safetensors"]))
     with torch.no_grad():
-        _compare(call_for_logits(fresh, x), expected, written["safetensors"], run.label)
-    reason = ""
+        _compare(fresh, x, expected, written["safetensors"], run.label)
     try:
+        if expected is None:
+            raise InputError(reason)
         _write_program(fresh, x, expected, out / written["torch.export"], run.label)
     except Exception as error:
         if not is_user_model(run):
             raise
-        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
+        reason = reason or _short(error)
         written.pop("torch.export")
     if onnx:
-        if not isinstance(x, Tensor):
-            raise InputError("onnx is True and the network takes several inputs; leave --onnx out")
+        if expected is None or not isinstance(x, Tensor):
+            why = reason if expected is None else "the network takes several inputs"
+            raise InputError(f"onnx is True and {why}; leave --onnx out")
         written["onnx"] = "model.onnx"
         _write_onnx(fresh, x[:2], expected[:2], out / written["onnx"], run.label)
     content = {
@@ -251,7 +261,17 @@ def _restored(
     return net, step.state, epoch
 
 
-def _compare(logits: Tensor, expected: Tensor, what: str, method: str) -> None:
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
+
+
+def _compare(model: Any, x: Any, expected: Tensor | None, what: str, method: str) -> None:
+    """Raise InputError unless a model predicts what is expected; None for one without predictions."""
+    if expected is not None:
+        _compare_logits(call_for_logits(model, x), expected, what, method)
+
+
+def _compare_logits(logits: Tensor, expected: Tensor, what: str, method: str) -> None:
     difference = float((logits - expected).abs().max())
     if not difference <= CLOSE * (1 + float(expected.abs().max())):
         raise InputError(
@@ -276,8 +296,8 @@ def _write_program(model: nn.Module, x: Any, expected: Tensor, path: Path, metho
         warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
         again: Any = torch.export.load(path).module()
     with torch.no_grad():
-        _compare(call_for_logits(again, x), expected, path.name, method)
-        _compare(call_for_logits(again, first(1)), expected[:1], path.name, method)
+        _compare(again, x, expected, path.name, method)
+        _compare(again, first(1), expected[:1], path.name, method)
 
 
 def _write_onnx(model: nn.Module, x: Tensor, expected: Tensor, path: Path, method: str) -> None:
@@ -289,4 +309,4 @@ def _write_onnx(model: nn.Module, x: Tensor, expected: Tensor, path: Path, metho
     )
     again = ReferenceEvaluator(str(path))
     (logits,) = again.run(None, {again.input_names[0]: x.cpu().numpy()})
-    _compare(torch.from_numpy(logits).to(expected), expected, path.name, method)
+    _compare_logits(torch.from_numpy(logits).to(expected), expected, path.name, method)

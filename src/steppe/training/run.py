@@ -173,7 +173,7 @@ def check_run(run: Run, images: DataSet, *, first: bool = True) -> None:
     _check_starts(run, method, per_epoch)
     if any(isinstance(part, _BatchNorm) for part in net.modules()):
         _check_batch_norm(run, len(images.train))
-    built_in = isinstance(images.train, Images) and not (run.loss or run.metric or user_code_of(run))
+    built_in = isinstance(images.train, Images) and not (run.loss or run.metric or run.task or user_code_of(run))
     if not built_in:
         if first:
             check_first_batch(run, images)

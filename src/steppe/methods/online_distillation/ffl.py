@@ -9,7 +9,7 @@ Paper    Kim et al., ICPR 2020, arXiv:1904.09058, equations 3 to 8
 Code     Jangho-Kim/FFL-pytorch @ 546d478; tianlizhang/OKDPH @ a562089
 Cost     2 forward, 2 backward, 1 update at most (``branches`` over one trunk), and the fusion
 Limits   branches = 1 is Plain
-Outputs  classes, labels or numbers, of samples or positions
+Outputs  classes, labels or numbers, of samples
 Differs  1. one optimizer; the code has a second one for the fusion, with weight decay 1e-5 instead of 1e-4. Give
             the parameters of ``model.fusion`` a group of their own for that.
          2. r rises with every step; the code keeps it constant within an epoch.

@@ -13,7 +13,7 @@ Code     shaoeric/Peer-Collaborative-Learning-for-Online-Knowledge-Distillation 
          tianlizhang/OKDPH @ a562089
 Cost     6 forward, 3 backward, 1 update at most (``branches`` over one trunk; the mean needs no backward)
 Limits   branches = 1 is Plain
-Outputs  classes, labels or numbers, of samples or positions
+Outputs  classes, labels or numbers, of samples
 Differs  1. r is the paper's; both codes divide by the weight instead of the ramp's length, which turns
             distillation off from epoch 3 to 80. It rises with every step.
          2. d is the paper's; OKDPH's code always passes step 0, so its mean is the network itself.

@@ -111,7 +111,7 @@ class BranchedNetwork(nn.Module):
                 self.cache.check_unchanged()
                 if number == 0:
                     result.entered = self._entered()
-                result.features.append(pooled(features_of(self.cache, self.head)))
+                result.features.append(features_of(self.cache, self.head))
                 result.maps.append(self._last_map(result.features[-1]))
         except InputError as error:
             if reason := self._exchanged():
@@ -220,7 +220,7 @@ class SeparateNetworks(nn.Module):
             result.logits.append(call_for_logits(net, own))
             if not net.get_submodule(head)._forward_pre_hooks:
                 raise exchanged(head)
-            result.features.append(pooled(features_of(self.cache, head)))
+            result.features.append(features_of(self.cache, head))
             self.cache.end_pass()
         return result
 
@@ -237,12 +237,16 @@ def exchanged(name: str) -> InputError:
 
 
 def features_of(cache: ActivationCache, head: str) -> Tensor:
-    """Return the input of the classifier in this pass; raises InputError if it was not called."""
+    """Return the input of the classifier in this pass (B, D), averaged over positions.
+
+    Raises InputError if it was not called.
+    """
     if cache.features is None:
         raise InputError(
             f"the last dense layer, {head}, is not called; this method needs one that gives the logits"
         )
-    return cache.features
+    t = upcast_to_float32(cache.features)
+    return t if t.ndim <= 2 else t.flatten(1, -2).mean(1)
 
 
 def _classifier(net: nn.Module, path: str) -> nn.Linear:

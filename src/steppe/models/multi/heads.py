@@ -97,7 +97,8 @@ class GatedBranches(MultiHeadNetwork):
             )
         g = torch.softmax(upcast_to_float32(self.gate(out.entered.to(self.gate[0].weight.dtype))), 1)
         z = torch.stack([upcast_to_float32(z) for z in out.logits], 1)
-        return PeerOutputs(tuple(out.logits), (g[:, :, None] * z).sum(1))
+        weights = g.reshape(*g.shape, *[1] * (z.ndim - 2))
+        return PeerOutputs(tuple(out.logits), (weights * z).sum(1))
 
 
 class FusedBranches(MultiHeadNetwork):
@@ -126,7 +127,8 @@ class FusedBranches(MultiHeadNetwork):
         out = self.body(x, views=views, **named)
         maps = torch.cat(out.maps, 1)
         with autocast_disabled(maps):  # BatchNorm of few values makes gradients that fp16 cannot represent
-            return PeerOutputs(tuple(out.logits), self.fusion(maps.to(next(self.fusion.parameters()).dtype)))
+            fused = self.fusion(maps.to(next(self.fusion.parameters()).dtype))
+        return PeerOutputs(tuple(out.logits), _like_members(fused, out.logits[0]))
 
 
 class AttentiveBranches(MultiHeadNetwork):
@@ -154,7 +156,8 @@ class AttentiveBranches(MultiHeadNetwork):
         z = torch.stack([upcast_to_float32(z) for z in out.logits[:-1]], 1)
         with autocast_disabled(h):
             attention = torch.softmax(self.query(h) @ self.key(h).transpose(1, 2), 2)
-            mixed = attention.to(z.dtype) @ (z.detach() if self.detach else z)
+            rows = (z.detach() if self.detach else z).reshape(*z.shape[:2], -1)
+            mixed = (attention.to(z.dtype) @ rows).reshape(z.shape)
         return PeerOutputs(tuple(out.logits), targets=mixed.unbind(1))
 
     @property
@@ -185,4 +188,18 @@ class JointBranches(MultiHeadNetwork):
         """Return the logits of each branch, and of the joint classifier."""
         out = self.body(x, views=views, **named)
         features = torch.cat(out.features, 1)
-        return PeerOutputs(tuple(out.logits), self.classifier(features.to(self.classifier.weight.dtype)))
+        joint = self.classifier(features.to(self.classifier.weight.dtype))
+        return PeerOutputs(tuple(out.logits), _like_members(joint, out.logits[0]))
+
+
+def _like_members(joint: Tensor, logits: Tensor) -> Tensor:
+    """Return the outputs (B, K) of a joint classifier in the shape of the members' logits.
+
+    Raises InputError if the members have another number of outputs per sample, such as one for each position.
+    """
+    if joint.numel() == logits.numel():
+        return joint.reshape(logits.shape)
+    raise InputError(
+        f"the joint classifier of all branches gives {joint.shape[1]} numbers per sample, and the network returns "
+        f"{tuple(logits.shape[1:])} for each; use one, okddip, dml or kdcl, which have no such classifier"
+    )

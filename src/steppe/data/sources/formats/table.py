@@ -172,12 +172,16 @@ def _read(path: Path, options: Mapping[str, str]) -> tuple[dict[str, Column], li
         return columns, _without_eval(parts), [f"parts: the column {title}"]
     tables = [
         (file, token[0], read_columns(file))
-        for file in sorted(path.iterdir())
-        if file.name.lower().endswith(ENDINGS) and (token := part_of(file.name.partition(".")[0]))
+        for entry in sorted(path.iterdir())
+        if (token := part_of(entry.name.partition(".")[0]))
+        for file in (sorted(entry.iterdir()) if entry.is_dir() else [entry])
+        if file.name.lower().endswith(ENDINGS)
     ]
     training = next((columns for _, part, columns in tables if part == "train"), None)
     if training is None:
-        raise InputError(f"folder {path} has no table train{ENDINGS[0]}; give one, or the file of a table")
+        raise InputError(
+            f"folder {path} has no table train{ENDINGS[0]}, nor tables in train/; give one, or a table"
+        )
     notes: list[str] = []
     rows: dict[str, list[str | None]] = {name: [] for name in training}
     parts = []

@@ -18,7 +18,7 @@ from steppe.data.dataset import DataSet, Fetched, Images, Samples, Source, Task,
 from steppe.data.samples import seeded
 from steppe.data.splits import split_off_test
 from steppe.errors import InputError
-from steppe.tasks.losses import IGNORED
+from steppe.tasks.losses import IGNORED, TOKENS
 
 _PARTS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "dev": "val", "test": "test"}
 _TARGETS = ("labels", "label")
@@ -59,6 +59,7 @@ def user_source(value: Any, task: str = "", collate: Any = None) -> Source:
             "test data too, as (train, val, test)"
         )
     kind = task or _task(train)
+    parts = {name: _checked(part, kind) for name, part in parts.items()}
     classes, outputs = _outputs(kind, parts)
     parts = {name: _as_task(part, kind, classes) for name, part in parts.items()}
     names = tuple(map(str, classes))
@@ -197,11 +198,36 @@ def _task(samples: Samples) -> str:
         return "language modelling" if following or same else "token classification"
     if binary:
         return "multi-label"
+    if isinstance(samples.x, Mapping) and "input_ids" in samples.x and y.ndim == 2 and not y.is_floating_point():
+        return "language modelling"  # a sequence of its own for each text, as a translation
     if y.is_floating_point():
         return "regression"
     if y.ndim == 1 or y.shape[1:] == (1,):
         return "classification"
     return "segmentation"
+
+
+def _checked(samples: Samples, task: str) -> Samples:
+    """Return the samples, whole numbers of classes as such; raises InputError for targets of another task."""
+    y = samples.y
+    if y is None:
+        return samples
+    if y.is_complex():
+        raise InputError(f"the targets are {y.dtype}; give real numbers, such as torch.view_as_real(y)")
+    one = y.ndim == 1 or y.shape[1:] == (1,)
+    if task == "classification" and y.is_floating_point() and one:
+        if isinstance(samples, Tensors) and bool((y % 1 == 0).all()):
+            return Tensors(samples.x, y.long())
+        expected = "whole numbers or names, one of each sample"
+    elif task == "multi-label" and y.ndim != 2:
+        expected = "0 and 1, (N, labels)"
+    elif task == "segmentation" and y.ndim < 2:
+        expected = "the class of each position, (N, ...)"
+    elif task in TOKENS and (y.ndim != 2 or y.is_floating_point()):
+        expected = "whole numbers, (N, tokens)"
+    else:
+        return samples
+    raise InputError(f"task is {task!r} and the targets are {y.dtype} {tuple(y.shape)}; give {expected}")
 
 
 def _outputs(task: str, parts: Mapping[str, Samples]) -> tuple[Sequence[Any], int]:
