@@ -3,14 +3,17 @@
 The file has the command, and for each run its accuracies and counted passes. `make_ledger.py` reads it. Paths are
 left out, and so are times, because other work ran on the machine. MORE are folders of the same comparison with
 other seeds. A suite is packed as a whole, finished or not; pack it again under the same name as it grows.
+`make_ledger.py` packs the folder of `steppe reproduce` table by table.
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from steppe import records
+from steppe.records.comparison import COMPARISON
 from steppe.records.suite import SUITE, load_suite
 from steppe.report.comparison.summary import groups, metric_of, runs_of
 from steppe.report.metric_text import ACCURACY_TEXT, MetricText
@@ -60,7 +63,8 @@ def packed_suite(folder: Path) -> dict[str, Any]:
 
 def _packed(folder: Path) -> dict[str, Any]:
     comparison = records.load(folder)
-    return {
+    table = records.read_json(folder / COMPARISON).get("table")  # of a paper, which `steppe reproduce` trained
+    return ({"table": table} if table else {}) | {
         "command": comparison.command.partition(" --out ")[0],
         "torch": comparison.environment.get("torch"),
         "device": comparison.environment.get("device"),
@@ -101,7 +105,25 @@ def _printed(value: float, text: MetricText) -> float:
     return round(text.scale * value, 4)
 
 
-if __name__ == "__main__":
-    target = FOLDER / f"{sys.argv[1]}.json"
-    target.write_text(json.dumps(packed(*map(Path, sys.argv[2:])), indent=1) + "\n")
+def write(name: str, content: dict[str, Any]) -> None:
+    """Write a packed comparison as a file of docs/records."""
+    target = FOLDER / f"{name}.json"
+    target.write_text(json.dumps(content, indent=1) + "\n")
     print(target)
+
+
+def pack_tables(folder: Path) -> None:
+    """Pack every table of a folder that `steppe reproduce` wrote, if a run of it is finished."""
+    tables = sorted(path.parent for path in folder.glob(f"*/{COMPARISON}"))
+    if not tables:
+        raise SystemExit(f"{folder} has no table; give the folder that steppe reproduce wrote")
+    for path in tables:
+        content = packed(path)
+        if "table" in content and content["runs"]:
+            full = content["table"]["protocol"].startswith("full")
+            text = re.sub(r"\b(cifar10|cifar100|folder):[^\s\"']+", r"\1:PATH", json.dumps(content))
+            write(path.name if full else f"{path.name}-scaled", json.loads(text))
+
+
+if __name__ == "__main__":
+    write(sys.argv[1], packed(*map(Path, sys.argv[2:])))

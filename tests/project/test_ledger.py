@@ -1,7 +1,8 @@
 """The ledger is what its records give, by the rule it states."""
 
-import importlib.util
+import importlib
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,11 +16,11 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(DOCS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(DOCS))
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,9 @@ def ledger() -> ModuleType:
     return script("make_ledger")
 
 
-def test_the_page_is_what_the_records_give(ledger):
+def test_the_pages_are_what_the_records_give(ledger):
     assert (DOCS / "ledger.md").read_text() == ledger.page(), "run python docs/make_ledger.py"
+    assert (DOCS / "results/reproduction.md").read_text() == ledger.results(), "run python docs/make_ledger.py"
 
 
 def test_every_printed_accuracy_has_a_line(ledger):
