@@ -8,7 +8,7 @@ A FOLDER is what `steppe reproduce` wrote; its tables are packed into docs/recor
 import functools
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from steppe.report.statistics import Difference, mean_std, paired_difference
 
 FOLDER = Path(__file__).parent / "records"
 PAGE = Path(__file__).parent / "ledger.md"
+PERFORMANCE = Path(__file__).parent / "performance.md"
 RESULTS = Path(__file__).parent / "results" / "reproduction.md"
 NONE = "\N{EN DASH}"
 RULE = """
@@ -147,29 +148,36 @@ def records_of(recipe: str, data: str, model: str, row: str) -> tuple[str, dict[
 
 
 def lines(recipe: Recipe) -> Iterator[str]:
-    """Yield the ledger's lines of one table."""
-    rows = recipe.published.rows
-    column = value_column(recipe)
-    printed = {r[:3]: r[column] for r in rows}
-    official = index()["official"].get(recipe.name, {})
+    """Yield the ledger's lines of a recipe's printed accuracies."""
+    column, official = value_column(recipe), index()["official"].get(recipe.name, {})
+    deviations = "deviation" in recipe.published.columns
+    rows = [(*r[:3], r[column], r[column + 1] if deviations else None) for r in recipe.published.rows]
+    return cells_of(recipe, rows, "last", official)
+
+
+def cells_of(
+    recipe: Recipe, rows: Sequence[tuple[Any, ...]], measure: str, official: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield the lines of printed values of a recipe's runs.
+
+    ``rows`` have data, network, row, value and standard deviation; ``measure`` is the value's name in packed runs.
+    """
+    printed = {r[:3]: r[3] for r in rows}
     yield "| data | network | row | paper | gain | authors' code | ours | gain | minus control | verdict |"
     yield "|---|---|---|---:|---:|---:|---:|---:|---:|---|"
-    for data, model, row, *numbers in rows:
-        value = numbers[column - 3]
-        deviation = numbers[column - 2] if "deviation" in recipe.published.columns else None
+    for data, model, row, value, deviation in rows:
         entry = records_of(recipe.name, data, model, row)
         base = "plain" if (data, model, "plain") in printed else f"dml-{row.rpartition('-')[2]}"
         published = None if row == base else value - printed[data, model, base]
         ours = control = None
         judged, measured = f"not run: {cost(recipe, data, model, row):.2g} EFLOP a seed", NONE
-        if entry:
-            name, about = entry
-            labels = {v: k for k, v in about["rows"].items()}
-            mine = accuracies(name, labels[row])
+        name, about = entry or ("", {})
+        labels = {v: k for k, v in about.get("rows", {}).items()}
+        if mine := accuracies(name, labels[row], measure) if entry else {}:
             measured = spread(mine)
             if row != base:
-                ours = gain(mine, accuracies(name, labels[base])) if base in labels else None
-                control = gain(mine, accuracies(name, about["control"])) if about["control"] else None
+                ours = gain(mine, accuracies(name, labels[base], measure)) if base in labels else None
+                control = gain(mine, accuracies(name, about["control"], measure)) if about["control"] else None
             full = is_full(about)
             judged = "the baseline" if published is None else verdict(published, ours, full=full)
             judged += "" if full else ", scaled"
@@ -180,6 +188,72 @@ def lines(recipe: Recipe) -> Iterator[str]:
             interval(ours), interval(control), judged,
         ]  # fmt: skip
         yield "| " + " | ".join(cells) + " |"
+
+
+@functools.cache
+def measures() -> list[tuple[str, dict[str, Any], list[str]]]:
+    """Return the printed tables of other measures than a recipe's accuracy, each with its lines."""
+    result = []
+    for name, about in index()["measures"].items():
+        recipe, rows = recipes.load(about["recipe"]), about.get("rows")
+        if rows is None:
+            column = recipe.published.columns.index(about["column"])
+            rows = [[*r[:3], r[column]] for r in recipe.published.rows]
+        result.append((name, about, list(cells_of(recipe, [(*r, None) for r in rows], about["measure"], {}))))
+    return result
+
+
+def measure_section(name: str, about: Mapping[str, Any], rows: list[str]) -> str:
+    """Return the section of a table of another measure."""
+    out = [
+        f"### {name}",
+        "",
+        f"{about['source']}: {about['quantity']}.",
+        "",
+        "```sh",
+        *about["commands"],
+        "```",
+        "",
+    ]
+    return "\n".join([*out, *rows, ""])
+
+
+def seconds_section() -> str:
+    """Return RWP's table of seconds per step, next to the ratios of performance.md."""
+    about = index()["seconds"]
+    table = PERFORMANCE.read_text().partition(about["section"])[2].partition("\n| ")[2].partition("\n\n")[0]
+    cells = [[cell.strip(" |") for cell in line.split(" | ")] for line in table.splitlines()[2:]]
+    ratios = {method: (float(ratio), quartiles) for method, _, ratio, quartiles, *_ in cells}
+    plain = {(r[0], r[4]): r[3] for r in about["rows"] if r[2] == "plain"}
+    out = ["### rwp-table6", "", f"{about['source']}: seconds per step, and their ratio to plain training's.", ""]
+    out += ["Ours: the ratio of CPU times of ResNet-18 on 32 x 32 pixels (performance.md), with its quartiles. It"]
+    out += ["agrees if the quartiles are on the same side of 1 as the paper's ratio.", ""]
+    out += ["```sh", about["command"], "```", ""]
+    out += [
+        "| data | network | row | GPUs | paper, s | ratio | ours | verdict |",
+        "|---|---|---|---:|---:|---:|---:|---|",
+    ]
+    for data, model, row, value, gpus in about["rows"]:
+        alone = next(v for (kind, _), v in plain.items() if kind == data)
+        ratio, quartiles = ratios[row]
+        low, high = map(float, quartiles.split("-"))
+        on_one = (data, gpus) in plain
+        judged = "not run: it needs twice the GPUs; ours is on one device"
+        if row == "plain":
+            judged = "the baseline"
+        elif on_one:
+            judged = f"{'agrees' if (low > 1) == (value > alone) else 'differs'}, scaled"
+        cells = [
+            data,
+            model,
+            row,
+            str(gpus),
+            f"{value:.3f}",
+            f"{value / alone:.2f}",
+            f"{ratio:.2f} [{low:.2f}, {high:.2f}]",
+        ]
+        out.append("| " + " | ".join([*cells, judged]) + " |")
+    return "\n".join([*out, ""])
 
 
 def table(recipe: Recipe, rows: list[str]) -> str:
@@ -216,7 +290,8 @@ def questions() -> str:
 
 def page() -> str:
     """Return the whole ledger."""
-    cells = [line for _, rows in tables() for line in rows[2:]]
+    cells = [line for rows in (*(r for _, r in tables()), *(r for *_, r in measures())) for line in rows[2:]]
+    cells += [line for line in seconds_section().splitlines() if line.endswith("|")][2:]
     count = {
         label: sum(f"| {label}" in line for line in cells)
         for label in ("agrees", "differs", "undecided", "the baseline", "not run")
@@ -231,6 +306,7 @@ def page() -> str:
     rest += ["| " + " | ".join([*row[:-1], f"`{row[-1]}`"]) + " |" for row in index()["elsewhere"]]
     parts = [head, RULE, tally, "## Questions\n", questions(), "## Tables\n"]
     parts += [table(recipe, rows) for recipe, rows in tables()]
+    parts += [measure_section(*one) for one in measures()] + [seconds_section()]
     return "\n".join([*parts, "## Other tables and figures\n", *rest, ""])
 
 
