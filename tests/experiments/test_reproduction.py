@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from data.test_cifar import cifar_folder
+from PIL import Image
 
 from steppe.cli.main import main
 from steppe.errors import InputError
@@ -65,6 +66,20 @@ def test_the_stated_tables_come_first_then_the_most_answers_per_second(tmp_path)
         "plain seed 0", "repeat-step seed 0", "two-step seed 0",
     ]  # fmt: skip
     assert (len(table.jobs), table.answers, table.controls) == (27, 7, ["repeat-step", "two-step"])
+
+
+def test_a_folder_stands_for_the_data_with_as_many_classes(tmp_path):
+    for classes in (3, 10):
+        for name in range(classes):
+            (tmp_path / str(classes) / str(name)).mkdir(parents=True)
+            for i in range(5):
+                file = tmp_path / str(classes) / str(name) / f"{i}.png"
+                Image.new("RGB", (32, 32), (20 * name, 50 * i, 0)).save(file)
+    (table,) = tables(tmp_path, f"folder:{tmp_path}/10", SMALL[0])
+    assert (table.name, table.protocol) == ("sadt-table1-512-cifar10-simple-cnn", "full, images of a folder")
+    assert {run.data.augment for run in table.rows.values()} == {("cutmix",)}
+    with pytest.raises(InputError, match="with 3 classes; the tables have 10, 100 or 1000"):
+        tables(tmp_path, f"folder:{tmp_path}/3", SMALL[0])
 
 
 def test_the_time_is_that_of_finished_epochs(tmp_path):
@@ -196,6 +211,7 @@ def refused(capsys: Any, folder: Path, archive: Path, message: str) -> None:
         ("--datasets cifar10:x --tables rwp-table", "unknown table 'rwp-table'; did you mean 'rwp-table"),
         ("--datasets cifar10:x --tables rwp-table1:resnet19", "unknown part of table rwp-table1 'resnet19'"),
         ("--datasets cifar10:x --tables rwp-table2", "no table can run with these data; give --datasets cifar100"),
+        (f"--datasets cifar10:x --tables {SMALL[0]} sadt-table1-512:sam", "twice; join its rows, as"),
         ("--datasets cifar10:x --within 0", "within is 0; give a number above 0"),
         ("--datasets cifar10:x --pack x --megabytes -1", "megabytes is -1; give a number above 0"),
         ("--datasets cifar10:x --jobs -1", "jobs is -1"),

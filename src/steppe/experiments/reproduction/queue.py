@@ -190,7 +190,15 @@ def queue(
                 missing[label] = "pip install 'steppe[vision]'"
             else:
                 fixed = dict(changes or {}) | {"dataset": paths[kind], "model": model}
-                result.append(_table(recipe, kind, model, names, fixed, scale, tuple(seeds), out))
+                try:
+                    result.append(_table(recipe, kind, model, names, fixed, scale, tuple(seeds), out))
+                except InputError as error:  # as too few images for this table at a small scale
+                    missing[label] = str(error)
+    columns = [table.name for table in result]
+    if twice := [name for name in columns if columns.count(name) > 1]:
+        raise InputError(
+            f"tables names {twice[0]} twice; join its rows with colons, as sadt-table1-512:sam:sadt-v1"
+        )
     if not result:
         reasons = ", or ".join(dict.fromkeys(missing.values())) or "name rows with a printed accuracy"
         raise InputError(f"no table can run with these data; {reasons}")
@@ -232,7 +240,11 @@ def _kind(dataset: str, progress: Callable[[int, int], None] | None) -> str:
         return kind
     if kind != "folder":
         raise InputError(f"datasets is {dataset!r}, which no table has; give cifar10, cifar100 or folder:PATH")
-    classes = len(data.load(dataset, Data(size=32), progress=progress).classes)
+    try:  # decoded as the recipes do, whose images are then cached
+        images = data.load(dataset, Data(), progress=progress)
+    except InputError:
+        images = data.load(dataset, Data(size=224), progress=progress)
+    classes = len(images.classes)
     if classes not in _CLASSES:
         raise InputError(f"datasets is {dataset!r} with {classes} classes; the tables have 10, 100 or 1000")
     return _CLASSES[classes]
