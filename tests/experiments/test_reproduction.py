@@ -211,7 +211,7 @@ def refused(capsys: Any, folder: Path, archive: Path, message: str) -> None:
         ("--datasets cifar10:x --tables rwp-table", "unknown table 'rwp-table'; did you mean 'rwp-table"),
         ("--datasets cifar10:x --tables rwp-table1:resnet19", "unknown part of table rwp-table1 'resnet19'"),
         ("--datasets cifar10:x --tables rwp-table2", "no table can run with these data; give --datasets cifar100"),
-        (f"--datasets cifar10:x --tables {SMALL[0]} sadt-table1-512:sam", "twice; join its rows, as"),
+        (f"--datasets cifar10:x --tables {SMALL[0]} sadt-table1-512:sam", "twice; join its rows"),
         ("--datasets cifar10:x --within 0", "within is 0; give a number above 0"),
         ("--datasets cifar10:x --pack x --megabytes -1", "megabytes is -1; give a number above 0"),
         ("--datasets cifar10:x --jobs -1", "jobs is -1"),
