@@ -114,6 +114,10 @@ def test_runs_are_packed_by_the_seconds_that_they_save_per_byte(tmp_path):
     left_out = pack([table], archive, command, 0.07)
     assert [name.partition(" (")[0] for name in left_out] == [table.jobs[3].name]
     assert archive.stat().st_size <= 70_000
+    begin(table.jobs[5], 2, 1.0, 10)
+    (table.jobs[5].folder / "checkpoint.safetensors").write_bytes(b"half")
+    assert pack([table], archive, command) == [f"{table.jobs[5].name} (its checkpoint is damaged)"]
+    pack([table], archive, command, 0.07)
     with pytest.raises(InputError, match=r"megabytes is 0\.001 and the records of finished runs take 0\.0;"):
         pack([table], archive, command, 0.001)
     # another folder, another path of the data
@@ -260,7 +264,7 @@ def test_a_queue_that_is_stopped_and_moved_ends_with_the_same_bits(tmp_path):
     assert (tmp_path / "a.zip").stat().st_size < 60e6
     # stopped once more, where a file has no room for a checkpoint
     tight = steppe(tmp_path, "cifar10:cifar", *names, *stop, "c.zip", "--megabytes", "5")
-    assert "too large for 5 MB, they start anew: sadt-table1-512-cifar10-simple-cnn, " in tight
+    assert "left out, they start anew: sadt-table1-512-cifar10-simple-cnn, " in tight
     # on another machine: another folder, and the data elsewhere
     (tmp_path / "b").mkdir()
     shutil.copytree(tmp_path / "cifar", tmp_path / "b" / "images")

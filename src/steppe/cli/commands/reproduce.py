@@ -105,8 +105,7 @@ def run(options: Namespace, command: str) -> int:
                 size = Path(options.pack).stat().st_size / 1e6
                 print_text(terminal, f"packed: {options.pack}, {size:.1f} MB")
                 if left_out:
-                    text = f"too large for {options.megabytes:g} MB, they start anew: {', '.join(left_out)}"
-                    print_text(terminal, text)
+                    print_text(terminal, f"left out, they start anew: {', '.join(left_out)}")
     _print_plan(queue, terminal)
     print_text(terminal, f"accuracies of a table: steppe report {out}/TABLE")
     for name, message in errors.items():

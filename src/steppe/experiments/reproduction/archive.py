@@ -35,11 +35,11 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Runti
 
 
 def pack(tables: Sequence[PaperTable], path: Path, command: str, megabytes: float = MEGABYTES) -> list[str]:
-    """Write the runs of the tables into one file; return the names of the runs that do not fit into it.
+    """Write the runs of the tables into one file; return the names of unfinished runs that are left out.
 
     The records of all finished runs are in it; their weights are not. Of unfinished runs, checkpoints are added in
     the order of the training seconds that they save per byte, the most first, each if it fits. A run that is left
-    out starts anew.
+    out, as one with a damaged checkpoint is, starts anew.
 
     Raises:
         InputError: The records alone are larger than ``megabytes`` (10^6 bytes).
@@ -54,9 +54,14 @@ def pack(tables: Sequence[PaperTable], path: Path, command: str, megabytes: floa
                 files = [job.folder / name for name in _RECORDS]
                 finished.append((entry, [p for p in files if p.exists()]))  # one that failed may have no epoch
             elif (job.folder / CHECKPOINT).exists():
-                paths = _state(job)
-                seconds = float(records.read_lines(job.folder / TIMING)[-1]["seconds"])
-                unfinished.append((seconds / sum(p.stat().st_size for p in paths), job.name, entry, paths))
+                try:
+                    paths = _state(job)
+                    seconds = float(records.read_epochs(job.folder / TIMING)[-1]["seconds"])
+                    worth = seconds / sum(p.stat().st_size for p in paths)
+                except (InputError, LookupError, OSError):
+                    left_out.append(f"{job.name} (its checkpoint is damaged)")
+                    continue
+                unfinished.append((worth, job.name, entry, paths))
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(_MANIFEST, f'{{"format": {records.FORMAT}}}\n')
         archive.comment = command.encode()[:1000]
@@ -80,7 +85,7 @@ def pack(tables: Sequence[PaperTable], path: Path, command: str, megabytes: floa
             )
         for _, name, entry, paths in sorted(unfinished, key=lambda one: -one[0]):
             if size(paths) > limit:
-                left_out.append(f"{name} ({sum(p.stat().st_size for p in paths) / 1e6:.1f} MB)")
+                left_out.append(f"{name} ({sum(p.stat().st_size for p in paths) / 1e6:.1f} MB do not fit)")
             else:
                 add(entry, paths)
     records.make_folder(path.parent)
