@@ -285,8 +285,8 @@ def check_ledger(folder: Path, whole: dict[str, Any]) -> None:
     docs = folder / "docs"
     (docs / "results").mkdir(parents=True)
     shutil.copytree(DOCS / "records", docs / "records")
-    for script in ("make_ledger.py", "pack_records.py"):
-        shutil.copy(DOCS / script, docs)
+    for name in ("make_ledger.py", "pack_records.py", "performance.md"):
+        shutil.copy(DOCS / name, docs)
     name = "sadt-table1-512-cifar10-simple-cnn-scaled"
     for arguments in (["a"], []):
         subprocess.run([sys.executable, docs / "make_ledger.py", *arguments], cwd=folder, check=True)
