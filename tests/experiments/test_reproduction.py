@@ -253,17 +253,18 @@ def measured(folder: Path) -> dict[str, Any]:
 @pytest.mark.slow
 def test_a_queue_that_is_stopped_and_moved_ends_with_the_same_bits(tmp_path):
     cifar_folder(tmp_path / "cifar")
-    names = ("--tables", "sadt-table1-512:simple-cnn:plain:sam", "--scale", "0.0025")
-    stop = ("--within", "0.01", "--out", "a", "--pack")
-    stopped = steppe(tmp_path, "cifar10:cifar", *names, *stop, "a.zip")
-    assert "1. sadt-table1-512-cifar10-simple-cnn: 4 runs, 2 printed accuracies, about" in stopped
+    names = ("--tables", "sadt-table1-512:simple-cnn:plain:sam", "--scale", "0.01")
+    stop, runs = ("--out", "a", "--pack"), tmp_path / "a" / "sadt-table1-512-cifar10-simple-cnn" / "runs"
+    for seconds in range(1, 100, 5):  # until it stops in the middle of a run; a busy machine starts slowly
+        stopped = steppe(tmp_path, "cifar10:cifar", *names, *stop, "a.zip", "--within", str(seconds))
+        assert "1. sadt-table1-512-cifar10-simple-cnn: 4 runs, 2 printed accuracies, about" in stopped
+        assert "stopped in time; the same command goes on" in stopped
+        if any(not (path.parent / "result.json").exists() for path in runs.glob("*/checkpoint.safetensors")):
+            break
     assert "no epoch is measured yet" in stopped and "from the finished epochs" in stopped
-    assert "stopped in time; the same command goes on" in stopped
-    assert [*(tmp_path / "a").glob("*/runs/*/checkpoint.safetensors")]  # in the middle of a run
-    assert len([*(tmp_path / "a").glob("*/runs/*/result.json")]) < 4
     assert (tmp_path / "a.zip").stat().st_size < 60e6
     # stopped once more, where a file has no room for a checkpoint
-    tight = steppe(tmp_path, "cifar10:cifar", *names, *stop, "c.zip", "--megabytes", "5")
+    tight = steppe(tmp_path, "cifar10:cifar", *names, *stop, "c.zip", "--megabytes", "5", "--within", "1")
     assert "left out, they start anew: sadt-table1-512-cifar10-simple-cnn, " in tight
     # on another machine: another folder, and the data elsewhere
     (tmp_path / "b").mkdir()
@@ -292,7 +293,7 @@ def check_ledger(folder: Path, whole: dict[str, Any]) -> None:
         subprocess.run([sys.executable, docs / "make_ledger.py", *arguments], cwd=folder, check=True)
         text = (docs / "records" / f"{name}.json").read_text()
         # the row of a full protocol replaces others in the ledger
-        (docs / "records" / f"{name}.json").write_text(text.replace("scale 0.0025", "full"))
+        (docs / "records" / f"{name}.json").write_text(text.replace("scale 0.01", "full"))
     accuracy = [100 * test["last"]["accuracy"] for key, (_, test, *_) in whole.items() if " sam " in key]
     cell = f"{sum(accuracy) / 2:.2f} ± {abs(accuracy[0] - accuracy[1]) / 2**0.5:.2f} (n=2)"
     assert f"| `sam` | 78.40 | {cell} |" in (docs / "results/reproduction.md").read_text()
