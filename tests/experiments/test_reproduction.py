@@ -261,7 +261,7 @@ def test_a_queue_that_is_stopped_and_moved_ends_with_the_same_bits(tmp_path):
         assert "stopped in time; the same command goes on" in stopped
         if any(not (path.parent / "result.json").exists() for path in runs.glob("*/checkpoint.safetensors")):
             break
-    assert "no epoch is measured yet" in stopped and "from the finished epochs" in stopped
+    assert "from the finished epochs" in stopped
     assert (tmp_path / "a.zip").stat().st_size < 60e6
     # stopped once more, where a file has no room for a checkpoint
     tight = steppe(tmp_path, "cifar10:cifar", *names, *stop, "c.zip", "--megabytes", "5", "--within", "1")
