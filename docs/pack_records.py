@@ -3,16 +3,20 @@
 The file has the command, and for each run its accuracies and counted passes. `make_ledger.py` reads it. Paths are
 left out, and so are times, because other work ran on the machine. MORE are folders of the same comparison with
 other seeds. A suite is packed as a whole, finished or not; pack it again under the same name as it grows.
+`make_ledger.py` packs the folder of `steppe reproduce` table by table.
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from steppe import records
+from steppe.records.comparison import COMPARISON
 from steppe.records.suite import SUITE, load_suite
 from steppe.report.comparison.summary import groups, metric_of, runs_of
+from steppe.report.diagnosis.summary import DIAGNOSIS
 from steppe.report.metric_text import ACCURACY_TEXT, MetricText
 
 FOLDER = Path(__file__).parent / "records"
@@ -49,7 +53,11 @@ def packed_suite(folder: Path) -> dict[str, Any]:
             text = metric_of(comparison, group[0])
             rows = {}
             for method in comparison.methods:
-                runs = [_run(r, text) for r in runs_of(comparison, group, method) if r.status == "ok"]
+                runs = [
+                    _run(r, comparison.folder / "runs" / r.digest, text)
+                    for r in runs_of(comparison, group, method)
+                    if r.status == "ok"
+                ]
                 if runs:
                     lists = {key: [run[key] for run in runs] for key in ("seed", "last", "best_val", "epochs")}
                     rows[method] = lists | {"passes": runs[0]["passes"]}
@@ -60,7 +68,8 @@ def packed_suite(folder: Path) -> dict[str, Any]:
 
 def _packed(folder: Path) -> dict[str, Any]:
     comparison = records.load(folder)
-    return {
+    table = records.read_json(folder / COMPARISON).get("table")  # of a paper, which `steppe reproduce` trained
+    return ({"table": table} if table else {}) | {
         "command": comparison.command.partition(" --out ")[0],
         "torch": comparison.environment.get("torch"),
         "device": comparison.environment.get("device"),
@@ -69,14 +78,14 @@ def _packed(folder: Path) -> dict[str, Any]:
         },
         "controls": {name: about.get("controls") or [] for name, about in comparison.methods.items()},
         "runs": [
-            _run(record, metric_of(comparison, record.dataset))
+            _run(record, folder / "runs" / record.digest, metric_of(comparison, record.dataset))
             for record in comparison.records
             if record.status == "ok"
         ],
     }
 
 
-def _run(record: records.Record, text: MetricText = ACCURACY_TEXT) -> dict[str, Any]:
+def _run(record: records.Record, home: Path, text: MetricText = ACCURACY_TEXT) -> dict[str, Any]:
     assert record.result is not None
     test, passes = record.result["test"], record.result["passes"]
     one = {
@@ -91,17 +100,44 @@ def _run(record: records.Record, text: MetricText = ACCURACY_TEXT) -> dict[str, 
         "passes": [round(passes[k], 4) for k in ("forward", "backward", "updates")],
     }
     outputs = {k: _printed(v[text.key()], text) for k, v in test["last"].get("outputs", {}).items()}
+    more = {"top_5": round(100 * test["last"]["top-5"], 4)} if "top-5" in test["last"] else {}
+    more |= {"severity_5": round(100 * severities[4], 4)} if (severities := _severities(home)) else {}
     best = [line[text.key("test")] for line in record.metrics if text.key("test") in line]
     best += [v[text.key()] for line in record.metrics for v in line.get("test_outputs", {}).values()]
     of_all = {"best_of_all": _printed(text.best(best), text)} if best else {}
-    return one | ({"outputs": outputs} if outputs else {}) | of_all
+    return one | ({"outputs": outputs} if outputs else {}) | of_all | more
+
+
+def _severities(home: Path) -> list[float] | None:
+    """Return the accuracies of a run's last weights on published corrupted images by severity, if measured."""
+    diagnosis = records.read_json_if_exists(home / DIAGNOSIS) or {}
+    published = diagnosis.get("corruptions") and diagnosis.get("which") == "last"
+    return diagnosis["robustness"]["severities"] if published and diagnosis.get("robustness") else None
 
 
 def _printed(value: float, text: MetricText) -> float:
     return round(text.scale * value, 4)
 
 
-if __name__ == "__main__":
-    target = FOLDER / f"{sys.argv[1]}.json"
-    target.write_text(json.dumps(packed(*map(Path, sys.argv[2:])), indent=1) + "\n")
+def write(name: str, content: dict[str, Any]) -> None:
+    """Write a packed comparison as a file of docs/records."""
+    target = FOLDER / f"{name}.json"
+    target.write_text(json.dumps(content, indent=1) + "\n")
     print(target)
+
+
+def pack_tables(folder: Path) -> None:
+    """Pack every table of a folder that `steppe reproduce` wrote, if a run of it is finished."""
+    tables = sorted(path.parent for path in folder.glob(f"*/{COMPARISON}"))
+    if not tables:
+        raise SystemExit(f"{folder} has no table; give the folder that steppe reproduce wrote")
+    for path in tables:
+        content = packed(path)
+        if "table" in content and content["runs"]:
+            full = content["table"]["protocol"].startswith("full")
+            text = re.sub(r"\b(cifar10|cifar100|folder):[^\s\"']+", r"\1:PATH", json.dumps(content))
+            write(path.name if full else f"{path.name}-scaled", json.loads(text))
+
+
+if __name__ == "__main__":
+    write(sys.argv[1], packed(*map(Path, sys.argv[2:])))

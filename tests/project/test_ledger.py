@@ -1,7 +1,8 @@
 """The ledger is what its records give, by the rule it states."""
 
-import importlib.util
+import importlib
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,11 +16,11 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(DOCS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(DOCS))
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +28,12 @@ def ledger() -> ModuleType:
     return script("make_ledger")
 
 
-def test_the_page_is_what_the_records_give(ledger):
+def test_the_pages_are_what_the_records_give(ledger):
     assert (DOCS / "ledger.md").read_text() == ledger.page(), "run python docs/make_ledger.py"
+    assert (DOCS / "results/reproduction.md").read_text() == ledger.results(), "run python docs/make_ledger.py"
 
 
-def test_every_printed_accuracy_has_a_line(ledger):
+def test_every_printed_value_has_a_line(ledger):
     page = (DOCS / "ledger.md").read_text()
     cells = 0
     for name in recipes.names():
@@ -40,6 +42,15 @@ def test_every_printed_accuracy_has_a_line(ledger):
             if {"accuracy", "top-1"} & {*recipe.published.columns}:
                 assert f"| {data} | {model} | {row} | {numbers[0]:.2f}" in page
                 cells += 1
+    for about in ledger.index()["measures"].values():
+        printed = recipes.load(about["recipe"]).published
+        column = about.get("column") and printed.columns.index(about["column"])
+        for data, model, row, value in about.get("rows") or [(*r[:3], r[column]) for r in printed.rows]:
+            assert f"| {data} | {model} | {row} | {value:.2f}" in page
+            cells += 1
+    for data, model, row, seconds, gpus in ledger.index()["seconds"]["rows"]:
+        assert f"| {data} | {model} | {row} | {gpus} | {seconds:.3f}" in page
+        cells += 1
     assert f"\n{cells} cells: " in page
 
 
@@ -66,6 +77,31 @@ def test_gains_are_over_seeds_that_both_have(ledger):
     d = ledger.gain({0: 5.0, 1: 6.0, 7: 50.0}, {0: 4.0, 1: 4.0, 9: 0.0})
     assert (d.mean, d.n) == (1.5, 2)
     assert ledger.gain({0: 1.0}, {1: 1.0}) is None
+
+
+def test_other_measures_of_a_recipe_s_runs_have_the_same_rule(ledger, monkeypatch):
+    values = {"plain": (50.0, 51.0, 52.0), "sam": (52.0, 54.0, 53.0), "rwp": (50.5, 51.0, 52.2)}
+    runs = [
+        {"method": row, "seed": seed, "last": 0.0, "severity_5": value}
+        for row, own in values.items()
+        for seed, value in enumerate(own)
+    ]
+    about = {"rows": {row: row for row in values}, "control": None, "protocol": "full, bf16"}
+    monkeypatch.setattr(ledger, "records_of", lambda *_: ("name", about))
+    monkeypatch.setattr(ledger, "runs", lambda _: runs)
+    rows = [
+        ("cifar10", "resnet18", row, value, None) for row, value in (("plain", 56.0), ("sam", 58.0), ("rwp", 61.0))
+    ]
+    recipe = recipes.load("rwp-table1")
+    lines = [line.split(" | ") for line in ledger.cells_of(recipe, rows, "severity_5", {})][2:]
+    # +2, +3, +1 and +0.5, 0, +0.2, with Student's 4.303 for two degrees of freedom
+    assert [line[6:8] + line[9:] for line in lines] == [
+        ["51.00 ± 1.00 (n=3)", ledger.NONE, "the baseline |"],
+        ["53.00 ± 1.00 (n=3)", "+2.00 [-0.48, 4.48]", "agrees |"],
+        ["51.23 ± 0.87 (n=3)", "+0.23 [-0.39, 0.86]", "differs |"],
+    ]
+    (line, *_) = list(ledger.cells_of(recipe, rows, "top_5", {}))[2:]
+    assert "not run: 0.033 EFLOP a seed" in line  # not measured
 
 
 def test_the_arithmetic_of_a_run_is_counted(ledger):
@@ -98,7 +134,18 @@ def test_a_comparison_is_packed_without_paths_or_times(tmp_path, ledger):
         "--methods plain dml --models simple-cnn --epochs 1 --seeds 0 --data.train 60 --data.test 40 --watch.test"
     )
     assert main(["compare", *options.split(), "--out", str(tmp_path / "a")]) == 0
+    for path in (tmp_path / "a" / "runs").iterdir():
+        made = {
+            "which": "last",
+            "corruptions": "CIFAR-10-C",
+            "robustness": {"severities": [0.5, 0.4, 0.3, 0.2, 0.1]},
+        }
+        (path / "diagnosis.json").write_text(json.dumps(made))
+        content = json.loads((path / "result.json").read_text())
+        content["test"]["last"]["top-5"] = 0.75
+        (path / "result.json").write_text(json.dumps(content))
     record = script("pack_records").packed(tmp_path / "a")
+    assert [(r["severity_5"], r["top_5"]) for r in record["runs"]] == [(10.0, 75.0)] * 2
     assert [r["method"] for r in record["runs"]] == ["plain", "dml"]
     result = [json.loads(f.read_text()) for f in (tmp_path / "a" / "runs").glob("*/result.json")]
     assert sorted(r["last"] for r in record["runs"]) == sorted(

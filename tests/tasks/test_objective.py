@@ -86,6 +86,11 @@ def test_metrics_are_those_of_scikit_learn_on_any_number_of_processes(cuts):
     }
     for name, value in expected.items():
         assert measured(name, "classification", 3, output, y, cuts) == pytest.approx(value, abs=1e-6), name
+    assert measured("top-5", "classification", 3, output, y, cuts) == 1
+    many, of_many = torch.randn(30, 8, generator=DRAW), torch.randint(8, (30,), generator=DRAW)
+    share = sk.top_k_accuracy_score(of_many, many, k=5, labels=range(8))
+    assert 0.3 < share < 0.9
+    assert measured("top-5", "classification", 8, many, of_many, cuts) == pytest.approx(share)
     numbers, target = output[:, 0], output[:, 1] + output[:, 0]
     r2 = measured("r2", "regression", 1, numbers[:, None], target, cuts)
     assert r2 == pytest.approx(sk.r2_score(target, numbers), abs=1e-5)

@@ -1,7 +1,7 @@
 """Settings of the optimizer and the loss, compared with a training loop written by hand in float64."""
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from steppe import models
 from steppe.config import Data, Optim, Run
+from steppe.core.batch import Batch
 from steppe.core.step_state import BindOptions
 from steppe.training.evaluation import to_model_format
 from steppe.training.factories import bind_options, make_objective
@@ -27,6 +28,22 @@ def smoothed(logits: Tensor, y: Tensor) -> Tensor:
     logp = logits - logits.exp().sum(1, keepdim=True).log()
     target = y if y.ndim == 2 else torch.eye(10, dtype=logits.dtype)[y]
     return -((0.9 * target + 0.1 / 10) * logp).sum(1).mean()
+
+
+@pytest.mark.parametrize("classes", [100, 101])
+def test_of_more_than_100_classes_the_best_five_are_counted_too(classes, tmp_path):
+    run = Run(model="mlp-8x1", data=Data(train=60, test=60, size=8), threads=1)
+    images = load_data(run)
+    test = replace(images.test, y=torch.arange(60))
+    images = replace(images, test=test, classes=tuple(map(str, range(classes))), outputs=classes)
+    trainer = Trainer(run, tmp_path, images)
+    value = trainer._evaluate(images.test)
+    batch = to_model_format(Batch(images.test.x.float() / 255, images.test.y), next(trainer.net.parameters()))
+    with torch.no_grad():
+        order = trainer.net.eval()(batch.x).argsort(1, descending=True)
+    hits = [int(y) in row[:5].tolist() for y, row in zip(batch.y, order, strict=True)]
+    assert value.get("top-5") == (None if classes == 100 else pytest.approx(sum(hits) / len(hits)))
+    assert 0 < sum(hits) < len(hits)
 
 
 @pytest.mark.parametrize("augment", [(), ("cutmix",)])

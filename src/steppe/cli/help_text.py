@@ -21,6 +21,14 @@ Exit code: 0 all runs finished, 1 a run failed, 2 bad input, 130 stopped.""",
   steppe train recipe=rwp-table1:wrn-16-8-rwp scale=0.02 --method rwp --dataset cifar10:PATH
 
 The same command resumes a run that was stopped.""",
+    "reproduce": """examples:
+  steppe reproduce --datasets cifar10:PATH --plan          the tables that can run, their order and their time
+  steppe reproduce --datasets cifar10:PATH --within 3600   an hour of it; the same command goes on
+  steppe reproduce --datasets cifar10:PATH --tables sadt-table1-512:simple-cnn --within 800 --pack runs.zip
+  steppe reproduce --datasets cifar10:PATH --tables sadt-table1-512:simple-cnn --from runs.zip
+
+The same command resumes what was stopped; finished runs are kept.
+Exit code: 0, 1 a run failed, 2 bad input, 130 stopped.""",
     "report": """examples:
   steppe report out                                        write the tables and the page again
   steppe report --live out                                 serve a page that follows the runs of `steppe compare`

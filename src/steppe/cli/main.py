@@ -22,7 +22,7 @@ from steppe.distributed.forkserver import kill_workers
 from steppe.errors import InputError, RunError, unknown
 
 _DISTRIBUTED = ("compare", "train")  # commands that the processes of a torchrun job run together
-_TRAINS = ("compare", "train", "tune")  # commands that need forked workers, locks and atomic renames
+_TRAINS = ("compare", "reproduce", "train", "tune")  # commands that need forked workers, locks and atomic renames
 
 
 class _UsageError(Exception):

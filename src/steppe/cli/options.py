@@ -128,7 +128,7 @@ def _option(field: dataclasses.Field[Any]) -> str:
 
 def expand_recipe(argv: Sequence[str]) -> list[str]:
     """Return a command with ``recipe=NAME`` and ``scale=0.02`` written as options."""
-    if not argv or argv[0] not in ("train", "compare"):
+    if not argv or argv[0] not in ("train", "compare", "reproduce"):
         return list(argv)
     return [f"--{token}" if re.match("(recipe|scale)=", token) else token for token in argv]
 

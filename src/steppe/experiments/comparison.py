@@ -97,7 +97,7 @@ def prepare(
         return grid
     memory = {run.label: memory_bytes(run, sets[run.dataset]) for run in runs}
     first = {run.dataset: run for run in reversed(runs)}
-    described = {name: _described(first[name], images) for name, images in sets.items()}
+    described = {name: describe_images(first[name], images) for name, images in sets.items()}
     grid = ComparisonPlan(study, out, jobs, memory, described, sets)
 
     def write() -> None:
@@ -110,7 +110,8 @@ def prepare(
     return grid
 
 
-def _described(run: Run, images: DataSet) -> dict[str, Any]:
+def describe_images(run: Run, images: DataSet) -> dict[str, Any]:
+    """Return what ``compare.json`` has of a data set: images, metric, and the value of a constant output."""
     goal = make_objective(run, images)
     constant = of_constant(goal, images, images.test)
     metric = {"metric": goal.metric.to_dict()}

@@ -139,6 +139,14 @@ def _hits(output: Tensor, y: Tensor) -> tuple[Tensor, Any]:
     return ((classes_second(output, y).argmax(1) == y) & counted).sum(), counted.sum()
 
 
+def _hits_of_five(output: Tensor, y: Tensor) -> tuple[Tensor, Any]:
+    logits = classes_second(output, y)
+    if y.is_floating_point() and y.shape == output.shape:
+        y = y.argmax(1)
+    counted, best = y != IGNORED, logits.topk(min(5, logits.shape[1]), dim=1).indices
+    return ((best == y.unsqueeze(1)).any(1) & counted).sum(), counted.sum()
+
+
 def _nats(output: Tensor, y: Tensor) -> tuple[Tensor, Any]:
     logits = classes_second(output, y)
     return torch.nn.functional.cross_entropy(logits, y, reduction="sum"), (y != IGNORED).sum()
@@ -150,6 +158,7 @@ def _exp(value: float) -> float:
 
 _MEANS: dict[str, tuple[Metric, Any, Callable[[float], float]]] = {
     "accuracy": (ACCURACY, _hits, float),
+    "top-5": (Metric("top-5 accuracy"), _hits_of_five, float),
     "token-accuracy": (Metric("token accuracy"), _hits, float),
     "rmse": (Metric("RMSE", higher=False, percent=False), _squares, lambda v: v**0.5),
     "mse": (Metric("mean squared error", higher=False, percent=False), _squares, float),
@@ -171,7 +180,7 @@ _NUMBERS: dict[str, tuple[Metric, str, dict[str, Any]]] = {
     "pearson": (Metric("Pearson correlation", percent=False), "PearsonCorrCoef", {}),
 }
 _LOSS = Metric("loss", higher=False, percent=False)
-OF_CLASSES = ("accuracy", "token-accuracy", "perplexity")
+OF_CLASSES = ("accuracy", "top-5", "token-accuracy", "perplexity")
 OF_NUMBERS = ("rmse", "mse", "mae", *_NUMBERS)
 NAMES = (*_MEANS, *_CLASSES, *_NUMBERS, "loss")
 _DEFAULT = {

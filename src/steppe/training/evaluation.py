@@ -24,6 +24,8 @@ from steppe.tasks.meters import MeanMeter, Meter
 from steppe.tasks.objective import Objective
 from steppe.training.factories import evaluated_batches, is_user_model
 
+_MANY = 100  # classes above which top-5 accuracy is measured too, as papers do for ImageNet
+
 
 def evaluate(
     run: Run, method: Method, step: Step, data: DataSet, samples: Samples, goal: Objective
@@ -33,7 +35,8 @@ def evaluate(
     The metric's key is 'accuracy' (a fraction), or 'metric' for any other. The loss is the cross-entropy of
     classes without label smoothing, else that of training. A method with several outputs adds ``outputs``: the
     same for each of its networks, branches and ensembles by name, and for classes ``diversity``, the mean L2
-    distance between the probabilities of two of its networks or branches. With ``data.imbalance`` it adds
+    distance between the probabilities of two of its networks or branches. Of more than 100 classes it adds
+    ``top-5``, the share of samples whose class is among the five largest outputs. With ``data.imbalance`` it adds
     ``per_class``, the accuracy of each class, and ``groups``, that over classes with many, a medium number of and
     few training samples (see `shot_groups`).
 
@@ -169,6 +172,8 @@ def _sums(outputs: dict[str, Tensor], y: Tensor, names: list[str]) -> dict[str, 
     for name, z in outputs.items():
         logits = upcast_to_float32(z)
         sums[f"accuracy {name}"] = float((logits.argmax(1) == y).sum())
+        if logits.shape[1] > _MANY:
+            sums[f"top-5 {name}"] = float((logits.topk(5, dim=1).indices == y.unsqueeze(1)).sum())
         sums[f"loss {name}"] = float(F.cross_entropy(logits, y, reduction="sum"))
     members = [outputs[name] for name in names if name in outputs]
     if len(members) > 1:

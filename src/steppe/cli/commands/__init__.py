@@ -7,6 +7,7 @@
 COMMANDS = {
     "compare": "Train methods side by side under equal conditions, and report.",
     "train": "Train one run.",
+    "reproduce": "Train the rows of the papers' tables in their order, within a time.",
     "report": "Write a comparison's report again, or serve it while the runs go on.",
     "list": "List methods, models, data sets or recipes.",
     "show": "Show the card of a method or a recipe.",
