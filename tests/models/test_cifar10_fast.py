@@ -66,6 +66,26 @@ def test_added_convolutions_start_as_the_identity() -> None:
     assert torch.allclose(net.get_submodule("group2.conv1")(x)[:, :64], x, atol=1e-6)
 
 
+def test_outputs_are_those_of_its_layers_written_out() -> None:
+    torch.manual_seed(0)
+    net = models.build("cifar10-fast", classes=10, channels=3, size=32).double()
+    for p in net.parameters():
+        p.data += 0.1 * torch.randn_like(p) * p.requires_grad
+    assert sum(p.numel() for p in net.parameters() if p.requires_grad) == 1_971_352
+    x = torch.randn(8, 3, 32, 32, dtype=torch.float64)
+    weights = net.state_dict()
+    h = nn.functional.gelu(nn.functional.conv2d(x, weights["whiten.directions"], weights["whiten.bias"]))
+    for group, half in ((g, half) for g in (1, 2, 3) for half in (1, 2)):
+        h = nn.functional.conv2d(h, weights[f"group{group}.conv{half}.weight"], padding=1)
+        h = nn.functional.max_pool2d(h, 2) if half == 1 else h
+        mean, var = h.mean((0, 2, 3), keepdim=True), h.var((0, 2, 3), keepdim=True, correction=0)
+        bias = weights[f"group{group}.bn{half}.bias"][:, None, None]
+        h = nn.functional.gelu((h - mean) / (var + 1e-12).sqrt() + bias)
+        running = net.get_submodule(f"group{group}.bn{half}")
+    assert torch.allclose(net(x), h.amax((2, 3)) @ weights["head.weight"].T / 9, rtol=1e-10, atol=1e-10)
+    assert torch.allclose(running.running_mean, 0.4 * mean.flatten(), atol=1e-10)
+
+
 @pytest.mark.parametrize("name", ["sadt-v1", "esam", "pcl", "okdph"])
 def test_methods_of_every_kind_train_it(name: str, tmp_path: Path) -> None:
     result = engine.train_run(dataclasses.replace(RUN, method=name), tmp_path, engine.load_data(RUN))
