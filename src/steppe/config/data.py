@@ -21,7 +21,9 @@ class Data:
         test: Number of test images, sampled per class; all if not given.
         size: Side in pixels that images are resized to; the data set's own size if not given (digits: 24).
         augment: Augmentations of each training batch, in this order: any of flip, crop, resized-crop, jitter,
-            cutout, rotate, randaugment, mixup, cutmix; or none.
+            cutout, rotate, randaugment, mixup, cutmix; or none. flip:mode=alternate mirrors each image in every
+            second epoch; crop:pad=2,mode=reflect pads two mirrored pixels instead of an eighth of the side in
+            black.
         views: Augmentation pipelines that replace augment, one per network of a method that trains several
             (and for OKDPH's hybrid), or one for all: plain, crop-flip, crop-flip-rotate, crop-flip-cutout,
             crop-randaugment, crop-autoaugment. If not given, all networks see the same image, except OKDPH's:
@@ -82,5 +84,5 @@ class Data:
                 f"data.legacy_share is {self.legacy_share} and data.train {self.train}; give a share below 1, "
                 "and only one of them"
             )
-        if len(set(self.augment)) != len(self.augment):
+        if len({step.partition(":")[0] for step in self.augment}) != len(self.augment):
             raise InputError(f"data.augment names a step twice: {', '.join(self.augment)}; name each once")
