@@ -8,6 +8,7 @@ from steppe.config.fields import added
 from steppe.errors import InputError
 
 Normalize = Literal["unit", "standard"]
+TTA = Literal["", "mirror", "mirror-shift"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,9 @@ class Data:
         classes: Only the samples of these classes, by their names, numbered anew in this order; all if not given.
         normalize: 'unit' gives values in [0, 1]; 'standard' subtracts the training images' mean per channel
             and divides by their standard deviation.
+        tta: Views of each validation and test image whose mean logits are evaluated (test-time augmentation):
+            mirror, the image and its mirror image; mirror-shift, with equal weight these two and both of them
+            shifted by one pixel up and left or down and right. The image alone if not given.
         split_seed: Seed of the split and of the subsets; the same for all runs of a comparison.
         skip_corrupt: Leave unreadable images out instead of stopping before training.
     """
@@ -57,6 +61,7 @@ class Data:
     imbalance: float | None = added(None)
     label_noise: float = added(0.0)
     classes: tuple[str, ...] = added(())
+    tta: TTA = added("")
 
     def __post_init__(self) -> None:
         if tuple(self.augment) == ("none",):
