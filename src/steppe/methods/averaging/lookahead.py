@@ -15,26 +15,11 @@ Start    alpha 0.5, every 5 (the paper's values on CIFAR-10: alpha 0.8, every 5)
          update: sam+lookahead, sam+lookahead+ema
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import ClassVar
 
-from torch import Tensor, nn
-
-from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper
-from steppe.core.method.numerics import vector
-from steppe.core.schedules import value_at
-from steppe.core.state.param_state import TensorCopies
-from steppe.core.state.snapshot import copy_into
-from steppe.methods.averaging._periods import PERIODS, is_period, period_ends
-
-
-class SlowWeights(TensorCopies):
-    """v, of all weights and running statistics."""
-
-    def __init__(self, net: nn.Module):
-        super().__init__(_numbers(net))
+from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, SlowWeights, StepOutput, hyper
+from steppe.core.method.periods import PERIODS, is_period, period_ends
 
 
 @dataclass(frozen=True)
@@ -51,13 +36,4 @@ class Lookahead(Method[SlowWeights]):
 
     def after(self, batch: Batch, out: StepOutput, state: SlowWeights, rt: Runtime) -> None:
         if rt.decide(lambda: period_ends(self.every, rt)):
-            rt.reshard()
-            tensors = _numbers(rt.net)
-            slow, fast = state.match(tensors), [t.detach() for t in tensors.values()]
-            vector.approach(slow, fast, rt.number(lambda: value_at(self.alpha, rt.now)))
-            copy_into(fast, slow)
-
-
-def _numbers(net: nn.Module) -> Mapping[str, Tensor]:
-    named = chain(net.named_parameters(), net.named_buffers())
-    return {name: t for name, t in named if t.is_floating_point() or t.is_complex()}
+            state.set_to_average(rt, self.alpha)
