@@ -108,6 +108,9 @@ def test_a_scheduler_by_module_path_gives_its_rate_at_each_step():
         ({"schedule": "wsd", "warmup": 0.5, "decay_share": 0.6}, "more than the whole budget"),
         ({"schedule_settings": ("gamma=1",)}, "which takes none"),
         ({"layer_decay": 0.0}, "optim.layer_decay is 0.0"),
+        ({"lr_factors": ("norm",)}, "optim.lr_factors has 'norm'; write KEY=VALUE"),
+        ({"lr_factors": {"norm": -1}}, "optim.lr_factors of norm is -1; give a number above 0"),
+        ({"lr_factors": {"norm": "much"}}, "optim.lr_factors has norm=much; give a number above 0"),
         ({"decay_share": 0.0}, "optim.decay_share is 0.0"),
     ],
 )
@@ -117,7 +120,7 @@ def test_impossible_options_are_refused(options, message):
 
 
 def test_new_options_at_their_default_leave_a_run_its_name():
-    run = Run(optim=Optim(decay="all", layer_decay=1.0, settings=()))
+    run = Run(optim=Optim(decay="all", layer_decay=1.0, settings=(), lr_factors=()))
     assert run.digest() == Run().digest() and "decay" not in run.as_dict()["optim"]
     names = {
         Run(optim=Optim(**o)).digest() for o in ({}, {"decay": "matrices"}, {"settings": {"betas": (0.9, 0.95)}})

@@ -11,7 +11,7 @@ from torch import nn
 
 import steppe
 from steppe.core import schedules
-from steppe.core.schedules import Cosine, FunctionSchedule, Linear, TrainingProgress, WithLR
+from steppe.core.schedules import Cosine, FunctionSchedule, Linear, Power, TrainingProgress, WithLR
 
 
 @given(st.floats(-10, 10), st.floats(-10, 10), st.integers(1, 1000), st.integers(0, 2000))
@@ -27,6 +27,9 @@ def test_values_in_the_middle():
     assert Linear(0, 0.2, 0.5).at(TrainingProgress(5, 0.25, 0.1)) == pytest.approx(0.1)
     assert Linear(0, 0.2).at(TrainingProgress(5, 0.25, 0.1)) == pytest.approx(0.05)
     assert Cosine(1, 0, 4).at(TrainingProgress(1, None, 0.1)) == pytest.approx((1 + math.sqrt(0.5)) / 2)
+    assert Power(1, 0.2, 3).at(TrainingProgress(5, 0.5, 0.1)) == pytest.approx(1 - 0.8 / 8)
+    assert Power(1, 0.2, 0.5, 16).at(TrainingProgress(4, None, 0.1)) == pytest.approx(0.6)
+    assert Power(1, 0.2, 3, 4).at(TrainingProgress(4, None, 0.1)) == 0.2
     assert WithLR(0.2, 0.1, low=0.1, lr_min=0.02).at(TrainingProgress(0, None, 0.06)) == pytest.approx(0.15)
     assert WithLR(0.05, 0.1).at(TrainingProgress(0, None, 0.025)) == pytest.approx(0.0125)
     assert FunctionSchedule(lambda t: t * t).at(TrainingProgress(3, None, 0.1)) == 9

@@ -56,6 +56,24 @@ def test_every_image_comes_once_an_epoch_in_an_order_of_its_epoch_and_seed() -> 
     assert not torch.equal(orders[0], orders[2])
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_an_alternate_flip_mirrors_each_image_in_every_second_epoch(size: int) -> None:
+    """Half of the images begin mirrored; which half is the same for any number of processes."""
+    train = images(60)
+    mirrored = torch.zeros(4, 60, dtype=torch.bool)
+    for rank in range(size):
+        own = loader(("flip:mode=alternate",), batch=8, count=60, rank=rank, size=size)
+        for epoch, batch in ((e, batch) for e in range(4) for batch in own.epoch(e + 1)):
+            x = train.x[index_of(batch)].float() / 255
+            flips = (batch.x == x.flip(3)).all(dim=(1, 2, 3))
+            assert bool((flips ^ (batch.x == x).all(dim=(1, 2, 3))).all())
+            mirrored[epoch, index_of(batch)] = flips
+    assert torch.equal(mirrored[0], mirrored[2]) and torch.equal(mirrored[1], mirrored[3])
+    assert torch.equal(mirrored[0], ~mirrored[1]) and 15 < int(mirrored[0].sum()) < 45
+    expected = np.random.default_rng([0, 5]).random(60) < 0.5
+    assert np.array_equal(mirrored[0].numpy(), expected)
+
+
 @pytest.mark.parametrize(("count", "lengths"), [(20, [5] * 4), (22, [5] * 4 + [2]), (21, [5] * 4)])
 def test_the_last_batch_is_left_out_if_it_is_a_single_image(count: int, lengths: list[int]) -> None:
     assert [len(b) for b in loader(count=count).epoch(1)] == lengths

@@ -10,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steppe.data.transforms.basic import _ORDERS, Sample, crop, cutout, flip, jitter, resized_crop
+from steppe.data.transforms.draws import Draws
 from steppe.data.transforms.mixup_cutmix import cutmix, mixup
+from steppe.data.transforms.registry import make_steps
+from steppe.errors import InputError
 
 
 def photos(count: int = 24, size: int = 20, channels: int = 3) -> Sample:
@@ -45,6 +48,39 @@ def test_crop_cuts_the_rows_and_columns_that_it_draws(shape: tuple[int, ...], dt
     for before, after, r, c in zip(sample.x, cropped, top, left, strict=True):
         padded = np.pad(before.numpy(), ((0, 0), (pad, pad), (pad, pad)))
         assert np.array_equal(after.numpy(), padded[:, r : r + shape[1], c : c + shape[2]])
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 12), (1, 6, 9)])
+def test_a_crop_may_pad_by_reflection(shape: tuple[int, ...]) -> None:
+    x = torch.randint(0, 256, (30, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    (step,) = make_steps(["crop:pad=2,mode=reflect"])
+    cropped = step(Sample(x, torch.zeros(30, 1)), Sample(x, torch.zeros(30, 1)), np.random.default_rng(3)).x
+    rng, places = np.random.default_rng(3), set()
+    top, left = (rng.integers(0, 5, 30) for _ in range(2))
+    for before, after, r, c in zip(x, cropped, top, left, strict=True):
+        padded = F.pad(before.float(), (2, 2, 2, 2), mode="reflect").byte()
+        assert torch.equal(after, padded[:, r : r + shape[1], c : c + shape[2]])
+        places |= {("row", r), ("column", c)}
+    assert len(places) == 10 and cropped.dtype == torch.uint8
+    wide = make_steps([f"crop:pad={shape[1]},mode=reflect"])[0]
+    with pytest.raises(InputError, match=f"pad={shape[1]} by reflection, and images are"):
+        wide.draw(Draws(np.random.default_rng(0)), (30, *shape))
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("crop:pad=0", "crop with pad=0; give a whole number of pixels, at least 1"),
+        ("crop:mode=edge", "crop with mode=edge; choose zeros or reflect"),
+        ("crop:size=3", "unknown setting of crop in data.augment 'size'"),
+        ("flip:mode=never", "flip with mode=never; choose random or alternate"),
+        ("cutout:size=3", "cutout with size=3, and cutout takes no settings"),
+        ("crops:pad=2", "unknown augmentation in data.augment 'crops'; did you mean 'crop'"),
+    ],
+)
+def test_impossible_settings_of_a_step_are_refused(step: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_steps([step])
 
 
 @given(st.integers(0, 500))

@@ -7,7 +7,7 @@ from torch import nn
 
 import steppe
 from steppe.core.method import Perturbing
-from steppe.core.numerics._selection import select
+from steppe.core.numerics.selection import select
 from steppe.core.param_groups import owners
 
 PERTURBING = [n for n in BARE if isinstance(m := steppe.make(n), Perturbing) and m.where == "all"]

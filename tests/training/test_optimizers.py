@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from steppe.data.normalize import Normalizer
 from steppe.training.export import export
 from steppe.training.factories import make_optimizer
 from steppe.training.run import load_data
+from steppe.training.trainer import Trainer
 
 DATA = Data(train=100, test=60, size=18)
 
@@ -97,3 +99,26 @@ def test_an_export_imports_no_optimizer_of_the_user(tmp_path, images, monkeypatc
     sys.modules.pop("own_optimizer")
     export(record, tmp_path / "flat")
     assert "own_optimizer" not in sys.modules
+
+
+def test_factors_of_the_rate_leave_the_decay_of_a_step():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 3)).double()
+    with torch.no_grad():
+        net[1].bias += 0.5
+    lr, decay, factors = 0.1, 0.02, {"norm": 64, "1.bias": 0.5, "last:1": 10}
+    optimizer = make_optimizer(run(name="sgd", lr=lr, momentum=0, weight_decay=decay, lr_factors=factors), net)
+    Trainer._set_lr(SimpleNamespace(lr_at=lambda share: lr, share=0.0, optimizer=optimizer))
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    net(torch.randn(4, 6).double()).square().sum().backward()
+    optimizer.step()
+    for name, p in net.named_parameters():
+        factor = {"1.weight": 64, "1.bias": 32, "2.weight": 10, "2.bias": 10}.get(name, 1)
+        after = before[name] - lr * factor * p.grad - lr * decay * before[name]
+        assert torch.allclose(p.detach(), after, rtol=1e-12, atol=1e-14), name
+    with pytest.raises(InputError, match="optim.lr_factors has hedd=2 and no trainable parameter is that"):
+        make_optimizer(run(name="sgd", lr_factors={"hedd": 2}), net)
+    joint = make_optimizer(run(**MUON | {"lr_factors": {"bias": 3}}), net)
+    assert {g["lr_scale"] for g in joint.param_groups if any(p is net[0].bias for p in g["params"])} == {
+        3 * 0.9**2
+    }

@@ -8,7 +8,7 @@ import torch
 from support.tiny_steppe import tiny
 from torch import Tensor, nn
 
-from steppe import models
+from steppe import InputError, models
 from steppe.config import Data, Optim, Run
 from steppe.core.batch import Batch
 from steppe.core.step_state import BindOptions
@@ -109,3 +109,30 @@ def test_every_option_of_bind_that_a_configuration_has_is_passed_on():
         "decay_start": None,
     }  # fmt: skip
     assert bind_options(Run(optim=Optim(schedule="wsd", decay_share=0.25)))["decay_start"] == 0.75
+
+
+@pytest.mark.parametrize(("tta", "weights"), [("mirror", {0: 1.0}), ("mirror-shift", {0: 0.5, -1: 0.25, 1: 0.25})])
+def test_mean_logits_over_views_of_an_image_are_evaluated(tta, weights, tmp_path, monkeypatch):
+    """Views by index: pixel (i + s, j + s), reflected at the border, and its mirror image."""
+    monkeypatch.setitem(models.MODELS, "tiny", tiny)
+    data = Data(train=40, test=40, size=8, augment=(), tta=tta)
+    run = Run(model="tiny", epochs=1, batch=10, data=data, precision="fp64", optim=Optim(lr=0.01))
+    with torch.random.fork_rng():
+        trainer = Trainer(run, tmp_path, load_data(run))
+        trainer.train(lambda _: None)
+        test = trainer._evaluate(trainer.images.test)
+    x, y = trainer.images.test.x.double() / 255, trainer.images.test.y
+    mean = torch.zeros(40, 10, dtype=torch.float64)
+    for shift, weight in weights.items():
+        place = [min(abs(i + shift), 14 - abs(i + shift)) for i in range(8)]
+        view = x[:, :, place][:, :, :, place]
+        for one in (view, view.flip(3)):
+            mean += weight / 2 * trainer.net(one).detach()
+    alone = trainer.net(x).detach()
+    for logits, result in ((mean, test), (alone, test["outputs"]["one view"])):
+        assert result["accuracy"] == pytest.approx(float((logits.argmax(1) == y).double().mean()))
+        assert result["loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, y)), rel=1e-6)
+    assert test["loss"] != test["outputs"]["one view"]["loss"]
+    assert run.digest() != Run(**vars(run) | {"data": Data(train=40, test=40, size=8, augment=())}).digest()
+    with pytest.raises(InputError, match="data.tta is 'mirror' and loss is 'model'"):
+        Run(loss="model", data=Data(tta="mirror"))

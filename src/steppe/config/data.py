@@ -8,6 +8,7 @@ from steppe.config.fields import added
 from steppe.errors import InputError
 
 Normalize = Literal["unit", "standard"]
+TTA = Literal["", "mirror", "mirror-shift"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,9 @@ class Data:
         test: Number of test images, sampled per class; all if not given.
         size: Side in pixels that images are resized to; the data set's own size if not given (digits: 24).
         augment: Augmentations of each training batch, in this order: any of flip, crop, resized-crop, jitter,
-            cutout, rotate, randaugment, mixup, cutmix; or none.
+            cutout, rotate, randaugment, mixup, cutmix; or none. flip:mode=alternate mirrors each image in every
+            second epoch; crop:pad=2,mode=reflect pads two mirrored pixels instead of an eighth of the side in
+            black.
         views: Augmentation pipelines that replace augment, one per network of a method that trains several
             (and for OKDPH's hybrid), or one for all: plain, crop-flip, crop-flip-rotate, crop-flip-cutout,
             crop-randaugment, crop-autoaugment. If not given, all networks see the same image, except OKDPH's:
@@ -37,6 +40,9 @@ class Data:
         classes: Only the samples of these classes, by their names, numbered anew in this order; all if not given.
         normalize: 'unit' gives values in [0, 1]; 'standard' subtracts the training images' mean per channel
             and divides by their standard deviation.
+        tta: Views of each validation and test image whose mean logits are evaluated (test-time augmentation):
+            mirror, the image and its mirror image; mirror-shift, with equal weight these two and both of them
+            shifted by one pixel up and left or down and right. The image alone if not given.
         split_seed: Seed of the split and of the subsets; the same for all runs of a comparison.
         skip_corrupt: Leave unreadable images out instead of stopping before training.
     """
@@ -55,6 +61,7 @@ class Data:
     imbalance: float | None = added(None)
     label_noise: float = added(0.0)
     classes: tuple[str, ...] = added(())
+    tta: TTA = added("")
 
     def __post_init__(self) -> None:
         if tuple(self.augment) == ("none",):
@@ -82,5 +89,5 @@ class Data:
                 f"data.legacy_share is {self.legacy_share} and data.train {self.train}; give a share below 1, "
                 "and only one of them"
             )
-        if len(set(self.augment)) != len(self.augment):
+        if len({step.partition(":")[0] for step in self.augment}) != len(self.augment):
             raise InputError(f"data.augment names a step twice: {', '.join(self.augment)}; name each once")

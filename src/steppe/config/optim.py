@@ -46,6 +46,9 @@ class Optim:
             NAME.KEY=VALUE, as adamw.lr=0.001.
         decay: Which parameters have weight decay: 'all', or 'matrices' (not norms and biases).
         layer_decay: Factor of the rate from each layer to the one below it; 1 for one rate.
+        lr_factors: Factors of the rate of some parameters, each WHICH=FACTOR, as norm=64 or head=10; WHICH is
+            norm, kernels, bias, last:N or a name, as where of SAM. Their weight decay is divided by the factor, so
+            that a step's decay stays what it is.
         decay_share: Last share of the budget in which wsd decays.
         cycles: Number of cycles of cosine-restarts.
         schedule_settings: Settings of a scheduler named as module:Class, each KEY=VALUE; the value steps is the
@@ -68,6 +71,7 @@ class Optim:
     settings: tuple[str, ...] = added(())
     decay: Literal["all", "matrices"] = added("all")
     layer_decay: float = added(1.0)
+    lr_factors: tuple[str, ...] = added(())
     decay_share: float = added(0.2)
     cycles: int = added(4)
     schedule_settings: tuple[str, ...] = added(())
@@ -77,8 +81,12 @@ class Optim:
         if isinstance(name, type):
             object.__setattr__(self, "name", f"{name.__module__}:{name.__qualname__}")
         check_choices(self, "optim.")
-        for name in ("settings", "schedule_settings"):
+        for name in ("settings", "schedule_settings", "lr_factors"):
             object.__setattr__(self, name, _as_texts(name, getattr(self, name)))
+        for where, factor in self.rate_factors.items():
+            if isinstance(factor, bool) or not isinstance(factor, int | float):
+                raise InputError(f"optim.lr_factors has {where}={factor}; give a number above 0")
+            check_positive(f"optim.lr_factors of {where}", factor)
         self._check_name()
         if not _CLASS.fullmatch(self.schedule):
             check_choice("optim.schedule", self.schedule, SCHEDULES, "a scheduler as module:Class")
@@ -157,6 +165,11 @@ class Optim:
     def scheduler_settings(self) -> dict[str, Any]:
         """The settings of a scheduler that is named as module:Class."""
         return dict(_pairs(self.schedule_settings))
+
+    @property
+    def rate_factors(self) -> dict[str, float]:
+        """The factor of the rate of each selection of parameters."""
+        return dict(_pairs(self.lr_factors))
 
     @property
     def decay_start(self) -> float | None:

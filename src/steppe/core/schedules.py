@@ -81,7 +81,7 @@ def check_length(method: Any, now: TrainingProgress) -> None:
     if _is_plain(method, values):
         return
     for name, value in values.items():
-        if isinstance(value, Linear | Cosine):
+        if isinstance(value, Linear | Cosine | Power):
             value.at(now)
         elif name == "tail" and value is not None and now.share is None:
             raise InputError(
@@ -225,6 +225,27 @@ class Cosine(Schedule):
 
 
 @dataclass(frozen=True)
+class Power(Schedule):
+    """From ``start`` to ``end`` along a power of the part that is done of ``over``, then ``end``."""
+
+    start: float
+    end: float
+    exponent: float
+    over: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_over(self.over)
+        if self.exponent <= 0:
+            raise InputError(f"exponent is {self.exponent:g}; give a number above 0, as 3")
+
+    def at(self, now: TrainingProgress) -> float:
+        """Return start + (end - start) min(t / over, 1)^exponent."""
+        done = now.part_of(self.over, "over")
+        return self.end if done == 1 else self.start + (self.end - self.start) * done**self.exponent
+
+
+@dataclass(frozen=True)
 class Ramp(Schedule):
     """From ``start`` to ``end`` in a straight line over ``part`` of the method's window, then ``end``.
 
@@ -289,7 +310,13 @@ class FunctionSchedule(Schedule):
 
 
 ScheduleValue = float | Schedule
-NAMED: dict[str, Callable[..., Schedule]] = {"linear": Linear, "cosine": Cosine, "with-lr": WithLR, "ramp": Ramp}
+NAMED: dict[str, Callable[..., Schedule]] = {
+    "linear": Linear,
+    "cosine": Cosine,
+    "with-lr": WithLR,
+    "ramp": Ramp,
+    "power": Power,
+}
 
 
 def value_at(value: ScheduleValue, now: TrainingProgress) -> float:
@@ -299,7 +326,7 @@ def value_at(value: ScheduleValue, now: TrainingProgress) -> float:
 
 def lowest(value: ScheduleValue) -> float:
     """Return the least value that it can have, infinity if unknown."""
-    if isinstance(value, Linear | Cosine | Ramp):
+    if isinstance(value, Linear | Cosine | Power | Ramp):
         return min(value.start, value.end)
     if isinstance(value, WithLR):
         return min(value.low, value.high)
@@ -341,6 +368,7 @@ def _exact(number: float) -> str:
 _USAGE = {
     "linear": "linear(start,end) or linear(start,end,steps), steps below 1 a share of training",
     "cosine": "cosine(start,end) or cosine(start,end,steps), steps below 1 a share of training",
+    "power": "power(start,end,exponent) or power(start,end,exponent,steps), steps below 1 a share of training",
     "ramp": "ramp(start,end) or ramp(start,end,part), part of the method's window",
     "with-lr": "with-lr(high,lr_max) or with-lr(high,lr_max,low,lr_min)",
 }

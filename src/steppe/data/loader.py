@@ -1,6 +1,7 @@
 """Batches: training batches as a pure function of seed and epoch, evaluation batches in order."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from steppe.data.transforms.pil_ops import to_float
 from steppe.data.transforms.registry import MIXING, make_steps
 from steppe.errors import InputError
 
-_ORDER, _PARTNER, _AUGMENT, _NOISE = 1, 2, 3, 4
+_ORDER, _PARTNER, _AUGMENT, _NOISE, _TURN = 1, 2, 3, 4, 5
 
 
 class Loader:
@@ -112,7 +113,9 @@ class Loader:
             whole = min(self.batch, len(self.images) - i * self.batch)
             rows = self.rows(whole)
             shape = (rows.stop - rows.start, *self.images.pixels.shape[1:])
-            steps = [step.draw(RowDraws(rng, rows, whole), shape) for step in self.steps]
+            index = orders["index"][i * self.batch : (i + 1) * self.batch][rows]
+            draws = RowDraws(rng, rows, whole, self._turns[index] ^ (number % 2 == 0))
+            steps = [step.draw(draws, shape) for step in self.steps]
             if i % stride != first:
                 continue
             views = []
@@ -124,6 +127,11 @@ class Loader:
                 plan[name] = order[i * self.batch : (i + 1) * self.batch][rows]
                 plan[f"y of {name}"] = self._labels[plan[name]]
             yield plan
+
+    @cached_property
+    def _turns(self) -> np.ndarray:
+        """Half of the images, at random: what alternates with each epoch begins with the other half."""
+        return np.random.default_rng([self.seed, _TURN]).random(len(self.images)) < 0.5
 
     def _content(self, plan: Plan, copies: CopyStream | None) -> dict[str, Tensor]:
         """Return what is sent for a batch alone: its noise, and its images if they are not on the device."""

@@ -161,10 +161,12 @@ def apply(name: str, source: Source, options: Data) -> DataSet:
     """
     if options.split_seed < 0:
         raise InputError(f"data.split_seed is {options.split_seed}; give 0 or a positive whole number")
-    if not isinstance(source.train, Images) and (options.noise or options.views):
-        option = "noise" if options.noise else "views"
-        value = options.noise or ", ".join(options.views)
+    pixels = {"noise": options.noise, "views": ", ".join(options.views), "tta": options.tta}
+    option, value = next(((k, v) for k, v in pixels.items() if v), ("", ""))
+    if option and not isinstance(source.train, Images):
         raise InputError(f"data.{option} is {value} and {name} has no images of whole numbers; leave it out")
+    if options.tta and source.task == "segmentation":
+        raise InputError(f"data.tta is {options.tta!r} and the outputs of {name} are images; leave it out")
     mixing = [step for step in options.augment if step in ("mixup", "cutmix")]
     if mixing and isinstance(source.train, Images) and source.task in ("regression", "ordinal"):
         raise InputError(

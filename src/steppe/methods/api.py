@@ -15,6 +15,7 @@ from steppe.core.runtime import Runtime as Runtime
 from steppe.core.runtime import StepOutput as StepOutput
 from steppe.core.schedules import Cosine as Cosine
 from steppe.core.schedules import Linear as Linear
+from steppe.core.schedules import Power as Power
 from steppe.core.schedules import Ramp as Ramp
 from steppe.core.schedules import Schedule as Schedule
 from steppe.core.schedules import WithLR as WithLR
@@ -25,6 +26,7 @@ from steppe.errors import RunError as RunError
 from steppe.methods.averaging.averages import Averages as Averages
 from steppe.methods.averaging.ema import EMA as EMA
 from steppe.methods.averaging.lawa import LAWA as LAWA
+from steppe.methods.averaging.lookahead import Lookahead as Lookahead
 from steppe.methods.averaging.swa import SWA as SWA
 from steppe.methods.baselines.plain import Plain as Plain
 from steppe.methods.baselines.repeat_step import RepeatStep as RepeatStep

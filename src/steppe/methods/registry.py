@@ -44,6 +44,7 @@ METHODS |= {
     "ema": api.EMA,
     "lawa": api.LAWA,
     "averages": api.Averages,
+    "lookahead": api.Lookahead,
     "dml": api.DML,
     "dml-alternating": api.AlternatingDML,
     "kdcl": api.KDCL,

@@ -1,8 +1,9 @@
 """Metric and loss over held-out samples, split over the processes of a run."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,8 @@ def evaluate(
     distance between the probabilities of two of its networks or branches. Of more than 100 classes it adds
     ``top-5``, the share of samples whose class is among the five largest outputs. With ``data.imbalance`` it adds
     ``per_class``, the accuracy of each class, and ``groups``, that over classes with many, a medium number of and
-    few training samples (see `shot_groups`).
+    few training samples (see `shot_groups`). With ``data.tta`` each output is the mean over several views of an
+    image, and ``outputs`` has the deployed one of the image alone as 'one view'.
 
     All processes call it together and get the same numbers.
     """
@@ -46,7 +48,8 @@ def evaluate(
     local = samples.part(world.rows(len(samples)))
     world.share_buffers(net)
     groups = shot_groups(data.class_counts) if run.data.imbalance is not None and data.class_counts else {}
-    add = _Hits(method, step, groups) if goal.counts_hits else _Totals(method, step, goal, data)
+    outputs = partial(_outputs, method, step, run.data.tta)
+    add = _Hits(outputs, step, groups) if goal.counts_hits else _Totals(outputs, method, step, goal, data)
     net.eval()
     with torch.no_grad():
         count = 0
@@ -59,6 +62,42 @@ def evaluate(
             add(network_input(run, batch, step.runtime.params[0]), counted=False)
     net.train()
     return add.result(world, len(samples))
+
+
+Outputs = Callable[[Any], dict[str, Tensor]]
+
+
+def _outputs(method: Method, step: Step, tta: str, x: Any) -> dict[str, Tensor]:
+    """Return the method's outputs, with ``tta`` their means over the views of images (B, C, H, W)."""
+    of_views = [
+        (weight, method.outputs(step.runtime.net, step.state, view)) for weight, view in image_views(x, tta)
+    ]
+    _, alone = of_views[0]
+    if not tta:
+        return alone
+    means = {name: sum(weight * outputs[name] for weight, outputs in of_views) for name in alone}
+    return cast(dict[str, Tensor], means) | {"one view": alone["deployed"]}
+
+
+def image_views(x: Any, tta: str) -> Iterator[tuple[float, Any]]:
+    """Yield the views of images (B, C, H, W) with their weights, of which the sum is 1; the image itself is first.
+
+    'mirror': the image and its mirror image. 'mirror-shift': these have half of the weight; the other half have
+    both, shifted by one pixel up and left, and down and right, with reflection at the border (the six views of
+    KellerJordan/cifar10-airbench).
+    """
+    if not tta:
+        yield 1.0, x
+        return
+    share = 1.0 if tta == "mirror" else 0.5
+    yield share / 2, x
+    yield share / 2, x.flip(3)
+    if tta == "mirror-shift":
+        padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
+        for start in (0, 2):
+            shifted = padded[:, :, start : start + x.shape[2], start : start + x.shape[3]]
+            yield share / 4, shifted
+            yield share / 4, shifted.flip(3)
 
 
 def of_constant(goal: Objective, data: DataSet, samples: Samples) -> float | None:
@@ -82,8 +121,8 @@ def of_constant(goal: Objective, data: DataSet, samples: Samples) -> float | Non
 class _Hits:
     """Hits and summed cross-entropy, of each output of a method; with ``groups`` also the hits of each class."""
 
-    def __init__(self, method: Method, step: Step, groups: Mapping[str, Sequence[int]]):
-        self.method, self.step, self.groups = method, step, groups
+    def __init__(self, outputs: Outputs, step: Step, groups: Mapping[str, Sequence[int]]):
+        self.outputs, self.groups = outputs, groups
         self.classes = 1 + max((c for classes in groups.values() for c in classes), default=-1)
         net = step.runtime.net
         self.members = net.names if isinstance(net, MultiNetwork) else []
@@ -91,7 +130,7 @@ class _Hits:
 
     def __call__(self, batch: Batch, counted: bool) -> None:
         """Add a batch, or only make its passes."""
-        outputs = self.method.outputs(self.step.runtime.net, self.step.state, batch.x)
+        outputs = self.outputs(batch.x)
         sums = _sums(outputs, batch.y, self.members)
         if self.groups:
             hit = batch.y[outputs["deployed"].argmax(1) == batch.y]
@@ -123,8 +162,8 @@ class _Hits:
 class _Totals:
     """Weighted loss and metric of any task, of each output of a method."""
 
-    def __init__(self, method: Method, step: Step, goal: Objective, data: DataSet):
-        self.method, self.step, self.goal, self.data = method, step, goal, data
+    def __init__(self, outputs: Outputs, method: Method, step: Step, goal: Objective, data: DataSet):
+        self.outputs, self.method, self.step, self.goal, self.data = outputs, method, step, goal, data
         self.meters: dict[str, Meter] = {}
         self.losses: dict[str, float] = {}
         self.weight = 0.0
@@ -149,7 +188,7 @@ class _Totals:
             with self.method.deployed_weights(net, state):
                 value, output = extract_loss(own_loss(loss, net, batch.x, batch.y))
             return {"deployed": (float(value), upcast_to_float32(output))}
-        outputs = {k: upcast_to_float32(z) for k, z in self.method.outputs(net, state, batch.x).items()}
+        outputs = {k: upcast_to_float32(z) for k, z in self.outputs(batch.x).items()}
         return {name: (float(loss(z, batch.y)), z) for name, z in outputs.items()}
 
     def result(self, world: collectives.World, count: int) -> dict[str, Any]:

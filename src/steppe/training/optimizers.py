@@ -101,15 +101,27 @@ def _make(o: Optim, name: str, net: nn.Module, params: list[nn.Parameter]) -> to
     own_lr = own.pop("lr", o.lr)
     if not finite(own_lr):
         raise InputError(f"optim.settings has lr={own_lr}; give a number")
-    groups = grouped(net, params, decay_matrices_only=o.decay == "matrices", layer_decay=o.layer_decay)
+    settings = common | own
+    groups = _groups(o, net, params, settings.get("weight_decay", 0.0))
     try:
-        optimizer = cls(groups, **(common | own))
+        optimizer = cls(groups, **settings)
     except (TypeError, ValueError) as error:
         raise InputError(f"optim.name is {name!r} and its class refuses its settings: {error}") from None
     if o.lr and own_lr != o.lr:
         for group in optimizer.param_groups:
             group["lr_scale"] = group.get("lr_scale", 1.0) * own_lr / o.lr
     return optimizer
+
+
+def _groups(o: Optim, net: nn.Module, params: list[nn.Parameter], weight_decay: float) -> list[Any]:
+    return grouped(
+        net,
+        params,
+        decay_matrices_only=o.decay == "matrices",
+        layer_decay=o.layer_decay,
+        factors=o.rate_factors,
+        weight_decay=weight_decay,
+    )
 
 
 def _common(o: Optim, name: str, params: list[nn.Parameter]) -> dict[str, Any]:
@@ -139,9 +151,7 @@ def placeholder_of(options: Optim, net: nn.Module) -> torch.optim.Optimizer:
     hidden = hidden_matrices(net) if len(names) > 1 else set()
     params = list(net.parameters())
     shares = [[p for p in params if (id(p) in hidden) is first] for first in (True, False)][2 - len(names) :]
-    matrices, layers = options.decay == "matrices", options.layer_decay
-    groups = [grouped(net, own, decay_matrices_only=matrices, layer_decay=layers) for own in shares]
-    return joined([torch.optim.SGD(g) for g in groups])
+    return joined([torch.optim.SGD(_groups(options, net, own, options.weight_decay)) for own in shares])
 
 
 def learning_rate(run: Run, steps: int) -> Callable[[float], float]:

@@ -3,8 +3,9 @@
 - the contract: `Method` and its `hyper`-parameters, `Cost`, `Batch`, `StepOutput`, `Runtime`, `ScheduleValue`;
 - `Perturbing`, the base class of methods that perturb the weights, all or some (``where``);
 - `OnlineDistillation`, the base class of methods of several networks;
-- what it keeps between steps: `ParamState`, a vector of parameter space; `WeightAverage`, `WindowAverage`;
-  `LogitBank` (and `logit_bank`, its sizes and forms);
+- what it keeps between steps: `ParamState`, a vector of parameter space; `WeightAverage`, `WindowAverage`,
+  `SlowWeights`; `LogitBank` (and `logit_bank`, its sizes and forms);
+- `steppe.core.method.periods`, of ``every`` in steps or epochs;
 - `require` and `InputError`, for what relates several fields; `plain_step`; `with_weights`; `value_at`, a
   schedule's value now;
 - `look_ahead` and `preconditioned`, from the optimizer's rule and moments;
@@ -34,7 +35,7 @@ from steppe.core.schedules import ScheduleValue, due, is_moment, value_at
 from steppe.core.state import logit_bank
 from steppe.core.state.logit_bank import LogitBank
 from steppe.core.state.param_state import ParamState
-from steppe.core.state.weight_average import WeightAverage, WindowAverage
+from steppe.core.state.weight_average import SlowWeights, WeightAverage, WindowAverage
 from steppe.errors import InputError, unknown
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Perturbing",
     "Runtime",
     "ScheduleValue",
+    "SlowWeights",
     "State",
     "StepOutput",
     "WeightAverage",

@@ -8,7 +8,7 @@ from torch import nn
 
 from steppe.core.method.contract import Method, State
 from steppe.core.method.hyperparameters import hyper
-from steppe.core.numerics import _selection
+from steppe.core.numerics import selection
 from steppe.core.numerics.vector import nonzero
 from steppe.core.param_groups import owners
 from steppe.core.runtime import Runtime
@@ -28,7 +28,7 @@ class Perturbing(Method[State]):
         "the parameters that are perturbed",
         kw_only=True,
         added=True,
-        valid=_selection.is_selection,
+        valid=selection.is_selection,
         remedy="'all', 'norm', 'kernels', 'bias', 'last:N', or part of a parameter's name, as layer4 or *.attn.*",
     )
 
@@ -47,11 +47,9 @@ class Perturbing(Method[State]):
         return None if all(mask) else mask
 
     def _choose(self, net: nn.Module, params: Sequence[nn.Parameter], own: Sequence[nn.Module]) -> list[bool]:
-        mask = _selection.select(net, params, own, self.where)
+        mask = selection.select(net, params, own, self.where)
         if not any(mask):
-            raise InputError(
-                f"where is {self.where!r} and no trainable parameter is that; {_selection.names(net)}"
-            )
+            raise InputError(f"where is {self.where!r} and no trainable parameter is that; {selection.names(net)}")
         return mask
 
     def radius(self, rt: Runtime, name: str = "rho") -> float | list[float]:

@@ -1,13 +1,16 @@
 """How the parameters of a network divide among optimizers and groups: hidden matrices, weight decay, layers."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from steppe.core import param_groups
 from steppe.core.multi_network import MultiNetwork
+from steppe.core.numerics import selection
 from steppe.core.numerics.filters import EMBEDDINGS, last_of
+from steppe.errors import InputError
 
 # parts of names of embeddings and output layers, as timm, Hugging Face and others write them
 _OUTER = re.compile(r"(^|[._])(w[tp]e|embed\w*|(\w+_)?embeddings?|pos_emb\w*|tok_emb\w*)([._]|$)")
@@ -77,25 +80,58 @@ def _from_the_top(named: list[tuple[str, nn.Parameter]]) -> dict[int, int]:
 
 
 def grouped(
-    model: nn.Module, params: Sequence[nn.Parameter], *, decay_matrices_only: bool, layer_decay: float
+    model: nn.Module,
+    params: Sequence[nn.Parameter],
+    *,
+    decay_matrices_only: bool,
+    layer_decay: float,
+    factors: Mapping[str, float] | None = None,
+    weight_decay: float = 0.0,
 ) -> list[dict[str, Any]] | list[nn.Parameter]:
     """Return the parameter groups of an optimizer; the parameters themselves if there is one group.
 
     With ``decay_matrices_only`` tensors of at most one dimension (norms, biases) have a group with weight_decay 0.
     With a ``layer_decay`` d a group's rate is lr d^k, k the number of layers above (`layer_numbers`), stored as
-    ``lr_scale``; the layers at the top come first.
+    ``lr_scale``; the layers at the top come first. ``factors`` multiply the rates of selections of parameters, of
+    several that have a parameter each one, and divide their ``weight_decay``: a step's decay stays what it is.
+
+    Raises InputError for a selection without a parameter of the model.
     """
-    if not decay_matrices_only and layer_decay == 1:
+    if not decay_matrices_only and layer_decay == 1 and not factors:
         return list(params)
     above = layer_numbers(model) if layer_decay != 1 else {}
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    factor_of = _rate_factors(model, factors or {})
+    groups: dict[tuple[int, bool, float], list[nn.Parameter]] = {}
     for p in params:
-        key = above.get(id(p), 0), decay_matrices_only and _is_vector(p)
+        key = above.get(id(p), 0), decay_matrices_only and _is_vector(p), factor_of.get(id(p), 1.0)
         groups.setdefault(key, []).append(p)
     return [
-        {"params": own, "lr_scale": layer_decay**k, **({"weight_decay": 0.0} if vectors else {})}
-        for (k, vectors), own in sorted(groups.items(), key=lambda item: item[0])
+        {"params": own, "lr_scale": layer_decay**k * factor, **_decay(vectors, factor, weight_decay)}
+        for (k, vectors, factor), own in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+def _rate_factors(model: nn.Module, factors: Mapping[str, float]) -> dict[int, float]:
+    """Return the product of the factors that select each parameter, by id."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    owners, products = param_groups.owners(model, params), {id(p): 1.0 for p in params}
+    for where, factor in factors.items():
+        chosen = selection.select(model, params, owners, where)
+        if not any(chosen):
+            raise InputError(
+                f"optim.lr_factors has {where}={factor:g} and no trainable parameter is that; "
+                f"{selection.names(model)}"
+            )
+        for p, mine in zip(params, chosen, strict=True):
+            products[id(p)] *= factor if mine else 1.0
+    return products
+
+
+def _decay(vectors: bool, factor: float, weight_decay: float) -> dict[str, float]:
+    """Return a group's own weight decay, if it has one."""
+    if vectors:
+        return {"weight_decay": 0.0}
+    return {"weight_decay": weight_decay / factor} if factor != 1 and weight_decay else {}
 
 
 def _is_vector(p: Tensor) -> bool:

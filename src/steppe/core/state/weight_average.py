@@ -16,6 +16,7 @@ from steppe.core.multi_network import inputs_for
 from steppe.core.numerics import vector
 from steppe.core.numerics.complex_params import real_view
 from steppe.core.numerics.vector import Vec
+from steppe.core.schedules import ScheduleValue, value_at
 from steppe.core.state.param_state import TensorCopies
 from steppe.core.state.snapshot import Buffers, Elsewhere, SnapshotPool, copy_into
 from steppe.core.user_loss import calls_model, own_loss
@@ -227,6 +228,21 @@ class WindowAverage(WeightAverage):
         copy_into([mean for mean, _ in rows], torch._foreach_div(total, float(len(networks))))
 
 
+class SlowWeights(TensorCopies):
+    """A slow average to which a network's weights and running statistics are set from time to time."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__(_means(net))
+
+    def set_to_average(self, rt: Runtime, weight: ScheduleValue) -> None:
+        """Move the average to ``(1 - weight) average + weight net``, and set the network to it."""
+        reshard(rt.net)
+        tensors = _means(rt.net)
+        slow, fast = self.match(tensors), [t.detach() for t in tensors.values()]
+        vector.approach(slow, fast, rt.number(lambda: value_at(weight, rt.now)))
+        copy_into(fast, slow)
+
+
 @contextmanager
 def _no_inference_mode() -> Iterator[None]:
     """Leave inference mode for a while: a tensor made in it could not be written to outside of it."""
@@ -248,6 +264,10 @@ def _buffers(net: nn.Module) -> dict[str, Tensor]:
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:
     return _parameters(net) | _buffers(net)
+
+
+def _means(net: nn.Module) -> dict[str, Tensor]:
+    return {name: t for name, t in _tensors(net).items() if _has_mean(t)}
 
 
 def _columns(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:

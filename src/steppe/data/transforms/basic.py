@@ -19,6 +19,7 @@ from torch import Tensor
 
 from steppe.data.transforms.draws import Draws, Plan, map_arrays, to_tensor
 from steppe.data.transforms.pil_ops import to_float, where
+from steppe.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -55,19 +56,43 @@ def _draw_flip(rng: Draws, shape: Sequence[int]) -> Plan:
     return {"mirrored": rng.random(shape[0]) < 0.5}
 
 
+def _draw_alternate_flip(rng: Draws, shape: Sequence[int]) -> Plan:
+    return {"mirrored": rng.alternate(shape[0])}
+
+
 def _flip(sample: Sample, partner: Sample, plan: Plan) -> Sample:
-    """Mirror each image left to right with probability 1/2."""
+    """Mirror each image left to right with probability 1/2, or in every second epoch."""
     return Sample(where(plan["mirrored"][:, None, None, None], sample.x.flip(3), sample.x), sample.y)
 
 
-def _draw_crop(rng: Draws, shape: Sequence[int]) -> Plan:
-    return {name: rng.integers(0, 2 * (shape[2] // 8) + 1, shape[0]) for name in ("top", "left")}
+def flip_with(mode: str = "random") -> Transform:
+    """Return the flip that mirrors each image at random, or with ``alternate`` in every second epoch.
+
+    Then the first epoch is random, so that two epochs in a row have each image in both forms (Jordan, 2024,
+    arXiv:2404.00498, section 3.6).
+
+    Raises InputError for another mode.
+    """
+    if mode not in ("random", "alternate"):
+        raise InputError(f"data.augment has flip with mode={mode}; choose random or alternate")
+    return Transform(_draw_flip if mode == "random" else _draw_alternate_flip, _flip)
 
 
-def _crop(sample: Sample, partner: Sample, plan: Plan) -> Sample:
-    """Pad an eighth of the side with black (4 pixels of 32) and cut each image out at a random place."""
+def _draw_crop(rng: Draws, shape: Sequence[int], pad: int | None = None, mode: str = "zeros") -> Plan:
+    pad = shape[2] // 8 if pad is None else pad
+    if mode == "reflect" and pad >= min(shape[2:]):
+        raise InputError(
+            f"data.augment has crop with pad={pad} by reflection, and images are {shape[3]}x{shape[2]}; give a "
+            "smaller pad"
+        )
+    return {name: rng.integers(0, 2 * pad + 1, shape[0]) for name in ("top", "left")}
+
+
+def _crop(sample: Sample, partner: Sample, plan: Plan, pad: int | None = None, mode: str = "zeros") -> Sample:
+    """Pad each image and cut it out at a random place."""
     count, channels, h, w = sample.x.shape
-    padded = F.pad(sample.x, (h // 8,) * 4)
+    pad = h // 8 if pad is None else pad
+    padded = F.pad(sample.x, (pad,) * 4) if mode == "zeros" else _reflected(sample.x, pad)
     top, left = (plan[name][:, None, None] for name in ("top", "left"))
     planes, down = (torch.arange(n, device=sample.x.device) for n in (count * channels, h))
     rows = planes.view(count, channels, 1) * padded.shape[2] + top + down
@@ -75,6 +100,28 @@ def _crop(sample: Sample, partner: Sample, plan: Plan) -> Sample:
     runs = padded.flatten().unfold(0, w, 1)
     x = runs.index_select(0, (rows * padded.shape[3] + left).flatten())
     return Sample(x.view(sample.x.shape), sample.y)
+
+
+def _reflected(x: Tensor, pad: int) -> Tensor:
+    """Return ``F.pad(x, ..., mode="reflect")``, which takes no bytes."""
+    for dim, size in ((2, x.shape[2]), (3, x.shape[3])):
+        place = torch.arange(-pad, size + pad, device=x.device).abs()
+        x = x.index_select(dim, size - 1 - (size - 1 - place).abs())
+    return x
+
+
+def crop_with(pad: int | None = None, mode: str = "zeros") -> Transform:
+    """Return the crop that pads ``pad`` pixels, by default an eighth of the side (4 of 32).
+
+    They are black, or with ``reflect`` those of the image, mirrored at its border.
+
+    Raises InputError for another mode, and for a pad that is no whole number of at least 1.
+    """
+    if pad is not None and (not isinstance(pad, int) or isinstance(pad, bool) or pad < 1):
+        raise InputError(f"data.augment has crop with pad={pad}; give a whole number of pixels, at least 1")
+    if mode not in ("zeros", "reflect"):
+        raise InputError(f"data.augment has crop with mode={mode}; choose zeros or reflect")
+    return Transform(partial(_draw_crop, pad=pad, mode=mode), partial(_crop, pad=pad, mode=mode))
 
 
 def _draw_resized_crop(rng: Draws, shape: Sequence[int]) -> Plan:
@@ -160,8 +207,8 @@ def cutout_with(blank: tuple[float, ...] | None) -> Transform:
     return Transform(partial(_draw_cutout, blank=blank), _cutout)
 
 
-flip = Transform(_draw_flip, _flip)
-crop = Transform(_draw_crop, _crop)
+flip = flip_with()
+crop = crop_with()
 resized_crop = Transform(_draw_resized_crop, _resized_crop)
 jitter = Transform(_draw_jitter, _jitter)
 cutout = cutout_with(None)

@@ -32,6 +32,10 @@ class Draws:
         """Return numbers from Beta(a, b)."""
         return self._draw(size, "beta", a, b)
 
+    def alternate(self, size: int) -> np.ndarray:
+        """Return for each image a truth value that changes with each epoch; random where epochs are unknown."""
+        return self.random(size) < 0.5
+
     def _draw(self, size: int, name: str, *arguments: float) -> np.ndarray:
         numbers: np.ndarray = getattr(self.rng, name)(*arguments, size)
         return numbers
@@ -40,12 +44,17 @@ class Draws:
 class RowDraws(Draws):
     """Draws for a batch of ``whole`` images and returns the numbers of ``rows`` only.
 
-    The processes that share a batch so augment each image as a single process would.
+    The processes that share a batch so augment each image as a single process would. ``turn`` is `alternate` of
+    these rows.
     """
 
-    def __init__(self, rng: np.random.Generator, rows: slice, whole: int):
+    def __init__(self, rng: np.random.Generator, rows: slice, whole: int, turn: np.ndarray | None = None):
         super().__init__(rng)
-        self.rows, self.whole = rows, whole
+        self.rows, self.whole, self.turn = rows, whole, turn
+
+    def alternate(self, size: int) -> np.ndarray:
+        """Return the ``turn`` of the rows."""
+        return super().alternate(size) if self.turn is None else self.turn
 
     def _draw(self, size: int, name: str, *arguments: float) -> np.ndarray:
         return super()._draw(self.whole, name, *arguments)[self.rows]

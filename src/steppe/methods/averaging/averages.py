@@ -41,7 +41,7 @@ from steppe.core.method import (
     call_for_logits,
     hyper,
 )
-from steppe.methods.averaging._periods import PERIODS, is_period, period_ends
+from steppe.core.method.periods import PERIODS, is_period, period_ends
 
 MEASURED = 10  # an average's statistics, BatchNorm's window of ten passes, are those of a hundred steps
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from steppe.core.method import Batch, Cost, Method, Runtime, StepOutput, WindowAverage, hyper
-from steppe.methods.averaging._periods import PERIODS, is_period, period_ends, period_length
+from steppe.core.method.periods import PERIODS, is_period, period_ends, period_length
 
 
 @dataclass(frozen=True)

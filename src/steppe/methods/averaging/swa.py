@@ -21,7 +21,7 @@ from typing import ClassVar
 from torch import nn
 
 from steppe.core.method import Batch, Cost, Method, Runtime, StepOutput, WeightAverage, hyper
-from steppe.methods.averaging._periods import PERIODS, is_period, period_ends
+from steppe.core.method.periods import PERIODS, is_period, period_ends
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,17 @@ def sampa(r: Reference, x: Tensor, y: Tensor) -> None:
     r.update(plus(times(r.gradient(at, x, y), 1 - lam), times(r.memory["h"], lam)))
 
 
+def lookahead(r: Reference, x: Tensor, y: Tensor) -> None:
+    """Zhang et al., algorithm 1."""
+    slow = r.memory.setdefault("slow", dict(r.w))
+    r.update(r.gradient(r.w, x, y))
+    r.memory["steps"] = r.memory.get("steps", 0) + 1
+    if r.memory["steps"] % r.settings["every"] == 0:
+        alpha = r.settings["alpha"]
+        r.w = plus(times(slow, 1 - alpha), times(r.w, alpha))
+        r.memory["slow"] = dict(r.w)
+
+
 CLASSES = 5  # of the small network
 VARIANTS = [
     restated("sam unnormalised", unnormalised_sam, "rho", norm="none"),
@@ -136,6 +147,7 @@ VARIANTS = [
     restated("functional-sam", functional_sam, "rho"),
     restated("sampa", sampa, "rho lam"),
     restated("lawa", plain, "k every"),
+    restated("lookahead", lookahead, "alpha every", every=2),
     restated("averages", plain, "decays k start every update", start=0),
     restated("imbsam", imbsam, "rho small"),
     restated("focal-sam", focal_sam, "rho gamma lam"),

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from steppe.core.method import Runtime, due, is_moment
+from steppe.core.runtime import Runtime
+from steppe.core.schedules import due, is_moment
 
 PERIODS = "at least 1 step, or the end of epochs such as '1e'"
 
