@@ -4,7 +4,7 @@
 - `Perturbing`, the base class of methods that perturb the weights, all or some (``where``);
 - `OnlineDistillation`, the base class of methods of several networks;
 - what it keeps between steps: `ParamState`, a vector of parameter space; `WeightAverage`, `WindowAverage`;
-  `LogitBank` (and `logit_bank`, its sizes and forms);
+  `ClassCounts`; `LogitBank` (and `logit_bank`, its sizes and forms);
 - `require` and `InputError`, for what relates several fields; `plain_step`; `with_weights`; `value_at`, a
   schedule's value now;
 - `look_ahead` and `preconditioned`, from the optimizer's rule and moments;
@@ -32,6 +32,7 @@ from steppe.core.model_call import call_for_logits, call_model, extract_logits, 
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, due, is_moment, value_at
 from steppe.core.state import logit_bank
+from steppe.core.state._class_counts import ClassCounts
 from steppe.core.state.logit_bank import LogitBank
 from steppe.core.state.param_state import ParamState
 from steppe.core.state.weight_average import WeightAverage, WindowAverage
@@ -39,6 +40,7 @@ from steppe.errors import InputError, unknown
 
 __all__ = [
     "Batch",
+    "ClassCounts",
     "Cost",
     "InputError",
     "LogitBank",

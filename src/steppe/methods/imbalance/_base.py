@@ -1,4 +1,4 @@
-"""SAM on a part of the loss that is weighed by class, and the sizes of the classes."""
+"""SAM on a part of the loss that is weighed by class."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -6,10 +6,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from steppe.core.method import (
     Batch,
+    ClassCounts,
     Cost,
     InputError,
     Method,
@@ -21,44 +22,6 @@ from steppe.core.method import (
     upcast_to_float32,
 )
 from steppe.core.method.numerics import losses, scaled_perturbation, vector
-
-
-class ClassCounts(nn.Module):
-    """The number of training samples of each class: ``exact``, or of the batches so far."""
-
-    counts: Tensor
-
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.exact = False
-        self.register_buffer("counts", torch.zeros(0))
-
-    def of(self, classes: int, like: Tensor) -> Tensor:
-        """Return the counts (classes,) as ``like``, zero for classes without a sample."""
-        if len(self.counts) < classes:
-            self.counts = torch.cat([self.counts, self.counts.new_zeros(classes - len(self.counts))])
-        return self.counts[:classes].to(like)
-
-    def add(self, y: Tensor, classes: int) -> None:
-        """Count a batch's targets: classes (B,), of which negative ones are ignored, or (B, classes) shares."""
-        total = self.of(classes, self.counts)
-        if y.is_floating_point():
-            total += y.to(total).sum(0)
-        else:
-            total.scatter_add_(0, y.clamp(min=0).long(), (y >= 0).to(total))
-
-    def get_extra_state(self) -> Tensor:
-        """Return whether the counts are exact, for checkpoints."""
-        return torch.tensor(self.exact)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Load whether the counts are exact."""
-        self.exact = bool(state)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        saved = state_dict.get(f"{prefix}counts", self.counts)
-        self.counts = self.counts.new_zeros(len(saved))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 @dataclass(frozen=True)
