@@ -38,6 +38,7 @@ METHODS |= {
     "arwp": api.ARWP,
     "lpf-sgd": api.LPFSGD,
     "flat-lora": api.FlatLoRA,
+    "bi-lora": api.BiLoRA,
     "saf": api.SAF,
     "mesa": api.MESA,
     "swa": api.SWA,

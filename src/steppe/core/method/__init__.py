@@ -4,7 +4,7 @@
 - `Perturbing`, the base class of methods that perturb the weights, all or some (``where``);
 - `OnlineDistillation`, the base class of methods of several networks;
 - what it keeps between steps: `ParamState`, a vector of parameter space; `WeightAverage`, `WindowAverage`;
-  `ClassCounts`; `LogitBank` (and `logit_bank`, its sizes and forms);
+  `AuxiliaryAdapters`; `ClassCounts`; `LogitBank` (and `logit_bank`, its sizes and forms);
 - `require` and `InputError`, for what relates several fields; `plain_step`; `with_weights`; `value_at`, a
   schedule's value now;
 - `look_ahead` and `preconditioned`, from the optimizer's rule and moments;
@@ -14,6 +14,7 @@
 
 from steppe.core.amp import autocast_disabled, upcast_to_float32
 from steppe.core.batch import Batch, join_logits
+from steppe.core.method._auxiliary_adapters import AuxiliaryAdapters
 from steppe.core.method.contract import (
     Cost,
     Method,
@@ -39,6 +40,7 @@ from steppe.core.state.weight_average import WeightAverage, WindowAverage
 from steppe.errors import InputError, unknown
 
 __all__ = [
+    "AuxiliaryAdapters",
     "Batch",
     "ClassCounts",
     "Cost",

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steppe.errors import InputError
+
 
 class ClassCounts(nn.Module):
     """The number of training samples of each class: ``exact``, or of the batches so far."""
@@ -29,6 +31,26 @@ class ClassCounts(nn.Module):
             total += y.to(total).sum(0)
         else:
             total.scatter_add_(0, y.clamp(min=0).long(), (y >= 0).to(total))
+
+    @staticmethod
+    def has_classes(y: Any, logits: Any) -> bool:
+        """Return whether targets are a class (B,), or shares of classes (B, classes), of each sample."""
+        if not (isinstance(y, Tensor) and isinstance(logits, Tensor) and logits.ndim == 2):
+            return False
+        return y.shape == (logits.shape if y.is_floating_point() else logits.shape[:1])
+
+    @classmethod
+    def require_classes(cls, y: Any, logits: Any) -> None:
+        """Raise InputError for targets without a class of each sample (`has_classes`)."""
+        if not cls.has_classes(y, logits):
+            of_y, of_z = (
+                f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else f"type {type(t).__name__}"
+                for t in (y, logits)
+            )
+            raise InputError(
+                f"y is of {of_y} and the logits of {of_z}, and a class per sample is needed; give y (B,) whole "
+                "numbers, and logits (B, classes)"
+            )
 
     def get_extra_state(self) -> Tensor:
         """Return whether the counts are exact, for checkpoints."""

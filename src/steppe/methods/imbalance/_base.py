@@ -47,7 +47,7 @@ class ClassWeightedSAM(Method[ClassCounts]):
     def step(self, batch: Batch, state: ClassCounts, rt: Runtime) -> StepOutput:
         """Gradients of the loss and of its weighted part at w, that of the part at w + e, restore w, update."""
         out, g = rt.grad(batch)
-        _require_classes(batch.y, out.logits)
+        state.require_classes(batch.y, out.logits)
         form = rt.form_of(out.logits, batch).form
         if form != "classes" or out.logits.shape[1] < 2:
             raise InputError(
@@ -76,24 +76,6 @@ class ClassWeightedSAM(Method[ClassCounts]):
 
     def after(self, batch: Batch, out: StepOutput, state: ClassCounts, rt: Runtime) -> None:
         """Count the classes of the batch over all processes, if those of the data are unknown."""
-        if not state.exact and _has_classes(batch.y, out.logits):
+        if not state.exact and state.has_classes(batch.y, out.logits):
             (y,) = rt.parallel.gather(batch.y)
             state.add(y, out.logits.shape[1])
-
-
-def _require_classes(y: Any, logits: Any) -> None:
-    if not _has_classes(y, logits):
-        of_y, of_z = (
-            f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else f"type {type(t).__name__}" for t in (y, logits)
-        )
-        raise InputError(
-            f"y is of {of_y} and the logits of {of_z}, and a class per sample is needed; give y (B,) whole "
-            "numbers, and logits (B, classes)"
-        )
-
-
-def _has_classes(y: Any, logits: Any) -> bool:
-    """Return whether targets are a class (B,), or shares of classes (B, classes), of each sample."""
-    if not (isinstance(y, Tensor) and isinstance(logits, Tensor) and logits.ndim == 2):
-        return False
-    return y.shape == (logits.shape if y.is_floating_point() else logits.shape[:1])

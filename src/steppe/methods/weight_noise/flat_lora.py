@@ -38,9 +38,8 @@ class FlatLoRA(Method):
         deviation: Vec = []
         for w in weights:
             whole, units = w.value(), filters.units_of(w.tensor, w.owner)
-            size = rho[w.index] if isinstance(rho, list) else rho
             inputs = units.fan_in(whole) if units else whole.numel()
-            deviation.append(filters.unit_norms(whole, units) * (size / inputs**0.5))
+            deviation.append(filters.unit_norms(whole, units) * (w.own(rho) / inputs**0.5))
         with rt.at(ScaledVector(vector.gaussian(tensors, rt.rng), deviation), clean=True, of=tensors):
             out, g = rt.grad(batch)
         rt.apply(g)
