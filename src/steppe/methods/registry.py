@@ -60,6 +60,6 @@ METHODS |= {
 
 TRIED |= {
     *("plain", "repeat-step", "two-step", "sam", "sadt-v1", "sadt-v2", "sadt-v3"),
-    *("asam", "gsam", "esam", "looksam", "saf", "mesa", "rwp"),
+    *("asam", "gsam", "esam", "looksam", "saf", "mesa", "rwp", "lpf-sgd", "flat-lora", "bi-lora"),
     *("ema", "dml", "kdcl", "one", "okddip", "ffl", "pcl", "okdph"),
 }
