@@ -16,7 +16,7 @@ TREES = {path: ast.parse(path.read_text()) for path in sorted(SOURCE.rglob("*.py
 LONGEST = 420
 NOT_FOR_METHODS = ("torch.distributed", "torch.amp", "torch.optim")
 FOR_METHODS = ("steppe.core.method", "steppe.config.presets", "steppe.models.multi")
-MOST_LINES_OF_METHODS = 3100
+MOST_LINES_OF_METHODS = 3200  # of 50 methods
 VARIANTS = {
     "steppe.methods.online_distillation.dml_alternating": "steppe.methods.online_distillation.dml"
 }  # extends it

@@ -50,7 +50,7 @@ def test_operations_over_two_devices_fail_as_with_a_gpu():
 # one or two methods of each kind of step and state; `make gpu` checks all on a GPU
 KINDS = (
     "plain", "sam", "esam", "looksam", "rwp", "sadt-v2", "saf", "mesa", "ema", "averages", "dml", "pcl", "okdph",
-    "focal-sam", "sampa",
+    "focal-sam", "sampa", "bi-lora",
 )  # fmt: skip
 
 

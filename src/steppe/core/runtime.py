@@ -177,15 +177,16 @@ class Runtime:
         means, step.bad = self.parallel.group_mean(self.params, grads, step.weight, step.bad)
         return means
 
-    def all_reduce_mean(self, values: Vec, weight: float | None = None) -> Vec:
+    def all_reduce_mean(self, values: Vec, weight: float | None = None, of: Any = None) -> Vec:
         """Return the mean over all processes whatever ``sync`` is, by ``weight`` as in `apply`: for a memory.
 
-        Raises InputError while groups of a batch have perturbations of their own: each would remember its own.
+        ``of``: tensors other than the parameters. Raises InputError while groups of a batch have perturbations.
         """
         s = self.step_state
         if s.group is not None:
             raise InputError("m needs a method that remembers no gradients, and this one does; leave m out")
-        means, s.bad = self.parallel.mean(self.params, values, s.weight if weight is None else weight, s.bad)
+        weight, params = s.weight if weight is None else weight, of or self.params
+        means, s.bad = self.parallel.mean(params, values, weight, s.bad)
         return means
 
     def preserve_state(self, mask_seed: int | None = None) -> AbstractContextManager[None]:

@@ -65,6 +65,7 @@ from steppe.methods.sharpness.ssam import SSAM as SSAM
 from steppe.methods.sharpness.vasso import VaSSO as VaSSO
 from steppe.methods.sharpness.wsam import WSAM as WSAM
 from steppe.methods.weight_noise.arwp import ARWP as ARWP
+from steppe.methods.weight_noise.bi_lora import BiLoRA as BiLoRA
 from steppe.methods.weight_noise.flat_lora import FlatLoRA as FlatLoRA
 from steppe.methods.weight_noise.lpf_sgd import LPFSGD as LPFSGD
 from steppe.methods.weight_noise.rwp import RWP as RWP

@@ -38,6 +38,7 @@ METHODS |= {
     "arwp": api.ARWP,
     "lpf-sgd": api.LPFSGD,
     "flat-lora": api.FlatLoRA,
+    "bi-lora": api.BiLoRA,
     "saf": api.SAF,
     "mesa": api.MESA,
     "swa": api.SWA,
@@ -60,6 +61,6 @@ METHODS |= {
 
 TRIED |= {
     *("plain", "repeat-step", "two-step", "sam", "sadt-v1", "sadt-v2", "sadt-v3"),
-    *("asam", "gsam", "esam", "looksam", "saf", "mesa", "rwp"),
+    *("asam", "gsam", "esam", "looksam", "saf", "mesa", "rwp", "lpf-sgd", "flat-lora", "bi-lora"),
     *("ema", "dml", "kdcl", "one", "okddip", "ffl", "pcl", "okdph"),
 }

@@ -4,7 +4,7 @@
 - `Perturbing`, the base class of methods that perturb the weights, all or some (``where``);
 - `OnlineDistillation`, the base class of methods of several networks;
 - what it keeps between steps: `ParamState`, a vector of parameter space; `WeightAverage`, `WindowAverage`,
-  `SlowWeights`; `LogitBank` (and `logit_bank`, its sizes and forms);
+  `SlowWeights`; `AuxiliaryAdapters`; `ClassCounts`; `LogitBank` (and `logit_bank`, its sizes and forms);
 - `steppe.core.method.periods`, of ``every`` in steps or epochs;
 - `require` and `InputError`, for what relates several fields; `plain_step`; `with_weights`; `value_at`, a
   schedule's value now;
@@ -15,6 +15,7 @@
 
 from steppe.core.amp import autocast_disabled, upcast_to_float32
 from steppe.core.batch import Batch, join_logits
+from steppe.core.method._auxiliary_adapters import AuxiliaryAdapters
 from steppe.core.method.contract import (
     Cost,
     Method,
@@ -33,13 +34,16 @@ from steppe.core.model_call import call_for_logits, call_model, extract_logits, 
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.schedules import ScheduleValue, due, is_moment, value_at
 from steppe.core.state import logit_bank
+from steppe.core.state._class_counts import ClassCounts
 from steppe.core.state.logit_bank import LogitBank
 from steppe.core.state.param_state import ParamState
 from steppe.core.state.weight_average import SlowWeights, WeightAverage, WindowAverage
 from steppe.errors import InputError, unknown
 
 __all__ = [
+    "AuxiliaryAdapters",
     "Batch",
+    "ClassCounts",
     "Cost",
     "InputError",
     "LogitBank",

@@ -24,6 +24,15 @@ def look_ahead(rt: Runtime, grads: Vec) -> Vec:
         return [None if g is None else _update(p.detach(), g, *own) for p, g, own in entries]
 
 
+def first_update(rt: Runtime, index: int, grad: Tensor) -> Tensor:
+    """Return by how much a first update of the optimizer moves a weight with this gradient, without weight decay.
+
+    The weight is a further one of the group of parameter ``index``: -lr g with SGD, -lr g / (|g| + eps) with Adam.
+    """
+    update: Tensor = _update(grad, grad, {}, {**_entries(rt)[index][1], "weight_decay": 0.0})
+    return update
+
+
 def preconditioned(rt: Runtime, grads: Vec) -> Vec:
     """Return gradients divided by the optimizer's denominators: sqrt(v) + eps of Adam and RMSprop, 1 of SGD.
 

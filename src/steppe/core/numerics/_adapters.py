@@ -31,6 +31,10 @@ class FullWeight:
                 whole = whole + _delta(layer, name).to(whole.dtype)
             return whole
 
+    def own(self, setting: Any) -> Any:
+        """Return its value of a setting: one number, or one per trainable parameter."""
+        return setting[self.index] if isinstance(setting, list) else setting
+
 
 def full_weights(net: nn.Module, params: Sequence[Tensor], owners: Sequence[nn.Module]) -> list[FullWeight]:
     """Return the full weights below trainable adapters (of PEFT or loralib), each once.

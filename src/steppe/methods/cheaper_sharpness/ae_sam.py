@@ -11,8 +11,9 @@ Limits   rho = 0 is Plain; a very negative lam1 = lam2 is SAM
 Differs  1. |g| is that of the gradient over all processes, one message more per step, so that all decide alike.
          2. the decision is read by the processor, which waits for a GPU once a step: it saves two passes.
          3. the paper's threshold needs the length of the training; with lam1 = lam2 none is needed.
-Start    rho as SAM, delta 0.9, lam1 -1, lam2 1, sigma^2 at first e^-10 (from memory, not checked against the
-         paper): about half of the steps are SAM's, more of them late
+Start    rho as SAM, delta 0.9: about half of the steps are SAM's, more of them late. The rule, delta and that
+         share are as others report the paper (junaidaliop/zij). lam1 -1, lam2 1 and sigma^2 at first e^-10 are
+         from memory; no source that we could open has them
 """
 
 import math

@@ -6,7 +6,9 @@ Paper    Becker, Altrock and Risse, 2024, arXiv:2401.12033, algorithm 1
 Code     MarlonBecker/MSAM @ 780fa4f
 Cost     1 forward, 1 backward, 1 update
 Limits   rho = 0 is Plain
-Differs  1. weight decay is the optimizer's, at w; the authors' SGD adds that of the perturbed weights.
+Agrees   5e-16 with the authors' SGD, 2e-16 with their AdamW (no BatchNorm), without weight decay
+Differs  1. weight decay is the optimizer's, at w. The authors' SGD adds that of the perturbed weights (7e-4 apart
+            with decay 5e-4, 7e-16 with it in the loss); their AdamW decays after its update (1e-3 apart with 0.1).
          2. the weights are w between steps; the authors' optimizer leaves them perturbed until it is told to move
             back, before an evaluation.
          3. running statistics come from the perturbed pass, the only one, as in the authors' code.

@@ -8,6 +8,7 @@ Paper    Xie, Pethick and Cevher, NeurIPS 2024, arXiv:2410.10683, algorithm 1 an
 Code     LIONS-EPFL/SAMPa @ 9fd7534
 Cost     2 forward, 2 backward, 1 update; halves: half of the processes each: 1 forward, 1 backward
 Limits   rho = 0 with lam = 0 is Plain; the first step is Plain's, there is no h yet
+Agrees   4e-16 where both gradients are of the batches that the authors' two processes take
 Differs  1. both gradients are of the step's batch; the authors take that at w + e on the batch before, the one
             of h: their script holds two batches.
          2. halves = True: even processes take the gradient at w + e, odd ones that at y, each on its own batch,

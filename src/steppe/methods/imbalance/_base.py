@@ -1,4 +1,4 @@
-"""SAM on a part of the loss that is weighed by class, and the sizes of the classes."""
+"""SAM on a part of the loss that is weighed by class."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -6,10 +6,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from steppe.core.method import (
     Batch,
+    ClassCounts,
     Cost,
     InputError,
     Method,
@@ -21,44 +22,6 @@ from steppe.core.method import (
     upcast_to_float32,
 )
 from steppe.core.method.numerics import losses, scaled_perturbation, vector
-
-
-class ClassCounts(nn.Module):
-    """The number of training samples of each class: ``exact``, or of the batches so far."""
-
-    counts: Tensor
-
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.exact = False
-        self.register_buffer("counts", torch.zeros(0))
-
-    def of(self, classes: int, like: Tensor) -> Tensor:
-        """Return the counts (classes,) as ``like``, zero for classes without a sample."""
-        if len(self.counts) < classes:
-            self.counts = torch.cat([self.counts, self.counts.new_zeros(classes - len(self.counts))])
-        return self.counts[:classes].to(like)
-
-    def add(self, y: Tensor, classes: int) -> None:
-        """Count a batch's targets: classes (B,), of which negative ones are ignored, or (B, classes) shares."""
-        total = self.of(classes, self.counts)
-        if y.is_floating_point():
-            total += y.to(total).sum(0)
-        else:
-            total.scatter_add_(0, y.clamp(min=0).long(), (y >= 0).to(total))
-
-    def get_extra_state(self) -> Tensor:
-        """Return whether the counts are exact, for checkpoints."""
-        return torch.tensor(self.exact)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Load whether the counts are exact."""
-        self.exact = bool(state)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        saved = state_dict.get(f"{prefix}counts", self.counts)
-        self.counts = self.counts.new_zeros(len(saved))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 @dataclass(frozen=True)
@@ -84,7 +47,7 @@ class ClassWeightedSAM(Method[ClassCounts]):
     def step(self, batch: Batch, state: ClassCounts, rt: Runtime) -> StepOutput:
         """Gradients of the loss and of its weighted part at w, that of the part at w + e, restore w, update."""
         out, g = rt.grad(batch)
-        _require_classes(batch.y, out.logits)
+        state.require_classes(batch.y, out.logits)
         form = rt.form_of(out.logits, batch).form
         if form != "classes" or out.logits.shape[1] < 2:
             raise InputError(
@@ -113,24 +76,6 @@ class ClassWeightedSAM(Method[ClassCounts]):
 
     def after(self, batch: Batch, out: StepOutput, state: ClassCounts, rt: Runtime) -> None:
         """Count the classes of the batch over all processes, if those of the data are unknown."""
-        if not state.exact and _has_classes(batch.y, out.logits):
+        if not state.exact and state.has_classes(batch.y, out.logits):
             (y,) = rt.parallel.gather(batch.y)
             state.add(y, out.logits.shape[1])
-
-
-def _require_classes(y: Any, logits: Any) -> None:
-    if not _has_classes(y, logits):
-        of_y, of_z = (
-            f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else f"type {type(t).__name__}" for t in (y, logits)
-        )
-        raise InputError(
-            f"y is of {of_y} and the logits of {of_z}, and a class per sample is needed; give y (B,) whole "
-            "numbers, and logits (B, classes)"
-        )
-
-
-def _has_classes(y: Any, logits: Any) -> bool:
-    """Return whether targets are a class (B,), or shares of classes (B, classes), of each sample."""
-    if not (isinstance(y, Tensor) and isinstance(logits, Tensor) and logits.ndim == 2):
-        return False
-    return y.shape == (logits.shape if y.is_floating_point() else logits.shape[:1])

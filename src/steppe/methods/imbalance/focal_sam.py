@@ -7,10 +7,12 @@ Paper    Li et al., ICML 2025, arXiv:2505.01660
 Code     scongl/Focal-SAM @ 6421f4c
 Cost     3 forward, 3 backward, 1 update
 Limits   lam = 0 or rho = 0 is Plain; lam = 1 with gamma = 0 is SAM
+Agrees   7e-16
 Differs  1. the gradients of L and of L_a at w are two passes; in the authors' code they share the forward pass.
          2. the sizes of the classes are those of the training data in steppe train; in a loop of your own they are
             counted from the batches so far, unless method.observe_targets(step.state, y) gives all classes (N,).
          3. mixed targets (mixup, CutMix) count in each class by their share.
+         4. running statistics come from the clean pass only; the authors' code counts both.
 Start    rho 0.2, gamma 3, lam 0.5 (CIFAR-10-LT, imbalance 100); rho 0.3, gamma 3.2, lam 0.8 (CIFAR-100-LT):
          authors' script, with the logit-adjusted loss
 """

@@ -6,6 +6,7 @@ Paper    Kwon et al., ICML 2021, arXiv:2102.11600, equation 5
 Code     SamsungLabs/ASAM @ f156a68; davda54/sam @ 3c3afdb (adaptive = True)
 Cost     2 forward, 2 backward, 1 update
 Limits   rho = 0 is Plain
+Agrees   4e-12 with mueller-mp/SAM-ON @ d0fa4c9 (also where = norm)
 Differs  1. a weight is what its module calls so; the authors' code looks for 'weight' in the full name.
          2. scaling = 'all' is davda54's form: T = |w| for every parameter (eta is not used). Zero weights are
             then never perturbed. Its best rho is about four times larger.

@@ -11,7 +11,7 @@ Code     none (the paper's is JAX)
 Cost     2 forward, 2 backward, 1 update
 Limits   rho = 0 is Plain; a loss that is linear in the logits makes it SAM
 Differs  1. preconditioned: v is Adam's second moment as its last update left it, with bias correction, and |e| is
-            rho; the paper's normalisation is not known to us. SGD, and the first step, have u = g.
+            rho. We could not open the paper's equation for it. SGD, and the first step, have u = g.
          2. a model that returns its own loss (loss = 'model') must return the logits that the loss follows from.
          3. terms of a combined objective that follow from the logits (those of SAF and MESA) are kept in c.
 Start    preconditioned, with AdamW: the paper's best for language models of 24M to 1.2B parameters (5e-3 to 1e-2

@@ -5,14 +5,17 @@
 To first order the loss rises by sigma, whatever the length of the gradient.
 
 Paper    Wang et al., ICML 2026, arXiv:2605.10183
-Code     smithgun2005/LE-SAM-ICML2026 (not seen)
+Code     smithgun2005/LE-SAM-ICML2026 @ 2b3ecd9
 Cost     2 forward, 2 backward, 1 update
 Limits   sigma = 0 or rho = 0 is Plain; a sigma above rho |g| is SAM
-Differs  1. sigma is a constant unless it is scheduled; the paper lowers it to zero along a cosine over the last
-            epochs: sigma = cosine(0.05,0).
+Agrees   1e-12, as the authors add 1e-12 below the root of |g|^2
+Differs  1. sigma is a constant unless it is scheduled; the authors' rises in a straight line for 10 of 200 epochs
+            and falls to zero along a cosine over the last 40.
          2. rho_t is computed as rho times min(1, sigma / <g, e>), e the perturbation of radius rho: the same, also
             where parameter groups have radii of their own.
-Start    the paper's values are not known to us; sigma 0.05 is SAM's rise at rho 0.05 and a gradient of length 1
+         3. running statistics come from the clean pass only; the authors' code counts both.
+Start    sigma 0.35 without a largest radius, rho 999 (authors' README: CIFAR-100, ResNet-18, SGD); our default,
+         sigma 0.05, is SAM's rise at rho 0.05 and a gradient of length 1
 """
 
 from dataclasses import dataclass

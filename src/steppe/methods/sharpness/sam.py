@@ -6,13 +6,16 @@
     norm = none (unnormalised SAM):  e <- e + rho g_e, from e = 0
 
 Paper    Foret et al., ICLR 2021, arXiv:2010.01412, Algorithm 1; SAM-ON: Mueller et al., NeurIPS 2023, 2306.04226
-Code     google-research/sam @ dae9904 (the authors', JAX); davda54/sam @ 3c3afdb (widely used, PyTorch)
+Code     google-research/sam @ dae9904 (the authors', JAX); davda54/sam @ 3c3afdb (widely used, PyTorch);
+         mueller-mp/SAM-ON @ d0fa4c9
 Cost     2 forward, 2 backward, 1 update
 Limits   rho = 0 is Plain
+Agrees   4e-16 with davda54's step and 0 with norm = none (cltan023/stablesam2024); 4e-12 with SAM-ON, whose guard
+         against a zero gradient is another
 Differs  1. weight decay is the optimizer's, at w; the authors put it into the loss, so also into the gradient
             at w + e: decay = 0.001 does that (leave out the optimizer's then).
          2. both passes see the same dropout masks, as the authors' do; davda54's draws new ones.
-         3. running statistics come from the clean pass only, as the authors' do; davda54's counts both.
+         3. running statistics come from the clean pass only, as the authors'; davda54's and SAM-ON's count both.
          4. a zero gradient gives e = 0; the authors' code has no guard and gives NaN.
          5. the reported loss is the clean pass's; the authors log the perturbed one.
          6. where = norm saves the other weights' backward pass in the first pass (no compiled or sharded model).

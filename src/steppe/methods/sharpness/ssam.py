@@ -3,10 +3,12 @@
     w <- U(w, |g| / |g_p| g_p),   g_p = grad L(w + rho g / |g|),   g = grad L(w)
 
 Paper    Tan et al., JMLR 2025, arXiv:2401.07250, algorithm 1
-Code     none that we know
+Code     cltan023/stablesam2024 @ 92d53cf
 Cost     2 forward, 2 backward, 1 update
 Limits   rho = 0 is Plain; where both gradients have the same length it is SAM
-Differs  a zero perturbed gradient stays zero; the paper divides by its length
+Agrees   5e-16
+Differs  1. a zero perturbed gradient stays zero, as in the authors' code; the paper divides by its length.
+         2. running statistics come from the clean pass only; the authors' code counts both.
 Start    rho as SAM; the paper reports a wider range of learning rates
 """
 

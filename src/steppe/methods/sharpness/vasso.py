@@ -6,10 +6,12 @@ Paper    Li and Giannakis, NeurIPS 2023, arXiv:2309.15639, algorithm 1
 Code     BingcongLi/VaSSO @ 2f27f68
 Cost     2 forward, 2 backward, 1 update
 Limits   rho = 0 is Plain; theta = 1 is SAM
+Agrees   5e-8, as the authors add 1e-7 to |d|; 5e-13 without that
 Differs  1. d has this batch's gradient in it, as in the paper; Friendly SAM takes its running mean away instead.
          2. under data parallelism d is that of all processes, one message more per step, so that a checkpoint
             does not depend on the process that wrote it; each process adds its own g to it.
-         3. d begins with the first gradient (authors' code). A parameter without a gradient in this batch is not
+         3. running statistics come from the clean pass only; the authors' code counts both.
+         4. d begins with the first gradient (authors' code). A parameter without a gradient in this batch is not
             perturbed.
 Start    rho as SAM (0.1 for CIFAR), theta 0.9 (authors' README)
 """

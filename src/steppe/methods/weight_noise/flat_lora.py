@@ -4,12 +4,13 @@
     W the frozen weight below an adapter, w the trainable weights (A, B and others), d the inputs of a row
 
 Paper    Li et al., ICML 2025, arXiv:2409.14396, algorithm 1
-Code     nblt/Flat-LoRA
+Code     nblt/Flat-LoRA @ bbe6732
 Cost     1 forward, 1 backward, 1 update
 Limits   rho = 0 is Plain
+Agrees   3e-16 with SGD, 2e-16 with AdamW, for the same noise and rho = cosine(0,0.3)
 Differs  1. rho is a constant unless it is scheduled; the paper's rises, rho = cosine(0,0.05).
          2. W is restored from a copy, bit for bit; the authors store the noise's seed and subtract it again, which
-            takes no memory and leaves rounding errors.
+            takes no memory and moves W by rounding errors (4e-16 in 10 steps of float64).
          3. a network without adapters has its trainable kernels in the place of W'.
          4. the running statistics come from the noisy pass, the only one.
 Start    rho cosine(0,0.05) (paper: T5, ViT and Llama with LoRA)
@@ -37,9 +38,8 @@ class FlatLoRA(Method):
         deviation: Vec = []
         for w in weights:
             whole, units = w.value(), filters.units_of(w.tensor, w.owner)
-            size = rho[w.index] if isinstance(rho, list) else rho
             inputs = units.fan_in(whole) if units else whole.numel()
-            deviation.append(filters.unit_norms(whole, units) * (size / inputs**0.5))
+            deviation.append(filters.unit_norms(whole, units) * (w.own(rho) / inputs**0.5))
         with rt.at(ScaledVector(vector.gaussian(tensors, rt.rng), deviation), clean=True, of=tensors):
             out, g = rt.grad(batch)
         rt.apply(g)

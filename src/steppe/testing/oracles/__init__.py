@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from steppe.testing.oracles.harness import Reference, ReferenceStep, Weights, length, plus, restated, times
+from steppe.testing.oracles.harness import LR, Reference, ReferenceStep, Weights, length, plus, restated, times
 from steppe.testing.oracles.online_distillation import PEERS
 from steppe.testing.oracles.sharpness import FAMILY, plain
 from steppe.testing.oracles.sharpness_variants import VARIANTS
@@ -71,6 +72,24 @@ def flat_lora(r: Reference, x: Tensor, y: Tensor) -> None:
     r.update(r.gradient(noisy, x, y))
 
 
+def bi_lora(r: Reference, x: Tensor, y: Tensor) -> None:
+    if not r.memory:
+        for k in KERNELS:
+            m, n = r.w[k].flatten(1).shape
+            rank = min(r.settings["rank"], m, n)
+            a = torch.randn(rank, n, generator=r.noise, dtype=r.w[k].dtype) / n**0.5
+            r.memory[k] = (torch.zeros(m, rank, dtype=a.dtype), a)
+    full = {**r.w, **{k: r.w[k] + (b @ a).view_as(r.w[k]) for k, (b, a) in r.memory.items()}}
+    g = r.gradient(full, x, y)
+    r.update(g)
+    for k, (b, a) in r.memory.items():
+        G = g[k].flatten(1)
+        r.memory[k] = (b + LR * G @ a.T, a + LR * b.T @ G)
+    over = length({k: b @ a for k, (b, a) in r.memory.items()}) / r.settings["rho"]
+    if over > 1:
+        r.memory = {k: (b / over**0.5, a / over**0.5) for k, (b, a) in r.memory.items()}
+
+
 def sadt(teachers: Callable[[Reference, Weights], list[Weights]], reverse: bool = False) -> ReferenceStep:
     """Return the step with teachers at these weights; ``reverse`` exchanges the arguments of the divergence."""
 
@@ -110,6 +129,7 @@ _REFERENCES = [
     restated("sam-on", sam_on, "rho"),
     restated("random-sam", random_sam, "rho"),
     restated("flat-lora", flat_lora, "rho"),
+    restated("bi-lora", bi_lora, "rho rank"),
     restated("sadt-v1", sadt(lambda r, g: [_noisy(r)]), "sigma"),
     restated("sadt-v2", sadt(lambda r, g: [_noisy(r, CONV), _noisy(r, DENSE)]), "sigma"),
     restated("sadt-v3", sadt(lambda r, g: [_ascended(r, g)]), "sigma ascent"),

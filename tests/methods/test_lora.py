@@ -1,4 +1,4 @@
-"""Flat-LoRA perturbs the frozen weights below adapters, by PEFT or by hand."""
+"""Flat-LoRA and Bi-LoRA perturb the frozen weights below adapters, by PEFT or by hand."""
 
 import copy
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import steppe
 
-LR, RHO = 0.1, 0.3
+LR, RHO, SMALL = 0.1, 0.3, 0.02
 X = torch.randn(8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 Y = torch.arange(8) % 3
 
@@ -95,3 +95,68 @@ def test_a_step_that_fails_leaves_the_frozen_weight_and_rho_of_a_group_counts():
         step(X, Y)
         own(X, Y)
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), plain.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("make", [by_hand, pytest.param(by_peft, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_auxiliary_adapters_ascend_on_the_frozen_weight_in_the_same_pass(make, kind):
+    torch.manual_seed(0)
+    net = make().double()
+    reference, whole = copy.deepcopy(net), copy.deepcopy(net)
+    trained = [[p for p in n.parameters() if p.requires_grad] for n in (net, reference, whole)]
+    step = steppe.BiLoRA(rho=SMALL, rank=2).bind(net, kind(trained[0], LR), seed=3, microbatch=3)
+    other, noise = kind(trained[1], LR), torch.Generator()
+    noise.set_state(step.runtime.rng.get_state())
+    in_one = steppe.BiLoRA(rho=SMALL, rank=2).bind(whole, kind(trained[2], LR), seed=3)
+    weight = parts(reference)[0]
+    before = weight.clone()
+    a2, b2 = torch.randn(2, 4, generator=noise, dtype=weight.dtype) / 2, torch.zeros(6, 2, dtype=weight.dtype)
+    sizes = []
+    for _ in range(4):
+        step(X, Y), in_one(X, Y)
+        with torch.no_grad():
+            weight += b2 @ a2
+        weight.requires_grad_()
+        loss = nn.functional.cross_entropy(reference(X), Y)
+        *grads, full = torch.autograd.grad(loss, [*trained[1], weight])
+        weight.requires_grad_(False).copy_(before)
+        for p, g in zip(trained[1], grads, strict=True):
+            p.grad = g
+        other.step()
+        up, across = full @ a2.T, b2.T @ full
+        if kind is torch.optim.AdamW:
+            up, across = (g / (g.abs() + 1e-8) for g in (up, across))
+        b2, a2 = b2 + LR * up, a2 + LR * across
+        sizes.append(float((b2 @ a2).norm()))
+        shrink = min(1.0, SMALL / sizes[-1]) ** 0.5
+        b2, a2 = b2 * shrink, a2 * shrink
+    assert max(sizes) > SMALL  # it was clipped
+    assert torch.equal(parts(net)[0], before) and not parts(net)[0].requires_grad and parts(net)[0].grad is None
+    for p, q, r in zip(net.parameters(), reference.parameters(), whole.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-9, atol=1e-12) and torch.allclose(p, r, rtol=1e-9, atol=1e-12)
+
+
+def test_auxiliary_adapters_are_saved_and_not_deployed():
+    torch.manual_seed(0)
+    net = by_hand().double()
+    saved = copy.deepcopy(net)
+    names = list(net.state_dict())
+
+    def bound(model):
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return steppe.BiLoRA(rho=RHO).bind(model, torch.optim.SGD(trained, LR), seed=1)
+
+    step = bound(net)
+    for _ in range(3):
+        step(X, Y)
+    again = bound(saved)
+    saved.load_state_dict(net.state_dict())
+    again.load_state_dict(step.state_dict())
+    step(X, Y), again(X, Y)
+    assert list(net.state_dict()) == names
+    for p, q in zip(net.parameters(), saved.parameters(), strict=True):
+        assert torch.equal(p, q)
+    trained = [p for p in net.parameters() if p.requires_grad]
+    grouped = steppe.BiLoRA(rho=RHO).bind(net, torch.optim.SGD(trained, LR), m=4)
+    with pytest.raises(steppe.InputError, match="m needs a method that remembers no gradients"):
+        grouped(X, Y)
