@@ -47,7 +47,8 @@ def packed_suite(folder: Path) -> dict[str, Any]:
     content: dict[str, Any] = {"title": suite.title, "seeds": suite.seeds, "tuning": suite.tuning, "views": {}}
     for view, comparison in suite.views.items():
         content |= {k: comparison.environment.get(k) for k in ("torch", "device")}
-        content["command"] = comparison.command.partition(" --out ")[0]
+        command = comparison.command.partition(" --out ")[0].partition(" --tasks ")[0]
+        content["command"] = re.sub(r"(\w+):\S*/\S*", r"\1:PATH", command)
         tasks: dict[str, Any] = {}
         for group in groups(comparison):
             text = metric_of(comparison, group[0])

@@ -33,6 +33,12 @@ def test_the_pages_are_what_the_records_give(ledger):
     assert (DOCS / "results/reproduction.md").read_text() == ledger.results(), "run python docs/make_ledger.py"
 
 
+def test_the_pages_of_suites_are_what_their_records_give():
+    suites = script("make_suites")
+    for name in suites.PAGES:
+        assert (DOCS / f"results/{name}.md").read_text() == suites.page(name), "run python docs/make_suites.py"
+
+
 def test_every_printed_value_has_a_line(ledger):
     page = (DOCS / "ledger.md").read_text()
     cells = 0

@@ -1,0 +1,87 @@
+"""Write the tables of suites from ``docs/records`` into their pages: python docs/make_suites.py
+
+A page of ``docs/results`` that has the marks below gets one table per finished task of the records with its name.
+It has a row per method from the best to the worst mean at equal compute, the controls last.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from steppe.config import suites
+from steppe.report.statistics import mean_std, paired_difference
+
+DOCS = Path(__file__).parent
+PAGES = ("small-suite", "recent-methods")
+NONE = "\N{EN DASH}"
+BEGIN, END = "<!-- tables: python docs/make_suites.py -->", "<!-- end of tables -->"
+
+
+def values(row: dict[str, Any]) -> dict[int, float]:
+    """Return the value after the last epoch by seed."""
+    return dict(zip(row["seed"], row["last"], strict=True))
+
+
+def cell(row: dict[str, Any], plain: dict[str, Any] | None, decimals: int) -> str:
+    """Return mean and deviation, and the difference to plain training; bold if its interval excludes 0."""
+    own, base = values(row), values(plain) if plain else {}
+    mean, std = mean_std(list(own.values()))
+    text = f"{mean:.{decimals}f}" + (f" ± {std:.{decimals}f}" if std is not None else "")
+    if not base:
+        return f"{text} | {NONE}"
+    seeds = sorted(own.keys() & base.keys())
+    d = paired_difference([own[s] for s in seeds], [base[s] for s in seeds])
+    difference = f"{d.mean:+.{decimals}f}"
+    if d.low is not None and d.high is not None:
+        difference += f" [{d.low:.{decimals}f}, {d.high:.{decimals}f}]"
+    return f"{text} | **{difference}**" if d.significant else f"{text} | {difference}"
+
+
+def table(task: str, content: dict[str, Any], controls: set[str]) -> str:
+    """Return the table of a task in both views."""
+    compute, epochs = (content["views"][view][task] for view in ("compute", "epochs"))
+    rows = compute["rows"]
+    decimals = 1 if "%" in compute["metric"] else 2
+    sign = -1 if compute["higher"] else 1
+    order = sorted(rows, key=lambda name: (name in controls, sign * (mean_std(rows[name]["last"])[0])))
+    better = "higher" if compute["higher"] else "lower"
+    seeds = max(len(row["seed"]) for row in rows.values())
+    out = [f"### {task}", "", f"{compute['metric']}, {better} is better; {seeds} seeds.", ""]
+    out += ["| method | equal compute | minus plain | equal epochs | minus plain | passes | chosen setting |"]
+    out += ["|---|---:|---:|---:|---:|---:|---|"]
+    for name in order:
+        both = [
+            cell(view["rows"][name], None if name == "plain" else view["rows"]["plain"], decimals)
+            for view in (compute, epochs)
+        ]
+        tuned = content["tuning"][task][name]
+        chosen = NONE if tuned["chosen"] is None else f"`{tuned['settings'][tuned['chosen']]}`"
+        passes = " / ".join(f"{p:.3g}" for p in epochs["rows"][name]["passes"])
+        title = f"`{name}` (control)" if name in controls else f"`{name}`"
+        out.append(f"| {title} | {both[0]} | {both[1]} | {passes} | {chosen} |")
+    return "\n".join(out)
+
+
+def is_finished(task: str, content: dict[str, Any]) -> bool:
+    """Return whether a task has all seeds of all its rows in both views."""
+    views, seeds = content["views"].values(), len(content["seeds"]["final"])
+    rows = {*content["tuning"][task]}
+    full = [{name for name, row in view[task]["rows"].items() if len(row["seed"]) == seeds} for view in views]
+    return all(own == rows for own in full) and "plain" in rows
+
+
+def page(name: str) -> str:
+    """Return a page with its tables written anew."""
+    content = json.loads((DOCS / f"records/{name}.json").read_text("utf-8"))
+    controls = {row.name for row in suites.load(name).rows if row.control}
+    finished = [task for task in content["views"]["compute"] if is_finished(task, content)]
+    tables = "\n\n".join(table(task, content, controls) for task in finished)
+    text = (DOCS / f"results/{name}.md").read_text("utf-8")
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END)[1]}"
+
+
+if __name__ == "__main__":
+    for name in PAGES:
+        (DOCS / f"results/{name}.md").write_text(page(name), "utf-8")
+        print(DOCS / f"results/{name}.md")
