@@ -223,6 +223,9 @@ REFUSED = {
     "task is 'classification' and": {"task": "classification"},
     "metric is 'r2', of numbers, and": {"data": (X, CLASSES), "new_model": three, "metric": "r2"},
     "or choose cross-entropy, of classes": {"data": (X, CLASSES), "new_model": three, "loss": "mse"},
+    "the inputs are measured, klass and its forward takes input; name .* 'labels'": {
+        "data": {"measured": X, "klass": CLASSES}
+    },
     "which only cross-entropy and bce have": {"loss": "mse:weight=balanced"},
 }
 
@@ -382,3 +385,12 @@ def test_one_logit_for_numbers_0_and_1_is_measured_as_two_classes(kind, tmp_path
         z, y = net(test.x)[:, 0], test.y > 0
     assert result.values("plain")[0] == pytest.approx(100 * float(((z > 0) == y).float().mean()))
     assert ranked.values("plain")[0] == pytest.approx(float((z[y][:, None] > z[~y]).float().mean()), rel=1e-6)
+
+
+SHARED = three(0)
+
+
+@pytest.mark.parametrize("shared", [lambda seed: SHARED, lambda seed: nn.Sequential(SHARED)])
+def test_a_network_that_runs_would_share_is_refused(shared):
+    with pytest.raises(InputError, match="the same weights twice.* or return copy.deepcopy"):
+        steppe.compare(shared, (X, (Y > 3).astype(int)), ["plain"], seeds=1, **FAST)

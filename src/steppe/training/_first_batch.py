@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -136,6 +136,12 @@ def _new_network(run: Run, data: DataSet) -> nn.Module:
 
 
 def _check_same(run: Run, net: nn.Module, again: nn.Module) -> None:
+    own = set(net.parameters())
+    if net is again or any(p in own for p in again.parameters() if p.requires_grad):
+        raise InputError(
+            f"model {run.model} returned a network with the same weights twice, so that each run would go on with "
+            "those of the last; make a new one at each call, or return copy.deepcopy(net)"
+        )
     first, second = net.state_dict(), again.state_dict()
     different = [k for k in first if k not in second or not _equal(first[k], second[k])]
     if different or first.keys() != second.keys():
@@ -163,6 +169,19 @@ def _first_batch(run: Run, data: DataSet, net: nn.Module) -> Batch:
 
 
 def _forward(net: nn.Module, batch: Batch, goal: Objective, outputs: int) -> tuple[Tensor, Tensor]:
+    try:
+        return _loss_and_output(net, batch, goal, outputs)
+    except (TypeError, InputError) as error:
+        if not isinstance(batch.x, Mapping) or "unexpected keyword" not in str(error):
+            raise
+        arguments = ", ".join(inspect.signature(net.forward).parameters)
+        raise InputError(
+            f"the inputs are {', '.join(batch.x)} and its forward takes {arguments}; name the columns like these "
+            "arguments, leave out others, and call the target's column 'labels'"
+        ) from error
+
+
+def _loss_and_output(net: nn.Module, batch: Batch, goal: Objective, outputs: int) -> tuple[Tensor, Tensor]:
     if calls_model(goal.loss):
         loss, output = extract_loss(own_loss(goal.loss, net, batch.x, batch.y))
         if goal.new_meter is not None and not output.numel():
