@@ -394,3 +394,20 @@ SHARED = three(0)
 def test_a_network_that_runs_would_share_is_refused(shared):
     with pytest.raises(InputError, match="the same weights twice.* or return copy.deepcopy"):
         steppe.compare(shared, (X, (Y > 3).astype(int)), ["plain"], seeds=1, **FAST)
+
+
+def test_targets_that_only_the_users_loss_leaves_out_are_named():
+    masks = np.where(np.arange(8) < 2, 255, CLASSES[:, None] % 3)
+
+    def loss(output, y):
+        return nn.functional.cross_entropy(output, y, ignore_index=255)
+
+    def of_positions(seed):
+        return nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Linear(4, 24), nn.Unflatten(2, (3, 8)), nn.Flatten(1, 2))
+
+    options = {"task": "segmentation", "loss": loss, "seeds": 1, **FAST}
+    with pytest.raises(InputError, match="returns 3 classes and the data have 256; .* or write -100 for targets"):
+        steppe.compare(of_positions, (X, masks), ["plain"], **options)
+    masks[masks == 255] = -100
+    result = steppe.compare(of_positions, (X, masks), ["plain"], **options | {"loss": "cross-entropy"})
+    assert 0 <= result.values("plain")[0] <= 100

@@ -24,7 +24,7 @@ from steppe.data.dataset import DataSet
 from steppe.data.samples import seeded
 from steppe.errors import InputError, RunError
 from steppe.tasks import losses
-from steppe.tasks.meters import Meter
+from steppe.tasks.meters import FunctionMeter, Meter
 from steppe.tasks.metric import ACCURACY
 from steppe.tasks.objective import Objective
 from steppe.training.checkpoint.save_and_resume import derive
@@ -125,8 +125,15 @@ def _check_classes(expected: int, goal: Objective, output: Tensor, y: Any) -> No
         )
     built_in = isinstance(goal.loss, losses.CrossEntropy) or goal.loss is F.cross_entropy
     classes = losses.classes_second(output, y).shape[1] if output.ndim > 1 else 1
-    if built_in and classes < expected:
-        raise InputError(f"the network returns {classes} classes and the data have {expected}; return as many")
+    # a target that only the user's loss leaves out would be counted as a class by a metric of ours
+    dense = goal.task in ("segmentation", *losses.TOKENS)
+    ours = goal.metric.name in ("mean IoU", "token accuracy") and goal.new_meter is not None
+    measured = dense and ours and not isinstance(goal.new_meter(), FunctionMeter) and classes > 1
+    if classes < expected and (built_in or measured):
+        ignored = ", or write -100 for targets that are not counted" if dense else ""
+        raise InputError(
+            f"the network returns {classes} classes and the data have {expected}; return as many{ignored}"
+        )
 
 
 def _new_network(run: Run, data: DataSet) -> nn.Module:
@@ -189,6 +196,8 @@ def _loss_and_output(net: nn.Module, batch: Batch, goal: Objective, outputs: int
                 f"the network returns its loss alone, and metric {goal.metric.name} needs its outputs; return "
                 "(loss, output), or give metric='loss'"
             )
+        if output.numel():
+            _check_classes(outputs, goal, output, batch.y)
         return loss, output
     try:
         output = upcast_to_float32(call_for_logits(net, batch.x))
@@ -198,6 +207,7 @@ def _loss_and_output(net: nn.Module, batch: Batch, goal: Objective, outputs: int
         raise InputError(f"it cannot be called without targets ({error}); give loss='model'") from error
     if len(output) != len(batch):
         raise InputError(f"it returned {tuple(output.shape)} for {len(batch)} samples; return one row for each")
+    _check_classes(outputs, goal, output, batch.y)
     _check_classes(outputs, goal, output, batch.y)
     return loss_value(goal.loss, output, batch.y), output
 
