@@ -127,8 +127,8 @@ def _check_classes(expected: int, goal: Objective, output: Tensor, y: Any) -> No
     classes = losses.classes_second(output, y).shape[1] if output.ndim > 1 else 1
     # a target that only the user's loss leaves out would be counted as a class by a metric of ours
     dense = goal.task in ("segmentation", *losses.TOKENS)
-    ours = goal.metric.name in ("mean IoU", "token accuracy") and goal.new_meter is not None
-    measured = dense and ours and not isinstance(goal.new_meter(), FunctionMeter) and classes > 1
+    measured = dense and goal.metric.name in ("mean IoU", "token accuracy") and classes > 1
+    measured = measured and goal.new_meter is not None and not isinstance(goal.new_meter(), FunctionMeter)
     if classes < expected and (built_in or measured):
         ignored = ", or write -100 for targets that are not counted" if dense else ""
         raise InputError(
