@@ -223,6 +223,9 @@ REFUSED = {
     "task is 'classification' and": {"task": "classification"},
     "metric is 'r2', of numbers, and": {"data": (X, CLASSES), "new_model": three, "metric": "r2"},
     "or choose cross-entropy, of classes": {"data": (X, CLASSES), "new_model": three, "loss": "mse"},
+    "the inputs are measured, klass and its forward takes input; name .* 'labels'": {
+        "data": {"measured": X, "klass": CLASSES}
+    },
     "which only cross-entropy and bce have": {"loss": "mse:weight=balanced"},
 }
 
@@ -382,3 +385,29 @@ def test_one_logit_for_numbers_0_and_1_is_measured_as_two_classes(kind, tmp_path
         z, y = net(test.x)[:, 0], test.y > 0
     assert result.values("plain")[0] == pytest.approx(100 * float(((z > 0) == y).float().mean()))
     assert ranked.values("plain")[0] == pytest.approx(float((z[y][:, None] > z[~y]).float().mean()), rel=1e-6)
+
+
+SHARED = three(0)
+
+
+@pytest.mark.parametrize("shared", [lambda seed: SHARED, lambda seed: nn.Sequential(SHARED)])
+def test_a_network_that_runs_would_share_is_refused(shared):
+    with pytest.raises(InputError, match="the same weights twice.* or return copy.deepcopy"):
+        steppe.compare(shared, (X, (Y > 3).astype(int)), ["plain"], seeds=1, **FAST)
+
+
+def test_targets_that_only_the_users_loss_leaves_out_are_named():
+    masks = np.where(np.arange(8) < 2, 255, CLASSES[:, None] % 3)
+
+    def loss(output, y):
+        return nn.functional.cross_entropy(output, y, ignore_index=255)
+
+    def of_positions(seed):
+        return nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Linear(4, 24), nn.Unflatten(2, (3, 8)), nn.Flatten(1, 2))
+
+    options = {"task": "segmentation", "loss": loss, "seeds": 1, **FAST}
+    with pytest.raises(InputError, match="returns 3 classes and the data have 256; .* or write -100 for targets"):
+        steppe.compare(of_positions, (X, masks), ["plain"], **options)
+    masks[masks == 255] = -100
+    result = steppe.compare(of_positions, (X, masks), ["plain"], **options | {"loss": "cross-entropy"})
+    assert 0 <= result.values("plain")[0] <= 100

@@ -136,3 +136,20 @@ def test_processes_share_a_batch_and_a_sampler_orders_an_epoch():
     assert min(int(b.index.min()) for b in batches) >= 10
     with pytest.raises(InputError, match="give validation and test"):
         user_source(loader)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __len__(self):
+        return 7
+
+    def __iter__(self):
+        return ((torch.full((3,), float(i)), i % 2) for i in range(7))
+
+
+def test_a_loader_of_a_stream_is_read_and_a_stream_of_single_samples_names_the_loader():
+    loader = torch.utils.data.DataLoader(Stream(), batch_size=2)
+    data = user_source({"train": loader, "test": loader})
+    assert data.train.x[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert data.train.y.tolist() == [0, 1, 0, 1, 0, 1, 0]
+    with pytest.raises(InputError, match=r"of single samples .*DataLoader\(data, batch_size=32\)"):
+        user_source(Stream())

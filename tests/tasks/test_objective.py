@@ -125,7 +125,7 @@ def test_the_direction_of_a_users_metric_is_known_or_refused():
         assert one.value([one.state()]) == 4
     with pytest.raises(InputError, match="unknown metric 'acuracy'; did you mean 'accuracy'"):
         meters.make("acuracy", "classification", 3, "")
-    with pytest.raises(InputError, match="metric mean-iou is not|is of classes"):
+    with pytest.raises(InputError, match="metric is 'mean-iou', of classes, and"):
         meters.make("mean-iou", "regression", 1, "")
 
 
@@ -146,3 +146,17 @@ def test_the_default_of_classes_is_what_it_was():
     assert one.loss is F.cross_entropy and one.metric == ACCURACY and one.counts_hits and one.weigh is len
     assert goal("classification", y=y, smoothing=0.1).loss.keywords == {"label_smoothing": 0.1}
     assert losses.default("segmentation") == "cross-entropy" and meters.default("segmentation") == "mean-iou"
+
+
+def test_kappa_of_ordinal_ranks_is_that_of_the_outputs_rounded_within_their_range():
+    rng = np.random.default_rng(0)
+    y = rng.integers(2, 7, 60)
+    output = y + rng.normal(0, 1.5, 60)
+    expected = sk.cohen_kappa_score(y, output.round().clip(2, 6).astype(int), weights="quadratic")
+    _, new_meter = meters.make("kappa", "ordinal", 1, "")
+    meter = new_meter()
+    for part in (slice(0, 25), slice(25, 60)):
+        meter.update(torch.from_numpy(output[part])[:, None], torch.from_numpy(y[part]))
+    assert meter.value([meter.state()]) == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(InputError, match="metric is 'kappa', of classes, and the task is regression; choose rmse"):
+        meters.make("kappa", "regression", 1, "")

@@ -128,13 +128,17 @@ def _one_line(message: str, parser: ArgumentParser) -> InputError:
                 return InputError(f"unknown setting {unrecognized[1]!r}; did you mean {nested[0]!r}?")
             return unknown("setting", unrecognized[1].split("=")[0], options, "--help lists all")
         return InputError(f"unexpected {unrecognized[2]!r}; settings are written --name value, --help lists all")
+    if required := re.search(r"arguments are required: (.+)", message):
+        names = [name.rpartition(".")[2].strip() for name in required[1].split(",")]
+        names = [f"--{name}" if name in options else name.upper() for name in names]
+        return InputError(f"not given: {', '.join(names)}; add it, --help says what it is")
     invalid = re.search(r'Parser key "([^"]+)"[^:]*:(.*)', message, re.DOTALL)
     value = re.search(r"(?:Got|Given) value: (.*)", message)
     if invalid and value:
         remedy = next((text for kind, text in _REMEDIES.items() if f"<class '{kind}'>" in message), "")
         choices = re.search(r"Literal\[([^\]]+)\]", message)
         if choices:
-            remedy = "choose one of " + choices[1].replace("'", "")
+            remedy = "choose one of " + choices[1].replace("'", "").removeprefix(", ")
         return InputError(f"{invalid[1]} is {value[1].strip()!r}; {remedy or 'give a value of its type'}")
     if "is not iterable" in message:
         return InputError("a list in the file is a single value; write for example methods: [plain, sam]")

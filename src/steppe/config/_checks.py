@@ -16,7 +16,9 @@ def check_positive(name: str, value: float | None, least: float = 0.0, strict: b
 
 def check_choice(name: str, value: str, choices: tuple[str, ...], *others: str) -> None:
     if value not in choices:
-        raise InputError(f"{name} is {value!r}; choose one of {', or '.join((', '.join(choices), *others))}")
+        raise InputError(
+            f"{name} is {value!r}; choose one of {', or '.join((', '.join(filter(None, choices)), *others))}"
+        )
 
 
 def check_choices(config: Any, prefix: str = "") -> None:

@@ -121,6 +121,18 @@ class FunctionMeter:
         return float(self.function(outputs, targets))
 
 
+def kappa_of_ranks(output: Tensor, y: Tensor) -> float:
+    """Return Cohen's kappa with quadratic weights of whole ranks ``y`` (N,) and outputs (N, 1) or (N,).
+
+    Outputs are rounded, within the range of y. With p the outputs and q the ranks it is
+    1 - mean (p - q)^2 / (var p + var q + (mean p - mean q)^2); nan if all ranks are equal.
+    """
+    rank = y.double().round()
+    p = like_target(output, y).double().round().clamp(rank.min(), rank.max())
+    chance = p.var(correction=0) + rank.var(correction=0) + (p.mean() - rank.mean()) ** 2
+    return float(1 - (p - rank).square().mean() / chance)
+
+
 def _squares(output: Tensor, y: Tensor) -> tuple[Tensor, int]:
     return (like_target(output, y).double() - y.double()).square().sum(), y.numel()
 
@@ -216,8 +228,12 @@ def make(text: str, task: str, outputs: int, unit: str) -> tuple[Metric, Callabl
         return metric, lambda: MeanMeter(terms, final)
     if text == "loss":
         return _LOSS, None
+    if text == "kappa" and task == "ordinal":
+        return _CLASSES[text][0], lambda: FunctionMeter(kappa_of_ranks)
     if text in _CLASSES:
         metric, name, options = _CLASSES[text]
+        if task in NUMBERS:
+            raise InputError(f"metric is {text!r}, of classes, and the task is {task}; choose rmse, mae or r2")
         one = _of_torchmetrics(name, options, task, outputs)
         return metric, lambda: TorchMeter(one, _shape_of(task))
     if text in _NUMBERS:
@@ -270,8 +286,6 @@ def _with_unit(metric: Metric, unit: str) -> Metric:
 
 
 def _of_torchmetrics(name: str, options: dict[str, Any], task: str, outputs: int) -> Any:
-    if task in NUMBERS:
-        raise InputError(f"metric {name} is of classes and the task is {task}; choose rmse, mae or r2")
     from torchmetrics import classification
 
     if task == "multi-label":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ from steppe.data.dataset import DataSet
 from steppe.data.samples import seeded
 from steppe.errors import InputError, RunError
 from steppe.tasks import losses
-from steppe.tasks.meters import Meter
+from steppe.tasks.meters import FunctionMeter, Meter
 from steppe.tasks.metric import ACCURACY
 from steppe.tasks.objective import Objective
 from steppe.training.checkpoint.save_and_resume import derive
@@ -125,8 +125,15 @@ def _check_classes(expected: int, goal: Objective, output: Tensor, y: Any) -> No
         )
     built_in = isinstance(goal.loss, losses.CrossEntropy) or goal.loss is F.cross_entropy
     classes = losses.classes_second(output, y).shape[1] if output.ndim > 1 else 1
-    if built_in and classes < expected:
-        raise InputError(f"the network returns {classes} classes and the data have {expected}; return as many")
+    # a target that only the user's loss leaves out would be counted as a class by a metric of ours
+    dense = goal.task in ("segmentation", *losses.TOKENS)
+    measured = dense and goal.metric.name in ("mean IoU", "token accuracy") and classes > 1
+    measured = measured and goal.new_meter is not None and not isinstance(goal.new_meter(), FunctionMeter)
+    if classes < expected and (built_in or measured):
+        ignored = ", or write -100 for targets that are not counted" if dense else ""
+        raise InputError(
+            f"the network returns {classes} classes and the data have {expected}; return as many{ignored}"
+        )
 
 
 def _new_network(run: Run, data: DataSet) -> nn.Module:
@@ -136,6 +143,12 @@ def _new_network(run: Run, data: DataSet) -> nn.Module:
 
 
 def _check_same(run: Run, net: nn.Module, again: nn.Module) -> None:
+    own = set(net.parameters())
+    if net is again or any(p in own for p in again.parameters() if p.requires_grad):
+        raise InputError(
+            f"model {run.model} returned a network with the same weights twice, so that each run would go on with "
+            "those of the last; make a new one at each call, or return copy.deepcopy(net)"
+        )
     first, second = net.state_dict(), again.state_dict()
     different = [k for k in first if k not in second or not _equal(first[k], second[k])]
     if different or first.keys() != second.keys():
@@ -163,6 +176,19 @@ def _first_batch(run: Run, data: DataSet, net: nn.Module) -> Batch:
 
 
 def _forward(net: nn.Module, batch: Batch, goal: Objective, outputs: int) -> tuple[Tensor, Tensor]:
+    try:
+        return _loss_and_output(net, batch, goal, outputs)
+    except (TypeError, InputError) as error:
+        if not isinstance(batch.x, Mapping) or "unexpected keyword" not in str(error):
+            raise
+        arguments = ", ".join(inspect.signature(net.forward).parameters)
+        raise InputError(
+            f"the inputs are {', '.join(batch.x)} and its forward takes {arguments}; name the columns like these "
+            "arguments, leave out others, and call the target's column 'labels'"
+        ) from error
+
+
+def _loss_and_output(net: nn.Module, batch: Batch, goal: Objective, outputs: int) -> tuple[Tensor, Tensor]:
     if calls_model(goal.loss):
         loss, output = extract_loss(own_loss(goal.loss, net, batch.x, batch.y))
         if goal.new_meter is not None and not output.numel():
@@ -170,6 +196,8 @@ def _forward(net: nn.Module, batch: Batch, goal: Objective, outputs: int) -> tup
                 f"the network returns its loss alone, and metric {goal.metric.name} needs its outputs; return "
                 "(loss, output), or give metric='loss'"
             )
+        if output.numel():
+            _check_classes(outputs, goal, output, batch.y)
         return loss, output
     try:
         output = upcast_to_float32(call_for_logits(net, batch.x))
@@ -179,6 +207,7 @@ def _forward(net: nn.Module, batch: Batch, goal: Objective, outputs: int) -> tup
         raise InputError(f"it cannot be called without targets ({error}); give loss='model'") from error
     if len(output) != len(batch):
         raise InputError(f"it returned {tuple(output.shape)} for {len(batch)} samples; return one row for each")
+    _check_classes(outputs, goal, output, batch.y)
     _check_classes(outputs, goal, output, batch.y)
     return loss_value(goal.loss, output, batch.y), output
 

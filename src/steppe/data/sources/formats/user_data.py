@@ -11,7 +11,14 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, TensorDataset, default_collate
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
 
 from steppe.core.batch import as_batch
 from steppe.data.dataset import DataSet, Fetched, Images, Samples, Source, Task, Tensors
@@ -119,14 +126,15 @@ def _part(value: Any, collate: Any) -> Samples:
     sampler = None
     if isinstance(value, DataLoader):
         loader, value = value, value.dataset
-        if not hasattr(value, "__getitem__") or loader.batch_size is None:
+        if isinstance(value, IterableDataset) or not hasattr(value, "__getitem__") or loader.batch_size is None:
             return _collected(loader)
         own = loader.sampler
         sampler = None if isinstance(own, RandomSampler | SequentialSampler) else own
         collate = collate or (None if loader.collate_fn is default_collate else loader.collate_fn)
         if isinstance(value, TensorDataset) and collate is None and sampler is None:
             return _part(value, None)
-    if hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, list | tuple):
+    by_index = hasattr(value, "__getitem__") and hasattr(value, "__len__")
+    if by_index and not isinstance(value, list | tuple | IterableDataset):
         fetched = Fetched(value, collate or default_collate, sampler=sampler)
         return fetched if collate or sampler is not None or _draws(fetched) else _in_memory(fetched)
     if isinstance(value, Iterable):
@@ -359,9 +367,10 @@ def _collected(batches: Iterable[Any]) -> Tensors:
         raise InputError("the loader yields no batch; give data")
     try:
         return _joined(content)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise InputError(
-            "the loader's batches have unequal shapes; give its data set, which is fetched by index"
+            "the data's batches cannot be joined; give a data set that is fetched by index, or, of single samples "
+            "of equal shapes, torch.utils.data.DataLoader(data, batch_size=32)"
         ) from None
 
 
