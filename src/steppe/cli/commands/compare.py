@@ -109,7 +109,7 @@ def _study(options: Namespace, command: str, terminal: Console) -> Study:
         study: Study = configuration(add_arguments, Study, options, command)
         return study
     name_code(options.as_flat(), shlex.split(command)[2:])
-    print_text(terminal, "no data, network or training is set: 300 handwritten digits (steppe show demo)")
+    print_text(terminal, "no data, network or training is set: 300 handwritten digits, some labels wrong (steppe show demo)")
     changed: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in explicit.items() if k in _OF_DEMO
     }
