@@ -29,7 +29,7 @@ $(APART)/.ready: $(READY)
 		onnx onnxscript onnx_ir onnxruntime ml_dtypes protobuf flatbuffers
 	@touch $@
 
-demo: $(READY)  ## Compare six methods on the built-in digits; writes out/demo/report.html
+demo: $(READY)  ## Compare five methods on the built-in digits; writes out/demo/report.html
 	$(BIN)/steppe compare --out out/demo
 
 lint: $(READY)

@@ -2,7 +2,7 @@
 
 EXAMPLES = {
     "compare": """examples:
-  steppe compare                                           the demo: six methods on 300 digits
+  steppe compare                                           the demo: five methods on 300 digits
   steppe compare --methods plain sam sam:rho=0.1 sadt-v1   these methods, one with a setting
   steppe compare --datasets folder:photos --data.size 64 --models torchvision/resnet18
   steppe compare --match gradients                         the same number of gradient evaluations for all methods

@@ -109,7 +109,8 @@ def _study(options: Namespace, command: str, terminal: Console) -> Study:
         study: Study = configuration(add_arguments, Study, options, command)
         return study
     name_code(options.as_flat(), shlex.split(command)[2:])
-    print_text(terminal, "no data, network or training is set: 300 handwritten digits, some labels wrong (steppe show demo)")
+    data = "300 handwritten digits, of which 30 % have a wrong label"
+    print_text(terminal, f"no data, network or training is set: {data} (steppe show demo)")
     changed: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in explicit.items() if k in _OF_DEMO
     }
