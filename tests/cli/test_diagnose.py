@@ -250,7 +250,7 @@ def test_a_budget_that_the_fewest_images_exceed_is_reported(homes, caplog):
         ("nowhere", "nowhere has no config.json; give the folder of a run, or of a comparison"),
         ("RUN --which first", "which is 'first'; choose one of last, best"),
         ("RUN --on test", "on is 'test'; choose one of val, train"),
-        ("", "folders"),
+        ("", "not given: FOLDERS"),
     ],
 )
 def test_bad_input_is_one_line(homes, arguments, message, capsys):

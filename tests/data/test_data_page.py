@@ -18,6 +18,7 @@ COMMANDS = [
     shlex.split(line)[1:]
     for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
     for line in block.replace("\\\n", " ").splitlines()
+    if "cifar10:PATH" not in line
 ]
 
 

@@ -19,7 +19,7 @@ from steppe import models
 from steppe.cli import main
 from steppe.cli.commands import COMMANDS
 from steppe.cli.options import expand_recipe, make
-from steppe.config import Run, Study, recipes, suites
+from steppe.config import Run, Study, demo_text, recipes, suites
 from steppe.methods import METHODS, row
 
 ROOT = Path(__file__).parents[2]
@@ -100,7 +100,7 @@ def commands(document: Path) -> list[str]:
                 variables[line[0]] = line[2:].strip('"')
             for name, value in variables.items():
                 line = re.sub(rf"\${name}\b", lambda _, value=value: value, line)
-            if command := re.search(r"(?:^| )(steppe .*)", line):
+            if command := re.search(r"(?:^| )(steppe [^>]*)", line):
                 lines.append(command[1].replace("SEED", "0"))
     return lines
 
@@ -108,7 +108,9 @@ def commands(document: Path) -> list[str]:
 parser_of = cache(main.command_parser)
 
 
-def test_every_command_of_the_documents_is_accepted():
+def test_every_command_of_the_documents_is_accepted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo.yaml").write_text(demo_text())
     lines = [line for p in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")] for line in commands(p)]
     assert len(lines) > 100
     for line in lines:
@@ -117,7 +119,7 @@ def test_every_command_of_the_documents_is_accepted():
         if command in ("compare", "train", "tune"):
             make(Study if command == "compare" else Run, options)
         if command == "show":
-            assert options.method in {*METHODS, *recipes.names(), *suites.names()}, line
+            assert options.method in {*METHODS, *recipes.names(), *suites.names(), "demo"}, line
 
 
 def flags(command: str) -> set[str]:

@@ -106,12 +106,13 @@ def _study(options: Namespace, command: str, terminal: Console) -> Study:
     explicit = explicit_settings(add_arguments, command)
     fields = {f.name for f in dataclasses.fields(Study)} | {"config", "recipe", "scale"}
     if (fields - {*_OF_DEMO}) & {name.partition(".")[0] for name in explicit}:
-        study: Study = configuration(add_arguments, Study, options, command)
-        return study
+        configured: Study = configuration(add_arguments, Study, options, command)
+        return configured
     name_code(options.as_flat(), shlex.split(command)[2:])
-    data = "300 handwritten digits, of which 30 % have a wrong label"
-    print_text(terminal, f"no data, network or training is set: {data} (steppe show demo)")
     changed: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in explicit.items() if k in _OF_DEMO
     }
-    return dataclasses.replace(demo(), **changed)
+    study = dataclasses.replace(demo(), **changed)
+    data = "300 handwritten digits, of which 30 % have a wrong label"
+    print_text(terminal, f"no data, network or training is set: {data} (steppe show demo)")
+    return study

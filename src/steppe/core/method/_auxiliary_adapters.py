@@ -66,7 +66,7 @@ class AuxiliaryAdapters(nn.Module):
         return [self._pair(k, w.tensor, rt) for k, w in zip(keys, weights, strict=True)]
 
     def _pair(self, name: str, t: Tensor, rt: Runtime) -> tuple[Tensor, Tensor]:
-        m, n = len(t), t[0].numel()
+        m, n = t.shape[0], t.shape[1:].numel()  # a view of a complex weight cannot be indexed here
         r = min(self.rank, m, n)
         b, a = (self._buffers.get(f"{name}/{factor}") for factor in "BA")
         if b is None or a is None or b.shape != (m, r) or a.shape != (r, n):
