@@ -230,6 +230,13 @@ def test_what_a_queue_cannot_do_is_refused_in_one_line(tmp_path, capsys, argumen
     assert not (tmp_path / "out").exists()
 
 
+def test_missing_files_are_one_line_before_any_table_begins(tmp_path, capsys):
+    assert main(["reproduce", "--datasets", "cifar10:x", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "cifar10 is not in x; give cifar10:PATH" in error and error.count("\n") == 1
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["reproduce.lock"]
+
+
 def steppe(folder: Path, dataset: str, *arguments: str) -> str:
     command = [sys.executable, "-m", "steppe", "reproduce", "--datasets", dataset, "--seeds", "0", "1", *arguments]
     done = subprocess.run(

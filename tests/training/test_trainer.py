@@ -8,8 +8,8 @@ import torch
 from support.tiny_steppe import tiny
 from torch import Tensor, nn
 
-from steppe import InputError, models
-from steppe.config import Data, Optim, Run
+from steppe import InputError, ModelLoss, models
+from steppe.config import Data, Optim, Run, user_code
 from steppe.core.batch import Batch
 from steppe.core.step_state import BindOptions
 from steppe.training.evaluation import to_model_format
@@ -134,5 +134,8 @@ def test_mean_logits_over_views_of_an_image_are_evaluated(tta, weights, tmp_path
         assert result["loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, y)), rel=1e-6)
     assert test["loss"] != test["outputs"]["one view"]["loss"]
     assert run.digest() != Run(**vars(run) | {"data": Data(train=40, test=40, size=8, augment=())}).digest()
-    with pytest.raises(InputError, match="data.tta is 'mirror' and loss is 'model'"):
-        Run(loss="model", data=Data(tta="mirror"))
+    own = {("loss", "own:loss"): ModelLoss(lambda model, x, y: model(x).mean())}
+    for loss in ("model", "own:loss"):
+        refused = pytest.raises(InputError, match="data.tta is 'mirror.*' and the loss is the network's own")
+        with refused, user_code.registered(own):
+            make_objective(replace(run, loss=loss), trainer.images)

@@ -143,10 +143,6 @@ class RunOptions:
             )
         if self.m is not None and self.sync == "global":
             raise InputError(f"m is {self.m} and sync is 'global', which cannot be combined; set only one")
-        if self.loss == "model" and self.data.tta:
-            raise InputError(
-                f"data.tta is {self.data.tta!r} and loss is 'model', whose network takes the targets; leave it out"
-            )
         if self.match == "seconds" and self.seconds is None:
             raise InputError("match is 'seconds' but seconds is not given; add --seconds N")
         if self.match != "seconds" and self.seconds is not None:

@@ -22,6 +22,7 @@ from steppe.core.batch import Batch
 from steppe.core.method import Method
 from steppe.core.optimizers.joint import joined, switch
 from steppe.core.step_state import BindOptions
+from steppe.core.user_loss import calls_model
 from steppe.data.dataset import DataSet, Images, Samples
 from steppe.data.loader import Loader, evaluation_batches
 from steppe.data.normalize import Normalizer
@@ -174,8 +175,8 @@ def evaluated_batches(run: Run, images: DataSet, samples: Samples) -> Iterator[B
 
 
 def make_objective(run: Run, images: DataSet) -> Objective:
-    """Return the loss, the metric and the weights of a run on its data."""
-    return objective.make(
+    """Return the loss, the metric and the weights of a run on its data; raises InputError if they do not fit."""
+    goal = objective.make(
         run.task or images.task,
         run.loss,
         run.metric,
@@ -184,6 +185,11 @@ def make_objective(run: Run, images: DataSet) -> Objective:
         y=images.train.y,
         smoothing=run.optim.label_smoothing,
     )
+    if run.data.tta and calls_model(goal.loss):
+        raise InputError(
+            f"data.tta is {run.data.tta!r} and the loss is the network's own, which has one view; leave it out"
+        )
+    return goal
 
 
 def make_network(run: Run, method: Method, images: DataSet, device: torch.device | None = None) -> nn.Module:

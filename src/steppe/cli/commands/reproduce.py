@@ -65,11 +65,15 @@ def run(options: Namespace, command: str) -> int:
             raise InputError(f"{name} is {getattr(options, name):g}; give a number above 0")
     if options.jobs < 0:
         raise InputError(f"jobs is {options.jobs}; give 0 (as many as fit) or more")
-    from steppe import hardware, records
+    from steppe import data, hardware, records
     from steppe.cli.progress import Decoding
+    from steppe.config import Data
+    from steppe.distributed import collectives
     from steppe.experiments import reproduction
     from steppe.experiments.run_lock import file_lock
 
+    if collectives.current_world().size > 1:
+        raise InputError("steppe reproduce trains each run in one process; start it without torchrun")
     deadline = math.inf if options.within is None else started + options.within
     out, terminal = Path(options.out), console()
     with Decoding(terminal) as progress:
@@ -92,6 +96,10 @@ def run(options: Namespace, command: str) -> int:
             count, others = reproduction.unpack(Path(packed), queue.tables)
             rest = f"; {others} are of other tables" if others else ""
             print_text(terminal, f"{count} runs from {packed}{rest}")
+        with Decoding(terminal) as progress:
+            for dataset in options.datasets:  # one line for files that are missing, and not one per table
+                if not dataset.startswith("folder:"):  # which is read already
+                    data.load(dataset, Data(), progress=progress)
         _print_plan(queue, terminal)
         on_gpu = hardware.device().type == "cuda"
         workers = options.jobs or (0 if on_gpu else max(1, hardware.cores() // options.threads))
