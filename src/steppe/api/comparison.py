@@ -16,14 +16,12 @@ from steppe.api import _arguments, _live
 from steppe.api._arguments import Arguments
 from steppe.api._text import rendered
 from steppe.config import Monitoring, Study, from_dict, user_code
-from steppe.data.dataset import DataSet
 from steppe.errors import InputError, unknown
 from steppe.experiments.comparison import run_here
 from steppe.report.comparison import conclusions, deployables, page, summary, tables
 from steppe.report.metric_text import MetricText
 from steppe.report.statistics import paired_difference
 from steppe.training.export import Which, export
-from steppe.training.run import load_data
 
 METHODS = ("plain", "repeat-step", "sam", "ema")
 
@@ -341,7 +339,7 @@ def compare(
         grid = experiments.prepare(study, folder, f"steppe.compare(..., out={str(folder)!r})", retry=retry)
         with _live.Live(grid.out, len(grid.open), progress) as live:
             if jobs == 1 and cluster is None:
-                errors = run_here(grid, live.update, functools.cache(_data_of))
+                errors = run_here(grid, live.update)
             else:
                 errors = experiments.run(grid, jobs or _cores(study), live.update, cluster)
     messages = {job.name: text for job, text in errors.items()}
@@ -349,10 +347,6 @@ def compare(
     if out is None:
         weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)
     return result
-
-
-def _data_of(run: Any) -> DataSet:
-    return load_data(run)
 
 
 def _cores(study: Study) -> int:

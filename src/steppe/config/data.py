@@ -1,6 +1,6 @@
 """The options of the data: which images, their size and their augmentation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from steppe.config._checks import check_choices, check_positive
@@ -43,7 +43,8 @@ class Data:
         tta: Views of each validation and test image whose mean logits are evaluated (test-time augmentation):
             mirror, the image and its mirror image; mirror-shift, with equal weight these two and both of them
             shifted by one pixel up and left or down and right. The image alone if not given.
-        split_seed: Seed of the split and of the subsets; the same for all runs of a comparison.
+        split_seed: Seed of the split and of the subsets; the same for all runs of a comparison, or with its
+            resplit for all runs of a seed.
         skip_corrupt: Leave unreadable images out instead of stopping before training.
     """
 
@@ -64,7 +65,9 @@ class Data:
     tta: TTA = added("")
 
     def __post_init__(self) -> None:
-        if tuple(self.augment) == ("none",):
+        for name in ("augment", "views"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.augment == ("none",):
             object.__setattr__(self, "augment", ())
         object.__setattr__(self, "classes", tuple(map(str, self.classes)))  # a file may have numbers
         if len(set(self.classes)) != len(self.classes):
@@ -91,3 +94,7 @@ class Data:
             )
         if len({step.partition(":")[0] for step in self.augment}) != len(self.augment):
             raise InputError(f"data.augment names a step twice: {', '.join(self.augment)}; name each once")
+
+    def with_split(self, number: int) -> "Data":
+        """Return the same options with the split ``split_seed + number``."""
+        return replace(self, split_seed=self.split_seed + number)

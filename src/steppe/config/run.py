@@ -196,6 +196,11 @@ class Run(RunOptions):
         """The method and the seed."""
         return f"{self.label} seed {self.seed}"
 
+    @property
+    def data_key(self) -> tuple[str, Data, str]:
+        """What the run's samples depend on; runs with equal keys have the same."""
+        return self.dataset, self.data, self.task
+
     def digest(self) -> str:
         """Return the 12 hexadecimal digits that name this run.
 
@@ -216,12 +221,15 @@ class Study(RunOptions):
         models: Networks, each a name or module:function.
         datasets: Data sets, each a name, name:PATH or module:function.
         seeds: Seeds; every method is trained once per seed, and methods are paired by seed.
+        resplit: Give each seed a split of its own, data.split_seed + seed: other validation samples, and others in
+            every subset. Intervals over seeds then cover the choice of the samples too.
     """
 
     methods: tuple[Any, ...] = DEFAULT_METHODS
     models: tuple[str, ...] = ("simple-cnn",)
     datasets: tuple[str, ...] = ("digits",)
     seeds: tuple[int, ...] = (0, 1, 2)
+    resplit: bool = added(False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -239,14 +247,18 @@ class Study(RunOptions):
 
     def runs(self) -> list[Run]:
         """Return every run of the grid; the methods of one seed follow each other."""
-        common = {k: getattr(self, k) for k in RunOptions.__dataclass_fields__}
+        common = {k: getattr(self, k) for k in RunOptions.__dataclass_fields__ if k != "data"}
         return [
-            Run(method=method, model=model, dataset=dataset, seed=seed, **common)
+            Run(method=method, model=model, dataset=dataset, seed=seed, data=self.data_of(seed), **common)
             for dataset in self.datasets
             for model in self.models
             for seed in self.seeds
             for method in self.methods
         ]
+
+    def data_of(self, seed: int) -> Data:
+        """Return the options of the data for a seed."""
+        return self.data.with_split(seed) if self.resplit else self.data
 
 
 def _plain(value: Any) -> Any:

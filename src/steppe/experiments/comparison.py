@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from steppe import hardware, methods, records
-from steppe.config import Run, Study
+from steppe.config import Data, Run, Study
 from steppe.core.method import Method
 from steppe.data.dataset import DataSet
 from steppe.distributed import collectives
@@ -35,6 +35,7 @@ from steppe.training.run import (
 )
 
 COMPARISON = "compare.json"
+DataKey = tuple[str, Data, str]
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +44,7 @@ class ComparisonPlan:
     """A comparison before it runs: its jobs and its folder.
 
     ``memory`` has the bytes that each method stores per run, ``images`` the description of each data set, ``sets``
-    the data sets themselves unless all runs are finished.
+    the data sets themselves, by `Run.data_key`, unless all runs are finished.
     """
 
     study: Study
@@ -51,7 +52,7 @@ class ComparisonPlan:
     jobs: list[ComparisonRun]
     memory: dict[str, int]
     images: dict[str, dict[str, Any]]
-    sets: dict[str, DataSet] = field(default_factory=dict, repr=False)
+    sets: dict[DataKey, DataSet] = field(default_factory=dict, repr=False)
 
     @property
     def open(self) -> list[ComparisonRun]:
@@ -95,14 +96,14 @@ def prepare(
         grid = ComparisonPlan(study, out, jobs, {}, description)
         world.on_main_process(lambda: records.write_json(out / COMPARISON, _description(grid, command)))
         return grid
-    memory = {run.label: memory_bytes(run, sets[run.dataset]) for run in runs}
+    memory = {run.label: memory_bytes(run, sets[run.data_key]) for run in runs}
     first = {run.dataset: run for run in reversed(runs)}
-    described = {name: describe_images(first[name], images) for name, images in sets.items()}
+    described = {name: describe_images(run, sets[run.data_key]) for name, run in reversed(first.items())}
     grid = ComparisonPlan(study, out, jobs, memory, described, sets)
 
     def write() -> None:
         for job in jobs:
-            check_saved(job, sets[job.run.dataset], retry)
+            check_saved(job, sets[job.run.data_key], retry)
         records.make_folder(out)
         records.write_json(out / COMPARISON, _description(grid, command))
 
@@ -147,13 +148,13 @@ def run(
         return launch(grid.open, workers, progress, grid.sets)
 
 
-def run_here(grid: ComparisonPlan, progress: Progress, load: Callable[[Run], DataSet]) -> dict[ComparisonRun, str]:
+def run_here(grid: ComparisonPlan, progress: Progress) -> dict[ComparisonRun, str]:
     """Train the unfinished runs in this process, one after another, and return the errors by job.
 
-    ``load`` returns a run's data. Raises RunError if another process works on the same comparison.
+    Raises RunError if another process works on the same comparison.
     """
     with _lock(grid.out):
-        return launch_here(grid.open, progress, load)
+        return launch_here(grid.open, progress, lambda run: grid.sets[run.data_key])
 
 
 def _finished_description(jobs: list[ComparisonRun], out: Path) -> dict[str, dict[str, Any]] | None:
@@ -177,18 +178,18 @@ def _name(run: Run, study: Study) -> str:
     return " ".join([*parts, f"seed {run.seed}"])
 
 
-def load_and_check(runs: list[Run], progress: Callable[[int, int], None] | None) -> dict[str, DataSet]:
-    """Load every data set, and check every combination of data, model and method on it."""
-    sets: dict[str, DataSet] = {}
+def load_and_check(runs: list[Run], progress: Callable[[int, int], None] | None) -> dict[DataKey, DataSet]:
+    """Load every data set with each of its splits, and check each data set, model and method on one of them."""
+    sets: dict[DataKey, DataSet] = {}
     checked: set[tuple[str, str, str]] = set()
     for run in runs:
-        if run.dataset not in sets:
-            sets[run.dataset] = load_data(run, progress)
+        if run.data_key not in sets:
+            sets[run.data_key] = load_data(run, progress)
         key = (run.dataset, run.model, run.label)
         if key not in checked:
             first = not any(other[:2] == key[:2] for other in checked)
             checked.add(key)
-            check_run(run, sets[run.dataset], first=first)
+            check_run(run, sets[run.data_key], first=first)
     return sets
 
 

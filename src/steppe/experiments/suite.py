@@ -20,7 +20,13 @@ from steppe.config.run import Match, RunOptions
 from steppe.config.suites import Setting, Suite, SuiteRow, SuiteTask
 from steppe.data.dataset import DataSet
 from steppe.errors import InputError
-from steppe.experiments.comparison import ComparisonPlan, check_saved, load_and_check, method_description
+from steppe.experiments.comparison import (
+    ComparisonPlan,
+    DataKey,
+    check_saved,
+    load_and_check,
+    method_description,
+)
 from steppe.experiments.run_lock import ComparisonRun
 from steppe.records.suite import SUITE, TUNING, VIEWS
 from steppe.report.metric_text import MetricText
@@ -62,6 +68,7 @@ class TaskRuns:
     final: Sequence[int]
     out: Path
     images: DataSet | None = None
+    sets: dict[DataKey, DataSet] = field(default_factory=dict)
     _jobs: dict[tuple[Setting, int, Match], ComparisonRun] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -125,11 +132,11 @@ class TaskRuns:
         """Return the runs whose weights the others start with, one per seed."""
         if not self.task.start:
             return []
-        seeds = [row.seeds_from + seed for row in self.rows for seed in (*self.suite.tune, *self.final)]
-        return [self._start(seed) for seed in dict.fromkeys(seeds)]
+        seeds = [(row.seeds_from, seed) for row in self.rows for seed in (*self.suite.tune, *self.final)]
+        return [self._start(first + seed, seed) for first, seed in dict.fromkeys(seeds)]
 
-    def _start(self, seed: int) -> ComparisonRun:
-        run = self.task.start_run(seed)
+    def _start(self, seed: int, split: int) -> ComparisonRun:
+        run = self.task.start_run(seed, split)
         return ComparisonRun(run, self.out / "runs" / run.digest(), f"{self.task.name}, start: plain seed {seed}")
 
     def _all_tuning(self, rows: Sequence[SuiteRow] = ()) -> list[ComparisonRun]:
@@ -151,20 +158,18 @@ class TaskRuns:
             for job in jobs:
                 check_saved(job, self.images, retry)
         records.make_folder(self.out)
-        # the start may have other classes of the data set
-        own = self.images is not None and jobs[0].run.data == self._plain().data
-        sets = {jobs[0].run.dataset: self.images} if own and self.images is not None else {}
-        return ComparisonPlan(self._study(), self.out, jobs, {}, {}, sets)
+        return ComparisonPlan(self._study(), self.out, jobs, {}, {}, self.sets)
 
     def check(self, progress: Callable[[int, int], None] | None, retry: bool = False) -> None:
         """Load the task's data and check every setting of every row on them; nothing if all runs are finished."""
-        jobs = self._all_tuning()
+        plain = self._plain_row()
+        final = [self._job(plain, plain.settings[0], seed, "gradients") for seed in self.final]
         if not self.left()[0] and not retry:
             return
         # the start is not trained yet
-        sets = load_and_check([replace(job.run, init="") for job in jobs], progress)
-        load_and_check([job.run for job in self._starts()[:1]], progress)
+        sets = load_and_check([replace(job.run, init="") for job in self._all_tuning() + final], progress)
         self.images = next(iter(sets.values()))
+        self.sets = sets | load_and_check([job.run for job in self._starts()], progress)
 
     def left(self) -> tuple[int, list[float]]:
         """Return the number of runs that are missing, at most, and the seconds of each finished one."""
@@ -246,13 +251,15 @@ class TaskRuns:
         plain = self._plain()
         options: dict[str, Any] = {name: getattr(plain, name) for name in RunOptions.__dataclass_fields__}
         options |= {"models": (plain.model,), "datasets": (plain.dataset,), "seeds": tuple(self.final)}
+        options |= {"resplit": self.task.resplit}
         return Study(methods=("plain",), **options)
 
     def _job(self, row: SuiteRow, setting: Setting, seed: int, match: Match) -> ComparisonRun:
         key = (setting, seed, match)
         if key not in self._jobs:
-            init = str(self._start(seed).folder) if self.task.start else ""
-            run = self.task.run(setting, seed, match, init)
+            split = seed - row.seeds_from
+            init = str(self._start(seed, split).folder) if self.task.start else ""
+            run = self.task.run(setting, seed, match, init, split)
             name = f"{self.task.name}, {row.name}: {setting.text} seed {seed}"
             name += "" if match == "gradients" else ", equal epochs"
             self._jobs[key] = ComparisonRun(run, self.out / "runs" / run.digest(), name)

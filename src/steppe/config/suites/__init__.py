@@ -6,6 +6,7 @@ One YAML file per suite:
     about           one sentence on what it is for
     seeds           tune: seeds of the tuning; final: seeds of the comparison, none of them a tuning seed
     like            a built-in suite: it has what is not given here, and tasks and rows that are only named here
+    resplit         true: each seed has a split of its own, data.split_seed + seed
     best_of_plain   with so many of plain training's best factors each setting without factors is tried
     settings        fields of `steppe.config.Run` that all tasks share, nested ones with a dot
     tasks           name: about (a sentence), files (a kind of data set whose path the user gives), without (rows

@@ -66,7 +66,8 @@ class SuiteTask:
     """Data, network and training of one task; ``values`` are fields of `Run`, nested ones with a dot.
 
     ``files`` is the kind of data set whose path the user gives, ``without`` the rows that do not apply. ``start``
-    are the fields in which plain training differs whose weights each run of the same seed starts with.
+    are the fields in which plain training differs whose weights each run of the same seed starts with. With
+    ``resplit`` each seed has a split of its own.
     """
 
     name: str
@@ -75,14 +76,19 @@ class SuiteTask:
     files: str = ""
     without: tuple[str, ...] = ()
     start: Mapping[str, Any] = field(default_factory=dict)
+    resplit: bool = False
 
-    def start_run(self, seed: int) -> Run:
+    def start_run(self, seed: int, split: int) -> Run:
         """Return the run whose weights the task's runs with this seed start with."""
         task = dataclasses.replace(self, values={**self.values, **self.start})
-        return task.run(Setting("plain"), seed, "epochs")
+        return task.run(Setting("plain"), seed, "epochs", split=split)
 
-    def run(self, setting: Setting, seed: int, match: Match, init: str = "") -> Run:
-        """Return one run of the task, from the weights in ``init``; raises InputError for impossible values."""
+    def run(self, setting: Setting, seed: int, match: Match, init: str = "", split: int = 0) -> Run:
+        """Return one run of the task, from the weights in ``init``.
+
+        ``split`` is the number of its split, if seeds have splits of their own. Raises InputError for impossible
+        values.
+        """
         values: dict[str, Any] = {"init": init}
         for key, value in self.values.items():
             part, _, name = key.rpartition(".")
@@ -94,7 +100,9 @@ class SuiteTask:
             weight_decay=_rounded(base.optim.weight_decay * setting.weight_decay),
         )
         epochs = max(1, round(base.epochs * setting.epochs))
-        return dataclasses.replace(base, method=setting.method, seed=seed, match=match, optim=optim, epochs=epochs)
+        data = base.data.with_split(split) if self.resplit else base.data
+        base = dataclasses.replace(base, data=data, optim=optim, epochs=epochs)
+        return dataclasses.replace(base, method=setting.method, seed=seed, match=match)
 
 
 @dataclass(frozen=True)
@@ -237,12 +245,15 @@ def _with_base(content: Any) -> Any:
 
 def _parse(name: str, content: Any) -> Suite:
     shared = content.get("settings", {})
+    resplit = content.get("resplit", False)
+    if type(resplit) is not bool:
+        raise InputError(f"suite {name}: resplit is {resplit!r}; give true or false")
     tasks = []
     for task, fields in content["tasks"].items():
         own = dict(fields)
         about, files = str(own.pop("about", "")), str(own.pop("files", ""))
         without, start = tuple(own.pop("without", ())), dict(own.pop("start", {}))
-        tasks.append(SuiteTask(str(task), shared | own, about, files, without, start))
+        tasks.append(SuiteTask(str(task), shared | own, about, files, without, start, resplit))
     best = content.get("best_of_plain", 0)
     if type(best) is not int or best < 0:
         raise InputError(f"suite {name}: best_of_plain is {best!r}; give a whole number, or leave it out")

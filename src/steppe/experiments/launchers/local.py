@@ -7,6 +7,7 @@ interpreter to launch the work of all.
 """
 
 import contextlib
+import functools
 import os
 import pickle
 import signal
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from steppe import hardware
 from steppe.config import Run
@@ -36,12 +38,12 @@ class _Worker:
 
 
 def launch(
-    jobs: Sequence[ComparisonRun], workers: int, progress: Progress, sets: Mapping[str, DataSet] | None = None
+    jobs: Sequence[ComparisonRun], workers: int, progress: Progress, sets: Mapping[Any, DataSet] | None = None
 ) -> dict[ComparisonRun, str]:
     """Run all jobs, at most ``workers`` at once, and return the errors by job.
 
     With 0 workers their number grows as long as they train on more images per second together (see `Packing`).
-    ``sets`` are the data sets by name, which workers otherwise load themselves.
+    ``sets`` are the data sets by `Run.data_key`, which workers otherwise load themselves.
 
     ``progress(job, news)`` is called with each status, result and error. A run whose worker is killed resumes from
     its checkpoint in another worker, up to `WORKERS` of them. On Ctrl-C the workers are killed and
@@ -55,7 +57,11 @@ def launch(
     context = forkserver_context(workers or min(len(jobs), _MOST), "steppe.training.run", *more)
     code = Code()
     packing = Packing.fixed(workers) if workers else Packing(min(len(jobs), _MOST))
-    data = {name: _pickled(images) for name, images in (sets or {}).items()}
+
+    @functools.lru_cache(maxsize=2)  # the runs of a seed follow each other
+    def data_of(key: Any) -> bytes | None:
+        return _pickled(sets[key]) if sets and key in sets else None
+
     waiting = list(jobs)
     attempts = dict.fromkeys(waiting, WORKERS)
     active: dict[ComparisonRun, _Worker] = {}
@@ -67,7 +73,7 @@ def launch(
                 receiver, sender = context.Pipe(duplex=False)
                 # not a daemon: daemons may have no children, which a run with data workers has
                 # in this order: a run's method may be of the code
-                arguments = (code, job.run, job.folder, sender, data.get(job.run.dataset))
+                arguments = (code, job.run, job.folder, sender, data_of(job.run.data_key))
                 process = context.Process(target=_work, args=arguments, daemon=False)
                 process.start()
                 sender.close()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from steppe import hardware
 from steppe.data.dataset import DataSet
@@ -20,14 +21,15 @@ def run_in_torchrun(jobs: Sequence[ComparisonRun], progress: Progress) -> dict[C
     world = collectives.current_world()
     hardware.keep_freed_memory()
     errors: dict[ComparisonRun, str] = {}
-    cached: dict[str, DataSet] = {}
+    cached: dict[Any, DataSet] = {}
     for job in jobs:
         hardware.forget_peak_memory()
         try:
             with world.held_by_main_process(partial(locked_run, job.folder)):
-                if job.run.dataset not in cached:
-                    cached = {job.run.dataset: world.main_process_first(partial(load_data, job.run))}
-                images = cached[job.run.dataset]
+                key = job.run.data_key
+                if key not in cached:
+                    cached = {key: world.main_process_first(partial(load_data, job.run))}
+                images = cached[key]
                 progress(job, train_run(job.run, job.folder, images, partial(progress, job)))
         except collectives.ProcessLost:
             raise
