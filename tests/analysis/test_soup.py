@@ -1,6 +1,7 @@
 """``steppe soup``: the mean of runs' weights, its statistics, what greedy takes, and the files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,16 @@ def test_a_greedy_soup_takes_what_does_not_worsen_the_validation(homes: dict[str
             members, best = [*members, folder], value
     assert soup.members == members
     assert rank(soup.value) == pytest.approx(best, rel=1e-4)
+
+
+def test_runs_of_two_splits_are_no_soup(homes: dict[str, Path], tmp_path: Path):
+    config = json.loads((homes["sam"] / "config.json").read_text())
+    for name, value in {"split_seed": 1, "val": 0.5}.items():
+        other = tmp_path / name
+        shutil.copytree(homes["sam"], other)
+        (other / "config.json").write_text(json.dumps(config | {"data": config["data"] | {name: value}}))
+        with pytest.raises(steppe.InputError, match="has other data or another split than"):
+            make_soup([homes["plain"], other], greedy=True)
 
 
 def test_one_run_is_no_soup(homes: dict[str, Path]):

@@ -101,7 +101,7 @@ def test_two_calls_are_the_same_bits_in_this_process_and_in_workers_without_impo
     def call(**options):
         return steppe.compare(
             lambda: nn.Linear(4, 1), (X, Y), ["plain", Uphill], seeds=2, loss=lambda o, y: nn.functional.mse_loss(
-                o.squeeze(1), y), metric=(lambda o, y: worst(o, y), "lower"), **FAST, **options
+                o.squeeze(1), y), metric=(lambda o, y: worst(o, y), "lower"), resplit=True, **FAST, **options
         )  # fmt: skip
 
     here, workers = call(), call(jobs=2)

@@ -133,6 +133,19 @@ def test_the_grid_has_every_combination_once():
     assert {r.label for r in runs[:2]} == {"plain", "sam"}
 
 
+def test_with_resplit_each_seed_has_its_own_split_and_without_it_names_stay():
+    study = Study(methods=("plain", "sam"), seeds=(0, 4), data=Data(split_seed=2))
+    assert {r.data.split_seed for r in study.runs()} == {2}
+    assert "resplit" not in study.as_dict()
+    own = dataclasses.replace(study, resplit=True)
+    assert [r.data.split_seed for r in own.runs()] == [2, 2, 6, 6]
+    assert own.runs()[0].digest() == study.runs()[0].digest()
+    assert (
+        Run(data=Data(augment=["flip"])).data_key
+        == Run(method="sam", seed=3, data=Data(augment=("flip",))).data_key
+    )
+
+
 def test_no_augmentation_has_a_name() -> None:
     assert Data(augment=("none",)) == Data(augment=())
     assert Run(data=Data(augment=("none",))).digest() == Run(data=Data(augment=())).digest()

@@ -259,6 +259,17 @@ def test_equal_seconds_end_together(tmp_path):
     assert 1.0 <= result(tmp_path)["seconds"] < 3.0
 
 
+def test_compare_does_its_runs_together_with_a_split_for_each_seed(tmp_path):
+    arguments = ["--methods", "plain", "--seeds", "0", "1", *SMALL]
+    pooled("compare", *arguments, "--resplit", "--out", str(tmp_path / "both"))
+    pooled(
+        "compare", *arguments[:2], "--seeds", "1", *SMALL, "--data.split_seed", "1", "--out", str(tmp_path / "one")
+    )
+    (run,) = (tmp_path / "one" / "runs").iterdir()
+    other = tmp_path / "both" / "runs" / run.name
+    assert (run / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+
+
 def test_compare_does_its_runs_together_and_reports_once(tmp_path):
     arguments = ["--methods", "plain", "sam:rho=1e30", "--seeds", "0", "--epochs", "2", *SMALL]
     out, _ = pooled("compare", *arguments, "--out", str(tmp_path), expected=1)

@@ -7,14 +7,16 @@ import signal
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.interrupted import process_with
 
-from steppe import RunError, experiments
-from steppe.config import Data, Study
+from steppe import RunError, experiments, records
+from steppe.config import Data, Run, Study
 from steppe.experiments import run_lock
+from steppe.training.run import load_data, train_run
 
 HERE = Path(__file__).parents[1]
 STUDY = Study(
@@ -32,6 +34,31 @@ def test_every_run_has_its_own_name_and_folder(tmp_path):
     assert len({job.name for job in grid.jobs}) == len({job.folder for job in grid.jobs}) == 8
     assert grid.jobs[0].name == "plain simple-cnn seed 0"
     assert grid.open == grid.jobs
+
+
+def test_each_seed_has_a_split_of_its_own_however_it_is_launched(tmp_path):
+    study = Study(
+        methods=("plain", "sam"), models=("mlp-16x1",), seeds=(3, 5), epochs=2, batch=20, resplit=True,
+        data=Data(train=40, test=30, size=8, split_seed=1, augment=()),
+    )  # fmt: skip
+    grids = [experiments.prepare(study, tmp_path / name, "steppe compare") for name in ("workers", "here")]
+    assert experiments.run(grids[0], 2, lambda job, news: None) == {}
+    assert experiments.comparison.run_here(grids[1], lambda job, news: None) == {}
+    samples = {}
+    for job, here in zip(grids[0].jobs, grids[1].jobs, strict=True):
+        # the run is that of a comparison with this split alone
+        run = Run(method=job.run.label, seed=job.run.seed, model="mlp-16x1", epochs=2, batch=20,
+                  data=replace(study.data, split_seed=1 + job.run.seed))  # fmt: skip
+        assert run.digest() == job.folder.name
+        data = load_data(run)
+        train_run(run, tmp_path / "alone" / job.folder.name, data)
+        metrics = [(folder / "metrics.jsonl").read_bytes() for folder in (job.folder, here.folder)]
+        assert metrics == [(tmp_path / "alone" / job.folder.name / "metrics.jsonl").read_bytes()] * 2
+        samples.setdefault(run.seed, []).append([part.x for part in (data.train, data.val, data.test)])
+    for one, other in zip(samples[3][0], samples[5][0], strict=True):
+        assert one.shape == other.shape and not one.equal(other)
+    assert all(a.equal(b) for own in samples.values() for a, b in zip(*own, strict=True))  # alike for all methods
+    assert records.load(tmp_path / "here").resplit
 
 
 def test_a_second_comparison_in_the_same_folder_is_refused(tmp_path):

@@ -21,6 +21,7 @@ from steppe.report.suite.league import standings
 TINY = """
 title: Planted effects
 seeds: {tune: [90], final: [0, 1, 2, 3, 4, 5]}
+resplit: true
 settings: {data.augment: [], data.normalize: standard, batch: 50, epochs: 3, optim.name: sgd, optim.lr: 0.001}
 tasks:
   table: {dataset: diabetes, model: mlp-16x1, data.val: 60}
@@ -154,6 +155,23 @@ def test_the_built_in_suites_are_fair_and_every_setting_is_a_run():
                 task.run(s, r.seeds_from, "gradients").digest() for r in rows for s in r.settings_with(suite.plain)
             }
             assert len(digests) == 4 * len(rows)  # no setting twice
+
+
+def test_each_seed_of_a_suite_has_a_split_of_its_own_which_all_rows_share(tmp_path):
+    suite = suites.load("small-suite")
+    task = next(task for task in suite.tasks if task.name == "fine-tuning")
+    work = TaskRuns(suite, task, suite.rows, suite.final, tmp_path)
+    for row in suite.rows:
+        for number, job in zip(suite.tune, work.tuning(row)[0], strict=True):
+            start = read_start(job.run.init, work)
+            assert job.run.data.split_seed == start.data.split_seed == number
+            assert job.run.seed == start.seed == row.seeds_from + number
+    shared = replace(task, resplit=False)
+    assert {shared.run(Setting("plain"), seed, "epochs", split=seed).data.split_seed for seed in (0, 7)} == {0}
+
+
+def read_start(folder: str, work: TaskRuns) -> Any:
+    return next(job.run for job in work.phases()[0][1]() if job.folder.name == Path(folder).name)
 
 
 def test_a_suite_takes_tasks_and_rows_of_another(tmp_path):

@@ -114,8 +114,11 @@ def _labelled(update: Callable[[str], None], title: str, position: str) -> Calla
 
 
 def _group(config: Run) -> str:
-    """Return the data and network of a run; runs that share both are compared and need equal settings."""
-    return json.dumps([config.dataset, config.model, config.as_dict()["data"]])
+    """Return the data and network of a run; runs that share both are compared and need equal settings.
+
+    Seeds with splits of their own are compared too.
+    """
+    return json.dumps([config.dataset, config.model, config.as_dict()["data"] | {"split_seed": 0}])
 
 
 def _existing_settings(homes: list[Path], request: Request) -> dict[str, SuiteSettings]:

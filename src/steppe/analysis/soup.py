@@ -11,6 +11,7 @@ from steppe.analysis.load_run import TrainedRun, Which, load
 from steppe.data.splits import subset
 from steppe.diagnostics.loss_surface import SurfaceValue
 from steppe.errors import InputError
+from steppe.training import run as engine
 
 Weights = dict[str, Tensor]
 STATISTICS = 5000  # training images, at most, on which BatchNorm's statistics are measured
@@ -45,6 +46,7 @@ def make_soup(
     """
     if len(set(folders)) < 2:
         raise InputError(f"a soup of {len(set(folders))} run; give at least two")
+    _require_one_split(folders)
     first = load(folders[0], which)
     surface = first.surface(first.images.val)
     batches = first.batches(subset(first.images.train, min(STATISTICS, len(first.images.train))))
@@ -85,6 +87,20 @@ def _mean(networks: Sequence[Weights]) -> Weights:
 
 def _rank(value: SurfaceValue) -> tuple[float, float]:
     return value.accuracy or 0.0, -value.loss
+
+
+def _require_one_split(folders: Sequence[Path]) -> None:
+    """Refuse runs of several splits: what one validates on, another was trained on."""
+    splits = []
+    for folder in folders:
+        run = engine.read_run(folder)
+        splits.append((engine.stored_images(folder).get("fingerprint", run.dataset), run.data.not_augmented()))
+    for folder, split in zip(folders, splits, strict=True):
+        if split != splits[0]:
+            raise InputError(
+                f"{folder} has other data or another split than {folders[0]}; give runs that validate on the same "
+                "samples"
+            )
 
 
 def _require_alike(weights: Weights, others: Weights, folder: Path, other: Path) -> None:

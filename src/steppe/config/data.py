@@ -95,6 +95,10 @@ class Data:
         if len({step.partition(":")[0] for step in self.augment}) != len(self.augment):
             raise InputError(f"data.augment names a step twice: {', '.join(self.augment)}; name each once")
 
+    def not_augmented(self) -> "Data":
+        """Return the same options without the augmentations of training batches."""
+        return replace(self, augment=(), views=())
+
     def with_split(self, number: int) -> "Data":
         """Return the same options with the split ``split_seed + number``."""
         return replace(self, split_seed=self.split_seed + number)

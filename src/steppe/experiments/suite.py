@@ -279,6 +279,7 @@ def write_suite(suite: Suite, missing: dict[str, str], out: Path, command: str) 
         "title": suite.title,
         "about": suite.about,
         "seeds": {"tune": list(suite.tune), "final": list(suite.final)},
+        "resplit": all(task.resplit for task in suite.tasks),
         "tasks": {task.name: {"about": task.about} for task in suite.tasks},
         "rows": {
             row.name: {"control": row.control, "settings": [s.text for s in row.settings]} for row in suite.rows

@@ -86,6 +86,11 @@ class Comparison:
     methods: dict[str, dict[str, Any]]
     records: list[Record]
 
+    @property
+    def resplit(self) -> bool:
+        """Whether each seed has a split of its own."""
+        return bool(self.study.get("resplit"))
+
 
 def load(folder: Path, file: str = COMPARISON) -> Comparison:
     """Read a comparison's folder; ``file`` in it lists the runs.

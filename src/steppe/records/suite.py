@@ -21,6 +21,7 @@ class SuiteRecords:
         views: Per view, ``compute`` and ``epochs``, all tasks as one comparison, each a data set of its name.
         controls: Rows that are controls.
         tasks: Per task one sentence about it; ``missing``: why a task is left out.
+        resplit: Whether each seed has a split of its own.
         tuning: Per task and row the ``settings``, their validation ``values`` by seed, and the number ``chosen``.
     """
 
@@ -32,6 +33,7 @@ class SuiteRecords:
     tasks: dict[str, str]
     missing: dict[str, str]
     tuning: dict[str, dict[str, Any]]
+    resplit: bool = False
 
 
 def load_suite(folder: Path) -> SuiteRecords:
@@ -55,6 +57,7 @@ def load_suite(folder: Path) -> SuiteRecords:
             {name: str(content["tasks"][name]["about"]) for name in names},
             dict(content["missing"]),
             tuning,
+            bool(content.get("resplit")),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, InputError):

@@ -75,6 +75,7 @@ def _header(comparison: Comparison) -> dict[str, Any]:
     return {
         "title": f"{count(len(comparison.methods), 'method')} on {datasets}",
         "eyebrow": " · ".join(plain_text(p) for p in parts if p),
+        "resplit": comparison.resplit,
         "data_sets": [formatting.images_summary(name, about) for name, about in comparison.data.items()],
         "colophon": f"Written by steppe {plain_text(comparison.environment.get('steppe', ''))}".strip() + ".",
     }

@@ -22,6 +22,10 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 _PARTS = {"train": "training", "val": "validation", "test": "test"}
 _CLASSES = {"multi-label": "labels", "ordinal": "ordered classes"}
 BEST_OF_ALL = "best of all"
+SPLITS = {  # by whether each seed has a split of its own
+    False: "All seeds have the same samples and the same split, and intervals do not cover that choice",
+    True: "Each seed has a split of its own, and intervals cover the choice of the samples",
+}
 
 
 def about_best_of_all(text: MetricText, samples: str) -> str:

@@ -108,6 +108,7 @@ def notes(suite: SuiteRecords) -> list[str]:
     return [
         f"Mean ± sample standard deviation over up to {compared}; then the difference to plain, "
         f"paired by seed, with Student's 95 % interval. {formatting.MARK}: the interval excludes 0.",
+        f"{formatting.SPLITS[suite.resplit]}.",
         f"Each row's setting is chosen on the validation data over {tuned} that the comparison does not use. "
         "Controls are ranked with no method.",
         *(f"Task {plain_text(task)} is left out: {why}." for task, why in suite.missing.items()),
