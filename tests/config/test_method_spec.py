@@ -2,9 +2,11 @@
 
 import pytest
 
+import steppe
 from steppe import InputError, make
 from steppe.config import parse_spec
-from steppe.methods import METHODS, parse
+from steppe.core.composition import ActiveWindow
+from steppe.methods import METHODS, controls_of, parse
 
 
 @pytest.mark.parametrize(
@@ -40,3 +42,37 @@ def test_values_are_numbers_texts_or_booleans():
     assert parse_spec("agc:clipping=0.02,clip_head=true") == ("agc", {"clipping": 0.02, "clip_head": True})
     assert parse_spec("plain") == ("plain", {})
     assert all(parse(name) is not None for name in METHODS)
+
+
+@pytest.mark.parametrize(
+    ("spec", "controls"),
+    [
+        ("plain", []),
+        ("sam", ["two-step"]),
+        ("sam+gc", ["two-step"]),
+        ("sam:every=5", ["two-step:every=5"]),
+        ("sam:start=0.5,rho=0.1+gc", ["two-step:start=0.5"]),
+        ("sam:tail=0.3", ["sam:rho=0.05,spread=0.3"]),  # in its spelling there
+        ("sam:tail=0.3+gc", ["sam:spread=0.3+gc"]),
+        ("sam:tail=0.4,every=2", ["sam:spread=0.2"]),
+        ("sam:tail=decay,rho=0.1", ["sam:rho=0.1,spread=0.2"]),  # the rate decays in the last fifth
+        ("sam:tail=0.2,rho=cosine(0,0.1)", ["sam:rho=cosine(0,0.1),spread=0.2"]),
+    ],
+)
+def test_the_controls_of_a_method_in_some_steps_are_in_as_many(spec, controls):
+    method = parse(spec)
+    assert controls_of(method, 0.8, [parse("sam:rho=0.05,spread=0.3"), parse("plain")]) == controls
+    steps = {
+        name: len(window.active_steps(1000, lambda share: 0.1, 0.8))
+        for name in (spec, *controls)
+        for window in _windows(parse(name))
+    }
+    assert len(set(steps.values())) <= 1, steps
+
+
+def _windows(method):
+    if isinstance(method, ActiveWindow):
+        yield method
+    for part in vars(method).values():
+        if isinstance(part, steppe.Method):
+            yield from _windows(part)

@@ -4,7 +4,7 @@ import contextlib
 import datetime
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -222,17 +222,25 @@ def _description(grid: ComparisonPlan, command: str) -> dict[str, Any]:
             {"digest": j.folder.name, "method": j.run.label} | {name: getattr(j.run, name) for name in names}
             for j in grid.jobs
         ],
-        "methods": {methods.spec_of(method): method_description(method) for method in grid.study.methods},
+        "methods": {
+            methods.spec_of(method): method_description(method, grid.study.methods, grid.study.optim.decay_start)
+            for method in grid.study.methods
+        },
     }
 
 
-def method_description(method: Method) -> dict[str, Any]:
-    """Return what ``compare.json`` has of a method: summary, hyper-parameters and controls."""
+def method_description(
+    method: Method, among: Collection[Method] = (), decay_start: float | None = None
+) -> dict[str, Any]:
+    """Return what ``compare.json`` has of a method: summary, hyper-parameters and controls.
+
+    ``among`` are the methods of the comparison; the learning rate decays after the share ``decay_start``.
+    """
     names = methods.names_in(methods.spec_of(method))
     return {
         "summary": " ".join(methods.summary(name) for name in names),
         "resolved": str(method),
-        "controls": list(method.controls),
+        "controls": methods.controls_of(method, decay_start, among),
     }
 
 

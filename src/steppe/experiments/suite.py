@@ -217,7 +217,13 @@ class TaskRuns:
 
     def _row_description(self, row: SuiteRow, choice: TunedSetting) -> dict[str, Any]:
         setting = self.settings(row)[choice.chosen or 0]
-        about = method_description(methods.parse(setting.method))
+        rows: dict[str, str] = {}
+        for other in self._every_row():
+            for text in (s.method for s in other.settings):
+                rows.setdefault(text, other.name)
+        among = [methods.parse(text) for text in rows]
+        about = method_description(methods.parse(setting.method), among, self._plain().optim.decay_start)
+        about["controls"] = [rows.get(name, name) for name in about["controls"]]
         factors = setting.text.removeprefix(setting.method)
         about |= {"resolved": about["resolved"] + factors}
         return about | ({"summary": row.about} if row.about else {})

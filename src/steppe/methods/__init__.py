@@ -3,6 +3,7 @@
 from steppe.core.method.registry import (
     MethodFacts,
     card,
+    controls_of,
     label,
     make,
     names,
@@ -15,5 +16,6 @@ from steppe.core.method.registry import (
 from steppe.methods.registry import METHODS
 
 __all__ = [
-    "METHODS", "MethodFacts", "card", "label", "make", "names", "names_in", "parse", "row", "spec_of", "summary",
+    "METHODS", "MethodFacts", "card", "controls_of", "label", "make", "names", "names_in", "parse", "row",
+    "spec_of", "summary",
 ]  # fmt: skip

@@ -1,10 +1,12 @@
 """Methods by name, and how one is made from its name or from text; `steppe.methods` enters its own."""
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -143,6 +145,41 @@ def _text(method: Method, explicit: Collection[str]) -> str:
                 schedule = isinstance(value, schedules.Schedule)
                 settings[f.name] = schedules.format_schedule(value) if schedule else value
     return format_spec(name, settings)
+
+
+def controls_of(method: Method, decay_start: float | None = None, among: Collection[Method] = ()) -> list[str]:
+    """Return the names of a method's controls, those in ``among`` in their spelling there.
+
+    A method that is active in some steps has controls that are active in the same steps; one in the tail of the
+    training has itself, in as many steps spread evenly. ``decay_start`` is the share of the training after which
+    the learning rate decays.
+    """
+    same = {json.dumps(other.to_dict(), sort_keys=True): spec_of(other) for other in among}
+    names = _controls(method, decay_start)
+    return [same.get(json.dumps(parse(name).to_dict(), sort_keys=True), name) for name in names]
+
+
+def _controls(method: Method, decay_start: float | None) -> list[str]:
+    with suppress(InputError):  # a function as schedule has no name
+        if evenly := _spread_evenly(method, decay_start):
+            return [spec_of(evenly)]
+        if isinstance(method, ActiveWindow):
+            return [spec_of(replace(method, method=parse(name))) for name in method.method.controls]
+        if isinstance(method, On):
+            return _controls(method.rule, decay_start) or _controls(method.base, decay_start)
+    return list(method.controls)
+
+
+def _spread_evenly(method: Method, decay_start: float | None) -> Method | None:
+    """Return a method whose parts in the tail are spread evenly over the training; None if it has none."""
+    if isinstance(method, On):
+        parts = [_spread_evenly(part, decay_start) for part in (method.rule, method.base)]
+        return On(parts[0] or method.rule, parts[1] or method.base) if any(parts) else None
+    if not isinstance(method, ActiveWindow) or method.tail is None:
+        return None
+    tail = method.tail if not isinstance(method.tail, str) else 1 - (decay_start or 0.0)
+    share = round(tail * (1 / method.every if method.spread is None else method.spread), 12)
+    return replace(method, tail=None, every=1, spread=share)
 
 
 def label(method: Method) -> str:
