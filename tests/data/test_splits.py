@@ -146,7 +146,7 @@ def test_numbers_have_no_classes_to_unbalance() -> None:
         load("diabetes", Data(label_noise=0.1))
 
 
-@pytest.mark.parametrize("options", [{"noise": 1.0}, {"views": ("plain",)}])
+@pytest.mark.parametrize("options", [{"noise": 1.0}, {"views": ("plain",)}, {"augment": ("flip", "crop")}])
 def test_options_of_images_are_refused_for_tables(options: dict[str, object]) -> None:
     with pytest.raises(InputError, match="and diabetes has no images of whole numbers; leave it out"):
         load("diabetes", Data(**options))

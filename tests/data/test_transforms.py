@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from steppe.data import Images, Loader, Normalizer
 from steppe.data.transforms.basic import _ORDERS, Sample, crop, cutout, flip, jitter, resized_crop
 from steppe.data.transforms.draws import Draws
 from steppe.data.transforms.mixup_cutmix import cutmix, mixup
@@ -65,6 +66,11 @@ def test_a_crop_may_pad_by_reflection(shape: tuple[int, ...]) -> None:
     wide = make_steps([f"crop:pad={shape[1]},mode=reflect"])[0]
     with pytest.raises(InputError, match=f"pad={shape[1]} by reflection, and images are"):
         wide.draw(Draws(np.random.default_rng(0)), (30, *shape))
+    images = Images(x, torch.zeros(30, dtype=torch.long))
+    options = {"classes": 1, "batch": 5, "normalize": Normalizer.of("unit", images), "seed": 0}
+    for steps in ({"augment": [f"crop:pad={shape[1]},mode=reflect"]}, {"augment": [], "views": [[], [wide]]}):
+        with pytest.raises(InputError, match=f"pad={shape[1]} by reflection, and images are"):  # before training
+            Loader(images, **options, **steps)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Batches: training batches as a pure function of seed and epoch, evaluation batches in order."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
@@ -13,7 +14,7 @@ from steppe.data._device_memory import CopyStream, ahead, resident, sent
 from steppe.data.dataset import Images
 from steppe.data.normalize import Normalizer
 from steppe.data.transforms.basic import Sample, Transform, crop
-from steppe.data.transforms.draws import Plan, RowDraws, map_arrays
+from steppe.data.transforms.draws import Draws, Plan, RowDraws, map_arrays
 from steppe.data.transforms.pil_ops import to_float
 from steppe.data.transforms.registry import MIXING, make_steps
 from steppe.errors import InputError
@@ -36,7 +37,7 @@ class Loader:
     batches. The last batch is left out if a process would get a single image of it, because BatchNorm needs two.
 
     Raises InputError if the batch is below 1, below 2 per process of several, or larger than the training set,
-    the seed is negative, or an augmentation step is unknown.
+    the seed is negative, or an augmentation step is unknown or impossible for images of this size.
     """
 
     def __init__(
@@ -75,6 +76,10 @@ class Loader:
         self.steps = list(views[0]) if views else make_steps(augment, blank=normalize.colour)
         self.further, self.crops_augmented = views[1:] or [[crop]] * crops, not views
         self.mixes = not views and any(name in MIXING for name in augment)
+        for step in itertools.chain(
+            self.steps, *self.further
+        ):  # one that these images do not allow is refused here
+            step.draw(Draws(np.random.default_rng(0)), (1, *images.pixels.shape[1:]))
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.images), self.batch)
