@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import torchmetrics
 from safetensors.torch import load_file
 from scipy import stats
 from torch import nn
@@ -205,6 +206,11 @@ REFUSED = {
     "the loss has no gradient": {"loss": lambda o, y: (o.detach().squeeze(1) - y).square().mean()},
     "Using a target size": {"loss": nn.functional.mse_loss},
     "has no direction": {"metric": worst},
+    "is a collection of several, 'mae' or 'r2'; give one of them": {
+        "metric": torchmetrics.MetricCollection(
+            {"mae": torchmetrics.MeanAbsoluteError(), "r2": torchmetrics.R2Score()}
+        )
+    },
     "is a SGD of one network's parameters": {"optimizer": torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)},
     "unknown option 'epoch'; did you mean 'epochs'": {"epoch": 3},
     "the loss of the first batch is nan": {"data": (X * np.nan, Y)},

@@ -255,6 +255,9 @@ def _of_user(text: str, task: str, unit: str) -> tuple[Metric, Callable[[], Mete
     if user_code.reference_in(name) is None and not user_code.is_registered("metric", name):
         raise unknown("metric", name, NAMES, hint="or module:name, with :lower or :higher")
     value = user_code.get("metric", name)
+    if isinstance(value, torch.nn.ModuleDict | dict):  # the first is torchmetrics' MetricCollection
+        names = " or ".join(map(repr, value)) or "none"
+        raise InputError(f"metric {name} is a collection of several, {names}; give one of them")
     higher = _DIRECTIONS.get(direction, getattr(value, "higher_is_better", getattr(value, "higher", None)))
     if higher is None:
         raise InputError(f"metric {name} has no direction; write {name}:lower or {name}:higher")

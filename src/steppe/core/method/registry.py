@@ -156,7 +156,8 @@ def controls_of(method: Method, decay_start: float | None = None, among: Collect
     """
     same = {json.dumps(other.to_dict(), sort_keys=True): spec_of(other) for other in among}
     names = _controls(method, decay_start)
-    return [same.get(json.dumps(parse(name).to_dict(), sort_keys=True), name) for name in names]
+    own = [name if ":" not in name else json.dumps(parse(name).to_dict(), sort_keys=True) for name in names]
+    return [same.get(key, name) for key, name in zip(own, names, strict=True)]
 
 
 def _controls(method: Method, decay_start: float | None) -> list[str]:
