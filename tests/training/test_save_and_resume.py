@@ -3,17 +3,22 @@
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from support.interrupted import assert_same_run, fit, stopped
+from support.interrupted import assert_same_run, fit, lines, stopped
 
 from steppe import InputError
+from steppe.cli.main import main
 from steppe.config import Data, Optim, Run, Study
 from steppe.data.dataset import DataSet
 from steppe.experiments import prepare
+from steppe.training import trainer
 from steppe.training.checkpoint import file, save_and_resume
-from steppe.training.run import CHECKPOINT, RESULT, load_data, train_run
+from steppe.training.checkpoint.save_and_resume import CheckpointStore
+from steppe.training.run import CHECKPOINT, RESULT, TrainingStatus, load_data, train_run
 
 # a rate at which accuracy goes down at times, so that checkpoints name different best epochs
 RUN = Run(
@@ -88,6 +93,49 @@ def test_a_stopped_run_has_the_previous_checkpoint_and_all_best_weights_that_are
         assert file.read(folder / f"best-{best}.safetensors").data["epoch"] == best
     assert len(list(folder.glob("best-*"))) <= 2
     assert not list(folder.glob("*.tmp"))
+
+
+def test_epochs_shorter_than_the_interval_share_a_checkpoint_and_a_killed_run_ends_with_the_same_bits(
+    tmp_path, monkeypatch
+):
+    """An epoch takes 0.4 of the interval: the first, the fourth and the seventh are saved, and the last."""
+    small = Data(train=60, val=40, test=30, size=8, augment=())
+    sgd = Optim(name="sgd", lr=0.3, schedule="constant")
+    run = Run(method="ema:decay=0.5", model="mlp-16x1", epochs=8, batch=20, data=small, optim=sgd)
+    images = load_data(run)
+    undisturbed = fit(run, tmp_path / "undisturbed", images)
+    clock, saved = iter(range(4, 1000, 4)), []
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=time.perf_counter, monotonic=lambda: now[0]))
+    monkeypatch.setenv("STEPPE_SAVE_SECONDS", "10")
+    now = [0.0]
+
+    def tick(status: TrainingStatus) -> None:
+        if status.val_accuracy is not None:
+            now[0] = float(next(clock))
+
+    save = CheckpointStore.save
+    monkeypatch.setattr(
+        CheckpointStore,
+        "save",
+        lambda store, content, **kw: (saved.append(content["epoch"]), save(store, content, **kw)),
+    )
+    assert_same_run(fit(run, tmp_path / "intervals", images, tick), undisturbed)
+    assert saved == [1, 4, 7, 8]
+    assert undisturbed[0]["test"]["best"]["epoch"] == 6  # which was not saved when it ended
+
+    monkeypatch.setenv("STEPPE_SAVE_SECONDS", "inf")
+    folder = stopped(run, tmp_path / "stopped", images, 6)
+    assert file.read(folder / CHECKPOINT).data["epoch"] == 1 and len(lines(folder)) == 6
+    assert_same_run(fit(run, tmp_path / "stopped", images), undisturbed)
+
+
+@pytest.mark.parametrize("text", ["soon", "", "nan"])
+def test_an_interval_that_is_no_number_is_one_line_before_training(text, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("STEPPE_SAVE_SECONDS", text)
+    assert main(["train", "--epochs", "1", "--data.train", "60", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert f"STEPPE_SAVE_SECONDS is {text!r}; give a number of seconds, or 0" in error and error.count("\n") == 1
+    assert not (tmp_path / "out" / "runs").exists()
 
 
 @pytest.mark.parametrize("previous", ["damaged", "missing"])

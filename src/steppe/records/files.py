@@ -48,8 +48,11 @@ def write_text(path: Path, content: str | bytes) -> None:
         os.replace(temporary, path)
 
 
-def append_line(path: Path, obj: Mapping[str, Any]) -> None:
-    """Append one JSON object as a line, replacing a torn last line; raises what ``write_text`` raises."""
+def append_line(path: Path, obj: Mapping[str, Any], *, sync: bool = True) -> None:
+    """Append one JSON object as a line, replacing a torn last line; raises what ``write_text`` raises.
+
+    With ``sync`` this line and those before it are on the disk afterwards.
+    """
     line = _dumps(obj).encode() + b"\n"
     # Unbuffered: a buffer would write again at close what was just truncated.
     with _writing(path), open(path, "a+b", buffering=0) as file:
@@ -59,7 +62,8 @@ def append_line(path: Path, obj: Mapping[str, Any]) -> None:
         try:
             while line:
                 line = line[file.write(line) :]
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         except OSError:
             os.truncate(path, end)
             raise

@@ -23,7 +23,7 @@ from steppe.data.normalize import Normalizer
 from steppe.distributed import collectives
 from steppe.errors import InputError
 from steppe.training._first_batch import check_first_batch, check_step
-from steppe.training.checkpoint.save_and_resume import CHECKPOINT
+from steppe.training.checkpoint.save_and_resume import CHECKPOINT, save_seconds
 from steppe.training.factories import make_loader, make_model, make_objective, make_optimizer, model_names
 from steppe.training.optimizers import learning_rate
 from steppe.training.trainer import ProgressCallback, Trainer, TrainingFailed, TrainingStatus
@@ -163,6 +163,7 @@ def check_run(run: Run, images: DataSet, *, first: bool = True) -> None:
     and data also checks these themselves.
     """
     tracking.available(run.track)
+    save_seconds()
     method = run.method
     with hardware.fork_rng():
         net = method.build(lambda: make_model(run, images))

@@ -27,7 +27,7 @@ from steppe.data.prefetch import PrefetchLoader
 from steppe.distributed import collectives
 from steppe.tasks.metric import ACCURACY
 from steppe.training._skips import Skips
-from steppe.training.checkpoint.save_and_resume import CheckpointStore, derive
+from steppe.training.checkpoint.save_and_resume import CheckpointStore, derive, save_seconds
 from steppe.training.evaluation import evaluate, network_input
 from steppe.training.factories import (
     bind_options,
@@ -112,6 +112,7 @@ class Trainer:
         self.method.observe_targets(self.step.state, self.images.train.y)
         self.store = CheckpointStore(self.folder, self.net, self.step, self.optimizer, run.seed)
         self.monitor = Monitor(run, self.folder, self.images, self.method, self.net, self.step)
+        self._next_save = 0.0
 
     # -- training ----------------------------------------------------------------------------------------
 
@@ -131,9 +132,12 @@ class Trainer:
             improved = self.best is None or self._rank(self.val) > self._rank(self.best)
             if improved:
                 self.best = {"epoch": self.epoch, **self.val}
-            monitored = self._monitored()
-            self.world.on_main_process(partial(self._record, train, monitored))
-            self._save(improved)
+            monitored, due = self._monitored(), self._due()
+            self.world.on_main_process(partial(self._record, train, monitored, due))
+            if due:
+                self._save(improved)
+            elif improved:
+                self.store.hold_best(self.epoch)
             progress(self._status(train, started, share_at_start, self.val[self.goal.key]))
 
     def _chosen(self, val: dict[str, Any]) -> dict[str, Any]:
@@ -280,19 +284,25 @@ class Trainer:
 
     # -- record, save, resume ----------------------------------------------------------------------------
 
-    def _record(self, train: dict[str, float], monitored: dict[str, Any]) -> None:
+    def _due(self) -> bool:
+        """Return whether this epoch is saved: the first and the last one are, and others at intervals."""
+        due = self.share >= 1 or time.monotonic() >= self._next_save
+        return bool(self.world.broadcast(float(due)))
+
+    def _record(self, train: dict[str, float], monitored: dict[str, Any], sync: bool) -> None:
         val = {f"val_{k}": v for k, v in self.val.items()}
         passes = self.step.passes
         counts = {"steps": passes.steps, "gradients": passes.backward, "skipped": self.skipped}
         line = {"epoch": self.epoch, "progress": min(self.share, 1), **train, **val, **monitored, **counts}
-        records.append_line(self.folder / METRICS, line)
+        records.append_line(self.folder / METRICS, line, sync=sync)
         rate = self._images_per_second()
         times = {"epoch": self.epoch, "seconds": self.seconds, "images_per_second": rate}
-        records.append_line(self.folder / TIMING, times)
+        records.append_line(self.folder / TIMING, times, sync=sync)
 
     def _save(self, improved: bool) -> None:
         content = {name: getattr(self, name) for name in _SAVED}
         self.store.save(content, improved=improved, weights_only=self.share >= 1 and not self.run.keep)
+        self._next_save = time.monotonic() + save_seconds()
 
     def resume(self) -> None:
         """Resume from the folder's checkpoint, if there is one, and drop the records of later epochs."""

@@ -23,7 +23,7 @@ from steppe.training.run import TrainingStatus
 PROGRESS = "progress.json"
 _INTERVAL = 1.0  # seconds between two reports of a run
 _PATIENCE = 120.0  # seconds until a file server releases the lock of a machine that is gone
-_VARIABLES = ("STEPPE_CACHE", "STEPPE_DATA", "XDG_CACHE_HOME")
+_VARIABLES = ("STEPPE_CACHE", "STEPPE_DATA", "STEPPE_SAVE_SECONDS", "XDG_CACHE_HOME")
 
 
 def _environment() -> dict[str, str]:

@@ -7,6 +7,8 @@ number and the step.
 
 import hashlib
 import logging
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +37,25 @@ _log = logging.getLogger(__name__)
 def derive(seed: int, purpose: str) -> int:
     """Return a 62-bit seed for one purpose of a run; seeds of different purposes are unrelated."""
     return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:8], "big") >> 2
+
+
+def save_seconds() -> float:
+    """Return how long a run goes on, at least, before it is saved again: what is lost if it is killed.
+
+    It is that of the environment variable STEPPE_SAVE_SECONDS, else 1 second.
+
+    Raises InputError for what is no number.
+    """
+    text = os.environ.get("STEPPE_SAVE_SECONDS", "1")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if math.isnan(seconds):
+        raise InputError(
+            f"STEPPE_SAVE_SECONDS is {text!r}; give a number of seconds, or 0 to save after every epoch"
+        )
+    return seconds
 
 
 def verify(folder: Path) -> None:
@@ -76,6 +97,15 @@ class CheckpointStore:
     seed: int
     # names in the files of the previous checkpoint and of the newest
     _marks: list[tuple[str, str]] = field(default_factory=list)
+    # the best weights, if they are not saved yet
+    _best: list[Checkpoint] = field(default_factory=list)
+
+    def hold_best(self, epoch: int) -> None:
+        """Copy the weights of an epoch, the best one, for the next `save`."""
+        self.step.runtime.parallel.reshard()
+        with evaluation_weights(self.optimizer):
+            weights = {name: t.detach().clone() for name, t in self._weights().items()}
+        self._best[:] = [Checkpoint(weights, {"epoch": epoch})]
 
     def save(self, content: Mapping[str, Any], *, improved: bool, weights_only: bool = False) -> None:
         """Save the best weights, then the checkpoint that names them, then remove files of older checkpoints.
@@ -89,6 +119,9 @@ class CheckpointStore:
             with evaluation_weights(self.optimizer):
                 weights = Checkpoint(self._weights(), {"epoch": content["epoch"]})
                 shards.write(self.folder / f"{best}.safetensors", weights, best)
+        elif self._best:
+            shards.write(self.folder / f"{best}.safetensors", self._best[0], best)
+        self._best.clear()
         step = self.step.state_dict()
         tensors = self._weights()
         data = {
