@@ -57,6 +57,7 @@ def environment(where: Where, more: Mapping[str, str] | None = None) -> dict[str
     (home / "tmp").mkdir(parents=True, exist_ok=True)
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
     own = {"HOME": str(home), "TMPDIR": str(home / "tmp"), "STEPPE_CACHE": str(home / "cache"), "COLUMNS": "120"}
+    own["STEPPE_SAVE_SECONDS"] = "0"  # the trainings here are shorter than the usual interval
     own |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
     own["MPLCONFIGDIR"] = str(home / "mpl")
     own["TORCHINDUCTOR_CACHE_DIR"] = str(home / "inductor")

@@ -123,7 +123,8 @@ class Killed:
         if self.job.launcher and arguments is self.job.arguments:
             line = [line[0], "-m", *self.job.launcher, *line[1:]]
         with (self.home / "output.txt").open("wb") as output:
-            place = {"env": environment(self.where), "cwd": self.home}
+            interval = {"STEPPE_SAVE_SECONDS": self.moments.choice(["0", "0.2", "1"])}
+            place = {"env": environment(self.where, interval), "cwd": self.home}
             return subprocess.Popen(line, start_new_session=True, stdout=output, stderr=output, **place)
 
     def finish(self, arguments: tuple[str, ...], out: Path) -> str:
