@@ -339,6 +339,21 @@ def test_different_networks_learn_from_each_other_and_each_is_exported(tmp_path)
         result.export("plain", tmp_path / "4", network=1)
 
 
+def test_each_of_different_networks_is_tried_before_training(tmp_path):
+    code = tmp_path / "nets.py"
+    code.write_text("import torch\nwide = lambda: torch.nn.Linear(5, 2)\nfew = lambda: torch.nn.Linear(4, 1)\n")
+    y = (Y > 3).astype(int)
+    for name, message in (
+        ("wide", "on a batch of data: RuntimeError: mat1"),
+        ("few", "returns 1 classes and the data"),
+    ):
+        with pytest.raises(
+            InputError, match=rf"model .*nets.py:{name} on a batch.*{message}|nets.py:{name}.*{message}"
+        ):
+            steppe.compare(f"mlp-8x1+{code}:{name}", (X, y), ["dml"], seeds=1, out=tmp_path / "out", **FAST)
+    assert not list(tmp_path.glob("out/runs/*/metrics.jsonl"))
+
+
 def test_networks_that_are_no_better_than_a_constant_are_said_to_be_hardly_trained():
     train, test = (X[:40], Y[:40] + 100), (X[40:], Y[40:] + 100)
     options = {**FAST, "epochs": 1, "lr": None}

@@ -32,44 +32,50 @@ from steppe.training.evaluation import network_input
 from steppe.training.factories import (
     bind_options,
     evaluated_batches,
-    is_user_model,
+    is_user_code,
     make_loader,
     make_model,
     make_network,
     make_objective,
     make_optimizer,
+    model_names,
 )
 
 _SAMPLES = 8
 
 
 def check_first_batch(run: Run, data: DataSet) -> None:
-    """Raise InputError unless the network is the same under a seed and takes a batch, forward and backward."""
+    """Raise InputError unless each network is the same under a seed and takes a batch, forward and backward."""
     goal = make_objective(run, data)
-    with seeded(run.seed), hardware.fork_rng():
-        net = _new_network(run, data)
-        if is_user_model(run):
-            _check_same(run, net, _new_network(run, data))
-        net = net.to(hardware.device())
-        batch = _first_batch(run, data, net)
-        _check_targets(run, data, goal)
-        with _one_line(f"model {run.model} on a batch of {run.dataset}"):
-            loss, output = _forward(net, batch, goal, data.outputs)
-            if not math.isfinite(value := float(loss.detach())):
-                raise InputError(f"the loss of the first batch is {value}; repair the data or the loss")
-            loss.backward()  # type: ignore[no-untyped-call]
-            if all(p.grad is None for p in net.parameters() if p.requires_grad):
-                raise InputError("no parameter has a gradient of the loss; compute it from the network's output")
-        with _one_line(f"metric {goal.metric.name} on a batch of {run.dataset}"), torch.no_grad():
-            if (meter := _update(goal, output, batch)) and not _is_constant(batch.y):
-                meter.value([meter.state()])
-        net.eval()
-        for part, samples in (("validation", data.val), ("test", data.test)):
-            evaluated = evaluated_batches(run, data, samples.part(slice(0, _SAMPLES)))
-            for batch in (network_input(run, one, next(net.parameters())) for one in evaluated):
-                with _one_line(f"model {run.model} on {part} samples of {run.dataset}"), torch.no_grad():
-                    _, output = _forward(net, batch, goal, data.outputs)
-                    _update(goal, output, batch)
+    _check_targets(run, data, goal)
+    for number, name in enumerate(model_names(run)):
+        with seeded(run.seed), hardware.fork_rng():
+            _check_network(run, data, goal, name, number)
+
+
+def _check_network(run: Run, data: DataSet, goal: Objective, name: str, number: int) -> None:
+    net = _new_network(run, data, number)
+    if is_user_code(name):
+        _check_same(run, name, net, _new_network(run, data, number))
+    net = net.to(hardware.device())
+    batch = _first_batch(run, data, name, net)
+    with _one_line(f"model {name} on a batch of {run.dataset}"):
+        loss, output = _forward(net, batch, goal, data.outputs)
+        if not math.isfinite(value := float(loss.detach())):
+            raise InputError(f"the loss of the first batch is {value}; repair the data or the loss")
+        loss.backward()  # type: ignore[no-untyped-call]
+        if all(p.grad is None for p in net.parameters() if p.requires_grad):
+            raise InputError("no parameter has a gradient of the loss; compute it from the network's output")
+    with _one_line(f"metric {goal.metric.name} on a batch of {run.dataset}"), torch.no_grad():
+        if (meter := _update(goal, output, batch)) and not _is_constant(batch.y):
+            meter.value([meter.state()])
+    net.eval()
+    for part, samples in (("validation", data.val), ("test", data.test)):
+        evaluated = evaluated_batches(run, data, samples.part(slice(0, _SAMPLES)))
+        for batch in (network_input(run, one, next(net.parameters())) for one in evaluated):
+            with _one_line(f"model {name} on {part} samples of {run.dataset}"), torch.no_grad():
+                _, output = _forward(net, batch, goal, data.outputs)
+                _update(goal, output, batch)
 
 
 def check_step(run: Run, data: DataSet) -> None:
@@ -84,7 +90,7 @@ def check_step(run: Run, data: DataSet) -> None:
             options = bind_options(run) | of_task | {"steps": 100, "epoch": 10}
             step = method.bind(net, optimizer, **options)
             method.allocate(step.state, len(data.train), data.outputs)
-            step(_first_batch(run, data, net))
+            step(_first_batch(run, data, run.model, net))
 
 
 def _update(goal: Objective, output: Tensor, batch: Batch) -> Meter | None:
@@ -136,25 +142,25 @@ def _check_classes(expected: int, goal: Objective, output: Tensor, y: Any) -> No
         )
 
 
-def _new_network(run: Run, data: DataSet) -> nn.Module:
+def _new_network(run: Run, data: DataSet, number: int) -> nn.Module:
     torch.manual_seed(derive(run.seed, "init"))
-    net = make_model(run, data)
+    net = make_model(run, data, number)
     return net.double() if run.precision == "fp64" else net
 
 
-def _check_same(run: Run, net: nn.Module, again: nn.Module) -> None:
+def _check_same(run: Run, name: str, net: nn.Module, again: nn.Module) -> None:
     own = set(net.parameters())
     if net is again or any(p in own for p in again.parameters() if p.requires_grad):
         raise InputError(
-            f"model {run.model} returned a network with the same weights twice, so that each run would go on with "
+            f"model {name} returned a network with the same weights twice, so that each run would go on with "
             "those of the last; make a new one at each call, or return copy.deepcopy(net)"
         )
     first, second = net.state_dict(), again.state_dict()
     different = [k for k in first if k not in second or not _equal(first[k], second[k])]
     if different or first.keys() != second.keys():
-        name = next(iter(different), "its parameters")
+        where = next(iter(different), "its parameters")
         raise InputError(
-            f"model {run.model} is another each time under seed {run.seed} ({name} differs); draw all weights "
+            f"model {name} is another each time under seed {run.seed} ({where} differs); draw all weights "
             "from torch's generator, which is seeded, or from the seed"
         )
 
@@ -165,13 +171,13 @@ def _equal(a: Any, b: Any) -> bool:
     return a.shape == b.shape and torch.equal(a, b)
 
 
-def _first_batch(run: Run, data: DataSet, net: nn.Module) -> Batch:
+def _first_batch(run: Run, data: DataSet, name: str, net: nn.Module) -> Batch:
     batch = next(make_loader(run, data, run.method).epoch(1))
     if len(batch) > _SAMPLES:
         batch = batch.take(slice(0, _SAMPLES))
     trained = [p for p in net.parameters() if p.requires_grad]
     if not trained:
-        raise InputError(f"model {run.model} has no trainable parameter; give one that has")
+        raise InputError(f"model {name} has no trainable parameter; give one that has")
     return network_input(run, batch, trained[0])
 
 
@@ -207,7 +213,6 @@ def _loss_and_output(net: nn.Module, batch: Batch, goal: Objective, outputs: int
         raise InputError(f"it cannot be called without targets ({error}); give loss='model'") from error
     if len(output) != len(batch):
         raise InputError(f"it returned {tuple(output.shape)} for {len(batch)} samples; return one row for each")
-    _check_classes(outputs, goal, output, batch.y)
     _check_classes(outputs, goal, output, batch.y)
     return loss_value(goal.loss, output, batch.y), output
 

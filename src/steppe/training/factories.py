@@ -56,7 +56,7 @@ def make_model(run: Run, images: DataSet, number: int = 0) -> nn.Module:
     """
     names = model_names(run)
     name = names[number % len(names)]
-    net = _user_model(run, name, number) if _is_user_code(name) else _built_in_model(name, run, images)
+    net = _user_model(run, name, number) if is_user_code(name) else _built_in_model(name, run, images)
     if run.init:
         _start_from(net, Path(run.init))
     return net
@@ -88,7 +88,7 @@ def _start_from(net: nn.Module, folder: Path) -> None:
 
 def is_user_model(run: Run) -> bool:
     """Return whether a network of the run is made by code of the user's."""
-    return any(map(_is_user_code, model_names(run)))
+    return any(map(is_user_code, model_names(run)))
 
 
 def model_names(run: Run) -> list[str]:
@@ -96,7 +96,8 @@ def model_names(run: Run) -> list[str]:
     return [run.model] if user_code.is_registered("model", run.model) else run.model.split("+")
 
 
-def _is_user_code(name: str) -> bool:
+def is_user_code(name: str) -> bool:
+    """Return whether a network is made by code of the user's."""
     return user_code.is_registered("model", name) or user_code.reference_in(name) is not None
 
 
