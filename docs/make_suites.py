@@ -48,7 +48,7 @@ def table(task: str, content: dict[str, Any], controls: set[str]) -> str:
     """Return the table of a task in both views."""
     compute, epochs = (content["views"][view][task] for view in ("compute", "epochs"))
     rows = compute["rows"]
-    decimals = 1 if "%" in compute["metric"] else 2
+    decimals = 1 if compute["higher"] else 2  # shares are in percent
     sign = -1 if compute["higher"] else 1
     order = sorted(rows, key=lambda name: (name in controls, sign * (mean_std(rows[name]["last"])[0])))
     better = "higher" if compute["higher"] else "lower"

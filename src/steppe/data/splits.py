@@ -161,7 +161,7 @@ def apply(name: str, source: Source, options: Data) -> DataSet:
     """
     if options.split_seed < 0:
         raise InputError(f"data.split_seed is {options.split_seed}; give 0 or a positive whole number")
-    # the default cannot be told from what the user gave
+    # the default may be what the user gave
     augment = " ".join(options.augment) if options.augment != Data().augment else ""
     pixels = {"augment": augment, "noise": options.noise, "views": ", ".join(options.views), "tta": options.tta}
     option, value = next(((k, v) for k, v in pixels.items() if v), ("", ""))
