@@ -6,6 +6,7 @@ there are also the league tables of both views, with the columns of `steppe.repo
 """
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ def league(view: dict[str, Any], tasks: list[str], controls: set[str]) -> str:
             better = (d.mean > 0) == higher
             won[name] += d.significant and better
             lost[name] += d.significant and not better
-            excess.setdefault(name, []).append(errors[name] / best - 1)
+            over = errors[name] / best - 1 if best > 0 else math.inf if errors[name] > 0 else 0.0
+            excess.setdefault(name, []).append(over)
             if name in methods:
                 below = sum(errors[other] < errors[name] for other in methods)
                 equal = sum(errors[other] == errors[name] for other in methods)

@@ -71,6 +71,11 @@ def test_runs_of_two_splits_are_no_soup(homes: dict[str, Path], tmp_path: Path):
         (other / "config.json").write_text(json.dumps(config | {"data": config["data"] | {name: value}}))
         with pytest.raises(steppe.InputError, match="has other data or another split than"):
             make_soup([homes["plain"], other], greedy=True)
+    other = tmp_path / "augmented"
+    shutil.copytree(homes["sam"], other)
+    changed = config["data"] | {"augment": ["flip"], "noise": 0.5}
+    (other / "config.json").write_text(json.dumps(config | {"data": changed}))
+    assert make_soup([homes["plain"], other], greedy=False).members == [homes["plain"], other]
 
 
 def test_one_run_is_no_soup(homes: dict[str, Path]):

@@ -216,6 +216,11 @@ REFUSED = {
     "the loss of the first batch is nan": {"data": (X * np.nan, Y)},
     "store is 'half' and the outputs are numbers": {"methods": ["saf:store=half"]},
     "target is 'linear', which needs the class": {"methods": ["gc+kdcl:target=linear"]},
+    "resplit is true and all seeds have the same samples of data": {
+        "data": ((X, Y), (X + 1, Y), (X - 1, Y)),
+        "resplit": True,
+        "seeds": 2,
+    },
     "budget is 'soon'": {"budget": "soon", "epochs": None},
     "return one for each class, or give task='regression'": {"data": (X, CLASSES)},
     "returns 1 classes and the data have 2": {"data": (X, CLASSES % 2)},
@@ -345,11 +350,9 @@ def test_each_of_different_networks_is_tried_before_training(tmp_path):
     y = (Y > 3).astype(int)
     for name, message in (
         ("wide", "on a batch of data: RuntimeError: mat1"),
-        ("few", "returns 1 classes and the data"),
+        ("few", "on a batch of data: the network returns 1 classes and the data"),
     ):
-        with pytest.raises(
-            InputError, match=rf"model .*nets.py:{name} on a batch.*{message}|nets.py:{name}.*{message}"
-        ):
+        with pytest.raises(InputError, match=f"^model .*nets.py:{name} {message}"):
             steppe.compare(f"mlp-8x1+{code}:{name}", (X, y), ["dml"], seeds=1, out=tmp_path / "out", **FAST)
     assert not list(tmp_path.glob("out/runs/*/metrics.jsonl"))
 

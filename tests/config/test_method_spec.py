@@ -51,6 +51,8 @@ def test_values_are_numbers_texts_or_booleans():
         ("sam", ["two-step"]),
         ("sam+gc", ["two-step"]),
         ("sam:every=5", ["two-step:every=5"]),
+        ("rwp:every=5", ["plain", "two-step:every=5"]),
+        ("looksam:stop=0.5", ["plain"]),
         ("sam:start=0.5,rho=0.1+gc", ["two-step:start=0.5"]),
         ("sam:tail=0.3", ["sam:rho=0.05,spread=0.3"]),  # in its spelling there
         ("sam:tail=0.3+gc", ["sam:spread=0.3+gc"]),

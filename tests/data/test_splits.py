@@ -11,6 +11,7 @@ from steppe.config import Data, Run
 from steppe.data import load
 from steppe.data.dataset import Images, Source
 from steppe.data.splits import apply, noisy_labels, shot_groups, stratified
+from steppe.training.run import check_augmentation
 
 
 def source(per_class: list[int], test: int = 10) -> Source:
@@ -146,7 +147,18 @@ def test_numbers_have_no_classes_to_unbalance() -> None:
         load("diabetes", Data(label_noise=0.1))
 
 
-@pytest.mark.parametrize("options", [{"noise": 1.0}, {"views": ("plain",)}, {"augment": ("flip", "crop")}])
+def test_an_augmentation_is_refused_if_no_data_set_has_images() -> None:
+    sets = {name: load(name, Data(augment=("flip",))) for name in ("diabetes", "digits")}
+    check_augmentation(Data(augment=("flip",)), sets)
+    for augment in (("cutmix",), ()):
+        check_augmentation(Data(augment=augment), {"diabetes": sets["diabetes"]})
+    with pytest.raises(
+        InputError, match="data.augment is flip and diabetes has no images of whole numbers; leave"
+    ):
+        check_augmentation(Data(augment=("flip",)), {"diabetes": sets["diabetes"]})
+
+
+@pytest.mark.parametrize("options", [{"noise": 1.0}, {"views": ("plain",)}])
 def test_options_of_images_are_refused_for_tables(options: dict[str, object]) -> None:
     with pytest.raises(InputError, match="and diabetes has no images of whole numbers; leave it out"):
         load("diabetes", Data(**options))

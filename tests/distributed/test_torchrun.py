@@ -139,6 +139,30 @@ def test_two_sharded_processes_end_what_one_process_began(alone, tmp_path):
 
 
 @pytest.mark.slow
+def test_sharded_processes_that_are_saved_at_intervals_keep_the_best_epoch(tmp_path, monkeypatch):
+    size = ["--data.train", "60", "--data.val", "40", "--data.test", "30", "--data.size", "8", "--batch", "20"]
+    sgd = ["--optim.name", "sgd", "--optim.lr", "0.3", "--optim.schedule", "constant", "--data.augment", "none"]
+    run = [
+        "train",
+        "--model",
+        "mlp-16x1",
+        "--method",
+        "ema:decay=0.5",
+        "--epochs",
+        "8",
+        "--sync",
+        "global",
+        *size,
+        *sgd,
+    ]
+    pooled(*run, *FSDP, "--out", str(tmp_path / "each"))
+    monkeypatch.setenv("STEPPE_SAVE_SECONDS", "inf")
+    outputs(torchrun(*run, *FSDP, "--out", str(tmp_path / "ends")))
+    each, ends = (result(tmp_path / name) for name in ("each", "ends"))
+    assert (each["test"], each["val"]) == (ends["test"], ends["val"])
+    assert 1 < each["test"]["best"]["epoch"] < 8  # neither of the two that are saved
+
+
 def test_a_job_whose_process_is_killed_starts_again_and_ends_with_the_same_bits(tmp_path):
     """Dropout, BatchNorm, noise of each process's own, augmentation: all as in an undisturbed job."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -15,7 +15,7 @@ from support.interrupted import process_with
 
 from steppe import RunError, experiments, records
 from steppe.config import Data, Run, Study
-from steppe.experiments import run_lock
+from steppe.experiments import run_lock, split_cache
 from steppe.training.run import load_data, train_run
 
 HERE = Path(__file__).parents[1]
@@ -59,6 +59,18 @@ def test_each_seed_has_a_split_of_its_own_however_it_is_launched(tmp_path):
         assert one.shape == other.shape and not one.equal(other)
     assert all(a.equal(b) for own in samples.values() for a, b in zip(*own, strict=True))  # alike for all methods
     assert records.load(tmp_path / "here").resplit
+
+
+def test_of_many_splits_a_few_are_in_memory(monkeypatch):
+    runs = Study(methods=("plain", "sam"), seeds=(0, 1, 2, 3), resplit=True, data=Data(train=40, size=8)).runs()
+    loaded = []
+    monkeypatch.setattr(split_cache, "load_data", lambda run: loaded.append(run.data.split_seed) or object())
+    splits = split_cache.SplitCache({runs[0].data_key: object()}, 2)
+    samples = [splits.get(run) for run in runs]
+    assert loaded == [1, 2, 3] and samples[::2] == samples[1::2] and len(set(samples)) == 4
+    assert splits.get(runs[4]) is samples[4] and loaded == [1, 2, 3]
+    splits.get(runs[2])
+    assert loaded == [1, 2, 3, 1]
 
 
 def test_a_second_comparison_in_the_same_folder_is_refused(tmp_path):

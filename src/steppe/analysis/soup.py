@@ -94,7 +94,7 @@ def _require_one_split(folders: Sequence[Path]) -> None:
     splits = []
     for folder in folders:
         run = engine.read_run(folder)
-        splits.append((engine.stored_images(folder).get("fingerprint", run.dataset), run.data.not_augmented()))
+        splits.append((engine.stored_images(folder).get("fingerprint", run.dataset), run.data.split()))
     for folder, split in zip(folders, splits, strict=True):
         if split != splits[0]:
             raise InputError(

@@ -1,7 +1,7 @@
 """The options of the data: which images, their size and their augmentation."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from steppe.config._checks import check_choices, check_positive
 from steppe.config.fields import added
@@ -95,9 +95,10 @@ class Data:
         if len({step.partition(":")[0] for step in self.augment}) != len(self.augment):
             raise InputError(f"data.augment names a step twice: {', '.join(self.augment)}; name each once")
 
-    def not_augmented(self) -> "Data":
-        """Return the same options without the augmentations of training batches."""
-        return replace(self, augment=(), views=())
+    def split(self) -> dict[str, Any]:
+        """Return what decides which samples are trained on and validated, and how the network sees them."""
+        names = ("train", "val", "split_seed", "classes", "legacy_share", "size", "normalize")
+        return {name: getattr(self, name) for name in names}
 
     def with_split(self, number: int) -> "Data":
         """Return the same options with the split ``split_seed + number``."""

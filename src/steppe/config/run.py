@@ -33,6 +33,8 @@ TaskName = Literal[
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"  # with which cuBLAS is deterministic
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
+DataKey = tuple[str, Data, str]  # of `Run.data_key`
+
 DEFAULT_METHODS = ("plain", "repeat-step", "two-step", "gc", "agc", "sam", "sadt-v1", "sadt-v2", "sadt-v3")
 
 
@@ -197,7 +199,7 @@ class Run(RunOptions):
         return f"{self.label} seed {self.seed}"
 
     @property
-    def data_key(self) -> tuple[str, Data, str]:
+    def data_key(self) -> DataKey:
         """What the run's samples depend on; runs with equal keys have the same."""
         return self.dataset, self.data, self.task
 

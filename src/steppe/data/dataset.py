@@ -196,6 +196,21 @@ class Fetched:
 Samples = Images | Tensors | Fetched
 
 
+def same_samples(a: Samples, b: Samples) -> bool:
+    """Return whether two parts of one data set have the same samples in the same order."""
+    if isinstance(a, Fetched) and isinstance(b, Fetched):
+        rows, others = (np.arange(len(s)) if s.rows is None else s.rows for s in (a, b))
+        return np.array_equal(rows, others)
+    if isinstance(a, Images) and isinstance(b, Images):
+        if a.file is not None and a.rows is not None and b.rows is not None:
+            return torch.equal(a.rows, b.rows)
+        return torch.equal(a.x, b.x)
+    if isinstance(a, Tensors) and isinstance(b, Tensors):
+        inputs, other = (s.x.values() if isinstance(s.x, Mapping) else [s.x] for s in (a, b))
+        return all(map(torch.equal, inputs, other))
+    return False
+
+
 @dataclass(frozen=True)
 class DataSet:
     """The training, validation and test samples of a run.

@@ -76,9 +76,8 @@ class Loader:
         self.steps = list(views[0]) if views else make_steps(augment, blank=normalize.colour)
         self.further, self.crops_augmented = views[1:] or [[crop]] * crops, not views
         self.mixes = not views and any(name in MIXING for name in augment)
-        for step in itertools.chain(
-            self.steps, *self.further
-        ):  # one that these images do not allow is refused here
+        # a step that these images do not allow is refused here
+        for step in itertools.chain(self.steps, *self.further):
             step.draw(Draws(np.random.default_rng(0)), (1, *images.pixels.shape[1:]))
 
     def __len__(self) -> int:

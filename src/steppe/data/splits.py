@@ -161,9 +161,7 @@ def apply(name: str, source: Source, options: Data) -> DataSet:
     """
     if options.split_seed < 0:
         raise InputError(f"data.split_seed is {options.split_seed}; give 0 or a positive whole number")
-    # the default may be what the user gave
-    augment = " ".join(options.augment) if options.augment != Data().augment else ""
-    pixels = {"augment": augment, "noise": options.noise, "views": ", ".join(options.views), "tta": options.tta}
+    pixels = {"noise": options.noise, "views": ", ".join(options.views), "tta": options.tta}
     option, value = next(((k, v) for k, v in pixels.items() if v), ("", ""))
     if option and not isinstance(source.train, Images):
         raise InputError(f"data.{option} is {value} and {name} has no images of whole numbers; leave it out")

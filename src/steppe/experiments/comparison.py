@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from steppe import hardware, methods, records
-from steppe.config import Data, Run, Study
+from steppe.config import Run, Study
+from steppe.config.run import DataKey
 from steppe.core.method import Method
-from steppe.data.dataset import DataSet
+from steppe.data.dataset import DataSet, same_samples
 from steppe.distributed import collectives
 from steppe.errors import InputError
 from steppe.experiments.launchers.cluster import Cluster, launch_on_cluster
@@ -21,12 +22,14 @@ from steppe.experiments.launchers.in_process import launch_here
 from steppe.experiments.launchers.local import launch
 from steppe.experiments.launchers.torchrun import run_in_torchrun
 from steppe.experiments.run_lock import ComparisonRun, Progress, file_lock
+from steppe.experiments.split_cache import SplitCache
 from steppe.training.checkpoint import save_and_resume
 from steppe.training.evaluation import of_constant
 from steppe.training.factories import make_objective
 from steppe.training.run import (
     CHECKPOINT,
     RESULT,
+    check_augmentation,
     check_images,
     check_run,
     load_data,
@@ -35,7 +38,6 @@ from steppe.training.run import (
 )
 
 COMPARISON = "compare.json"
-DataKey = tuple[str, Data, str]
 _log = logging.getLogger(__name__)
 
 
@@ -44,7 +46,7 @@ class ComparisonPlan:
     """A comparison before it runs: its jobs and its folder.
 
     ``memory`` has the bytes that each method stores per run, ``images`` the description of each data set, ``sets``
-    the data sets themselves, by `Run.data_key`, unless all runs are finished.
+    the data sets themselves, each with its first split, by `Run.data_key`, unless all runs are finished.
     """
 
     study: Study
@@ -96,14 +98,17 @@ def prepare(
         grid = ComparisonPlan(study, out, jobs, {}, description)
         world.on_main_process(lambda: records.write_json(out / COMPARISON, _description(grid, command)))
         return grid
-    memory = {run.label: memory_bytes(run, sets[run.data_key]) for run in runs}
+    by_name = {name: images for (name, _, _), images in sets.items()}
+    if study.resplit and len(study.seeds) > 1:
+        world.main_process_first(lambda: _check_splits(runs, sets))
+    memory = {run.label: memory_bytes(run, by_name[run.dataset]) for run in runs}
     first = {run.dataset: run for run in reversed(runs)}
-    described = {name: describe_images(run, sets[run.data_key]) for name, run in reversed(first.items())}
+    described = {name: describe_images(first[name], images) for name, images in by_name.items()}
     grid = ComparisonPlan(study, out, jobs, memory, described, sets)
 
     def write() -> None:
         for job in jobs:
-            check_saved(job, sets[job.run.data_key], retry)
+            check_saved(job, by_name[job.run.dataset], retry)
         records.make_folder(out)
         records.write_json(out / COMPARISON, _description(grid, command))
 
@@ -153,8 +158,9 @@ def run_here(grid: ComparisonPlan, progress: Progress) -> dict[ComparisonRun, st
 
     Raises RunError if another process works on the same comparison.
     """
+    loaded = SplitCache(grid.sets, 1)
     with _lock(grid.out):
-        return launch_here(grid.open, progress, lambda run: grid.sets[run.data_key])
+        return launch_here(grid.open, progress, loaded.get)
 
 
 def _finished_description(jobs: list[ComparisonRun], out: Path) -> dict[str, dict[str, Any]] | None:
@@ -179,18 +185,36 @@ def _name(run: Run, study: Study) -> str:
 
 
 def load_and_check(runs: list[Run], progress: Callable[[int, int], None] | None) -> dict[DataKey, DataSet]:
-    """Load every data set with each of its splits, and check each data set, model and method on one of them."""
+    """Load every data set with its first split, and check every combination of data, model and method on it."""
     sets: dict[DataKey, DataSet] = {}
+    by_name: dict[str, DataSet] = {}
+    for run in runs:
+        if run.dataset not in by_name:
+            by_name[run.dataset] = sets[run.data_key] = load_data(run, progress)
+    if runs:
+        check_augmentation(runs[0].data, by_name)
     checked: set[tuple[str, str, str]] = set()
     for run in runs:
-        if run.data_key not in sets:
-            sets[run.data_key] = load_data(run, progress)
         key = (run.dataset, run.model, run.label)
         if key not in checked:
             first = not any(other[:2] == key[:2] for other in checked)
             checked.add(key)
-            check_run(run, sets[run.data_key], first=first)
+            check_run(run, by_name[run.dataset], first=first)
     return sets
+
+
+def _check_splits(runs: list[Run], sets: dict[DataKey, DataSet]) -> None:
+    """Refuse splits for each seed of data sets that all seeds have alike."""
+    equal = []
+    for key, images in sets.items():
+        other = next(run for run in runs if run.dataset == key[0] and run.data_key != key)
+        again = load_data(other)
+        equal.append(same_samples(images.train, again.train) and same_samples(images.val, again.val))
+    if all(equal):
+        raise InputError(
+            f"resplit is true and all seeds have the same samples of {next(iter(sets))[0]}, its parts are fixed;"
+            " give data.train, or leave resplit out"
+        )
 
 
 def check_saved(job: ComparisonRun, images: DataSet, retry: bool) -> None:

@@ -16,13 +16,12 @@ from typing import Any
 
 from steppe import hardware, methods, records
 from steppe.config import Run, Study
-from steppe.config.run import Match, RunOptions
+from steppe.config.run import DataKey, Match, RunOptions
 from steppe.config.suites import Setting, Suite, SuiteRow, SuiteTask
 from steppe.data.dataset import DataSet
 from steppe.errors import InputError
 from steppe.experiments.comparison import (
     ComparisonPlan,
-    DataKey,
     check_saved,
     load_and_check,
     method_description,
@@ -162,14 +161,12 @@ class TaskRuns:
 
     def check(self, progress: Callable[[int, int], None] | None, retry: bool = False) -> None:
         """Load the task's data and check every setting of every row on them; nothing if all runs are finished."""
-        plain = self._plain_row()
-        final = [self._job(plain, plain.settings[0], seed, "gradients") for seed in self.final]
         if not self.left()[0] and not retry:
             return
         # the start is not trained yet
-        sets = load_and_check([replace(job.run, init="") for job in self._all_tuning() + final], progress)
+        sets = load_and_check([replace(job.run, init="") for job in self._all_tuning()], progress)
         self.images = next(iter(sets.values()))
-        self.sets = sets | load_and_check([job.run for job in self._starts()], progress)
+        self.sets = sets | load_and_check([job.run for job in self._starts()[:1]], progress)
 
     def left(self) -> tuple[int, list[float]]:
         """Return the number of runs that are missing, at most, and the seconds of each finished one."""

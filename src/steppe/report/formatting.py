@@ -24,7 +24,8 @@ _CLASSES = {"multi-label": "labels", "ordinal": "ordered classes"}
 BEST_OF_ALL = "best of all"
 SPLITS = {  # by whether each seed has a split of its own
     False: "All seeds have the same samples and the same split, and intervals do not cover that choice",
-    True: "Each seed has a split of its own, and intervals cover the choice of the samples",
+    True: "Each seed has a split of its own: intervals cover the choice of training and validation samples from "
+    "the data set, and not that of test samples that are fixed",
 }
 
 

@@ -13,7 +13,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from steppe import data, hardware, records, tracking
-from steppe.config import Run, essential, field_types, from_dict, parse_dataset, user_code, with_path
+from steppe.config import Data, Run, essential, field_types, from_dict, parse_dataset, user_code, with_path
 from steppe.core.composition import ActiveWindow, parts
 from steppe.core.method import Method
 from steppe.core.method.registry import names_in
@@ -29,8 +29,9 @@ from steppe.training.optimizers import learning_rate
 from steppe.training.trainer import ProgressCallback, Trainer, TrainingFailed, TrainingStatus
 
 __all__ = [
-    "CHECKPOINT", "CONFIG", "RESULT", "ProgressCallback", "TrainingStatus", "check_images", "check_run", "digest",
-    "finished_result", "load_data", "load_images", "read_run", "stored_images", "train_run",
+    "CHECKPOINT", "CONFIG", "RESULT", "ProgressCallback", "TrainingStatus", "check_augmentation",
+    "check_images", "check_run", "digest", "finished_result", "load_data", "load_images", "read_run",
+    "stored_images", "train_run",
 ]  # fmt: skip
 
 CONFIG, RESULT = "config.json", "result.json"
@@ -154,6 +155,16 @@ def user_code_of(run: Run) -> dict[str, dict[str, str]]:
     names |= {f"model {i}" if i else "model": name for i, name in enumerate(model_names(run))}
     methods_ = {f"method {i}": name for i, name in enumerate(names_in(run.label)) if ":" in name}
     return user_code.fingerprints(names | methods_)
+
+
+def check_augmentation(options: Data, sets: Mapping[str, DataSet]) -> None:
+    """Raise InputError for an augmentation if no data set has images; the default has no effect then."""
+    if options.augment in ((), Data().augment) or any(isinstance(d.train, Images) for d in sets.values()):
+        return
+    raise InputError(
+        f"data.augment is {' '.join(options.augment)} and {' and '.join(sets)} has no images of whole numbers; "
+        "leave it out"
+    )
 
 
 def check_run(run: Run, images: DataSet, *, first: bool = True) -> None:

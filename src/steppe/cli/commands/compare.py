@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 # fields that may be set in the demo
-_OF_DEMO = ("methods", "seeds", "threads", "track", "workers", "keep")
+_OF_DEMO = ("methods", "seeds", "resplit", "threads", "track", "workers", "keep")
 
 
 def add_arguments(parser: ArgumentParser) -> None:

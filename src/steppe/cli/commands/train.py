@@ -31,7 +31,14 @@ def run(options: Namespace, command: str) -> int:
     from steppe.errors import InputError
     from steppe.experiments import run_lock
     from steppe.training.dry_run import plan
-    from steppe.training.run import check_run, finished_result, load_data, memory_bytes, train_run
+    from steppe.training.run import (
+        check_augmentation,
+        check_run,
+        finished_result,
+        load_data,
+        memory_bytes,
+        train_run,
+    )
 
     config: Run = configuration(add_arguments, Run, options, command)
     hardware.keep_freed_memory()
@@ -48,6 +55,7 @@ def run(options: Namespace, command: str) -> int:
         with Display(1, terminal) as display:
             display.update(config.title, result)
         return _end(terminal, folder, result)
+    check_augmentation(config.data, {config.dataset: images})
     check_run(config, images)
     print_images(terminal, config.dataset, images.description())
     if options.plan:

@@ -156,8 +156,11 @@ def controls_of(method: Method, decay_start: float | None = None, among: Collect
     """
     same = {json.dumps(other.to_dict(), sort_keys=True): spec_of(other) for other in among}
     names = _controls(method, decay_start)
-    own = [name if ":" not in name else json.dumps(parse(name).to_dict(), sort_keys=True) for name in names]
-    return [same.get(key, name) for key, name in zip(own, names, strict=True)]
+    for i, name in enumerate(names):
+        with suppress(InputError):  # a user's method may name what is not in the list
+            key = json.dumps(parse(name).to_dict(), sort_keys=True) if ":" in name else ""
+            names[i] = same.get(key, name)
+    return names
 
 
 def _controls(method: Method, decay_start: float | None) -> list[str]:
@@ -165,7 +168,10 @@ def _controls(method: Method, decay_start: float | None) -> list[str]:
         if evenly := _spread_evenly(method, decay_start):
             return [spec_of(evenly)]
         if isinstance(method, ActiveWindow):
-            return [spec_of(replace(method, method=parse(name))) for name in method.method.controls]
+            return [
+                name if name == "plain" else spec_of(replace(method, method=parse(name)))
+                for name in method.method.controls
+            ]
         if isinstance(method, On):
             return _controls(method.rule, decay_start) or _controls(method.base, decay_start)
     return list(method.controls)
@@ -178,7 +184,11 @@ def _spread_evenly(method: Method, decay_start: float | None) -> Method | None:
         return On(parts[0] or method.rule, parts[1] or method.base) if any(parts) else None
     if not isinstance(method, ActiveWindow) or method.tail is None:
         return None
-    tail = method.tail if not isinstance(method.tail, str) else 1 - (decay_start or 0.0)
+    tail = method.tail
+    if isinstance(tail, str):
+        if decay_start is None:
+            return None
+        tail = 1 - decay_start
     share = round(tail * (1 / method.every if method.spread is None else method.spread), 12)
     return replace(method, tail=None, every=1, spread=share)
 

@@ -7,7 +7,6 @@ interpreter to launch the work of all.
 """
 
 import contextlib
-import functools
 import os
 import pickle
 import signal
@@ -16,15 +15,17 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from steppe import hardware
 from steppe.config import Run
+from steppe.config.run import DataKey
 from steppe.config.user_code import Code
 from steppe.data.dataset import DataSet
 from steppe.distributed.forkserver import forkserver_context
+from steppe.errors import InputError
 from steppe.experiments.launchers._packing import Packing
 from steppe.experiments.run_lock import PATIENCE, ComparisonRun, News, Progress
+from steppe.experiments.split_cache import SplitCache
 from steppe.experiments.worker import WORKERS, killed_message, train_job
 from steppe.training.run import TrainingStatus
 
@@ -38,12 +39,13 @@ class _Worker:
 
 
 def launch(
-    jobs: Sequence[ComparisonRun], workers: int, progress: Progress, sets: Mapping[Any, DataSet] | None = None
+    jobs: Sequence[ComparisonRun], workers: int, progress: Progress, sets: Mapping[DataKey, DataSet] | None = None
 ) -> dict[ComparisonRun, str]:
     """Run all jobs, at most ``workers`` at once, and return the errors by job.
 
     With 0 workers their number grows as long as they train on more images per second together (see `Packing`).
-    ``sets`` are the data sets by `Run.data_key`, which workers otherwise load themselves.
+    ``sets`` are the data sets by `Run.data_key`, of which other splits are loaded here too; without any, workers
+    load them themselves.
 
     ``progress(job, news)`` is called with each status, result and error. A run whose worker is killed resumes from
     its checkpoint in another worker, up to `WORKERS` of them. On Ctrl-C the workers are killed and
@@ -57,10 +59,16 @@ def launch(
     context = forkserver_context(workers or min(len(jobs), _MOST), "steppe.training.run", *more)
     code = Code()
     packing = Packing.fixed(workers) if workers else Packing(min(len(jobs), _MOST))
+    splits = SplitCache(sets or {}, 2)
+    pickled: dict[DataKey, bytes | None] = {}
 
-    @functools.lru_cache(maxsize=2)  # the runs of a seed follow each other
-    def data_of(key: Any) -> bytes | None:
-        return _pickled(sets[key]) if sets and key in sets else None
+    def data_of(run: Run) -> bytes | None:
+        if run.data_key not in pickled and sets:
+            while len(pickled) > 1:
+                del pickled[next(iter(pickled))]
+            with contextlib.suppress(InputError):  # the worker names the error
+                pickled[run.data_key] = _pickled(splits.get(run))
+        return pickled.get(run.data_key)
 
     waiting = list(jobs)
     attempts = dict.fromkeys(waiting, WORKERS)
@@ -73,7 +81,7 @@ def launch(
                 receiver, sender = context.Pipe(duplex=False)
                 # not a daemon: daemons may have no children, which a run with data workers has
                 # in this order: a run's method may be of the code
-                arguments = (code, job.run, job.folder, sender, data_of(job.run.data_key))
+                arguments = (code, job.run, job.folder, sender, data_of(job.run))
                 process = context.Process(target=_work, args=arguments, daemon=False)
                 process.start()
                 sender.close()

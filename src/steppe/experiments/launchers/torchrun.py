@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from steppe import hardware
+from steppe.config.run import DataKey
 from steppe.data.dataset import DataSet
 from steppe.distributed import collectives
 from steppe.errors import InputError, RunError
@@ -21,7 +21,7 @@ def run_in_torchrun(jobs: Sequence[ComparisonRun], progress: Progress) -> dict[C
     world = collectives.current_world()
     hardware.keep_freed_memory()
     errors: dict[ComparisonRun, str] = {}
-    cached: dict[Any, DataSet] = {}
+    cached: dict[DataKey, DataSet] = {}
     for job in jobs:
         hardware.forget_peak_memory()
         try:

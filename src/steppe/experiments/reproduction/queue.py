@@ -135,11 +135,18 @@ class PaperTable:
                 for seed in self.seeds
                 for row in self.rows
             ],
-            "methods": {row: method_description(run.method) for row, run in self.rows.items()},
+            "methods": {row: self._about(run) for row, run in self.rows.items()},
             "table": {"recipe": self.recipe.name, "data": self.data, "model": self.model}
             | {"protocol": self.protocol, "control": next(iter(self.controls), None)},
         }
         records.write_json(self.out / COMPARISON, content)
+
+    def _about(self, run: Run) -> dict[str, Any]:
+        """Return the description of a row's method, its controls by their rows."""
+        rows = {other.label: row for row, other in self.rows.items()}
+        among = [other.method for other in self.rows.values()]
+        about = method_description(run.method, among, run.optim.decay_start)
+        return about | {"controls": [rows.get(name, name) for name in about["controls"]]}
 
     def failed(self) -> bool:
         """Return whether the training of a run failed."""

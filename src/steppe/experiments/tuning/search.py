@@ -28,7 +28,7 @@ from steppe.tasks.metric import ACCURACY, Metric
 from steppe.training.checkpoint.save_and_resume import derive
 from steppe.training.evaluation import of_constant
 from steppe.training.factories import make_objective
-from steppe.training.run import TrainingStatus, check_run, finished_result, train_run
+from steppe.training.run import TrainingStatus, check_augmentation, check_run, finished_result, train_run
 from steppe.training.trainer import METRICS
 
 try:
@@ -105,6 +105,7 @@ def search(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if isinstance(images, DataSet):
+        check_augmentation(run.data, {run.dataset: images})
         check_run(run, images)
     elif not (out / JOURNAL).exists():
         raise images

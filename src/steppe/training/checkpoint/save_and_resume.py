@@ -104,7 +104,11 @@ class CheckpointStore:
         """Copy the weights of an epoch, the best one, for the next `save`."""
         self.step.runtime.parallel.reshard()
         with evaluation_weights(self.optimizer):
-            weights = {name: t.detach().clone() for name, t in self._weights().items()}
+            # on the host, which has room where a GPU may have none
+            weights = {
+                name: t.detach().clone() if sharded(t) else t.detach().to("cpu", copy=True)
+                for name, t in self._weights().items()
+            }
         self._best[:] = [Checkpoint(weights, {"epoch": epoch})]
 
     def save(self, content: Mapping[str, Any], *, improved: bool, weights_only: bool = False) -> None:
