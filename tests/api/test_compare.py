@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-import torchmetrics
 from safetensors.torch import load_file
 from scipy import stats
 from torch import nn
@@ -206,11 +205,6 @@ REFUSED = {
     "the loss has no gradient": {"loss": lambda o, y: (o.detach().squeeze(1) - y).square().mean()},
     "Using a target size": {"loss": nn.functional.mse_loss},
     "has no direction": {"metric": worst},
-    "is a collection of several, 'mae' or 'r2'; give one of them": {
-        "metric": torchmetrics.MetricCollection(
-            {"mae": torchmetrics.MeanAbsoluteError(), "r2": torchmetrics.R2Score()}
-        )
-    },
     "is a SGD of one network's parameters": {"optimizer": torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)},
     "unknown option 'epoch'; did you mean 'epochs'": {"epoch": 3},
     "the loss of the first batch is nan": {"data": (X * np.nan, Y)},
@@ -342,6 +336,16 @@ def test_different_networks_learn_from_each_other_and_each_is_exported(tmp_path)
         result.export("dml", tmp_path / "3", network=3)
     with pytest.raises(InputError, match="network is 1 and plain trains one network"):
         result.export("plain", tmp_path / "4", network=1)
+
+
+def test_a_collection_of_metrics_is_refused_with_their_names():
+    import torchmetrics
+
+    several = torchmetrics.MetricCollection(
+        {"mae": torchmetrics.MeanAbsoluteError(), "r2": torchmetrics.R2Score()}
+    )
+    with pytest.raises(InputError, match="is a collection of several, 'mae' or 'r2'; give one of them"):
+        steppe.compare(make, (X, Y), ["plain"], metric=several, seeds=1, **FAST)
 
 
 def test_each_of_different_networks_is_tried_before_training(tmp_path):

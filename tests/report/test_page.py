@@ -206,7 +206,9 @@ def test_environments_folders_and_unreadable_images_are_named(full: Any) -> None
         assert f"<code>runs/{home.name}</code>" in text
 
 
-def test_curves_have_four_panels_and_a_line_per_method(home: Path) -> None:
+def test_curves_have_four_panels_and_a_line_per_method(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # torchmetrics imports it too, in tests that run in this process
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
     comparison = load(home)
     figure = curves.figure(comparison, 8)
     assert len(figure.axes) == 4
