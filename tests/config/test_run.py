@@ -137,6 +137,8 @@ def test_with_resplit_each_seed_has_its_own_split_and_without_it_names_stay():
     study = Study(methods=("plain", "sam"), seeds=(0, 4), data=Data(split_seed=2))
     assert {r.data.split_seed for r in study.runs()} == {2}
     assert "resplit" not in study.as_dict()
+    with pytest.raises(InputError, match="seeds has -1; give 0 or positive whole numbers"):
+        dataclasses.replace(study, resplit=True, seeds=(-1, 0))
     own = dataclasses.replace(study, resplit=True)
     assert [r.data.split_seed for r in own.runs()] == [2, 2, 6, 6]
     assert own.runs()[0].digest() == study.runs()[0].digest()

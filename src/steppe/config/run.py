@@ -246,6 +246,8 @@ class Study(RunOptions):
                 raise InputError(f"{name} is empty; name at least one")
             if len(set(values)) != len(values):
                 raise InputError(f"{name} names one twice: {' '.join(map(str, values))}; name each once")
+        if self.resplit and min(self.seeds) < 0:  # the error would be that of a split
+            raise InputError(f"seeds has {min(self.seeds)}; give 0 or positive whole numbers")
 
     def runs(self) -> list[Run]:
         """Return every run of the grid; the methods of one seed follow each other."""

@@ -20,12 +20,7 @@ from steppe.config.run import DataKey, Match, RunOptions
 from steppe.config.suites import Setting, Suite, SuiteRow, SuiteTask
 from steppe.data.dataset import DataSet
 from steppe.errors import InputError
-from steppe.experiments.comparison import (
-    ComparisonPlan,
-    check_saved,
-    load_and_check,
-    method_description,
-)
+from steppe.experiments.comparison import ComparisonPlan, check_saved, load_and_check, method_description
 from steppe.experiments.run_lock import ComparisonRun
 from steppe.records.suite import SUITE, TUNING, VIEWS
 from steppe.report.metric_text import MetricText

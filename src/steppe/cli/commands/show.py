@@ -29,7 +29,6 @@ def run(options: Namespace, command: str) -> int:
     method = methods.parse(options.method)
     controls = methods.controls_of(method)
     names = dict.fromkeys(part.partition(":")[0] for part in options.method.split("+"))
-    names = dict.fromkeys(part.partition(":")[0] for part in options.method.split("+"))
     print("\n\n".join(f"{methods.card(name)}\nFields   {_fields(name)}" for name in names))
     print(f"\nControls {', '.join(controls) or 'none besides plain'}\nSettings {method}")
     return 0
