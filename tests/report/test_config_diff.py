@@ -29,6 +29,17 @@ def test_settings_in_which_rows_of_one_kind_differ_are_marked(folder: Any) -> No
     assert marked == {"plain": [], "sam": ["rho=0.05"], "sam:rho=0.2": ["rho=0.2"], "gsam": [], "odd": []}
 
 
+@pytest.mark.parametrize("resplit", [True, False])
+def test_splits_of_seeds_are_named_unless_each_seed_has_its_own(folder: Any, resplit: bool) -> None:
+    folder.method("plain")
+    for seed in (0, 1):
+        config = {"method": "plain", "seed": seed, "data": {"split_seed": seed}}
+        (folder.run("plain", seed, 0.9) / "config.json").write_text(json.dumps(config))
+    folder.compare["study"]["resplit"] = resplit
+    folder.write()
+    assert bool(of_runs(load(folder.path))) is not resplit
+
+
 def test_runs_that_were_not_configured_alike_are_named(folder: Any) -> None:
     for label, rate in (("plain", 0.1), ("sam", 0.1), ("rwp", 0.3)):
         folder.method(label)

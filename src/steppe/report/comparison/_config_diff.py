@@ -11,6 +11,7 @@ from steppe.report.formatting import plain_text
 
 # These differ between the runs of a grid by design.
 _GRID = ("method", "model", "dataset", "seed", "resolved", "digest", "images")
+_SPLIT = "data.split_seed"  # by design too, if each seed has a split of its own
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -35,7 +36,7 @@ def of_runs(comparison: Comparison) -> list[tuple[str, list[tuple[str, list[str]
     return [
         (key, [(value, list(methods)) for value, methods in values.items()])
         for key, values in settings.items()
-        if len(values) > 1
+        if len(values) > 1 and not (comparison.resplit and key == _SPLIT)
     ]
 
 
