@@ -78,13 +78,30 @@ def test_each_optimizer_has_its_parameters_settings_and_rate(images):
     for options, message in (
         ({"name": "torch.optim:NoSuch"}, "give an importable module:Class"),
         ({"name": "torch.optim:SGD", "settings": {"lr": "a"}}, "optim.settings has lr=a; give a number"),
-        ({"name": "torch.optim:Optimizer", "lr": 0.1}, "refuses its settings"),
+        ({"name": "torch.optim:Optimizer"}, "refuses its settings"),
+        ({"name": "torch.optim:Optimizer", "lr": 0.1}, "optim.lr is 0.1 and torch.optim:Optimizer takes none"),
         ({"name": "math:sqrt"}, "code that only a file names"),
         ({"name": "torch.optim:Rprop", "weight_decay": 0.1}, "takes none"),
         ({"settings": {"betaz": 1}}, "unknown setting of adam 'betaz'; did you mean 'betas'"),
     ):
         with pytest.raises(InputError, match=message):
             make_optimizer(run(**options), net)
+
+
+def test_a_rate_that_would_change_nothing_is_refused():
+    net = nn.Linear(6, 3)
+    own = "rates:own"
+    with user_code.registered({("optimizer", own): lambda parameters: torch.optim.SGD(parameters, lr=0.3)}):
+        for lr in (Optim.lr, 0.3):
+            (group,) = make_optimizer(run(name=own, lr=lr), net).param_groups
+            assert group.get("lr_scale", 1.0) * lr == pytest.approx(0.3)
+        with pytest.raises(
+            InputError, match="optim.lr is 0.7 and optimizer rates:own has its own learning rate, 0.3"
+        ):
+            make_optimizer(run(name=own, lr=0.7), net)
+    any_setting = lambda parameters, **settings: torch.optim.SGD(parameters, **settings)  # noqa: E731
+    with user_code.registered({("optimizer", own): any_setting}):
+        assert make_optimizer(run(name=own, lr=0.7), net).param_groups[0]["lr"] == 0.7
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from steppe import hardware, models
-from steppe.config import Run, user_code
+from steppe.config import Optim, Run, user_code
 from steppe.core.batch import Batch
 from steppe.core.method import Method
 from steppe.core.optimizers.joint import joined, switch
@@ -228,14 +228,16 @@ def _user_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
 
     ``optim.lr`` is its learning rate, unless a ``functools.partial`` or the function itself sets one.
 
-    Raises InputError if it cannot be made.
+    Raises InputError if it cannot be made, or if ``optim.lr`` is given and it has a learning rate of its own.
     """
     new_optimizer, name = user_code.get("optimizer", run.optim.name), run.optim.name
     params = [p for p in net.parameters() if p.requires_grad]
     arguments: Mapping[str, Any] = {}
     with suppress(TypeError, ValueError):
         arguments = inspect.signature(new_optimizer).parameters
-    lr = {"lr": run.optim.lr} if "lr" in arguments and "lr" not in getattr(new_optimizer, "keywords", {}) else {}
+    given = run.optim.lr != Optim.lr and any(p.kind is p.VAR_KEYWORD for p in arguments.values())
+    takes_lr = ("lr" in arguments or given) and "lr" not in getattr(new_optimizer, "keywords", {})
+    lr = {"lr": run.optim.lr} if takes_lr else {}
     by_model = not inspect.isclass(new_optimizer) and next(iter(arguments), "") not in ("params", "parameters")
     choices = [net, params] if by_model and not isinstance(new_optimizer, partial) else [params, net]
     try:
@@ -248,8 +250,19 @@ def _user_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
     except Exception as error:
         message = next(iter(str(error).splitlines()), "")[:200]
         raise InputError(f"optimizer {name} cannot be made: {type(error).__name__}: {message}") from error
+    rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
+    if run.optim.lr not in [Optim.lr, *rates]:  # it would change nothing: neither a rate nor a tuned one
+        own = (
+            f"its own learning rate, {', '.join(f'{rate:g}' for rate in dict.fromkeys(rates))}"
+            if rates
+            else "none"
+        )
+        raise InputError(
+            f"optim.lr is {run.optim.lr:g} and optimizer {name} has {own}; leave optim.lr out, or let the optimizer "
+            "take an argument lr"
+        )
     for group in optimizer.param_groups:
-        if run.optim.lr and float(group["lr"]) != run.optim.lr:
+        if run.optim.lr and float(group.get("lr", run.optim.lr)) != run.optim.lr:
             group["lr_scale"] = group.get("lr_scale", 1.0) * float(group["lr"]) / run.optim.lr
     switch(optimizer, "train")
     return optimizer

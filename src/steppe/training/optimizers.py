@@ -89,15 +89,18 @@ def _make(o: Optim, name: str, net: nn.Module, params: list[nn.Parameter]) -> to
     cls, own = resolve_optimizer(name), o.settings_of(name)
     signature = inspect.signature(cls).parameters
     names = [k for k in signature if k != "params"]
-    if not any(p.kind is p.VAR_KEYWORD for p in signature.values()):
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.values())
+    if not takes_any:
         for key in own:
             if key not in names:
                 raise unknown(f"setting of {name}", key, names)
     common = _common(o, name, params)
     if ":" in name:
-        if o.weight_decay and "weight_decay" not in names:
-            raise InputError(f"optim.weight_decay is {o.weight_decay:g} and {name} takes none; leave it out")
-        common = {k: v for k, v in common.items() if k in names}
+        given = {k: v for k, v in common.items() if v != getattr(Optim, k)}
+        for key, value in given.items():
+            if key not in names and not takes_any:
+                raise InputError(f"optim.{key} is {value:g} and {name} takes none; leave it out")
+        common = {k: v for k, v in common.items() if k in names or k in given}
     own_lr = own.pop("lr", o.lr)
     if not finite(own_lr):
         raise InputError(f"optim.settings has lr={own_lr}; give a number")
