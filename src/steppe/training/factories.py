@@ -235,8 +235,8 @@ def _user_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
     arguments: Mapping[str, Any] = {}
     with suppress(TypeError, ValueError):
         arguments = inspect.signature(new_optimizer).parameters
-    given = run.optim.lr != Optim.lr and any(p.kind is p.VAR_KEYWORD for p in arguments.values())
-    takes_lr = ("lr" in arguments or given) and "lr" not in getattr(new_optimizer, "keywords", {})
+    takes_any = run.optim.lr != Optim.lr and any(p.kind is p.VAR_KEYWORD for p in arguments.values())
+    takes_lr = ("lr" in arguments or takes_any) and "lr" not in getattr(new_optimizer, "keywords", {})
     lr = {"lr": run.optim.lr} if takes_lr else {}
     by_model = not inspect.isclass(new_optimizer) and next(iter(arguments), "") not in ("params", "parameters")
     choices = [net, params] if by_model and not isinstance(new_optimizer, partial) else [params, net]
@@ -258,8 +258,8 @@ def _user_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
             else "none"
         )
         raise InputError(
-            f"optim.lr is {run.optim.lr:g} and optimizer {name} has {own}; leave optim.lr out, or let the optimizer "
-            "take an argument lr"
+            f"optim.lr is {run.optim.lr:g} and optimizer {name} has {own}; leave optim.lr out, or let the "
+            "optimizer take an argument lr"
         )
     for group in optimizer.param_groups:
         if run.optim.lr and float(group.get("lr", run.optim.lr)) != run.optim.lr:

@@ -96,11 +96,11 @@ def _make(o: Optim, name: str, net: nn.Module, params: list[nn.Parameter]) -> to
                 raise unknown(f"setting of {name}", key, names)
     common = _common(o, name, params)
     if ":" in name:
-        given = {k: v for k, v in common.items() if v != getattr(Optim, k)}
-        for key, value in given.items():
+        changed = {k: v for k, v in common.items() if v != getattr(Optim, k)}
+        for key, value in changed.items():
             if key not in names and not takes_any:
                 raise InputError(f"optim.{key} is {value:g} and {name} takes none; leave it out")
-        common = {k: v for k, v in common.items() if k in names or k in given}
+        common = {k: v for k, v in common.items() if k in names or k in changed}
     own_lr = own.pop("lr", o.lr)
     if not finite(own_lr):
         raise InputError(f"optim.settings has lr={own_lr}; give a number")
