@@ -67,12 +67,16 @@ def settings(name: str) -> str:
     return "\n".join([*head, *rows]) if rows else "It has no settings."
 
 
+def trials_of(name: str) -> list[str]:
+    """Return the pages of results with a row of a method, with settings or as a control too."""
+    row = re.compile(rf"^\| `?{name}(?::[^`| ]*)?`?(?: \(control\))? \|", re.MULTILINE)
+    return [p.name for p in sorted(RESULTS.glob("*.md")) if row.search(p.read_text())]
+
+
 def status(name: str) -> str:
     """Return how far a method has been tested here, with the figures of its trials."""
     checked = "It matches its equation to 1e-9 and passes all [conformance checks](../conformance.md)."
-    trials = [
-        p for p in sorted(RESULTS.glob("*.md")) if re.search(rf"^\| {name}(?::[^ ]*)? \|", p.read_text(), re.M)
-    ]
+    trials = [RESULTS / name for name in trials_of(name)]
     if not trials:
         return f"{checked} No longer training has been done here yet."
     links = ", ".join(f"[{p.read_text().splitlines()[0].lstrip('# ')}](../results/{p.name})" for p in trials)

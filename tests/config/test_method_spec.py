@@ -49,11 +49,14 @@ def test_values_are_numbers_texts_or_booleans():
     [
         ("plain", []),
         ("sam", ["two-step"]),
-        ("sam+gc", ["two-step"]),
+        ("sam+gc", ["two-step+gc"]),
+        ("sam+ema", ["two-step+ema"]),
+        ("rwp+ema", ["ema", "two-step+ema"]),
+        ("gc+ema", []),
         ("sam:every=5", ["two-step:every=5"]),
         ("rwp:every=5", ["plain", "two-step:every=5"]),
         ("looksam:stop=0.5", ["plain"]),
-        ("sam:start=0.5,rho=0.1+gc", ["two-step:start=0.5"]),
+        ("sam:start=0.5,rho=0.1+gc", ["two-step:start=0.5+gc"]),
         ("sam:tail=0.3", ["sam:rho=0.05,spread=0.3"]),  # in its spelling there
         ("sam:tail=0.3+gc", ["sam:spread=0.3+gc"]),
         ("sam:tail=0.4,every=2", ["sam:spread=0.2"]),

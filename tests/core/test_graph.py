@@ -113,6 +113,7 @@ def test_replayed_means_of_periods_have_the_same_bits(spec: str) -> None:
 @pytest.mark.slow
 def test_scheduled_rises_enter_as_numbers() -> None:
     assert_same(steppe.parse("le-sam:sigma=cosine(0.05,0)"), SGD)
+    assert_same(steppe.parse("le-sam:sigma=ramp(0.01,0.5),rho=5,start=0.2,stop=0.9"), SGD)
     assert_same(steppe.parse("sam+lookahead:alpha=power(1,0.2,3),every=3"), SGD)
     with pytest.raises(InputError, match="Averages needs the host"):
         trained(steppe.parse("averages:device=cpu"), SGD, 1, graph=True)

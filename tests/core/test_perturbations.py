@@ -21,7 +21,7 @@ from steppe.core.numerics.filters import (
     unit_sums,
     units_of,
 )
-from steppe.core.numerics.perturbations import sam_perturbation
+from steppe.core.numerics.perturbations import ball_perturbation, sam_perturbation
 from steppe.core.param_groups import owners
 from steppe.models import build
 
@@ -34,6 +34,21 @@ def test_the_ascent_has_length_rho_and_the_gradient_s_direction(seed, rho):
     assert vector.norm(e).item() == pytest.approx(rho)
     assert vector.dot(e, grads).item() == pytest.approx(rho * vector.norm(grads).item())
     assert e[1] is None
+
+
+@given(st.integers(0, 999), st.floats(0.1, 3), st.floats(0.1, 3))
+def test_several_ascents_stay_in_the_ball_with_the_radii_of_groups(seed, first, second):
+    """An ascent of SAM with radii of its own is on the boundary of sum_t (|e_t| / rho_t)^2 <= 1."""
+    g = torch.Generator().manual_seed(seed)
+    radii, e = [first, 0.0, second], None
+    for k in range(4):
+        grads = [torch.randn(n, generator=g, dtype=torch.float64) for n in (3, 2, 4)]
+        e = ball_perturbation(grads, radii, start=[None] * 3 if e is None else e)
+        length = sum(float(e[i].norm() / radii[i]) ** 2 for i in (0, 2)) ** 0.5
+        assert length == pytest.approx(1.0) if k == 0 else length <= 1 + 1e-9
+        assert e[1] is None or not e[1].any()
+    alike = ball_perturbation(grads, [first] * 3, start=e)
+    assert all(map(torch.allclose, alike, ball_perturbation(grads, first, start=e)))
 
 
 def test_the_ascent_of_a_zero_gradient_is_zero():

@@ -20,6 +20,7 @@ from steppe.core.method import Method, ScheduleValue, hyper
 from steppe.core.model_call import reuses_outputs
 from steppe.core.runtime import Runtime, StepOutput
 from steppe.core.state import weight_average
+from steppe.core.state.param_state import TensorCopies
 from steppe.core.state.snapshot import Buffers
 from steppe.core.state.weight_average import WeightAverage
 from steppe.core.step import Step
@@ -193,6 +194,24 @@ def test_the_host_waits_for_no_step_on_a_gpu(name: str, monkeypatch) -> None:
         _, step = bound(name, on_device=True, fused=fused)
         reads(step, 0, 2)
         assert reads(step, 2, 6) == [MORE.get(name, 0)] * 6
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_that_the_device_skips_leaves_a_method_s_state(name: str) -> None:
+    """Averages aside, which take the unchanged weights once more."""
+    _, step = bound(name, on_device=True)
+    averages = [m for m in step.state.modules() if isinstance(m, TensorCopies)]
+    for k in range(3):
+        step(fixtures.batch(k))
+    before = {k: v.clone() for k, v in step.state.state_dict().items() if isinstance(v, Tensor)}
+    batch = fixtures.batch(3)
+    batch.x[0] = float("nan")
+    assert step(batch).skipped
+    if not averages:
+        after = step.state.state_dict()
+        assert all(torch.equal(after[k], v) for k, v in before.items() if "extra_state" not in k), before
+    step(fixtures.batch(4))
+    assert all(v.isfinite().all() for v in step.state.state_dict().values() if isinstance(v, Tensor))
 
 
 class _Copied(torch.autograd.Function):

@@ -77,6 +77,9 @@ def test_a_tail_and_its_ramp():
             steppe.make("sam", tail="decay").bind(net, optimizer, **options)
     with pytest.raises(steppe.InputError, match="tail is 0.3, a share of the training, and its length is unknown"):
         steppe.make("sam", tail=0.3).bind(net, optimizer)
+    for ramped in (ramp, steppe.ActiveWindow(ramp, start=3), steppe.make("le-sam", sigma=ramp.rho, start=3)):
+        with pytest.raises(steppe.InputError, match="its length is unknown"):
+            ramped.bind(net, optimizer)
     with pytest.raises(steppe.InputError, match="EMA makes plain steps, so that a window has no effect"):
         steppe.make("ema", tail=0.3)
     for settings in ({"tail": 1.5}, {"tail": "end"}, {"tail": 0.3, "start": 2}, {"spread": 0.5, "every": 2}):

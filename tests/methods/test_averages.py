@@ -47,6 +47,41 @@ def test_each_average_is_the_formula_of_its_paper(device):
     assert torch.equal(weights(net), path[11])
 
 
+@pytest.mark.parametrize("spec", ["ema:decay=0.999", "averages:decays=0.999,k=3,every=1,start=0"])
+def test_the_mean_of_weights_in_half_precision_moves_by_less_than_their_digits(spec):
+    net = nn.Linear(4, 3).bfloat16()
+    step = steppe.parse(spec).bind(net, torch.optim.SGD(net.parameters(), 0.0))
+    x, y = torch.randn(6, 4, dtype=torch.bfloat16), torch.arange(6) % 3
+    for k in range(300):
+        if k == 200:
+            before = weights(net).float()
+            average = step.state if spec.startswith("ema") else step.state[0]
+            start = torch.cat([average.get_buffer(str(i)).flatten() for i in range(2)]).clone()
+            with torch.no_grad():
+                for p in net.parameters():
+                    p += 1
+        step(x, y)
+    mean = torch.cat([average.get_buffer(str(i)).flatten() for i in range(2)])
+    assert torch.allclose(start, before, atol=1e-6)
+    if spec.startswith("ema"):
+        decays = [min(0.999, (1 + t) / (10 + t)) for t in range(200, 300)]
+        rest = torch.tensor(decays).double().prod()
+    else:
+        rest = torch.tensor((1 - 0.999**200) / (1 - 0.999**300) * 0.999**100)
+    assert torch.allclose(mean - start, (1 - rest.float()) * (weights(net).float() - before), atol=1e-3)
+    assert torch.equal(deployed(step, net), mean.bfloat16())
+    if not spec.startswith("ema"):
+        with step.method._at(net, step.state, 2):  # the mean of equal networks
+            assert torch.equal(weights(net), (before.bfloat16() + 1))
+
+
+def test_ema_deploys_the_weights_until_there_is_a_mean():
+    net, step = bound(steppe.EMA(), small_net(dropout=0.0))
+    with torch.no_grad():
+        net[0].weight += 1
+    assert torch.equal(deployed(step, net), weights(net))
+
+
 def test_lawa_is_the_mean_of_the_last_networks_and_is_saved_with_them():
     net, step = bound(steppe.LAWA(k=2, every=3), small_net(dropout=0.0))
     path = []

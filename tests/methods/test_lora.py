@@ -49,6 +49,26 @@ def parts(net: nn.Module) -> tuple[Tensor, Tensor, Tensor, float]:
     return layer.base_layer.weight, layer.lora_A["default"].weight, layer.lora_B["default"].weight, 1.5
 
 
+@pytest.mark.parametrize("method", [steppe.FlatLoRA(), steppe.BiLoRA()])
+def test_quantized_weights_below_all_adapters_are_refused_and_some_are_left_out(method):
+    class Quantized(LoRALinear):
+        def __init__(self, inputs: int, outputs: int):
+            super().__init__(inputs, outputs, 2, 1.5)
+            self.weight = nn.Parameter(torch.ones(outputs, inputs, dtype=torch.int8), requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight.T.to(x) + self.scaling * (x @ self.lora_A.T @ self.lora_B.T)
+
+    for layers, refused in (((Quantized(4, 3),), True), ((LoRALinear(4, 4, 2, 1.5), Quantized(4, 3)), False)):
+        net = nn.Sequential(*layers)
+        step = method.bind(net, torch.optim.SGD([p for p in net.parameters() if p.requires_grad], LR))
+        if refused:
+            with pytest.raises(steppe.InputError, match="below all adapters are quantized"):
+                step(X.float(), Y)
+        else:
+            step(X.float(), Y)
+
+
 @pytest.mark.parametrize("make", [by_hand, pytest.param(by_peft, marks=pytest.mark.slow)])
 def test_the_noise_is_on_the_frozen_weight_in_the_size_of_the_full_one(make):
     torch.manual_seed(0)

@@ -19,15 +19,18 @@ OPTIMIZERS = {
     "nesterov": partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
     "adam": partial(torch.optim.Adam, lr=0.01, weight_decay=0.1),
     "adamw": partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1, betas=(0.8, 0.95)),
+    "amsgrad": partial(torch.optim.Adam, lr=0.01, amsgrad=True, betas=(0.8, 0.5)),
+    "maximize": partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.01, maximize=True),
 }
 
 
+@pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_to_look_ahead_is_to_make_the_update_and_take_it_back(name):
+def test_to_look_ahead_is_to_make_the_update_and_take_it_back(name, clip):
     net = small_net(dtype=torch.float64, dropout=0.0)
     first, *others = net.parameters()
     groups = [{"params": [first], "lr": 0.03}, {"params": others}]
-    step = steppe.Plain().bind(net, OPTIMIZERS[name](groups))
+    step = steppe.Plain().bind(net, OPTIMIZERS[name](groups), clip=clip)
     for k in range(3):
         grads = [torch.randn(p.shape, dtype=p.dtype) for p in net.parameters()]
         before, saved = [p.detach().clone() for p in net.parameters()], copy.deepcopy(net.state_dict())
@@ -35,6 +38,8 @@ def test_to_look_ahead_is_to_make_the_update_and_take_it_back(name):
         assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), saved.values(), strict=True))
         for p, g in zip(net.parameters(), grads, strict=True):
             p.grad = g.clone()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
         step.runtime.optimizer.step()
         for p, b, o in zip(net.parameters(), before, offset, strict=True):
             assert torch.allclose(p - b, o, rtol=1e-9, atol=1e-12), (name, k)
@@ -82,7 +87,7 @@ def functional(net: nn.Module, rho: float, steps: int, dtype: torch.dtype = torc
         optimizer.step()
 
 
-def test_functional_sam_with_preconditioned_ascent_is_the_paper_s_update():
+def test_functional_sam_with_preconditioned_ascent_is_its_equation_written_out():
     """In one batch, in micro-batches, and with the loss in the model."""
     start = fixtures.smooth(dtype=torch.float64)
     expected = copy.deepcopy(start)
@@ -109,6 +114,40 @@ def test_functional_sam_keeps_the_divergence_of_what_it_is_combined_with():
         for k in range(4):
             step(*small_batch(k))
     assert close(nets[0], nets[1], rtol=1e-4, atol=1e-5)
+
+
+def test_functional_sam_refuses_terms_of_the_loss_that_do_not_follow_from_the_logits():
+    net = small_net(dropout=0.0)
+
+    def penalised(z: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(z, y) + 0.01 * sum(p.square().sum() for p in net.parameters())
+
+    step = steppe.FunctionalSAM().bind(net, OPTIMIZERS["adamw"](net.parameters()), loss=penalised)
+    with pytest.raises(steppe.InputError, match="a term that does not follow from them"):
+        step(*small_batch())
+
+
+@pytest.mark.parametrize("spec", ["sampa:rho=0.5", "async-sam:rho=0.5"])
+def test_the_gradient_of_the_step_before_is_zero_where_that_step_had_none(spec):
+    heads = nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3)])
+
+    class TwoHeads(nn.Module):
+        heads: nn.ModuleList
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads, self.used = heads, 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.heads[self.used](x)
+            return output
+
+    net = TwoHeads()
+    step = steppe.parse(spec).bind(net, torch.optim.SGD(net.parameters(), 0.1))
+    for net.used in (0, 1):
+        step(torch.randn(6, 4), torch.arange(6) % 3)
+        length = [float(h.norm()) for h in step.state.h]
+        assert (length[0] > 0) == (net.used == 0) and (length[2] > 0) == (net.used == 1), length
 
 
 @pytest.mark.slow

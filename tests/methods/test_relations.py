@@ -62,6 +62,9 @@ def test_sam_perturbs_by_rho_and_several_ascents_end_higher_than_one():
     assert float(whole.norm()) == pytest.approx(0.3, rel=1e-4)
     whole, _ = perturbation(steppe.SAM(rho=0.3, ascents=4))
     assert float(whole.norm()) == pytest.approx(0.3, rel=1e-3)  # projected onto the ball
+    for where in ("norm", "kernels", "bias"):  # the ball of some of the weights
+        whole, _ = perturbation(steppe.SAM(rho=0.3, ascents=4, where=where))
+        assert float(whole.norm()) == pytest.approx(0.3, rel=1e-3), where
     _, each = perturbation(steppe.SAM(rho=0.3, norm="tensor"))
     # the biases below BatchNorm have no gradient but rounding, and are normalised all the same
     assert all(float(m.norm()) == pytest.approx(0.3, rel=1e-3) for m in each if float(m.norm()) > 1e-3)
@@ -382,8 +385,11 @@ def test_ae_sam_perturbs_the_steps_with_unusually_long_gradients_only():
         counted.append(step.passes.forward - forward[-1])
         forward.append(step.passes.forward)
     assert counted == expected and set(counted) == {1, 2}
-    with pytest.raises(steppe.InputError, match="its length is unknown"):
-        bound(steppe.make("ae-sam"))[1](indexed(0))
+    for start in ("", ":start=3"):
+        with pytest.raises(
+            steppe.InputError, match="from lam2 to lam1 over the training, and its length is unknown"
+        ):
+            bound(steppe.parse(f"ae-sam{start}"))
 
 
 def test_le_sam_s_perturbation_raises_the_loss_by_sigma_to_first_order_and_is_at_most_rho_long():

@@ -18,9 +18,11 @@ import steppe
 from steppe import models
 from steppe.cli import main
 from steppe.cli.commands import COMMANDS
-from steppe.cli.options import expand_recipe, make
+from steppe.cli.options import expand_recipe
+from steppe.cli.options import make as make_options
 from steppe.config import Run, Study, demo_text, recipes, suites
-from steppe.methods import METHODS, row
+from steppe.methods import METHODS, make, row
+from steppe.models.multi.hybrid import HybridWeights
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,10 +73,16 @@ def test_the_methods_pictures_show_where_gradients_are_taken(maker):
     assert all(points == [start] for start, points in plain[:-1])
 
 
-def test_what_is_listed_as_tried_has_a_row_in_the_results():
-    text = "\n".join(path.read_text() for path in (ROOT / "docs/results").glob("*.md"))
-    rows = set(re.findall(r"^\| ([a-z0-9-]+)(?::[^ ]*)? \|", text, re.MULTILINE))
-    assert {name for name in METHODS if row(name).status == "tried"} == rows & set(METHODS)
+def test_what_is_listed_as_tried_has_a_row_in_the_results(maker):
+    assert {name for name in METHODS if row(name).status == "tried"} == set(filter(maker.trials_of, METHODS))
+    for name, page in (("msam", "recent-methods"), ("two-step", "small-suite"), ("esam", "family-cifar10")):
+        assert f"{page}.md" in maker.trials_of(name)
+
+
+def test_the_state_of_every_method_that_keeps_one_is_named():
+    named = {name for name in METHODS if row(name).keeps != "-"}
+    state_types = {name: make(name).state_type for name in METHODS}
+    assert named == {name for name, kind in state_types.items() if kind not in (torch.nn.Module, HybridWeights)}
 
 
 def test_every_path_and_runtime_operation_of_contributing_exists():
@@ -117,7 +125,7 @@ def test_every_command_of_the_documents_is_accepted(tmp_path, monkeypatch):
         command, *arguments = expand_recipe(shlex.split(line, comments=True)[1:])
         options = parser_of(command).parse_args(arguments)
         if command in ("compare", "train", "tune"):
-            make(Study if command == "compare" else Run, options)
+            make_options(Study if command == "compare" else Run, options)
         if command == "show":
             assert options.method in {*METHODS, *recipes.names(), *suites.names(), "demo"}, line
 
@@ -144,7 +152,7 @@ def test_every_command_and_flag_of_the_recipes_and_within_sentences_exists():
 def test_the_study_in_a_file_is_one(tmp_path):
     (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/how-to/compare.md").read_text(), re.DOTALL)
     (tmp_path / "study.yaml").write_text(block)
-    study = make(Study, parser_of("compare").parse_args(["--config", str(tmp_path / "study.yaml")]))
+    study = make_options(Study, parser_of("compare").parse_args(["--config", str(tmp_path / "study.yaml")]))
     assert study.as_dict()["methods"] == ("plain", "two-step", "sam", "sam:rho=0.1")
     assert (study.data.size, study.optim.weight_decay, study.epochs) == (64, 5e-4, 30)
 

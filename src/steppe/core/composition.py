@@ -278,14 +278,15 @@ class ActiveWindow(Method):
     @contextmanager
     def _inside(self, rt: Runtime) -> Iterator[None]:
         """Have schedules know the window."""
-        outer, rt.window = rt.window, self.done if self._ramps else None
+        outer, rt.window = rt.window, self.done if self.has_ramps else None
         try:
             yield
         finally:
             rt.window = outer
 
     @cached_property
-    def _ramps(self) -> bool:
+    def has_ramps(self) -> bool:
+        """Whether a setting of the method follows the window."""
         return any(isinstance(value, Ramp) for part in parts(self.method) for value in vars(part).values())
 
     def active_steps(

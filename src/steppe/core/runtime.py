@@ -337,14 +337,14 @@ class Runtime:
 
         A method decides so what it does in a step. A step that is a graph (``graph=True``) has one per answer.
         """
-        return question() if self.recorder is None else self.recorder.decide(question)
+        return question() if self.recorder is None else self.recorder.decide(operations.in_window(self, question))
 
     def number(self, make: Callable[[], float]) -> Any:
         """Return a number that the host computes of ``now`` and its own counts, anew in each step.
 
         It is a tensor while a step becomes a graph.
         """
-        return make() if self.recorder is None else self.recorder.number(make)
+        return make() if self.recorder is None else self.recorder.number(operations.in_window(self, make))
 
     def momentum(self) -> Vec:
         """Return the optimizer's momentum (SGD's buffer, Adam's first moment), None for parameters without one.

@@ -7,7 +7,7 @@ import types
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from steppe.errors import InputError
@@ -80,8 +80,13 @@ def check_length(method: Any, now: TrainingProgress) -> None:
     values = {f.name: getattr(method, f.name) for f in fields(method)}
     if _is_plain(method, values):
         return
+    reason = getattr(method, "needs_length", "")
+    if reason and now.share is None:
+        raise InputError(f"{reason}, and its length is unknown; bind with steps=...")
+    if getattr(method, "has_ramps", False):
+        now = replace(now, window=method.done(now))
     for name, value in values.items():
-        if isinstance(value, Linear | Cosine | Power):
+        if isinstance(value, Linear | Cosine | Power | Ramp):
             value.at(now)
         elif name == "tail" and value is not None and now.share is None:
             raise InputError(

@@ -15,7 +15,8 @@ from steppe.core.multi_network import MultiNetwork
 from steppe.core.optimizers.joint import evaluation_weights
 from steppe.core.runtime import Runtime
 from steppe.core.schedules import check_decay, check_length, check_start
-from steppe.core.state.param_state import ParamState
+from steppe.core.state.logit_bank import LogitBank
+from steppe.core.state.param_state import ParamState, TensorCopies
 from steppe.core.state.snapshot import Buffers, evaluation_mode
 from steppe.core.state.weight_average import WeightAverage
 from steppe.core.step_state import BindOptions, GradientAccumulator, NonFinite, Passes, StepOutput, StepState
@@ -80,7 +81,8 @@ class Step:
             if isinstance(part, WeightAverage):
                 runtime.with_state.append(part.statistics)
         runtime.buffers = Buffers(*runtime.with_state)
-        self._memory = Buffers(*(m for m in self.state.modules() if isinstance(m, ParamState)))
+        # averages and past outputs change in `after` only, and are large
+        self._memory = Buffers(self.state, without=(TensorCopies, LogitBank))
         if _overridden(method, "objective"):
             runtime.objective = lambda batch: method.objective_or_plain(batch, self.state, runtime)
         self._graphed: Any = None

@@ -60,7 +60,8 @@ METHODS |= {
 }
 
 TRIED |= {
-    *("plain", "repeat-step", "two-step", "sam", "sadt-v1", "sadt-v2", "sadt-v3"),
-    *("asam", "gsam", "esam", "looksam", "saf", "mesa", "rwp", "lpf-sgd", "flat-lora", "bi-lora"),
-    *("ema", "dml", "kdcl", "one", "okddip", "ffl", "pcl", "okdph"),
+    *("plain", "repeat-step", "two-step", "sam", "sam-on", "asam", "gsam", "ssam", "vasso", "le-sam"),
+    *("functional-sam", "msam", "async-sam", "ae-sam", "sampa", "esam", "looksam", "imbsam", "focal-sam"),
+    *("rwp", "lpf-sgd", "flat-lora", "bi-lora", "saf", "mesa", "swa", "ema", "lawa", "averages"),
+    *("dml", "kdcl", "one", "okddip", "ffl", "pcl", "okdph", "sadt-v1", "sadt-v2", "sadt-v3"),
 }

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from operator import is_
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from steppe.errors import InputError
 if TYPE_CHECKING:
     from steppe.core.runtime import Runtime
 
+T = TypeVar("T")
 Objective = Callable[[Batch], StepOutput]
 Mask = Sequence[bool] | None
 _NOTHING = nullcontext()
@@ -102,20 +103,26 @@ def lasting(rt: Runtime, output: Tensor) -> Tensor:
     return output.clone() if rt.outputs_reused else output
 
 
+def for_optimizer(rt: Runtime, averaged: Vec) -> Vec:
+    """Return a mean gradient as the optimizer gets it: transformed and clipped."""
+    options, grads = rt.options, averaged
+    for transform in options.transforms:
+        grads = transform(grads, rt)
+    if options.clip is not None:
+        grads = vector.clip(grads, options.clip, rt.member if options.clip_each else None)
+    return grads
+
+
 def make_update(rt: Runtime, averaged: Vec, times: int, more: bool, decoupled: Vec | None) -> None:
     """Transform and clip the mean gradient, and let the optimizer make its steps; see `Runtime.apply`."""
-    step, options, optimizer = rt.step_state, rt.options, rt.optimizer
+    step, optimizer = rt.step_state, rt.optimizer
     # what the host decides needs no choice on the device
     step.decided = not rt.on_device or rt.checks.must_read(optimizer, averaged)
     if step.decided and _is_skipped(rt, more):
         raise NonFinite(step.output)
     if rt.on_device:
         rt.checks.flush(step.bad)
-    grads = averaged
-    for transform in options.transforms:
-        grads = transform(grads, rt)
-    if options.clip is not None:
-        grads = vector.clip(grads, options.clip, rt.member if options.clip_each else None)
+    grads = for_optimizer(rt, averaged)
     alone = not (more or step.updates_undone or decoupled is not None)
     flag = step.bad if alone and not step.decided and skips_by_itself(optimizer) else None
     if (more or not step.decided) and flag is None and not step.updates_undone:
@@ -169,6 +176,20 @@ def progress(rt: Runtime) -> TrainingProgress:
     return now if rt.window is None else replace(now, window=rt.window(now))
 
 
+def in_window(rt: Runtime, ask: Callable[[], T]) -> Callable[[], T]:
+    """Return a function that asks in the window of the method that is active now, whenever it is called."""
+    window = rt.window
+
+    def ask_in_window() -> T:
+        outer, rt.window = rt.window, window
+        try:
+            return ask()
+        finally:
+            rt.window = outer
+
+    return ask_in_window
+
+
 def setting(rt: Runtime, name: str, value: ScheduleValue) -> Any:
     """Return a hyper-parameter's value in this step; see `Runtime.setting`.
 
@@ -177,15 +198,10 @@ def setting(rt: Runtime, name: str, value: ScheduleValue) -> Any:
     own = any(name in group for group in rt.optimizer.param_groups)
     if not own and isinstance(value, float) and 0 <= value < math.inf:
         return value
-    window = rt.window
 
     def present() -> Any:
-        outer, rt.window = rt.window, window
-        try:
-            at = value if isinstance(value, float | int) else value_at(value, rt.now)
-            return param_groups.setting(rt.optimizer, rt.params, name, at)
-        finally:
-            rt.window = outer
+        at = value if isinstance(value, float | int) else value_at(value, rt.now)
+        return param_groups.setting(rt.optimizer, rt.params, name, at)
 
     if rt.recorder is None:
         return present()

@@ -26,6 +26,8 @@ class AuxiliaryAdapters(nn.Module):
     most m and n.
     """
 
+    content = "two factors of each full weight"
+
     def __init__(self, rank: int):
         super().__init__()
         self.rank = rank

@@ -226,7 +226,7 @@ class Method(Generic[State]):
         """Make passes of the state's own: called once at the beginning of each step, whatever the objective."""
 
     def after(self, batch: Batch, out: StepOutput, state: State, rt: Runtime) -> None:
-        """Update the state: called once after each step that was not skipped."""
+        """Update the state, after a step that the host does not know to be skipped (`StepOutput.skip_flag`)."""
 
     def memory_bytes(self, samples: int, classes: int) -> int:
         """Return the memory in bytes of all that is kept per training sample between steps."""

@@ -6,20 +6,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steppe.core.execution._operations import for_optimizer
 from steppe.core.numerics.complex_params import leaf, real_view
 from steppe.core.numerics.vector import Vec
+from steppe.core.optimizers.joint import with_inner
 from steppe.core.runtime import Runtime
 
 Entries = Mapping[str, Any]
 
 
 def look_ahead(rt: Runtime, grads: Vec) -> Vec:
-    """Return by how much an update with these gradients would move the weights; nothing is changed.
+    """Return by how much an update with these mean gradients would move the weights; nothing is changed.
 
-    The rule is Adam's (decoupled decay for AdamW) where a parameter's group has ``betas`` and ``eps``, and else
-    SGD's: for these it is exact. Parameters without a gradient stay where they are.
+    They are transformed and clipped as those of an update. The rule is Adam's (decoupled decay for AdamW) where a
+    parameter's group has ``betas`` and ``eps``, and else SGD's: for these it is exact. Parameters without a
+    gradient stay where they are.
     """
-    entries = zip(rt.params, grads, _entries(rt), strict=True)
+    entries = zip(rt.params, for_optimizer(rt, grads), _entries(rt), strict=True)
     with torch.no_grad():
         return [None if g is None else _update(p.detach(), g, *own) for p, g, own in entries]
 
@@ -44,18 +47,11 @@ def preconditioned(rt: Runtime, grads: Vec) -> Vec:
 
 def _entries(rt: Runtime) -> list[tuple[Entries, Entries]]:
     """Return of each parameter what the optimizer, or one in it, keeps for it, and its group."""
-    optimizers = _with_inner(rt.optimizer)
+    optimizers = with_inner(rt.optimizer)
     groups = {id(p): group for o in optimizers for group in o.param_groups for p in group["params"]}
     states = [o.state for o in optimizers if hasattr(o, "state")]
     leaves = list(map(leaf, rt.params))
     return [(next((s[p] for s in states if p in s), {}), groups[id(p)]) for p in leaves]
-
-
-def _with_inner(optimizer: Any) -> list[Any]:
-    """Return an optimizer, and those that it wraps or joins."""
-    values = list(getattr(optimizer, "__dict__", {}).values())
-    values += [v for several in values if isinstance(several, list | tuple) for v in several]
-    return [optimizer, *(v for v in values if isinstance(v, torch.optim.Optimizer))]
 
 
 def _moment(state: Entries, *names: str) -> Tensor | None:
@@ -81,6 +77,7 @@ def _denominator(state: Entries, group: Entries) -> Tensor | None:
 
 def _update(p: Tensor, g: Tensor, state: Entries, group: Entries) -> Any:
     lr, decay = group["lr"], group.get("weight_decay", 0.0)
+    g = -g if group.get("maximize") else g
     if "betas" not in group or "eps" not in group:
         d, momentum = g + decay * p, group.get("momentum", 0.0)
         v = _moment(state, "momentum_buffer")
@@ -93,5 +90,7 @@ def _update(p: Tensor, g: Tensor, state: Entries, group: Entries) -> Any:
     t = _count(state) + 1
     m = (1 - b1) * d if m is None else b1 * m + (1 - b1) * d
     square = (1 - b2) * d.square() if square is None else b2 * square + (1 - b2) * d.square()
+    largest = _moment(state, "max_exp_avg_sq") if group.get("amsgrad") else None
+    square = square if largest is None else torch.maximum(square, largest)
     step = m / (1 - b1**t) / ((square / (1 - b2**t)).sqrt() + group["eps"])
     return -lr * (step + decay * p if decoupled else step)

@@ -17,8 +17,6 @@ from steppe.core import schedules
 from steppe.core.composition import ActiveWindow, On
 from steppe.core.method.contract import Method, make_checked
 from steppe.core.method.hyperparameters import as_data, constraint_of, own_first, types_of
-from steppe.core.state.param_state import ParamState
-from steppe.core.state.weight_average import WeightAverage
 from steppe.errors import InputError, unknown
 
 METHODS: dict[str, Callable[..., Method]] = {}
@@ -173,8 +171,20 @@ def _controls(method: Method, decay_start: float | None) -> list[str]:
                 for name in method.method.controls
             ]
         if isinstance(method, On):
-            return _controls(method.rule, decay_start) or _controls(method.base, decay_start)
+            return _controls_of_parts(method.rule, method.base, decay_start)
     return list(method.controls)
+
+
+def _controls_of_parts(rule: Method, base: Method, decay_start: float | None) -> list[str]:
+    """Return the controls of each of two combined methods, with the other kept."""
+    names: list[str] = []
+    for part, other in ((rule, base), (base, rule)):
+        for name in _controls(part, decay_start):
+            control = spec_of(other) if name == "plain" else name
+            with suppress(InputError):  # not all can be combined
+                control = spec_of(other) if name == "plain" else spec_of(parse(f"{name}+{spec_of(other)}"))
+            names += [control] if control not in names else []
+    return names
 
 
 def _spread_evenly(method: Method, decay_start: float | None) -> Method | None:
@@ -259,11 +269,7 @@ def row(name: str) -> MethodFacts:
     """Return a method's row."""
     method = make(name)
     cost = "/".join(f"{n:g}" for n in method.cost) if method.cost else "varies"
-    per_sample, per_weight = (
-        method.memory_bytes(1, 10) > 0,
-        issubclass(method.state_type, ParamState | WeightAverage),
-    )
-    keeps = "outputs of each sample" if per_sample else "a vector of weights" if per_weight else "-"
+    keeps = getattr(method.state_type, "content", "-")
     paper = re.search(r"^Paper +(.*)$", card(name), re.MULTILINE)
     dated = re.match(r"(?!none)(.*?\b(?:19|20)\d\d)\b", paper[1] if paper else "")
     own = not type(method).__module__.startswith("steppe.")

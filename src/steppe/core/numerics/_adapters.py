@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from steppe.core.numerics.complex_params import leaf
+from steppe.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,10 @@ class FullWeight:
 def full_weights(net: nn.Module, params: Sequence[Tensor], owners: Sequence[nn.Module]) -> list[FullWeight]:
     """Return the full weights below trainable adapters (of PEFT or loralib), each once.
 
-    Of a network without adapters they are its trainable tensors of two or more dimensions.
+    Of a network without adapters they are its trainable tensors of two or more dimensions. Quantized weights are
+    left out.
+
+    Raises InputError if the weights below all adapters are quantized.
     """
     positions = {id(leaf(p)): i for i, p in enumerate(params)}
     below: dict[int, FullWeight] = {}
@@ -47,7 +51,14 @@ def full_weights(net: nn.Module, params: Sequence[Tensor], owners: Sequence[nn.M
         for weight in _adapted(layer, positions):
             below.setdefault(id(weight.tensor), weight)
     if below:
-        return list(below.values())
+        # a quantized weight is of whole numbers, which cannot be moved a little
+        whole = [weight for weight in below.values() if weight.tensor.is_floating_point()]
+        if not whole:
+            raise InputError(
+                "the weights below all adapters are quantized and cannot be perturbed; load them as bfloat16, or "
+                "use a method that perturbs the adapters, as sam"
+            )
+        return whole
     return [FullWeight(p, o, i) for i, (p, o) in enumerate(zip(params, owners, strict=True)) if leaf(p).ndim > 1]
 
 
@@ -66,8 +77,7 @@ def _adapted(layer: Any, positions: dict[int, int]) -> Iterator[FullWeight]:
         own = [positions[id(p)] for p in (a, b) if id(p) in positions]
     else:
         return
-    # a quantized weight is of whole numbers, to which no noise can be added
-    if own and isinstance(weight, Tensor) and weight.is_floating_point():
+    if own and isinstance(weight, Tensor):
         merged = bool(getattr(layer, "merged", False))
         adapters = () if merged else tuple((layer, name) for name in names)
         yield FullWeight(weight, getattr(layer, "base_layer", layer), own[0], adapters)

@@ -94,13 +94,18 @@ def _factors(grads: Vec, rho: float | Tensor) -> Vec:
 
 
 def project(offset: Vec, rho: Radius, norm: str) -> Vec:
-    """Return the nearest offset of length at most ``rho``: as a whole ('global') or tensor by tensor ('tensor').
+    """Return the offset at a length of at most ``rho``: shortened as a whole ('global') or each tensor ('tensor').
 
-    A radius per tensor projects tensor by tensor.
+    With a radius per tensor the whole is as long as it is with each tensor divided by its radius, at most 1.
     """
-    if norm == "tensor" or isinstance(rho, Sequence):
+    if norm == "tensor":
         radii = rho if isinstance(rho, Sequence) else [rho] * len(offset)
         return [_shortened(o, r) for o, r in zip(offset, radii, strict=True)]
+    if isinstance(rho, Sequence):
+        inside = [vector.nonzero(r) for r in rho]
+        factors = [1 / r if vector.nonzero(r) else 0.0 for r in rho]
+        in_radii = vector.scale(vector.only(offset, inside), factors)
+        return vector.scale(offset, vector.over(1.0, vector.norm(in_radii) + _TINY).clamp(max=1.0))
     return vector.scale(offset, vector.over(rho, vector.norm(offset) + _TINY).clamp(max=1.0))
 
 

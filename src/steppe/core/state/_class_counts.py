@@ -11,6 +11,7 @@ from steppe.errors import InputError
 class ClassCounts(nn.Module):
     """The number of training samples of each class: ``exact``, or of the batches so far."""
 
+    content = "the sizes of the classes"
     counts: Tensor
 
     def __init__(self, net: nn.Module):
@@ -24,13 +25,17 @@ class ClassCounts(nn.Module):
             self.counts = torch.cat([self.counts, self.counts.new_zeros(classes - len(self.counts))])
         return self.counts[:classes].to(like)
 
-    def add(self, y: Tensor, classes: int) -> None:
-        """Count a batch's targets: classes (B,), of which negative ones are ignored, or (B, classes) shares."""
+    def add(self, y: Tensor, classes: int, skipped: bool | Tensor = False) -> None:
+        """Count a batch's targets: classes (B,), of which negative ones are ignored, or (B, classes) shares.
+
+        Those of a ``skipped`` step are not counted.
+        """
         total = self.of(classes, self.counts)
+        counted = 1 - torch.as_tensor(skipped).to(total)
         if y.is_floating_point():
-            total += y.to(total).sum(0)
+            total += y.to(total).sum(0) * counted
         else:
-            total.scatter_add_(0, y.clamp(min=0).long(), (y >= 0).to(total))
+            total.scatter_add_(0, y.clamp(min=0).long(), (y >= 0).to(total) * counted)
 
     @staticmethod
     def has_classes(y: Any, logits: Any) -> bool:

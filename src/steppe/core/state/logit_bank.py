@@ -60,6 +60,8 @@ class LogitBank(nn.Module):
     Raises InputError for an index that is not a whole number of at least 0, or needs more memory than there is.
     """
 
+    content = "outputs of each sample"
+
     def __init__(self, past: int, form: str, T: float):
         super().__init__()
         self.past, self.form, self.T = past, form, T

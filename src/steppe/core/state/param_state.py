@@ -12,11 +12,13 @@ from steppe.core import param_groups
 from steppe.core.numerics import vector
 from steppe.core.numerics.complex_params import leaf, real_view
 from steppe.core.numerics.vector import Vec
-from steppe.core.state.snapshot import all_alike, copy_into
+from steppe.core.state.snapshot import copy_into
 
 
 class TensorCopies(nn.Module):
     """Copies of named tensors, as buffers that checkpoints save; on ``device``, by default each tensor's own."""
+
+    content = "a vector of weights"
 
     def __init__(self, tensors: Mapping[str, Tensor], device: torch.device | None = None):
         super().__init__()
@@ -35,15 +37,20 @@ class TensorCopies(nn.Module):
         for i, (name, t) in enumerate(tensors.items()):
             old = before.get(name)
             value = self.initial(t) if old is None or old.shape != t.shape else old
-            self.register_buffer(str(i), torch.empty_like(t, requires_grad=False, device=self.device).copy_(value))
+            empty = torch.empty_like(t, dtype=self.dtype_of(t), requires_grad=False, device=self.device)
+            self.register_buffer(str(i), empty.copy_(value))
         return list(self.buffers(recurse=False))
 
     def _fit(self, copies: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
-        if self.device is None:
-            return all_alike(copies, tensors)
         # a module that is moved takes its buffers with it
-        alike = all(c.shape == t.shape and c.dtype == t.dtype for c, t in zip(copies, tensors, strict=True))
-        return alike and all(c.device == self.device for c in copies)
+        return len(copies) == len(tensors) and all(
+            c.shape == t.shape and c.dtype == self.dtype_of(t) and c.device == (self.device or t.device)
+            for c, t in zip(copies, tensors, strict=True)
+        )
+
+    def dtype_of(self, t: Tensor) -> torch.dtype:
+        """Return the type of the copy of a tensor."""
+        return t.dtype
 
     def initial(self, t: Tensor) -> Tensor:
         """Return the first value of the copy of a tensor."""
@@ -70,6 +77,7 @@ class ParamState(nn.Module):
     """
 
     Vector = StoredVector
+    content = "a vector of weights"
 
     def __init__(self, net: nn.Module):
         super().__init__()
@@ -111,6 +119,11 @@ class ParamState(nn.Module):
         pairs = [(s, v) for s, v in zip(self.read(), values, strict=True) if v is not None]
         copy_into([s for s, _ in pairs if s is not None], [v for _, v in pairs])
         self.writes += 1
+
+    def assign(self, values: Vec) -> None:
+        """Store values; a parameter without a value gets zero."""
+        pairs = zip(self.read(), values, strict=True)
+        self.write([torch.zeros_like(s) if v is None and s is not None else v for s, v in pairs])
 
     def approach(self, values: Vec, weight: float | Tensor) -> None:
         """Store ``(1 - weight) stored + weight values``; a parameter without a value counts as zero."""

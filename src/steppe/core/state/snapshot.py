@@ -111,11 +111,12 @@ class SnapshotPool:
 
 
 class Buffers:
-    """The buffers (running statistics, counters) of modules: a network, a loss."""
+    """The buffers (running statistics, counters) of modules, a network say, but for parts ``without``."""
 
-    def __init__(self, *modules: nn.Module):
+    def __init__(self, *modules: nn.Module, without: tuple[type[nn.Module], ...] = ()):
         # to search a deep network for the modules that have buffers takes longer than to copy these
-        self._named: list[Entries] = [m._buffers for net in modules for m in net.modules() if m._buffers]
+        parts = (m for net in modules for m in net.modules() if not isinstance(m, without))
+        self._named: list[Entries] = [m._buffers for m in parts if m._buffers]
         self._pool = SnapshotPool()
 
     def __bool__(self) -> bool:
@@ -251,8 +252,3 @@ def _copied(entries: Entries) -> Entries:
 
 def _alike(a: Tensor | None, b: Tensor | None) -> bool:
     return a is not None and b is not None and a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
-
-
-def all_alike(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    """Return whether two lists of tensors have the same shapes, types and devices."""
-    return len(a) == len(b) and all(map(_alike, a, b))

@@ -56,6 +56,7 @@ def _are_decays(text: float | str) -> bool:
 class Family(nn.ModuleList):
     """The averages in the order of `Averages.names`, and which output is deployed."""
 
+    content = "a vector of weights for each average, k more for LAWA"
     chosen = 0
 
     def get_extra_state(self) -> Tensor:

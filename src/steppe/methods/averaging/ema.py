@@ -12,7 +12,7 @@ Differs  running statistics are the mean's own, measured at its weights; timm av
 Start    decay 0.999 (small data) to 0.9998
 """
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -38,4 +38,4 @@ class EMA(Method[WeightAverage]):
         state.update(rt.net, rt.number(partial(state.warm_up, self.decay)))
 
     def deployed_weights(self, net: nn.Module, state: WeightAverage) -> AbstractContextManager[None]:
-        return state.swapped_in(net)
+        return state.swapped_in(net) if state.count else nullcontext()

@@ -22,13 +22,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method import Batch, Cost, Perturbing, Runtime, ScheduleValue, StepOutput, hyper
 from steppe.core.method.numerics import scaled_perturbation, vector
 
 
 class SquaredLength(nn.Module):
     """The running mean and variance of the gradient's squared length."""
 
+    content = "two numbers"
     mean: Tensor
     variance: Tensor
 
@@ -39,7 +40,7 @@ class SquaredLength(nn.Module):
 
 
 @dataclass(frozen=True)
-class AESAM(Method[SquaredLength]):
+class AESAM(Perturbing[SquaredLength]):
     """SAM at distance ``rho`` in steps whose gradient is longer than its running mean and deviation say."""
 
     controls = ("plain", "sam")
@@ -51,6 +52,10 @@ class AESAM(Method[SquaredLength]):
     lam1: float = hyper(-1.0, "deviations above the mean at the end")
     lam2: float = hyper(1.0, "deviations above the mean at the beginning")
 
+    @property
+    def needs_length(self) -> str:
+        return "the threshold of ae-sam goes from lam2 to lam1 over the training" if self.lam1 != self.lam2 else ""
+
     def step(self, batch: Batch, state: SquaredLength, rt: Runtime) -> StepOutput:
         """Gradient at w; if it is long, gradient at w + e and restore w; update."""
         done = rt.now.part_of(None, "lam2") if self.lam1 != self.lam2 else 0.0
@@ -60,7 +65,7 @@ class AESAM(Method[SquaredLength]):
         mean = square.lerp(state.mean.to(square), self.delta)
         variance = (square - mean).square().lerp(state.variance.to(square), self.delta)
         if square >= mean + threshold * variance.sqrt():
-            with rt.at(scaled_perturbation(rt.shared(g), rt.setting("rho", self.rho))):
+            with rt.at(scaled_perturbation(rt.shared(g), self.radius(rt))):
                 _, g = rt.grad(batch)
         rt.apply(g)
         state.mean.copy_(mean)

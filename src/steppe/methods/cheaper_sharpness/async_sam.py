@@ -19,7 +19,7 @@ Start    rho as SAM
 
 from dataclasses import dataclass
 
-from steppe.core.method import Batch, Cost, Method, ParamState, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method import Batch, Cost, ParamState, Perturbing, Runtime, ScheduleValue, StepOutput, hyper
 from steppe.core.method.numerics import scaled_perturbation, vector
 
 
@@ -30,7 +30,7 @@ class LastGradient(ParamState):
 
 
 @dataclass(frozen=True)
-class AsyncSAM(Method[LastGradient]):
+class AsyncSAM(Perturbing[LastGradient]):
     """SAM at distance ``rho`` along the gradient of the step before."""
 
     controls = ("plain", "sam")
@@ -51,10 +51,10 @@ class AsyncSAM(Method[LastGradient]):
         if ascends:
             out, g = rt.grad(batch)
         else:
-            with rt.at(scaled_perturbation(state.h, rt.setting("rho", self.rho)), clean=True):
+            with rt.at(scaled_perturbation(state.h, self.radius(rt)), clean=True):
                 out, g = rt.grad(batch)
         size = rt.weight(batch)
         h = vector.clone(rt.all_reduce_mean(g, weight=size * ascends if self.halves else None))
         rt.apply(g, weight=size * (not ascends) if self.halves else None)
-        state.h = h
+        state.assign(h)
         return out

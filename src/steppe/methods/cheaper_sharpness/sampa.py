@@ -14,7 +14,8 @@ Differs  1. both gradients are of the step's batch; the authors take that at w +
          2. halves = True: even processes take the gradient at w + e, odd ones that at y, each on its own batch,
             for any number of processes above one; the authors' script runs on two. h is that of the odd processes,
             or of all without halves: one message more per step.
-         3. U(w, h) is SGD's or Adam's rule with momentum and weight decay; the authors' knows SGD's momentum.
+         3. U(w, h) is Adam's rule or SGD's with momentum, decay and clipping, and SGD's for any other optimizer;
+            the authors' knows SGD's momentum.
          4. running statistics and the loss come from the pass at y, or from the first process.
 Start    rho 0.1, lam 0.2 (authors' script: CIFAR, SGD)
 """
@@ -24,8 +25,8 @@ from dataclasses import dataclass
 from steppe.core.method import (
     Batch,
     Cost,
-    Method,
     ParamState,
+    Perturbing,
     Runtime,
     ScheduleValue,
     StepOutput,
@@ -42,7 +43,7 @@ class LookAheadGradient(ParamState):
 
 
 @dataclass(frozen=True)
-class SAMPa(Method[LookAheadGradient]):
+class SAMPa(Perturbing[LookAheadGradient]):
     """SAM at distance ``rho`` along a gradient of the step before, plus ``lam`` of the next such gradient."""
 
     controls = ("sam", "two-step")
@@ -61,7 +62,7 @@ class SAMPa(Method[LookAheadGradient]):
 
     def step(self, batch: Batch, state: LookAheadGradient, rt: Runtime) -> StepOutput:
         """Gradient at y, gradient at w + e, restore w, update with their weighted mean."""
-        e = scaled_perturbation(state.h, rt.setting("rho", self.rho))
+        e = scaled_perturbation(state.h, self.radius(rt))
         ahead: Vec = look_ahead(rt, state.h) if state.writes else [None] * len(rt.params)
         if self.halves:
             even, odd = rt.parallel.processes_per_part(2)
@@ -77,5 +78,5 @@ class SAMPa(Method[LookAheadGradient]):
                 _, g_p = rt.grad(batch)
             h = rt.all_reduce_mean(g)
             rt.apply(vector.lerp(g_p, g, self.lam))
-        state.h = h
+        state.assign(h)
         return out

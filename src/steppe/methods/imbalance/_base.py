@@ -13,7 +13,7 @@ from steppe.core.method import (
     ClassCounts,
     Cost,
     InputError,
-    Method,
+    Perturbing,
     Runtime,
     ScheduleValue,
     StepOutput,
@@ -25,7 +25,7 @@ from steppe.core.method.numerics import losses, scaled_perturbation, vector
 
 
 @dataclass(frozen=True)
-class ClassWeightedSAM(Method[ClassCounts]):
+class ClassWeightedSAM(Perturbing[ClassCounts]):
     """Update with g - g_a + g_a(w + e), e = rho g_a / |g_a|, where g_a is the gradient of sum_c a_c L_c."""
 
     controls = ("sam", "two-step")
@@ -58,7 +58,7 @@ class ClassWeightedSAM(Method[ClassCounts]):
         part = partial(self._weighted, upcast_to_float32(a), rt)
         with rt.preserve_state():
             _, g_a = rt.grad(batch, part)
-        with rt.at(scaled_perturbation(rt.shared(g_a), rt.setting("rho", self.rho))):
+        with rt.at(scaled_perturbation(rt.shared(g_a), self.radius(rt))):
             _, g_p = rt.grad(batch, part)
         rt.apply(vector.add(vector.add(g, g_a, by=-1.0), g_p))
         return out
@@ -78,4 +78,4 @@ class ClassWeightedSAM(Method[ClassCounts]):
         """Count the classes of the batch over all processes, if those of the data are unknown."""
         if not state.exact and state.has_classes(batch.y, out.logits):
             (y,) = rt.parallel.gather(batch.y)
-            state.add(y, out.logits.shape[1])
+            state.add(y, out.logits.shape[1], out.skip_flag)

@@ -20,12 +20,12 @@ Start    sigma 0.35 without a largest radius, rho 999 (authors' README: CIFAR-10
 
 from dataclasses import dataclass
 
-from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper, value_at
+from steppe.core.method import Batch, Cost, InputError, Perturbing, Runtime, ScheduleValue, StepOutput, hyper
 from steppe.core.method.numerics import sam_perturbation, vector
 
 
 @dataclass(frozen=True)
-class LESAM(Method):
+class LESAM(Perturbing):
     """SAM at the distance at which the loss rises by ``sigma`` to first order, at most ``rho``."""
 
     controls = ("sam", "two-step")
@@ -38,8 +38,10 @@ class LESAM(Method):
         """Gradient at w, perturb until the loss has risen by sigma, gradient there, restore w, update."""
         out, g = rt.grad(batch)
         g = rt.shared(g)
-        e = sam_perturbation(g, rt.setting("rho", self.rho))
-        sigma = self.sigma if isinstance(self.sigma, float) else rt.number(lambda: value_at(self.sigma, rt.now))
+        e = sam_perturbation(g, self.radius(rt))
+        sigma = rt.setting("sigma", self.sigma)
+        if isinstance(sigma, list):
+            raise InputError("sigma is of the whole loss, and parameter groups have several; give all the same")
         share = vector.dot(g, e).reciprocal() * sigma
         with rt.at(vector.scale(e, share.clamp(max=1.0))):
             _, g = rt.grad(batch)

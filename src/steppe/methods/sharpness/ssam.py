@@ -14,12 +14,12 @@ Start    rho as SAM; the paper reports a wider range of learning rates
 
 from dataclasses import dataclass
 
-from steppe.core.method import Batch, Cost, Method, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method import Batch, Cost, Perturbing, Runtime, ScheduleValue, StepOutput, hyper
 from steppe.core.method.numerics import at_length_of, scaled_perturbation
 
 
 @dataclass(frozen=True)
-class SSAM(Method):
+class SSAM(Perturbing):
     """SAM at distance ``rho``, its gradient at the length of the clean gradient."""
 
     controls = ("sam", "two-step")
@@ -31,7 +31,7 @@ class SSAM(Method):
         """Gradient at w, gradient at w + e, restore w, update with the latter at the length of the former."""
         out, g = rt.grad(batch)
         g = rt.shared(g)
-        with rt.at(scaled_perturbation(g, rt.setting("rho", self.rho))):
+        with rt.at(scaled_perturbation(g, self.radius(rt))):
             _, g_p = rt.grad(batch)
         rt.apply(at_length_of(g, rt.shared(g_p)))
         return out

@@ -18,7 +18,7 @@ Start    rho as SAM (0.1 for CIFAR), theta 0.9 (authors' README)
 
 from dataclasses import dataclass
 
-from steppe.core.method import Batch, Cost, Method, ParamState, Runtime, ScheduleValue, StepOutput, hyper
+from steppe.core.method import Batch, Cost, ParamState, Perturbing, Runtime, ScheduleValue, StepOutput, hyper
 from steppe.core.method.numerics import scaled_perturbation, vector
 
 
@@ -29,7 +29,7 @@ class SlowGradient(ParamState):
 
 
 @dataclass(frozen=True)
-class VaSSO(Method[SlowGradient]):
+class VaSSO(Perturbing[SlowGradient]):
     """SAM at distance ``rho`` along the running mean of the gradients, of which a new one weighs ``theta``."""
 
     controls = ("sam", "two-step")
@@ -48,7 +48,7 @@ class VaSSO(Method[SlowGradient]):
             common = rt.all_reduce_mean(g)
             d = vector.add(vector.scale(state.d, 1 - theta), rt.shared(g), by=theta)
             d = vector.only(d, [t is not None for t in g])
-        with rt.at(scaled_perturbation(d, rt.setting("rho", self.rho))):
+        with rt.at(scaled_perturbation(d, self.radius(rt))):
             _, g = rt.grad(batch)
         rt.apply(g)
         if common is not None:
