@@ -215,6 +215,8 @@ REFUSED = {
         "resplit": True,
         "seeds": 2,
     },
+    "unknown option of optim 'scheduel'; did you mean 'schedule'": {"optim": {"scheduel": "wsd"}},
+    "unknown option of data 'seed'": {"split": {"val": 0.2, "seed": 5}},
     "budget is 'soon'": {"budget": "soon", "epochs": None},
     "return one for each class, or give task='regression'": {"data": (X, CLASSES)},
     "returns 1 classes and the data have 2": {"data": (X, CLASSES % 2)},

@@ -125,6 +125,7 @@ def test_batches_are_contiguous_float32_with_fitting_labels(augment: tuple[str, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"augment": ("none", "flip")}, "data.augment has none and others; give none alone"),
         ({"augment": ("cutmixx",)}, "unknown augmentation in data.augment 'cutmixx'; did you mean 'cutmix'"),
         ({"augment": ("mixup", "cutmix")}, "both mixup and cutmix"),
         ({"batch": 24}, "batch is 24 and only 23 images are trained on"),

@@ -103,6 +103,17 @@ def test_label_noise_replaces_an_exact_share_of_the_training_labels_alone(share,
     assert torch.equal(noisy.val.y, clean.val.y) and torch.equal(noisy.test.y, clean.test.y)
 
 
+@given(st.integers(0, 20), st.integers(0, 20), st.floats(0, 0.9))
+@settings(max_examples=30, deadline=None)
+def test_the_sizes_of_classes_are_those_of_right_labels_in_every_split(first, second, noise) -> None:
+    """So that the groups of a long-tailed comparison are the same classes for all seeds."""
+    options = {"val": 0.2, "imbalance": 8.0}
+    clean = apply("x", source([60, 50, 45, 50]), Data(split_seed=first, **options)).class_counts
+    noisy = apply("x", source([60, 50, 45, 50]), Data(split_seed=second, label_noise=noise, **options))
+    assert noisy.class_counts == clean == tuple(sorted(clean, reverse=True)) and sum(clean) == len(noisy.train)
+    assert shot_groups(noisy.class_counts) == {"many": [0, 1], "medium": [2], "few": [3]}
+
+
 def test_noise_is_symmetric() -> None:
     y = np.repeat(np.arange(5), 20_000)
     noisy = noisy_labels(y, 0.4, 5, np.random.default_rng(0))
@@ -141,9 +152,7 @@ def test_impossible_tails_and_noise_are_one_line(options: dict[str, float], mess
 
 
 def test_numbers_have_no_classes_to_unbalance() -> None:
-    with pytest.raises(
-        InputError, match="data.label_noise is 0.1 and diabetes has no classes in memory; leave it"
-    ):
+    with pytest.raises(InputError, match="data.label_noise is 0.1 and diabetes is a regression; leave it out"):
         load("diabetes", Data(label_noise=0.1))
 
 

@@ -117,6 +117,16 @@ def test_inputs_are_standardised_or_one_hot_by_the_training_rows(houses: Path) -
     assert "column 'id' (text, 60 different values)" in loaded.note
 
 
+def test_all_splits_of_a_table_have_the_same_inputs(tmp_path: Path) -> None:
+    cells = [[f"city {i}" if i % 9 == 0 else "Rome", "" if i == 5 else f"{i}", str(i % 2)] for i in range(60)]
+    path = write(tmp_path / "rare.csv", ["city", "area", "y"], cells)
+    loaded = [data.load(f"table:{path}:target=y", Data(split_seed=seed, val=0.4, train=15)) for seed in range(6)]
+    assert len({tuple(d.inputs.items()) for d in loaded}) == 1
+    assert len({str([one.get("values") for one in d.preparation["inputs"]]) for d in loaded}) == 1
+    # only means and deviations are those of the training rows
+    assert len({str(d.preparation["inputs"][1]["mean"]) for d in loaded}) > 1
+
+
 def test_test_rows_change_nothing_that_is_learned_from(tmp_path: Path, houses: Path) -> None:
     rows = [*csv.reader(io.StringIO(houses.read_text()))]
     folder = tmp_path / "parts"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from support.interrupted import process_with
 
-from steppe import RunError, experiments, records
+from steppe import InputError, RunError, experiments, records
 from steppe.config import Data, Run, Study
 from steppe.experiments import run_lock, split_cache
 from steppe.training.run import load_data, train_run
@@ -59,6 +59,26 @@ def test_each_seed_has_a_split_of_its_own_however_it_is_launched(tmp_path):
         assert one.shape == other.shape and not one.equal(other)
     assert all(a.equal(b) for own in samples.values() for a, b in zip(*own, strict=True))  # alike for all methods
     assert records.load(tmp_path / "here").resplit
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_trains(tmp_path):
+    table = tmp_path / "parts.csv"
+    rows = [f"{i % 7},{i % 2},{('train', 'val', 'test')[i % 3]}" for i in range(60)]
+    table.write_text("\n".join(["a,y,split", *rows]))
+    data = Data(augment=())
+    studies = {
+        f"all seeds have the same samples of table:{table}": Study(
+            methods=("plain",), models=("mlp-8x1",), seeds=(0, 1), batch=10, resplit=True, data=data,
+            datasets=("breast-cancer", f"table:{table}:target=y"),
+        ),
+        "hybrid weights need networks of one architecture": Study(
+            methods=("kdcl", "okdph"), models=("mlp-8x1+mlp-9x1",), datasets=("breast-cancer",), data=data
+        ),
+    }  # fmt: skip
+    for message, study in studies.items():
+        with pytest.raises(InputError, match=message):
+            experiments.prepare(study, tmp_path / "out", "steppe compare")
+    assert not list((tmp_path / "out").rglob("checkpoint*"))
 
 
 def test_of_many_splits_a_few_are_in_memory(monkeypatch):

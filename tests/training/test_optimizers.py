@@ -104,6 +104,29 @@ def test_a_rate_that_would_change_nothing_is_refused():
         assert make_optimizer(run(name=own, lr=0.7), net).param_groups[0]["lr"] == 0.7
 
 
+def test_a_class_with_a_rate_of_its_own_keeps_it_under_a_schedule():
+    class Own(torch.optim.SGD):
+        def __init__(self, params, gamma=0.5):
+            super().__init__(params, lr=gamma)
+
+    class Any(torch.optim.SGD):
+        def __init__(self, params, **settings):
+            super().__init__(params, **({"lr": 0.5} | settings))
+
+    net = nn.Linear(6, 3)
+    for cls, options, rate in (
+        (Own, {}, 0.5),
+        (Own, {"settings": {"gamma": 0.2}}, 0.2),
+        (Any, {}, 0.5),
+        (Any, {"lr": 0.3}, 0.3),
+    ):
+        with user_code.registered({("optimizer", "rates:own"): cls}):
+            optimizer = make_optimizer(run(name="rates:own", **options), net)
+        base = options.get("lr", Optim.lr)
+        trainer = SimpleNamespace(lr_at=lambda share, base=base: base / 2, share=0.5, optimizer=optimizer)
+        assert Trainer._set_lr(trainer) == optimizer.param_groups[0]["lr"] == pytest.approx(rate / 2)
+
+
 @pytest.mark.slow
 def test_an_export_imports_no_optimizer_of_the_user(tmp_path, images, monkeypatch):
     folder = tmp_path / "code"

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import field, fields, is_dataclass
 from typing import Any
 
+from steppe.errors import unknown
+
 _AS_TEXT: dict[Any, Any] = {Any: str, tuple[Any, ...]: tuple[str, ...]}  # methods
 
 
@@ -28,8 +30,14 @@ def field_types(cls: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: Any, values: Mapping[str, Any]) -> Any:
-    """Return a configuration from nested plain data, where a tuple may be a list; raises what ``cls`` raises."""
+    """Return a configuration from nested plain data, where a tuple may be a list.
+
+    Raises InputError for a name that is no field, and what ``cls`` raises.
+    """
     types = field_types(cls)
+    for name in values:
+        if name not in types:
+            raise unknown(f"option of {cls.__name__.lower()}", name, types)
     return cls(
         **{
             name: from_dict(types[name], value)

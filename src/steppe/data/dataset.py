@@ -220,7 +220,8 @@ class DataSet:
     decoded, empty for data sets without files. ``outputs`` is the number of outputs that a network should have:
     the classes, if there are any. ``unit`` is that of the target. Targets of a regression are standardised with
     the training part's ``target_mean`` and ``target_std`` (K,), both empty for targets in their unit.
-    ``preparation`` says as plain data how the inputs and targets are made from a table or a text.
+    ``preparation`` says as plain data how the inputs and targets are made from a table or a text. ``clean_counts``
+    are the training samples of each class before labels were replaced, if some were.
     """
 
     name: str
@@ -237,6 +238,7 @@ class DataSet:
     target_mean: tuple[float, ...] = ()
     target_std: tuple[float, ...] = ()
     preparation: Mapping[str, Any] = field(default_factory=dict)
+    clean_counts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "outputs", self.outputs or len(self.classes) or 1)
@@ -275,7 +277,12 @@ class DataSet:
 
     @property
     def class_counts(self) -> tuple[int, ...]:
-        """Training samples of each class; empty for other targets, and for samples that are not in memory."""
+        """Training samples of each class; empty for other targets, and for samples that are not in memory.
+
+        Labels that were replaced by wrong ones count as the right ones.
+        """
+        if self.clean_counts:
+            return self.clean_counts
         y = None if isinstance(self.train, Fetched) else self.train.y
         if self.task != "classification" or y is None or y.ndim != 1 or y.is_floating_point():
             return ()

@@ -147,9 +147,8 @@ def _check_classes(name: str, source: Source, options: Data) -> None:
     y = None if isinstance(source.train, Fetched) else source.train.y
     if source.task != "classification" or y is None or y.ndim != 1 or y.is_floating_point():
         option = "imbalance" if options.imbalance is not None else "label_noise"
-        raise InputError(
-            f"data.{option} is {getattr(options, option)} and {name} has no classes in memory; leave it out"
-        )
+        problem = "has no classes in memory" if source.task == "classification" else f"is a {source.task}"
+        raise InputError(f"data.{option} is {getattr(options, option)} and {name} {problem}; leave it out")
 
 
 def apply(name: str, source: Source, options: Data) -> DataSet:
@@ -224,12 +223,14 @@ def apply(name: str, source: Source, options: Data) -> DataSet:
         test_rows = stratified(strata(test), options.test, rng)
     held_out = source.train.take(val_rows) if source.val is None else source.val
     trained = source.train.take(train_rows)
+    clean_counts: tuple[int, ...] = ()
     if options.label_noise:
         rng = np.random.default_rng([options.split_seed, 4])
         noisy = noisy_labels(y[train_rows], options.label_noise, len(source.classes), rng)
         notes.append(f"{(noisy != y[train_rows]).sum()} of {len(noisy)} training labels replaced by another class")
         trained = replace(cast(Images | Tensors, trained), y=torch.from_numpy(noisy))
+        clean_counts = tuple(np.bincount(y[train_rows], minlength=len(source.classes)).tolist())
     shared = {k: getattr(source, k) for k in ("skipped", "fingerprint", "task", "outputs", "unit")}
     parts = (trained, held_out, test.take(test_rows))
-    data = DataSet(name, *parts, source.classes, note="; ".join(notes), **shared)
+    data = DataSet(name, *parts, source.classes, note="; ".join(notes), clean_counts=clean_counts, **shared)
     return source.prepare(data) if source.prepare is not None else data

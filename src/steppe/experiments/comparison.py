@@ -204,17 +204,15 @@ def load_and_check(runs: list[Run], progress: Callable[[int, int], None] | None)
 
 
 def _check_splits(runs: list[Run], sets: dict[DataKey, DataSet]) -> None:
-    """Refuse splits for each seed of data sets that all seeds have alike."""
-    equal = []
+    """Refuse splits for each seed of a data set that all seeds have alike."""
     for key, images in sets.items():
         other = next(run for run in runs if run.dataset == key[0] and run.data_key != key)
         again = load_data(other)
-        equal.append(same_samples(images.train, again.train) and same_samples(images.val, again.val))
-    if all(equal):
-        raise InputError(
-            f"resplit is true and all seeds have the same samples of {next(iter(sets))[0]}, its parts are fixed;"
-            " give data.train, or leave resplit out"
-        )
+        if same_samples(images.train, again.train) and same_samples(images.val, again.val):
+            raise InputError(
+                f"resplit is true and all seeds have the same samples of {key[0]}, its parts are fixed; give "
+                "data.train, or leave resplit out"
+            )
 
 
 def check_saved(job: ComparisonRun, images: DataSet, retry: bool) -> None:

@@ -35,7 +35,7 @@ from steppe.tasks.objective import Objective
 from steppe.training.checkpoint import sharded
 from steppe.training.checkpoint.file import fill
 from steppe.training.checkpoint.save_and_resume import CHECKPOINT, derive
-from steppe.training.optimizers import is_installed_code, optimizer_of, placeholder_of
+from steppe.training.optimizers import is_installed_code, keep_own_rates, optimizer_of, placeholder_of
 
 EVALUATED = 500  # images of an evaluated batch
 _WHITENING = 5000  # images from which layers that learn before training do so
@@ -250,7 +250,7 @@ def _user_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
     except Exception as error:
         message = next(iter(str(error).splitlines()), "")[:200]
         raise InputError(f"optimizer {name} cannot be made: {type(error).__name__}: {message}") from error
-    rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
+    rates = [float(group["lr"]) for group in optimizer.param_groups if group.get("lr") is not None]
     if run.optim.lr not in [Optim.lr, *rates]:  # it would change nothing: neither a rate nor a tuned one
         own = (
             f"its own learning rate, {', '.join(f'{rate:g}' for rate in dict.fromkeys(rates))}"
@@ -261,9 +261,7 @@ def _user_optimizer(run: Run, net: nn.Module) -> torch.optim.Optimizer:
             f"optim.lr is {run.optim.lr:g} and optimizer {name} has {own}; leave optim.lr out, or let the "
             "optimizer take an argument lr"
         )
-    for group in optimizer.param_groups:
-        if run.optim.lr and float(group.get("lr", run.optim.lr)) != run.optim.lr:
-            group["lr_scale"] = group.get("lr_scale", 1.0) * float(group["lr"]) / run.optim.lr
+    keep_own_rates(optimizer, run.optim.lr)
     switch(optimizer, "train")
     return optimizer
 

@@ -101,8 +101,8 @@ def _make(o: Optim, name: str, net: nn.Module, params: list[nn.Parameter]) -> to
             if key not in names and not takes_any:
                 raise InputError(f"optim.{key} is {value:g} and {name} takes none; leave it out")
         common = {k: v for k, v in common.items() if k in names or k in changed}
-    own_lr = own.pop("lr", o.lr)
-    if not finite(own_lr):
+    own_lr = own.pop("lr", None)
+    if not (own_lr is None or finite(own_lr)):
         raise InputError(f"optim.settings has lr={own_lr}; give a number")
     settings = common | own
     groups = _groups(o, net, params, settings.get("weight_decay", 0.0))
@@ -110,10 +110,16 @@ def _make(o: Optim, name: str, net: nn.Module, params: list[nn.Parameter]) -> to
         optimizer = cls(groups, **settings)
     except (TypeError, ValueError) as error:
         raise InputError(f"optim.name is {name!r} and its class refuses its settings: {error}") from None
-    if o.lr and own_lr != o.lr:
-        for group in optimizer.param_groups:
-            group["lr_scale"] = group.get("lr_scale", 1.0) * own_lr / o.lr
+    keep_own_rates(optimizer, o.lr, own_lr)
     return optimizer
+
+
+def keep_own_rates(optimizer: torch.optim.Optimizer, lr: float, own_lr: float | None = None) -> None:
+    """Have a schedule of the rate ``lr`` be one of each group's own rate, or of ``own_lr``, where that differs."""
+    for group in optimizer.param_groups:
+        rate = group.get("lr") if own_lr is None else own_lr
+        if lr and rate is not None and float(rate) != lr:
+            group["lr_scale"] = group.get("lr_scale", 1.0) * float(rate) / lr
 
 
 def _groups(o: Optim, net: nn.Module, params: list[nn.Parameter], weight_decay: float) -> list[Any]:

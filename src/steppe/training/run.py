@@ -1,5 +1,6 @@
 """Training of one run, from its configuration to its result, in a folder of its own."""
 
+import itertools
 import json
 import math
 import typing
@@ -177,7 +178,8 @@ def check_run(run: Run, images: DataSet, *, first: bool = True) -> None:
     save_seconds()
     method = run.method
     with hardware.fork_rng():
-        net = method.build(lambda: make_model(run, images))
+        number = itertools.count()
+        net = method.build(lambda: make_model(run, images, next(number)))
         method.init(net)
     make_optimizer(run, net)
     per_epoch = len(make_loader(run, images, method))

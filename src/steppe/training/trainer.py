@@ -241,9 +241,10 @@ class Trainer:
 
     def _set_lr(self) -> float:
         lr = self.lr_at(self.share)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
-        return lr
+        scales = [group.get("lr_scale", 1.0) for group in self.optimizer.param_groups]
+        for group, scale in zip(self.optimizer.param_groups, scales, strict=True):
+            group["lr"] = lr * scale
+        return lr * scales[0] if len(set(scales)) == 1 else lr
 
     def _status(
         self, means: dict[str, float], started: float, share_at_start: float, val: float | None = None

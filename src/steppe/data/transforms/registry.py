@@ -42,6 +42,8 @@ def make_steps(names: Sequence[str], blank: tuple[float, ...] | None = None) -> 
     """
     if all(name in names for name in MIXING):
         raise InputError("data.augment has both mixup and cutmix; choose one of them")
+    if "none" in names:
+        raise InputError("data.augment has none and others; give none alone, or leave it out")
     return [_make(*parse_spec(name, "augmentation in data.augment"), blank) for name in names]
 
 

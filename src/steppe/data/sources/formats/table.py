@@ -40,7 +40,8 @@ def load(path: Path, options: Mapping[str, str]) -> Source:
     columns that are no inputs, ``categories`` columns of numbers that are categories, ``split`` the column that
     has each row's part. Without test rows a fixed fifth is taken, of every class if there are classes.
 
-    Texts are categories: one input of 0 or 1 for each that occurs in training, and one for missing values. Texts
+    Texts are categories: one input of 0 or 1 for each that occurs in training, and one for missing values; of rows
+    that a split holds out for validation too, so that all splits have the same inputs. Texts
     with more than 100 values, or of which no two are equal, are left out, as are columns that count the rows.
     Numbers are standardised with mean and deviation of the training rows; a missing one becomes their mean, with a
     further input that is 1 where it is missing.
@@ -92,9 +93,12 @@ def table_source(
             *notes,
         ]
 
+    known = train.x
+    assert isinstance(known, Tensor)
+
     def prepare(data: DataSet) -> DataSet:
         assert isinstance(data.train.x, Tensor)
-        inputs = inputs_of(features, data.train.x)
+        inputs = inputs_of(features, data.train.x, known)
         public = [{key: value for key, value in one.items() if key != "codes"} for one in inputs]
         about = {"inputs": public, "predicts": names}
         encoded = data.with_parts(lambda part: Tensors(encode(part.x, inputs), part.y), preparation=about)
@@ -121,14 +125,18 @@ def encode(raw: Any, inputs: Sequence[Mapping[str, Any]]) -> Tensor:
     return torch.stack(columns, 1).float()
 
 
-def inputs_of(features: Sequence[Feature], raw: Tensor) -> list[dict[str, Any]]:
-    """Return for each feature how `encode` makes its inputs, by the training rows ``raw`` (N, columns)."""
+def inputs_of(features: Sequence[Feature], raw: Tensor, known: Tensor) -> list[dict[str, Any]]:
+    """Return for each feature how `encode` makes its inputs.
+
+    Means and deviations are those of the training rows ``raw`` (N, columns); which categories there are, and what
+    may be missing, says ``known`` (M, columns), the rows of which some are held out for validation.
+    """
     inputs = []
-    for feature, v in zip(features, raw.T, strict=True):
-        about: dict[str, Any] = {"column": feature.name, "missing": bool(v.isnan().any())}
+    for feature, v, of_all in zip(features, raw.T, known.T, strict=True):
+        about: dict[str, Any] = {"column": feature.name, "missing": bool(of_all.isnan().any())}
         present = v[~v.isnan()]
         if feature.categories:
-            codes = sorted({int(code) for code in present.tolist()})
+            codes = sorted({int(code) for code in of_all[~of_all.isnan()].tolist()})
             about |= {"codes": codes, "values": [feature.categories[code] for code in codes]}
         elif len(present):
             std = float(present.std(correction=0))
