@@ -93,12 +93,12 @@ def table_source(
             *notes,
         ]
 
-    known = train.x
-    assert isinstance(known, Tensor)
+    all_rows = train.x
+    assert isinstance(all_rows, Tensor)
 
     def prepare(data: DataSet) -> DataSet:
         assert isinstance(data.train.x, Tensor)
-        inputs = inputs_of(features, data.train.x, known)
+        inputs = inputs_of(features, data.train.x, all_rows)
         public = [{key: value for key, value in one.items() if key != "codes"} for one in inputs]
         about = {"inputs": public, "predicts": names}
         encoded = data.with_parts(lambda part: Tensors(encode(part.x, inputs), part.y), preparation=about)
@@ -125,14 +125,14 @@ def encode(raw: Any, inputs: Sequence[Mapping[str, Any]]) -> Tensor:
     return torch.stack(columns, 1).float()
 
 
-def inputs_of(features: Sequence[Feature], raw: Tensor, known: Tensor) -> list[dict[str, Any]]:
+def inputs_of(features: Sequence[Feature], raw: Tensor, all_rows: Tensor) -> list[dict[str, Any]]:
     """Return for each feature how `encode` makes its inputs.
 
     Means and deviations are those of the training rows ``raw`` (N, columns); which categories there are, and what
-    may be missing, says ``known`` (M, columns), the rows of which some are held out for validation.
+    may be missing, says ``all_rows`` (M, columns), the rows of which some are held out for validation.
     """
     inputs = []
-    for feature, v, of_all in zip(features, raw.T, known.T, strict=True):
+    for feature, v, of_all in zip(features, raw.T, all_rows.T, strict=True):
         about: dict[str, Any] = {"column": feature.name, "missing": bool(of_all.isnan().any())}
         present = v[~v.isnan()]
         if feature.categories:
