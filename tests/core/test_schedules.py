@@ -80,8 +80,9 @@ def test_a_tail_and_its_ramp():
     for ramped in (ramp, steppe.ActiveWindow(ramp, start=3), steppe.make("le-sam", sigma=ramp.rho, start=3)):
         with pytest.raises(steppe.InputError, match="its length is unknown"):
             ramped.bind(net, optimizer)
-    with pytest.raises(steppe.InputError, match="EMA makes plain steps, so that a window has no effect"):
-        steppe.make("ema", tail=0.3)
+    for name, settings in (("EMA", {"tail": 0.3}), ("Plain", {"every": 2})):
+        with pytest.raises(steppe.InputError, match=f"{name} makes plain steps, so that a window has no effect"):
+            steppe.make(name.lower(), **settings)
     for settings in ({"tail": 1.5}, {"tail": "end"}, {"tail": 0.3, "start": 2}, {"spread": 0.5, "every": 2}):
         with pytest.raises(steppe.InputError, match="tail is|spread is"):
             steppe.make("sam", **settings)

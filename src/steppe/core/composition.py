@@ -243,8 +243,7 @@ class ActiveWindow(Method):
                 f"{name_of(self.method)} builds what it trains and cannot be active for a time only; "
                 "leave start, stop, tail, every and spread out"
             )
-        changes = any(overrides(self.method, part) for part in ("step", "objective", "transform"))
-        if overrides(self.method, "after") and not changes:
+        if not any(overrides(self.method, part) for part in ("step", "objective", "transform")):
             raise InputError(
                 f"{name_of(self.method)} makes plain steps, so that a window has no effect; "
                 "leave start, stop, tail, every and spread out"
