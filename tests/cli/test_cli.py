@@ -56,6 +56,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("compare --data.trian 1", "did you mean 'data.train'"),
         ("compare stray", "unexpected 'stray'"),
         ("reproduce --plan", "not given: --datasets; add it"),
+        (
+            "reproduce --plan --datasets cifar10:nowhere",
+            "cifar10 is not in nowhere; give cifar10:PATH",
+        ),
         ("export", "not given: RUN, OUT; add it"),
         ("compare --data.tta twice", "data.tta is 'twice'; choose one of mirror, mirror-shift"),
         ("compare --batch many", "batch is 'many'; give a whole number"),

@@ -87,6 +87,10 @@ def run(options: Namespace, command: str) -> int:
             progress=progress,
         )
     if options.plan:
+        for dataset in options.datasets:  # which a plan does not read
+            name, _, path = dataset.partition(":")
+            if path and not Path(path).expanduser().exists():
+                raise InputError(f"{name} is not in {path}; give {name}:PATH")
         _print_plan(queue, terminal)
         return 0
     records.make_folder(out)
