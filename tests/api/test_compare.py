@@ -215,6 +215,7 @@ REFUSED = {
         "resplit": True,
         "seeds": 2,
     },
+    "input 'a' is a tuple of parts of different shapes; give one array": {"data": {"a": (X, Y), "b": (X, Y)}},
     "unknown option of optim 'scheduel'; did you mean 'schedule'": {"optim": {"scheduel": "wsd"}},
     "unknown option of data 'seed'": {"split": {"val": 0.2, "seed": 5}},
     "budget is 'soon'": {"budget": "soon", "epochs": None},

@@ -149,11 +149,21 @@ def _tensor(value: Any, what: str) -> Tensor:
     """Return an array as a tensor; raises InputError for texts and other objects."""
     if isinstance(value, Tensor):
         return value.detach().cpu()
-    array = np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
+    array = _array(value, what)
     if array.dtype.kind not in "biufc":
         raise InputError(f"{what} has values of {array.dtype}; give numbers (encode texts and categories first)")
     array = np.ascontiguousarray(array)
     return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _array(value: Any, what: str) -> np.ndarray:
+    try:
+        return np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
+    except ValueError:
+        raise InputError(
+            f"{what} is a {type(value).__name__} of parts of different shapes; give one array (names of "
+            "inputs and their arrays are one data set; compare several with one call each)"
+        ) from None
 
 
 def _tensors(x: Any, y: Any) -> Tensors:
@@ -168,7 +178,7 @@ def _tensors(x: Any, y: Any) -> Tensors:
 
 def _target(y: Any) -> Tensor:
     if not isinstance(y, Tensor):
-        y = np.asarray(y.to_numpy() if hasattr(y, "to_numpy") else y)
+        y = _array(y, "y")
         if y.ndim == 2 and y.shape[1] == 1 and y.dtype.kind in "OUS":
             y = y[:, 0]
         if y.dtype.kind in "OUS":  # names of classes
