@@ -362,10 +362,11 @@ def test_sadt_v2_counts_the_work_that_it_does():
     assert counter.get_total_flops() / flops(steppe.Plain()) == pytest.approx(passes, rel=0.05)
 
 
-def test_ae_sam_perturbs_the_steps_with_unusually_long_gradients_only():
+@pytest.mark.parametrize(("lam1", "lam2"), [(1.0, 1.0), (-2.0, 2.0)])
+def test_ae_sam_perturbs_the_steps_with_unusually_long_gradients_only(lam1, lam2):
     """The decisions of the paper's algorithm 1, written out over the lengths of the gradients that it met."""
     gradients: list[float] = []
-    _, step = bound(steppe.make("ae-sam", lam1=1.0, lam2=1.0), small_net(dropout=0.0))
+    _, step = bound(steppe.make("ae-sam", lam1=lam1, lam2=lam2), small_net(dropout=0.0), steps=12)
     grad, forward = step.runtime.grad, [0.0]
 
     def recorded(*args, **options):
@@ -381,10 +382,14 @@ def test_ae_sam_perturbs_the_steps_with_unusually_long_gradients_only():
         square = gradients[0] ** 2
         mean = 0.9 * mean + 0.1 * square
         variance = 0.9 * variance + 0.1 * (square - mean) ** 2
-        expected.append(2 if square >= mean + variance**0.5 else 1)
+        threshold = lam2 + (lam1 - lam2) * k / 12  # from lam2 to lam1 over the training
+        expected.append(2 if square >= mean + threshold * variance**0.5 else 1)
         counted.append(step.passes.forward - forward[-1])
         forward.append(step.passes.forward)
     assert counted == expected and set(counted) == {1, 2}
+
+
+def test_ae_sam_needs_the_length_of_the_training_for_its_threshold():
     for start in ("", ":start=3"):
         with pytest.raises(
             steppe.InputError, match="from lam2 to lam1 over the training, and its length is unknown"
