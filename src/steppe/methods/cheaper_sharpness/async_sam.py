@@ -14,6 +14,7 @@ Differs  1. on one process h is the gradient that updated the weights, at the pe
          3. the paper's second device may have a smaller batch; here the batches are the loader's.
          4. under data parallelism h is that of all processes (of all odd ones), one message more per step.
          5. running statistics and the loss come from the perturbed pass, the only one, or from the first process.
+         6. active in some steps only (every), h is the gradient of the last of these.
 Start    rho as SAM
 """
 

@@ -17,6 +17,7 @@ Differs  1. both gradients are of the step's batch; the authors take that at w +
          3. U(w, h) is Adam's rule or SGD's with momentum, decay and clipping, and SGD's for any other optimizer;
             the authors' knows SGD's momentum.
          4. running statistics and the loss come from the pass at y, or from the first process.
+         5. active in some steps only (every), h is the gradient of the last of these.
 Start    rho 0.1, lam 0.2 (authors' script: CIFAR, SGD)
 """
 
