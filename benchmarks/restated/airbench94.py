@@ -17,6 +17,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -185,11 +186,11 @@ def train(options: Namespace, parts: Sequence[Tensor], out: Path) -> dict[str, A
     return {"seed": options.seed, "images": len(x), "steps": step, "seconds": seconds, "test": by_views}
 
 
-def read_images(name: str, epochs_of: int | None) -> list[Tensor]:
-    """Return training images and labels, test images and labels, normalised; ``epochs_of`` training images."""
-    loaded: Any = data.load(name, Data(val=1, test=None if epochs_of is None else min(epochs_of, 1000)))
+def read_images(name: str, count: int | None = None) -> list[Tensor]:
+    """Return training images and labels, test images and labels, normalised; with a ``count`` so many."""
+    loaded: Any = data.load(name, Data(val=10, test=None if count is None else min(count, 1000)))
     x, y = (torch.cat([getattr(part, k) for part in (loaded.train, loaded.val)]) for k in ("x", "y"))
-    rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(1))[:epochs_of]
+    rows = torch.from_numpy(np.random.default_rng(1).permutation(len(y))[:count])
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
     return [
         (x[rows].float() / 255 - mean) / std,

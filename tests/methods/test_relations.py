@@ -406,6 +406,21 @@ def test_le_sam_s_perturbation_raises_the_loss_by_sigma_to_first_order_and_is_at
         assert float(e.norm()) == pytest.approx(min(sigma / float(g.norm()), rho), rel=2e-3)
 
 
+def test_the_sigma_of_le_sam_is_one_for_the_whole_loss_and_may_be_that_of_all_groups():
+    nets = [small_net(dropout=0.0) for _ in range(2)]
+    for net, method, sigma in zip(
+        nets, ("le-sam:sigma=0.3,rho=9", "le-sam:rho=9"), ({}, {"sigma": 0.3}), strict=True
+    ):
+        groups = [{"params": [p], **sigma} for p in net.parameters()]
+        steppe.parse(method).bind(net, torch.optim.SGD(groups, 0.1))(indexed(0))
+    assert all(map(torch.equal, nets[0].state_dict().values(), nets[1].state_dict().values()))
+    first, *others = nets[0].parameters()
+    groups = [{"params": [first], "sigma": 0.1}, {"params": others}]
+    step = steppe.parse("le-sam").bind(nets[0], torch.optim.SGD(groups, 0.1))
+    with pytest.raises(steppe.InputError, match="sigma is of the whole loss, and parameter groups have several"):
+        step(indexed(0))
+
+
 @pytest.mark.slow
 def test_asynchronous_sam_by_halves_updates_on_the_even_and_looks_ahead_on_the_odd_processes():
     processes = together(3, asynchronous)
