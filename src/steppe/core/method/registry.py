@@ -180,9 +180,9 @@ def _controls_of_parts(rule: Method, base: Method, decay_start: float | None) ->
     names: list[str] = []
     for part, other in ((rule, base), (base, rule)):
         for name in _controls(part, decay_start):
-            control = spec_of(other) if name == "plain" else name
+            control = name
             with suppress(InputError):  # not all can be combined
-                control = spec_of(other) if name == "plain" else spec_of(parse(f"{name}+{spec_of(other)}"))
+                control = spec_of(other if name == "plain" else parse(f"{name}+{spec_of(other)}"))
             names += [control] if control not in names else []
     return names
 
