@@ -72,7 +72,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_trains(tmp_path):
             datasets=("breast-cancer", f"table:{table}:target=y"),
         ),
         "hybrid weights need networks of one architecture": Study(
-            methods=("kdcl", "okdph"), models=("mlp-8x1+mlp-9x1",), datasets=("breast-cancer",), data=data
+            methods=("kdcl", "okdph"), models=("mlp-8x1+mlp-9x1",), data=Data(train=64, size=8, augment=())
         ),
     }  # fmt: skip
     for message, study in studies.items():
