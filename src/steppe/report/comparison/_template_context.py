@@ -133,7 +133,7 @@ def _best_corner(text: MetricText) -> str:
 
 def _small(title: str) -> str:
     """Return a curve's title as a choice: without its remark, beginning in lower case."""
-    title = title.removesuffix(" (augmented batches)")
+    title = title.removesuffix(" (training batches)")
     return title[:1].lower() + title[1:]
 
 

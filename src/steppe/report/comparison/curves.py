@@ -41,7 +41,7 @@ def titles(comparison: Comparison, group: tuple[str, str]) -> dict[str, str]:
     Without the metric on training batches, which not every metric has, there is no curve of it.
     """
     text = metric_of(comparison, group[0])
-    train = f"Training {text.name}{' (augmented batches)' if text.is_accuracy else ''}"
+    train = f"Training {text.name}{' (training batches)' if text.is_accuracy else ''}"
     curves = {
         text.key("val"): f"Validation {text.name}",
         "val_loss": "Validation loss",
