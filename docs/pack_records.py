@@ -2,7 +2,8 @@
 
 The file has the command, and for each run its accuracies and counted passes. `make_ledger.py` reads it. Paths are
 left out, and so are times, because other work ran on the machine. MORE are folders of the same comparison with
-other seeds. A suite is packed as a whole, finished or not; pack it again under the same name as it grows.
+other seeds. A suite is packed as a whole, finished or not; pack it again under the same name as it grows. Tasks
+that its folder lacks, trained on another machine, stay as they were packed.
 `make_ledger.py` packs the folder of `steppe reproduce` table by table.
 """
 
@@ -65,6 +66,20 @@ def packed_suite(folder: Path) -> dict[str, Any]:
             tasks[group[0]] = {"metric": text.name, "higher": text.metric.higher, "rows": rows}
         content["views"][view] = tasks
     return content
+
+
+def with_tasks_of(before: dict[str, Any], suite: dict[str, Any]) -> dict[str, Any]:
+    """Return a packed suite with the tasks of an earlier file which it lacks.
+
+    Raises SystemExit if the two are not of the same command, seeds, torch and device.
+    """
+    differs = [k for k in ("title", "command", "seeds", "torch", "device") if before[k] != suite[k]]
+    if differs:
+        raise SystemExit(
+            f"the packed suite has another {differs[0]}: {before[differs[0]]!r}, not {suite[differs[0]]!r}"
+        )
+    views = {view: before["views"].get(view, {}) | tasks for view, tasks in suite["views"].items()}
+    return suite | {"tuning": before["tuning"] | suite["tuning"], "views": views}
 
 
 def _packed(folder: Path) -> dict[str, Any]:
@@ -140,5 +155,12 @@ def pack_tables(folder: Path) -> None:
             write(path.name if full else f"{path.name}-scaled", json.loads(text))
 
 
+def pack(name: str, *folders: Path) -> None:
+    """Pack folders under a name, beside the packed tasks of a suite which its folder lacks."""
+    content = packed(*folders)
+    before = records.read_json_if_exists(FOLDER / f"{name}.json")
+    write(name, with_tasks_of(before, content) if before and "tuning" in content else content)
+
+
 if __name__ == "__main__":
-    write(sys.argv[1], packed(*map(Path, sys.argv[2:])))
+    pack(sys.argv[1], *map(Path, sys.argv[2:]))

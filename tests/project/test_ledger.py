@@ -176,3 +176,31 @@ def test_further_seeds_are_packed_with_the_first_and_nothing_twice(tmp_path):
     for other in ("a", "c"):
         with pytest.raises(SystemExit, match="no other part"):
             packed(tmp_path / "a", tmp_path / other)
+
+
+SUITE = """
+title: Two tables
+seeds: {tune: [100], final: [0]}
+settings: {model: mlp-4x1, data.augment: [], batch: 64, epochs: 1}
+tasks: {diabetes: {dataset: diabetes}, wine: {dataset: wine}}
+rows: {plain: [plain]}
+"""
+
+
+def test_a_suite_trained_on_two_machines_is_packed_into_one_file(tmp_path, monkeypatch):
+    (tmp_path / "tables.yaml").write_text(SUITE)
+    pack_records = script("pack_records")
+    monkeypatch.setattr(pack_records, "FOLDER", tmp_path)
+    for task in ("diabetes", "wine"):
+        command = f"compare recipe={tmp_path / 'tables.yaml'} --tasks {task} --out {tmp_path / task}"
+        assert main(command.split()) == 0
+        pack_records.pack("tables", tmp_path / task)
+    first, second, both = (
+        *(pack_records.packed(tmp_path / task) for task in ("diabetes", "wine")),
+        json.loads((tmp_path / "tables.json").read_text()),
+    )
+    assert both["tuning"] == first["tuning"] | second["tuning"]
+    assert both["views"] == {view: first["views"][view] | second["views"][view] for view in ("compute", "epochs")}
+    assert both["views"]["compute"].keys() == {"diabetes", "wine"}
+    with pytest.raises(SystemExit, match="another torch: '1.0', not"):
+        pack_records.with_tasks_of(first | {"torch": "1.0"}, second)
