@@ -87,3 +87,10 @@ def test_filter_norms_have_hand_computed_values():
     result = filter_norms(nn.Conv2d(16, 4000, 3))
     assert (result.norms**2).mean() == pytest.approx(1 / 3, rel=0.01)
     assert result.variation < 0.05
+
+
+@pytest.mark.parametrize("wrong", [-100, -1, 3])
+def test_classes_that_are_none_are_one_line(wrong):
+    for measure in (calibration, margins):
+        with pytest.raises(InputError, match=f"y has {wrong}; give classes from 0 to 2"):
+            measure(torch.randn(4, 3), torch.tensor([0, 1, wrong, 2]))

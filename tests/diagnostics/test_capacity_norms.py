@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from steppe.diagnostics.capacity_norms import norms, operator_norm
 from steppe.diagnostics.loss_surface import LossSurface
@@ -47,6 +48,31 @@ def test_a_linear_layer_s_norm_is_exact_and_that_of_zeros_is_0():
     convolution = nn.Conv2d(1, 1, 3)
     nn.init.zeros_(convolution.weight)
     assert operator_norm(convolution, (1, 4, 4)) == 0
+
+
+@pytest.mark.parametrize("parametrize", [weight_norm, spectral_norm])
+def test_a_parametrized_convolution_has_the_norms_of_its_weight(parametrize):
+    torch.manual_seed(0)
+    net = nn.Sequential(parametrize(nn.Conv2d(1, 2, 3, padding=1)), nn.Flatten(), nn.Linear(50, 3)).eval()
+    plain = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(50, 3))
+    with torch.no_grad():
+        plain[0].weight.copy_(net[0].weight), plain[0].bias.copy_(net[0].bias)
+        plain[2].load_state_dict(net[2].state_dict())
+    data = [(torch.randn(6, 1, 5, 5), torch.arange(6) % 3)]
+    assert norms(LossSurface(net, data), 6) == norms(LossSurface(plain, data), 6)
+
+
+def test_a_frozen_layer_has_not_moved_from_its_start():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0]] * 4)
+    data = [(x, net(x).argmax(1))]
+    start = [p.detach().clone() for p in net.parameters()]
+    with torch.no_grad():
+        net[2].weight.mul_(2)
+    free = norms(LossSurface(net, data), 6, start)
+    net[0].requires_grad_(False)
+    assert norms(LossSurface(net, data), 6, start[2:]).bartlett == pytest.approx(free.bartlett, rel=1e-9)
 
 
 def two_layers() -> tuple[nn.Sequential, torch.Tensor, torch.Tensor]:

@@ -141,3 +141,33 @@ def test_a_network_without_second_derivatives_is_refused():
     surface = LossSurface(net, [(torch.randint(0, 20, (6, 5)), torch.tensor([0, 1, 2, 0, 1, 2]))])
     with pytest.raises(InputError, match=r"no Hessian \(.*_embedding_bag_backward.*\); replace that layer"):
         trace(surface, 1)
+
+
+@pytest.mark.parametrize("features", [4, 100])  # solved densely and not
+def test_a_loss_that_is_linear_in_the_weights_has_no_curvature(features):
+    torch.manual_seed(0)
+    surface = LossSurface(nn.Linear(features, 1), [(torch.randn(40, features), torch.randn(40, 1))], F.l1_loss)
+    found = eigenvalues(surface, 2)
+    assert (found.values, found.residuals) == ([0.0, 0.0], [0.0, 0.0])
+    assert trace(surface, 2).mean == 0
+
+
+def test_second_derivatives_that_are_not_finite_are_one_line():
+    net = nn.Linear(100, 2)
+    torch.nn.init.constant_(net.weight, torch.nan)
+    surface = LossSurface(net, [(torch.randn(4, 100), torch.tensor([0, 1, 0, 1]))])
+    for measure in (eigenvalues, density, trace):
+        with pytest.raises(InputError, match="second derivatives that are not finite"):
+            measure(surface)
+
+
+def test_every_product_is_counted(monkeypatch):
+    surface, made = LossSurface(*_large()), []
+    product = surface.hvp
+    monkeypatch.setattr(surface, "hvp", lambda v: made.append(v) or product(v))
+    assert eigenvalues(surface, 2, products=1, tolerance=1e-12).products == len(made)
+
+
+def _large() -> tuple[nn.Module, list]:
+    torch.manual_seed(0)
+    return nn.Linear(40, 3), [(torch.randn(20, 40), torch.arange(20) % 3)]

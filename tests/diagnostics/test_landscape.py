@@ -109,7 +109,7 @@ def test_an_interrupted_grid_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(LossSurface, "value", lambda self: evaluated.append(1) or value(self))
     resumed = slice_along(surface, directions, coordinates, path=path, progress=lambda *call: calls.append(call))
     assert resumed == whole
-    assert len(evaluated) == 3
+    assert len(evaluated) == 3 + 1  # the file is recognised by the loss at the weights
     assert calls == [(i, 6) for i in range(1, 7)]
     assert [json.loads(line).get("at") for line in path.read_text().splitlines()][1:] == list(
         map(list, coordinates)
@@ -229,9 +229,44 @@ def test_the_width_of_a_parabola_and_of_an_open_valley():
         (lambda s, st: evaluate_between(s, st[:2], [(0.5, 0.6)]), "of sum 1"),
         (lambda s, st: evaluate_between(s, st[:2], [(1.0,)]), "one per network"),
         (lambda s, st: barrier([LandscapePoint((0.5, 0.5), 1.0, None)]), "own loss is missing"),
+        (lambda s, st: barrier([]), "own loss is missing"),
+        (lambda s, st: segment(1), "points is 1; give at least 2"),
+        (lambda s, st: simplex(3, 0), "divisions is 0; give at least 1"),
+        (lambda s, st: width([LandscapePoint((0.5,), 1.0, None)], 0.1), "no point is at 0"),
     ],
 )
 def test_impossible_arguments_are_one_line(call, message):
     surface, states = states_of_one_start()
     with pytest.raises(InputError, match=message):
         call(surface, states)
+
+
+def test_a_file_of_other_labels_loss_or_statistics_is_refused(tmp_path):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 3)).eval()
+    x, y = torch.randn(30, 5), torch.arange(30) % 3
+    surface = LossSurface(net, [(x, y)])
+    directions, path = [random_direction(surface)], tmp_path / "points"
+
+    def line(surface: LossSurface, statistics: list | None = None) -> list:
+        return slice_along(surface, directions, [(0.0,), (1.0,)], statistics=statistics, path=path)
+
+    first = line(surface)
+    assert line(surface) == first
+    others = [
+        (LossSurface(net, [(x, (y + 1) % 3)]), None),
+        (LossSurface(net, [(x, y)], torch.nn.CrossEntropyLoss(label_smoothing=0.3)), None),
+        (surface, [(x, y)]),
+    ]
+    for other, statistics in others:
+        with pytest.raises(InputError, match="belongs to another landscape"):
+            line(other, statistics)
+    net[0].running_mean.fill_(1.0)
+    with pytest.raises(InputError, match="belongs to another landscape"):
+        line(surface)
+
+
+def test_a_barrier_of_nan_is_infinite():
+    at = [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)]
+    losses = (1.0, float("nan"), 1.0)
+    assert barrier([LandscapePoint(a, v, None) for a, v in zip(at, losses, strict=True)]) == float("inf")

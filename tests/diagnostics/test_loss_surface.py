@@ -7,6 +7,7 @@ from support.small import small_batch, small_net
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import steppe
 from steppe import Batch
 from steppe.diagnostics.hessian import eigenvalues
 from steppe.diagnostics.loss_surface import LossSurface
@@ -148,3 +149,76 @@ def test_a_loss_that_is_no_mean_is_refused_in_batches():
             evaluate()
     with pytest.raises(InputError, match="loss is 3; give a function"):
         LossSurface(net, [(x, y)], 3)
+
+
+def _tokens() -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 11))
+    net[1].weight.data.mul_(4)
+    x, y = torch.randint(0, 11, (8, 10)), torch.randint(0, 11, (8, 10))
+    y[4:, 2:] = -100
+    y[6:] = -100
+    return net, x, y
+
+
+def of_tokens(z: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(z.flatten(0, 1), y.flatten())
+
+
+def own_loss(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    z = model(x)
+    return of_tokens(z, y), z
+
+
+@pytest.mark.parametrize("loss", [of_tokens, steppe.ModelLoss(own_loss)])
+def test_a_mean_over_tokens_is_weighed_by_them_or_refused_in_batches(loss):
+    net, x, y = _tokens()
+    batches = [(x[i : i + 2], y[i : i + 2]) for i in range(0, 8, 2)]
+    whole = LossSurface(net, [(x, y)], loss)
+    if loss is of_tokens:
+        with pytest.raises(InputError, match="or weigh="):
+            LossSurface(net, batches, loss).gradient()
+    with pytest.raises(InputError, match="or weigh="):
+        LossSurface(net, [batches[1], batches[2]], loss).loss()
+    parts = LossSurface(net, batches, loss, weigh=lambda batch: int((batch.y != -100).sum()))
+    assert parts.loss() == pytest.approx(whole.loss(), rel=1e-6)
+    assert worst_case_sharpness(parts, 0.1) == pytest.approx(worst_case_sharpness(whole, 0.1), rel=1e-4)
+    ones = [torch.ones_like(p) for p in whole.params]
+    for a, b in ((parts.gradient()[1], whole.gradient()[1]), (parts.hvp(ones), whole.hvp(ones))):
+        assert all(torch.allclose(s, t, atol=1e-6) for s, t in zip(a, b, strict=True))
+    with pytest.raises(InputError, match="weigh returned 0"):
+        LossSurface(net, batches[3:], loss, weigh=lambda batch: int((batch.y != -100).sum()))
+
+
+def test_a_loss_with_class_weights_of_its_own_is_refused_in_batches_of_any_size():
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(4, 3), torch.randn(30, 4), torch.arange(30) // 10
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 20.0]))
+    for size in (1, 10):
+        with pytest.raises(InputError, match="give a loss that is a mean over samples"):
+            LossSurface(net, list(zip(x.split(size), y.split(size), strict=True)), loss).loss()
+    weight = torch.tensor([1.0, 5.0, 20.0])
+    parts = LossSurface(net, [(x[:10], y[:10]), (x[10:], y[10:])], loss, lambda b: float(weight[b.y].sum()))
+    assert parts.loss() == pytest.approx(loss(net(x), y).item(), rel=1e-6)
+
+
+def test_accuracy_is_of_classes_that_count_and_not_of_one_output():
+    x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1, 0, -100])
+    net = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(2))
+    assert LossSurface(net, [(x, y)]).value().accuracy == pytest.approx(2 / 3)
+
+    def binary(z: Tensor, y: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(z.squeeze(1), y.float())
+
+    assert LossSurface(nn.Linear(2, 1), [(x[:3], y[:3])], binary).value().accuracy is None
+
+
+def test_weights_of_half_precision_are_warned_about(caplog):
+    x, y = torch.randn(6, 4, dtype=torch.bfloat16), torch.arange(6) % 3
+    LossSurface(nn.Linear(4, 3).bfloat16(), [(x, y)])
+    assert "measure model.float()" in caplog.text
+    caplog.clear()
+    LossSurface(nn.Linear(4, 3), [(x.float(), y)])
+    assert not caplog.text

@@ -150,3 +150,15 @@ def test_measuring_changes_no_state():
 def test_impossible_arguments_are_one_line(call, message):
     with pytest.raises(InputError, match=message):
         call(bowl(curved(4), W))
+
+
+def test_a_loss_that_becomes_nan_within_the_ball_is_infinitely_sharp():
+    def loss(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        value = F.cross_entropy(z, y)
+        return torch.where(value > limit, torch.nan, 1.0) * value
+
+    torch.manual_seed(0)
+    net, x, y = torch.nn.Linear(5, 3), torch.randn(30, 5), torch.arange(30) % 3
+    limit = F.cross_entropy(net(x), y).item() + 1e-6
+    for steps in (1, 3):
+        assert worst_case_sharpness(LossSurface(net, [(x, y)], loss), steps=steps) == float("inf")

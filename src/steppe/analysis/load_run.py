@@ -5,7 +5,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,8 +13,7 @@ from steppe.config import Run
 from steppe.core.batch import Batch
 from steppe.core.method import Method
 from steppe.core.numerics.complex_params import real_view, with_type_of
-from steppe.data.dataset import DataSet, Images, Samples
-from steppe.data.samples import batch_of
+from steppe.data.dataset import DataSet, Samples
 from steppe.diagnostics.loss_surface import LossSurface
 from steppe.errors import InputError
 from steppe.tasks.objective import Objective
@@ -53,9 +51,8 @@ class TrainedRun:
 
         The loss is cross-entropy for classes of images, else the training loss.
         """
-        return LossSurface(
-            self.model, self.batches(images), F.cross_entropy if self.classifies else self.goal.loss
-        )
+        loss = F.cross_entropy if self.classifies else self.goal.loss
+        return LossSurface(self.model, self.batches(images), loss, self.goal.weigh)
 
     @cached_property
     def goal(self) -> Objective:
@@ -71,9 +68,6 @@ class TrainedRun:
         """Return batches of these samples as network inputs."""
         like = real_view(next(self.model.parameters()))
         batches = evaluated_batches(self.run, self.images, images)
-        if self.goal.weigh is not len and not isinstance(images, Images):
-            # a mean over tokens is not the mean of its parts' means
-            batches = iter([batch_of(images, torch.arange(len(images)))])
         return [network_input(self.run, batch, like) for batch in batches]
 
 

@@ -244,7 +244,7 @@ def require_mean(
     if math.isfinite(whole) and not abs(whole - mean) <= max(tolerance * scale, 1e-6):
         raise InputError(
             f"the loss of {len(batch)} samples is {whole:g}, and the mean over {len(pieces)} parts {mean:g}; "
-            "give a loss that is a mean over samples (reduction='mean'), or bind's weigh, or the whole batch at "
+            "give a loss that is a mean over samples (reduction='mean'), or weigh=, or the whole batch at "
             "once (no microbatch, m, list of parts or method that cuts it)"
         )
 

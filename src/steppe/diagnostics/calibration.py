@@ -37,7 +37,7 @@ def calibration(logits: Tensor, y: Tensor, bins: int = 15) -> Calibration:
 
     Confidence is divided into ``bins`` of equal width, each open below and closed above.
 
-    Raises InputError for other shapes, no samples, or ``bins`` below 1.
+    Raises InputError for other shapes or classes, no samples, or ``bins`` below 1.
     """
     if bins < 1:
         raise InputError(f"bins is {bins}; give at least 1")
@@ -72,7 +72,7 @@ def margins(logits: Tensor, y: Tensor, *, of: str = "logits") -> np.ndarray:
 
     ``of`` is 'logits' or 'probabilities'.
 
-    Raises InputError for other shapes, no samples, fewer than two classes, or another ``of``.
+    Raises InputError for other shapes or classes, no samples, fewer than two classes, or another ``of``.
     """
     if of not in ("logits", "probabilities"):
         raise InputError(f"of is {of!r}; choose logits or probabilities")
@@ -89,4 +89,8 @@ def margins(logits: Tensor, y: Tensor, *, of: str = "logits") -> np.ndarray:
 def _checked(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if logits.ndim != 2 or y.shape != logits.shape[:1] or not len(y):
         raise InputError(f"logits are {tuple(logits.shape)} and y {tuple(y.shape)}; give (N, classes) and (N,)")
-    return logits.detach().double().cpu(), y.cpu().long()
+    y = y.cpu().long()
+    if not ((y >= 0) & (y < logits.shape[1])).all():
+        wrong = int(y[(y < 0) | (y >= logits.shape[1])][0])
+        raise InputError(f"y has {wrong}; give classes from 0 to {logits.shape[1] - 1}, without ignored samples")
+    return logits.detach().double().cpu(), y

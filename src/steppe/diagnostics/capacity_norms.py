@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
 from steppe.core.model_call import call_model
@@ -40,8 +39,8 @@ class Norms:
         golowich: The same with :math:`\sqrt L` in place of :math:`2^L` (Golowich, Rakhlin and Shamir, COLT 2018).
         bartlett: :math:`\ln[\frac{b\ln W}{\gamma\sqrt n}\prod_l s_l\,(\sum_l
             (\lVert W_l^\top-M_l^\top\rVert_{2,1}/s_l)^{2/3})^{3/2}]` with b the root mean square norm of an input,
-            W the largest width, M_l the initial weights, or 0 without them (Bartlett, Foster and Telgarsky,
-            NeurIPS 2017).
+            W the largest width, M_l the initial weights (of a frozen layer its weights), or 0 without ``start``
+            (Bartlett, Foster and Telgarsky, NeurIPS 2017).
 
     The last three are None unless the margin is above 0; otherwise a tenth of the samples is misclassified.
     """
@@ -90,8 +89,12 @@ def norms(
         frobenius += _ln(float(weight.norm()))
         spectral += _ln(largest)
         position = positions.get(id(layer.weight))
-        initial = start[position] if start is not None and position is not None else None
-        moved = weight if initial is None else weight - initial.double()
+        if start is None:
+            moved = weight
+        elif position is None or (initial := start[position]) is None:
+            moved = torch.zeros_like(weight)  # frozen
+        else:
+            moved = weight - initial.double()
         norm_2_1 = float(norms_of_units(moved, units_of(moved, layer) or Units((1,))).sum())
         ratios.append((norm_2_1 / largest) ** (2 / 3) if largest else math.inf)
         widest = max(widest, *(int(getattr(layer, name, 1)) for name in _WIDTHS))
@@ -128,15 +131,15 @@ def operator_norm(
     weight = layer.weight.detach().double()  # type: ignore[operator]
     if isinstance(layer, nn.Linear):
         return float(torch.linalg.matrix_norm(weight, 2))
-    parameters: dict[str, Tensor] = {"weight": weight}
-    if layer.bias is not None:
-        parameters["bias"] = torch.zeros_like(layer.bias, dtype=torch.float64)  # type: ignore[arg-type]
+    assert isinstance(layer, _ConvNd)
+    # a copy, because a parametrization of the layer's weight would take no weight in double precision
+    convolution = _without_parametrization(layer, weight)
     v = torch.randn(1, *shape, dtype=torch.float64, generator=rng).to(weight.device)
     value = 0.0
     for _ in range(steps):
         v = (v / v.norm()).requires_grad_()
         with torch.enable_grad():
-            out: Tensor = functional_call(layer, parameters, (v,))
+            out: Tensor = convolution(v)
             value = float(out.detach().norm())
             if not value:
                 return 0.0
@@ -144,6 +147,16 @@ def operator_norm(
             (v,) = torch.autograd.grad(0.5 * (out**2).sum(), v)
         v = v.detach()
     return value
+
+
+def _without_parametrization(layer: _ConvNd, weight: Tensor) -> _ConvNd:
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"]
+    names += ["padding_mode", *(["output_padding"] if layer.transposed else [])]
+    kind = next(kind for kind in kinds if isinstance(layer, kind))
+    plain: _ConvNd = kind(**{name: getattr(layer, name) for name in names}, bias=False, device="meta")
+    plain.weight = nn.Parameter(weight, requires_grad=False)
+    return plain
 
 
 def _layers(surface: LossSurface) -> list[tuple[nn.Module, tuple[int, ...]]]:

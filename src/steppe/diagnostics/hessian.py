@@ -53,13 +53,13 @@ def eigenvalues(
     r"""Return the ``k`` algebraically largest eigenvalues of the Hessian :math:`\nabla^2 L(w)`.
 
     Implicitly restarted Lanczos iteration (ARPACK through `scipy.sparse.linalg.eigsh`) to a relative
-    ``tolerance``, or until about ``products`` Hessian-vector products; the residuals then tell how accurate the
-    values are. A network of at most 64 parameters is solved densely; otherwise max(2 k + 1, 20) vectors of its
-    size are kept in double precision.
+    ``tolerance``, or until about ``products`` Hessian-vector products, and at least about three per vector kept;
+    the residuals then tell how accurate the values are. A network of at most 64 parameters is solved densely;
+    otherwise max(2 k + 1, 20) vectors of its size are kept in double precision.
 
-    Raises InputError if ``k`` is below 1 or above the number of parameters.
+    Raises InputError if ``k`` is below 1 or above the number of parameters, or second derivatives are not finite.
     """
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+    from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
 
     size = _size(surface)
     if not 1 <= k <= size:
@@ -69,7 +69,7 @@ def eigenvalues(
     def product(v: np.ndarray) -> np.ndarray:
         nonlocal count
         count += 1
-        return _to_numpy(surface.hvp(_from_numpy(v, surface)))
+        return _finite(_to_numpy(surface.hvp(_from_numpy(v, surface))))
 
     if size <= 64 or k >= size - 1:
         matrix = np.stack([product(row) for row in np.eye(size)])
@@ -77,6 +77,10 @@ def eigenvalues(
         values, vectors = values[-k:], vectors[:, -k:]
     else:
         start = np.random.default_rng(seed).standard_normal(size)
+        if not product(
+            start
+        ).any():  # as of a loss that is piecewise linear; ARPACK needs more than its null space
+            return Eigenvalues([0.0] * k, [0.0] * k, count)
         basis = min(size, max(2 * k + 1, 20))
         operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
         rounds = max(1, products // (basis - k))
@@ -87,7 +91,12 @@ def eigenvalues(
             if len(values) < k:
                 # the Hessian restricted to a Krylov space
                 values, vectors, space = _lanczos(surface, start, basis)
+                count += len(space)
                 values, vectors = values[-k:], torch.stack(space, 1).cpu().numpy() @ vectors[:, -k:]
+        except ArpackError:
+            if product(start).any():
+                raise
+            return Eigenvalues([0.0] * k, [0.0] * k, count)  # of a loss that is linear in the weights
     order = np.argsort(values)[::-1]
     residuals = [float(np.linalg.norm(product(vectors[:, i]) - values[i] * vectors[:, i])) for i in order]
     return Eigenvalues([float(values[i]) for i in order], residuals, count)
@@ -100,7 +109,7 @@ def trace(surface: LossSurface, probes: int = 30, seed: int = 0) -> SharpnessEst
     Statistics 18, 1989). The number of probes is fixed, because stopping once the mean settles would be biased.
     Exact for a diagonal Hessian.
 
-    Raises InputError if ``probes`` is below 1.
+    Raises InputError if ``probes`` is below 1, or second derivatives are not finite.
     """
     if probes < 1:
         raise InputError(f"probes is {probes}; give at least 1")
@@ -108,7 +117,7 @@ def trace(surface: LossSurface, probes: int = 30, seed: int = 0) -> SharpnessEst
     values = []
     for _ in range(probes):
         signs = _from_numpy(rng.choice([-1.0, 1.0], _size(surface)), surface)
-        values.append(float(np.dot(_to_numpy(signs), _to_numpy(surface.hvp(signs)))))
+        values.append(float(np.dot(_to_numpy(signs), _finite(_to_numpy(surface.hvp(signs))))))
     return estimate(values)
 
 
@@ -120,7 +129,7 @@ def density(surface: LossSurface, steps: int = 40, probes: int = 2, seed: int = 
     (Ghorbani, Krishnan and Xiao, ICML 2019, algorithm 1). Moments up to order 2 ``steps`` - 1 are those of the
     random vectors exactly. Keeps ``steps`` vectors of the size of the network, in double precision.
 
-    Raises InputError if ``steps`` or ``probes`` is below 1.
+    Raises InputError if ``steps`` or ``probes`` is below 1, or second derivatives are not finite.
     """
     if steps < 1 or probes < 1:
         raise InputError(f"steps is {steps} and probes is {probes}; give at least 1 of each")
@@ -148,6 +157,7 @@ def _lanczos(surface: LossSurface, start: np.ndarray, steps: int) -> tuple[np.nd
     for _ in range(min(steps, len(start))):
         basis.append(v)
         w = _flatten(surface.hvp(_unflatten(v, surface)))
+        _finite(w.cpu().numpy())
         diagonal.append(float(w @ v))
         # twice, because a single pass leaves rounding errors of the size of what it removes
         for _ in range(2):
@@ -161,6 +171,12 @@ def _lanczos(surface: LossSurface, start: np.ndarray, steps: int) -> tuple[np.nd
     beta = np.array(off_diagonal[: len(diagonal) - 1])
     values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beta, 1) + np.diag(beta, -1))
     return values, vectors, basis
+
+
+def _finite(product: np.ndarray) -> np.ndarray:
+    if not np.isfinite(product).all():
+        raise InputError("the loss has second derivatives that are not finite; look at its weights and inputs")
+    return product
 
 
 def _size(surface: LossSurface) -> int:

@@ -6,6 +6,7 @@ Every point is evaluated on all samples of the surface. BatchNorm's running stat
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from steppe import records
+from steppe.core.batch import Batch
 from steppe.core.numerics import vector as vec
 from steppe.core.numerics.complex_params import real_view
 from steppe.core.numerics.vector import Vec
@@ -70,7 +72,7 @@ def slice_along(
             offset = vec.add(offset, d, by=c)
         return surface.at(offset)
 
-    fingerprint = _fingerprint(surface, [*surface.params], *directions)
+    fingerprint = _fingerprint(surface, [*surface.params], *directions) if path else ""
     return _evaluate(surface, points, move_to, statistics, path, fingerprint, progress)
 
 
@@ -105,7 +107,7 @@ def evaluate_on_plane(
             yield
 
     points = [(float(x), float(y)) for x, y in coordinates]
-    fingerprint = _fingerprint(surface, plane.mean, *plane.axes)
+    fingerprint = _fingerprint(surface, plane.mean, *plane.axes, states=states) if path else ""
     return _evaluate(surface, points, move_to, statistics, path, fingerprint, progress)
 
 
@@ -138,12 +140,22 @@ def evaluate_between(
 
 
 def segment(points: int = 21) -> list[tuple[float, float]]:
-    """Return the shares of two networks along the line between them, both ends included."""
+    """Return the shares of two networks along the line between them, both ends included.
+
+    Raises InputError for fewer than two points.
+    """
+    if points < 2:
+        raise InputError(f"points is {points}; give at least 2, the ends")
     return [(1 - i / (points - 1), i / (points - 1)) for i in range(points)]
 
 
 def simplex(corners: int, divisions: int) -> list[tuple[float, ...]]:
-    """Return the shares of ``corners`` networks at all points of a triangular grid, corners included."""
+    """Return the shares of ``corners`` networks at all points of a triangular grid, corners included.
+
+    Raises InputError if a number is below 1.
+    """
+    if corners < 1 or divisions < 1:
+        raise InputError(f"corners is {corners} and divisions is {divisions}; give at least 1 of each")
     points = product(range(divisions, -1, -1), repeat=corners)
     return [tuple(c / divisions for c in counts) for counts in points if sum(counts) == divisions]
 
@@ -152,23 +164,28 @@ def barrier(points: Sequence[LandscapePoint]) -> float:
     r"""Return the loss barrier, :math:`\max_\lambda L(\sum\lambda_i w_i) - \sum\lambda_i L(w_i)`, at least 0.
 
     ``points`` are those of `evaluate_between`, corners included (Frankle et al., ICML 2020; Entezari et al., ICLR
-    2022).
+    2022). Infinite if a loss between them is NaN.
 
     Raises InputError if a corner is missing.
     """
-    count = len(points[0].at)
+    count = len(points[0].at) if points else 1
     corners = {p.at.index(1.0): p.loss for p in points if 1.0 in p.at}
     if len(corners) < count:
         raise InputError("a network's own loss is missing; give shares that include every corner")
-    return max(p.loss - sum(c * corners[i] for i, c in enumerate(p.at) if c) for p in points)
+    rises = [p.loss - sum(c * corners[i] for i, c in enumerate(p.at) if c) for p in points]
+    return math.inf if any(map(math.isnan, rises)) else max(rises)
 
 
 def width(points: Sequence[LandscapePoint], rise: float) -> float:
     """Return the length of the interval around 0 on a line in which the loss rises by less than ``rise``.
 
-    Linear between points; infinite if the loss does not rise that much within the line, which needs a point at 0.
+    Linear between points; infinite if the loss does not rise that much within the line.
+
+    Raises InputError without a point at 0.
     """
     line = sorted(points, key=lambda p: p.at)
+    if not any(p.at[0] == 0 for p in line):
+        raise InputError("no point is at 0; give coordinates that include it")
     middle = next(i for i, p in enumerate(line) if p.at[0] == 0)
     limit, total = line[middle].loss + rise, 0.0
     for half in (line[middle:], line[middle::-1]):
@@ -192,8 +209,7 @@ def _evaluate(
     progress: ProgressCallback | None = None,
 ) -> list[LandscapePoint]:
     """Evaluate each point that is not in the file."""
-    source = "network's" if statistics is None else f"of {len(statistics)} batches"
-    saved = _read_points(path, f"{fingerprint} statistics {source}") if path is not None else {}
+    saved = {} if path is None else _read_points(path, f"{fingerprint} {_digest(_tensors(statistics))}")
     points: list[LandscapePoint] = []
     for c in coordinates:
         point = saved.get(c)
@@ -225,12 +241,29 @@ def _read_points(path: Path, fingerprint: str) -> dict[tuple[float, ...], Landsc
     return points
 
 
-def _fingerprint(surface: LossSurface, *vectors: Vec) -> str:
-    """Return a hash of the samples, weights and directions."""
+def _fingerprint(surface: LossSurface, *vectors: Vec, states: Sequence[State] = ()) -> str:
+    """Return a hash of all that a landscape depends on: samples, loss, weights, buffers and directions."""
+    of_samples = _tensors([(part.x, part.y) for part in surface.batch.parts()])
+    buffers = [*surface.net.buffers(), *_tensors([dict(state) for state in states])]
+    # the loss at the weights stands for the loss function, which cannot be hashed; rounded, as machines differ
+    loss = torch.tensor(float(f"{surface.loss():.3g}"))
+    return _digest([*of_samples, *buffers, loss, *(t for vector in vectors for t in vector)])
+
+
+def _tensors(value: Any) -> list[Tensor | None]:
+    """Return the tensors of nested batches; None for anything else, as ``_digest`` takes it."""
+    if isinstance(value, Batch):
+        return _tensors((value.x, value.y))
+    if isinstance(value, Mapping):
+        return [t for v in value.values() for t in _tensors(v)]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [t for v in value for t in _tensors(v)]
+    return [value if isinstance(value, Tensor) else None]
+
+
+def _digest(tensors: Iterable[Tensor | None]) -> str:
     digest = hashlib.sha256()
-    inputs = [part.x for part in surface.batch.parts()]
-    samples = [t for x in inputs for t in (x.values() if isinstance(x, Mapping) else [x])]
-    for t in [*samples, *(t for vector in vectors for t in vector)]:
+    for t in tensors:
         flat = torch.empty(0) if t is None else real_view(t.detach()).cpu().reshape(-1)
         digest.update(f"{flat.dtype} {len(flat)}".encode() + flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,19 @@ from steppe.core.numerics import vector
 from steppe.core.numerics.complex_params import real_view, real_views
 from steppe.core.numerics.vector import Vec
 from steppe.core.state.snapshot import Elsewhere, evaluation_mode
-from steppe.core.user_loss import ModelLoss, loss_value, modules_of, own_loss, require_loss, require_mean
+from steppe.core.user_loss import (
+    ModelLoss,
+    calls_model,
+    loss_value,
+    modules_of,
+    own_loss,
+    require_loss,
+    require_mean,
+    require_weights,
+)
 from steppe.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 BatchLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -48,12 +60,21 @@ class LossSurface:
             memory.
         loss: ``loss(logits, y)``, the mean over the batch; or 'model' if the model returns its own loss,
             or a `steppe.ModelLoss`.
+        weigh: What a batch counts in the mean over batches: its samples, or for a loss that averages over tokens
+            the number of those that are not ignored, as in `Method.bind`.
 
     Raises:
-        InputError: There is no batch, or no trainable parameter.
+        InputError: There is no batch or no trainable parameter, or (at the first evaluation) the loss of several
+            batches is not the mean of theirs by ``weigh``.
     """
 
-    def __init__(self, model: nn.Module, data: Iterable[Any], loss: BatchLoss | ModelLoss | str = F.cross_entropy):
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Iterable[Any],
+        loss: BatchLoss | ModelLoss | str = F.cross_entropy,
+        weigh: Callable[[Batch], float] = len,
+    ):
         require_loss(loss)
         self.net, _ = unwrap_model(model)
         self._leaves = [p for p in self.net.parameters() if p.requires_grad]
@@ -63,23 +84,28 @@ class LossSurface:
             )
         self.params = real_views(self._leaves)  # complex ones as pairs of real numbers
         self.owners = param_groups.owners(self.net, self.params)
-        self.loss_fn = loss
+        self.loss_fn, self.weigh = loss, weigh
         device = self.params[0].device
         parts = [part.to(device) for item in data for part in as_batch(item).parts()]
         if not parts:
             raise InputError("data has no batch; give at least one")
         self.batch = parts[0] if len(parts) == 1 else MicroBatches(parts)
-        if len(parts) > 1:
-            for part in parts:
-                part.require_size()
-        self._in_parts = len(parts) > 1  # of which the loss has to be the mean
+        self._weights = [float(weigh(part)) for part in parts]
+        self.weight = sum(self._weights)
+        require_weights(weigh, parts, self.weight, 1)
+        self._unchecked = len(parts) > 1
+        if any(p.dtype in (torch.bfloat16, torch.float16) for p in self._leaves):
+            _log.warning(
+                "the network's weights are of half precision, which rounds small perturbations of them away: "
+                "sharpness comes out too small; measure model.float() on float32 inputs"
+            )
 
     def __len__(self) -> int:
         """Return how many samples the loss is a mean over."""
         return len(self.batch)
 
     def split(self, m: int | None) -> list[LossSurface]:
-        """Return a surface for every ``m`` samples in order, or only this one if ``m`` is None.
+        """Return a surface for every ``m`` samples in order that count, or only this one if ``m`` is None.
 
         Raises InputError if ``m`` is below 1.
         """
@@ -87,22 +113,25 @@ class LossSurface:
             return [self]
         if m < 1:
             raise InputError(f"m is {m}; give at least 1 sample, or None for all at once")
-        surfaces = [LossSurface(self.net, [batch], self.loss_fn) for batch in self.batch.split(m)]
+        groups = [group for group in self.batch.split(m) if any(map(self.weigh, group.parts()))]
+        self._require_mean([part for group in groups for part in group.parts()])
+        surfaces = [LossSurface(self.net, [group], self.loss_fn, self.weigh) for group in groups]
         for surface in surfaces:
-            surface._in_parts = len(surfaces) > 1
+            surface._unchecked = False
         return surfaces
 
     def value(self) -> SurfaceValue:
         """Return mean loss and accuracy at the present weights."""
-        total, correct, classified = 0.0, 0, True
+        total, correct, counted, classified = 0.0, 0, 0, True
         with self.evaluation_mode(), torch.no_grad():
-            for part in self.batch.parts():
+            for part, share in self._shares():
                 loss, logits = self._loss(part)
-                total += float(loss.double()) * len(part)
-                classified = classified and logits.ndim == 2 and _are_classes(part.y)
+                total += float(loss.double()) * share
+                classified = classified and logits.ndim == 2 and logits.shape[1] > 1 and _are_classes(part.y)
                 if classified:
                     correct += int((logits.argmax(1) == part.y).sum())
-        return SurfaceValue(total / len(self), correct / len(self) if classified else None)
+                    counted += int((part.y >= 0).sum())  # -100 is ignored
+        return SurfaceValue(total, correct / counted if classified and counted else None)
 
     def loss(self) -> float:
         """Return the mean loss at the present weights, in the loss's unit (nats for cross-entropy)."""
@@ -118,8 +147,7 @@ class LossSurface:
         """Return the mean loss and its gradient at the present weights."""
         total, grads = 0.0, vector.map_each(torch.zeros_like, [*self.params])
         with self.evaluation_mode(), torch.enable_grad():
-            for part in self.batch.parts():
-                share = len(part) / len(self)
+            for part, share in self._shares():
                 loss, _ = self._loss(part)
                 part_grads = self._derivatives(loss)
                 total += float(loss.detach().double()) * share
@@ -137,11 +165,11 @@ class LossSurface:
         product = vector.map_each(torch.zeros_like, [*self.params])
         # fused attention has no second derivative
         with self.evaluation_mode(), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _second_derivatives():
-            for part in self.batch.parts():
+            for part, share in self._shares():
                 loss, _ = self._loss(part)
                 slope = vector.dot(self._derivatives(loss, create_graph=True), v)
                 if slope.requires_grad:
-                    product = vector.add(product, self._derivatives(slope), by=len(part) / len(self))
+                    product = vector.add(product, self._derivatives(slope), by=share)
         return vector.map_each(torch.Tensor.detach, product)
 
     @contextmanager
@@ -196,15 +224,33 @@ class LossSurface:
         grads = torch.autograd.grad(value, self._leaves, create_graph=create_graph, allow_unused=True)
         return [real_view(g) for g in grads]
 
+    def _shares(self) -> Iterator[tuple[Batch, float]]:
+        """Yield each batch with its share of the mean, in the first evaluation after a check that it is one."""
+        if self._unchecked:
+            self._unchecked = False
+            self._require_mean(self.batch.parts())
+        for part, weight in zip(self.batch.parts(), self._weights, strict=True):
+            if weight:  # a batch whose targets are all ignored has no mean
+                yield part, weight / self.weight
+
     def _loss(self, part: Batch) -> tuple[Tensor, Tensor]:
         if not callable(self.loss_fn):
             return extract_loss(own_loss(self.loss_fn, self.net, part.x, part.y))
-        loss_fn, logits = self.loss_fn, extract_logits(call_model(self.net, part.x))
-        loss = loss_value(loss_fn, upcast_to_float32(logits), part.y)
-        if self._in_parts and len(part) > 1 and len(logits) == len(part):
-            self._in_parts = False  # the same loss is not checked again
-            require_mean(lambda z, b: loss_value(loss_fn, z, b.y), [part], [upcast_to_float32(logits.detach())])
-        return loss, logits
+        logits = extract_logits(call_model(self.net, part.x))
+        return loss_value(self.loss_fn, upcast_to_float32(logits), part.y), logits
+
+    def _require_mean(self, parts: Sequence[Batch]) -> None:
+        """Raise InputError if the loss is not the mean of that of the parts; the model's own on two of them."""
+        if len(parts) < 2:
+            return
+        with self.evaluation_mode(), torch.no_grad():
+            if calls_model(self.loss_fn):
+                logits = [self._loss(part)[1] for part in parts[:2]]
+                require_mean(lambda _, b: self._loss(b)[0], parts[:2], logits, self.weigh, tolerance=1e-2)
+                return
+            logits = [upcast_to_float32(extract_logits(call_model(self.net, part.x))) for part in parts]
+            if all(len(z) == len(part) for z, part in zip(logits, parts, strict=True)):
+                require_mean(lambda z, b: loss_value(self.loss_fn, z, b.y), parts, logits, self.weigh)
 
     def evaluation_mode(self) -> AbstractContextManager[None]:
         """Return the context of evaluation mode, after which modes and buffers are restored."""

@@ -46,7 +46,7 @@ def worst_case_sharpness(
     ball :math:`a(g) = g/\lVert g\rVert` (Foret et al., ICLR 2021, equation 2). The 'adaptive' one is
     :math:`\lVert \epsilon / |w| \rVert \le \rho` with :math:`a(g) = w^2 g / \lVert w g\rVert`, which is
     invariant under rescaling of weights (Kwon et al., ASAM, ICML 2021, without their constant added to
-    :math:`|w|`). Where the gradient is 0, so is the sharpness.
+    :math:`|w|`). Where the gradient is 0, so is the sharpness; where the loss on the way is NaN, it is infinite.
 
     Args:
         surface: The network and its data.
@@ -64,8 +64,8 @@ def worst_case_sharpness(
         raise InputError(f"steps is {steps}; give at least 1")
     if ball not in ("euclidean", "adaptive"):
         raise InputError(f"ball is {ball!r}; choose euclidean or adaptive")
-    rises = [_rise(group, rho, steps, ball) * len(group) for group in surface.split(m)]
-    return math.fsum(rises) / len(surface)
+    rises = [_rise(group, rho, steps, ball) * group.weight for group in surface.split(m)]
+    return math.fsum(rises) / surface.weight
 
 
 def average_sharpness(
@@ -118,13 +118,17 @@ def _rise(surface: LossSurface, rho: float, steps: int, ball: Ball) -> float:
         if step == 0:
             start = loss
         else:
-            highest = max(highest, loss - start)
+            highest = max(highest, _above(start, loss))
         if float(vector.norm(_scaled(grads, scale))) == 0:
             return max(highest, 0.0)
         moved = vector.add(point, sam_perturbation(_scaled(grads, scale), rho))
         point = vector.scale(moved, (rho / (vector.norm(moved) + 1e-30)).clamp(max=1.0)) if step else moved
     with surface.at(_scaled(point, scale)):
-        return max(highest, surface.loss() - start)
+        return max(highest, _above(start, surface.loss()))
+
+
+def _above(start: float, loss: float) -> float:
+    return math.inf if math.isnan(loss) else loss - start
 
 
 def _scaled(a: Vec, scale: list[torch.Tensor] | None) -> Vec:

@@ -79,7 +79,7 @@ class Monitor:
         batches = [network_input(self.run, b, like) for b in evaluated_batches(self.run, self.images, samples)]
         goal = make_objective(self.run, self.images)
         loss = F.cross_entropy if goal.counts_hits else goal.loss
-        return worst_case_sharpness(LossSurface(model, batches, loss), RHO)
+        return worst_case_sharpness(LossSurface(model, batches, loss, goal.weigh), RHO)
 
     def _save_weights(self, epoch: int, net: nn.Module, state: nn.Module) -> None:
         """Write the weights of the deployed model, and of each network or branch if there are several.
