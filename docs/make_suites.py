@@ -8,6 +8,7 @@ there are also the league tables of both views, with the columns of `steppe.repo
 import json
 import math
 from collections import Counter
+from operator import eq, lt
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,11 @@ def table(task: str, content: dict[str, Any], controls: set[str]) -> str:
 
 
 def league(view: dict[str, Any], tasks: list[str], controls: set[str]) -> str:
-    """Return the league table of a view over several tasks: ranks, wins, and distances to the best."""
+    """Return the league table of a view over several tasks: ranks, wins, and distances to the best.
+
+    Ranks are among the methods that have every task; the others, which do not apply to some, come after them.
+    """
+    every = set.intersection(*(set(view[task]["rows"]) for task in tasks)) - controls
     ranks: dict[str, list[float]] = {}
     excess: dict[str, list[float]] = {}
     first, won, lost = Counter[str](), Counter[str](), Counter[str]()
@@ -91,13 +96,16 @@ def league(view: dict[str, Any], tasks: list[str], controls: set[str]) -> str:
             over = errors[name] / best - 1 if best > 0 else math.inf if errors[name] > 0 else 0.0
             excess.setdefault(name, []).append(over)
             if name in methods:
-                below = sum(errors[other] < errors[name] for other in methods)
-                equal = sum(errors[other] == errors[name] for other in methods)
-                ranks.setdefault(name, []).append(1 + below + (equal - 1) / 2)
-                first[name] += below == 0
+                peers = [errors[other] for other in every - {name}]
+                below, equal = (sum(compare(e, errors[name]) for e in peers) for compare in (lt, eq))
+                ranks.setdefault(name, []).append(1 + below + equal / 2)
+                first[name] += errors[name] == best
     out = ["| method | tasks | mean rank | best on | better than plain | worse | within 5 % | within 20 % |"]
     out += ["|---|---:|---:|---:|---:|---:|---:|---:|"]
-    order = sorted(excess, key=lambda name: (name in controls, mean_std(ranks.get(name, [0.0]))[0]))
+    order = sorted(
+        excess,
+        key=lambda name: (name in controls, name not in every | controls, mean_std(ranks.get(name, [0.0]))[0]),
+    )
     for name in order:
         rank = f"{mean_std(ranks[name])[0]:.1f} | {first[name]}" if name in ranks else f"{NONE} | {NONE}"
         shares = [f"{sum(e <= x + 1e-12 for e in excess[name]) / len(excess[name]):.0%}" for x in (0.05, 0.2)]

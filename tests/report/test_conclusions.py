@@ -1,5 +1,6 @@
 """The sentences of a comparison claim what the intervals do, and no more."""
 
+import json
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from support.recorded import html
 from steppe.records import load
 from steppe.report.comparison.conclusions import missing_controls, on_front, remarks, sentence
 from steppe.report.comparison.summary import rows
+from steppe.report.formatting import seeds
 
 
 def test_the_sentence_names_the_best_and_its_differences(folder: Any) -> None:
@@ -97,7 +99,7 @@ def test_without_a_finished_run_there_is_no_result(folder: Any) -> None:
     folder.run("plain", 0, None, "unfinished")
     table = rows(load(folder.write()))
     assert sentence(table) == "No run has finished yet."
-    assert remarks(table) == ["1 run is unfinished and left out of the means."]
+    assert remarks(table) == ["1 run is unfinished; it is left out of the means."]
 
 
 def test_remarks_name_what_is_significantly_above_plain_and_all_controls(folder: Any) -> None:
@@ -112,6 +114,25 @@ def test_remarks_name_what_is_significantly_above_plain_and_all_controls(folder:
     folder.run("same", 3, None, "unfinished")
     notice = "1 run failed and 1 run is unfinished; they are left out of the means."
     assert remarks(rows(load(folder.write())))[-1] == notice
+
+
+def test_runs_whose_metric_is_not_finite_are_counted_and_named(folder: Any) -> None:
+    metric = {"name": "PLCC", "unit": "", "higher": True, "percent": False}
+    folder.about["table"] = {"train": 300, "val": 50, "test": 80, "features": 10, "metric": metric}
+    folder.method("plain"), folder.method("sam")
+    for method in ("plain", "sam"):
+        for seed in range(3):
+            home = folder.run(method, seed, 0.5 + 0.1 * seed, dataset="table")
+            if (method, seed) in (("sam", 1), ("sam", 2)):
+                result = json.loads((home / "result.json").read_text())
+                result["test"]["last"]["metric"] = None
+                (home / "result.json").write_text(json.dumps(result))
+    table = rows(load(folder.write()))
+    assert [seeds(row) for row in table] == ["n=3", "n=1, 2 without a value"]
+    notice = "2 runs ended with a test PLCC that is not finite; they are left out of the means."
+    assert remarks(table)[-1] == notice
+    page = html(folder.path, "version")
+    assert notice in page and "2 without a value" in page
 
 
 def test_the_front_in_words() -> None:

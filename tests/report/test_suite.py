@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ def test_intervals_wins_ranks_and_profiles_are_those_of_another_computation(suit
     better = {task: -1 if task == "table" else 1 for task in TASKS}
     rows = standings(load_suite(suite), view)
     assert {s.row for s in rows} == set(ROWS) and rows[-1].row == "two-step" and rows[-1].control
-    ranked = [s.rank for s in rows[:-1]]
+    assert [s.complete for s in rows[:-1]] == [True, True, True, False]  # rwp, which lacks a task, is last
+    ranked = [s.rank for s in rows[:-2]]
     assert ranked == sorted(ranked)
     for s in rows:
         tasks = [t for t in TASKS if (t, s.row) in own]
@@ -104,9 +106,9 @@ def test_intervals_wins_ranks_and_profiles_are_those_of_another_computation(suit
                 lost += (high if better[task] > 0 else -low) < 0
             means = {r: better[task] * own[task, r].mean() for r in ROWS if r != "two-step" and (task, r) in own}
             if s.row in means:
-                order = scipy.stats.rankdata([-m for m in means.values()])
-                ranks.append(order[[*means].index(s.row)])
-                firsts += ranks[-1] == order.min()
+                firsts += means[s.row] == max(means.values())
+                peers = {r: m for r, m in means.items() if r in ("plain", "sam", "ema", s.row)}
+                ranks.append(scipy.stats.rankdata([-m for m in peers.values()])[[*peers].index(s.row)])
             best = max(means.values())
             errors = (
                 (-best, own[task, s.row].mean())
@@ -130,6 +132,9 @@ def test_the_excess_of_a_metric_without_an_error_or_of_no_error():
     assert excess_over(100, 100, accuracy) == 0
     assert excess_over(99, 100, accuracy) == math.inf
     assert excess_over(98, 99, accuracy) == pytest.approx(1)
+    likelihood = MetricText(Metric("NLL", higher=False, percent=False))
+    assert excess_over(-0.985, -0.995, likelihood) is None
+    assert (excess_over(0.0, 0.0, likelihood), excess_over(0.1, 0.0, likelihood)) == (0, math.inf)
 
 
 def test_csv_and_markdown_have_the_numbers_and_the_chosen_settings(suite):
@@ -153,11 +158,28 @@ def test_the_sentences_name_the_best_rank_and_the_wins(suite):
     rows = standings(load_suite(suite), "compute")
     best, wins = league.lede(rows)
     assert re.match(
-        rf"{rows[0].row} has the best mean rank, {rows[0].rank:.1f} among 4 methods over 3 tasks", best
+        rf"{rows[0].row} has the best mean rank, {rows[0].rank:.1f} among 3 methods over 3 tasks "
+        r"\(1 method without a result on some task left out\)",
+        best,
     )
     named = {m: int(n) for m, n in re.findall(r"([a-z-]+) on (\d)", wins)}
     assert named == {s.row: s.won for s in rows if not s.control and s.won > s.lost}
     assert "of 8 differences without any effect, about 0.2 would" in league.chance(rows)
+
+
+def test_methods_of_other_tasks_are_not_ranked_against_each_other_and_one_seed_has_no_chance(suite, tmp_path):
+    shutil.copytree(suite, tmp_path / "suite")
+    for path in tmp_path.glob("suite/*/*.json"):
+        content = json.loads(path.read_text())
+        if "runs" in content:  # sam on digits alone, ema on the table alone, one seed
+            kept = {"digits": ("plain", "sam"), "table": ("plain", "ema")}.get(path.parent.name, ())
+            content["runs"] = [r for r in content["runs"] if r["seed"] == 0 and r["method"] in kept]
+            path.write_text(json.dumps(content))
+    rows = standings(load_suite(tmp_path / "suite"), "compute")
+    assert league.lede(rows)[0] == (
+        "No two methods have a result on each of 2 tasks yet: mean ranks are not comparable."
+    )
+    assert league.chance(rows) == ""
 
 
 def test_a_folder_that_is_no_suite_or_damaged_is_refused(suite, tmp_path):

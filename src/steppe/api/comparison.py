@@ -175,7 +175,7 @@ class ComparisonResult:
         return {
             "mean": row.last.mean if row.last else None,
             "std": row.last.std if row.last else None,
-            "seeds": row.ok,
+            "seeds": row.ok - row.without_value,
             "failed": row.failed,
             "difference": None if d is None else d.mean,
             "low": None if d is None else d.low,

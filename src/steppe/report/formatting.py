@@ -182,8 +182,9 @@ def hardly_trained(text: MetricText, constant: float, decimals: int, part: str =
 
 
 def seeds(row: ResultRow) -> str:
-    """Return ``n=3``, and the numbers of failed and unfinished runs if there are any."""
-    parts = [f"n={row.ok}"]
+    """Return ``n=3``, the number of values, and the numbers of runs without one if there are any."""
+    parts = [f"n={row.ok - row.without_value}"]
+    parts += [f"{row.without_value} without a value"] if row.without_value else []
     parts += [f"{row.failed} failed"] if row.failed else []
     parts += [f"{row.unfinished} unfinished"] if row.unfinished else []
     return ", ".join(parts)

@@ -219,15 +219,14 @@ def _hardly_trained(rows: list[ResultRow]) -> str:
 
 def _missing(rows: list[ResultRow]) -> str:
     failed, unfinished = sum(r.failed for r in rows), sum(r.unfinished for r in rows)
-    are = "is" if failed + unfinished == 1 else "are"
-    if failed and unfinished:
-        return (
-            f"{count(failed, 'run')} failed and {count(unfinished, 'run')} "
-            f"{'is' if unfinished == 1 else 'are'} unfinished; they are left out of the means."
-        )
-    if failed:
-        return f"{count(failed, 'run')} failed and {are} left out of the means."
-    return f"{count(unfinished, 'run')} {are} unfinished and left out of the means." if unfinished else ""
+    empty = sum(r.without_value for r in rows)
+    name = rows[0].text.name
+    parts = [f"{count(failed, 'run')} failed"] if failed else []
+    parts += [f"{count(unfinished, 'run')} {'is' if unfinished == 1 else 'are'} unfinished"] if unfinished else []
+    parts += [f"{count(empty, 'run')} ended with a test {name} that is not finite"] if empty else []
+    if not parts:
+        return ""
+    return f"{listed(parts)}; {'it is' if failed + unfinished + empty == 1 else 'they are'} left out of the means."
 
 
 def _amount(difference: Difference, row: ResultRow) -> str:

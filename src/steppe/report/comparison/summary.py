@@ -68,6 +68,11 @@ class ResultRow:
     samples: str = "images"
     constant: float | None = None
 
+    @property
+    def without_value(self) -> int:
+        """Return how many runs ended with a metric that is not finite, as a correlation of constants."""
+        return self.ok - (self.last.n if self.last else 0)
+
 
 def metric_of(comparison: Comparison, dataset: str) -> MetricText:
     """Return how the metric of a data set is written; older records have none, which is accuracy.

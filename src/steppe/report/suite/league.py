@@ -25,8 +25,9 @@ class Standing:
     Attributes:
         row, control: Its name, and whether it is a control.
         cells: Its result on each task that has one.
-        rank: Mean over its tasks of its rank by mean among the methods, equal ones at their mean rank; None for
-            controls.
+        rank: Mean over its tasks of its rank by mean among the methods that have every task (and itself), equal
+            ones at their mean rank; among all methods if fewer than two have; None for controls.
+        complete: Whether it has a result on every task.
         first: Number of tasks on which no method has a better mean; None for controls.
         won, lost: Numbers of tasks on which it is significantly better or worse than plain.
         excess: Per task the error or loss over that of the best method, minus 1 (see `excess_over`).
@@ -37,6 +38,7 @@ class Standing:
     control: bool
     cells: dict[str, ResultRow]
     rank: float | None
+    complete: bool
     first: int | None
     won: int
     lost: int
@@ -55,7 +57,11 @@ class Standing:
 
 
 def standings(suite: SuiteRecords, view: str) -> list[Standing]:
-    """Return the standing of each row in a view: methods by mean rank, then controls in the suite's order."""
+    """Return the standing of each row in a view.
+
+    Methods with a result on every task are first, by mean rank, then the other methods, whose ranks are of fewer
+    tasks, then controls in the suite's order.
+    """
     comparison = suite.views[view]
     cells: dict[str, dict[str, ResultRow]] = {name: {} for name in comparison.methods}
     for result in rows(comparison):
@@ -66,16 +72,20 @@ def standings(suite: SuiteRecords, view: str) -> list[Standing]:
         task: {name: cells[name][task] for name in methods if task in cells[name]}
         for task in dict.fromkeys(task for own in cells.values() for task in own)
     }
-    ranks = {task: _ranks(own) for task, own in by_task.items()}
+    complete = [name for name in methods if cells[name].keys() == by_task.keys()]
+    # a task on which few methods have a result would give these low ranks
+    peers = complete if len(complete) > 1 else methods
+    ranks = {task: _ranks(own, peers) for task, own in by_task.items()}
     all_ = [_standing(name, name in suite.controls, own, by_task, ranks) for name, own in cells.items() if own]
-    return sorted(all_, key=lambda s: (s.control, math.inf if s.rank is None else s.rank))
+    return sorted(all_, key=lambda s: (s.control, not s.control and not s.complete, s.rank or 0.0))
 
 
 def excess_over(value: float, best: float, text: MetricText) -> float | None:
     """Return the error or loss of ``value`` over that of ``best``, minus 1: 0.1 is a tenth more.
 
     The error of a share is 100 minus it in percent; of a metric that is better when lower it is the value itself.
-    Other metrics have none. At a best error of 0 the excess of any other is infinite.
+    Other metrics have none, and neither has a best value below 0. At a best error of 0 the excess of any other is
+    infinite.
     Source: the performance ratio of Dolan and More, Benchmarking optimization software with performance profiles,
     Mathematical Programming 91 (2002), with errors in the place of times.
     """
@@ -83,7 +93,7 @@ def excess_over(value: float, best: float, text: MetricText) -> float | None:
         return None
     a, b = (100 - v if text.metric.higher else v for v in (value, best))
     if b <= 0:
-        return 0.0 if a <= b else math.inf
+        return None if b < 0 else math.inf if a > 0 else 0.0
     return a / b - 1
 
 
@@ -92,12 +102,17 @@ def lede(all_: Sequence[Standing]) -> list[str]:
     methods = [s for s in all_ if not s.control]
     if len(methods) < 2:
         return ["No two methods have finished runs yet."]
-    tasks = len({task for s in methods for task in s.cells})
-    top = min(s.rank for s in methods if s.rank is not None)
-    best = [s for s in methods if s.rank is not None and s.rank <= top + 1e-12]
-    names = listed([plain_text(s.row) for s in best])
-    over = f"among {len(methods)} methods over {count(tasks, 'task')}"
-    texts = [f"{names} {'has' if len(best) == 1 else 'have'} the best mean rank, {top:.1f} {over}."]
+    tasks = count(len({task for s in methods for task in s.cells}), "task")
+    ranked = [s for s in methods if s.complete and s.rank is not None]
+    if len(ranked) < 2:
+        texts = [f"No two methods have a result on each of {tasks} yet: mean ranks are not comparable."]
+    else:
+        top = min(s.rank for s in ranked if s.rank is not None)
+        names = [plain_text(s.row) for s in ranked if s.rank is not None and s.rank <= top + 1e-12]
+        have = f"{listed(names)} {'has' if len(names) == 1 else 'have'}"
+        others = len(methods) - len(ranked)
+        left_out = f" ({count(others, 'method')} without a result on some task left out)" if others else ""
+        texts = [f"{have} the best mean rank, {top:.1f} among {len(ranked)} methods over {tasks}{left_out}."]
     better = sorted((s for s in methods if s.won > s.lost), key=lambda s: s.lost - s.won)
     wins = [f"{plain_text(s.row)} on {s.won}{f' (worse on {s.lost})' if s.lost else ''}" for s in better]
     if wins:
@@ -108,8 +123,12 @@ def lede(all_: Sequence[Standing]) -> list[str]:
 
 
 def chance(all_: Sequence[Standing]) -> str:
-    """Return how many differences of methods to plain would be significant if there were no effect."""
-    pairs = sum(len(s.cells) for s in all_ if not s.control and s.row != BASELINE)
+    """Return how many differences to plain would be significant by chance; empty if there are no intervals."""
+    methods = [s for s in all_ if not s.control and s.row != BASELINE]
+    differences = [r.difference for s in methods for r in s.cells.values()]
+    pairs = sum(d is not None and d.low is not None for d in differences)
+    if not pairs:
+        return ""
     return (
         f"The intervals are not adjusted: of {count(pairs, 'difference')} without any effect, about "
         f"{0.025 * pairs:.1f} would be counted as better and as many as worse."
@@ -143,7 +162,8 @@ def _standing(
         control=control,
         cells=own,
         rank=None if control else fmean(ranks[task][name] for task in own),
-        first=None if control else sum(all(ranks[t][name] <= r for r in ranks[t].values()) for t in own),
+        complete=own.keys() == by_task.keys(),
+        first=None if control else sum(_is_best(result, by_task[task]) for task, result in own.items()),
         won=sum(gain > 0 for gain in gains),
         lost=sum(gain < 0 for gain in gains),
         excess=excess,
@@ -151,13 +171,22 @@ def _standing(
     )
 
 
-def _ranks(results: dict[str, ResultRow]) -> dict[str, float]:
-    """Return the rank of each method on one task by its mean, equal means at the mean of their ranks."""
-    gains = {name: r.text.gain(_mean(r) or 0.0) for name, r in results.items()}
-    return {
-        name: 1 + sum(g > own for g in gains.values()) + (sum(g == own for g in gains.values()) - 1) / 2
-        for name, own in gains.items()
-    }
+def _ranks(results: dict[str, ResultRow], peers: Sequence[str]) -> dict[str, float]:
+    """Return the rank of each method's mean on one task among peers, equal means at the mean of their ranks."""
+    gains = {name: _gain(result) for name, result in results.items()}
+    ranks = {}
+    for name, own in gains.items():
+        others = [gains[peer] for peer in peers if peer in gains and peer != name]
+        ranks[name] = 1 + sum(g > own for g in others) + sum(g == own for g in others) / 2
+    return ranks
+
+
+def _is_best(result: ResultRow, results: dict[str, ResultRow]) -> bool:
+    return all(_gain(result) >= _gain(other) for other in results.values())
+
+
+def _gain(result: ResultRow) -> float:
+    return result.text.gain(_mean(result) or 0.0)
 
 
 def _mean(result: ResultRow) -> float | None:

@@ -84,7 +84,7 @@ def csv(leagues: Mapping[str, Sequence[Standing]]) -> str:
             for task, r in s.cells.items():
                 better = "higher" if r.text.metric.higher else "lower"
                 own: list[object] = [view, formatting.inert(s.row), int(s.control), formatting.inert(task)]
-                own += [r.text.name, better, r.ok]
+                own += [r.text.name, better, r.last.n if r.last else 0]
                 d, last = r.difference, r.last
                 own += [last.mean, last.std] if last else [None, None]
                 own += [d.mean, d.low, d.high] if d else [None] * 3
@@ -110,7 +110,7 @@ def notes(suite: SuiteRecords) -> list[str]:
         f"paired by seed, with Student's 95 % interval. {formatting.MARK}: the interval excludes 0.",
         f"{formatting.SPLITS[suite.resplit]}.",
         f"Each row's setting is chosen on the validation data over {tuned} that the comparison does not use. "
-        "Controls are ranked with no method.",
+        "Controls are ranked with no method; methods are ranked among those that have every task.",
         *(f"Task {plain_text(task)} is left out: {why}." for task, why in suite.missing.items()),
     ]
 
