@@ -1,6 +1,7 @@
 """The family of averages: running means without bias, windows, moments, choice, statistics, host memory."""
 
 import copy
+from itertools import chain, permutations
 
 import pytest
 import torch
@@ -150,3 +151,133 @@ def test_the_choice_is_saved_and_every_output_is_named():
     assert again.state["base"].chosen == 1
     assert torch.equal(step.predict(indexed(0).x), outputs["ema 0.99"])
     assert steppe.EMA().choose(step.state, {"deployed": 1}) is None
+
+
+class Masked(nn.Module):
+    """Adds a causal mask, of which half is -inf, to the logits before a softmax; a sparse graph of the samples."""
+
+    def __init__(self, sparse: str = "") -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.register_buffer("mask", torch.triu(torch.full((5, 5), float("-inf")), 1))
+        graph = torch.eye(12).to_sparse_csr() if sparse == "csr" else torch.eye(12).to_sparse()
+        self.register_buffer("graph", graph if sparse else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        attention = torch.softmax(h[:, :, None] * h[:, None] + self.mask, -1)
+        z: Tensor = self.last((attention @ h[:, :, None])[..., 0])
+        return z if self.graph is None else self.graph @ z
+
+
+def rows() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(12, 4), torch.arange(12) % 3
+
+
+@pytest.mark.parametrize("spec", ["lookahead:every=2", "okdph:gamma=0.5,every=1b", "ema", "mesa"])
+def test_an_infinite_mask_stays_what_it_is(spec):
+    method = steppe.parse(spec)
+    net = method.build(Masked)
+    step = method.bind(net, torch.optim.SGD(net.parameters(), 0.1), steps=8)
+    for _ in range(5):
+        assert torch.isfinite(step(*rows()).loss)
+    with step.deployed_weights():
+        masks = [b for name, b in net.named_buffers() if name.endswith("mask")]
+        assert masks and all(torch.equal(mask, Masked().mask) for mask in masks)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("sparse", ["coo", "csr"])
+@pytest.mark.parametrize(
+    "spec", ["ema", "averages:start=0", "lookahead:every=2", "mesa", "okdph:gamma=0.5,every=1b"]
+)
+def test_a_sparse_buffer_changes_nothing(spec, sparse):
+    deployed = []
+    for kind in ("", sparse):  # the graph is the identity
+        method = steppe.parse(spec)
+        torch.manual_seed(0)
+        net = method.build(lambda kind=kind: Masked(kind))
+        step = method.bind(net, torch.optim.SGD(net.parameters(), 0.1), steps=8)
+        for _ in range(5):
+            step(*rows())
+        deployed.append(step.predict(rows()[0]))
+    assert torch.allclose(*deployed, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:2 trainable parameters of the model are in no group")
+def test_lookahead_averages_what_the_optimizer_trains_alone():
+    """A layer frozen within a period stays, and one that another optimizer moves is neither set nor remembered."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))
+    other, trained = net[1], [*net[0].parameters(), *net[2].parameters()]
+    step = steppe.Lookahead(alpha=0.5, every=4).bind(net, torch.optim.SGD(trained, 0.1))
+    start = net[2].weight.detach().clone()
+    for t in range(4):
+        if t == 2:
+            net[0].requires_grad_(False)
+            frozen = net[0].weight.clone()
+        with torch.no_grad():
+            other.weight += 1
+        moved = other.weight.detach().clone()
+        step(*rows())
+    assert torch.equal(net[0].weight, frozen) and torch.equal(other.weight, moved)
+    assert not torch.equal(net[2].weight, start)
+    net[0].requires_grad_(True)  # its average is where it was left
+    for group in step.runtime.optimizer.param_groups:
+        group["lr"] = 0.0
+    for _ in range(4):
+        step(*rows())
+    assert torch.equal(net[0].weight, frozen) and torch.equal(other.weight, moved)
+
+
+def test_alpha_of_lookahead_may_be_that_of_a_parameter_group():
+    """With every = 1 a step is alpha times the optimizer's: a rate of its own for each group."""
+    nets = [nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).double() for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    groups = [{"params": list(m.parameters())} for m in nets[0]]
+    groups[1]["alpha"] = 0.25
+    step = steppe.Lookahead(alpha=0.5, every=1).bind(nets[0], torch.optim.SGD(groups, 0.1))
+    groups = [{"params": list(m.parameters()), "lr": lr} for m, lr in zip(nets[1], (0.05, 0.025), strict=True)]
+    plain = steppe.Plain().bind(nets[1], torch.optim.SGD(groups, 0.1))
+    x, y = rows()
+    for _ in range(3):
+        step(x.double(), y)
+        plain(x.double(), y)
+    assert all(
+        torch.allclose(p, q, rtol=1e-12) for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True)
+    )
+
+
+MOVED = [  # the mean of the last network alone is the network
+    ("lookahead:every=2", "lawa:k=1,every=2"),
+    ("okdph:every=1b", "lawa:k=1,every=2"),
+    ("okdph:every=1b,same_start=true", "swa:start=0,every=2"),
+    ("sam", "lookahead:every=2", "lawa:k=1,every=2"),
+    ("okdph:every=1b", "lookahead:every=2", "ema:decay=0"),
+]
+
+
+@pytest.mark.parametrize("spec", ["+".join(p) for p in chain(*map(permutations, MOVED))])
+def test_a_mean_is_of_the_weights_after_all_that_moves_them_in_a_step(spec):
+    method, last = steppe.parse(spec), torch.zeros(0)
+    torch.manual_seed(0)
+    net = method.build(lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)))
+    step = method.bind(net, torch.optim.SGD(net.parameters(), 0.5), steps=10)
+    for _ in range(2):
+        last = weights(net)
+        step(*rows())
+    assert not torch.equal(weights(net), last)
+    assert torch.equal(deployed(step, net), weights(net))
+
+
+def test_students_are_fused_before_a_slow_average_however_it_is_written():
+    nets = []
+    for spec in ("okdph:every=1b+lookahead:every=2", "lookahead:every=2+okdph:every=1b"):
+        torch.manual_seed(0)
+        method = steppe.parse(spec)
+        net = method.build(lambda: nn.Linear(4, 3))
+        step = method.bind(net, torch.optim.SGD(net.parameters(), 0.5))
+        for _ in range(4):
+            step(*rows())
+        nets.append(net)
+    assert same(*nets)

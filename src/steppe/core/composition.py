@@ -129,8 +129,8 @@ class On(Method):
             part.before(batch, own, rt)
 
     def after(self, batch: Batch, out: StepOutput, state: nn.Module, rt: Runtime) -> None:
-        for role in ("base", "rule"):
-            part, own = self._part(role, state)
+        """Have the parts that move the weights after the update do so first, then those that remember weights."""
+        for part, own in sorted(_leaves(self, state), key=lambda leaf: _turn(leaf[0])):
             part.after(batch, out, own, rt)
 
     def memory_bytes(self, samples: int, classes: int) -> int:
@@ -185,6 +185,28 @@ def _leaf(method: Method, hooks: Sequence[str]) -> Method | None:
     if inner := parts_of(method):
         return next((leaf for i in inner if (leaf := _leaf(i, hooks))), None)
     return method if any(overrides(method, hook) for hook in hooks) else None
+
+
+def _leaves(method: Method, state: nn.Module) -> Iterator[tuple[Method, nn.Module]]:
+    """Yield the methods that a method is composed of, the base first, each with its own state."""
+    if isinstance(method, On):
+        for role in ("base", "rule"):
+            yield from _leaves(*method._part(role, state))
+    elif isinstance(method, ActiveWindow):
+        yield from _leaves(method.method, state)
+    else:
+        yield method, state
+
+
+def _turn(method: Method) -> int:
+    """Return when a method's turn after an update is, whatever the order in which the parts are named.
+
+    Students are fused before the weights are set to an average; means of the weights follow.
+    """
+    # what moves the weights sets their running statistics too; ``moves`` is empty for fusion of equal students
+    if not (method.mixes or method.moves):
+        return 2
+    return 0 if overrides(method, "build") else 1
 
 
 def parts(method: Method) -> Iterator[Method]:

@@ -141,7 +141,7 @@ class WeightAverage(TensorCopies):
             self._passes += 1
             if self.comparing and (not self.on_device or self._passes <= _COMPARED):
                 # a layer that a pass leaves out at random is in another
-                self._own = [o or not torch.equal(a, b) for o, a, b in zip(own, after, statistics, strict=True)]
+                self._own = [o or _differ(a, b) for o, a, b in zip(own, after, statistics, strict=True)]
             with _no_inference_mode():
                 copy_into(statistics, after)
 
@@ -245,13 +245,35 @@ class SlowWeights(TensorCopies):
     def __init__(self, net: nn.Module):
         super().__init__(_means(net))
 
-    def set_to_average(self, rt: Runtime, weight: ScheduleValue) -> None:
-        """Move the average to ``(1 - weight) average + weight net``, and set the network to it."""
+    def set_to_average(self, rt: Runtime, name: str, value: ScheduleValue) -> None:
+        """Move the average to ``(1 - weight) average + weight net``, and set the network to it.
+
+        The weight is the hyper-parameter ``name`` of this ``value``, which parameter groups may set; buffers have
+        the method's own. Parameters that the optimizer does not train stay, and so do entries of buffers that
+        equal their average: of two infinite ones there is no mean.
+        """
         reshard(rt.net)
         tensors = _means(rt.net)
         slow, fast = self.match(tensors), [t.detach() for t in tensors.values()]
-        vector.approach(slow, fast, rt.number(lambda: value_at(weight, rt.now)))
-        copy_into(fast, slow)
+        place = {id(t): i for i, t in enumerate(tensors.values())}
+        leaves = [place[id(p)] for p in rt.leaves if id(p) in place]
+        weights = rt.setting(name, value)
+        with torch.no_grad():
+            if isinstance(weights, list):
+                each = [(place[id(p)], w) for p, w in zip(rt.leaves, weights, strict=True) if id(p) in place]
+                for i, weight in each:
+                    vector.approach([slow[i]], [fast[i]], weight)
+            elif leaves:
+                vector.approach([slow[i] for i in leaves], [fast[i] for i in leaves], weights)
+            buffers = [place[id(b)] for b in rt.net.buffers() if id(b) in place]
+            common = rt.number(lambda: value_at(value, rt.now))
+            for i in buffers:
+                mixed = torch.lerp(slow[i], fast[i], vector.like(common, slow[i]))
+                slow[i].copy_(torch.where(slow[i] == fast[i], slow[i], mixed))
+        moved = {*leaves, *buffers}
+        others = [i for i in range(len(slow)) if i not in moved]
+        copy_into([slow[i] for i in others], [fast[i] for i in others])
+        copy_into([fast[i] for i in moved], [slow[i] for i in moved])
 
 
 @contextmanager
@@ -262,7 +284,13 @@ def _no_inference_mode() -> Iterator[None]:
 
 
 def _has_mean(t: Tensor) -> bool:
-    return t.is_floating_point() or t.is_complex()
+    # a sparse one has no lerp
+    return (t.is_floating_point() or t.is_complex()) and t.layout is torch.strided
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    """Return whether a pass changed a buffer; a sparse one cannot be compared, and counts as the network's."""
+    return a.layout is torch.strided and not torch.equal(a, b)
 
 
 def _parameters(net: nn.Module) -> dict[str, Tensor]:

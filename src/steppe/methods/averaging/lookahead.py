@@ -9,7 +9,8 @@ Limits   alpha = 1 is Plain
 Differs  1. BatchNorm's running statistics are averaged like weights and set to the average, as in
             KellerJordan/cifar10-airbench; the paper's code leaves them.
          2. the optimizer's momentum stays, the paper's default.
-         3. alpha may follow a schedule. airbench94 has every = 5, alpha = power(1,0.22622,3).
+         3. alpha may follow a schedule, and a parameter group may have its own; running statistics have the
+            method's. airbench94 has every = 5, alpha = power(1,0.22622,3).
          4. a validation between two periods is at the weights w, as one during training in the paper.
 Start    alpha 0.5, every 5 (the paper's values on CIFAR-10: alpha 0.8, every 5); combine it with any method of one
          update: sam+lookahead, sam+lookahead+ema
@@ -36,4 +37,4 @@ class Lookahead(Method[SlowWeights]):
 
     def after(self, batch: Batch, out: StepOutput, state: SlowWeights, rt: Runtime) -> None:
         if rt.decide(lambda: period_ends(self.every, rt)):
-            state.set_to_average(rt, self.alpha)
+            state.set_to_average(rt, "alpha", self.alpha)

@@ -135,17 +135,19 @@ class HybridEnsemble(Ensemble):
     def fuse(self, gamma: float, mix: Tensor | None = None, centre: dict[str, Tensor] | None = None) -> None:
         """Set each network, and its float buffers, to gamma times the hybrid plus 1 - gamma times itself.
 
-        The hybrid's weights are ``centre``, by default the present ones of shares ``mix``.
+        The hybrid's weights are ``centre``, by default the present ones of shares ``mix``. Entries that equal the
+        hybrid's stay: of two infinite ones, in a mask, there is no mean.
         """
         centre = self.hybrid(mix) | (centre or {})
         for net in self.networks:
             for name, t in {id(t): (name, t) for name, t in _named_tensors(net)}.values():
                 if _has_mean(t):
-                    t.copy_(centre[name] if gamma == 1 else torch.lerp(t, centre[name], gamma))
+                    to = centre[name]
+                    t.copy_(to if gamma == 1 else torch.where(t == to, t, torch.lerp(t, to, gamma)))
 
 
 def _has_mean(t: Tensor) -> bool:
-    return t.is_floating_point() or t.is_complex()
+    return (t.is_floating_point() or t.is_complex()) and t.layout is torch.strided
 
 
 def _named_tensors(net: nn.Module) -> list[tuple[str, Tensor]]:
