@@ -6,10 +6,13 @@ from support.many import (
     accumulated,
     alone,
     farthest,
+    labelled,
     messages,
     overlapped,
+    partly_labelled,
     refusals,
     replicas,
+    sgd,
     shards,
     smooth_net,
     spoiled,
@@ -17,6 +20,8 @@ from support.many import (
     statistics_of_mean,
     together,
     unsupported,
+    values,
+    weighed,
 )
 from support.many import unused as unused_layers
 from torch import nn
@@ -156,6 +161,18 @@ def test_a_layer_that_one_process_does_not_use_is_no_deadlock():
     assert not torch.equal(first["values"][2], first["same"][2])  # trained by the one that used it
     assert torch.equal(first["values"][4], first["same"][4])
     assert not first["never"]
+
+
+def test_weights_that_vary_are_exact_and_keep_no_message_each():
+    first, second = together(2, weighed)
+    net = smooth_net()
+    step = steppe.SAM().bind(net, sgd(net), weigh=labelled)
+    for k in range(4):
+        x, y = partly_labelled(k)
+        step([(x[:8], y[:8]), (x[8:], y[8:])])
+    assert same(first["values"], second["values"])
+    assert farthest(first["values"], values(net)) <= CLOSE
+    assert first["messages"] == second["messages"] == 1
 
 
 def test_running_statistics_are_the_first_process_s_on_all():

@@ -278,6 +278,26 @@ def unused(rank: int) -> dict[str, Any]:
     return {"values": values(net), "never": net.never.weight in optimizer.state, "same": values(Sometimes())}
 
 
+def labelled(part: steppe.Batch) -> float:
+    return float((part.y != -100).sum())
+
+
+def partly_labelled(k: int) -> tuple[Tensor, Tensor]:
+    x, y = batch(k)
+    y[:k] = -100
+    return x, y
+
+
+def weighed(rank: int) -> dict[str, Any]:
+    """Train on batches that weigh something else in each step."""
+    net = smooth_net()
+    step = steppe.SAM().bind(distributed(net, "ddp"), sgd(net), weigh=labelled, sync="global")
+    for k in range(4):
+        x, y = partly_labelled(k)
+        step(x[rows_of(rank, (8, 4))], y[rows_of(rank, (8, 4))])
+    return {"values": values(net), "messages": len(step.runtime.parallel._heads)}
+
+
 def statistics(rank: int) -> list[Tensor]:
     net = norm_net()
     step = steppe.SAM().bind(distributed(net, "ddp"), sgd(net))

@@ -17,11 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Vec
+from steppe.core.state.snapshot import copy_into
 from steppe.errors import InputError
 
 SyncMode = str | int | None
 Params = Sequence[nn.Parameter]
 _COMPLETE = 10  # means after which all parameters are expected to have a gradient
+_HEADS = 64  # of messages that are kept: layers that are left out at random give very many
 NO_LOCAL_GRADIENT = (
     "FSDP2 only exposes the gradient averaged over all processes, so a per-process perturbation "
     "(sync='local', m) is impossible"
@@ -111,9 +113,9 @@ class DataParallel(SingleProcess):
             if used:
                 raise InputError(f"DDP has {name}, but a step averages the gradients itself; leave it out")
         self.wrapper = wrapper
-        self._heads: dict[Any, Tensor] = {}
+        self._heads: dict[Any, Tensor] = {}  # by which gradients exist
         self._complete = 0  # means of gradients that all processes had for all parameters
-        self._weights: dict[float, Tensor] = {}
+        self._weight: tuple[float, Tensor] | None = None  # the last step's, on the device
         self.group = wrapper.process_group
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
         together = 1 if sync in (None, "local") else self.size if sync == "global" else sync
@@ -151,9 +153,9 @@ class DataParallel(SingleProcess):
             return None
         if not rt.once("reducer", lambda: self._reduces(rt.params)):
             return None
-        if step.weight not in self._weights:
-            self._weights[step.weight] = torch.tensor(step.weight, device=rt.device)
-        own = self._weights[step.weight]
+        if self._weight is None or self._weight[0] != step.weight:  # to send it to a GPU is to wait for it
+            self._weight = step.weight, torch.full((), step.weight, device=rt.device)
+        own = self._weight[1]
         total = own.clone()
         dist.all_reduce(total, group=self.group)
         return own * self.size / total
@@ -190,10 +192,13 @@ class DataParallel(SingleProcess):
     def _mean(self, params: Params, grads: Vec, weight: float, bad: Tensor, group: Any) -> tuple[Vec, Tensor]:
         """Sum weighted gradients, weights, flags, and which gradients exist, in one message per precision."""
         device = params[0].device
-        key = (weight, tuple(g is not None for g in grads))
+        key = tuple(g is not None for g in grads)
         if key not in self._heads:  # to send it to a GPU is to wait for it
-            self._heads[key] = torch.tensor([weight, 0.0, *map(float, key[1])], device=device)
+            if len(self._heads) >= _HEADS:
+                self._heads.clear()
+            self._heads[key] = torch.tensor([0.0, 0.0, *map(float, key)], device=device)
         head = self._heads[key].clone()
+        head[:1].fill_(weight)
         head[1] = bad
         pieces: dict[torch.dtype, list[Tensor]] = {torch.float32: [head]}
         for p, g in zip(params, grads, strict=True):
@@ -299,8 +304,8 @@ def broadcast_buffers(net: nn.Module, first: int, group: Any) -> None:
     for buffers in by_type.values():
         flat = torch.cat([b.detach().reshape(-1) for b in buffers])
         dist.broadcast(flat, first, group=group)
-        for buffer, value in zip(buffers, torch.split(flat, [b.numel() for b in buffers]), strict=True):
-            buffer.detach().copy_(value.view(buffer.shape))
+        values = torch.split(flat, [b.numel() for b in buffers])
+        copy_into(buffers, [value.view(b.shape) for value, b in zip(values, buffers, strict=True)])
 
 
 def reshard(net: nn.Module) -> None:
@@ -354,6 +359,8 @@ def check_wrappers(net: nn.Module | None, params: Sequence[nn.Parameter]) -> Non
     devices = sorted({str(p.device) for p in params})
     if len(devices) > 1:
         raise InputError(f"the parameters are on {', '.join(devices)}; put them on one device, or use FSDP2")
+    if devices == ["meta"]:
+        raise InputError("the model is on the meta device and has no values; build it on another device")
 
 
 def _on_one_device(module: nn.Module) -> bool:
