@@ -6,10 +6,12 @@ import pytest
 import torch
 from support.small import same, sgd
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import steppe
 from steppe import models
 from steppe.core.optimizers.splits import grouped, layer_numbers, split_for_muon
+from steppe.integrations.torch_optimizer import SAMOptimizer
 
 X = torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 Y = torch.arange(8) % 3
@@ -88,6 +90,10 @@ def test_a_skipped_step_and_a_reloaded_state_are_those_of_one_optimizer():
         ),
         (lambda m: [sgd(m), 3], "optimizer is of type int"),
         (lambda m: [torch.optim.LBFGS(m.parameters())], "LBFGS needs a closure"),
+        (
+            lambda m: SAMOptimizer(m.parameters(), torch.optim.SGD, lr=0.1),
+            "SAMOptimizer makes SAM steps itself; bind its base optimizer",
+        ),
     ],
 )
 def test_impossible_lists_are_refused_at_bind(optimizers, message):
@@ -155,6 +161,68 @@ def test_schedule_free_weights_are_trained_at_y_and_evaluated_at_x():
         assert not optimizer.param_groups[0]["train_mode"]
     assert optimizer.param_groups[0]["train_mode"]
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), trained, strict=True))
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_schedule_free_wrapper_has_its_mode_as_an_attribute(listed):
+    schedulefree = pytest.importorskip("schedulefree")
+    model, reference, lr, beta = net(), net(), 0.5, 0.9
+    first = list(model.parameters())[:2] if listed else model.parameters()
+    optimizer = schedulefree.ScheduleFreeWrapper(torch.optim.SGD(first, lr=lr), momentum=beta)
+    optimizer.train()
+    rest = [torch.optim.SGD(list(model.parameters())[2:], 0.0)] if listed else []
+    step = steppe.Plain().bind(model, [optimizer, *rest])
+    for _ in range(4):
+        step(X, Y)
+    trained = [p.detach().clone() for p in model.parameters()]
+    for p, q in zip(reference.parameters(), model.parameters(), strict=True):
+        z = optimizer.state[q]["z"] if q in optimizer.state else q
+        p.data = (q.detach() - (1 - beta) * z) / beta  # y = beta x + (1 - beta) z
+    assert torch.allclose(step.predict(X), reference(X), rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(model(X), reference(X), rtol=1e-3)
+    with step.deployed_weights():
+        assert torch.allclose(model[0].weight, reference[0].weight, rtol=1e-9, atol=1e-12)
+        assert not optimizer.train_mode
+    assert optimizer.train_mode
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), trained, strict=True))
+
+
+class SlowCopies(torch.optim.Optimizer):
+    """Lookahead around an optimizer whose groups it shares, with a state of its own, as packages have it."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        super().__init__(optimizer.param_groups, {})
+        self.optimizer, self.param_groups = optimizer, optimizer.param_groups
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.optimizer.step()
+        for p in self.param_groups[0]["params"]:
+            slow = self.state[p].setdefault("slow", p.clone())
+            p.copy_(slow.lerp_(p, 0.5))
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("make", [lambda p: sgd(p), lambda p: torch.optim.Adam(p.parameters(), 0.1)])
+def test_a_skipped_step_restores_the_state_of_an_optimizer_in_another(make, on_device):
+    model, calls = net(), []
+
+    def loss(z, y):
+        calls.append(1)
+        return nn.functional.cross_entropy(z, y) * (float("nan") if len(calls) == 6 else 1)
+
+    inner = make(model)
+    step = steppe.TwoStep().bind(model, SlowCopies(inner), loss=loss)
+    step.runtime.on_device = on_device
+    for _ in range(2):
+        step(X, Y)
+    before = copy.deepcopy([model.state_dict(), inner.state_dict(), step.runtime.optimizer.state_dict()])
+    assert step(X, Y).skipped
+    after = [model.state_dict(), inner.state_dict(), step.runtime.optimizer.state_dict()]
+    pairs = list(zip(tree_leaves(before), tree_leaves(after), strict=True))
+    assert len(pairs) > 12 and all(
+        bool(torch.all(a == b)) if isinstance(a, torch.Tensor) else a == b for a, b in pairs
+    )
 
 
 class Block(nn.Module):

@@ -159,6 +159,63 @@ def test_a_buffer_snapshot_has_values_and_tensors_of_its_own_time() -> None:
     assert torch.equal(net.table, torch.arange(7.0))
 
 
+class FirstForward(nn.Module):
+    """Registers its buffer in the first forward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "count"):
+            self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.count += 1
+        return x
+
+
+@pytest.mark.parametrize("spec", ["plain", "sam", "two-step", "sam+ema"])
+def test_a_buffer_that_the_first_forward_pass_registers_counts_each_batch_once(spec: str) -> None:
+    net = nn.Sequential(FirstForward(), nn.Linear(4, 2))
+    step = steppe.parse(spec).bind(net, torch.optim.SGD(net.parameters(), 0.1))
+    for k in range(1, 4):
+        step(*data())
+        assert int(net[0].count) == k
+
+
+@pytest.mark.parametrize("spec", ["plain", "sam", "sam+ema", "lookahead"])
+def test_a_buffer_made_by_expand_is_restored(spec: str) -> None:
+    class Expanded(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 2)
+            self.register_buffer("table", torch.zeros(1, 2, 1).expand(3, 2, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.table[:1, :, :1] += 1
+            return super().forward(x)
+
+    net = Expanded()
+    step = steppe.parse(spec).bind(net, torch.optim.SGD(net.parameters(), 0.1))
+    for k in range(1, 4):
+        step(*data())
+        assert bool((net.table == k).all()) and net.table.stride() == (0, 1, 0)
+    step.predict(data()[0])
+    assert bool((net.table == 3).all())
+    table = net.table
+    snapshot = Snapshot([table])
+    assert sum(v.numel() for _, values in snapshot._groups for v in values) == 2
+    table[:1, 0, :1] = 9
+    snapshot.restore_where(torch.tensor(False))
+    assert bool((table[:, 0] == 9).all())
+    snapshot.restore_where(torch.tensor(True))
+    assert bool((table == 3).all())
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_as_a_buffer_is_refused(layout: torch.layout) -> None:
+    net = nn.Linear(4, 2)
+    net.register_buffer("spans", torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=layout))
+    with pytest.raises(steppe.InputError, match="the buffer spans is a nested tensor.*pad it"):
+        steppe.Plain().bind(net, torch.optim.SGD(net.parameters(), 0.1))
+
+
 @pytest.mark.parametrize("stepped", [False, True])
 def test_what_an_optimizer_keeps_is_as_it_was_with_lists_and_without_new_entries(stepped):
     weight = nn.Parameter(torch.ones(2))
@@ -169,7 +226,7 @@ def test_what_an_optimizer_keeps_is_as_it_was_with_lists_and_without_new_entries
         optimizer.step()
         optimizer.state[weight]["trials"] = [1]
     before = copy.deepcopy((optimizer.state_dict(), weight))
-    snapshot = of_training([weight], optimizer, SnapshotPool())
+    snapshot = of_training([weight], [optimizer.state], optimizer.param_groups, SnapshotPool())
     optimizer.param_groups[0]["history"].append(2)
     optimizer.param_groups[0]["added"] = 3
     optimizer.step()

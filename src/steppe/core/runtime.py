@@ -133,9 +133,7 @@ class Runtime:
         if step.first is None:
             step.first = out
             if self.passes.steps <= user_loss.CHECKED_STEPS:
-                param_groups.require_dense(grads)
-                if len(parts) > 1 or len(batch) < step.size:
-                    user_loss.require_additive(self, batch, parts, logits)
+                operations.check_first_pass(self, batch, parts, logits, grads)
         if self.precision.scaler is not None:
             grads = self.precision.unscaled(grads)
         if self.outputs_reused:  # the next pass would overwrite them
@@ -409,8 +407,9 @@ class Runtime:
         stale = self.leaves is not self.params and complex_params.stale(self.params)
         if stale or not param_groups.same(leaves, self.leaves):
             self.leaves, self.params = leaves, complex_params.real_views(leaves)
-            self.owners = param_groups.owners(self.net, leaves)
-            self._measure, self.memo = vector.measure_of(self.params), dict[Hashable, Any]()
+            self.owners, self.memo = param_groups.owners(self.net, leaves), dict[Hashable, Any]()
+            self._measure = vector.measure_of(self.params)
+            operations.clear_frozen(self.optimizer)
             self.buffers = Buffers(*self.with_state)
 
     def clear(self) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steppe.core.numerics import vector
 from steppe.core.numerics.vector import Measured, Vec
+from steppe.core.optimizers.joint import groups_of, states_of
 
 _BLOCK = 64
 _NO_KIND = ("params", "lr", "initial_lr", "capturable")  # settings that create no state
@@ -81,30 +82,39 @@ class DeviceChecks:
                 # multiplies them by 1, which changes no bit
                 torch._amp_foreach_non_finite_check_and_unscale_(numbers, flag, self._one)
 
-    def must_read(self, optimizer: torch.optim.Optimizer, grads: Vec) -> bool:
-        """Return whether the host has to know if an update takes place.
+    def must_read(self, optimizers: Sequence[torch.optim.Optimizer], grads: Vec) -> bool:
+        """Return whether the host has to know if an update of an optimizer and those that it wraps takes place.
 
         It creates state that a skipped update must not leave behind, or counts on the host, as Adam does
         without ``fused`` or ``capturable``.
         """
-        return self._on_host or self._kind(optimizer, grads) not in self._updates
+        return self._on_host or self._kind(optimizers, grads) not in self._updates
 
-    def update(self, optimizer: torch.optim.Optimizer, grads: Vec, flag: Tensor | None, *, first: bool) -> None:
-        """Let the optimizer make its step; with a flag, only if that is 0.
+    def update(
+        self,
+        optimizer: torch.optim.Optimizer,
+        optimizers: Sequence[torch.optim.Optimizer],
+        grads: Vec,
+        flag: Tensor | None,
+        *,
+        first: bool,
+    ) -> None:
+        """Let the optimizer make its step; with a flag, only if that is 0; ``optimizers`` as for `must_read`.
 
         It is the ``first`` of its kind if `must_read` returned so.
         """
         if first:
-            before = _host_numbers(optimizer)
+            before = _host_numbers(optimizers)
             optimizer.step()
-            after = _host_numbers(optimizer)
+            after = _host_numbers(optimizers)
             device = self._one.device.type
-            state = chain.from_iterable(entries.values() for entries in optimizer.state.values())
-            moved = any(isinstance(v, Tensor) and v.device.type != device for v in state)
+            entries = chain.from_iterable(state.values() for state in states_of(optimizers))
+            values = chain.from_iterable(entry.values() for entry in entries)
+            moved = any(isinstance(v, Tensor) and v.device.type != device for v in values)
             # numbers that appeared are the initial ones of a new state
             changed = any(after.get(k) != v for k, v in before.items())
             self._on_host = self._on_host or moved or changed
-            self._updates.add(self._kind(optimizer, grads))
+            self._updates.add(self._kind(optimizers, grads))
             return
         if flag is None:
             optimizer.step()
@@ -116,28 +126,34 @@ class DeviceChecks:
         finally:
             del own.grad_scale, own.found_inf
 
-    def _kind(self, optimizer: torch.optim.Optimizer, grads: Vec) -> Any:
+    def _kind(self, optimizers: Sequence[torch.optim.Optimizer], grads: Vec) -> Any:
         settings = (
             bool(v)
-            for group in optimizer.param_groups
+            for group in groups_of(optimizers)
             for k, v in group.items()
             if k not in _NO_KIND and isinstance(v, bool | int | float)
         )
-        entries = sum(map(len, optimizer.state.values()))
+        entries = sum(len(entry) for state in states_of(optimizers) for entry in state.values())
         return (entries, tuple(settings), tuple(g is None for g in grads))
 
 
-def skips_by_itself(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether an optimizer takes ``found_inf``."""
-    groups = optimizer.param_groups
-    return bool(getattr(optimizer, "_step_supports_amp_scaling", False)) and all(g.get("fused") for g in groups)
+def skips_by_itself(optimizers: Sequence[torch.optim.Optimizer]) -> bool:
+    """Return whether an optimizer takes ``found_inf``; one that wraps others does not."""
+    optimizer, groups = optimizers[0], optimizers[0].param_groups
+    return (
+        len(optimizers) == 1
+        and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+        and all(g.get("fused") for g in groups)
+    )
 
 
-def _host_numbers(optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
-    """Return the numbers that an optimizer keeps in its groups and its state other than in tensors."""
-    entries: Sequence[tuple[Any, Any]] = [*enumerate(optimizer.param_groups), *optimizer.state.items()]
+def _host_numbers(optimizers: Sequence[torch.optim.Optimizer]) -> dict[Any, Any]:
+    """Return the numbers that optimizers keep in their groups and their state other than in tensors."""
+    states = states_of(optimizers)
+    entries: list[tuple[Any, Any]] = list(enumerate(groups_of(optimizers)))
+    entries += [((number, id(key)), entry) for number, state in enumerate(states) for key, entry in state.items()]
     return {
-        (key if isinstance(key, int) else id(key), name): value
+        (key, name): value
         for key, values in entries
         for name, value in values.items()
         if isinstance(value, int | float | bool)

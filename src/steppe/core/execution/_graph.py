@@ -23,9 +23,10 @@ from steppe.core import param_groups
 from steppe.core.batch import Batch
 from steppe.core.data_parallel import SingleProcess
 from steppe.core.execution._graph_backends import Backend, CudaGraph, Tape
+from steppe.core.execution._operations import optimizers_of
 from steppe.core.model_call import reuses_outputs
 from steppe.core.numerics.vector import sharded
-from steppe.core.optimizers.joint import parts_of
+from steppe.core.optimizers.joint import parts_of, states_of
 from steppe.core.state.snapshot import Snapshot, noted
 from steppe.core.state.weight_average import WeightAverage
 from steppe.core.step_state import StepOutput
@@ -196,7 +197,10 @@ class GraphedStep:
             )
         self.forget()
         optimizer, self._settings = self._runtime.optimizer, settings
-        self._state = _states(optimizer), [list(group.values()) for group in optimizer.param_groups]
+        self._state = (
+            states_of(optimizers_of(self._runtime)),
+            [list(group.values()) for group in optimizer.param_groups],
+        )
 
     def forget(self) -> None:
         """Release what was recorded, as after state was loaded."""
@@ -341,14 +345,9 @@ def _settings(step: Step) -> Key:
     )
     params = [p for group in optimizer.param_groups for p in group["params"]]
     places = tuple((id(p), p.data_ptr(), p.requires_grad) for p in params)
-    states = _states(optimizer)
+    states = states_of(optimizers_of(rt))
     entries = (tuple(map(id, states)), sum(len(entry) for state in states for entry in state.values()))
     return groups, places, entries, tuple(m.training for net in rt.with_state for m in net.modules())
-
-
-def _states(optimizer: Any) -> list[dict[Any, Any]]:
-    """Return the optimizer's state; several that are joined have states of their own."""
-    return getattr(optimizer, "own_states", None) or [optimizer.state]
 
 
 def _counts(modules: list[nn.Module]) -> dict[nn.Module, dict[str, int]]:

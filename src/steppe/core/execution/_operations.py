@@ -18,6 +18,7 @@ from steppe.core.batch import Batch, join_logits
 from steppe.core.execution._device_checks import skips_by_itself
 from steppe.core.numerics import complex_params, vector
 from steppe.core.numerics.vector import Vec
+from steppe.core.optimizers.joint import groups_of, states_of, with_inner
 from steppe.core.schedules import ScheduleValue, TrainingProgress, value_at
 from steppe.core.state.snapshot import of_training
 from steppe.core.step_state import NonFinite, StepOutput
@@ -98,6 +99,16 @@ def make_pass(
     )
 
 
+def check_first_pass(
+    rt: Runtime, batch: Batch, parts: Sequence[Batch], logits: Sequence[Tensor], grads: Vec
+) -> None:
+    """Find buffers that the first pass of a step registered; raises InputError for gradients a step cannot use."""
+    rt.buffers.refresh()
+    param_groups.require_dense(grads)
+    if len(parts) > 1 or len(batch) < rt.step_state.size:
+        user_loss.require_additive(rt, batch, parts, logits)
+
+
 def lasting(rt: Runtime, output: Tensor) -> Tensor:
     """Return an output that the model's next call does not overwrite."""
     return output.clone() if rt.outputs_reused else output
@@ -113,21 +124,35 @@ def for_optimizer(rt: Runtime, averaged: Vec) -> Vec:
     return grads
 
 
+def optimizers_of(rt: Runtime) -> list[torch.optim.Optimizer]:
+    """Return the optimizer and those that it wraps, which keep state of their own."""
+    return rt.once("optimizers", partial(with_inner, rt.optimizer))
+
+
+def clear_frozen(optimizer: torch.optim.Optimizer) -> None:
+    """Set the gradients of frozen parameters to None: the optimizer would use an old one in every step."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if not p.requires_grad:
+                p.grad = None
+
+
 def make_update(rt: Runtime, averaged: Vec, times: int, more: bool, decoupled: Vec | None) -> None:
     """Transform and clip the mean gradient, and let the optimizer make its steps; see `Runtime.apply`."""
     step, optimizer = rt.step_state, rt.optimizer
+    parts = optimizers_of(rt) if more or rt.on_device else ()
     # what the host decides needs no choice on the device
-    step.decided = not rt.on_device or rt.checks.must_read(optimizer, averaged)
+    step.decided = not rt.on_device or rt.checks.must_read(parts, averaged)
     if step.decided and _is_skipped(rt, more):
         raise NonFinite(step.output)
     if rt.on_device:
         rt.checks.flush(step.bad)
     grads = for_optimizer(rt, averaged)
     alone = not (more or step.updates_undone or decoupled is not None)
-    flag = step.bad if alone and not step.decided and skips_by_itself(optimizer) else None
+    flag = step.bad if alone and not step.decided and skips_by_itself(parts) else None
     if (more or not step.decided) and flag is None and not step.updates_undone:
         step.updates_undone = True
-        step.snapshots.append(of_training(rt.params, optimizer, rt.update_snapshots))
+        step.snapshots.append(of_training(rt.params, states_of(parts), groups_of(parts), rt.update_snapshots))
     rt.reshard()
     for remaining in reversed(range(times)):
         # some optimizers write into the gradients that they get
@@ -139,12 +164,13 @@ def make_update(rt: Runtime, averaged: Vec, times: int, more: bool, decoupled: V
                 p.grad = g
             rt.in_grad = None
         if rt.on_device:
-            rt.checks.update(optimizer, averaged, flag, first=step.decided)
+            rt.checks.update(optimizer, parts, averaged, flag, first=step.decided)
         else:
             optimizer.step()
         rt.passes.updates += 1
     if decoupled is not None:
         param_groups.add_decoupled(optimizer, rt.params, decoupled)
+    torch.clear_autocast_cache()  # within a user's autocast, later passes would use the weights before the update
     if more:  # else the step ends, which clears them
         rt.clear()
 

@@ -1,6 +1,6 @@
 """Several optimizers that train one model, with the interface of one; and what one optimizer holds inside."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -44,11 +44,6 @@ class JointOptimizer(torch.optim.Optimizer):
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
         """The groups of all the optimizers, in order."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
-
-    @property
-    def own_states(self) -> list[dict[Tensor, Any]]:
-        """The state dictionary of each optimizer."""
-        return [optimizer.state for optimizer in self.optimizers]
 
     @property
     def state(self) -> dict[Tensor, Any]:  # type: ignore[override]
@@ -118,6 +113,8 @@ def _count(optimizer: torch.optim.Optimizer) -> int:
 
 
 def _require_optimizer(optimizer: Any) -> None:
+    if hasattr(optimizer, "first_step") and hasattr(optimizer, "second_step"):
+        raise InputError(f"{type(optimizer).__name__} makes SAM steps itself; bind its base optimizer")
     if not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "step")):
         raise InputError(
             f"optimizer is of type {type(optimizer).__name__}; give a torch.optim.Optimizer of the model's "
@@ -149,10 +146,23 @@ def with_inner(optimizer: Any) -> list[torch.optim.Optimizer]:
         if id(one) in optimizers:
             continue
         optimizers[id(one)] = one
+        if isinstance(one, JointOptimizer):
+            stack += one.optimizers  # also those that only have the interface of an optimizer
         for value in getattr(one, "__dict__", {}).values():
             values = value if isinstance(value, list | tuple) else (value,)
             stack += [v for v in values if isinstance(v, torch.optim.Optimizer)]
     return list(optimizers.values())
+
+
+def states_of(optimizers: Iterable[Any]) -> list[dict[Any, Any]]:
+    """Return the state dictionaries of optimizers, each once; one that wraps another may share them."""
+    own = (o.state for o in optimizers if hasattr(o, "state") and not isinstance(o, JointOptimizer))
+    return list({id(state): state for state in own}.values())
+
+
+def groups_of(optimizers: Iterable[Any]) -> list[dict[str, Any]]:
+    """Return the parameter groups of optimizers, each once."""
+    return list({id(group): group for o in optimizers for group in o.param_groups}.values())
 
 
 def switch(optimizer: Any, mode: str) -> None:
@@ -166,15 +176,17 @@ def switch(optimizer: Any, mode: str) -> None:
 def evaluation_weights(optimizer: Any) -> Iterator[None]:
     """Within it the parameters have the weights that a schedule-free optimizer evaluates: x instead of y.
 
-    Such an optimizer has ``train`` and ``eval``, and ``train_mode`` in its groups. On leaving, weights and modes
-    are what they were, bit for bit. It does nothing for other optimizers, or in evaluation mode.
+    Such an optimizer has ``train`` and ``eval``, and ``train_mode`` in its groups or as an attribute. On leaving,
+    weights and modes are what they were, bit for bit. It does nothing for other optimizers, or in evaluation mode.
     """
-    modes = [o for o in with_inner(optimizer) if _trains(o)]
+    modes: list[Any] = [o for o in with_inner(optimizer) if _trains(o)]
     if not modes:
         yield
         return
     groups = [g for o in modes for g in o.param_groups if g.get("train_mode")]
-    params = {id(p): p for p in chain.from_iterable(g["params"] for g in groups)}
+    whole = [o for o in modes if _has_mode(o)]
+    moved = chain(groups, *(o.param_groups for o in whole))
+    params = {id(p): p for p in chain.from_iterable(g["params"] for g in moved)}
 
     def change() -> None:
         for one in modes:
@@ -183,6 +195,8 @@ def evaluation_weights(optimizer: Any) -> Iterator[None]:
     def leave() -> None:
         for group in groups:
             group["train_mode"] = True
+        for one in whole:
+            one.train_mode = True
 
     with Elsewhere(list(params.values()), change, leave=leave):
         yield
@@ -190,7 +204,12 @@ def evaluation_weights(optimizer: Any) -> Iterator[None]:
 
 def _trains(optimizer: Any) -> bool:
     modes = all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval"))
-    return modes and any(group.get("train_mode") for group in optimizer.param_groups)
+    return modes and (_has_mode(optimizer) or any(group.get("train_mode") for group in optimizer.param_groups))
+
+
+def _has_mode(optimizer: Any) -> bool:
+    """Return whether this is in training mode by an attribute, as `schedulefree.ScheduleFreeWrapper`."""
+    return getattr(optimizer, "train_mode", None) is True
 
 
 def names_of(net: nn.Module, params: Sequence[Tensor], most: int = 3) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from steppe.core.numerics.vector import PLAIN
+from steppe.errors import InputError
 
 Entries = dict[Any, Any]  # a module's buffers, an optimizer's group or state, by name
 _KIND = attrgetter("shape", "dtype", "device")
@@ -34,9 +35,12 @@ class Snapshot:
 
     def __init__(self, tensors: Sequence[Tensor], pool: SnapshotPool | None = None):
         self.tensors, self.kinds, self._pool = tensors, list(map(_KIND, tensors)), pool
+        places = [_distinct(t, t) for t in tensors]
+        # their view of an expanded tensor does not follow its data
+        self.reusable = all(map(is_, places, tensors))
         with torch.no_grad():
-            values = [torch.empty_like(t, requires_grad=False) for t in tensors]
-        self._groups = _by_type(tensors, values)
+            values = [torch.empty_like(t, requires_grad=False) for t in places]
+        self._groups = _by_type(places, values)
         self.entries: Sequence[tuple[Entries, Entries]] = ()
         self.grown = False
         self.copy()
@@ -74,12 +78,12 @@ class Snapshot:
                 for name, old in before.items():
                     new = live.get(name)
                     if isinstance(old, Tensor) and isinstance(new, Tensor) and new is not old and _alike(new, old):
-                        new.copy_(torch.where(flag, old, new))
+                        _distinct(new, new).copy_(_distinct(torch.where(flag, old, new), new))
 
     def release(self) -> None:
         """Let the next snapshot of the pool have the storage."""
         self.entries = ()
-        if self._pool is not None:
+        if self._pool is not None and self.reusable:
             self._pool.free.append(self)
 
 
@@ -111,13 +115,23 @@ class SnapshotPool:
 
 
 class Buffers:
-    """The buffers (running statistics, counters) of modules, a network say, but for parts ``without``."""
+    """The buffers (running statistics, counters) of modules, a network say, but for parts ``without``.
+
+    Raises InputError for a nested tensor.
+    """
 
     def __init__(self, *modules: nn.Module, without: tuple[type[nn.Module], ...] = ()):
+        self._modules, self._without, self._pool = modules, without, SnapshotPool()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Find modules that have buffers since, as a first forward pass may register some."""
         # to search a deep network for the modules that have buffers takes longer than to copy these
-        parts = (m for net in modules for m in net.modules() if not isinstance(m, without))
+        parts = (m for net in self._modules for m in net.modules() if not isinstance(m, self._without))
         self._named: list[Entries] = [m._buffers for m in parts if m._buffers]
-        self._pool = SnapshotPool()
+        for name, t in ((name, t) for named in self._named for name, t in named.items()):
+            if t is not None and t.is_nested:
+                raise InputError(f"the buffer {name} is a nested tensor, which a step cannot restore; pad it")
 
     def __bool__(self) -> bool:
         return bool(self._named)
@@ -129,12 +143,12 @@ class Buffers:
         return snapshot
 
 
-def of_training(params: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, pool: SnapshotPool) -> Snapshot:
-    """Return a snapshot of weights and of all that the optimizer keeps in its state and its groups."""
-    # several that are joined have states of their own
-    states: list[Entries] = getattr(optimizer, "own_states", None) or [optimizer.state]
+def of_training(
+    params: Sequence[nn.Parameter], states: Sequence[Entries], groups: Sequence[Entries], pool: SnapshotPool
+) -> Snapshot:
+    """Return a snapshot of weights and of all that optimizers keep in their states and their groups."""
     each = [entry for state in states for entry in state.values()]
-    entries = [(live, _copied(live)) for live in (*each, *optimizer.param_groups)]
+    entries = [(live, _copied(live)) for live in (*each, *groups)]
     tensors = [v for _, before in entries for v in before.values() if isinstance(v, Tensor)]
     snapshot = pool.make([*params, *tensors])
     snapshot.entries, snapshot.grown = [*((state, dict(state)) for state in states), *entries], False
@@ -145,7 +159,8 @@ class Elsewhere:
     """The context of other weights for a while: what it changed is restored bit for bit on leaving.
 
     It restores ``tensors``, ``buffers`` and the states of ``generators``. ``change`` is called after they were
-    saved, without gradients, and ``leave`` before they are restored.
+    saved, without gradients, and ``leave`` before they are restored. What autocast has cast is dropped on both
+    occasions: within a user's autocast its cache would have the passes use the other weights.
     """
 
     def __init__(
@@ -170,6 +185,8 @@ class Elsewhere:
             if self._change is not None:
                 with torch.no_grad():
                     self._change()
+            if self._tensors:
+                torch.clear_autocast_cache()
         except BaseException:
             self.__exit__()
             raise
@@ -182,6 +199,8 @@ class Elsewhere:
         for snapshot in reversed(self._snapshots):
             snapshot.restore()
             snapshot.release()
+        if self._tensors:
+            torch.clear_autocast_cache()
 
 
 @contextmanager
@@ -230,6 +249,15 @@ def _choose(targets: Sequence[Tensor], values: Sequence[Tensor], flag: Tensor) -
         start = end
 
 
+def _distinct(t: Tensor, target: Tensor) -> Tensor:
+    """Return of a tensor the part whose elements have memory of their own in ``target``: of expand(), one row."""
+    if target.layout == torch.strided and 0 in target.stride():
+        for dim, stride in enumerate(target.stride()):
+            if stride == 0 and target.size(dim) > 1:
+                t = t.narrow(dim, 0, 1)
+    return t
+
+
 def _by_type(targets: Sequence[Tensor], values: Sequence[Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:
     """Return targets and values in groups of one type, which a GPU copies in one launch; sharded ones alone."""
     if not PLAIN.issuperset(map(type, targets)):
@@ -237,8 +265,8 @@ def _by_type(targets: Sequence[Tensor], values: Sequence[Tensor]) -> list[tuple[
     groups: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], list[Tensor]]] = {}
     for target, value in zip(targets, values, strict=True):
         into, source = groups.setdefault((target.dtype, target.device), ([], []))
-        into.append(target)
-        source.append(value)
+        into.append(_distinct(target, target))
+        source.append(_distinct(value, target))
     return list(groups.values())
 
 
