@@ -1,5 +1,7 @@
 """Half and double precision: which types the loss and the weights have, and the state of the loss scale."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from support.small import adam, sgd, small_batch, small_net
@@ -57,6 +59,42 @@ def test_precisions_that_do_not_fit_the_weights_are_refused(options, dtype, mess
     net = small_net(dtype=dtype)
     with pytest.raises(steppe.InputError, match=message):
         steppe.SAM().bind(net, sgd(net), **options)
+
+
+@pytest.mark.parametrize(
+    "spec", ["sam", "asam", "gsam", "looksam", "rwp", "sampa", "two-step", "sadt-v1", "sadt-v2"]
+)
+def test_an_autocast_around_the_steps_changes_no_bit(spec):
+    ends = []
+    for outer in (False, True):
+        net = small_net(dropout=0.0)
+        step = steppe.parse(spec).bind(net, sgd(net), precision="bf16")
+        with torch.autocast("cpu", torch.bfloat16) if outer else nullcontext():
+            losses = [step(*small_batch(seed=k)).loss for k in range(3)]
+        ends.append([*losses, *net.state_dict().values()])
+    assert all(map(torch.equal, *ends))
+
+
+@pytest.mark.parametrize("first", ["skipped step", "deployed weights", "lookahead"])
+def test_weights_that_are_restored_or_set_are_those_of_the_next_pass_in_one_autocast(first):
+    ends = []
+    for outer in (False, True):
+        net = small_net(dropout=0.0)
+        factors = iter([1.0, 1.0, 1.0, float("nan") if first == "skipped step" else 1.0])
+        method = steppe.Lookahead(every=1) if first == "lookahead" else steppe.On(steppe.TwoStep(), steppe.EMA())
+
+        def loss(z: Tensor, y: Tensor, factors=factors) -> Tensor:
+            return nn.functional.cross_entropy(z, y) * next(factors, 1.0)
+
+        step = method.bind(net, sgd(net), precision="bf16", loss=loss)
+        with torch.autocast("cpu", torch.bfloat16) if outer else nullcontext():
+            step(*small_batch(seed=0))
+            if first == "skipped step":
+                assert step(*small_batch(seed=1)).skipped
+            elif first == "deployed weights":
+                step.predict(small_batch()[0])
+            ends.append(step(*small_batch(seed=2)).loss)
+    assert torch.equal(*ends)
 
 
 def test_fp64_is_double_all_the_way():

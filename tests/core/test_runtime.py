@@ -77,6 +77,30 @@ def test_gradients_from_before_a_step_do_not_count(name: str, clip: float | None
     assert all(p.grad is None for p in net.parameters())
 
 
+@pytest.mark.parametrize("name", ["plain", "sam"])
+@pytest.mark.parametrize("frozen", ["before bind", "after a step"])
+def test_an_old_gradient_of_a_frozen_parameter_moves_nothing(name: str, frozen: str) -> None:
+    torch.manual_seed(0)
+    net = fixtures.small()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    first = net[0]
+
+    def freeze() -> Tensor:
+        net(fixtures.batch(9).x).square().sum().backward()
+        first.requires_grad_(False)
+        return first.weight.detach().clone()
+
+    before = freeze() if frozen == "before bind" else None
+    step = make(name).bind(net, optimizer)
+    if before is None:
+        step(fixtures.batch(0))
+        before = freeze()
+    for k in range(3):
+        step(fixtures.batch(k))
+    assert torch.equal(before, first.weight)
+    assert all(p.grad is None for p in net.parameters())
+
+
 def test_the_update_uses_the_gradient_of_apply_and_leaves_none_in_grad() -> None:
     plain, _ = after(make("plain"), stale=False, steps=1)
     negated, _ = after(Negated(), stale=False, steps=1)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -35,6 +36,10 @@ def two_passes(net: nn.Module, optimizer: SAMOptimizer, *batch: Tensor) -> None:
 
 def by_closure(net: nn.Module, optimizer: SAMOptimizer, *batch: Tensor) -> None:
     optimizer.step(lambda: make_pass(net, *batch))
+
+
+def half() -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16)
 
 
 def values(net: nn.Module) -> list[Tensor]:
@@ -112,6 +117,46 @@ def test_a_batch_that_is_not_finite_leaves_no_running_statistics(at):
     assert not optimizer.skipped and all(map(torch.isfinite, map(Tensor.sum, values(net))))
 
 
+@pytest.mark.parametrize("closure", [False, True])
+def test_one_autocast_around_both_passes_is_one_around_each(closure):
+    ends = []
+    for whole, each in ((nullcontext, half), (half, nullcontext)):
+        net = small_net(dropout=0.0)
+        optimizer = SAMOptimizer(net.parameters(), torch.optim.SGD, rho=1.0, **SETTINGS)
+        for k in range(3):
+            x, y = small_batch(seed=k)
+
+            def one_pass(net=net, x=x, y=y, each=each) -> Tensor:
+                with each():
+                    loss = nn.functional.cross_entropy(net(x), y)
+                loss.backward()
+                return loss
+
+            with whole():
+                if closure:
+                    optimizer.step(one_pass)
+                else:
+                    one_pass()
+                    optimizer.first_step(zero_grad=True)
+                    one_pass()
+                    optimizer.second_step(zero_grad=True)
+                update = [p.detach().clone() for p in net.parameters()]
+                optimizer.zero_grad()
+                one_pass()  # after the update, at its weights
+            ends.append([*update, *(p.grad for p in net.parameters())])
+    for one, other in zip(ends[:3], ends[3:], strict=True):
+        assert farthest(one, other) == 0
+
+
+def test_buffers_made_by_expand_or_in_the_first_pass_are_restored():
+    net = nn.Sequential(Counting(), nn.Flatten(), nn.Linear(72, 5))
+    net.register_buffer("table", torch.arange(3.0)[:, None].expand(3, 4))
+    optimizer = SAMOptimizer(net.parameters(), torch.optim.SGD, model=net, **SETTINGS)
+    for _ in range(3):
+        two_passes(net, optimizer, *small_batch())
+    assert int(net[0].count) == 3 and torch.equal(net.table[:, 1], torch.arange(3.0))
+
+
 def test_a_step_that_was_not_finished_is_undone():
     net = small_net(dropout=0.0)
     optimizer = SAMOptimizer(net.parameters(), torch.optim.SGD, rho=1.0, lr=0.0)
@@ -136,6 +181,16 @@ def test_hooks_run_once_per_update_at_the_restored_weights(form):
     optimizer.register_state_dict_post_hook(lambda _, content: content | {"mark": 1})
     form(net, optimizer, *small_batch())
     assert moved == [False, True] and optimizer.state_dict()["mark"] == 1
+
+
+class Counting(nn.Module):
+    """Registers its buffer in the first forward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "count"):
+            self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.count += 1
+        return x
 
 
 class WithModes(torch.optim.SGD):

@@ -67,7 +67,7 @@ class Step:
             raise InputError(f"{type(method).__name__} cannot train several networks at once: {method.single}")
         self._limits, self._limited = method.scheduled_limits(), method.may_be_at_limit()
         self._before, self._after = _overridden(method, "before"), _overridden(method, "after")
-        self.state = method.init(runtime.net)
+        self.state, self._rng = method.init(runtime.net), runtime.pass_rng
         if options.decay_start is None:
             check_decay(method)
         if options.steps is None:
@@ -75,9 +75,10 @@ class Step:
         elif not callable(options.steps):
             check_start(method, options.steps)
         self.state.to(runtime.device)
+        self._dtype: torch.dtype | None = None  # of the weights, if vectors of them are stored
         for part in self.state.modules():
             if isinstance(part, ParamState):
-                part.trained = lambda: (runtime.params, runtime.net)
+                part.trained, self._dtype = lambda: (runtime.params, runtime.net), runtime.params[0].dtype
             if isinstance(part, WeightAverage):
                 runtime.with_state.append(part.statistics)
         runtime.buffers = Buffers(*runtime.with_state)
@@ -143,9 +144,14 @@ class Step:
     def _begin(self, batch: Batch) -> None:
         """Cut the batch, and snapshot what its passes change."""
         rt, options = self.runtime, self.runtime.options
+        torch.clear_autocast_cache()  # a loop within autocast would make each step with the first one's weights
         listed = [p for group in rt.optimizer.param_groups for p in group["params"] if p.requires_grad]
         if rt.leaves is not rt.params or len(listed) != len(rt.leaves) or not all(map(is_, listed, rt.leaves)):
             rt.inspect(param_groups.trainable(rt.optimizer))
+        if self._dtype is not None and rt.params[0].dtype != self._dtype:
+            raise InputError(
+                f"the weights are {rt.params[0].dtype} and were {self._dtype} in bind; bind the method again"
+            )
         if rt.passes.steps <= CHECKED_STEPS:
             param_groups.refuse_accumulation_hooks(rt.leaves)  # they may be added after the method is bound
         size = len(batch)
@@ -174,6 +180,7 @@ class Step:
         for snapshot in reversed(self.runtime.step_state.snapshots):
             snapshot.restore()
         self.runtime.clear()
+        torch.clear_autocast_cache()
 
     def _end(self, *, skipped: bool) -> bool | Tensor:
         """Release the batch and the snapshots; end the step for the loss scale and on all processes.
@@ -193,6 +200,8 @@ class Step:
         for snapshot in step.snapshots:
             snapshot.release()
         step.snapshots, step.batch, step.micro_batches = [], None, ()
+        if self._rng.watched:
+            self._rng.end_watched()
         if rt.precision.scaler is not None:
             rt.precision.record(flag)
         if not rt.alone:
@@ -266,18 +275,27 @@ class Step:
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
         """Continue from what ``state_dict`` returned.
 
-        Raises InputError if it belongs to another method, or is no such state.
+        Raises InputError if it belongs to another method or another kind of device, or is no such state.
         """
         missing = {"method", "state", "generators", "passes"}.difference(content or ())
         if missing:
             raise InputError(f"this state has no {', '.join(sorted(missing))}; give what state_dict returned")
         if content["method"] != str(self.method):
             raise InputError(f"this state belongs to {content['method']}, not to {self.method!s}")
+        rngs = content["generators"]
+        for name, generator in self.runtime.generators.items():
+            if name not in rngs:
+                raise InputError(f"this state has no generator {name!r}; give what state_dict returned")
+            if rngs[name].shape != generator.get_state().shape:
+                raise InputError(
+                    f"the state of generator {name!r} is not of a {generator.device.type}; load it on a device of "
+                    "the kind that saved it"
+                )
         if self._graphed is not None:
             self._graphed.forget()
         self.state.load_state_dict(content["state"])
         for name, generator in self.runtime.generators.items():
-            generator.set_state(content["generators"][name].cpu())
+            generator.set_state(rngs[name].cpu())
         for name, value in content["passes"].items():
             setattr(self.runtime.passes, name, value)
         self.runtime.precision.load_state_dict(content.get("scaler", {}))

@@ -26,6 +26,7 @@ from steppe.core.numerics.complex_params import real_view
 from steppe.core.numerics.perturbations import scaled_perturbation
 from steppe.core.schedules import finite
 from steppe.core.state.snapshot import Buffers, Snapshot
+from steppe.core.user_loss import CHECKED_STEPS
 from steppe.errors import InputError
 
 _BIND = "method.bind(model, optimizer)"
@@ -78,6 +79,7 @@ class SAMOptimizer(torch.optim.Optimizer):
         self.base_optimizer, self.defaults, self.model = base, base.defaults, model
         self.rho, self.adaptive, self.skipped = rho, adaptive, False
         self._buffers = None if model is None else Buffers(model)
+        self._first_steps = CHECKED_STEPS  # in which a forward pass may register buffers
         self._saved: list[tuple[Tensor, Tensor]] | None = None  # None outside of a step
         self._saved_buffers: Snapshot | None = None
 
@@ -124,6 +126,9 @@ class SAMOptimizer(torch.optim.Optimizer):
     def first_step(self, zero_grad: bool = False) -> None:
         """Perturb the weights along their gradients; if the last step was not finished, it is undone first."""
         self._restore()
+        if self._buffers is not None and self._first_steps:
+            self._first_steps -= 1
+            self._buffers.refresh()
         self._finite = self._grads_are_finite()
         every = [p for g in self.param_groups for p in g["params"]]
         own = param_groups.setting(self.base_optimizer, every, "rho", self.rho)
@@ -144,6 +149,7 @@ class SAMOptimizer(torch.optim.Optimizer):
                 vector.move(params, vector.present(offset.direction), offset.times)
             else:
                 vector.move(params, vector.present(offset))
+            torch.clear_autocast_cache()  # if both passes are within one autocast
         if zero_grad:
             self.zero_grad()
 
@@ -158,6 +164,7 @@ class SAMOptimizer(torch.optim.Optimizer):
         self._restore()
         if not self.skipped:
             self.base_optimizer.step()
+            torch.clear_autocast_cache()
         self._opt_called = True  # for schedulers, which warn if no update came before them
         if zero_grad:
             self.zero_grad()
@@ -206,6 +213,8 @@ class SAMOptimizer(torch.optim.Optimizer):
     def _restore(self) -> None:
         for p, value in self._saved or []:
             p.copy_(value)
+        if self._saved:
+            torch.clear_autocast_cache()
         if self._saved_buffers is not None:
             self._saved_buffers.restore()
         self._saved = self._saved_buffers = None

@@ -1,13 +1,41 @@
 """The global RNG in the passes of a step, from which dropout draws its masks."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from steppe.core.state import rng
+
+_WATCHED = 10  # steps
+
+
+class PythonRandom:
+    """The generator of Python's `random`, with the methods of one of torch."""
+
+    get_state = staticmethod(random.getstate)
+    set_state = staticmethod(random.setstate)
+    manual_seed = staticmethod(random.seed)
+
+
+class NumPyRandom:
+    """The global generator of NumPy, with the methods of one of torch."""
+
+    set_state = staticmethod(np.random.set_state)
+
+    @staticmethod
+    def get_state() -> Any:
+        """Return the state."""
+        return np.random.get_state(legacy=False)
+
+    @staticmethod
+    def manual_seed(seed: int) -> None:
+        """Set the state to that of a seed, of which NumPy takes 32 bits."""
+        np.random.seed(seed % 2**32)
 
 
 class MaskSeed:
@@ -32,14 +60,28 @@ def drawn_seed(generator: torch.Generator) -> int:
 class PassRNG:
     """Gives passes after the clean one its masks, or fresh ones, and puts the state back that they found.
 
-    It acts on ``generators``, the global ones. A step that is captured has another one, whose actions are repeated
-    when the step is replayed.
+    It acts on ``generators``, the global ones: torch's, and Python's and NumPy's if the clean passes of the first
+    ten steps draw from them (``watched`` counts down). To save NumPy's state takes as long as a pass of a small
+    network. A step that is captured has another one, whose actions are repeated when the step is replayed.
     """
 
     def __init__(self, device: torch.device):
-        self.generators = rng.global_generators(device)
-        self._outer: list[list[Tensor]] = []
+        self.generators: list[Any] = [*rng.global_generators(device), PythonRandom(), NumPyRandom()]
+        self._clean: list[Any] = []
+        self._outer: list[list[Any]] = []
+        self._unused = self.generators[-2:]
+        self.watched = _WATCHED
         self.begin_clean()
+
+    def end_watched(self) -> None:
+        """End one of the first steps; after the last of them, leave out the generators that are not drawn from."""
+        clean = list(zip(self.generators, self._clean, strict=True))
+        self._unused = [g for g, state in clean if g in self._unused and _equal(g.get_state(), state)]
+        self.watched -= 1
+        if not self.watched:
+            self.generators, self._clean = map(
+                list, zip(*(c for c in clean if c[0] not in self._unused), strict=True)
+            )
 
     def begin_clean(self) -> None:
         """Remember the state: passes within `enter` begin with it."""
@@ -74,3 +116,8 @@ class PassRNG:
     def draw_seed(self, generator: torch.Generator) -> Any:
         """Return a seed for `enter` from the step's own generator."""
         return drawn_seed(generator)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Return whether two states of a generator of Python or NumPy are equal."""
+    return a == b if isinstance(a, tuple) else all(map(np.array_equal, tree_leaves(a), tree_leaves(b)))
