@@ -1,7 +1,9 @@
 """Models of every form: compiled, checkpointed, channels_last, with named inputs, frozen parameters, adapters."""
 
 import copy
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -86,6 +88,21 @@ def test_parameters_unfrozen_or_added_later_are_trained_and_perturbed():
     assert torch.equal(frozen, net[4].weight)
 
 
+class Output(NamedTuple):
+    loss: Tensor | None
+    logits: Tensor
+
+
+@dataclass(slots=True)
+class Slots:
+    value: Tensor | None
+    logits: Tensor
+
+    @property
+    def loss(self) -> Tensor | None:
+        return self.value
+
+
 class Named(nn.Module):
     """Takes named inputs and, given labels, returns its own loss, as Hugging Face models do."""
 
@@ -102,6 +119,10 @@ class Named(nn.Module):
             return {"loss": loss, "logits": z}
         if self.form == "losses":
             return {"a": 0.25 * loss, "b": 0.75 * loss}
+        if self.form == "named tuple":
+            return Output(loss, z)
+        if self.form == "slots":
+            return Slots(loss, z)
         return loss if self.form == "tensor" else SimpleNamespace(loss=loss, logits=z)
 
 
@@ -110,7 +131,7 @@ def named_batch(k: int) -> dict[str, Tensor]:
     return {"pixels": x, "scale": torch.ones(len(x)), "labels": y}
 
 
-@pytest.mark.parametrize("form", ["object", "tuple", "mapping", "losses", "tensor"])
+@pytest.mark.parametrize("form", ["object", "tuple", "mapping", "losses", "tensor", "named tuple", "slots"])
 @pytest.mark.parametrize("listed", [False, True])
 def test_a_model_s_own_loss_on_named_inputs_is_the_loss_on_tensors(form, listed):
     ours, named = small_net(dropout=0.0), Named(form)
@@ -147,6 +168,66 @@ def test_incomplete_named_batches_are_refused(batch, loss, message):
     _, step = bound(steppe.Plain(), Named(), **({"loss": loss} if loss else {}))
     with pytest.raises(steppe.InputError, match=message):
         step(batch)
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        return self.a(image) + self.b(text)
+
+
+def test_calls_of_a_step_that_cannot_work_are_one_line():
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    net = Two()
+    step = steppe.SAM().bind(net, sgd(net))
+    with pytest.raises(steppe.InputError, match=r"on one tuple .*step\(\{'image': ..., 'text': ...\}, y\)"):
+        step((x, x), y)
+    inputs = {"image": x, "text": x}
+    for off in (torch.no_grad, torch.inference_mode):
+        with off(), pytest.raises(steppe.InputError, match="gradients are off; call the step outside of torch.no"):
+            step(inputs, y)
+    averaged = steppe.EMA().bind(net, sgd(net))
+    averaged(inputs, y)
+    with averaged.deployed_weights(), pytest.raises(steppe.InputError, match="outside of .*deployed_weights"):
+        averaged(inputs, y)
+    assert not step(inputs, y).skipped
+
+
+def test_weights_without_values_or_of_another_type_than_in_bind_are_refused():
+    empty = nn.Linear(4, 3, device="meta")
+    with pytest.raises(steppe.InputError, match="the model is on the meta device"):
+        steppe.SAM().bind(empty, sgd(empty))
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    net = nn.Linear(4, 3)
+    step = steppe.parse("looksam+ema").bind(net, sgd(net))
+    step(x, y)
+    net.double()
+    with pytest.raises(steppe.InputError, match="float64 and were torch.float32 in bind; bind the method again"):
+        step(x.double(), y)
+    again = steppe.parse("looksam+ema").bind(net, sgd(net))
+    assert again(x.double(), y).loss.dtype == torch.float64
+
+
+def test_a_state_of_another_device_or_without_a_generator_loads_nothing():
+    net = small_net()
+    step, other = (steppe.LookSAM().bind(net, sgd(net)) for _ in range(2))
+    step(*small_batch())
+    before = copy.deepcopy(other.state_dict())
+    content = step.state_dict()
+    for generators, message in (
+        ({**content["generators"], "noise": torch.zeros(16, dtype=torch.uint8)}, "'noise' is not of a cpu"),
+        ({"masks": content["generators"]["masks"]}, "no generator 'noise'"),
+    ):
+        with pytest.raises(steppe.InputError, match=message):
+            other.load_state_dict(content | {"generators": generators})
+    after = other.state_dict()
+    assert all(torch.equal(after["state"][k], v) for k, v in before["state"].items())
+    assert after["passes"] == before["passes"]
+    other.load_state_dict(content)
+    assert other.passes.steps == 1
 
 
 def test_models_losses_and_optimizers_that_do_not_fit_are_refused():

@@ -1,5 +1,6 @@
 """Call a model, whatever it is wrapped in, takes or returns."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +37,7 @@ def reuses_outputs(model: nn.Module) -> bool:
 def call_model(model: nn.Module, x: Any, y: Any = None) -> Any:
     """Call a model on a tensor, ``model(x)``, or on named inputs, ``model(**x)``; with targets if given.
 
-    Raises InputError for a model that needs more than its inputs, such as targets.
+    Raises InputError for a model that needs more than its inputs, such as targets or inputs by name.
     """
     if y is not None:
         return model(**x, labels=y) if isinstance(x, Mapping) else model(x, y)
@@ -45,6 +46,13 @@ def call_model(model: nn.Module, x: Any, y: Any = None) -> Any:
     except TypeError as error:
         if "required positional argument" not in str(error):
             raise
+        if isinstance(x, tuple | list):
+            named = inspect.signature(unwrap_model(model)[0].forward).parameters
+            inputs = ", ".join(f"{name!r}: ..." for name in list(named)[: len(x)])
+            raise InputError(
+                f"the model cannot be called on one {type(x).__name__} ({error}); give several inputs by name, "
+                f"step({{{inputs}}}, y)"
+            ) from error
         raise InputError(
             f"the model cannot be called on the inputs alone ({error}), as evaluation does; let forward take no "
             "targets, as forward(x, y=None)"
@@ -59,13 +67,18 @@ def extract_logits(output: Any) -> Tensor:
     """Return the logits of what a model returned: a tensor, or their ``logits``; raises NoLogitsError without."""
     if isinstance(output, Tensor):
         return output
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    logits = _entry(output, "logits")
     if not isinstance(logits, Tensor):
         raise NoLogitsError(
             f"the model returned {type(output).__name__} without logits; return a tensor or something "
             "with .logits, or bind with loss='model' if it returns its own loss, or with a steppe.ModelLoss"
         )
     return logits
+
+
+def _entry(output: Any, name: str) -> Any:
+    """Return an entry of a mapping, else an attribute, None without."""
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 
 
 def call_for_logits(model: nn.Module, x: Any) -> Tensor:
@@ -85,13 +98,11 @@ def extract_loss(output: Any) -> tuple[Tensor, Tensor]:
     if isinstance(output, tuple) and not hasattr(output, "loss"):
         loss, logits = output[0], output[1] if len(output) > 1 else None
         if not isinstance(logits, Tensor):
-            named = logits if isinstance(logits, Mapping) else getattr(logits, "__dict__", {})
-            logits = named.get("logits")
+            logits = _entry(logits, "logits")
     elif isinstance(output, Mapping) and "loss" not in output:
         loss = sum(output.values())
     elif not isinstance(output, Tensor):
-        named = output if isinstance(output, Mapping) else vars(output) if hasattr(output, "__dict__") else {}
-        loss, logits = named.get("loss"), named.get("logits")
+        loss, logits = _entry(output, "loss"), _entry(output, "logits")
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise InputError(
             f"loss='model' needs a model that returns its loss; this one returned {type(output).__name__}. "

@@ -155,7 +155,9 @@ def of_samples(loss: Any, logits: Tensor, batch: Batch) -> Tensor:
 
 
 def require_graph(loss: Tensor) -> None:
-    """Raise InputError for a loss that no gradient can be taken of."""
+    """Raise InputError for a loss that no gradient can be taken of, or if gradients are off."""
+    if not (loss.requires_grad or torch.is_grad_enabled()):
+        raise InputError("gradients are off; call the step outside of torch.no_grad and step.deployed_weights")
     if not loss.requires_grad:
         raise InputError("the loss has no gradient; compute it from the logits, without detach or item")
 
