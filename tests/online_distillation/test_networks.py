@@ -163,12 +163,16 @@ def printed() -> dict[str, tuple[str, ...]]:
 
 def test_presets_are_the_supplement_s_tables():
     for name, (omega, beta, gamma, every) in printed().items():
-        method = steppe.OKDPH(preset=name)
+        students = int(name[-1]) if name.endswith(("-3", "-4")) else 2
+        method = steppe.OKDPH(networks=students, preset=name)
         values = tuple(getattr(method.resolved, field) for field in ("omega", "beta", "gamma", "every"))
         assert values == (float(omega), float(beta), float(gamma), every), name
     assert steppe.OKDPH(preset="cifar10-wrn20-8", gamma=0.1).resolved.gamma == 0.1
     with pytest.raises(steppe.InputError, match="did you mean 'cifar10-vgg16'"):
         steppe.OKDPH(preset="cifar10-vgg61")
+    with pytest.raises(steppe.InputError, match="networks is 2; give 3, as cifar10-vgg16-3 has"):
+        steppe.OKDPH(preset="cifar10-vgg16-3")
+    assert steppe.OKDPH(networks=1, preset="cifar10-vgg16-3").limit is not None
 
 
 def test_each_network_gets_its_own_view_and_the_hybrid_the_last():
@@ -363,6 +367,43 @@ def test_members_that_stay_one_network_are_reported_once(method, make, count, al
     assert len(texts) == alike
     assert all("give each a view of its own (data.views)" in text for text in texts)
     assert all(m.training for m in net.modules())
+
+
+class Padded(nn.Module):
+    """Tokens (B, T) of any T into one number; it records how many samples a pass without a graph has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(7, 4), nn.Linear(4, 1)
+        self.sizes: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            self.sizes.append(len(x))
+        z: torch.Tensor = self.head(self.embedding(x).mean(1))
+        return z
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("microbatch", [None, 2])
+@pytest.mark.parametrize("sizes", [(1,), (4,), (4, 3)])
+def test_members_are_compared_on_a_micro_batch(sizes, microbatch, count):
+    """Micro-batches may be padded to several lengths, and the whole batch may be too large."""
+    method = steppe.DML()
+    net = method.build(maker(Padded))
+    step = method.bind(net, sgd(net), loss=F.mse_loss, epoch=1, microbatch=microbatch)
+    g = torch.Generator().manual_seed(0)
+    parts = []
+    for i, size in enumerate(sizes):
+        x = torch.randint(0, 7, (size, 3 + i), generator=g)
+        extra = {"view 2": x.flip(1)} if count == 2 else {}
+        parts.append(steppe.Batch(x, torch.randn(size, 1, generator=g), extra=extra))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            step(parts)
+    expected = [min(sizes[0], microbatch or 9)] * 2 if count == 1 else []
+    assert net.networks[0].sizes == expected
 
 
 @pytest.mark.parametrize("fuse", ["after", "before"])

@@ -10,6 +10,7 @@ from torch import nn
 
 import steppe
 from steppe.core.multi_network import member_of
+from steppe.core.numerics.filters import output_layers
 from steppe.errors import InputError
 
 
@@ -39,8 +40,9 @@ INDEPENDENT = steppe.DML(networks=3, lam=0.0)
             steppe.SAM(rho=0.5, ascents=3),
             {},
         ),
+        (steppe.On(steppe.AGC(clipping=1e-3), INDEPENDENT), steppe.AGC(clipping=1e-3), {}),
     ],
-    ids=["clip", "clip and radius", "several ascents"],
+    ids=["clip", "clip and radius", "several ascents", "of units"],
 )
 def test_with_norms_per_network_independent_networks_train_bitwise_as_alone(together, alone, options):
     net = ensemble(together)
@@ -53,6 +55,26 @@ def test_with_norms_per_network_independent_networks_train_bitwise_as_alone(toge
     if options:
         train(together, common, **options)
         assert not same(common.networks[1], net.networks[1])
+
+
+@pytest.mark.parametrize(
+    ("method", "heads"),
+    [
+        (steppe.ONE(branches=2), ["gate.0"]),
+        (steppe.OKDDip(factor=2), ["key", "query"]),
+        (steppe.OKDDip(factor=2, form="network"), ["key", "query"]),
+        (steppe.FFL(), ["fusion.8"]),
+        (steppe.PCL(branches=2), ["classifier"]),
+        (steppe.OKDPH(), []),
+    ],
+    ids=repr,
+)
+def test_agc_leaves_the_classifier_of_each_member_and_the_heads_of_a_method_as_they_are(method, heads):
+    net = method.build(maker(Staged))
+    names = {id(module): name for name, module in net.named_modules() if isinstance(module, nn.Linear)}
+    layers = sorted(names[id(layer)] for layer in output_layers(net))
+    assert layers == sorted([*heads, *(name for name in names.values() if name.endswith(".fc"))])
+    assert len(layers) == method.size + len(heads)
 
 
 def test_for_one_network_norms_per_network_change_nothing():

@@ -110,3 +110,30 @@ def test_positions_are_learned_or_refused_with_the_methods_that_take_them(method
     second_losses, second = trained(method, SecondTagger, x, y, F.cross_entropy)
     assert torch.allclose(second_losses, losses, rtol=1e-12)
     assert torch.allclose(second, z.movedim(-1, 1), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "method", [steppe.DML(), steppe.KDCL(), steppe.OKDDip(factor=2, ramp=0, form="network")], ids=repr
+)
+@pytest.mark.parametrize("case", ["a dimension of its own", "classes"])
+def test_networks_with_outputs_of_different_shapes_are_refused(method, case):
+    """(B,) and (B, 1) would be broadcast to (B, B)."""
+
+    def flat_or_not() -> nn.Module:
+        return FlatNumbers() if len(calls) == 2 else Numbers()
+
+    def of_classes() -> nn.Module:
+        return nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 3 if len(calls) == 1 else 4))
+
+    calls: list[nn.Module] = []
+
+    def make() -> nn.Module:
+        calls.append(nn.Identity())
+        return flat_or_not() if case != "classes" else of_classes()
+
+    net = method.build(make)
+    y, loss = (torch.zeros(6), F.mse_loss) if case != "classes" else (torch.zeros(6).long(), F.cross_entropy)
+    step = method.bind(net, torch.optim.SGD(net.parameters(), 0.1), loss=loss, steps=3)
+    shapes = r"\(6, 1\) and another \(6,\)" if case != "classes" else r"\(6, 3\) and another \(6, 4\)"
+    with pytest.raises(InputError, match=f"one network returns {shapes}.*; give networks whose outputs have one"):
+        step(torch.randn(6, 5), y)

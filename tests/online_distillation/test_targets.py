@@ -1,16 +1,20 @@
 """KDCL's linear teacher of several networks; distillation loss, ramp and diversity."""
 
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import logsumexp, softmax
-from torch import Tensor
+from support.small import close
+from torch import Tensor, nn
 
+import steppe
 from steppe.core.numerics._kdcl_targets import _between, cross_entropy, linear
 from steppe.core.numerics.losses import (
     distillation_loss,
@@ -119,6 +123,37 @@ def test_linear_is_at_least_as_good_as_every_network_and_as_a_grid_of_mixtures(c
         grid = torch.linspace(0, 1, 101, dtype=z.dtype)
         values = torch.stack([cross_entropy(a * z[0] + (1 - a) * z[1], y).mean() for a in grid])
         assert ours <= values.min() + 1e-9
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("target", ["naive", "linear", "min-logit", "general"])
+def test_samples_without_a_class_count_in_nothing(target, count):
+    """A step is that of the batch without them, also in micro-batches of which one has none."""
+    x = torch.randn(9, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    y = torch.tensor([0, -100, 2, 1, 1, -100, 255, 1, 2])
+    labelled = (y >= 0) & (y < 3)
+
+    def loss(z: Tensor, classes: Tensor) -> Tensor:
+        return F.cross_entropy(z, classes.where(classes < 3, -100))
+
+    def weigh(batch: steppe.Batch) -> float:
+        return float(((batch.y >= 0) & (batch.y < 3)).sum())
+
+    nets = []
+    for rows in (torch.ones(9, dtype=torch.bool), labelled):
+        torch.manual_seed(0)
+        method = steppe.KDCL(networks=count, target=target)
+        net = method.build(lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double())
+        step = method.bind(net, torch.optim.SGD(net.parameters(), 0.5), loss=loss)
+        for _ in range(3):
+            step(x[rows], y[rows])
+        nets.append(net)
+    assert close(*nets, rtol=1e-8, atol=1e-12)
+    step = method.bind(net, torch.optim.SGD(net.parameters(), 0.5), loss=loss, weigh=weigh)
+    before = copy.deepcopy(net)
+    step([steppe.Batch(x[i], y[i]) for i in (labelled, ~labelled)])
+    method.bind(before, torch.optim.SGD(before.parameters(), 0.5), loss=loss)(x[labelled], y[labelled])
+    assert close(net, before, rtol=1e-8, atol=1e-12)
 
 
 def test_mixed_labels_are_used_as_probabilities():

@@ -57,6 +57,13 @@ _OKDPH: dict[str, tuple[float, float, float, str]] = {
     "cifar100-1%-densenet40-12": (0.8, 0.8, 0.5, "5b"),
 }
 
+
+def students(preset: str) -> int | None:
+    """Return the number of students that a preset of OKDPH is for; None if its name has none."""
+    last = preset.rpartition("-")[2]
+    return int(last) if last in ("3", "4") else None
+
+
 OKDPH: dict[str, dict[str, float | str | bool]] = {
     name: {"omega": omega, "beta": beta, "gamma": gamma, "every": every, "same_start": bool(name)}
     for name, (omega, beta, gamma, every) in _OKDPH.items()

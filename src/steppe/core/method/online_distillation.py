@@ -85,7 +85,9 @@ class OnlineDistillation(Method[State], Generic[State]):
         if self.size == 1:
             return
         length = rt.options.epoch or 100
-        if VIEW.format(2) not in batch.extra and rt.decide(lambda: rt.now.step + 1 in (length, 2 * length)):
+        if VIEW.format(2) not in batch.parts()[0].extra and rt.decide(
+            lambda: rt.now.step + 1 in (length, 2 * length)
+        ):
             self._warn_if_identical(batch, rt)
         self.finish(batch, state, rt)
 
@@ -96,6 +98,7 @@ class OnlineDistillation(Method[State], Generic[State]):
 
     def _warn_if_identical(self, batch: Batch, rt: Runtime) -> None:
         net = cast(MultiNetwork, rt.net)
+        batch = rt.micro_batches(batch)[0]  # the whole may be too large for the memory, or of several widths
         training = [m for m in net.modules() if m.training]
         net.eval()
         with rt.preserve_state(), torch.no_grad(), rt.precision.autocast():
@@ -104,7 +107,7 @@ class OnlineDistillation(Method[State], Generic[State]):
         for module in training:
             module.training = True
         members = [form.predictions(outputs[name]) for name in net.names]
-        scale = members[0].std().clamp(min=1e-12) if form.form == "numbers" else 1.0
+        scale = members[0].std(correction=0).clamp(min=1e-12) if form.form == "numbers" else 1.0
         if float(losses.diversity(members) / scale) < IDENTICAL:
             rt.once("identical", partial(warnings.warn, identical(name_of(self), self.members), stacklevel=2))
 

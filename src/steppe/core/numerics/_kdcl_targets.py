@@ -1,9 +1,17 @@
-"""The targets of KDCL, from the networks' logits z (N, B, K) and one-hot labels y (B, K)."""
+"""The targets of KDCL, from the networks' logits z (N, B, K) and one-hot labels y (B, K).
+
+Rows of zeros in y are samples without a class. They have no weight, and their rows of a target no meaning.
+"""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+
+def counted(y: Tensor) -> Tensor:
+    """Return 1 for samples with a class and 0 for others (B, 1), in the precision of y."""
+    return (y != 0).any(1, keepdim=True).to(y.dtype)
 
 
 def cross_entropy(z: Tensor, y: Tensor) -> Tensor:
@@ -36,6 +44,7 @@ def linear(z: Tensor, y: Tensor) -> Tensor:
     least, relative to the largest logit. Where it fails, at logits of hundreds, the best network is returned.
     """
     wide, target = z.double(), y.double()
+    counts = counted(target)
     if len(z) == 2:
         return _between(wide[0], wide[1], target, early=z.device.type == "cpu").to(z.dtype)
     scale = wide.abs().amax().clamp(min=1)
@@ -46,14 +55,14 @@ def linear(z: Tensor, y: Tensor) -> Tensor:
     for _ in range(100):
         mixed = torch.einsum("n,nbk->bk", a, wide)
         p = torch.softmax(mixed, 1)
-        g = torch.einsum("bk,nbk->n", p - target, wide) / z.shape[1]
+        g = torch.einsum("bk,nbk->n", counts * p - target, wide) / z.shape[1]
         gap = a @ g - g.min()
         if gap <= 1e-13 * scale:
             return mixed.to(z.dtype)
         if not gap > 0:  # logits or weights are not finite
             break
         centred = wide - torch.einsum("bk,nbk->nb", p, wide)[..., None]
-        h = torch.einsum("bk,nbk,mbk->nm", p, centred, centred) / z.shape[1] + torch.diag(s / a)
+        h = torch.einsum("bk,nbk,mbk->nm", counts * p, centred, centred) / z.shape[1] + torch.diag(s / a)
         free, shift = torch.linalg.solve_ex(h, torch.stack([mu / a - g, torch.ones_like(a)], 1))[0].unbind(1)
         d = free - shift * (free.sum() / shift.sum())  # sums to zero, so that the weights still sum to one
         ds = (mu - s * d) / a - s
@@ -77,11 +86,11 @@ def _between(first: Tensor, second: Tensor, y: Tensor, *, early: bool = True) ->
     Newton's method for the weight of the second, within a bracket that bisection halves: 50 steps without waiting
     for the device, or, ``early``, until the weight is known to 1e-14.
     """
-    along = second - first
+    along, counts = second - first, counted(y)
     low, high = along.new_zeros(()), along.new_ones(())
     a, width = along.new_tensor(0.5), along.new_ones(())
     for _ in range(50):
-        p = torch.softmax(first + a * along, 1)
+        p = torch.softmax(first + a * along, 1) * counts
         slope = ((p - y) * along).sum(1).mean()
         mean_along = (p * along).sum(1, keepdim=True)
         curvature = (p * (along - mean_along).square()).sum(1).mean()
@@ -99,9 +108,10 @@ def _between(first: Tensor, second: Tensor, y: Tensor, *, early: bool = True) ->
 
 def general(z: Tensor, y: Tensor) -> Tensor:
     """Return the combination whose error has the least expected square, weights summing to one."""
-    error = (torch.softmax(z, 2) - y).flatten(1)
+    error = (torch.softmax(z, 2) * counted(y) - y).flatten(1)
     c = error @ error.T / z.shape[1]
-    c = c + 1e-6 * c.diagonal().mean() * torch.eye(len(z), dtype=z.dtype, device=z.device)
+    ridge = (1e-6 * c.diagonal().mean()).clamp(min=1e-30)  # of samples without a class alone, C is zero
+    c = c + ridge * torch.eye(len(z), dtype=z.dtype, device=z.device)
     w = torch.linalg.solve(c, torch.ones(len(z), dtype=z.dtype, device=z.device))
     return torch.einsum("n,nbk->bk", w / w.sum(), z)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steppe.core.multi_network import MultiNetwork
 from steppe.core.numerics import vector
 from steppe.core.numerics.complex_params import leaf
 from steppe.core.numerics.vector import ScaledVector, Vec
@@ -71,6 +72,19 @@ def last_of(net: nn.Module, *kinds: type[nn.Module]) -> nn.Module | None:
     """
     modules = [m for m in net.modules() if isinstance(m, kinds)]
     return modules[-1] if modules else None
+
+
+def output_layers(net: nn.Module) -> list[nn.Module]:
+    """Return the last linear layer of a network; of several networks or branches that of each.
+
+    Those of a method's own heads, modules without a network or branch inside, are among them.
+    """
+    parts: list[nn.Module] = [net]
+    if isinstance(net, MultiNetwork):
+        members = list(net.members)
+        inside = {id(m) for one in members for m in one.modules()}
+        parts = [*members, *(child for child in net.children() if inside.isdisjoint(map(id, child.modules())))]
+    return [layer for part in parts if (layer := last_of(part, nn.Linear)) is not None]
 
 
 def are_scopes(text: str) -> bool:

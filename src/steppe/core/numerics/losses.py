@@ -63,12 +63,17 @@ def total(terms: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(terms)).sum()
 
 
-def one_hot(y: Tensor, like: Tensor) -> Tensor:
-    """Return targets as probabilities (B, classes) in the precision of ``like``."""
+def one_hot(y: Tensor, like: Tensor, ignored: int = -100) -> Tensor:
+    """Return targets as probabilities (B, classes) in the precision of ``like``.
+
+    A row is zero if its target is ``ignored``, or no class.
+    """
     if y.is_floating_point():
         return y.to(like.dtype)
+    counts = (y != ignored) & (y >= 0) & (y < like.shape[1])
+    rows = y.clamp(0, like.shape[1] - 1)[:, None]
     # F.one_hot reads the largest class
-    return like.new_zeros(len(y), like.shape[1]).scatter_(1, y[:, None], 1.0)
+    return like.new_zeros(len(y), like.shape[1]).scatter_(1, rows, counts[:, None].to(like.dtype))
 
 
 def mean_of(logits: Sequence[Tensor]) -> Tensor:

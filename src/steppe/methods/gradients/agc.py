@@ -7,7 +7,7 @@ Code     deepmind/deepmind-research nfnets @ d8df415
 Cost     1 forward, 1 backward, 1 update
 Limits   clipping = inf is Plain
 Differs  1. the last linear layer's weight is not clipped, as in the authors' code; clip_head = True clips it too,
-            as the SADT notebook does.
+            as the SADT notebook does. It is that of each network, branch, and head that a method adds.
          2. units where nothing is clipped keep their gradient bit for bit.
          3. a unit of an embedding is a row, as in timm; of a transposed convolution an output channel.
 Start    clipping 0.01 (paper, batch 4096; up to 0.16 for small batches), eps 1e-3
@@ -16,7 +16,6 @@ Start    clipping 0.01 (paper, batch 4096; up to 0.16 for small batches), eps 1e
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from steppe.core.method import Cost, Method, Runtime, hyper
 from steppe.core.method.numerics import Vec, filters, leaf
@@ -40,10 +39,10 @@ class AGC(Method):
     clip_head: bool = hyper(False, "clip the last linear layer's weight too")
 
     def transform(self, grads: Vec, rt: Runtime) -> Vec:
-        head = rt.once("agc head", lambda: filters.last_of(rt.net, nn.Linear))
+        heads = rt.once("agc heads", lambda: set(map(id, filters.output_layers(rt.net))))
         clipped: Vec = []
         for g, p, owner in zip(grads, rt.params, rt.owners, strict=True):
-            if g is None or (owner is head and leaf(p).ndim > 1 and not self.clip_head):
+            if g is None or (id(owner) in heads and leaf(p).ndim > 1 and not self.clip_head):
                 clipped.append(g)
                 continue
             units = filters.units_of(p, owner)

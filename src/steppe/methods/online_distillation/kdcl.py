@@ -20,10 +20,12 @@ Differs  1. linear and general take the samples of one forward pass; the paper e
          2. general adds a ridge of 1e-6 times the mean of C's diagonal, and its weights may be negative.
          3. networks see the same image unless the loader gives views; the paper gives each its own.
          4. deployed is the first network; the others are reported too.
+         5. samples without a class (ignore_index) are left out of target and KL; the KL of target = mean has them.
 Start    networks 2, target mean, T 4, ce 0.5, lam 0.5 (OKDPH's code)
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,17 +66,23 @@ class KDCL(EnsembleDistillation):
         logits = self.peers(batch, rt).logits
         terms = [self.ce * rt.loss(z, batch.y) for z in logits]
         if self.lam:
-            t = self._teacher(torch.stack([upcast_to_float32(z.detach()) for z in logits]), batch, rt)
-            terms += [self.lam * self.distillation_loss(t, z, batch, rt) for z in logits]
+            stacked = torch.stack([upcast_to_float32(z.detach()) for z in logits])
+            t, students = stacked.mean(0), list(logits)
+            weight: Any = self.lam
+            if self.target != "mean":
+                y = self._classes(stacked, batch, rt)
+                with autocast_disabled(stacked):
+                    t, rows = losses.KDCL_TARGETS[self.target](stacked, y), y.any(1, keepdim=True)
+                # samples without a class add 0, and do not count in the mean
+                t, *students = (torch.where(rows, z, 0.0) for z in (t, *students))
+                weight = self.lam * (len(y) / rows.sum(dtype=y.dtype).clamp(min=1))
+            terms += [weight * self.distillation_loss(t, z, batch, rt) for z in students]
         return StepOutput(losses.total(terms), logits[0])
 
-    def _teacher(self, z: Tensor, batch: Batch, rt: Runtime) -> Tensor:
-        """Return the target from all networks' logits z (N, B, K); the mean has no need of targets or classes."""
-        if self.target == "mean":
-            return z.mean(0)
-        if z.ndim != 3 or rt.form_of(z[0], batch).form != "classes":
+    def _classes(self, z: Tensor, batch: Batch, rt: Runtime) -> Tensor:
+        """Return the samples' classes as probabilities (B, K), with rows of zeros where there is none."""
+        if z.ndim != 3 or (form := rt.form_of(z[0], batch)).form != "classes":
             raise InputError(
                 f"kdcl: target is {self.target!r}, which needs the class of each sample; give target='mean'"
             )
-        with autocast_disabled(z):
-            return losses.KDCL_TARGETS[self.target](z, losses.one_hot(batch.y, z[0]))
+        return losses.one_hot(batch.y, z[0], form.ignored)

@@ -10,7 +10,7 @@ Paper    Chen et al., AAAI 2020, arXiv:1912.00350, equations 3 to 8
 Code     DefangChen/OKDDip-AAAI2020 @ c6a05de; tianlizhang/OKDPH @ a562089
 Cost     4 forward, 4 backward, 1 update at most (``branches`` over one trunk, or whole networks)
 Limits   branches = 1 is Plain
-Outputs  classes, labels or numbers, of samples or positions
+Outputs  classes, labels or numbers, of samples or positions; not of fully convolutional networks
 Differs  1. as in the code, attention mixes logits, with no factor 1 / sqrt(d), and a peer attends to itself too;
             the paper mixes softened predictions.
          2. detach = False lets the KLs' gradient into the logits of the teachers too, as the code does.

@@ -82,11 +82,15 @@ class OKDPH(OnlineDistillation[HybridWeights]):
     fuse: str = hyper("after", "fuse students from after or before the update", choices=("after", "before"))
     deploy: str = hyper("student", "what is deployed", choices=("student", "hybrid"))
     same_start: bool | None = hyper(None, "students start equal; None: with a preset only")
-    preset: str = hyper("", "a row of the supplement's tables 6 and 7", preset=True)
+    preset: str = hyper("", "a row of the supplement's tables 6 and 7; for -3 give networks=3", preset=True)
 
     def check(self) -> None:
         if self.preset not in presets.OKDPH:
             raise unknown("preset of okdph", self.preset, filter(None, presets.OKDPH))
+        students = presets.students(self.preset)
+        require(
+            self, "networks", self.networks in (1, students or self.networks), f"{students}, as {self.preset} has"
+        )
         unsupervised = self.resolved.omega == 0 and self.gradient == "none" and self.networks > 1
         require(
             self, "omega", not unsupervised, "above 0: with gradient 'none' nothing else learns from the labels"

@@ -9,7 +9,7 @@ Paper    Lan, Zhu and Gong, NeurIPS 2018, arXiv:1806.04606, equations 4 to 8
 Code     Lan1991Xu/ONE_NeurIPS2018 @ 54afde3; tianlizhang/OKDPH @ a562089
 Cost     3 forward, 3 backward, 1 update at most (``branches`` over one trunk)
 Limits   branches = 1 is Plain
-Outputs  classes, labels or numbers, of samples or positions
+Outputs  classes, labels or numbers, of samples or positions; not of fully convolutional networks
 Differs  1. r rises with every step; the code keeps it constant within an epoch.
          2. detach = False lets the KL's gradient into the ensemble, as OKDPH's code does.
          3. branches start from weights of their own; the code copies one branch's.

@@ -24,7 +24,7 @@ from steppe.core.method import with_weights
 from steppe.core.model_call import call_for_logits, call_model
 from steppe.errors import InputError
 from steppe.models.multi._standins import ActivationCache, CachedModule, SplitReached, Standin, TrunkEnd
-from steppe.models.multi.inputs import fresh_networks, inputs_of
+from steppe.models.multi.inputs import fresh_networks, inputs_of, of_one_shape
 from steppe.models.multi.split_point import (
     check_split,
     classifier_path,
@@ -222,6 +222,7 @@ class SeparateNetworks(nn.Module):
                 raise exchanged(head)
             result.features.append(features_of(self.cache, head))
             self.cache.end_pass()
+        of_one_shape(result.logits)
         return result
 
     def plain(self, number: int, new_model: Callable[[], nn.Module]) -> nn.Module:

@@ -10,7 +10,7 @@ from steppe.core.method import with_weights
 from steppe.core.model_call import call_for_logits
 from steppe.core.multi_network import MultiNetwork, PeerOutputs
 from steppe.core.numerics.losses import mean_of
-from steppe.models.multi.inputs import inputs_of, views_of
+from steppe.models.multi.inputs import inputs_of, of_one_shape, views_of
 
 
 class Ensemble(MultiNetwork):
@@ -33,7 +33,8 @@ class Ensemble(MultiNetwork):
     def forward(self, x: Any = None, *, views: Sequence[Any] | None = None, **named: Any) -> PeerOutputs:
         """Return the logits of each network."""
         inputs = inputs_of(self.size, x, views, named)
-        return PeerOutputs(tuple(call_for_logits(net, v) for net, v in zip(self.networks, inputs, strict=True)))
+        logits = [call_for_logits(net, v) for net, v in zip(self.networks, inputs, strict=True)]
+        return PeerOutputs(of_one_shape(logits))
 
     def named(self, outputs: PeerOutputs) -> dict[str, Tensor]:
         """Return the logits of each network, and their mean ('ensemble')."""

@@ -1,9 +1,9 @@
-"""Inputs of several networks: a view of the sample for each, and the fresh networks that a method trains."""
+"""Inputs and outputs of several networks, and the fresh networks that a method trains."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from steppe.core.batch import Batch
 from steppe.core.multi_network import VIEW
@@ -39,6 +39,17 @@ def inputs_of(count: int, x: Any, views: Sequence[Any] | None, named: Mapping[st
     if views is not None:
         return list(views)
     return [x if x is not None else dict(named)] * count
+
+
+def of_one_shape(logits: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the networks' logits; raises InputError if their shapes differ, which would be broadcast."""
+    for z in logits:
+        if z.shape != logits[0].shape:
+            raise InputError(
+                f"one network returns {tuple(logits[0].shape)} and another {tuple(z.shape)}, and methods of "
+                "several networks compare them; give networks whose outputs have one shape"
+            )
+    return tuple(logits)
 
 
 def fresh_networks(new_model: Callable[[], nn.Module], count: int) -> list[nn.Module]:

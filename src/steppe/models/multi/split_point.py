@@ -18,7 +18,7 @@ def classifier_path(net: nn.Module) -> str:
     """Return the path of the last dense layer; raises InputError without one."""
     names: list[str] = [name for name, m in net.named_modules() if isinstance(m, nn.Linear)]
     if not names:
-        raise InputError("the network has no dense layer, which its classifier must be; choose another network")
+        raise InputError("the network has no dense layer, which its classifier must be; use dml, kdcl or okdph")
     return names[-1]
 
 
