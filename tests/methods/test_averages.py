@@ -111,8 +111,9 @@ def test_moments_at_the_end_of_epochs_are_periods_of_their_steps():
             nets.append(small_net())
             nets[-1].load_state_dict(net.state_dict())
     assert same(*nets)
-    with pytest.raises(steppe.InputError, match="the length of an epoch is unknown"):
-        bound(steppe.SWA(start=0, every="1e"), small_net())[1](indexed(0))
+    for method in (steppe.SWA(every="1e"), steppe.Averages(every="1e"), steppe.LAWA(every="1e")):
+        with pytest.raises(steppe.InputError, match="the length of an epoch is unknown"):
+            bound(method, small_net(), steps=100)[1](indexed(0))  # in the first step, before SWA's start
     for every in ("5b", 0, "e"):
         with pytest.raises(steppe.InputError, match="every is .*; give at least 1 step, or the end of epochs"):
             steppe.SWA(every=every)
@@ -145,6 +146,9 @@ def test_the_choice_is_saved_and_every_output_is_named():
     assert list(outputs) == ["deployed", "ema 0.9", "ema 0.99", "weights"]
     assert torch.equal(outputs["deployed"], outputs["ema 0.9"]) and base.chosen == 0
     assert step.method.choose(step.state, {"ema 0.9": (0.5, -1), "ema 0.99": (0.7, -2), "weights": (0.7, -3)})
+    nan = float("nan")
+    for ranks in ({"ema 0.9": nan, "ema 0.99": 0.1}, {"ema 0.9": (nan, nan), "ema 0.99": (0.1, nan)}):
+        assert step.method.choose(step.state, ranks) == "ema 0.99"
     saved = step.state_dict()
     _, again = bound(steppe.parse("sam+averages:decays=0.9 0.99,k=0,swa=false"), small_net(dropout=0.0))
     again.load_state_dict(saved)

@@ -245,6 +245,61 @@ def test_saf_skips_mixed_batches_on_request_and_refuses_batches_without_an_index
         steppe.SAF().bind(net, sgd(net))(*small_batch())
 
 
+@pytest.mark.parametrize(
+    ("form", "loss", "y"),
+    [
+        ("numbers", nn.functional.mse_loss, torch.randn(12, 5)),
+        ("labels", nn.functional.binary_cross_entropy_with_logits, torch.ones(12, 5)),
+    ],
+)
+def test_saf_does_not_take_targets_of_other_forms_than_classes_for_mixed(form, loss, y):
+    """Each batch of them has floating-point targets: to skip them would be plain training."""
+    batch = steppe.Batch(small_batch()[0], y, torch.arange(12))
+    nets = []
+    for method in (steppe.SAF(past=1), steppe.Plain()):
+        net, step = bound(method, small_net(dropout=0.0), loss=loss)
+        for _ in range(4):
+            step(batch)
+        nets.append(net)
+    assert not same(*nets)
+    with pytest.raises(
+        steppe.InputError, match=f"mixed is 'skip' and the outputs are {form}; give mixed='accept'"
+    ):
+        bound(steppe.SAF(mixed="skip"), loss=loss)[1](batch)
+
+
+class Flattened(nn.Module):
+    """The tokens' logits of all samples in one dimension: (B T, 4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Embedding(7, 8), nn.Linear(8, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.body(x).flatten(0, 1)
+        return z
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("saf", "3 samples have 6 rows of outputs; return one row per sample"),
+        ("sadt-v1", r"clean has 12 rows and the micro-batches have 6 samples; give one row per sample"),
+    ],
+)
+def test_outputs_of_all_positions_in_a_row_are_refused_where_they_are_kept_by_sample(spec, message):
+    net = Flattened()
+
+    def loss(z: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(z, y.flatten())
+
+    step = steppe.parse(spec).bind(net, sgd(net), loss=loss)
+    x = torch.randint(0, 7, (6, 2), generator=torch.Generator().manual_seed(0))
+    parts = [steppe.Batch(x[i : i + 3], x[i : i + 3] % 4, torch.arange(i, i + 3)) for i in (0, 3)]
+    with pytest.raises(steppe.InputError, match=message):
+        step(parts)
+
+
 def read(state: ParamState, params: list[nn.Parameter], net: nn.Module) -> list[Tensor]:
     """Read the tensors of these parameters, as if an optimizer had them."""
     trained, state.trained = state.trained, lambda: (params, net)

@@ -164,8 +164,17 @@ class MicroBatches(Batch):
         return list(self.pieces)
 
     def with_extra(self, **extra: Any) -> Batch:
-        """Return the same samples with these in ``extra``: tensors (B, ...), or one tensor per part."""
+        """Return the same samples with these in ``extra``: tensors (B, ...), or one tensor per part.
+
+        Raises InputError for a tensor of another number of rows.
+        """
         sizes = list(map(len, self.pieces))
+        for name, value in extra.items():
+            if isinstance(value, Tensor) and len(value) != len(self):
+                raise InputError(
+                    f"{name} has {len(value)} rows and the micro-batches have {len(self)} samples; give one row "
+                    "per sample: outputs (B, T, classes), not (B T, classes)"
+                )
         values = {k: torch.split(v, sizes) if isinstance(v, Tensor) else v for k, v in extra.items()}
         return MicroBatches(
             [part.with_extra(**{k: v[i] for k, v in values.items()}) for i, part in enumerate(self.pieces)]

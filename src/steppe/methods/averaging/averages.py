@@ -22,6 +22,7 @@ Start    the defaults: half-lives of 69, 693 and 6,931 steps; combine it with an
          it trains: sam+averages
 """
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -51,6 +52,11 @@ def _are_decays(text: float | str) -> bool:
         return all(0 <= float(d) < 1 for d in str(text).split())
     except ValueError:
         return False
+
+
+def _ordered(rank: Any) -> list[float]:
+    """Return a rank of one number or several, in which NaN is the lowest."""
+    return [-math.inf if math.isnan(r) else r for r in (rank if isinstance(rank, tuple) else (rank,))]
 
 
 class Family(nn.ModuleList):
@@ -150,7 +156,7 @@ class Averages(Method[Family]):
         return rt.number(lambda: 1 / (average.count + 1))
 
     def choose(self, state: Family, ranks: Mapping[str, Any]) -> str | None:
-        best = max((name for name in self.names if name in ranks), key=ranks.__getitem__, default=None)
+        best = max((name for name in self.names if name in ranks), key=lambda n: _ordered(ranks[n]), default=None)
         if best is not None:
             state.chosen = self.names.index(best)
         return best

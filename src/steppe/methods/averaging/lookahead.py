@@ -11,7 +11,7 @@ Differs  1. BatchNorm's running statistics are averaged like weights and set to 
          2. the optimizer's momentum stays, the paper's default.
          3. alpha may follow a schedule, and a parameter group may have its own; running statistics have the
             method's. airbench94 has every = 5, alpha = power(1,0.22622,3).
-         4. a validation between two periods is at the weights w, as one during training in the paper.
+         4. deployed are the weights w, between two periods too, as in a validation during training in the paper.
 Start    alpha 0.5, every 5 (the paper's values on CIFAR-10: alpha 0.8, every 5); combine it with any method of one
          update: sam+lookahead, sam+lookahead+ema
 """

@@ -47,7 +47,8 @@ class SWA(Method[WeightAverage]):
 
     def _due(self, rt: Runtime) -> bool:
         first = math.ceil(self.start) if self.start >= 1 else 0
-        return rt.now.reached(self.start, "start") and period_ends(self.every, rt, first)
+        ends = period_ends(self.every, rt, first)  # which refuses epochs of unknown length in the first step
+        return ends and rt.now.reached(self.start, "start")
 
     def deployed_weights(self, net: nn.Module, state: WeightAverage) -> AbstractContextManager[None]:
         return state.swapped_in(net) if state.count else nullcontext()

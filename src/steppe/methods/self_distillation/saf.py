@@ -16,7 +16,8 @@ Differs  1. squared = True multiplies the KL by T^2 as the code does; the poster
          3. a sample that has not been visited often enough is left out of the KL; the code reads zeros.
          4. past slots are stored; the code stores one more, because it writes before it reads.
          5. with mixed images (mixup, CutMix) the stored outputs are those of another mix of the same image: the
-            code accepts that silently; mixed = 'skip' leaves the KL out for such batches.
+            code accepts that silently; mixed = 'skip' leaves the KL out for batches whose targets are
+            probabilities of classes. It is refused for labels and numbers, which do not show what is mixed.
 Start    lam 0.3, T 5, past 3 (authors' README and script); they start after 6 epochs of 90
          (epoch > 5, counted from 0): start = 0.066666
 """
@@ -59,9 +60,12 @@ class SAF(Method[LogitBank]):
     def objective(self, batch: Batch, state: LogitBank, rt: Runtime) -> StepOutput:
         """The loss plus the divergence from the past outputs."""
         out = rt.supervised(batch)
-        if self.mixed == "skip" and batch.y is not None and batch.y.is_floating_point():
-            return out
-        logits, form = self._rows(out.logits), rt.form_of(out.logits, batch)
+        logits, form = self._rows(out.logits, batch), rt.form_of(out.logits, batch)
+        if self.mixed == "skip":
+            if form.form != "classes":
+                raise InputError(f"SAF: mixed is 'skip' and the outputs are {form.form}; give mixed='accept'")
+            if isinstance(batch.y, Tensor) and batch.y.is_floating_point():
+                return out
         if self.store != "full" and form.form != "classes":
             raise InputError(f"SAF: store is {self.store!r} and the outputs are {form.form}; give store='full'")
         past, visits = state.read(_index(batch), logits)
@@ -76,9 +80,14 @@ class SAF(Method[LogitBank]):
         """Store the outputs of all processes."""
         if self.lam and not out.skipped:
             # the clean pass of a combined method may have the first samples only
-            state.write(*rt.parallel.gather(_index(batch)[: len(out.logits)], self._rows(out.logits)))
+            state.write(*rt.parallel.gather(_index(batch)[: len(out.logits)], self._rows(out.logits, batch)))
 
-    def _rows(self, logits: Tensor) -> Tensor:
+    def _rows(self, logits: Tensor, batch: Batch) -> Tensor:
+        if len(logits) > len(batch):
+            raise InputError(
+                f"SAF stores the outputs of each sample, and {len(batch)} samples have {len(logits)} rows of "
+                "outputs; return one row per sample"
+            )
         if logits.ndim > 2:
             raise InputError(
                 f"SAF stores the outputs of each sample, and they are {tuple(logits.shape[1:])} numbers here; "
