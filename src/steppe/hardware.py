@@ -4,12 +4,14 @@ import ctypes
 import math
 import os
 import platform
+import random
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from steppe.config.run import WORKSPACE
@@ -42,12 +44,26 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def fork_rng() -> AbstractContextManager[None]:
-    """Return the context that restores the global RNG on leaving: that of the processor and of the present GPU.
+@contextmanager
+def fork_rng() -> Iterator[None]:
+    """Restore the global RNGs on leaving: of torch on the processor and the present GPU, of NumPy and of Python.
 
-    That of `torch.random.fork_rng` is of all GPUs of the machine, and starts a context on each.
+    `torch.random.fork_rng` by itself is of all GPUs of the machine, and starts a context on each.
     """
-    return torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else [])
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global RNGs of torch, NumPy and Python, which networks may draw from."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 @contextmanager

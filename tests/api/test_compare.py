@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 from functools import partial
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scipy import stats
-from torch import nn
+from torch import Tensor, nn
 
 import steppe
 from steppe.config import Run, user_code
@@ -110,6 +111,41 @@ def test_two_calls_are_the_same_bits_in_this_process_and_in_workers_without_impo
     for method in ("plain", name):
         assert here.values(method) == workers.values(method)
     assert here.values("plain") != here.values(name)
+
+
+class DrawsOfTheHost(nn.Module):
+    """Initial weights and a mask that are not torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(np.random.randn(3, 1), dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.tensor(np.random.rand(*x.shape) < 0.5) if self.training else torch.tensor(True)
+        return x * mask @ self.weight * random.uniform(0.5, 1.5)
+
+
+def test_what_networks_draw_from_numpy_and_python_is_of_the_seed_and_leaves_their_states(tmp_path):
+    x = torch.randn(80, 3)
+
+    def values(folder: str) -> tuple[list, list]:
+        result = steppe.compare(
+            DrawsOfTheHost,
+            (x, x[:, 0]),
+            ["plain", "sam:rho=0"],
+            seeds=1,
+            epochs=2,
+            progress=False,
+            out=tmp_path / folder,
+        )
+        return result.values("plain"), result.values("sam:rho=0")
+
+    plain, sam = values("a")
+    assert plain == sam  # without a radius SAM's second pass, which has the first one's draws, changes nothing
+    np.random.seed(1), random.seed(1)
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    assert values("b") == (plain, sam)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
 def test_an_optimizer_keeps_its_rate_and_several_train_one_network():

@@ -251,6 +251,16 @@ def test_muon_has_the_hidden_matrices(tied):
     assert len(hidden) + len(rest) == len(names) and "pos_embed" in rest and "patch.weight" in rest
 
 
+@pytest.mark.parametrize("method", ["ffl", "one", "pcl"])
+def test_heads_that_a_method_adds_are_no_hidden_matrices(method):
+    net = steppe.make(method).build(lambda: models.build("simple-cnn", classes=3, channels=1, size=18))
+    members = {id(p) for member in net.members for p in member.parameters()}
+    added = [p for p in net.parameters() if id(p) not in members and p.ndim == 2]
+    hidden = {id(p) for p in split_for_muon(net)[0]}
+    assert any(p.shape[0] in (3, len(net.members)) for p in added)
+    assert not any(id(p) in hidden for p in added if p.shape[0] in (3, len(net.members)))
+
+
 def test_layers_are_counted_from_the_head_and_norms_have_no_decay():
     model = Transformer()
     above = {name: layer_numbers(model)[id(p)] for name, p in model.named_parameters()}

@@ -102,9 +102,7 @@ def test_a_loss_of_the_whole_batch_trains_it_whole_and_is_refused_in_parts(name,
     loss = BATCH_LOSSES[name]
     assert not torch.equal(train(loss, own=own, steps=1), train(loss, own=own, steps=2))
     for options in PARTS:
-        with pytest.raises(
-            steppe.InputError, match=r"reduction='mean'\), or weigh=, or the whole batch at once"
-        ):
+        with pytest.raises(steppe.InputError, match=r"reduction='mean'\), or weigh=, or the whole batch at once"):
             train(loss, own=own, **options)
 
 

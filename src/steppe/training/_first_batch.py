@@ -143,7 +143,7 @@ def _check_classes(expected: int, goal: Objective, output: Tensor, y: Any) -> No
 
 
 def _new_network(run: Run, data: DataSet, number: int) -> nn.Module:
-    torch.manual_seed(derive(run.seed, "init"))
+    hardware.seed_all(derive(run.seed, "init"))
     net = make_model(run, data, number)
     return net.double() if run.precision == "fp64" else net
 

@@ -198,7 +198,7 @@ def make_network(run: Run, method: Method, images: DataSet, device: torch.device
 
     It is on ``device``, by default the one that trains.
     """
-    torch.manual_seed(derive(run.seed, "init"))
+    hardware.seed_all(derive(run.seed, "init"))
     number = itertools.count()
     net = method.build(lambda: make_model(run, images, next(number))).to(device or hardware.device())
     if run.precision == "fp64":

@@ -153,7 +153,7 @@ class Trainer:
     def _train_epoch(self, progress: ProgressCallback, started: float, share_at_start: float) -> dict[str, float]:
         """Train on each batch once, or until the budget is spent; return the epoch's means."""
         rank = f" rank {self.world.rank}" if self.world.rank else ""
-        torch.manual_seed(derive(self.run.seed, f"dropout {self.epoch}{rank}"))
+        hardware.seed_all(derive(self.run.seed, f"dropout {self.epoch}{rank}"))
         # summed on the network's device: reading a number from a GPU would synchronise in every step
         loss = torch.zeros((), dtype=torch.float64, device=self.step.runtime.device)
         correct, count, reported = torch.zeros_like(loss), cast(Any, 0), time.perf_counter()

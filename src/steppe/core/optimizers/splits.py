@@ -1,7 +1,7 @@
 """How the parameters of a network divide among optimizers and groups: hidden matrices, weight decay, layers."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from steppe.core import param_groups
 from steppe.core.multi_network import MultiNetwork
 from steppe.core.numerics import selection
-from steppe.core.numerics.filters import EMBEDDINGS, last_of
+from steppe.core.numerics.filters import EMBEDDINGS, output_layers
 from steppe.errors import InputError
 
 # parts of names of embeddings and output layers, as timm, Hugging Face and others write them
@@ -33,11 +33,7 @@ def split_for_muon(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parame
 
 def hidden_matrices(model: nn.Module) -> set[int]:
     """Return the ids of the parameters that are hidden matrices (`split_for_muon`)."""
-    outer: set[int] = set()
-    networks: Iterable[nn.Module] = model.members if isinstance(model, MultiNetwork) else (model,)
-    for network in networks:
-        heads = last_of(network, nn.Linear)
-        outer |= {id(p) for p in heads.parameters()} if heads is not None else set()
+    outer = {id(p) for layer in output_layers(model) for p in layer.parameters()}
     for module in model.modules():
         if isinstance(module, EMBEDDINGS):
             outer |= {id(p) for p in module.parameters()}
