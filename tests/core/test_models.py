@@ -211,6 +211,21 @@ def test_weights_without_values_or_of_another_type_than_in_bind_are_refused():
     assert again(x.double(), y).loss.dtype == torch.float64
 
 
+def test_a_part_of_another_type_may_be_released_later():
+    net = nn.Sequential(nn.Linear(4, 4).bfloat16().requires_grad_(False), ToFloat32(), nn.Linear(4, 3))
+    step = steppe.parse("looksam:k=2").bind(net, sgd(net))
+    x, y = torch.randn(6, 4, dtype=torch.bfloat16), torch.arange(6) % 3
+    step(x, y)
+    net.requires_grad_(True)
+    for _ in range(3):
+        assert not step(x, y).skipped
+
+
+class ToFloat32(nn.Module):
+    def forward(self, x):
+        return x.float()
+
+
 def test_a_state_of_another_device_or_without_a_generator_loads_nothing():
     net = small_net()
     step, other = (steppe.LookSAM().bind(net, sgd(net)) for _ in range(2))

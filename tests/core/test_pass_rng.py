@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import steppe
+from steppe.core.execution import _graph_backends
 from steppe.core.state.pass_rng import NumPyRandom, PassRNG, PythonRandom
 from steppe.core.step import Step
+from steppe.errors import InputError
 
 DRAWS = {
     "python": random.random,
@@ -84,3 +86,44 @@ def test_draws_between_steps_are_not_the_model_s() -> None:
         np.random.rand()
         step(torch.ones(3, 4), torch.tensor([0, 1, 0]))
     assert len(step.runtime.pass_rng.generators) == 1
+
+
+def test_a_resumed_step_goes_on_watching_or_not_as_it_did() -> None:
+    whole, _, _ = trained("sam", "numpy", 24, start=30)  # draws after the steps that are watched
+    again, other, _ = trained("sam", "numpy", 20, start=30)
+    content, weights = other.state_dict(), again.state_dict()
+    np.random.seed(0)
+    np.random.rand(len(again.drawn))
+    resumed = Noisy("numpy")
+    resumed.load_state_dict(weights)
+    step = steppe.parse("sam").bind(resumed, torch.optim.SGD(resumed.parameters(), 0.1))
+    step.load_state_dict(content)
+    for _ in range(4):
+        step(torch.ones(3, 4), torch.tensor([0, 1, 0]))
+    assert torch.equal(resumed.weight, whole.weight)
+
+
+@pytest.mark.parametrize("draw", ["numpy", "python"])
+def test_a_graph_refuses_draws_of_the_host_and_saves_no_states(draw: str) -> None:
+    def graphed(start: int) -> Step:
+        net = Noisy(draw, start)
+        return steppe.SAM().bind(net, torch.optim.SGD(net.parameters(), 0.1, fused=True), graph=True)
+
+    def train(step: Step) -> None:
+        for _ in range(12):
+            step(torch.ones(3, 4), torch.tensor([0, 1, 0]))
+
+    step = graphed(start=99)
+    assert len(step.runtime.pass_rng.generators) == 1
+    train(step)
+    with pytest.raises(InputError, match="draws numbers on the host"):
+        train(graphed(start=0))
+
+
+def test_a_cuda_graph_has_the_generator_of_torch(monkeypatch) -> None:
+    given = []
+    monkeypatch.setattr(_graph_backends, "_CudaRNG", lambda generator, *_: given.append(generator))
+    graph = object.__new__(_graph_backends.CudaGraph)
+    graph._device, graph._passes = torch.device("cpu"), 0
+    graph.begin(PassRNG(torch.device("cpu")), [], False)
+    assert given == [torch.default_generator]

@@ -78,7 +78,7 @@ def test_gradients_from_before_a_step_do_not_count(name: str, clip: float | None
 
 
 @pytest.mark.parametrize("name", ["plain", "sam"])
-@pytest.mark.parametrize("frozen", ["before bind", "after a step"])
+@pytest.mark.parametrize("frozen", ["before bind", "after a step", "between steps"])
 def test_an_old_gradient_of_a_frozen_parameter_moves_nothing(name: str, frozen: str) -> None:
     torch.manual_seed(0)
     net = fixtures.small()
@@ -91,9 +91,11 @@ def test_an_old_gradient_of_a_frozen_parameter_moves_nothing(name: str, frozen: 
         return first.weight.detach().clone()
 
     before = freeze() if frozen == "before bind" else None
+    first.requires_grad_(frozen == "after a step")
     step = make(name).bind(net, optimizer)
     if before is None:
         step(fixtures.batch(0))
+        first.requires_grad_(True)
         before = freeze()
     for k in range(3):
         step(fixtures.batch(k))

@@ -88,7 +88,7 @@ class Runtime:
         self._weight_snapshots, self.update_snapshots = SnapshotPool(), SnapshotPool()
         self.step_state = StepState(self.good)
         self.in_grad: Vec | None = None  # the tensors that the last pass left in ``.grad``
-        self.pass_rng: Any = PassRNG(self.device)
+        self.pass_rng: Any = PassRNG(self.device, host=not options.graph)
         self.recorder: Any = None  # while a step is made that is, or becomes, a graph
         self.checks = DeviceChecks(self.device)
         self.outputs_reused = self.device.type == "cuda" and reuses_outputs(model)

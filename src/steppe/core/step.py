@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from steppe.core import param_groups
 from steppe.core.batch import Batch, as_batch, join_logits, micro_batches
 from steppe.core.data_parallel import NO_LOCAL_GRADIENT, Sharded
+from steppe.core.execution._operations import clear_frozen
 from steppe.core.multi_network import MultiNetwork
 from steppe.core.optimizers.joint import evaluation_weights
 from steppe.core.runtime import Runtime
@@ -75,10 +76,13 @@ class Step:
         elif not callable(options.steps):
             check_start(method, options.steps)
         self.state.to(runtime.device)
-        self._dtype: torch.dtype | None = None  # of the weights, if vectors of them are stored
+        self._stored: tuple[Tensor, torch.dtype] | None = (
+            None  # a weight of which vectors are stored, and its type
+        )
         for part in self.state.modules():
             if isinstance(part, ParamState):
-                part.trained, self._dtype = lambda: (runtime.params, runtime.net), runtime.params[0].dtype
+                part.trained = lambda: (runtime.params, runtime.net)
+                self._stored = runtime.leaves[0], runtime.leaves[0].dtype
             if isinstance(part, WeightAverage):
                 runtime.with_state.append(part.statistics)
         runtime.buffers = Buffers(*runtime.with_state)
@@ -148,10 +152,11 @@ class Step:
         listed = [p for group in rt.optimizer.param_groups for p in group["params"] if p.requires_grad]
         if rt.leaves is not rt.params or len(listed) != len(rt.leaves) or not all(map(is_, listed, rt.leaves)):
             rt.inspect(param_groups.trainable(rt.optimizer))
-        if self._dtype is not None and rt.params[0].dtype != self._dtype:
-            raise InputError(
-                f"the weights are {rt.params[0].dtype} and were {self._dtype} in bind; bind the method again"
-            )
+        if len(listed) != sum(len(group["params"]) for group in rt.optimizer.param_groups):
+            clear_frozen(rt.optimizer)  # their gradients may be of a backward pass before they were frozen
+        if self._stored is not None and self._stored[0].dtype != self._stored[1]:
+            own, before = self._stored[0].dtype, self._stored[1]
+            raise InputError(f"the weights are {own} and were {before} in bind; bind the method again")
         if rt.passes.steps <= CHECKED_STEPS:
             param_groups.refuse_accumulation_hooks(rt.leaves)  # they may be added after the method is bound
         size = len(batch)
@@ -270,6 +275,7 @@ class Step:
             "generators": {k: g.get_state() for k, g in self.runtime.generators.items()},
             "passes": dict(vars(self.runtime.passes)),
             "scaler": self.runtime.precision.state_dict(),
+            "host_draws": self._rng.state_dict(),
         }
 
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
@@ -299,6 +305,8 @@ class Step:
         for name, value in content["passes"].items():
             setattr(self.runtime.passes, name, value)
         self.runtime.precision.load_state_dict(content.get("scaler", {}))
+        if "host_draws" in content:
+            self._rng.load_state_dict(content["host_draws"])
 
 
 def _overridden(method: _Method, name: str) -> bool:

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from steppe.core.state.pass_rng import MaskSeed, PassRNG
+from steppe.core.state.pass_rng import MaskSeed, NumPyRandom, PassRNG, PythonRandom, same_state
+from steppe.core.state.rng import global_generators
 from steppe.core.step_state import StepOutput
 from steppe.errors import InputError
 
@@ -64,7 +65,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             number.fill_(value)
 
     def record(self, make: Callable[[], StepOutput]) -> StepOutput:
-        with self:
+        with _without_draws_of_the_host(), self:
             return make()
 
     def finish(self) -> Callable[[], None]:
@@ -85,6 +86,16 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func._schema.is_mutable or any(fresh):  # else it is a view
             self._actions.append(partial(_again, func, args, options, results_flat, fresh))
         return results
+
+
+@contextmanager
+def _without_draws_of_the_host(*more: Any) -> Iterator[None]:
+    """Raise InputError if what is recorded draws from a generator of the host, which no replay would repeat."""
+    generators = (PythonRandom(), NumPyRandom(), *more)
+    before = [g.get_state() for g in generators]
+    yield
+    if not all(map(same_state, before, [g.get_state() for g in generators])):
+        raise InputError("graph is True, and the model draws numbers on the host; leave graph out")
 
 
 def _again(func: Any, args: Any, kwargs: Any, results: list[Tensor], fresh: list[bool]) -> None:
@@ -162,7 +173,7 @@ class CudaGraph:
     def begin(self, rng: PassRNG, generators: Sequence[torch.Generator], recording: bool) -> Any:
         # a replay sets each state that the graph knows, with two launches
         states = self._passes + _SPARE if recording else _MOST
-        self._rng = _CudaRNG(rng.generators[-1], recording, states)
+        self._rng = _CudaRNG(global_generators(self._device)[-1], recording, states)
         if not recording:
             return self._rng
         self._graph = torch.cuda.CUDAGraph()
@@ -174,20 +185,22 @@ class CudaGraph:
         pass  # nothing is computed before the first replay
 
     def record(self, make: Callable[[], StepOutput]) -> StepOutput:
-        host = torch.default_generator.get_state()
         current = torch.cuda.current_stream(self._device)
         current.synchronize()
         options: Any = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
         # a recording that fails would leave its own stream behind
         outer = torch.cuda.stream(current)
         try:
-            with torch.cuda.device(self._device), outer, torch.cuda.graph(self._graph, **options):
-                out = make()
+            graph = torch.cuda.graph(self._graph, **options)
+            with (
+                _without_draws_of_the_host(torch.default_generator),
+                torch.cuda.device(self._device),
+                outer,
+                graph,
+            ):
+                return make()
         finally:
             self._rng.end()
-        if not torch.equal(host, torch.default_generator.get_state()):
-            raise InputError("graph is True, and the model draws numbers on the host; leave graph out")
-        return out
 
     def finish(self) -> Callable[[], None]:
         replay = partial(_replay, self._graph, self._rng)

@@ -1,7 +1,7 @@
 """The global RNG in the passes of a step, from which dropout draws its masks."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,26 +62,38 @@ class PassRNG:
 
     It acts on ``generators``, the global ones: torch's, and Python's and NumPy's if the clean passes of the first
     ten steps draw from them (``watched`` counts down). To save NumPy's state takes as long as a pass of a small
-    network. A step that is captured has another one, whose actions are repeated when the step is replayed.
+    network. A step that is captured has another one, whose actions are repeated when the step is replayed; it
+    cannot repeat draws of the host, so ``host`` is False there.
     """
 
-    def __init__(self, device: torch.device):
-        self.generators: list[Any] = [*rng.global_generators(device), PythonRandom(), NumPyRandom()]
+    def __init__(self, device: torch.device, host: bool = True):
+        self._host: dict[str, Any] = {"python": PythonRandom(), "numpy": NumPyRandom()} if host else {}
+        self._own = rng.global_generators(device)
         self._clean: list[Any] = []
         self._outer: list[list[Any]] = []
-        self._unused = self.generators[-2:]
-        self.watched = _WATCHED
+        self.load_state_dict({"watched": _WATCHED if host else 0, "drawn": []})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which of the host's generators are drawn from, and how many steps are still watched."""
+        return {"watched": self.watched, "drawn": sorted(self._drawn)}
+
+    def load_state_dict(self, content: Mapping[str, Any]) -> None:
+        """Continue from what ``state_dict`` returned."""
+        self.watched, self._drawn = int(content["watched"]), {*content["drawn"]} & self._host.keys()
+        self._choose()
+
+    def _choose(self) -> None:
+        used = [g for name, g in self._host.items() if self.watched or name in self._drawn]
+        self.generators: list[Any] = [*self._own, *used]
         self.begin_clean()
 
     def end_watched(self) -> None:
         """End one of the first steps; after the last of them, leave out the generators that are not drawn from."""
-        clean = list(zip(self.generators, self._clean, strict=True))
-        self._unused = [g for g, state in clean if g in self._unused and _equal(g.get_state(), state)]
+        states = dict(zip(self.generators, self._clean, strict=True))
+        self._drawn |= {name for name, g in self._host.items() if not same_state(g.get_state(), states[g])}
         self.watched -= 1
         if not self.watched:
-            self.generators, self._clean = map(
-                list, zip(*(c for c in clean if c[0] not in self._unused), strict=True)
-            )
+            self._choose()
 
     def begin_clean(self) -> None:
         """Remember the state: passes within `enter` begin with it."""
@@ -118,6 +130,6 @@ class PassRNG:
         return drawn_seed(generator)
 
 
-def _equal(a: Any, b: Any) -> bool:
-    """Return whether two states of a generator of Python or NumPy are equal."""
+def same_state(a: Any, b: Any) -> bool:
+    """Return whether two states of a generator are equal."""
     return a == b if isinstance(a, tuple) else all(map(np.array_equal, tree_leaves(a), tree_leaves(b)))
