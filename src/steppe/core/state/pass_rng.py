@@ -71,26 +71,26 @@ class PassRNG:
         self._own = rng.global_generators(device)
         self._clean: list[Any] = []
         self._outer: list[list[Any]] = []
-        self.load_state_dict({"watched": _WATCHED if host else 0, "drawn": []})
+        self.load_state_dict({"watched": _WATCHED if host else 0, "names": []})
 
     def state_dict(self) -> dict[str, Any]:
         """Return which of the host's generators are drawn from, and how many steps are still watched."""
-        return {"watched": self.watched, "drawn": sorted(self._drawn)}
+        return {"watched": self.watched, "names": sorted(self._names)}
 
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
         """Continue from what ``state_dict`` returned."""
-        self.watched, self._drawn = int(content["watched"]), {*content["drawn"]} & self._host.keys()
+        self.watched, self._names = int(content["watched"]), {*content["names"]} & self._host.keys()
         self._choose()
 
     def _choose(self) -> None:
-        used = [g for name, g in self._host.items() if self.watched or name in self._drawn]
+        used = [g for name, g in self._host.items() if self.watched or name in self._names]
         self.generators: list[Any] = [*self._own, *used]
         self.begin_clean()
 
     def end_watched(self) -> None:
         """End one of the first steps; after the last of them, leave out the generators that are not drawn from."""
         states = dict(zip(self.generators, self._clean, strict=True))
-        self._drawn |= {name for name, g in self._host.items() if not same_state(g.get_state(), states[g])}
+        self._names |= {name for name, g in self._host.items() if not same_state(g.get_state(), states[g])}
         self.watched -= 1
         if not self.watched:
             self._choose()
