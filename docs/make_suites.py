@@ -96,7 +96,7 @@ def league(view: dict[str, Any], tasks: list[str], controls: set[str]) -> str:
             over = errors[name] / best - 1 if best > 0 else math.inf if errors[name] > 0 else 0.0
             excess.setdefault(name, []).append(over)
             if name in methods:
-                peers = [errors[other] for other in every - {name}]
+                peers = [errors[other] for other in (every if len(every) > 1 else {*methods}) - {name}]
                 below, equal = (sum(compare(e, errors[name]) for e in peers) for compare in (lt, eq))
                 ranks.setdefault(name, []).append(1 + below + equal / 2)
                 first[name] += errors[name] == best

@@ -59,7 +59,29 @@ def test_a_parametrized_convolution_has_the_norms_of_its_weight(parametrize):
         plain[0].weight.copy_(net[0].weight), plain[0].bias.copy_(net[0].bias)
         plain[2].load_state_dict(net[2].state_dict())
     data = [(torch.randn(6, 1, 5, 5), torch.arange(6) % 3)]
-    assert norms(LossSurface(net, data), 6) == norms(LossSurface(plain, data), 6)
+    data[0] = (data[0][0], plain(data[0][0]).argmax(1))  # a positive margin
+    surface, of_plain = LossSurface(net, data), LossSurface(plain, data)
+    assert norms(surface, 6) == norms(of_plain, 6)
+    start, weights = ([p.detach().clone() for p in s.params] for s in (surface, of_plain))
+    with torch.no_grad():
+        plain[0].weight.copy_(net[0].weight * 2), plain[2].weight.mul_(3), net[2].weight.mul_(3)
+        if parametrize is weight_norm:
+            net[0].parametrizations.weight.original0.mul_(2)
+            assert norms(surface, 6, start).bartlett == pytest.approx(norms(of_plain, 6, weights).bartlett)
+
+
+class Same(nn.Conv2d):
+    """Pads in forward, as timm's Conv2dSame."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(nn.functional.pad(x, (1, 1, 1, 1)), self.weight, self.bias)
+
+
+def test_a_convolution_with_a_forward_of_its_own_has_its_norm():
+    torch.manual_seed(0)
+    layer = Same(1, 2, 3).double()
+    expected = float(torch.linalg.matrix_norm(matrix_of(layer, (1, 4, 4)), 2))
+    assert operator_norm(layer, (1, 4, 4), steps=300) == pytest.approx(expected, rel=1e-2)
 
 
 def test_a_frozen_layer_has_not_moved_from_its_start():

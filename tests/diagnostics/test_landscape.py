@@ -261,6 +261,10 @@ def test_a_file_of_other_labels_loss_or_statistics_is_refused(tmp_path):
     for other, statistics in others:
         with pytest.raises(InputError, match="belongs to another landscape"):
             line(other, statistics)
+    net.register_buffer("adjacency", torch.eye(3).to_sparse())
+    with pytest.raises(InputError, match="belongs to another landscape"):
+        line(surface)
+    del net.adjacency
     net[0].running_mean.fill_(1.0)
     with pytest.raises(InputError, match="belongs to another landscape"):
         line(surface)

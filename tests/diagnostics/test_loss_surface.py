@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import steppe
 from steppe import Batch
+from steppe.diagnostics import loss_surface
 from steppe.diagnostics.hessian import eigenvalues
 from steppe.diagnostics.loss_surface import LossSurface
 from steppe.diagnostics.sharpness import worst_case_sharpness
@@ -188,6 +189,28 @@ def test_a_mean_over_tokens_is_weighed_by_them_or_refused_in_batches(loss):
         assert all(torch.allclose(s, t, atol=1e-6) for s, t in zip(a, b, strict=True))
     with pytest.raises(InputError, match="weigh returned 0"):
         LossSurface(net, batches[3:], loss, weigh=lambda batch: int((batch.y != -100).sum()))
+
+
+@pytest.mark.parametrize("loss", [of_tokens, steppe.ModelLoss(own_loss)])
+def test_padded_batches_of_several_lengths_and_a_padded_one_among_many_are_noticed(loss):
+    net, x, y = _tokens()
+    y[4:6, :2] = net(x[4:6, :2]).argmax(-1)  # the padded rows have a lower loss
+    whole = (x[:2], y[:2])  # nothing of it is padding
+    of_lengths = [whole, (x[4:6, :7], y[4:6, :7].clone())]
+    of_lengths[1][1][0, 1], of_lengths[1][1][1, 1] = -100, 0
+    for batches in (of_lengths, [*[whole] * 9, (x[4:6], y[4:6]), *[whole] * 9]):
+        with pytest.raises(InputError, match="or weigh="):
+            LossSurface(net, batches, loss).loss()
+
+
+def test_few_logits_are_kept_for_the_check_that_a_loss_is_a_mean(monkeypatch):
+    monkeypatch.setattr(loss_surface, "_CHECKED", 100)
+    calls = []
+    net = nn.Linear(4, 60)
+    net.register_forward_hook(lambda *_: calls.append(1))
+    x, y = torch.randn(40, 4), torch.arange(40)
+    LossSurface(net, list(zip(x.split(2), y.split(2), strict=True))).loss()
+    assert len(calls) == 20 + 2
 
 
 def test_a_loss_with_class_weights_of_its_own_is_refused_in_batches_of_any_size():

@@ -6,12 +6,14 @@ activations, so for a modern network the terms are reported but bound nothing.
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
 from steppe.core.model_call import call_model
@@ -74,7 +76,6 @@ def norms(
         raise InputError(f"samples is {samples}; give at least 1")
     if not all(isinstance(part.x, Tensor) for part in surface.batch.parts()):
         raise InputError("a batch's inputs are not a tensor; norms of inputs need tensors")
-    positions = {id(p): i for i, p in enumerate(surface.params)}
     layers = _layers(surface)
     if not layers:
         raise InputError("the model has no convolution or linear layer, whose norms are multiplied")
@@ -83,18 +84,15 @@ def norms(
     rng = torch.Generator().manual_seed(seed)
     frobenius = spectral = 0.0
     ratios, widest = [], 1
-    for layer, shape in layers:
-        weight = layer.weight.detach().double()  # type: ignore[operator]
+    weights = _weights(surface, layers)
+    with nullcontext() if start is None else surface.with_values(start):
+        initial = [torch.zeros_like(w) for w in weights] if start is None else _weights(surface, layers)
+    _weights(surface, layers)  # weights that a hook computes are those of the last pass
+    for (layer, shape), weight, before in zip(layers, weights, initial, strict=True):
         largest = operator_norm(layer, shape, steps=steps, rng=rng)
         frobenius += _ln(float(weight.norm()))
         spectral += _ln(largest)
-        position = positions.get(id(layer.weight))
-        if start is None:
-            moved = weight
-        elif position is None or (initial := start[position]) is None:
-            moved = torch.zeros_like(weight)  # frozen
-        else:
-            moved = weight - initial.double()
+        moved = weight - before
         norm_2_1 = float(norms_of_units(moved, units_of(moved, layer) or Units((1,))).sum())
         ratios.append((norm_2_1 / largest) ** (2 / 3) if largest else math.inf)
         widest = max(widest, *(int(getattr(layer, name, 1)) for name in _WIDTHS))
@@ -131,15 +129,17 @@ def operator_norm(
     weight = layer.weight.detach().double()  # type: ignore[operator]
     if isinstance(layer, nn.Linear):
         return float(torch.linalg.matrix_norm(weight, 2))
-    assert isinstance(layer, _ConvNd)
-    # a copy, because a parametrization of the layer's weight would take no weight in double precision
-    convolution = _without_parametrization(layer, weight)
+    # a layer that computes its weight takes none in its place
+    module = layer if "weight" in layer._parameters else _with_weight(layer, weight)
+    parameters: dict[str, Tensor] = {"weight": weight}
+    if module.bias is not None:
+        parameters["bias"] = torch.zeros_like(module.bias, dtype=torch.float64)  # type: ignore[arg-type]
     v = torch.randn(1, *shape, dtype=torch.float64, generator=rng).to(weight.device)
     value = 0.0
     for _ in range(steps):
         v = (v / v.norm()).requires_grad_()
         with torch.enable_grad():
-            out: Tensor = convolution(v)
+            out: Tensor = functional_call(module, parameters, (v,))
             value = float(out.detach().norm())
             if not value:
                 return 0.0
@@ -149,14 +149,23 @@ def operator_norm(
     return value
 
 
-def _without_parametrization(layer: _ConvNd, weight: Tensor) -> _ConvNd:
+def _with_weight(layer: nn.Module, weight: Tensor) -> nn.Module:
+    """Return a convolution as this one, without bias, whose weight is a parameter."""
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"]
-    names += ["padding_mode", *(["output_padding"] if layer.transposed else [])]
-    kind = next(kind for kind in kinds if isinstance(layer, kind))
-    plain: _ConvNd = kind(**{name: getattr(layer, name) for name in names}, bias=False, device="meta")
+    names += ["padding_mode"]
+    names += ["output_padding"] if getattr(layer, "transposed", False) else []
+    kind: Any = next(kind for kind in kinds if isinstance(layer, kind))
+    plain: nn.Module = kind(**{name: getattr(layer, name) for name in names}, bias=False, device="meta")
     plain.weight = nn.Parameter(weight, requires_grad=False)
     return plain
+
+
+def _weights(surface: LossSurface, layers: list[tuple[nn.Module, tuple[int, ...]]]) -> list[Tensor]:
+    """Return the layers' weights in double precision; a pass computes those that hooks compute."""
+    with surface.evaluation_mode(), torch.no_grad():
+        call_model(surface.net, next(iter(surface.batch.split(1))).x)
+        return [layer.weight.detach().double().clone() for layer, _ in layers]  # type: ignore[operator]
 
 
 def _layers(surface: LossSurface) -> list[tuple[nn.Module, tuple[int, ...]]]:

@@ -209,7 +209,10 @@ def _evaluate(
     progress: ProgressCallback | None = None,
 ) -> list[LandscapePoint]:
     """Evaluate each point that is not in the file."""
-    saved = {} if path is None else _read_points(path, f"{fingerprint} {_digest(_tensors(statistics))}")
+    saved = {}
+    if path is not None:
+        # the loss at the weights stands for the loss function, which cannot be hashed
+        saved = _read_points(path, f"{fingerprint} {_digest(_tensors(statistics))}", surface.loss())
     points: list[LandscapePoint] = []
     for c in coordinates:
         point = saved.get(c)
@@ -225,13 +228,17 @@ def _evaluate(
     return points
 
 
-def _read_points(path: Path, fingerprint: str) -> dict[tuple[float, ...], LandscapePoint]:
+def _read_points(path: Path, fingerprint: str, loss: float) -> dict[tuple[float, ...], LandscapePoint]:
     """Return the points of the file by coordinates; start the file if there is none."""
     lines = records.read_lines(path)
     if not lines:
-        records.append_line(path, {"slice": fingerprint})
+        records.append_line(path, {"slice": fingerprint, "loss": loss})
         return {}
-    if lines[0].get("slice") != fingerprint:
+    before = lines[0].get("loss")
+    same = (
+        math.isclose(before, loss, rel_tol=1e-3, abs_tol=1e-6) if before is not None else not math.isfinite(loss)
+    )
+    if lines[0].get("slice") != fingerprint or not same:
         raise InputError(f"{path} belongs to another landscape; delete it, or choose another file")
     points = {}
     for line in lines[1:]:
@@ -242,12 +249,10 @@ def _read_points(path: Path, fingerprint: str) -> dict[tuple[float, ...], Landsc
 
 
 def _fingerprint(surface: LossSurface, *vectors: Vec, states: Sequence[State] = ()) -> str:
-    """Return a hash of all that a landscape depends on: samples, loss, weights, buffers and directions."""
+    """Return a hash of what a landscape depends on, but for the loss function."""
     of_samples = _tensors([(part.x, part.y) for part in surface.batch.parts()])
     buffers = [*surface.net.buffers(), *_tensors([dict(state) for state in states])]
-    # the loss at the weights stands for the loss function, which cannot be hashed; rounded, as machines differ
-    loss = torch.tensor(float(f"{surface.loss():.3g}"))
-    return _digest([*of_samples, *buffers, loss, *(t for vector in vectors for t in vector)])
+    return _digest([*of_samples, *buffers, *(t for vector in vectors for t in vector)])
 
 
 def _tensors(value: Any) -> list[Tensor | None]:
@@ -264,7 +269,8 @@ def _tensors(value: Any) -> list[Tensor | None]:
 def _digest(tensors: Iterable[Tensor | None]) -> str:
     digest = hashlib.sha256()
     for t in tensors:
-        flat = torch.empty(0) if t is None else real_view(t.detach()).cpu().reshape(-1)
+        dense = torch.empty(0) if t is None else t.detach() if t.layout == torch.strided else t.detach().to_dense()
+        flat = real_view(dense).cpu().reshape(-1)
         digest.update(f"{flat.dtype} {len(flat)}".encode() + flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 

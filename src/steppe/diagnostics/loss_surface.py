@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,8 @@ from steppe.core.user_loss import (
 from steppe.errors import InputError
 
 _log = logging.getLogger(__name__)
+
+_CHECKED = 2**24  # logits of which the check of a mean keeps no more than two batches
 
 BatchLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -240,21 +242,51 @@ class LossSurface:
         return loss_value(self.loss_fn, upcast_to_float32(logits), part.y), logits
 
     def _require_mean(self, parts: Sequence[Batch]) -> None:
-        """Raise InputError if the loss is not the mean of that of the parts; the model's own on two of them."""
+        """Raise InputError if the loss is not the mean of that of the parts, of which a few are compared."""
         if len(parts) < 2:
             return
+        own = calls_model(self.loss_fn)
+        chosen: list[Batch] = []
+        logits: list[Tensor] = []
+        size = 0
         with self.evaluation_mode(), torch.no_grad():
-            if calls_model(self.loss_fn):
-                logits = [self._loss(part)[1] for part in parts[:2]]
-                require_mean(lambda _, b: self._loss(b)[0], parts[:2], logits, self.weigh, tolerance=1e-2)
-                return
-            logits = [upcast_to_float32(extract_logits(call_model(self.net, part.x))) for part in parts]
-            if all(len(z) == len(part) for z, part in zip(logits, parts, strict=True)):
-                require_mean(lambda z, b: loss_value(self.loss_fn, z, b.y), parts, logits, self.weigh)
+            for part in _spread(parts):
+                z = self._loss(part)[1] if own else upcast_to_float32(extract_logits(call_model(self.net, part.x)))
+                if not own and len(z) != len(part):
+                    return  # the rows of two views, say, cannot be cut and joined by sample
+                chosen, logits, size = [*chosen, part], [*logits, z], size + z.numel()
+                if len(chosen) > 1 and size > _CHECKED:
+                    break
+
+            def loss(z: Tensor, batch: Batch) -> Tensor:
+                return self._loss(batch)[0] if own else loss_value(self.loss_fn, z, batch.y)
+
+            # parts of several lengths cannot be joined, and are compared with their halves
+            joined = len({(z.shape[1:], _shape(part.x)) for z, part in zip(logits, chosen, strict=True)}) == 1
+            pairs = [([c], [z]) for c, z in zip(chosen, logits, strict=True)]
+            # the first two differ most; among many their difference would be small
+            pieces = [(chosen[:2], logits[:2]), (chosen, logits)] if joined else pairs
+            for together, outputs in pieces:
+                require_mean(loss, together, outputs, self.weigh, tolerance=1e-2 if own else 1e-4)
 
     def evaluation_mode(self) -> AbstractContextManager[None]:
         """Return the context of evaluation mode, after which modes and buffers are restored."""
         return evaluation_mode(self.net, *modules_of(self.loss_fn))
+
+
+def _spread(parts: Sequence[Batch]) -> Iterator[Batch]:
+    """Yield up to eight parts: those with the most and the fewest targets that count, and others between."""
+    counts = [int((p.y != -100).sum()) if isinstance(p.y, Tensor) else len(p) for p in parts]
+    between = torch.linspace(0, len(parts) - 1, min(6, len(parts))).long().tolist()
+    for i in dict.fromkeys([counts.index(max(counts)), counts.index(min(counts)), *between]):
+        yield parts[i]
+
+
+def _shape(x: Any) -> Any:
+    """Return what the inputs of parts that can be joined have in common."""
+    if isinstance(x, Mapping):
+        return tuple((key, _shape(value)) for key, value in x.items())
+    return x.shape[1:] if isinstance(x, Tensor) else None
 
 
 @contextmanager

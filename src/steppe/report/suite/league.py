@@ -70,7 +70,7 @@ def standings(suite: SuiteRecords, view: str) -> list[Standing]:
     methods = [name for name in cells if name not in suite.controls]
     by_task = {
         task: {name: cells[name][task] for name in methods if task in cells[name]}
-        for task in dict.fromkeys(task for own in cells.values() for task in own)
+        for task in dict.fromkeys(task for name in methods for task in cells[name])
     }
     complete = [name for name in methods if cells[name].keys() == by_task.keys()]
     # a task on which few methods have a result would give these low ranks
@@ -154,7 +154,7 @@ def _standing(
     gains = [r.text.gain(r.difference.mean) for r in own.values() if r.difference and r.difference.significant]
     excess: dict[str, float] = {}
     for task, result in own.items():
-        peers = [mean for other in by_task[task].values() if (mean := _mean(other)) is not None]
+        peers = [mean for other in by_task.get(task, {}).values() if (mean := _mean(other)) is not None]
         value = excess_over(_mean(result) or 0.0, result.text.best(peers), result.text) if peers else None
         excess |= {task: value} if value is not None else {}
     return Standing(
