@@ -359,7 +359,7 @@ def check_wrappers(net: nn.Module | None, params: Sequence[nn.Parameter]) -> Non
     devices = sorted({str(p.device) for p in params})
     if len(devices) > 1:
         raise InputError(f"the parameters are on {', '.join(devices)}; put them on one device, or use FSDP2")
-    if devices == ["meta"]:
+    if devices == ["meta"] and all(type(p) is nn.Parameter for p in params):  # subclasses may compute elsewhere
         raise InputError("the model is on the meta device and has no values; build it on another device")
 
 
