@@ -305,7 +305,7 @@ class Step:
         for name, value in content["passes"].items():
             setattr(self.runtime.passes, name, value)
         self.runtime.precision.load_state_dict(content.get("scaler", {}))
-        if "host_draws" in content:
+        if content.get("host_draws"):
             self._rng.load_state_dict(content["host_draws"])
 
 

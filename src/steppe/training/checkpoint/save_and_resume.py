@@ -131,7 +131,7 @@ class CheckpointStore:
         data = {
             "digest": self.folder.name,
             **content,
-            **{name: step[name] for name in ("method", "passes", "scaler")},
+            **{name: step[name] for name in ("method", "passes", "scaler", "host_draws")},
         }
         if weights_only:
             data["weights_only"] = True
@@ -207,6 +207,7 @@ class CheckpointStore:
                 "generators": self._generators(saved),
                 "passes": data["passes"],
                 "scaler": data["scaler"],
+                "host_draws": data.get("host_draws"),  # older ones have none
             }
         )
 
