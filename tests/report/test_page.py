@@ -243,3 +243,17 @@ def test_curves_stop_where_all_seeds_have_been(folder: Any) -> None:
     assert (line.n, len(line.x["epochs"])) == (2, 7)
     (thin,) = series(load(folder.path), GROUP, points=3)
     assert thin.x["epochs"] == [1, 4, 7]
+
+
+def test_a_loss_that_begins_far_above_the_rest_leaves_its_panel_and_the_title_says_so(folder):
+    folder.method("plain")
+    for seed in range(2):
+        home = folder.run("plain", seed, 0.9, epochs=20)
+        lines = [json.loads(line) for line in (home / "metrics.jsonl").read_text().splitlines()]
+        lines[0]["val_loss"] = 90.0
+        (home / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawing = curves.figure(load(folder.write()))
+    panels = {panel.get_title(loc="left"): panel.get_ylim() for panel in drawing.axes}
+    assert "Training loss" in panels  # it falls by less
+    later = [line["val_loss"] for line in lines[2:]]
+    assert max(later) < panels["Validation loss, first epochs cut off"][1] < 5

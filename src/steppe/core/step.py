@@ -76,9 +76,8 @@ class Step:
         elif not callable(options.steps):
             check_start(method, options.steps)
         self.state.to(runtime.device)
-        self._stored: tuple[Tensor, torch.dtype] | None = (
-            None  # a weight of which vectors are stored, and its type
-        )
+        # a weight, if vectors of the weights are stored, and its type
+        self._stored: tuple[Tensor, torch.dtype] | None = None
         for part in self.state.modules():
             if isinstance(part, ParamState):
                 part.trained = lambda: (runtime.params, runtime.net)

@@ -71,7 +71,7 @@ class PassRNG:
         self._own = rng.global_generators(device)
         self._clean: list[Any] = []
         self._outer: list[list[Any]] = []
-        self.load_state_dict({"watched": _WATCHED if host else 0, "names": []})
+        self.load_state_dict({"watched": _WATCHED, "names": []})
 
     def state_dict(self) -> dict[str, Any]:
         """Return which of the host's generators are drawn from, and how many steps are still watched."""
@@ -79,7 +79,8 @@ class PassRNG:
 
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
         """Continue from what ``state_dict`` returned."""
-        self.watched, self._names = int(content["watched"]), {*content["names"]} & self._host.keys()
+        self.watched = int(content["watched"]) if self._host else 0
+        self._names = {*content["names"]} & self._host.keys()
         self._choose()
 
     def _choose(self) -> None:

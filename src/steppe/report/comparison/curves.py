@@ -1,5 +1,6 @@
 """Curves over a run, averaged over seeds: their numbers, and the figure of the training curves."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,8 @@ def titles(comparison: Comparison, group: tuple[str, str]) -> dict[str, str]:
 def figure(comparison: Comparison, points: int = 200) -> Figure:
     """Return the training curves: loss and metric, of training and validation, against epochs.
 
-    A line is the mean over seeds, its band the range from the lowest to the highest seed. Training values are over
+    A line is the mean over seeds, its band the range from the lowest to the highest seed. A loss whose first tenth
+    of epochs is far above the rest leaves its panel there, which the title says. Training values are over
     (augmented) batches. Four panels per data set and network, as in Figure 2 of the SADT paper; at most ``points``
     epochs of each line are drawn.
     """
@@ -79,6 +81,9 @@ def figure(comparison: Comparison, points: int = 200) -> Figure:
                 values = plotting.numbers([y.mean, y.low, y.high])
                 plotting.band(panel, plotting.numbers(line.x["epochs"]), values, style_of[line.method], order)
             title = names[metric] if metric.endswith("loss") else text.caption(names[metric])
+            if metric.endswith("loss") and (limits := _later_limits([line.y[metric] for line in lines])):
+                panel.set_ylim(*limits)
+                title += ", first epochs cut off"
             title += f"\n{', '.join(group)}" if len(group_names) > 1 else ""
             plotting.style_axes(panel, "Epoch", title)
     if methods:
@@ -135,6 +140,17 @@ def _series(method: str, records: list[Record], epochs: Sequence[int], compariso
         for metric, rows in y.items()
     }
     return Series(method, len(records), {axis: [_mean(row) for row in rows] for axis, rows in x.items()}, bands)
+
+
+def _later_limits(bands: Sequence[Band]) -> tuple[float, float] | None:
+    """Return the limits of a loss after its first tenth of epochs, if these are more than three times as high."""
+    cut = [(b, -(-len(b.mean) // 10)) for b in bands]
+    first = [v for b, n in cut for v in b.high[:n] if v is not None and math.isfinite(v)]
+    later = [v for b, n in cut for v in (*b.low[n:], *b.high[n:]) if v is not None and math.isfinite(v)]
+    if not first or not later or max(later) <= 0 or max(first) <= 3 * max(later):
+        return None
+    margin = 0.05 * (max(later) - min(later))
+    return min(later) - margin, max(later) + margin
 
 
 def _mean(row: list[float]) -> float | None:
